@@ -1,0 +1,133 @@
+"""The one way a kernel is compiled, and where its machine code is kept.
+
+Numba's own ``cache=True`` raises at import where nothing is writable, raises from the user's call on a
+truncated file and never heals, and runs whatever machine code a flipped bit left. :class:`KernelCache`
+keeps each compiled kernel in one file that starts with a checksum, under a name that holds everything the
+code depends on. A file that is missing, unreadable or damaged is a miss; a directory that cannot be written
+means that kernels are compiled once per process.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numba.core import config
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+
+_CHECKSUM_BYTES = hashlib.sha256().digest_size
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """`function` compiled on first call, without the GIL, its machine code cached; itself with JIT disabled."""
+    kernel = numba.njit(nogil=True, error_model="numpy")(function)
+    if not config.DISABLE_JIT and cache_directory() is not None:
+        kernel._cache = KernelCache(function)
+    return kernel
+
+
+@functools.cache
+def cache_directory() -> Path | None:
+    """Where compiled kernels are kept, or None where no private directory can be written.
+
+    ``REPLAYKIT_CACHE_DIR`` if set (empty: no cache), else ``NUMBA_CACHE_DIR``, else the user's cache directory.
+    """
+    chosen = os.environ.get("REPLAYKIT_CACHE_DIR")
+    if chosen == "":
+        return None
+    chosen = chosen or os.environ.get("NUMBA_CACHE_DIR")
+    try:
+        directory = Path(chosen) / "replaykit" if chosen else _user_cache() / "replaykit"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+        if hasattr(os, "getuid"):  # the files hold code: nobody else may write them
+            status = directory.stat()
+            if status.st_uid != os.getuid() or status.st_mode & 0o022:
+                return None
+    except (OSError, RuntimeError):
+        return None
+    return directory
+
+
+def _user_cache() -> Path:
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+class KernelCache:
+    """One kernel's compiled code on disk: the part of Numba's cache interface that a dispatcher calls."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        source = Path(function.__code__.co_filename).read_bytes()
+        self._name = function.__name__
+        self._version = repr((
+            hashlib.sha256(source).hexdigest(),
+            sys.version,
+            numba.__version__,
+            np.__version__,
+            config.BOUNDSCHECK,
+            config.OPT,
+            config.DEBUGINFO_DEFAULT,
+        ))  # fmt: skip
+
+    @property
+    def cache_path(self) -> str:
+        """The directory, as Numba's reports name it."""
+        return str(cache_directory())
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        """The compiled kernel for `signature`, or None if it must be compiled."""
+        path = self._path(signature, target_context.codegen())
+        if path is None:
+            return None
+        try:
+            content = path.read_bytes()
+            checksum, payload = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
+            if hashlib.sha256(payload).digest() != checksum:
+                raise ValueError("checksum differs")
+            target_context.refresh()
+            return CompileResult._rebuild(target_context, *pickle.loads(payload))
+        except FileNotFoundError:
+            return None
+        except Exception:  # whatever is wrong with a cached file, compiling again is right
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        """Keep the compiled kernel, atomically; where that fails, go on without."""
+        path = self._path(signature, result.codegen)
+        if path is None:
+            return
+        try:
+            payload = dumps(result._reduce())
+            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(hashlib.sha256(payload).digest() + payload)
+                os.replace(temporary, path)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+        except Exception:  # a full disk or a kernel that does not pickle costs the cache, never the call
+            return
+
+    def _path(self, signature: Any, codegen: Any) -> Path | None:
+        directory = cache_directory()
+        if directory is None:
+            return None
+        key = repr((self._version, str(signature), codegen.magic_tuple()))
+        return directory / f"{self._name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.kernel"

@@ -1,0 +1,159 @@
+"""Kernels of the ring and its lanes.
+
+Index i belongs to lane ``i % num_envs``, is that lane's step number ``i // num_envs``, is followed in its lane
+by ``i + num_envs`` and lives in slot ``i % capacity``. Lane e holds the steps in ``[first[e], cursor[e])``.
+"""
+
+import math
+
+from replaykit._kernels.jit import jit
+
+
+@jit
+def slots_of(indices, first, cursor, capacity, slots):  # type: ignore[no-untyped-def]
+    """Slots of living indices; -1 if all are, else the position of the first that is not."""
+    num_envs = first.shape[0]
+    for i in range(indices.shape[0]):
+        index = indices[i]
+        if index < 0:
+            return i
+        lane = index % num_envs if num_envs > 1 else 0
+        step = index // num_envs if num_envs > 1 else index
+        if step < first[lane] or step >= cursor[lane]:
+            return i
+        slots[i] = index % capacity
+    return -1
+
+
+@jit
+def living(indices, values, first, cursor, capacity, slots, kept):  # type: ignore[no-untyped-def]
+    """Slots and values of the indices that are not stale, in order, and how many they are.
+
+    Returns ``-1 - i`` where entry i was never issued or its value is not finite, before anything is used.
+    """
+    num_envs = first.shape[0]
+    count = 0
+    for i in range(indices.shape[0]):
+        index = indices[i]
+        if index < 0 or not math.isfinite(values[i]):
+            return -1 - i
+        lane = index % num_envs if num_envs > 1 else 0
+        step = index // num_envs if num_envs > 1 else index
+        if step >= cursor[lane]:
+            return -1 - i
+        if step >= first[lane]:
+            slots[count] = index % capacity
+            kept[count] = values[i]
+            count += 1
+    return count
+
+
+@jit
+def indices_of(slots, cursor, capacity, indices):  # type: ignore[no-untyped-def]
+    """The newest index issued in each slot."""
+    num_envs = cursor.shape[0]
+    if num_envs == 1:
+        seam = cursor[0] % capacity
+        lap = cursor[0] - seam
+        for i in range(slots.shape[0]):
+            slot = slots[i]
+            indices[i] = lap + slot if slot < seam else lap - capacity + slot
+    else:
+        length = capacity // num_envs
+        for i in range(slots.shape[0]):
+            slot = slots[i]
+            lane = slot % num_envs
+            row = slot // num_envs
+            seam = cursor[lane] % length
+            lap = cursor[lane] - seam
+            step = lap + row if row < seam else lap - length + row
+            indices[i] = step * num_envs + lane
+
+
+@jit
+def uniform(uniforms, first, cursor, capacity, indices):  # type: ignore[no-untyped-def]
+    """The ``floor(u N)``-th living index for each u in [0, 1), N the number of them.
+
+    While all lanes hold the same steps, living indices are contiguous and are counted in the order of their
+    slots where the ring is full; otherwise lane by lane.
+    """
+    num_envs = first.shape[0]
+    total = 0
+    in_step = True
+    for lane in range(num_envs):
+        total += cursor[lane] - first[lane]
+        in_step &= first[lane] == first[0] and cursor[lane] == cursor[0]
+    if in_step:
+        start = first[0] * num_envs
+        turn = start % capacity if total == capacity else 0
+        for i in range(uniforms.shape[0]):
+            offset = int(uniforms[i] * total) - turn
+            indices[i] = start + (offset if offset >= 0 else offset + capacity)
+        return
+    for i in range(uniforms.shape[0]):
+        rank = int(uniforms[i] * total)
+        lane = 0
+        while rank >= cursor[lane] - first[lane]:
+            rank -= cursor[lane] - first[lane]
+            lane += 1
+        indices[i] = (first[lane] + rank) * num_envs + lane
+
+
+@jit
+def window(indices, slots, cursor, capacity, rewards, ended, reward, length):  # type: ignore[no-untyped-def]
+    """Rewards (B, n) and lengths of the windows that start at living `indices` and end with their episode.
+
+    One step of all windows after another, so that the random reads of a step overlap. Rewards past the end of
+    a window are 0.
+    """
+    num_envs = cursor.shape[0]
+    batch_size, n_step = reward.shape
+    for i in range(batch_size):
+        reward[i, 0] = rewards[slots[i]]
+        length[i] = 1
+    for k in range(1, n_step):
+        for i in range(batch_size):
+            reward[i, k] = 0.0
+            if length[i] < k:
+                continue
+            lane = indices[i] % num_envs if num_envs > 1 else 0
+            step = indices[i] // num_envs if num_envs > 1 else indices[i]
+            if step + k >= cursor[lane]:
+                continue
+            before = slots[i] + (k - 1) * num_envs
+            slot = before + num_envs
+            if ended[before % capacity]:
+                continue
+            reward[i, k] = rewards[slot % capacity]
+            length[i] = k + 1
+
+
+@jit
+def n_step_return(reward, length, powers, total):  # type: ignore[no-untyped-def]
+    """Sum of ``powers[k] * reward[:, k]`` over each window, added in the order of the steps, in float64."""
+    for i in range(total.shape[0]):
+        value = 0.0
+        for k in range(length[i]):
+            value += powers[k] * reward[i, k]
+        total[i] = value
+
+
+@jit
+def note_episodes(first, synced, cursor, capacity, ended, over, latest, number, starts, ends):  # type: ignore[no-untyped-def]
+    """Bring the episode tables up to `cursor`, each new step of each lane once.
+
+    The e-th episode of a lane has number ``e * num_envs + lane``, so its row in `starts` and `ends` is its
+    number modulo the capacity: no more episodes than steps can be alive. `latest` is the number of each lane's
+    newest episode and `over` tells whether the lane's next step begins another.
+    """
+    num_envs = first.shape[0]
+    for lane in range(num_envs):
+        for step in range(max(synced[lane], first[lane]), cursor[lane]):
+            index = step * num_envs + lane
+            if over[lane]:
+                latest[lane] += num_envs
+                starts[latest[lane] % capacity] = index
+            number[index % capacity] = latest[lane]
+            ends[latest[lane] % capacity] = index
+            over[lane] = ended[index % capacity]
+        synced[lane] = cursor[lane]

@@ -1,0 +1,207 @@
+"""Kernels of the sum tree.
+
+`nodes` is float64 of length 2P, P a power of two: leaf i is ``nodes[P + i]``, the children of node k are
+``nodes[2k]`` and ``nodes[2k + 1]``, the root is ``nodes[1]`` and ``nodes[0]`` is unused. An inner node is
+always recomputed as the sum of its children and never adjusted by a difference, so it is exactly 0 iff all
+leaves under it are.
+
+`bounds` keeps the extreme leaves cheaply: ``[MAX]`` and ``[MIN]`` bound every positive leaf from above and
+from below, and are attained unless ``[MAX_LOOSE]`` or ``[MIN_LOOSE]`` is 1. `peaks` bounds each block of
+leaves from above in the same way and `loose` flags the blocks whose bound may no longer be attained.
+"""
+
+import math
+
+import numpy as np
+
+from replaykit._kernels.jit import jit
+
+MAX, MAX_LOOSE, MIN, MIN_LOOSE = 0, 1, 2, 3
+STRATIFIED, IID, SYSTEMATIC = 0, 1, 2
+SMALLEST_PROBABILITY = 2.2250738585072014e-308
+
+
+@jit
+def find(nodes, masses, cursors):  # type: ignore[no-untyped-def]
+    """Leaves into `cursors` at which the running sum first exceeds each mass; `masses` is consumed.
+
+    All queries go down one level together: their memory reads overlap instead of waiting for each other.
+    """
+    size = nodes.shape[0] // 2
+    for i in range(masses.shape[0]):
+        cursors[i] = 1
+    level = 1
+    while level < size:
+        for i in range(masses.shape[0]):
+            left = nodes[2 * cursors[i]]
+            goes_right = masses[i] >= left
+            masses[i] -= left * goes_right
+            cursors[i] = 2 * cursors[i] + goes_right
+        level *= 2
+    for i in range(masses.shape[0]):
+        if nodes[cursors[i]] == 0.0:
+            cursors[i] = _last_positive_before(nodes, cursors[i])
+        cursors[i] -= size
+
+
+@jit
+def _last_positive_before(nodes, cursor):  # type: ignore[no-untyped-def]
+    """Last positive leaf before a zero leaf on which a query landed.
+
+    In exact arithmetic none lands there: a query is always less than the node it is in. A sum that was rounded up
+    lets the remainder of a mass reach the sum of the right child, and the query then runs off its end; the
+    positive leaf that it passed last is the answer.
+    """
+    size = nodes.shape[0] // 2
+    node = cursor
+    while node % 2 == 0 or nodes[node - 1] == 0.0:
+        node //= 2
+    node -= 1
+    while node < size:
+        node = 2 * node + (nodes[2 * node + 1] > 0.0)
+    return node
+
+
+@jit
+def draw(nodes, uniforms, scheme, batch_size, cursors, probabilities):  # type: ignore[no-untyped-def]
+    """Leaves into `cursors` and their probabilities, for `uniforms` in [0, 1) and a scheme of drawing.
+
+    Stratified: one uniform point in each of B equal parts of the mass. Systematic: the same point in each.
+    """
+    total = nodes[1]
+    masses = np.empty(batch_size, np.float64)
+    if scheme == IID:
+        for i in range(batch_size):
+            masses[i] = uniforms[i] * total
+    elif scheme == STRATIFIED:
+        for i in range(batch_size):
+            masses[i] = (i + uniforms[i]) / batch_size * total
+    else:
+        for i in range(batch_size):
+            masses[i] = (i + uniforms[0]) / batch_size * total
+    find(nodes, masses, cursors)
+    size = nodes.shape[0] // 2
+    for i in range(batch_size):  # a quotient that underflows is still not 0: what is drawn has a probability
+        probabilities[i] = max(nodes[size + cursors[i]] / total, SMALLEST_PROBABILITY)
+
+
+@jit
+def assign(nodes, leaves, values, bounds, peaks, loose, touched):  # type: ignore[no-untyped-def]
+    """Set `leaves` to `values` in order (the last duplicate wins), then recompute their ancestors once each.
+
+    Level by level, dropping a parent equal to the one before it: leaves that come sorted, as those of a
+    stratified draw do, share most of their ancestors. `touched` is scratch for the nodes of a level.
+    """
+    size = nodes.shape[0] // 2
+    shift = _block_shift(nodes, peaks)
+    for i in range(leaves.shape[0]):
+        leaf = leaves[i]
+        old = nodes[size + leaf]
+        new = values[i]
+        nodes[size + leaf] = new
+        touched[i] = size + leaf
+        block = leaf >> shift
+        if new >= peaks[block]:
+            peaks[block] = new
+            loose[block] = 0
+        elif old == peaks[block]:
+            loose[block] = 1
+        _note(bounds, old, new)
+    count = leaves.shape[0]
+    while size > 1:
+        kept = 0
+        previous = -1
+        for i in range(count):
+            parent = touched[i] >> 1
+            touched[kept] = parent
+            kept += parent != previous
+            previous = parent
+        count = kept
+        for i in range(count):
+            parent = touched[i]
+            nodes[parent] = nodes[2 * parent] + nodes[2 * parent + 1]
+        size >>= 1
+
+
+@jit
+def fill(nodes, start, stop, value, bounds, peaks, loose):  # type: ignore[no-untyped-def]
+    """Set the leaves in [start, stop) to one value and recompute their ancestors, about two additions a leaf."""
+    if stop <= start:
+        return
+    size = nodes.shape[0] // 2
+    shift = _block_shift(nodes, peaks)
+    for leaf in range(start, stop):
+        old = nodes[size + leaf]
+        nodes[size + leaf] = value
+        block = leaf >> shift
+        if old == peaks[block]:
+            loose[block] = 1
+        _note(bounds, old, value)
+    for block in range(start >> shift, ((stop - 1) >> shift) + 1):
+        if value >= peaks[block]:
+            peaks[block] = value
+            loose[block] = 0
+    low, high = size + start, size + stop - 1
+    while low > 1:
+        low >>= 1
+        high >>= 1
+        for parent in range(low, high + 1):
+            nodes[parent] = nodes[2 * parent] + nodes[2 * parent + 1]
+
+
+@jit
+def _note(bounds, old, new):  # type: ignore[no-untyped-def]
+    """Keep the two bounds true when a leaf changes from `old` to `new`."""
+    if new >= bounds[MAX]:
+        bounds[MAX] = new
+        bounds[MAX_LOOSE] = 0.0
+    elif old == bounds[MAX]:
+        bounds[MAX_LOOSE] = 1.0
+    if 0.0 < new <= bounds[MIN]:
+        bounds[MIN] = new
+        bounds[MIN_LOOSE] = 0.0
+    elif old == bounds[MIN]:
+        bounds[MIN_LOOSE] = 1.0
+
+
+@jit
+def _block_shift(nodes, peaks):  # type: ignore[no-untyped-def]
+    """log2 of the leaves in a block: both sizes are powers of two."""
+    shift = 0
+    while (peaks.shape[0] << shift) < nodes.shape[0] // 2:
+        shift += 1
+    return shift
+
+
+@jit
+def largest(nodes, bounds, peaks, loose):  # type: ignore[no-untyped-def]
+    """The largest leaf, 0 in an empty tree.
+
+    Only a block that might hold it is scanned, so this takes O(sqrt(C)) unless every block has just lost its peak.
+    """
+    if bounds[MAX_LOOSE] == 0.0:
+        return bounds[MAX]
+    size = nodes.shape[0] // 2
+    shift = _block_shift(nodes, peaks)
+    best = np.argmax(peaks)
+    while loose[best] != 0:
+        start = size + (best << shift)
+        peaks[best] = np.max(nodes[start : start + (1 << shift)])
+        loose[best] = 0
+        best = np.argmax(peaks)
+    bounds[MAX] = peaks[best]
+    bounds[MAX_LOOSE] = 0.0
+    return bounds[MAX]
+
+
+@jit
+def smallest(nodes, bounds):  # type: ignore[no-untyped-def]
+    """The smallest positive leaf, inf in an empty tree; O(C) only after the leaf that held it has changed."""
+    if bounds[MIN_LOOSE] != 0.0:
+        least = math.inf
+        for leaf in range(nodes.shape[0] // 2, nodes.shape[0]):
+            if 0.0 < nodes[leaf] < least:
+                least = nodes[leaf]
+        bounds[MIN] = least
+        bounds[MIN_LOOSE] = 0.0
+    return bounds[MIN]

@@ -1,0 +1,193 @@
+"""What a sample passes through: a Draw of indices, a Window on the ring at each, and the Batch."""
+
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(slots=True)
+class Draw:
+    """Which transitions, and with what probability.
+
+    Attributes
+    ----------
+    indices : ndarray of shape (B,), int64
+    probabilities : ndarray of shape (B,), float64
+        Of each drawn transition, its expected share of a batch.
+    least : float or None
+        The smallest positive probability of any stored transition, where weights are normalised by it.
+    """
+
+    indices: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float64]
+    least: float | None = None
+
+
+@dataclass(slots=True)
+class Window:
+    """What is there: up to n consecutive steps of one episode from each index on.
+
+    Attributes
+    ----------
+    indices, slots : ndarray of shape (B,), int64
+        The first step of each window, and where it is stored.
+    rows : ndarray of shape (B,)
+        Copies of the packed rows of the first steps.
+    length : ndarray of shape (B,), int64
+        Steps in each window, from 1 to n.
+    reward : ndarray of shape (B, n)
+        Of each step; entries past the length are 0.
+    terminated, truncated : ndarray of shape (B,), bool
+        Of the last step of each window.
+    """
+
+    indices: npt.NDArray[np.int64]
+    slots: npt.NDArray[np.int64]
+    rows: npt.NDArray[Any]
+    length: npt.NDArray[np.int64]
+    reward: npt.NDArray[Any]
+    terminated: npt.NDArray[np.bool_]
+    truncated: npt.NDArray[np.bool_]
+
+
+class Batch:
+    """B transitions as fresh arrays that belong to the caller.
+
+    Every field is an attribute and a key: ``batch.reward is batch["reward"]``. Nested observations and actions are
+    dicts and tuples of arrays. The learning target is always ``batch.reward + batch.discount * q_next``.
+
+    Attributes
+    ----------
+    obs, action : (B, ...)
+        Of the first step of each window.
+    reward : (B,)
+        The n-step return: the discounted sum of the rewards of the window.
+    next_obs : (B, ...)
+        The observation after the last step of the window.
+    terminated, truncated : (B,), bool
+        Of the last step of the window.
+    discount : (B,)
+        ``gamma**length``, and 0 where terminated.
+    length : (B,), int64
+        Steps of the window: `n_step`, or fewer at an episode's end and at the newest step.
+    weights : (B,), float32
+        Importance-sampling weights; 1 where nothing is corrected for.
+    probabilities : (B,), float64
+        Of each transition, its expected share of the batch.
+    indices : (B,), int64
+        For ``update_priorities``.
+
+    Examples
+    --------
+    >>> batch = Batch(reward=np.zeros(2), obs={"speed": np.ones((2, 3))})
+    >>> batch
+    Batch(2: reward float64, obs.speed (3,) float64)
+    >>> batch["obs"]["speed"].shape, "reward" in batch, len(batch)
+    ((2, 3), True, 2)
+    """
+
+    obs: Any
+    action: Any
+    reward: Any
+    next_obs: Any
+    terminated: Any
+    truncated: Any
+    discount: Any
+    length: Any
+    weights: Any
+    probabilities: Any
+    indices: Any
+
+    def __init__(self, **fields: Any) -> None:
+        self.__dict__.update(fields)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"this batch has no field {name!r}; it has {', '.join(self.__dict__)}")
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self.__dict__[name]
+        except KeyError:
+            raise KeyError(f"this batch has no field {name!r}; it has {', '.join(self.__dict__)}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.__dict__
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__dict__)
+
+    def __len__(self) -> int:
+        """B, the number of transitions."""
+        for _, array in _leaves("", self.__dict__):
+            return int(array.shape[0])
+        return 0
+
+    def keys(self) -> KeysView[str]:
+        """The names of the fields."""
+        return self.__dict__.keys()
+
+    def values(self) -> ValuesView[Any]:
+        """The fields."""
+        return self.__dict__.values()
+
+    def items(self) -> ItemsView[str, Any]:
+        """The names and the fields."""
+        return self.__dict__.items()
+
+    def __repr__(self) -> str:
+        fields = (
+            f"{path[1:]} {tuple(array.shape[1:])} {array.dtype}" if len(array.shape) > 1 else f"{path[1:]} {array.dtype}"
+            for path, array in _leaves("", self.__dict__)
+        )
+        return f"Batch({len(self)}: {', '.join(fields)})"
+
+    def to_torch(self, device: Any = None) -> "Batch":
+        """The same batch with tensors for arrays, on the CPU sharing their memory.
+
+        Parameters
+        ----------
+        device : torch.device or str, optional
+            Where the tensors go; without one, or with the CPU, nothing is copied. Copies to a CUDA device go
+            through pinned memory and do not wait.
+
+        Raises
+        ------
+        TypeError
+            For a dtype that torch does not have, naming the field.
+        """
+        import torch
+
+        target = torch.device("cpu" if device is None else device)
+
+        def convert(array: npt.NDArray[Any], path: str) -> Any:
+            try:
+                tensor = torch.from_numpy(array)
+            except TypeError as error:
+                raise TypeError(f"{path[1:]} has dtype {array.dtype}, which torch does not have: {error}") from error
+            if target.type == "cpu":
+                return tensor
+            return tensor.pin_memory().to(target, non_blocking=True) if target.type == "cuda" else tensor.to(target)
+
+        return Batch(**{name: _map(convert, value, f".{name}") for name, value in self.__dict__.items()})
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _leaves(f"{path}.{key}", entry)
+    elif isinstance(value, tuple):
+        for i, entry in enumerate(value):
+            yield from _leaves(f"{path}.{i}", entry)
+    else:
+        yield path, value
+
+
+def _map(function: Callable[[Any, str], Any], value: Any, path: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _map(function, entry, f"{path}.{key}") for key, entry in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_map(function, entry, f"{path}.{i}") for i, entry in enumerate(value))
+    return function(value, path)

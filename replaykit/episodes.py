@@ -1,0 +1,106 @@
+"""Which episode a transition belongs to, and where that episode starts and ends."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit._kernels import lazy
+from replaykit.ring import Ring
+
+kernels = lazy("lanes")
+
+
+class Episodes:
+    """The episodes of a ring's lanes: lookups in O(1), without scanning, at O(1) a stored step.
+
+    An episode is a run of steps of one lane, up to one that ended. It is named by a number that is never
+    reused, and its `start` stays known when its first steps have been overwritten. The tables are brought up
+    to date when they are asked, or just before the ring would overwrite a step they have not seen.
+    """
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+        self._synced = np.zeros(ring.num_envs, np.int64)
+        self._over = np.ones(ring.num_envs, np.bool_)
+        self._latest = np.arange(ring.num_envs, dtype=np.int64) - ring.num_envs
+        self._number = np.zeros(ring.capacity, np.int64)
+        self._starts = np.zeros(ring.capacity, np.int64)
+        self._ends = np.zeros(ring.capacity, np.int64)
+        self._unseen = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tables."""
+        return self._number.nbytes + self._starts.nbytes + self._ends.nbytes
+
+    def before_append(self, steps: int) -> None:
+        """Make sure that no step is overwritten unseen when up to `steps` more are stored in each lane."""
+        self._unseen += steps
+        if self._unseen > self._ring.length:
+            self._sync()
+            self._unseen = steps
+
+    def _sync(self) -> None:
+        ring = self._ring
+        kernels.note_episodes(
+            ring.first, self._synced, ring.cursor, ring.capacity, ring.ended,
+            self._over, self._latest, self._number, self._starts, self._ends,
+        )  # fmt: skip
+        self._unseen = 0
+
+    def end(self, mask: npt.NDArray[np.bool_]) -> None:
+        """End the running episodes of the lanes in `mask` after their newest step."""
+        self._sync()
+        ring = self._ring
+        lanes = np.flatnonzero(mask & (ring.cursor > ring.first))
+        ring.ended[((ring.cursor[lanes] - 1) * ring.num_envs + lanes) % ring.capacity] = True
+        self._over[lanes] = True
+
+    def clear(self) -> None:
+        """Forget every episode; the next step of each lane begins another."""
+        self._sync()
+        self._over[:] = True
+
+    def number(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The episodes' numbers, of the shape of `indices`; those of lane e are e modulo `num_envs`."""
+        return self._lookup(indices)
+
+    def start(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Index of the first step of each index's episode, which may no longer be stored."""
+        return self._starts[self._lookup(indices) % self._ring.capacity]
+
+    def stop(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Index of the last step of each index's episode that is stored: its end, or the newest if it is running."""
+        return self._ends[self._lookup(indices) % self._ring.capacity]
+
+    def _lookup(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        self._sync()
+        numbers: npt.NDArray[np.int64] = self._number[self._ring.slots(indices)]
+        return numbers
+
+    def check(self) -> None:
+        """Verify the tables against the rows.
+
+        Raises
+        ------
+        AssertionError
+            Naming the broken invariant.
+        """
+        ring = self._ring
+        for lane in range(ring.num_envs):
+            steps = np.arange(ring.first[lane], ring.cursor[lane])
+            indices = steps * ring.num_envs + lane
+            if not indices.size:
+                continue
+            begins = np.r_[True, ring.ended[indices % ring.capacity][:-1]]
+            last = np.r_[np.flatnonzero(begins)[1:] - 1, indices.size - 1][np.cumsum(begins) - 1]
+            assert (self.stop(indices) == indices[last]).all(), f"lane {lane}: an episode's end is wrong"
+            numbers = self.number(indices)
+            assert (np.diff(numbers) == ring.num_envs * begins[1:]).all(), f"lane {lane}: episode numbers are not consecutive"
+            assert (numbers % ring.num_envs == lane).all(), f"lane {lane}: an episode of another lane"
+            inner = np.cumsum(begins) > 1
+            first = indices[np.flatnonzero(begins)][np.cumsum(begins) - 1]
+            assert (self.start(indices)[inner] == first[inner]).all(), f"lane {lane}: an episode's start is wrong"
+            assert (self.start(indices)[~inner] <= indices[0]).all(), f"lane {lane}: an episode starts after its steps"
+

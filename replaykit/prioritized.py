@@ -1,0 +1,310 @@
+"""Prioritized experience replay: td_error -> priority -> scaled -> probability -> weight."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, final, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit._kernels import lazy
+from replaykit.batch import Draw
+from replaykit.buffer import build_from_env
+from replaykit.replay import Replay
+from replaykit.spec import Spec, as_indices
+from replaykit.storage import Seed, Storage, check_count, check_unit
+from replaykit.sum_tree import SCHEMES, SumTree
+
+kernels = lazy("lanes")
+
+Draws = Literal["stratified", "iid", "systematic"]
+Weights = Literal["batch", "buffer", "none"]
+
+
+@dataclass(frozen=True)
+class LinearSchedule:
+    """A value that goes linearly from `start` to `end` over `steps` steps, and stays there.
+
+    Examples
+    --------
+    >>> beta = LinearSchedule(0.4, 1.0, steps=100)
+    >>> beta(0), beta(50), beta(1000)
+    (0.4, 0.7, 1.0)
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps)
+
+    def __call__(self, step: int) -> float:
+        """The value at `step`."""
+        progress = min(step / self.steps, 1.0)
+        return (1.0 - progress) * self.start + progress * self.end
+
+
+@final
+class PrioritizedBuffer(Replay):
+    """Proportional prioritized replay: transitions with a large TD error are drawn more often.
+
+    A transition with TD error δ has the priority ``p = abs(δ) + eps``, and is drawn with the probability
+    ``P = p**alpha / sum(p**alpha)``. Learning is corrected for that by the weights ``w = (N P)**-beta``. A new
+    transition gets the largest priority now in the buffer, so that it is soon seen once; 1 if there is none.
+
+    Parameters
+    ----------
+    capacity, spec, num_envs, n_step, gamma, seed
+        As those of `ReplayBuffer`.
+    alpha : float
+        How much priorities count: 0 is uniform replay, 1 is proportional to the priority.
+    beta : float or callable
+        How much of the bias is corrected, from 0 to 1. A number, settable at any time; or a schedule, a function of the
+        number of batches sampled so far such as ``LinearSchedule(0.4, 1.0, steps)``, to be annealed to 1 over training.
+    eps : float
+        Added to every ``abs(td_error)``, so that no transition is starved. In units of TD error: 1e-2 suits errors around 1.
+    draws : {"stratified", "iid", "systematic"}
+        Whether the batch is drawn one from each of B equal parts of the mass, independently, or at equal distances.
+    weights : {"batch", "buffer", "none"}
+        By what weights are divided: the largest of the batch; the largest that any stored transition would have, which
+        makes all weights small while one transition has a tiny priority, and then learning stalls; or nothing.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an argument out of its range, naming it.
+
+    References
+    ----------
+    Schaul et al. (2016), Prioritized Experience Replay, sections 3.3 and 3.4, appendix B.2.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from replaykit import Field, PrioritizedBuffer, Spec
+    >>> buffer = PrioritizedBuffer(4, Spec(obs=Field(()), action=Field(())), alpha=1.0, beta=1.0, eps=0.0, seed=0)
+    >>> for step in range(4):
+    ...     index = buffer.add(step, 0, 1.0, step + 1, False, False)
+    >>> buffer.update_priorities([0, 1, 2, 3], td_errors=[3.0, 0.0, -1.0, 2.0])
+    4
+    >>> buffer.probability([0, 1, 2, 3])
+    array([0.5       , 0.        , 0.16666667, 0.33333333])
+    >>> batch = buffer.sample(3)
+    >>> batch.indices
+    array([0, 0, 3])
+    >>> batch.weights  # proportional to 1 / probability
+    array([0.6666667, 0.6666667, 1.       ], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        spec: Spec,
+        *,
+        num_envs: int = 1,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        alpha: float = 0.6,
+        beta: float | Callable[[int], float] = 0.4,
+        eps: float = 1e-2,
+        draws: Draws = "stratified",
+        weights: Weights = "batch",
+        seed: Seed = None,
+    ) -> None:
+        self.alpha = _check_non_negative("alpha", alpha)
+        self.eps = _check_non_negative("eps", eps)
+        for name, choice, allowed in (("draws", draws, get_args(Draws)), ("weights", weights, get_args(Weights))):
+            if choice not in allowed:
+                raise ValueError(f"{name} is {choice!r}; expected one of {', '.join(map(repr, allowed))}")
+        self.draws: Draws = draws
+        self.weights: Weights = weights
+        super().__init__(Storage(capacity, spec, num_envs, n_step, gamma, seed))
+        self.beta = beta  # type: ignore[assignment]
+        self._tree = SumTree(self.capacity)
+        self._settled = np.zeros(self.num_envs, np.int64)
+        self._stale_updates = 0
+
+    @classmethod
+    def from_env(cls, env: Any, capacity: int, **options: Any) -> "PrioritizedBuffer":
+        """A buffer for the transitions of a Gymnasium environment, single or vector; `options` as the constructor's."""
+        return build_from_env(cls, env, capacity, options)
+
+    @property
+    def beta(self) -> float:
+        """The exponent of the weights of the next batch. Set it to a number in [0, 1], or to a schedule."""
+        value = self._beta(self._storage.batches) if callable(self._beta) else self._beta
+        return check_unit("beta", value)
+
+    @beta.setter
+    def beta(self, value: float | Callable[[int], float]) -> None:
+        self._beta = value if callable(value) else check_unit("beta", value)
+
+    # -- Priorities ------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Give the transitions added since the last call the largest priority in the buffer.
+
+        What is added shows in the ring's cursors, so adding costs nothing here, and an interrupted add leaves nothing
+        to undo. Each lane's new slots are filled at once; while lanes are in step, those of all lanes are.
+        """
+        ring, tree, settled = self._storage.ring, self._tree, self._settled
+        if ring.writing:
+            self._drop_retired()
+        if (ring.cursor == settled).all():
+            return
+        value = tree.largest or 1.0
+        pending = np.minimum(ring.cursor - settled, ring.cursor - ring.first)
+        if ring.stamps is None:
+            count = int(pending[0]) * ring.num_envs
+            start = (int(ring.cursor[0]) * ring.num_envs - count) % ring.capacity
+            stop = start + count
+            tree.fill(start, min(stop, ring.capacity), value)
+            if stop > ring.capacity:
+                tree.fill(0, stop - ring.capacity, value)
+        else:
+            slots = np.concatenate([
+                (np.arange(cursor - count, cursor) * ring.num_envs + lane) % ring.capacity
+                for lane, (cursor, count) in enumerate(zip(ring.cursor, pending, strict=True))
+            ])  # fmt: skip
+            tree.assign(slots, np.full(slots.size, value))
+        settled[:] = ring.cursor
+
+    def _drop_retired(self) -> None:
+        """After an interrupted add: the rows it retired but did not replace must not be drawn."""
+        ring = self._storage.ring
+        dead = np.setdiff1d(np.arange(ring.capacity), ring.living() % ring.capacity)
+        self._tree.assign(dead, np.zeros(dead.size))
+        ring.writing = False
+
+    def _write_prioritized(self, write: Any, ready: Any, errors: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        scaled = self._scaled(np.abs(errors) + self.eps)
+        self._settle()
+        indices: npt.NDArray[np.int64] = write(ready)
+        ring = self._storage.ring
+        slots, kept = np.empty(errors.size, np.int64), np.empty(errors.size, np.float64)
+        count = kernels.living(indices[indices >= 0], scaled, ring.first, ring.cursor, ring.capacity, slots, kept)
+        self._tree.assign(slots[:count], kept[:count])
+        self._settled[:] = ring.cursor
+        return indices
+
+    def _scaled(self, priorities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Leaves of the tree: ``priorities**alpha``. Refuses what the sum of the tree could not hold."""
+        with np.errstate(over="ignore"):
+            scaled = priorities**self.alpha
+        if scaled.size and not scaled.max() <= self._tree.limit:
+            raise ValueError(
+                f"a priority of {priorities.max():.3g} to the power alpha={self.alpha} is too large to be summed; "
+                f"expected at most {self._tree.limit:.3g}"
+            )
+        return scaled
+
+    def update_priorities(
+        self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *, priorities: npt.ArrayLike | None = None
+    ) -> int:
+        """Set the priorities of the transitions of a batch; see :meth:`Replay.update_priorities`. O(B log C).
+
+        Examples
+        --------
+        >>> from replaykit import Field, PrioritizedBuffer, Spec
+        >>> buffer = PrioritizedBuffer(2, Spec(obs=Field(()), action=Field(())))
+        >>> for step in range(3):
+        ...     index = buffer.add(step, 0, 1.0, step + 1, False, False)
+        >>> buffer.update_priorities([0, 1, 2], td_errors=[0.5, -2.0, 1.0])  # 0 was overwritten by 2
+        2
+        """
+        slots, values, stale = self._checked_update(indices, td_errors, priorities)
+        scaled = self._scaled(values if td_errors is None else np.abs(values) + self.eps)
+        self._settle()
+        self._tree.assign(slots, scaled)
+        self._stale_updates += stale
+        return slots.shape[0]
+
+    def reset(self) -> None:
+        """Forget every transition, episode and priority. Indices go on: those given out before are stale."""
+        super().reset()
+        self._tree.clear()
+        self._settled[:] = self._storage.ring.cursor
+
+    # -- The verbs -------------------------------------------------------------------------------------------
+
+    def draw(self, batch_size: int) -> Draw:
+        """B indices in proportion to their scaled priorities. O(B log C).
+
+        Raises
+        ------
+        ValueError
+            If every priority is 0.
+        """
+        self._settle()
+        storage, tree = self._storage, self._tree
+        if tree.total == 0.0:
+            raise ValueError("every priority is 0, so nothing can be drawn; update one to a positive priority, or use eps > 0")
+        uniforms = storage.rng.random(1 if self.draws == "systematic" else batch_size)
+        slots, probabilities = tree.draw(uniforms, batch_size, self.draws)
+        indices = np.empty(batch_size, np.int64)
+        kernels.indices_of(slots, storage.ring.cursor, self.capacity, indices)
+        return Draw(indices, probabilities, tree.smallest / tree.total if self.weights == "buffer" else None)
+
+    def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
+        """``p**alpha / sum(p**alpha)`` of each stored index, 0 if all are 0. O(B)."""
+        self._settle()
+        slots = self._storage.ring.slots(as_indices("indices", indices))
+        return self._tree.get(slots) / (self._tree.total or 1.0)
+
+    def weigh(self, draw: Draw) -> npt.NDArray[np.float32]:
+        """``w = (N q)**-beta``, divided as `weights` says, for the probabilities q of a draw."""
+        q, beta = draw.probabilities, self.beta
+        if self.weights == "none":
+            with np.errstate(over="ignore"):
+                unscaled: npt.NDArray[np.float32] = ((len(self) * q) ** -beta).astype(np.float32)
+            return unscaled
+        least = q.min() if draw.least is None else draw.least
+        weights: npt.NDArray[np.float32] = ((q / least) ** -beta).astype(np.float32)
+        return weights
+
+    def least_probability(self, batch_size: int, without: npt.NDArray[np.int64]) -> float:
+        """The smallest positive probability of any stored index but these; inf if there is none."""
+        self._settle()
+        return self._tree.smallest_without(self._storage.ring.slots(without)) / self._tree.total
+
+    # -- Looking ---------------------------------------------------------------------------------------------
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays, the tree included, whether filled or not."""
+        return super().nbytes + self._tree.nbytes
+
+    def stats(self) -> dict[str, float]:
+        """Numbers for a logger: those of every buffer, and the state of the priorities, scaled by alpha."""
+        self._settle()
+        tree, size = self._tree, len(self)
+        return super().stats() | {
+            "beta": self.beta,
+            "stale_updates": float(self._stale_updates),
+            "scaled_priority_mean": tree.total / size if size else 0.0,
+            "scaled_priority_max": tree.largest,
+        }
+
+    def check(self) -> None:
+        """Verify every invariant, those of the tree included. O(C).
+
+        Raises
+        ------
+        AssertionError
+            Naming the broken invariant.
+        """
+        super().check()
+        self._settle()
+        self._tree.check()
+        ring = self._storage.ring
+        dead = np.setdiff1d(np.arange(ring.capacity), ring.living() % ring.capacity)
+        assert (self._tree.get(dead) == 0.0).all(), "a slot that holds no transition has a priority"
+
+
+def _check_non_negative(name: str, value: Any) -> float:
+    if isinstance(value, bool | np.bool_ | str) or not np.isscalar(value):
+        raise TypeError(f"{name} is {value!r}; expected a non-negative number")
+    if not 0.0 <= float(value) < np.inf:  # type: ignore[arg-type]
+        raise ValueError(f"{name} is {value}; expected a finite non-negative number")
+    return float(value)  # type: ignore[arg-type]

@@ -1,0 +1,240 @@
+"""Rows and lanes: where a transition lives, and how it is written and gathered."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit._kernels import lazy
+from replaykit.spec import Leaf
+
+kernels = lazy("lanes")
+
+LARGE_FIELD_BYTES = 1024
+"""Fields above this size have an array of their own instead of a place in the packed row."""
+
+
+class Ring:
+    """E lanes of L slots in one set of arrays.
+
+    A transition's index is ``step * num_envs + lane``, with the number of its step in its lane. So all that is
+    asked of an index is arithmetic: its lane is ``index % num_envs``, its successor in the lane
+    ``index + num_envs`` and its slot ``index % capacity``. Lane e holds its steps in ``[first[e], cursor[e])``, at
+    most the last L.
+
+    The small fields of a transition lie side by side in one packed row, so that reading a transition is one
+    cache miss; each large one has an array of its own. `columns` are views of either, in the order of the leaves.
+
+    An append *retires* the oldest rows (advances `first`), writes, and *publishes* the new (advances
+    `cursor`): whatever interrupts it, no row that counts as stored is half written.
+
+    Parameters
+    ----------
+    length : int
+        Slots of each lane, L.
+    num_envs : int
+        Lanes, E.
+    leaves : sequence of Leaf
+        The fields of a transition.
+    """
+
+    def __init__(self, length: int, num_envs: int, leaves: Sequence[Leaf]) -> None:
+        self.length = length
+        self.num_envs = num_envs
+        self.capacity = length * num_envs
+        self.leaves = tuple(leaves)
+        small = [i for i, leaf in enumerate(leaves) if leaf.field.nbytes <= LARGE_FIELD_BYTES]
+        small.sort(key=lambda i: -leaves[i].dtype.alignment)
+        row = np.dtype([(str(i), leaves[i].dtype, leaves[i].shape) for i in small], align=True)
+        self._refuse_more_than_memory(row.itemsize + sum(leaf.field.nbytes for leaf in leaves if leaf.field.nbytes > LARGE_FIELD_BYTES))
+        self.rows = np.zeros(self.capacity, row)
+        self.large = {
+            i: np.zeros((self.capacity, *leaf.shape), leaf.dtype)
+            for i, leaf in enumerate(leaves)
+            if leaf.field.nbytes > LARGE_FIELD_BYTES
+        }
+        self.ended = np.zeros(self.capacity, np.bool_)
+        self.first = np.zeros(num_envs, np.int64)
+        self.cursor = np.zeros(num_envs, np.int64)
+        self.stamps: npt.NDArray[np.int64] | None = None
+        self.clock = 0
+        self.writing = False
+        self._bind()
+
+    def _refuse_more_than_memory(self, bytes_each: int) -> None:
+        needed = bytes_each * self.capacity
+        available = _memory_bytes()
+        if needed > available:
+            raise MemoryError(
+                f"capacity {self.capacity} needs {needed / 2**30:.1f} GiB, {bytes_each} bytes a transition; this machine has "
+                f"{available / 2**30:.1f} GiB; lower the capacity or store smaller dtypes"
+            )
+
+    def _bind(self) -> None:
+        """Make the views, which copies and pickles do not keep."""
+        self.columns: tuple[npt.NDArray[Any], ...] = tuple(
+            self.large[i] if i in self.large else self.rows[str(i)] for i in range(len(self.leaves))
+        )
+        self._first_of_lane = memoryview(self.first)
+        self._cursor_of_lane = memoryview(self.cursor)
+
+    def __getstate__(self) -> dict[str, Any]:
+        views = ("columns", "_first_of_lane", "_cursor_of_lane")
+        return {name: value for name, value in self.__dict__.items() if name not in views}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._bind()
+
+    def __len__(self) -> int:
+        if self.num_envs == 1:
+            return self._cursor_of_lane[0] - self._first_of_lane[0]
+        return int((self.cursor - self.first).sum())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows, whether filled or not."""
+        return self.rows.nbytes + self.ended.nbytes + sum(array.nbytes for array in self.large.values())
+
+    # -- Writing ---------------------------------------------------------------------------------------------
+
+    def append_one(self, values: Sequence[Any], ended: bool) -> npt.NDArray[np.int64]:
+        """Store one step of the only lane; its index, of shape (1,)."""
+        index = self.cursor.copy()
+        step = self._cursor_of_lane[0]
+        slot = step % self.capacity
+        self.writing = True
+        if step - self._first_of_lane[0] >= self.capacity:
+            self._first_of_lane[0] = step - self.capacity + 1
+        for column, value in zip(self.columns, values, strict=True):
+            column[slot] = value
+        self.ended[slot] = ended
+        self._cursor_of_lane[0] = step + 1
+        self.writing = False
+        return index
+
+    def append(
+        self, values: Sequence[npt.NDArray[Any]], ended: npt.NDArray[np.bool_], mask: npt.NDArray[np.bool_] | None
+    ) -> npt.NDArray[np.int64]:
+        """Store T <= L steps of the lanes; their indices (T, E), -1 where the mask is False.
+
+        Without a mask `ended` is (T, E) and values are (T, E, ...); with one they hold the selected entries only,
+        in one row.
+        """
+        length = self.length
+        if mask is None and self.stamps is None:
+            steps = ended.shape[0]
+            begin = self._cursor_of_lane[0] * self.num_envs
+            indices = np.arange(begin, begin + ended.size, dtype=np.int64).reshape(ended.shape)
+            added: Any = steps
+            head = begin % self.capacity
+            places: Any = (
+                slice(head, head + ended.size) if head + ended.size <= self.capacity else indices.reshape(-1) % self.capacity
+            )
+            values = [value.reshape(-1, *value.shape[2:]) for value in values]
+            ended = ended.reshape(-1)
+        else:
+            if mask is None:
+                mask = np.ones(ended.shape, np.bool_)
+                values = [value[mask] for value in values]
+                ended = ended[mask]
+            if self.stamps is None:
+                self._start_stamps()
+            assert self.stamps is not None
+            steps = mask.shape[0]
+            counts = mask.cumsum(axis=0)
+            added = counts[-1]
+            indices = np.where(mask, (self.cursor + counts - 1) * self.num_envs + np.arange(self.num_envs), -1)
+            places = indices[mask] % self.capacity
+        self.writing = True
+        np.maximum(self.first, self.cursor + added - length, out=self.first)
+        for column, value in zip(self.columns, values, strict=True):
+            column[places] = value
+        self.ended[places] = ended
+        if self.stamps is not None:
+            self.stamps[places] = (self.clock + np.arange(steps)).repeat(self.num_envs).reshape(-1, self.num_envs)[mask]
+        self.cursor += added
+        self.clock += steps
+        self.writing = False
+        return indices
+
+    def _start_stamps(self) -> None:
+        """From the first partial mask on, remember for each slot when it was written: lanes are out of step."""
+        stamps = np.zeros(self.capacity, np.int64)
+        alive = self.living()
+        stamps[alive % self.capacity] = alive // self.num_envs
+        self.clock = int(self.cursor[0])
+        self.stamps = stamps
+
+    def clear(self) -> None:
+        """Retire every row. Indices go on: none is given out twice."""
+        self.first[:] = self.cursor
+
+    # -- Reading ---------------------------------------------------------------------------------------------
+
+    def living(self) -> npt.NDArray[np.int64]:
+        """Every stored index, lane after lane, oldest first. O(N)."""
+        return np.concatenate(
+            [np.arange(first, cursor) * self.num_envs + lane for lane, (first, cursor) in enumerate(zip(self.first, self.cursor, strict=True))]
+        ).astype(np.int64)
+
+    def newest(self, count: int) -> npt.NDArray[np.int64]:
+        """The indices of the `count` transitions added last (all, if fewer are stored), oldest first.
+
+        Of those added together, the higher lane counts as newer.
+        """
+        if self.stamps is None:
+            stop = self._cursor_of_lane[0] * self.num_envs
+            return np.arange(stop - min(count, len(self)), stop, dtype=np.int64)
+        tails = np.maximum(self.first, self.cursor - count)
+        tail = np.concatenate([np.arange(a, b) * self.num_envs + lane for lane, (a, b) in enumerate(zip(tails, self.cursor, strict=True))])
+        order = np.lexsort((tail % self.num_envs, self.stamps[tail % self.capacity]))
+        return tail[order[-count:]].astype(np.int64)
+
+    def slots(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The slots of `indices`.
+
+        Raises
+        ------
+        IndexError
+            If an index is stale or was never given out.
+        """
+        slots = np.empty(indices.shape[0], np.int64)
+        wrong = kernels.slots_of(indices, self.first, self.cursor, self.capacity, slots)
+        if wrong >= 0:
+            raise IndexError(self.why_not_stored(int(indices[wrong])))
+        return slots
+
+    def why_not_stored(self, index: int) -> str:
+        """The words of the error for an index that is not stored."""
+        lane, step = index % self.num_envs, index // self.num_envs
+        if index < 0 or step >= self.cursor[lane]:
+            last = int(self.cursor[lane] - 1) * self.num_envs + lane
+            newest = f"the newest of lane {lane} is {last}" if self.cursor[lane] else f"lane {lane} is empty"
+            return f"indices contains {index}, which was never given out; {newest}; pass indices from add or sample"
+        oldest = int(self.first[lane]) * self.num_envs + lane
+        return f"indices contains {index}, which is stale; the oldest stored of lane {lane} is {oldest}"
+
+    def gather(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """A copy of the packed rows in living `slots`, of shape (B,)."""
+        return self.rows.take(slots, mode="clip")
+
+    def column(self, leaf: int, rows: npt.NDArray[Any], slots: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """A fresh array of one field of gathered `rows`, or of `slots` where the field is a large one."""
+        if leaf in self.large:
+            array = self.large[leaf]
+            out = np.empty((slots.shape[0], *array.shape[1:]), array.dtype)
+            return np.take(array, slots, axis=0, out=out, mode="clip")
+        return rows[str(leaf)].copy()
+
+
+def _memory_bytes() -> float:
+    """Physical memory of the machine, inf where it does not say."""
+    import os
+
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return math.inf

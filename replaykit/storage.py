@@ -1,0 +1,280 @@
+"""The facts: every transition stored, and the windows on them. What a buffer has and a wrapper shares."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit._kernels import lazy
+from replaykit.batch import Window
+from replaykit.episodes import Episodes
+from replaykit.ring import Ring
+from replaykit.spec import Spec, Tree
+
+kernels = lazy("lanes")
+
+Seed: TypeAlias = int | np.random.SeedSequence | np.random.Generator | None
+
+
+@dataclass(slots=True)
+class Stretch:
+    """T steps of the lanes, coerced and ready to be written: nothing about them can be refused any more.
+
+    With a mask the arrays hold the selected entries only, in one row.
+    """
+
+    values: list[npt.NDArray[Any]]
+    ended: npt.NDArray[np.bool_]
+    mask: npt.NDArray[np.bool_] | None
+    lead: tuple[int, ...]
+
+
+class Storage:
+    """Spec, ring and episodes of one buffer: coerces, writes, opens windows and reduces them.
+
+    Parameters
+    ----------
+    capacity : int
+        Transitions to hold; rounded up to a multiple of `num_envs`.
+    spec : Spec
+    num_envs : int
+        Lanes, E.
+    n_step : int
+        Steps of a window, n.
+    gamma : float
+        Discount of a step.
+    seed : None, int, SeedSequence or Generator
+        Of the generator from which all randomness of the buffer and its wrappers comes.
+    """
+
+    def __init__(self, capacity: int, spec: Spec, num_envs: int, n_step: int, gamma: float, seed: Seed) -> None:
+        capacity = check_count("capacity", capacity)
+        if not isinstance(spec, Spec):
+            raise TypeError(f"spec is a {type(spec).__name__}; expected a Spec, such as Spec.from_env(env) gives")
+        self.spec = spec
+        self.num_envs = check_count("num_envs", num_envs)
+        self.n_step = check_count("n_step", n_step)
+        self.gamma = check_unit("gamma", gamma)
+        self.rng = np.random.default_rng(seed)
+        self.batches = 0
+        self.ring = Ring(-(-capacity // self.num_envs), self.num_envs, spec.leaves)
+        self.episodes = Episodes(self.ring)
+        self._powers = np.array([self.gamma**k for k in range(self.n_step + 1)])
+        names = [leaf.name for leaf in spec.leaves]
+        self._reward, self._terminated, self._truncated = (names.index(name) for name in ("reward", "terminated", "truncated"))
+        self._of_next_obs = frozenset(
+            i for i, name in enumerate(names) if name == "next_obs" or name.startswith("next_obs.")
+        )
+
+    # -- Writing ---------------------------------------------------------------------------------------------
+
+    def coerce_one(self, values: tuple[Tree, ...], extras: Mapping[str, Tree]) -> list[Any]:
+        """The values of one step of the only lane, ready for :meth:`write_one`."""
+        coerced = list(self.spec.flatten(values, extras))
+        for i, leaf in enumerate(self.spec.leaves):
+            value = coerced[i]
+            kind = type(value)
+            if kind is np.ndarray:
+                if value.dtype is leaf.dtype and value.shape == leaf.shape:
+                    continue
+            elif kind in leaf.exact_types or (kind in leaf.ranged_types and leaf.low <= value <= leaf.high):
+                continue
+            coerced[i] = leaf.coerce(value, ())
+        return coerced
+
+    def write_one(self, values: list[Any]) -> npt.NDArray[np.int64]:
+        """Store one step of the only lane; its index, of shape (1,)."""
+        self.episodes.before_append(1)
+        return self.ring.append_one(values, bool(values[self._terminated] or values[self._truncated]))
+
+    def coerce(
+        self,
+        values: tuple[Tree, ...],
+        extras: Mapping[str, Tree],
+        steps: int | None,
+        mask: npt.NDArray[np.bool_] | None,
+    ) -> Stretch:
+        """The values of one step of every lane, or of `steps` steps, ready for :meth:`write`."""
+        lead = self.lead(steps)
+        mask = self.check_mask(mask, steps)
+        flat = self.spec.flatten(values, extras)
+        arrays = [leaf.coerce(value, lead, mask) for leaf, value in zip(self.spec.leaves, flat, strict=True)]
+        ended = arrays[self._terminated] | arrays[self._truncated]
+        if mask is None:
+            full = (1 if steps is None else steps, self.num_envs)
+            shapes = [full + leaf.shape for leaf in self.spec.leaves]
+            arrays = [array.reshape(shape) for array, shape in zip(arrays, shapes, strict=True)]
+            ended = ended.reshape(full)
+        return Stretch(arrays, ended, mask, lead)
+
+    def lead(self, steps: int | None) -> tuple[int, ...]:
+        """The leading axes of values: (T, E), without T for one step and without E for one lane."""
+        lanes = (self.num_envs,) if self.num_envs > 1 else ()
+        return lanes if steps is None else (steps, *lanes)
+
+    def check_mask(self, mask: Any, steps: int | None) -> npt.NDArray[np.bool_] | None:
+        """The mask in the shape of the leading axes, or None where it selects everything."""
+        if mask is None:
+            return None
+        array = np.asarray(mask)
+        lead = self.lead(steps)
+        allowed = {lead, (self.num_envs,)} if steps is None or self.num_envs > 1 else {lead}
+        if array.dtype != np.bool_ or array.shape not in allowed:
+            raise ValueError(
+                f"mask has shape {array.shape} and dtype {array.dtype}; expected {' or '.join(map(str, sorted(allowed)))} and bool"
+            )
+        array = array.reshape(()) if lead == () else np.broadcast_to(array, lead)
+        return None if array.all() else array
+
+    def write(self, stretch: Stretch) -> npt.NDArray[np.int64]:
+        """Store the steps; their indices, (E,) for one step and of the leading axes for a stretch, -1 where masked out."""
+        if stretch.mask is not None and self.num_envs == 1:
+            chosen = np.atleast_1d(stretch.mask)
+            count = int(chosen.sum())
+            values = [value.reshape(count, 1, *value.shape[1:]) for value in stretch.values]
+            indices = np.full(chosen.shape, -1, np.int64)
+            indices[chosen] = self._write_chunks(values, stretch.ended.reshape(count, 1), None, count).reshape(-1)
+            return indices
+        mask = None if stretch.mask is None else stretch.mask.reshape(-1, self.num_envs)
+        steps = stretch.ended.shape[0] if mask is None else mask.shape[0]
+        return self._write_chunks(stretch.values, stretch.ended, mask, steps).reshape(stretch.lead or (1,))
+
+    def _write_chunks(
+        self, values: list[npt.NDArray[Any]], ended: npt.NDArray[np.bool_], mask: npt.NDArray[np.bool_] | None, steps: int
+    ) -> npt.NDArray[np.int64]:
+        """Write at most L steps at a time, so that no slot is written twice at once."""
+        length = self.ring.length
+        indices = np.full((steps, self.num_envs), -1, np.int64)
+        begin = 0
+        for step in range(0, steps, length):
+            part = None if mask is None else mask[step : step + length]
+            chosen = slice(step, step + length) if part is None else slice(begin, begin + int(part.sum()))
+            begin = chosen.stop
+            if part is not None and chosen.start == chosen.stop:
+                continue
+            self.episodes.before_append(min(length, steps - step))
+            indices[step : step + length] = self.ring.append([value[chosen] for value in values], ended[chosen], part)
+        return indices
+
+    def end_episode(self, mask: Any = None) -> None:
+        """End the running episodes of all lanes, or of those in `mask`, after their newest step."""
+        checked = self.check_mask(mask, None)
+        self.episodes.end(np.ones(self.num_envs, np.bool_) if checked is None else np.atleast_1d(checked))
+
+    def clear(self) -> None:
+        """Retire every transition and end every episode."""
+        self.episodes.clear()
+        self.ring.clear()
+
+    # -- Reading ---------------------------------------------------------------------------------------------
+
+    def window(self, indices: npt.NDArray[np.int64]) -> Window:
+        """Up to `n_step` steps from each index on, within its episode and what is stored. O(B n).
+
+        Raises
+        ------
+        IndexError
+            If an index is stale or was never given out.
+        """
+        ring = self.ring
+        slots = ring.slots(indices)
+        rows = ring.gather(slots)
+        if self.n_step == 1:
+            return Window(
+                indices,
+                slots,
+                rows,
+                np.ones(indices.shape[0], np.int64),
+                ring.column(self._reward, rows, slots)[:, None],
+                ring.column(self._terminated, rows, slots),
+                ring.column(self._truncated, rows, slots),
+            )
+        rewards = ring.columns[self._reward]
+        reward = np.empty((indices.shape[0], self.n_step), rewards.dtype)
+        length = np.empty(indices.shape[0], np.int64)
+        kernels.window(indices, slots, ring.cursor, ring.capacity, rewards, ring.ended, reward, length)
+        last = self._last_slots(slots, length)
+        return Window(
+            indices,
+            slots,
+            rows,
+            length,
+            reward,
+            ring.columns[self._terminated].take(last, mode="clip"),
+            ring.columns[self._truncated].take(last, mode="clip"),
+        )
+
+    def _last_slots(self, slots: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        last: npt.NDArray[np.int64] = (slots + (length - 1) * self.num_envs) % self.ring.capacity
+        return last
+
+    def reduce(self, window: Window) -> dict[str, Any]:
+        """One transition from each window: n-step return, discount, and the observation after the last step."""
+        ring = self.ring
+        last, last_rows = window.slots, window.rows
+        if self.n_step == 1:
+            reward = window.reward[:, 0]
+            discount = np.where(window.terminated, 0.0, self.gamma)
+        else:
+            last = self._last_slots(window.slots, window.length)
+            last_rows = ring.gather(last)
+            total = np.empty(window.length.shape[0], np.float64)
+            kernels.n_step_return(window.reward, window.length, self._powers, total)
+            with np.errstate(over="ignore"):
+                reward = total.astype(window.reward.dtype)
+            discount = np.where(window.terminated, 0.0, self._powers[window.length])
+        known = {self._reward: reward, self._terminated: window.terminated, self._truncated: window.truncated}
+        flat = []
+        for i in range(len(ring.leaves)):
+            if i in known:
+                flat.append(known[i])
+            elif i in self._of_next_obs:
+                flat.append(ring.column(i, last_rows, last))
+            else:
+                flat.append(ring.column(i, window.rows, window.slots))
+        fields = self.spec.unflatten(flat)
+        fields["discount"] = discount.astype(reward.dtype)
+        fields["length"] = window.length
+        return fields
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the storage, whether filled or not."""
+        return self.ring.nbytes + self.episodes.nbytes
+
+    def check(self) -> None:
+        """Verify the bounds of the lanes, and the episodes.
+
+        Raises
+        ------
+        AssertionError
+            Naming the broken invariant.
+        """
+        ring = self.ring
+        assert (ring.first <= ring.cursor).all(), "a lane's oldest step is newer than its newest"
+        assert (ring.cursor - ring.first <= ring.length).all(), "a lane holds more than capacity / num_envs transitions"
+        alive = ring.living() % ring.capacity
+        assert np.unique(alive).size == alive.size == len(ring), "two transitions share a slot"
+        flags = ring.columns[self._terminated][alive] | ring.columns[self._truncated][alive]
+        assert (ring.ended[alive] >= flags).all(), "an episode goes on after a terminated or truncated step"
+        self.episodes.check()
+
+
+def check_count(name: str, value: Any) -> int:
+    """`value` as an int of at least 1."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} is {value!r}; expected an int of at least 1")
+    if value < 1:
+        raise ValueError(f"{name} is {value}; expected an int of at least 1")
+    return int(value)
+
+
+def check_unit(name: str, value: Any) -> float:
+    """`value` as a float in [0, 1]."""
+    if isinstance(value, bool | np.bool_ | str) or not np.isscalar(value):
+        raise TypeError(f"{name} is {value!r}; expected a number in [0, 1]")
+    if not 0.0 <= float(value) <= 1.0:  # type: ignore[arg-type]
+        raise ValueError(f"{name} is {value}; expected a number in [0, 1]")
+    return float(value)  # type: ignore[arg-type]
