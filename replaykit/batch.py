@@ -1,5 +1,6 @@
 """What a sample passes through: a Draw of indices, a Window on the ring at each, and the Batch."""
 
+import functools
 from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from dataclasses import dataclass
 from typing import Any
@@ -32,10 +33,10 @@ class Window:
 
     Attributes
     ----------
-    indices, slots : ndarray of shape (B,), int64
-        The first step of each window, and where it is stored.
-    rows : ndarray of shape (B,)
-        Copies of the packed rows of the first steps.
+    indices : ndarray of shape (B,), int64
+        The first step of each window.
+    fields : list
+        Of the first steps, what a reduction needs: the storage's business.
     length : ndarray of shape (B,), int64
         Steps in each window, from 1 to n.
     reward : ndarray of shape (B, n)
@@ -45,8 +46,7 @@ class Window:
     """
 
     indices: npt.NDArray[np.int64]
-    slots: npt.NDArray[np.int64]
-    rows: npt.NDArray[Any]
+    fields: list[npt.NDArray[Any]]
     length: npt.NDArray[np.int64]
     reward: npt.NDArray[Any]
     terminated: npt.NDArray[np.bool_]
@@ -102,7 +102,7 @@ class Batch:
     indices: Any
 
     def __init__(self, **fields: Any) -> None:
-        self.__dict__.update(fields)
+        self.__dict__ = fields
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"this batch has no field {name!r}; it has {', '.join(self.__dict__)}")
@@ -172,6 +172,16 @@ class Batch:
             return tensor.pin_memory().to(target, non_blocking=True) if target.type == "cuda" else tensor.to(target)
 
         return Batch(**{name: _map(convert, value, f".{name}") for name, value in self.__dict__.items()})
+
+
+@functools.lru_cache(maxsize=64)
+def _constant(size: int, value: float, dtype: type) -> npt.NDArray[Any]:
+    return np.full(size, value, dtype)
+
+
+def constant(size: int, value: float, dtype: type) -> npt.NDArray[Any]:
+    """A fresh array of one value: copying a kept one takes a fraction of the time of filling a new one."""
+    return _constant(size, value, dtype).copy()
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:

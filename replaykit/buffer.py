@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
-from replaykit.batch import Draw
+from replaykit.batch import Draw, constant
 from replaykit.replay import Replay
 from replaykit.spec import Spec, as_indices
 from replaykit.storage import Seed, Storage
@@ -93,7 +93,7 @@ discount float32, length int64, weights float32, probabilities float64, indices 
             uniforms = (storage.rng.choice(size, batch_size, replace=False) + 0.5) / size
         indices = np.empty(batch_size, np.int64)
         kernels.uniform(uniforms, storage.ring.first, storage.ring.cursor, self.capacity, indices)
-        return Draw(indices, np.full(batch_size, 1.0 / size))
+        return Draw(indices, constant(batch_size, 1.0 / size, np.float64))
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
         """1/N for every stored index. Raises IndexError for one that is not stored."""

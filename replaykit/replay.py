@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
-from replaykit.batch import Batch, Draw, Window
+from replaykit.batch import Batch, Draw, Window, constant
 from replaykit.spec import Spec, Tree, as_float64, as_indices
 from replaykit.storage import Storage, check_count
 
@@ -172,7 +172,8 @@ class Replay(ABC):
         TypeError, ValueError
             If `batch_size` is not an int of at least 1, or nothing is stored.
         """
-        batch_size = check_count("batch_size", batch_size)
+        if type(batch_size) is not int or batch_size < 1:
+            batch_size = check_count("batch_size", batch_size)
         if not len(self):
             raise ValueError("the buffer is empty, so nothing can be sampled; add a transition first")
         draw = self.draw(batch_size)
@@ -261,7 +262,7 @@ class Replay(ABC):
 
     def weigh(self, draw: Draw) -> npt.NDArray[np.float32]:
         """The importance-sampling weights of a draw: 1 unless the buffer corrects for its probabilities."""
-        return np.ones(draw.indices.shape[0], np.float32)
+        return constant(draw.indices.shape[0], 1.0, np.float32)
 
     def least_probability(self, batch_size: int, without: npt.NDArray[np.int64]) -> float:
         """The smallest positive probability of any stored index but these; inf if there is none."""

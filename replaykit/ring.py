@@ -46,8 +46,7 @@ class Ring:
         self.capacity = length * num_envs
         self.leaves = tuple(leaves)
         small = [i for i, leaf in enumerate(leaves) if leaf.field.nbytes <= LARGE_FIELD_BYTES]
-        small.sort(key=lambda i: -leaves[i].dtype.alignment)
-        row = np.dtype([(str(i), leaves[i].dtype, leaves[i].shape) for i in small], align=True)
+        row = _packed([leaves[i] for i in small], [str(i) for i in small])
         self._refuse_more_than_memory(row.itemsize + sum(leaf.field.nbytes for leaf in leaves if leaf.field.nbytes > LARGE_FIELD_BYTES))
         self.rows = np.zeros(self.capacity, row)
         self.large = {
@@ -77,11 +76,13 @@ class Ring:
         self.columns: tuple[npt.NDArray[Any], ...] = tuple(
             self.large[i] if i in self.large else self.rows[str(i)] for i in range(len(self.leaves))
         )
+        self._bytes = self.rows.view(np.uint8)
+        self._row_bytes = self.rows.itemsize
         self._first_of_lane = memoryview(self.first)
         self._cursor_of_lane = memoryview(self.cursor)
 
     def __getstate__(self) -> dict[str, Any]:
-        views = ("columns", "_first_of_lane", "_cursor_of_lane")
+        views = ("columns", "_bytes", "_first_of_lane", "_cursor_of_lane")
         return {name: value for name, value in self.__dict__.items() if name not in views}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -104,11 +105,12 @@ class Ring:
         """Store one step of the only lane; its index, of shape (1,)."""
         index = self.cursor.copy()
         step = self._cursor_of_lane[0]
-        slot = step % self.capacity
+        capacity = self.capacity
+        slot = step % capacity
         self.writing = True
-        if step - self._first_of_lane[0] >= self.capacity:
-            self._first_of_lane[0] = step - self.capacity + 1
-        for column, value in zip(self.columns, values, strict=True):
+        if step - self._first_of_lane[0] >= capacity:
+            self._first_of_lane[0] = step - capacity + 1
+        for column, value in zip(self.columns, values):  # noqa: B905
             column[slot] = value
         self.ended[slot] = ended
         self._cursor_of_lane[0] = step + 1
@@ -194,18 +196,21 @@ class Ring:
         return tail[order[-count:]].astype(np.int64)
 
     def slots(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The slots of `indices`.
+        """The slots of `indices`; raises IndexError as :meth:`refuse` does."""
+        slots = np.empty(indices.shape[0], np.int64)
+        self.refuse(indices, kernels.slots_of(indices, self.first, self.cursor, self.capacity, slots))
+        return slots
+
+    def refuse(self, indices: npt.NDArray[np.int64], wrong: int) -> None:
+        """Raise if a kernel found an index that is not stored, at position `wrong`.
 
         Raises
         ------
         IndexError
-            If an index is stale or was never given out.
+            Naming the index, and whether it is stale or was never given out.
         """
-        slots = np.empty(indices.shape[0], np.int64)
-        wrong = kernels.slots_of(indices, self.first, self.cursor, self.capacity, slots)
         if wrong >= 0:
             raise IndexError(self.why_not_stored(int(indices[wrong])))
-        return slots
 
     def why_not_stored(self, index: int) -> str:
         """The words of the error for an index that is not stored."""
@@ -217,17 +222,84 @@ class Ring:
         oldest = int(self.first[lane]) * self.num_envs + lane
         return f"indices contains {index}, which is stale; the oldest stored of lane {lane} is {oldest}"
 
-    def gather(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """A copy of the packed rows in living `slots`, of shape (B,)."""
-        return self.rows.take(slots, mode="clip")
+    def gather(self, indices: npt.NDArray[np.int64], layout: "Layout") -> list[npt.NDArray[Any]]:
+        """Fresh arrays of the layout's fields of stored transitions, each of shape (B, ...).
 
-    def column(self, leaf: int, rows: npt.NDArray[Any], slots: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """A fresh array of one field of gathered `rows`, or of `slots` where the field is a large one."""
-        if leaf in self.large:
+        Raises
+        ------
+        IndexError
+            If an index is stale or was never given out.
+        """
+        record, block_bytes = layout.of_batch(indices.shape[0])
+        block = np.empty(block_bytes, np.uint8)
+        wrong = kernels.gather(
+            self._bytes, self._row_bytes, indices, self.first, self.cursor, layout.sources, layout.sizes, block
+        )  # fmt: skip
+        self.refuse(indices, wrong)
+        fields = np.ndarray((), record, block)
+        arrays: list[npt.NDArray[Any]] = [fields[name] for name in layout.names]
+        for position, leaf in layout.large:
             array = self.large[leaf]
-            out = np.empty((slots.shape[0], *array.shape[1:]), array.dtype)
-            return np.take(array, slots, axis=0, out=out, mode="clip")
-        return rows[str(leaf)].copy()
+            out = np.empty((indices.shape[0], *array.shape[1:]), array.dtype)
+            arrays[position] = np.take(array, indices % self.capacity, axis=0, out=out, mode="clip")
+        return arrays
+
+
+class Layout:
+    """Some of the fields of a transition, and where the ring has them: what :meth:`Ring.gather` copies.
+
+    Parameters
+    ----------
+    ring : Ring
+    leaves : sequence of int
+        Positions of the fields among the ring's leaves.
+    """
+
+    def __init__(self, ring: Ring, leaves: Sequence[int]) -> None:
+        self.names = [str(i) for i in leaves]
+        self.large = [(position, i) for position, i in enumerate(leaves) if i in ring.large]
+        offsets = ring.rows.dtype.fields or {}
+        fields = [ring.leaves[i].field for i in leaves]
+        packed = [name in offsets for name in self.names]
+        self.sources = np.array([offsets[name][1] for name in self.names if name in offsets], np.int64)
+        self.sizes = np.array([field.nbytes for field, small in zip(fields, packed, strict=True) if small], np.int64)
+        self._fields = list(zip(fields, packed, strict=True))
+        self._of_batch: dict[int, tuple[np.dtype[Any], int]] = {}
+
+    def of_batch(self, count: int) -> tuple[np.dtype[Any], int]:
+        """The fields of `count` transitions as a record of arrays, each from a multiple of 64 bytes on, and its bytes.
+
+        Kept for the batch sizes that are in use, since making it takes longer than a gather. A large field has no
+        bytes in it.
+        """
+        if count not in self._of_batch:
+            if len(self._of_batch) >= 16:
+                self._of_batch.clear()
+            formats, offsets, start = [], [], 0
+            for field, small in self._fields:
+                formats.append((field.dtype, (count, *field.shape) if small else (0,)))
+                offsets.append(start)
+                start += (count * field.nbytes + 63) // 64 * 64 if small else 0
+            start = max(start, 8)
+            record = np.dtype({"names": self.names, "formats": formats, "offsets": offsets, "itemsize": start})
+            self._of_batch[count] = record, start
+        return self._of_batch[count]
+
+
+def _packed(leaves: Sequence[Leaf], names: Sequence[str]) -> np.dtype[Any]:
+    """The dtype of a row that holds the leaves side by side, without holes and in whole words of 8 bytes.
+
+    Leaves of whole 8-byte words come first, then those of whole 4-byte words, so that they can be moved as such.
+    """
+    order = sorted(range(len(leaves)), key=lambda i: min(leaves[i].field.nbytes & -leaves[i].field.nbytes or 8, 8), reverse=True)
+    sizes = [leaves[i].field.nbytes for i in order]
+    offsets = [sum(sizes[:i]) for i in range(len(sizes))]
+    return np.dtype({
+        "names": [names[i] for i in order],
+        "formats": [(leaves[i].dtype, leaves[i].shape) for i in order],
+        "offsets": offsets,
+        "itemsize": max(-(-sum(sizes) // 8) * 8, 8),
+    })  # fmt: skip
 
 
 def _memory_bytes() -> float:

@@ -1,6 +1,6 @@
 """The facts: every transition stored, and the windows on them. What a buffer has and a wrapper shares."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
-from replaykit.batch import Window
+from replaykit.batch import Window, constant
 from replaykit.episodes import Episodes
-from replaykit.ring import Ring
+from replaykit.ring import Layout, Ring
 from replaykit.spec import Spec, Tree
 
 kernels = lazy("lanes")
+ndarray = np.ndarray
 
 Seed: TypeAlias = int | np.random.SeedSequence | np.random.Generator | None
 
@@ -64,27 +65,36 @@ class Storage:
         self._powers = np.array([self.gamma**k for k in range(self.n_step + 1)])
         names = [leaf.name for leaf in spec.leaves]
         self._reward, self._terminated, self._truncated = (names.index(name) for name in ("reward", "terminated", "truncated"))
-        self._of_next_obs = frozenset(
-            i for i, name in enumerate(names) if name == "next_obs" or name.startswith("next_obs.")
-        )
+        self._checks = tuple((leaf.dtype, leaf.shape, leaf.exact_types, leaf.ranged_types, leaf.low, leaf.high) for leaf in spec.leaves)
+        # With one step all fields are of the same row; with more, those of next_obs are of the last and the rest of the first
+        of_window = (self._reward, self._terminated, self._truncated)
+        of_last = [i for i, name in enumerate(names) if name == "next_obs" or name.startswith("next_obs.")]
+        of_first = [i for i in range(len(names)) if i not in of_last and i not in of_window]
+        self._all = Layout(self.ring, range(len(names)))
+        self._first = Layout(self.ring, of_first)
+        self._last = Layout(self.ring, of_last)
+        # Where to find each leaf in the fields of first, those of last, and reward and the flags
+        order = [*of_first, *of_last, *of_window]
+        self._places = [order.index(i) for i in range(len(names))]
+        self._gamma_or_0 = np.array([self.gamma, 0.0], spec.leaves[self._reward].dtype)
 
     # -- Writing ---------------------------------------------------------------------------------------------
 
-    def coerce_one(self, values: tuple[Tree, ...], extras: Mapping[str, Tree]) -> list[Any]:
+    def coerce_one(self, values: tuple[Tree, ...], extras: Mapping[str, Tree]) -> Sequence[Any]:
         """The values of one step of the only lane, ready for :meth:`write_one`."""
-        coerced = list(self.spec.flatten(values, extras))
-        for i, leaf in enumerate(self.spec.leaves):
-            value = coerced[i]
+        flat = self.spec.flatten(values, extras)
+        for value, (dtype, shape, exact, ranged, low, high) in zip(flat, self._checks):  # noqa: B905
             kind = type(value)
-            if kind is np.ndarray:
-                if value.dtype is leaf.dtype and value.shape == leaf.shape:
-                    continue
-            elif kind in leaf.exact_types or (kind in leaf.ranged_types and leaf.low <= value <= leaf.high):
-                continue
-            coerced[i] = leaf.coerce(value, ())
-        return coerced
+            if kind is ndarray:
+                if value.dtype is not dtype or value.shape != shape:
+                    break
+            elif kind not in exact and not (kind in ranged and low <= value <= high):
+                break
+        else:
+            return flat
+        return [leaf.coerce(value, ()) for leaf, value in zip(self.spec.leaves, flat, strict=True)]
 
-    def write_one(self, values: list[Any]) -> npt.NDArray[np.int64]:
+    def write_one(self, values: Sequence[Any]) -> npt.NDArray[np.int64]:
         """Store one step of the only lane; its index, of shape (1,)."""
         self.episodes.before_append(1)
         return self.ring.append_one(values, bool(values[self._terminated] or values[self._truncated]))
@@ -179,63 +189,39 @@ class Storage:
             If an index is stale or was never given out.
         """
         ring = self.ring
-        slots = ring.slots(indices)
-        rows = ring.gather(slots)
+        count = indices.shape[0]
         if self.n_step == 1:
-            return Window(
-                indices,
-                slots,
-                rows,
-                np.ones(indices.shape[0], np.int64),
-                ring.column(self._reward, rows, slots)[:, None],
-                ring.column(self._terminated, rows, slots),
-                ring.column(self._truncated, rows, slots),
-            )
+            fields = ring.gather(indices, self._all)
+            reward = fields[self._reward][:, None]
+            length = constant(count, 1, np.int64)
+            return Window(indices, fields, length, reward, fields[self._terminated], fields[self._truncated])
         rewards = ring.columns[self._reward]
-        reward = np.empty((indices.shape[0], self.n_step), rewards.dtype)
-        length = np.empty(indices.shape[0], np.int64)
-        kernels.window(indices, slots, ring.cursor, ring.capacity, rewards, ring.ended, reward, length)
-        last = self._last_slots(slots, length)
-        return Window(
-            indices,
-            slots,
-            rows,
-            length,
-            reward,
-            ring.columns[self._terminated].take(last, mode="clip"),
-            ring.columns[self._truncated].take(last, mode="clip"),
-        )
-
-    def _last_slots(self, slots: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        last: npt.NDArray[np.int64] = (slots + (length - 1) * self.num_envs) % self.ring.capacity
-        return last
+        reward = np.empty((count, self.n_step), rewards.dtype)
+        length = np.empty(count, np.int64)
+        ring.refuse(indices, kernels.window(indices, ring.first, ring.cursor, rewards, ring.ended, reward, length))
+        last = (indices + (length - 1) * self.num_envs) % ring.capacity
+        terminated = ring.columns[self._terminated].take(last, mode="clip")
+        truncated = ring.columns[self._truncated].take(last, mode="clip")
+        return Window(indices, ring.gather(indices, self._first), length, reward, terminated, truncated)
 
     def reduce(self, window: Window) -> dict[str, Any]:
         """One transition from each window: n-step return, discount, and the observation after the last step."""
-        ring = self.ring
-        last, last_rows = window.slots, window.rows
         if self.n_step == 1:
+            flat = window.fields
             reward = window.reward[:, 0]
-            discount = np.where(window.terminated, 0.0, self.gamma)
+            flat[self._reward], flat[self._terminated], flat[self._truncated] = reward, window.terminated, window.truncated
+            discount = self._gamma_or_0.take(window.terminated)
         else:
-            last = self._last_slots(window.slots, window.length)
-            last_rows = ring.gather(last)
             total = np.empty(window.length.shape[0], np.float64)
             kernels.n_step_return(window.reward, window.length, self._powers, total)
             with np.errstate(over="ignore"):
                 reward = total.astype(window.reward.dtype)
-            discount = np.where(window.terminated, 0.0, self._powers[window.length])
-        known = {self._reward: reward, self._terminated: window.terminated, self._truncated: window.truncated}
-        flat = []
-        for i in range(len(ring.leaves)):
-            if i in known:
-                flat.append(known[i])
-            elif i in self._of_next_obs:
-                flat.append(ring.column(i, last_rows, last))
-            else:
-                flat.append(ring.column(i, window.rows, window.slots))
+            last = self.ring.gather(window.indices + (window.length - 1) * self.num_envs, self._last)
+            found = [*window.fields, *last, reward, window.terminated, window.truncated]
+            flat = [found[place] for place in self._places]
+            discount = np.where(window.terminated, 0.0, self._powers[window.length]).astype(reward.dtype)
         fields = self.spec.unflatten(flat)
-        fields["discount"] = discount.astype(reward.dtype)
+        fields["discount"] = discount
         fields["length"] = window.length
         return fields
 

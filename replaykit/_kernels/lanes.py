@@ -6,19 +6,32 @@ by ``i + num_envs`` and lives in slot ``i % capacity``. Lane e holds the steps i
 
 import math
 
+import numpy as np
+
 from replaykit._kernels.jit import jit
+
+CHUNK = 64
+"""Rows that a gather takes apart at a time."""
 
 
 @jit
 def slots_of(indices, first, cursor, capacity, slots):  # type: ignore[no-untyped-def]
     """Slots of living indices; -1 if all are, else the position of the first that is not."""
     num_envs = first.shape[0]
+    if num_envs == 1:  # without a division: a living index is at most one lap behind
+        oldest, stop = first[0], cursor[0]
+        lap = stop // capacity * capacity
+        for i in range(indices.shape[0]):
+            index = indices[i]
+            if index < oldest or index >= stop:
+                return i
+            slots[i] = index - lap if index >= lap else index - lap + capacity
+        return -1
     for i in range(indices.shape[0]):
         index = indices[i]
         if index < 0:
             return i
-        lane = index % num_envs if num_envs > 1 else 0
-        step = index // num_envs if num_envs > 1 else index
+        lane, step = index % num_envs, index // num_envs
         if step < first[lane] or step >= cursor[lane]:
             return i
         slots[i] = index % capacity
@@ -100,32 +113,95 @@ def uniform(uniforms, first, cursor, capacity, indices):  # type: ignore[no-unty
 
 
 @jit
-def window(indices, slots, cursor, capacity, rewards, ended, reward, length):  # type: ignore[no-untyped-def]
+def gather(rows, row_bytes, indices, first, cursor, sources, sizes, block):  # type: ignore[no-untyped-def]
+    """Copy fields of the packed rows of living `indices` to consecutive segments of `block`, one segment a field.
+
+    Field f takes `sizes[f]` bytes from byte `sources[f]` of a row on; segments start at multiples of 64 bytes. Only
+    bytes are moved, in the largest words that fit, so one compiled function serves every dtype. Rows are fetched 64
+    at a time, one random read after another, and then taken apart in the cache.
+
+    Returns -1, or the position of the first index that is not stored; then the block is worth nothing.
+    """
+    slots = np.empty(indices.shape[0], np.int64)
+    wrong = slots_of(indices, first, cursor, rows.shape[0] // row_bytes, slots)
+    if wrong >= 0:
+        return wrong
+    chunk = np.empty(CHUNK * row_bytes, np.uint8)
+    rows8, chunk8, block8 = rows.view(np.uint64), chunk.view(np.uint64), block.view(np.uint64)
+    chunk4, block4 = chunk.view(np.uint32), block.view(np.uint32)
+    for begin in range(0, slots.shape[0], CHUNK):
+        count = min(CHUNK, slots.shape[0] - begin)
+        _fetch(rows8, row_bytes // 8, slots[begin : begin + count], chunk8)
+        start = 0
+        for field in range(sources.shape[0]):
+            source, size = sources[field], sizes[field]
+            to = start + begin * size
+            if source % 8 == 0 and size % 8 == 0:
+                _take_apart(chunk8, row_bytes // 8, count, source // 8, size // 8, block8, to // 8)
+            elif source % 4 == 0 and size % 4 == 0:
+                _take_apart(chunk4, row_bytes // 4, count, source // 4, size // 4, block4, to // 4)
+            else:
+                _take_apart(chunk, row_bytes, count, source, size, block, to)
+            start += (slots.shape[0] * size + 63) // 64 * 64
+    return -1
+
+
+# Indices are made unsigned below: for a signed one, each access would first ask whether it counts from the end.
+
+
+@jit
+def _fetch(rows, words, slots, chunk):  # type: ignore[no-untyped-def]
+    """Copy the rows of `slots`, of `words` words each, one after another."""
+    size = np.uint64(words)
+    for i in range(slots.shape[0]):
+        out_of, to = np.uint64(slots[i]) * size, np.uint64(i) * size
+        for k in range(words):
+            chunk[to + np.uint64(k)] = rows[out_of + np.uint64(k)]
+
+
+@jit
+def _take_apart(chunk, stride, count, source, words, block, to):  # type: ignore[no-untyped-def]
+    """Copy `words` words of each row of a chunk; word by word where they are few, as a short inner loop costs more."""
+    step, size = np.uint64(stride), np.uint64(words)
+    if words <= 4:
+        for k in range(words):
+            out_of, into = np.uint64(source + k), np.uint64(to + k)
+            for i in range(count):
+                block[into + np.uint64(i) * size] = chunk[out_of + np.uint64(i) * step]
+    else:
+        for i in range(count):
+            out_of, into = np.uint64(source) + np.uint64(i) * step, np.uint64(to) + np.uint64(i) * size
+            for k in range(words):
+                block[into + np.uint64(k)] = chunk[out_of + np.uint64(k)]
+
+
+@jit
+def window(indices, first, cursor, rewards, ended, reward, length):  # type: ignore[no-untyped-def]
     """Rewards (B, n) and lengths of the windows that start at living `indices` and end with their episode.
 
     One step of all windows after another, so that the random reads of a step overlap. Rewards past the end of
-    a window are 0.
+    a window are 0. Returns -1, or the position of the first index that is not stored.
     """
-    num_envs = cursor.shape[0]
+    num_envs, capacity = first.shape[0], ended.shape[0]
     batch_size, n_step = reward.shape
+    slots = np.empty(batch_size, np.int64)
+    wrong = slots_of(indices, first, cursor, capacity, slots)
+    if wrong >= 0:
+        return wrong
     for i in range(batch_size):
         reward[i, 0] = rewards[slots[i]]
         length[i] = 1
     for k in range(1, n_step):
         for i in range(batch_size):
             reward[i, k] = 0.0
-            if length[i] < k:
-                continue
             lane = indices[i] % num_envs if num_envs > 1 else 0
-            step = indices[i] // num_envs if num_envs > 1 else indices[i]
-            if step + k >= cursor[lane]:
-                continue
-            before = slots[i] + (k - 1) * num_envs
-            slot = before + num_envs
-            if ended[before % capacity]:
-                continue
-            reward[i, k] = rewards[slot % capacity]
-            length[i] = k + 1
+            if length[i] == k and not ended[slots[i]] and indices[i] + k * num_envs < cursor[lane] * num_envs:
+                slots[i] += num_envs
+                if slots[i] >= capacity:
+                    slots[i] -= capacity
+                reward[i, k] = rewards[slots[i]]
+                length[i] = k + 1
+    return -1
 
 
 @jit

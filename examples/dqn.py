@@ -1,0 +1,242 @@
+"""Deep Q-learning on any replay buffer, to be read from top to bottom.
+
+The agent never asks which buffer it holds. Each batch has `weights` (1 where nothing is prioritized) and `discount`
+(gamma per step of the n-step window, 0 where the episode terminated but not where it was cut off by a time limit), and
+each buffer takes `update_priorities`. So the loss is the same few lines for uniform, prioritized, combined and no replay.
+
+Shapes in the comments: B batch, E parallel environments, D observation, A actions.
+
+References
+----------
+Mnih et al. (2015), Human-level control through deep reinforcement learning.
+van Hasselt et al. (2016), Deep reinforcement learning with double Q-learning.
+"""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from replaykit import Replay, record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train. What concerns replay (capacity, gamma, n_step, alpha, beta) is the buffer's."""
+
+    total_timesteps: int = 40_000  # environment steps at most, all parallel environments together
+    learning_starts: int = 1_000  # steps before the first update
+    train_every: int = 4  # steps from one round of updates to the next
+    updates: int = 2  # batches in a round
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    max_grad_norm: float = 10.0
+    hidden: int = 128  # units in each of the two hidden layers
+    double: bool = True  # Double DQN: the online network chooses the next action, the target network rates it
+    target_every: int = 1  # updates between two moves of the target network ...
+    target_rate: float = 0.01  # ... and how far it moves towards the online one; 1 copies it
+    epsilon_end: float = 0.04  # share of random actions after ...
+    epsilon_steps: int = 6_400  # ... falling linearly from 1 in so many steps
+    eval_every: int = 2_000  # steps between two greedy evaluations, from which the best weights are chosen
+    eval_episodes: int = 100
+    stop_at: float = float("inf")  # stop as soon as an evaluation has this mean return
+
+    def batches_by(self, step: int) -> int:
+        """Batches that are sampled in the first `step` steps."""
+        return max(step - self.learning_starts, 0) // self.train_every * self.updates
+
+
+@dataclass
+class History:
+    """What happened, as pairs of the environment step and a number."""
+
+    returns: list[tuple[int, float]] = field(
+        default_factory=list
+    )  # of each training episode, random actions included
+    evaluations: list[tuple[int, float]] = field(default_factory=list)  # mean return of greedy episodes
+    losses: list[tuple[int, float]] = field(
+        default_factory=list
+    )  # mean weighted Huber loss of each round of updates
+    betas: list[tuple[int, float]] = field(
+        default_factory=list
+    )  # exponent of the weights, where there is one
+    steps: int = 0  # steps taken
+
+
+class QNetwork(nn.Module):
+    """The value of each action: two hidden layers of ReLU."""
+
+    def __init__(self, observations: int, actions: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(observations, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, actions),
+        )
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """(..., D) -> (..., A)."""
+        values: Tensor = self.layers(obs.float())
+        return values
+
+    @torch.no_grad()
+    def greedy(self, obs: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """The best action for each observation: (..., D) -> (...)."""
+        return self(torch.from_numpy(obs)).argmax(-1).numpy()  # type: ignore[no-any-return]
+
+
+def update(
+    q_net: QNetwork,
+    target_net: QNetwork,
+    optimizer: torch.optim.Optimizer,
+    buffer: Replay,
+    settings: Settings,
+) -> float:
+    """Learn from one batch, and tell the buffer how wrong each prediction was; returns the loss."""
+    batch = buffer.sample(settings.batch_size).to_torch()  # obs and next_obs (B, D), everything else (B,)
+    with torch.no_grad():
+        next_values = target_net(batch.next_obs)  # (B, A)
+        choice = q_net(batch.next_obs) if settings.double else next_values  # (B, A)
+        q_next = next_values.gather(1, choice.argmax(1, keepdim=True)).squeeze(1)  # (B,)
+        target = (
+            batch.reward + batch.discount * q_next
+        )  # (B,): right for any n_step, and at every kind of end
+    q = q_net(batch.obs).gather(1, batch.action.unsqueeze(1)).squeeze(1)  # (B,)
+    loss = (batch.weights * F.smooth_l1_loss(q, target, reduction="none")).mean()
+
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(q_net.parameters(), settings.max_grad_norm)
+    optimizer.step()
+
+    buffer.update_priorities(batch.indices, (target - q).detach())
+    return loss.item()
+
+
+@torch.no_grad()
+def move_target(target_net: QNetwork, q_net: QNetwork, rate: float) -> None:
+    """Move the target network towards the online one, all the way if `rate` is 1."""
+    for slow, fast in zip(target_net.parameters(), q_net.parameters(), strict=True):
+        slow.lerp_(fast, rate)
+
+
+def evaluate(q_net: QNetwork, env_id: str, episodes: int, seed: int) -> npt.NDArray[np.float64]:
+    """The returns of greedy episodes, in environments of their own; shape (episodes,).
+
+    Each parallel environment plays one episode to its end. What it plays after that, while others go on, is not
+    counted: were the first `episodes` to finish counted instead, short ones would be too many among them.
+    """
+    env = gymnasium.make_vec(env_id, num_envs=episodes)
+    obs, _ = env.reset(seed=seed)
+    returns, running = np.zeros(episodes), np.ones(episodes, np.bool_)
+    while running.any():
+        obs, reward, terminated, truncated, _ = env.step(q_net.greedy(obs))
+        returns += reward * running
+        running &= ~(terminated | truncated)
+    env.close()
+    return returns
+
+
+def train(
+    env: Any, buffer: Replay, settings: Settings, *, env_id: str, seed: int, eval_seed: int
+) -> tuple[QNetwork, History]:
+    """Train on `env`, single or vector; returns the network with the best evaluated weights, and what happened.
+
+    Ctrl-C ends training early, and what was reached until then is returned.
+    """
+    torch.manual_seed(seed)  # the initial weights; nothing else draws from torch
+    rng = np.random.default_rng(seed)  # exploration; the buffer draws from a generator of its own
+    is_vector = isinstance(env, gymnasium.vector.VectorEnv)
+    num_envs = env.num_envs if is_vector else 1
+    lanes = (num_envs,) if is_vector else ()  # shape of an action, a reward, a flag: (E,) or a scalar
+    actions = int(env.single_action_space.n if is_vector else env.action_space.n)
+    observations = env.observation_space.shape[-1]
+
+    q_net = QNetwork(observations, actions, settings.hidden)
+    target_net, best = copy.deepcopy(q_net), copy.deepcopy(q_net)
+    optimizer = torch.optim.Adam(q_net.parameters(), lr=settings.learning_rate, fused=True)
+    env = record(env, buffer)  # from here on each step is stored
+
+    history, best_return, batches, next_eval = History(), -float("inf"), 0, settings.eval_every
+    running_returns = np.zeros(num_envs)
+    bar = tqdm(total=settings.total_timesteps, unit="step")
+    try:
+        obs, _ = env.reset(seed=seed)  # (D,) or (E, D)
+        while history.steps < settings.total_timesteps:
+            # Act: at random with probability epsilon, else greedily
+            epsilon = 1.0 - (1.0 - settings.epsilon_end) * min(history.steps / settings.epsilon_steps, 1.0)
+            explore, random_action = rng.random(lanes) < epsilon, rng.integers(actions, size=lanes)
+            action = np.where(explore, random_action, q_net.greedy(obs))
+            obs, reward, terminated, truncated, _ = env.step(action)
+            done = np.logical_or(terminated, truncated)
+            if done.all() and not is_vector:  # a vector environment resets itself
+                obs, _ = env.reset()
+            history.steps += num_envs
+            bar.update(num_envs)
+
+            running_returns += reward
+            for lane in np.flatnonzero(done):
+                history.returns.append((history.steps, float(running_returns[lane])))
+                running_returns[lane] = 0.0
+
+            # Learn: as many batches as are due by now, whatever the number of environments
+            losses = []
+            while batches < settings.batches_by(history.steps):
+                losses.append(update(q_net, target_net, optimizer, buffer, settings))
+                batches += 1
+                if batches % settings.target_every == 0:
+                    move_target(target_net, q_net, settings.target_rate)
+            if losses:
+                history.losses.append((history.steps, float(np.mean(losses))))
+
+            # Evaluate without random actions: training returns are too low to judge by
+            if history.steps >= min(next_eval, settings.total_timesteps):
+                next_eval += settings.eval_every
+                mean_return = float(evaluate(q_net, env_id, settings.eval_episodes, eval_seed).mean())
+                history.evaluations.append((history.steps, mean_return))
+                if mean_return > best_return:
+                    best_return, best = mean_return, copy.deepcopy(q_net)
+                if mean_return >= settings.stop_at:
+                    break
+            if history.steps % 200 < num_envs:
+                show(bar, history, buffer)
+    except KeyboardInterrupt:
+        bar.write("Interrupted: going on with the best weights so far.")
+    bar.close()
+    return best if history.evaluations else q_net, history
+
+
+def show(bar: Any, history: History, buffer: Replay) -> None:
+    """Write beside the progress bar what is most worth watching.
+
+    return
+        Mean of the last 20 training episodes, random actions included. Rises; well below what the greedy policy gets.
+    eval
+        Mean of the last greedy evaluation. What it is all about.
+    loss
+        Weighted Huber loss, mean of the last 50 rounds. It grows with the returns (values grow, so do their errors);
+        one that explodes says that learning diverges.
+    beta
+        How much of the bias of prioritized draws is corrected: goes to 1 over the whole of training.
+    """
+    beta = buffer.stats().get("beta")
+    shown = {
+        "return": np.mean([value for _, value in history.returns[-20:]]) if history.returns else None,
+        "eval": history.evaluations[-1][1] if history.evaluations else None,
+        "loss": np.mean([value for _, value in history.losses[-50:]]) if history.losses else None,
+        "beta": beta,
+    }
+    if beta is not None:
+        history.betas.append((history.steps, beta))
+    bar.set_postfix(
+        {name: f"{value:.3g}" for name, value in shown.items() if value is not None}, refresh=False
+    )

@@ -1,0 +1,219 @@
+"""Learn CartPole, Acrobot or MountainCar by DQN, from a replay buffer of your choice.
+
+    python examples/dqn_cartpole.py
+    python examples/dqn_cartpole.py --buffer uniform --n-step 3 --num-envs 8 --seed 1
+    python examples/dqn_cartpole.py --env MountainCar-v0
+
+A run takes about a minute (MountainCar two). It ends with 100 greedy episodes that neither training nor the choice of
+the weights has seen, and saves a picture of the learning curve.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import matplotlib as mpl
+import numpy as np
+import torch
+from dqn import History, Settings, evaluate, train
+
+from replaykit import CombinedReplay, LatestBuffer, LinearSchedule, PrioritizedBuffer, Replay, ReplayBuffer
+
+mpl.use("Agg")  # pictures go to files; no window is needed
+import matplotlib.pyplot as plt  # noqa: E402
+
+BUFFERS = ("latest", "uniform", "prioritized", "combined")
+TEST_EPISODES = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Settings that solve an environment: the agent's, and those of the buffer."""
+
+    settings: Settings = Settings()
+    capacity: int = 100_000
+    gamma: float = 0.99
+    alpha: float = 0.6  # how much priorities count
+    eps: float = 1e-2  # added to every abs(td_error)
+
+
+TASKS = {
+    "CartPole-v1": Task(settings=Settings(stop_at=495.0)),
+    "Acrobot-v1": Task(settings=Settings(total_timesteps=60_000, epsilon_end=0.05, stop_at=-83.0)),
+    "MountainCar-v0": Task(
+        settings=Settings(
+            total_timesteps=90_000,
+            train_every=16,
+            updates=8,
+            batch_size=128,
+            learning_rate=4e-3,
+            target_every=300,
+            target_rate=1.0,
+            epsilon_end=0.07,
+            epsilon_steps=18_000,
+            stop_at=-103.0,
+        ),
+        capacity=10_000,
+        gamma=0.98,
+    ),
+}
+
+
+def make_buffer(kind: str, env: Any, task: Task, n_step: int, seed: np.random.SeedSequence) -> Replay:
+    """A buffer for the transitions of `env`. This is the only place that knows which it is."""
+    capacity, gamma = task.capacity, task.gamma
+    if kind == "latest":
+        return LatestBuffer.from_env(env, capacity, n_step=n_step, gamma=gamma, seed=seed)
+    if kind == "uniform":
+        return ReplayBuffer.from_env(env, capacity, n_step=n_step, gamma=gamma, seed=seed)
+    if kind == "combined":
+        return CombinedReplay(ReplayBuffer.from_env(env, capacity, n_step=n_step, gamma=gamma, seed=seed))
+    # The schedule counts sampled batches, so it ends with the last batch of the last step
+    batches = task.settings.batches_by(task.settings.total_timesteps)
+    beta = LinearSchedule(0.4, 1.0, steps=max(batches, 1))
+    return PrioritizedBuffer.from_env(
+        env, capacity, n_step=n_step, gamma=gamma, alpha=task.alpha, beta=beta, eps=task.eps, seed=seed
+    )
+
+
+def plot(history: History, test_returns: Any, threshold: float | None, title: str, path: Path) -> None:
+    """The returns, and below them the loss and, where there is one, beta."""
+    figure, (top, bottom) = plt.subplots(
+        2, 1, sharex=True, figsize=(8, 6), height_ratios=(3, 1), layout="constrained"
+    )
+    if history.returns:
+        steps, returns = np.array(history.returns).T
+        top.plot(steps, returns, ".", color="tab:blue", alpha=0.25, label="training episodes")
+        window = min(20, returns.size)
+        smoothed = np.convolve(returns, np.full(window, 1.0 / window), "valid")
+        top.plot(steps[window - 1 :], smoothed, color="tab:blue", label=f"training, mean of {window}")
+    if history.evaluations:
+        top.plot(*np.array(history.evaluations).T, "o-", color="tab:orange", label="greedy evaluations, mean")
+    label = f"{TEST_EPISODES} fresh greedy episodes: {test_returns.mean():.1f}"
+    top.plot(history.steps, test_returns.mean(), "*", color="tab:green", markersize=15, label=label)
+    if threshold is not None:
+        top.axhline(threshold, color="0.4", linestyle="--", label=f"solved: {threshold:g}")
+    top.set(title=title, ylabel="return of an episode")
+    top.legend(loc="best", fontsize="small")
+
+    if history.losses:
+        bottom.plot(*np.array(history.losses).T, color="tab:red", linewidth=0.5)
+        bottom.set_yscale("log")
+    bottom.set(xlabel="environment steps")
+    bottom.set_ylabel("weighted Huber loss", color="tab:red")
+    if history.betas:
+        right = bottom.twinx()
+        right.plot(*np.array(history.betas).T, color="tab:purple")
+        right.set_ylim(0.0, 1.05)
+        right.set_ylabel("beta", color="tab:purple")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A parser of integers not below `least`, for argparse."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is too small; expected at least {least}")
+        return value
+
+    return parse
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The options, checked as far as they can be without the environment."""
+    parser = argparse.ArgumentParser(
+        description="DQN on a replay buffer of replaykit, on classic control tasks.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--env", default="CartPole-v1", help=f"{', '.join(TASKS)}, or another with discrete actions"
+    )
+    parser.add_argument("--buffer", choices=BUFFERS, default="prioritized", help="where batches come from")
+    parser.add_argument(
+        "--n-step", type=at_least(1), default=1, help="rewards summed before the value takes over"
+    )
+    parser.add_argument("--double", action=argparse.BooleanOptionalAction, default=True, help="Double DQN")
+    parser.add_argument(
+        "--num-envs", type=at_least(1), default=1, help="environments that are stepped together"
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of everything")
+    parser.add_argument(
+        "--total-timesteps", type=at_least(1), help="steps at most (default: the environment's)"
+    )
+    parser.add_argument("--output", type=Path, help="picture (default: runs/..., beside this script)")
+    options = parser.parse_args()
+    try:
+        check_environment(options.env)
+    except (gymnasium.error.Error, ImportError, ValueError) as error:
+        parser.error(f"--env {options.env}: {error}")
+    name = f"{options.env.replace('/', '-')}-{options.buffer}-n{options.n_step}-seed{options.seed}.png"
+    options.output = options.output or Path(__file__).resolve().parent / "runs" / name
+    if options.output.suffix not in (".png", ".pdf", ".svg"):
+        parser.error(f"--output {options.output}: expected a name that ends in .png, .pdf or .svg")
+    try:  # now, not after training
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output {options.output}: {error}")
+    return options
+
+
+def check_environment(env_id: str) -> None:
+    """Refuse what this agent cannot learn."""
+    env = gymnasium.make(env_id)
+    actions, observations = env.action_space, env.observation_space
+    env.close()
+    if not isinstance(actions, gymnasium.spaces.Discrete) or actions.start != 0:
+        raise ValueError(f"the action space is {actions}; DQN needs Discrete actions that start at 0")
+    if not isinstance(observations, gymnasium.spaces.Box) or len(observations.shape) != 1:
+        raise ValueError(f"the observation space is {observations}; this network needs a Box with one axis")
+    if env.spec is None or env.spec.max_episode_steps is None:
+        raise ValueError("it has no time limit, so an evaluation might never end")
+
+
+def main() -> None:
+    """Train, evaluate, plot."""
+    options = parse_arguments()
+    torch.set_num_threads(1)  # networks this small are slower on several
+    task = TASKS.get(options.env, Task())
+    settings = replace(task.settings, double=options.double)
+    if options.total_timesteps is not None:
+        settings = replace(settings, total_timesteps=options.total_timesteps)
+    task = replace(task, settings=settings)
+
+    # Seeds of environments: training, choosing the weights and the final test never share an episode
+    first = 1_000_000 * options.seed
+    train_seed, eval_seed, test_seed = first, first + 500_000, first + 900_000
+
+    if options.num_envs == 1:
+        env: Any = gymnasium.make(options.env)
+    else:
+        env = gymnasium.make_vec(options.env, num_envs=options.num_envs)
+    buffer = make_buffer(
+        options.buffer, env, task, options.n_step, np.random.SeedSequence(options.seed).spawn(1)[0]
+    )
+    q_net, history = train(env, buffer, settings, env_id=options.env, seed=train_seed, eval_seed=eval_seed)
+    env.close()
+
+    test_returns = evaluate(q_net, options.env, TEST_EPISODES, test_seed)
+    print(f"Trained for {history.steps} steps on {buffer!r}.")
+    print(
+        f"Greedy return over {TEST_EPISODES} fresh episodes: mean {test_returns.mean():.1f}, "
+        f"standard deviation {test_returns.std():.1f}, worst {test_returns.min():.0f}, best {test_returns.max():.0f}."
+    )
+    title = f"DQN on {options.env}: {options.buffer} replay, n-step {options.n_step}, seed {options.seed}"
+    threshold = gymnasium.spec(options.env).reward_threshold
+    plot(history, test_returns, threshold, title, options.output)
+    print(f"Learning curve: {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Recording a Gymnasium environment: each true transition lands in the buffer, and nothing else."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from replaykit.replay import Replay
+from replaykit.spec import Spec
+
+
+def record(env: Any, buffer: Replay) -> Any:
+    """`env`, wrapped so that every step is stored in `buffer` as the transition it really was.
+
+    The wrapped environment is used as before. At an episode's end `next_obs` is the true last observation in each of
+    Gymnasium's autoreset modes: with NEXT_STEP the dummy step on which an environment is reset is not stored, with
+    SAME_STEP the observation is taken from ``info["final_obs"]``, and with DISABLED lanes that ended wait for
+    ``reset(options={"reset_mask": ...})``. A reset in the middle of an episode ends the episode in the buffer.
+
+    Parameters
+    ----------
+    env : gymnasium.Env or gymnasium.vector.VectorEnv
+    buffer : Replay
+        With as many lanes as `env` has environments, and the fields of its transitions.
+
+    Returns
+    -------
+    gymnasium.Wrapper or gymnasium.vector.VectorWrapper
+
+    Raises
+    ------
+    TypeError
+        If `env` is no Gymnasium environment or `buffer` no replay.
+    ValueError
+        If the number of environments or the fields differ, or a vector environment does not tell its autoreset mode.
+
+    Examples
+    --------
+    >>> import gymnasium
+    >>> from replaykit import ReplayBuffer, record
+    >>> env = gymnasium.make("CartPole-v1")
+    >>> buffer = ReplayBuffer.from_env(env, 1000)
+    >>> env = record(env, buffer)
+    >>> obs, info = env.reset(seed=0)
+    >>> for _ in range(5):
+    ...     obs, reward, terminated, truncated, info = env.step(0)
+    >>> len(buffer)
+    5
+    """
+    if not isinstance(buffer, Replay):
+        raise TypeError(f"buffer is a {type(buffer).__name__}; expected a replaykit buffer or a wrapper around one")
+    if not isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
+        raise TypeError(f"env is a {type(env).__name__}; expected a Gymnasium environment, single or vector")
+    is_vector = isinstance(env, gymnasium.vector.VectorEnv)
+    num_envs = env.num_envs if is_vector else 1
+    if num_envs != buffer.num_envs:
+        raise ValueError(f"env has {num_envs} environments; expected {buffer.num_envs}, the buffer's num_envs")
+    if buffer.spec.extra:
+        raise ValueError(f"the buffer's spec has the extra fields {buffer.spec.extra}, which an environment does not give; add them by hand")
+    fields = [(leaf.name, leaf.shape) for leaf in Spec.from_env(env).leaves]
+    if fields != [(leaf.name, leaf.shape) for leaf in buffer.spec.leaves]:
+        raise ValueError(f"env gives transitions of {Spec.from_env(env)}; expected the buffer's {buffer.spec}")
+    return RecordVector(env, buffer) if is_vector else RecordSingle(env, buffer)
+
+
+class RecordSingle(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """A single environment whose steps are stored; see `record`."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], buffer: Replay) -> None:
+        super().__init__(env)
+        self.buffer = buffer
+        self._obs: Any = None
+        self._over = True
+        self._autoreset = any(isinstance(layer, gymnasium.wrappers.Autoreset) for layer in _layers(env))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment; an episode that was running ends here."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        if not self._over:
+            self.buffer.end_episode()
+        self._obs, self._over = _copy(obs), False
+        return obs, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step the environment and store the transition."""
+        if self._over and not (self._autoreset and self._obs is not None):
+            raise gymnasium.error.ResetNeeded("the episode is over or has not begun; call reset() before step()")
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        if not self._over:
+            self.buffer.add(self._obs, action, reward, obs, terminated, truncated)
+        self._obs, self._over = _copy(obs), bool(terminated or truncated)
+        return obs, reward, terminated, truncated, info
+
+
+class RecordVector(gymnasium.vector.VectorWrapper[Any, Any, Any, Any, Any]):
+    """A vector environment whose steps are stored; see `record`."""
+
+    def __init__(self, env: gymnasium.vector.VectorEnv[Any, Any, Any], buffer: Replay) -> None:
+        super().__init__(env)
+        self.buffer = buffer
+        self._obs: Any = None
+        self._over = np.ones(env.num_envs, np.bool_)
+        self._mode = _autoreset_mode(env)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset the environments, or those in ``options["reset_mask"]``; episodes that were running there end here."""
+        options = dict(options) if options is not None else None  # Gymnasium takes the mask out of the dict it is given
+        mask = None if options is None else options.get("reset_mask")
+        lanes = np.ones(self.num_envs, np.bool_) if mask is None else np.array(mask, np.bool_)
+        obs, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        self.buffer.end_episode(lanes & ~self._over)
+        self._over = self._over & ~lanes
+        self._obs = _copy(obs)
+        return obs, info
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step the environments and store their transitions."""
+        if self._obs is None:
+            raise gymnasium.error.ResetNeeded("call reset() before step()")
+        obs, rewards, terminated, truncated, info = self.env.step(actions)
+        next_obs = self._with_final(obs, info) if self._mode == AutoresetMode.SAME_STEP else obs
+        self._store(actions, rewards, next_obs, terminated, truncated)
+        done = np.logical_or(terminated, truncated)
+        if self._mode == AutoresetMode.NEXT_STEP:
+            self._over = done
+        elif self._mode == AutoresetMode.DISABLED:
+            self._over = self._over | done
+        self._obs = _copy(obs)
+        return obs, rewards, terminated, truncated, info
+
+    def _store(self, actions: Any, rewards: Any, next_obs: Any, terminated: Any, truncated: Any) -> None:
+        step = (self._obs, actions, rewards, next_obs, terminated, truncated)
+        if self.num_envs > 1:
+            self.buffer.add(*step, mask=~self._over if self._over.any() else None)
+        elif not self._over[0]:
+            self.buffer.add(*(_entry(values, 0) for values in step))
+
+    def _with_final(self, obs: Any, info: dict[str, Any]) -> Any:
+        """`obs` with the true last observation where an episode has just ended."""
+        if "final_obs" not in info:
+            return obs
+        obs = _copy(obs)
+        for lane in np.flatnonzero(info["_final_obs"]):
+            _set_entry(obs, lane, _entry(info["final_obs"], lane))
+        return obs
+
+
+def _layers(env: Any) -> list[Any]:
+    """The environment and every wrapper around it."""
+    layers = [env]
+    while isinstance(layers[-1], gymnasium.Wrapper):
+        layers.append(layers[-1].env)
+    return layers
+
+
+def _autoreset_mode(env: gymnasium.vector.VectorEnv[Any, Any, Any]) -> AutoresetMode:
+    # The attribute first: the metadata are shared between environments of a class, whatever the mode of each
+    mode = getattr(env.unwrapped, "autoreset_mode", None) or env.metadata.get("autoreset_mode")
+    if mode is None:
+        raise ValueError(
+            'env does not tell its autoreset mode; set env.metadata["autoreset_mode"] to a gymnasium.vector.AutoresetMode'
+        )
+    return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
+
+
+def _copy(obs: Any) -> Any:
+    """A copy that the environment cannot change: many reuse their arrays."""
+    if isinstance(obs, Mapping):
+        return {key: _copy(value) for key, value in obs.items()}
+    if isinstance(obs, tuple):
+        return tuple(_copy(value) for value in obs)
+    return np.array(obs)
+
+
+def _entry(values: Any, lane: int) -> Any:
+    """One lane of a structure of arrays with a leading axis."""
+    if isinstance(values, Mapping):
+        return {key: _entry(value, lane) for key, value in values.items()}
+    if isinstance(values, tuple):
+        return tuple(_entry(value, lane) for value in values)
+    return values[lane]
+
+
+def _set_entry(values: Any, lane: int, entry: Any) -> None:
+    """Overwrite one lane of a structure of arrays."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            _set_entry(value, lane, entry[key])
+    elif isinstance(values, tuple):
+        for value, part in zip(values, entry, strict=True):
+            _set_entry(value, lane, part)
+    else:
+        values[lane] = entry
+
+
