@@ -1,8 +1,8 @@
 """Deep Q-learning on any replay buffer, to be read from top to bottom.
 
-The agent never asks which buffer it holds. Each batch has `weights` (1 where nothing is prioritized) and `discount`
-(gamma per step of the n-step window, 0 where the episode terminated but not where it was cut off by a time limit), and
-each buffer takes `update_priorities`. So the loss is the same few lines for uniform, prioritized, combined and no replay.
+The agent never asks which buffer it holds. Each batch has `weights` (1 where nothing is prioritized) and
+`discount` (gamma per step of the n-step window; 0 where the episode terminated, but not where a time limit
+cut it off), and each buffer takes `update_priorities`. So the loss is the same for every kind of replay.
 
 Shapes in the comments: B batch, E parallel environments, D observation, A actions.
 
@@ -67,7 +67,8 @@ class History:
     betas: list[tuple[int, float]] = field(
         default_factory=list
     )  # exponent of the weights, where there is one
-    steps: int = 0  # steps taken
+    steps: int = 0  # steps taken ...
+    best_step: int = 0  # ... and those after which the returned weights were reached
 
 
 class QNetwork(nn.Module):
@@ -91,7 +92,8 @@ class QNetwork(nn.Module):
     @torch.no_grad()
     def greedy(self, obs: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """The best action for each observation: (..., D) -> (...)."""
-        return self(torch.from_numpy(obs)).argmax(-1).numpy()  # type: ignore[no-any-return]
+        actions: npt.NDArray[np.int64] = self(torch.from_numpy(obs)).argmax(-1).numpy()
+        return actions
 
 
 def update(
@@ -114,12 +116,12 @@ def update(
     loss = (batch.weights * F.smooth_l1_loss(q, target, reduction="none")).mean()
 
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(q_net.parameters(), settings.max_grad_norm)
     optimizer.step()
 
     buffer.update_priorities(batch.indices, (target - q).detach())
-    return loss.item()
+    return float(loss.detach())
 
 
 @torch.no_grad()
@@ -132,8 +134,8 @@ def move_target(target_net: QNetwork, q_net: QNetwork, rate: float) -> None:
 def evaluate(q_net: QNetwork, env_id: str, episodes: int, seed: int) -> npt.NDArray[np.float64]:
     """The returns of greedy episodes, in environments of their own; shape (episodes,).
 
-    Each parallel environment plays one episode to its end. What it plays after that, while others go on, is not
-    counted: were the first `episodes` to finish counted instead, short ones would be too many among them.
+    Each parallel environment plays one episode to its end; what it plays after that, while others go on, does
+    not count. Taking the first `episodes` to finish instead would favour short ones.
     """
     env = gymnasium.make_vec(env_id, num_envs=episodes)
     obs, _ = env.reset(seed=seed)
@@ -147,14 +149,20 @@ def evaluate(q_net: QNetwork, env_id: str, episodes: int, seed: int) -> npt.NDAr
 
 
 def train(
-    env: Any, buffer: Replay, settings: Settings, *, env_id: str, seed: int, eval_seed: int
+    env: Any,
+    buffer: Replay,
+    settings: Settings,
+    rng: np.random.Generator,
+    *,
+    env_id: str,
+    seed: int,
+    eval_seed: int,
 ) -> tuple[QNetwork, History]:
-    """Train on `env`, single or vector; returns the network with the best evaluated weights, and what happened.
+    """Train on `env`, single or vector; returns the network with the best weights seen, and what happened.
 
     Ctrl-C ends training early, and what was reached until then is returned.
     """
-    torch.manual_seed(seed)  # the initial weights; nothing else draws from torch
-    rng = np.random.default_rng(seed)  # exploration; the buffer draws from a generator of its own
+    torch.manual_seed(seed)  # the initial weights: nothing else draws from torch, and exploration from `rng`
     is_vector = isinstance(env, gymnasium.vector.VectorEnv)
     num_envs = env.num_envs if is_vector else 1
     lanes = (num_envs,) if is_vector else ()  # shape of an action, a reward, a flag: (E,) or a scalar
@@ -204,7 +212,7 @@ def train(
                 mean_return = float(evaluate(q_net, env_id, settings.eval_episodes, eval_seed).mean())
                 history.evaluations.append((history.steps, mean_return))
                 if mean_return > best_return:
-                    best_return, best = mean_return, copy.deepcopy(q_net)
+                    best_return, best, history.best_step = mean_return, copy.deepcopy(q_net), history.steps
                 if mean_return >= settings.stop_at:
                     break
             if history.steps % 200 < num_envs:
@@ -212,19 +220,21 @@ def train(
     except KeyboardInterrupt:
         bar.write("Interrupted: going on with the best weights so far.")
     bar.close()
-    return best if history.evaluations else q_net, history
+    if not history.evaluations:  # interrupted before the first
+        best, history.best_step = q_net, history.steps
+    return best, history
 
 
 def show(bar: Any, history: History, buffer: Replay) -> None:
     """Write beside the progress bar what is most worth watching.
 
     return
-        Mean of the last 20 training episodes, random actions included. Rises; well below what the greedy policy gets.
+        Mean of the last 20 training episodes. Random actions keep it well below what the greedy policy gets.
     eval
-        Mean of the last greedy evaluation. What it is all about.
+        Mean of the last greedy evaluation: what it is all about.
     loss
-        Weighted Huber loss, mean of the last 50 rounds. It grows with the returns (values grow, so do their errors);
-        one that explodes says that learning diverges.
+        Weighted Huber loss, mean of the last 50 rounds. It grows with the returns, because values and so
+        their errors grow; one that explodes says that learning diverges.
     beta
         How much of the bias of prioritized draws is corrected: goes to 1 over the whole of training.
     """

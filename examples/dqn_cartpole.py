@@ -4,26 +4,23 @@
     python examples/dqn_cartpole.py --buffer uniform --n-step 3 --num-envs 8 --seed 1
     python examples/dqn_cartpole.py --env MountainCar-v0
 
-A run takes about a minute (MountainCar two). It ends with 100 greedy episodes that neither training nor the choice of
-the weights has seen, and saves a picture of the learning curve.
+A run takes about a minute (MountainCar two). It ends with 100 greedy episodes that neither training nor the
+choice of the weights has seen, and saves a picture of the learning curve.
 """
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium
-import matplotlib as mpl
 import numpy as np
 import torch
 from dqn import History, Settings, evaluate, train
+from matplotlib.figure import Figure
 
 from replaykit import CombinedReplay, LatestBuffer, LinearSchedule, PrioritizedBuffer, Replay, ReplayBuffer
-
-mpl.use("Agg")  # pictures go to files; no window is needed
-import matplotlib.pyplot as plt  # noqa: E402
 
 BUFFERS = ("latest", "uniform", "prioritized", "combined")
 TEST_EPISODES = 100
@@ -33,7 +30,7 @@ TEST_EPISODES = 100
 class Task:
     """Settings that solve an environment: the agent's, and those of the buffer."""
 
-    settings: Settings = Settings()
+    settings: Settings = field(default_factory=Settings)
     capacity: int = 100_000
     gamma: float = 0.99
     alpha: float = 0.6  # how much priorities count
@@ -81,9 +78,8 @@ def make_buffer(kind: str, env: Any, task: Task, n_step: int, seed: np.random.Se
 
 def plot(history: History, test_returns: Any, threshold: float | None, title: str, path: Path) -> None:
     """The returns, and below them the loss and, where there is one, beta."""
-    figure, (top, bottom) = plt.subplots(
-        2, 1, sharex=True, figsize=(8, 6), height_ratios=(3, 1), layout="constrained"
-    )
+    figure = Figure(figsize=(8, 6), layout="constrained")  # not pyplot's: no window, no global state
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     if history.returns:
         steps, returns = np.array(history.returns).T
         top.plot(steps, returns, ".", color="tab:blue", alpha=0.25, label="training episodes")
@@ -93,7 +89,7 @@ def plot(history: History, test_returns: Any, threshold: float | None, title: st
     if history.evaluations:
         top.plot(*np.array(history.evaluations).T, "o-", color="tab:orange", label="greedy evaluations, mean")
     label = f"{TEST_EPISODES} fresh greedy episodes: {test_returns.mean():.1f}"
-    top.plot(history.steps, test_returns.mean(), "*", color="tab:green", markersize=15, label=label)
+    top.plot(history.best_step, test_returns.mean(), "*", color="tab:green", markersize=15, label=label)
     if threshold is not None:
         top.axhline(threshold, color="0.4", linestyle="--", label=f"solved: {threshold:g}")
     top.set(title=title, ylabel="return of an episode")
@@ -102,6 +98,8 @@ def plot(history: History, test_returns: Any, threshold: float | None, title: st
     if history.losses:
         bottom.plot(*np.array(history.losses).T, color="tab:red", linewidth=0.5)
         bottom.set_yscale("log")
+    else:
+        bottom.text(0.5, 0.5, "no update yet", ha="center", va="center", transform=bottom.transAxes)
     bottom.set(xlabel="environment steps")
     bottom.set_ylabel("weighted Huber loss", color="tab:red")
     if history.betas:
@@ -110,7 +108,6 @@ def plot(history: History, test_returns: Any, threshold: float | None, title: st
         right.set_ylim(0.0, 1.05)
         right.set_ylabel("beta", color="tab:purple")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -189,25 +186,28 @@ def main() -> None:
         settings = replace(settings, total_timesteps=options.total_timesteps)
     task = replace(task, settings=settings)
 
-    # Seeds of environments: training, choosing the weights and the final test never share an episode
+    # Training, the choice of the weights and the final test share no episodes, and generators no streams
     first = 1_000_000 * options.seed
     train_seed, eval_seed, test_seed = first, first + 500_000, first + 900_000
+    buffer_seed, agent_seed = np.random.SeedSequence(options.seed).spawn(2)
 
     if options.num_envs == 1:
         env: Any = gymnasium.make(options.env)
     else:
         env = gymnasium.make_vec(options.env, num_envs=options.num_envs)
-    buffer = make_buffer(
-        options.buffer, env, task, options.n_step, np.random.SeedSequence(options.seed).spawn(1)[0]
+    buffer = make_buffer(options.buffer, env, task, options.n_step, buffer_seed)
+    rng = np.random.default_rng(agent_seed)
+    q_net, history = train(
+        env, buffer, settings, rng, env_id=options.env, seed=train_seed, eval_seed=eval_seed
     )
-    q_net, history = train(env, buffer, settings, env_id=options.env, seed=train_seed, eval_seed=eval_seed)
     env.close()
 
     test_returns = evaluate(q_net, options.env, TEST_EPISODES, test_seed)
-    print(f"Trained for {history.steps} steps on {buffer!r}.")
+    print(f"Trained for {history.steps} steps on {buffer!r}; weights of step {history.best_step}.")
     print(
-        f"Greedy return over {TEST_EPISODES} fresh episodes: mean {test_returns.mean():.1f}, "
-        f"standard deviation {test_returns.std():.1f}, worst {test_returns.min():.0f}, best {test_returns.max():.0f}."
+        f"Greedy return over {TEST_EPISODES} fresh episodes: "
+        f"mean {test_returns.mean():.1f}, standard deviation {test_returns.std():.1f}, "
+        f"worst {test_returns.min():.0f}, best {test_returns.max():.0f}."
     )
     title = f"DQN on {options.env}: {options.buffer} replay, n-step {options.n_step}, seed {options.seed}"
     threshold = gymnasium.spec(options.env).reward_threshold

@@ -1,6 +1,5 @@
 """What a sample passes through: a Draw of indices, a Window on the ring at each, and the Batch."""
 
-import functools
 from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from dataclasses import dataclass
 from typing import Any
@@ -174,14 +173,17 @@ class Batch:
         return Batch(**{name: _map(convert, value, f".{name}") for name, value in self.__dict__.items()})
 
 
-@functools.lru_cache(maxsize=64)
-def _constant(size: int, value: float, dtype: type) -> npt.NDArray[Any]:
-    return np.full(size, value, dtype)
+_constants: dict[tuple[int, float, type], npt.NDArray[Any]] = {}
 
 
 def constant(size: int, value: float, dtype: type) -> npt.NDArray[Any]:
     """A fresh array of one value: copying a kept one takes a fraction of the time of filling a new one."""
-    return _constant(size, value, dtype).copy()
+    kept = _constants.get((size, value, dtype))
+    if kept is None:
+        if len(_constants) >= 64:
+            _constants.clear()
+        kept = _constants[size, value, dtype] = np.full(size, value, dtype)
+    return kept.copy()
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -27,31 +27,25 @@ class Episodes:
         self._number = np.zeros(ring.capacity, np.int64)
         self._starts = np.zeros(ring.capacity, np.int64)
         self._ends = np.zeros(ring.capacity, np.int64)
-        self._unseen = 0
+        self.seen = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tables."""
         return self._number.nbytes + self._starts.nbytes + self._ends.nbytes
 
-    def before_append(self, steps: int) -> None:
-        """Make sure that no step is overwritten unseen when up to `steps` more are stored in each lane."""
-        self._unseen += steps
-        if self._unseen > self._ring.length:
-            self._sync()
-            self._unseen = steps
-
-    def _sync(self) -> None:
+    def sync(self) -> None:
+        """Bring the tables up to date. Must be called before more than L steps are stored that they have not seen."""
         ring = self._ring
         kernels.note_episodes(
             ring.first, self._synced, ring.cursor, ring.capacity, ring.ended,
             self._over, self._latest, self._number, self._starts, self._ends,
         )  # fmt: skip
-        self._unseen = 0
+        self.seen = ring.clock
 
     def end(self, mask: npt.NDArray[np.bool_]) -> None:
         """End the running episodes of the lanes in `mask` after their newest step."""
-        self._sync()
+        self.sync()
         ring = self._ring
         lanes = np.flatnonzero(mask & (ring.cursor > ring.first))
         ring.ended[((ring.cursor[lanes] - 1) * ring.num_envs + lanes) % ring.capacity] = True
@@ -59,7 +53,7 @@ class Episodes:
 
     def clear(self) -> None:
         """Forget every episode; the next step of each lane begins another."""
-        self._sync()
+        self.sync()
         self._over[:] = True
 
     def number(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -75,7 +69,7 @@ class Episodes:
         return self._ends[self._lookup(indices) % self._ring.capacity]
 
     def _lookup(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        self._sync()
+        self.sync()
         numbers: npt.NDArray[np.int64] = self._number[self._ring.slots(indices)]
         return numbers
 

@@ -12,7 +12,7 @@ from replaykit.batch import Draw
 from replaykit.buffer import build_from_env
 from replaykit.replay import Replay
 from replaykit.spec import Spec, as_indices
-from replaykit.storage import Seed, Storage, check_count, check_unit
+from replaykit.storage import Seed, Storage, Stretch, check_count, check_unit
 from replaykit.sum_tree import SCHEMES, SumTree
 
 kernels = lazy("lanes")
@@ -123,6 +123,7 @@ class PrioritizedBuffer(Replay):
         self.beta = beta  # type: ignore[assignment]
         self._tree = SumTree(self.capacity)
         self._settled = np.zeros(self.num_envs, np.int64)
+        self._settled_clock = 0
         self._stale_updates = 0
 
     @classmethod
@@ -133,8 +134,7 @@ class PrioritizedBuffer(Replay):
     @property
     def beta(self) -> float:
         """The exponent of the weights of the next batch. Set it to a number in [0, 1], or to a schedule."""
-        value = self._beta(self._storage.batches) if callable(self._beta) else self._beta
-        return check_unit("beta", value)
+        return check_unit("beta", self._beta(self._storage.batches)) if callable(self._beta) else self._beta
 
     @beta.setter
     def beta(self, value: float | Callable[[int], float]) -> None:
@@ -149,10 +149,11 @@ class PrioritizedBuffer(Replay):
         to undo. Each lane's new slots are filled at once; while lanes are in step, those of all lanes are.
         """
         ring, tree, settled = self._storage.ring, self._tree, self._settled
+        if ring.clock == self._settled_clock:
+            return
         if ring.writing:
             self._drop_retired()
-        if (ring.cursor == settled).all():
-            return
+        self._settled_clock = ring.clock
         value = tree.largest or 1.0
         pending = np.minimum(ring.cursor - settled, ring.cursor - ring.first)
         if ring.stamps is None:
@@ -177,10 +178,10 @@ class PrioritizedBuffer(Replay):
         self._tree.assign(dead, np.zeros(dead.size))
         ring.writing = False
 
-    def _write_prioritized(self, write: Any, ready: Any, errors: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    def _write_prioritized(self, ready: Stretch, errors: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         scaled = self._scaled(np.abs(errors) + self.eps)
         self._settle()
-        indices: npt.NDArray[np.int64] = write(ready)
+        indices = self._storage.write(ready)
         ring = self._storage.ring
         slots, kept = np.empty(errors.size, np.int64), np.empty(errors.size, np.float64)
         count = kernels.living(indices[indices >= 0], scaled, ring.first, ring.cursor, ring.capacity, slots, kept)
@@ -238,8 +239,6 @@ class PrioritizedBuffer(Replay):
         """
         self._settle()
         storage, tree = self._storage, self._tree
-        if tree.total == 0.0:
-            raise ValueError("every priority is 0, so nothing can be drawn; update one to a positive priority, or use eps > 0")
         uniforms = storage.rng.random(1 if self.draws == "systematic" else batch_size)
         slots, probabilities = tree.draw(uniforms, batch_size, self.draws)
         indices = np.empty(batch_size, np.int64)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from replaykit._kernels import lazy
 from replaykit.batch import Batch, Draw, Window, constant
 from replaykit.spec import Spec, Tree, as_float64, as_indices
-from replaykit.storage import Storage, check_count
+from replaykit.storage import Storage, Stretch, check_count
 
 kernels = lazy("lanes")
 
@@ -72,17 +72,13 @@ class Replay(ABC):
         """
         values = (obs, action, reward, next_obs, terminated, truncated)
         storage = self._storage
-        if mask is None and storage.num_envs == 1:
-            ready: Any = storage.coerce_one(values, extras)
-            write: Any = storage.write_one
-        else:
-            ready = storage.coerce(values, extras, None, storage.check_mask(mask, None))
-            write = storage.write
+        if mask is None and td_error is None and storage.num_envs == 1:
+            return storage.add_one(values, extras)
+        checked = storage.check_mask(mask, None)
+        ready = storage.coerce(values, extras, None, checked)
         if td_error is None:
-            indices: npt.NDArray[np.int64] = write(ready)
-            return indices
-        errors = self._initial_errors(td_error, (storage.num_envs,), storage.check_mask(mask, None))
-        return self._write_prioritized(write, ready, errors)
+            return storage.write(ready)
+        return self._write_prioritized(ready, self._initial_errors(td_error, (storage.num_envs,), checked))
 
     def extend(
         self,
@@ -125,7 +121,7 @@ class Replay(ABC):
         ready = storage.coerce((obs, action, reward, next_obs, terminated, truncated), extras, shape[0], checked)
         if td_error is None:
             return storage.write(ready)
-        return self._write_prioritized(storage.write, ready, self._initial_errors(td_error, storage.lead(shape[0]), checked))
+        return self._write_prioritized(ready, self._initial_errors(td_error, storage.lead(shape[0]), checked))
 
     def _initial_errors(
         self, td_error: Any, lead: tuple[int, ...], mask: npt.NDArray[np.bool_] | None
@@ -140,10 +136,9 @@ class Replay(ABC):
             raise ValueError(f"td_error contains {errors[~np.isfinite(errors)][0]}; expected finite numbers")
         return errors
 
-    def _write_prioritized(self, write: Any, ready: Any, errors: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    def _write_prioritized(self, ready: Stretch, errors: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """Write, and set the initial priorities where there are any."""
-        indices: npt.NDArray[np.int64] = write(ready)
-        return indices
+        return self._storage.write(ready)
 
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
         """Say that the next step of the lanes (of those in `mask`) begins another episode, where no flag has said so.

@@ -27,6 +27,8 @@ class Ring:
     The small fields of a transition lie side by side in one packed row, so that reading a transition is one
     cache miss; each large one has an array of its own. `columns` are views of either, in the order of the leaves.
 
+    `clock` counts the steps ever appended. `stamps`, once lanes are out of step, tells at which a slot was written.
+
     An append *retires* the oldest rows (advances `first`), writes, and *publishes* the new (advances
     `cursor`): whatever interrupts it, no row that counts as stored is half written.
 
@@ -108,6 +110,7 @@ class Ring:
         capacity = self.capacity
         slot = step % capacity
         self.writing = True
+        self.clock += 1
         if step - self._first_of_lane[0] >= capacity:
             self._first_of_lane[0] = step - capacity + 1
         for column, value in zip(self.columns, values):  # noqa: B905
@@ -151,14 +154,14 @@ class Ring:
             indices = np.where(mask, (self.cursor + counts - 1) * self.num_envs + np.arange(self.num_envs), -1)
             places = indices[mask] % self.capacity
         self.writing = True
+        self.clock += steps
         np.maximum(self.first, self.cursor + added - length, out=self.first)
         for column, value in zip(self.columns, values, strict=True):
             column[places] = value
         self.ended[places] = ended
         if self.stamps is not None:
-            self.stamps[places] = (self.clock + np.arange(steps)).repeat(self.num_envs).reshape(-1, self.num_envs)[mask]
+            self.stamps[places] = (self.clock - steps + np.arange(steps)).repeat(self.num_envs).reshape(-1, self.num_envs)[mask]
         self.cursor += added
-        self.clock += steps
         self.writing = False
         return indices
 
@@ -166,8 +169,7 @@ class Ring:
         """From the first partial mask on, remember for each slot when it was written: lanes are out of step."""
         stamps = np.zeros(self.capacity, np.int64)
         alive = self.living()
-        stamps[alive % self.capacity] = alive // self.num_envs
-        self.clock = int(self.cursor[0])
+        stamps[alive % self.capacity] = alive // self.num_envs - self.cursor[0] + self.clock
         self.stamps = stamps
 
     def clear(self) -> None:
@@ -230,12 +232,13 @@ class Ring:
         IndexError
             If an index is stale or was never given out.
         """
-        record, block_bytes = layout.of_batch(indices.shape[0])
-        block = np.empty(block_bytes, np.uint8)
+        record = layout.records.get(indices.shape[0]) or layout.record(indices.shape[0])
+        block = np.empty(record.itemsize, np.uint8)
         wrong = kernels.gather(
             self._bytes, self._row_bytes, indices, self.first, self.cursor, layout.sources, layout.sizes, block
         )  # fmt: skip
-        self.refuse(indices, wrong)
+        if wrong >= 0:
+            self.refuse(indices, wrong)
         fields = np.ndarray((), record, block)
         arrays: list[npt.NDArray[Any]] = [fields[name] for name in layout.names]
         for position, leaf in layout.large:
@@ -264,26 +267,24 @@ class Layout:
         self.sources = np.array([offsets[name][1] for name in self.names if name in offsets], np.int64)
         self.sizes = np.array([field.nbytes for field, small in zip(fields, packed, strict=True) if small], np.int64)
         self._fields = list(zip(fields, packed, strict=True))
-        self._of_batch: dict[int, tuple[np.dtype[Any], int]] = {}
+        self.records: dict[int, np.dtype[Any]] = {}
 
-    def of_batch(self, count: int) -> tuple[np.dtype[Any], int]:
-        """The fields of `count` transitions as a record of arrays, each from a multiple of 64 bytes on, and its bytes.
+    def record(self, count: int) -> np.dtype[Any]:
+        """The fields of `count` transitions as a record of arrays, each from a multiple of 64 bytes on.
 
-        Kept for the batch sizes that are in use, since making it takes longer than a gather. A large field has no
-        bytes in it.
+        Kept in `records` for the batch sizes that are in use, since making it takes longer than a gather. A large
+        field has no bytes in it.
         """
-        if count not in self._of_batch:
-            if len(self._of_batch) >= 16:
-                self._of_batch.clear()
-            formats, offsets, start = [], [], 0
-            for field, small in self._fields:
-                formats.append((field.dtype, (count, *field.shape) if small else (0,)))
-                offsets.append(start)
-                start += (count * field.nbytes + 63) // 64 * 64 if small else 0
-            start = max(start, 8)
-            record = np.dtype({"names": self.names, "formats": formats, "offsets": offsets, "itemsize": start})
-            self._of_batch[count] = record, start
-        return self._of_batch[count]
+        if len(self.records) >= 16:
+            self.records.clear()
+        formats, offsets, start = [], [], 0
+        for field, small in self._fields:
+            formats.append((field.dtype, (count, *field.shape) if small else (0,)))
+            offsets.append(start)
+            start += (count * field.nbytes + 63) // 64 * 64 if small else 0
+        record = np.dtype({"names": self.names, "formats": formats, "offsets": offsets, "itemsize": max(start, 8)})
+        self.records[count] = record
+        return record
 
 
 def _packed(leaves: Sequence[Leaf], names: Sequence[str]) -> np.dtype[Any]:

@@ -362,8 +362,6 @@ class Spec:
 
     def unflatten(self, flat: list[Any]) -> dict[str, Tree]:
         """The tree of each field from the values of the leaves, in order."""
-        if self.is_flat:
-            return dict(zip(self._trees, flat, strict=True))
         leaves = iter(flat)
         return {name: _map(lambda _field, _path: next(leaves), tree, name) for name, tree in self._trees.items()}
 

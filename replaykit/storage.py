@@ -76,28 +76,28 @@ class Storage:
         # Where to find each leaf in the fields of first, those of last, and reward and the flags
         order = [*of_first, *of_last, *of_window]
         self._places = [order.index(i) for i in range(len(names))]
+        self._is_flat, self._names = spec.is_flat, tuple(spec)
+        self._is_plain = spec.is_flat and not spec.extra
         self._gamma_or_0 = np.array([self.gamma, 0.0], spec.leaves[self._reward].dtype)
 
     # -- Writing ---------------------------------------------------------------------------------------------
 
-    def coerce_one(self, values: tuple[Tree, ...], extras: Mapping[str, Tree]) -> Sequence[Any]:
-        """The values of one step of the only lane, ready for :meth:`write_one`."""
-        flat = self.spec.flatten(values, extras)
+    def add_one(self, values: tuple[Tree, ...], extras: Mapping[str, Tree]) -> npt.NDArray[np.int64]:
+        """Store one step of the only lane; its index, of shape (1,). What :meth:`coerce` and :meth:`write` do, but fast."""
+        flat: Sequence[Any] = values if self._is_plain and not extras else self.spec.flatten(values, extras)
         for value, (dtype, shape, exact, ranged, low, high) in zip(flat, self._checks):  # noqa: B905
             kind = type(value)
             if kind is ndarray:
-                if value.dtype is not dtype or value.shape != shape:
-                    break
-            elif kind not in exact and not (kind in ranged and low <= value <= high):
-                break
-        else:
-            return flat
-        return [leaf.coerce(value, ()) for leaf, value in zip(self.spec.leaves, flat, strict=True)]
-
-    def write_one(self, values: Sequence[Any]) -> npt.NDArray[np.int64]:
-        """Store one step of the only lane; its index, of shape (1,)."""
-        self.episodes.before_append(1)
-        return self.ring.append_one(values, bool(values[self._terminated] or values[self._truncated]))
+                if value.dtype is dtype and value.shape == shape:
+                    continue
+            elif kind in exact or (kind in ranged and low <= value <= high):
+                continue
+            flat = [leaf.coerce(value, ()) for leaf, value in zip(self.spec.leaves, flat, strict=True)]
+            break
+        ring = self.ring
+        if ring.clock - self.episodes.seen >= ring.length:
+            self.episodes.sync()
+        return ring.append_one(flat, flat[self._terminated] or flat[self._truncated])
 
     def coerce(
         self,
@@ -164,7 +164,8 @@ class Storage:
             begin = chosen.stop
             if part is not None and chosen.start == chosen.stop:
                 continue
-            self.episodes.before_append(min(length, steps - step))
+            if self.ring.clock + min(length, steps - step) - self.episodes.seen > length:
+                self.episodes.sync()
             indices[step : step + length] = self.ring.append([value[chosen] for value in values], ended[chosen], part)
         return indices
 
@@ -220,7 +221,7 @@ class Storage:
             found = [*window.fields, *last, reward, window.terminated, window.truncated]
             flat = [found[place] for place in self._places]
             discount = np.where(window.terminated, 0.0, self._powers[window.length]).astype(reward.dtype)
-        fields = self.spec.unflatten(flat)
+        fields = dict(zip(self._names, flat)) if self._is_flat else self.spec.unflatten(flat)  # noqa: B905
         fields["discount"] = discount
         fields["length"] = window.length
         return fields

@@ -63,6 +63,7 @@ class SumTree:
         self._bounds = np.array([0.0, 0.0, np.inf, 0.0])
         self._peaks = np.zeros(1 << (depth // 2), np.float64)
         self._loose = np.zeros(1 << (depth // 2), np.uint8)
+        self._cursor_dtype = np.int32 if depth < 31 else np.int64  # half the bytes for the cursors of a descent
         self._changing = False
         self.limit = np.finfo(np.float64).max / (2 << depth)
 
@@ -217,15 +218,10 @@ class SumTree:
         kernels.find(self._nodes, masses, leaves)
         return leaves.astype(np.int64)
 
-    @property
-    def _cursor_dtype(self) -> type[np.signedinteger[Any]]:
-        """Half the bytes for the cursors of a descent, where they can count the nodes."""
-        return np.int32 if self._nodes.shape[0] <= 2**31 else np.int64
-
     def _refuse_empty(self) -> None:
         self._repair()
         if self._nodes[1] == 0.0:
-            raise ValueError("every value in the tree is 0, so nothing can be drawn; set a positive one first")
+            raise ValueError("every priority is 0, so nothing can be drawn; set one to a positive number first, or use eps > 0")
 
     # -- Looking ---------------------------------------------------------------------------------------------
 
