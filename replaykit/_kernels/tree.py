@@ -18,6 +18,7 @@ from replaykit._kernels.jit import jit
 
 MAX, MAX_LOOSE, MIN, MIN_LOOSE = 0, 1, 2, 3
 STRATIFIED, IID, SYSTEMATIC = 0, 1, 2
+ONE = np.uint64(1)  # indices are unsigned: for a signed one, each access would first ask whether it counts from the end
 SMALLEST_PROBABILITY = 2.2250738585072014e-308
 
 
@@ -33,13 +34,14 @@ def find(nodes, masses, cursors):  # type: ignore[no-untyped-def]
     level = 1
     while level < size:
         for i in range(masses.shape[0]):
-            left = nodes[2 * cursors[i]]
+            child = np.uint64(cursors[i]) << ONE
+            left = nodes[child]
             goes_right = masses[i] >= left
             masses[i] -= left * goes_right
-            cursors[i] = 2 * cursors[i] + goes_right
+            cursors[i] = child + np.uint64(goes_right)
         level *= 2
     for i in range(masses.shape[0]):
-        if nodes[cursors[i]] == 0.0:
+        if nodes[np.uint64(cursors[i])] == 0.0:
             cursors[i] = _last_positive_before(nodes, cursors[i])
         cursors[i] -= size
 
@@ -95,12 +97,13 @@ def assign(nodes, leaves, values, bounds, peaks, loose, touched):  # type: ignor
     size = nodes.shape[0] // 2
     shift = _block_shift(nodes, peaks)
     for i in range(leaves.shape[0]):
-        leaf = leaves[i]
-        old = nodes[size + leaf]
+        leaf = np.uint64(leaves[i])
+        node = leaf + np.uint64(size)
+        old = nodes[node]
         new = values[i]
-        nodes[size + leaf] = new
-        touched[i] = size + leaf
-        block = leaf >> shift
+        nodes[node] = new
+        touched[i] = node
+        block = leaf >> np.uint64(shift)
         if new >= peaks[block]:
             peaks[block] = new
             loose[block] = 0
@@ -109,17 +112,18 @@ def assign(nodes, leaves, values, bounds, peaks, loose, touched):  # type: ignor
         _note(bounds, old, new)
     count = leaves.shape[0]
     while size > 1:
-        kept = 0
-        previous = -1
+        kept = np.uint64(0)
+        previous = np.uint64(0)
         for i in range(count):
-            parent = touched[i] >> 1
+            parent = np.uint64(touched[i]) >> ONE
             touched[kept] = parent
-            kept += parent != previous
+            kept += np.uint64(parent != previous)
             previous = parent
-        count = kept
+        count = int(kept)
         for i in range(count):
-            parent = touched[i]
-            nodes[parent] = nodes[2 * parent] + nodes[2 * parent + 1]
+            parent = np.uint64(touched[i])
+            child = parent << ONE
+            nodes[parent] = nodes[child] + nodes[child + ONE]
         size >>= 1
 
 
