@@ -38,7 +38,7 @@ class Task:
 
 
 TASKS = {
-    "CartPole-v1": Task(settings=Settings(stop_at=495.0)),
+    "CartPole-v1": Task(settings=Settings(target_rate=0.02, eval_every=1_000, stop_at=495.0)),
     "Acrobot-v1": Task(settings=Settings(total_timesteps=60_000, epsilon_end=0.05, stop_at=-83.0)),
     "MountainCar-v0": Task(
         settings=Settings(
@@ -129,24 +129,22 @@ def parse_arguments() -> argparse.Namespace:
     """The options, checked as far as they can be without the environment."""
     parser = argparse.ArgumentParser(
         description="DQN on a replay buffer of replaykit, on classic control tasks.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
-        "--env", default="CartPole-v1", help=f"{', '.join(TASKS)}, or another with discrete actions"
+        "--env", default="CartPole-v1", help=f"{', '.join(TASKS)}, or another of discrete actions"
     )
-    parser.add_argument("--buffer", choices=BUFFERS, default="prioritized", help="where batches come from")
+    parser.add_argument("--buffer", choices=BUFFERS, default="prioritized", help="default: %(default)s")
     parser.add_argument(
-        "--n-step", type=at_least(1), default=1, help="rewards summed before the value takes over"
+        "--n-step", type=at_least(1), default=1, help="rewards in a target (default: %(default)s)"
     )
-    parser.add_argument("--double", action=argparse.BooleanOptionalAction, default=True, help="Double DQN")
     parser.add_argument(
-        "--num-envs", type=at_least(1), default=1, help="environments that are stepped together"
+        "--num-envs", type=at_least(1), default=1, help="stepped together (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of everything")
-    parser.add_argument(
-        "--total-timesteps", type=at_least(1), help="steps at most (default: the environment's)"
-    )
-    parser.add_argument("--output", type=Path, help="picture (default: runs/..., beside this script)")
+    parser.add_argument("--total-timesteps", type=at_least(1), help="at most, of all environments together")
+    parser.add_argument("--no-double", action="store_true", help="plain DQN rather than Double DQN")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of everything (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="the picture (default: in runs/, beside this script)")
     options = parser.parse_args()
     try:
         check_environment(options.env)
@@ -156,8 +154,9 @@ def parse_arguments() -> argparse.Namespace:
     options.output = options.output or Path(__file__).resolve().parent / "runs" / name
     if options.output.suffix not in (".png", ".pdf", ".svg"):
         parser.error(f"--output {options.output}: expected a name that ends in .png, .pdf or .svg")
-    try:  # now, not after training
+    try:  # now, rather than after training
         options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.touch()
     except OSError as error:
         parser.error(f"--output {options.output}: {error}")
     return options
@@ -181,7 +180,7 @@ def main() -> None:
     options = parse_arguments()
     torch.set_num_threads(1)  # networks this small are slower on several
     task = TASKS.get(options.env, Task())
-    settings = replace(task.settings, double=options.double)
+    settings = replace(task.settings, double=not options.no_double)
     if options.total_timesteps is not None:
         settings = replace(settings, total_timesteps=options.total_timesteps)
     task = replace(task, settings=settings)

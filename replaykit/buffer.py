@@ -5,13 +5,10 @@ from typing import Any, TypeVar, final
 import numpy as np
 import numpy.typing as npt
 
-from replaykit._kernels import lazy
 from replaykit.batch import Draw, constant
 from replaykit.replay import Replay
 from replaykit.spec import Spec, as_indices
 from replaykit.storage import Seed, Storage
-
-kernels = lazy("lanes")
 
 AnyBuffer = TypeVar("AnyBuffer", bound=Replay)
 
@@ -88,12 +85,12 @@ discount float32, length int64, weights float32, probabilities float64, indices 
         if self.replace:
             uniforms = storage.rng.random(batch_size)
         elif batch_size > size:
-            raise ValueError(f"batch_size is {batch_size}; expected at most {size}, as many as are stored, without replacement")
+            raise ValueError(
+                f"batch_size is {batch_size}; expected at most {size}, as many as are stored, without replacement"
+            )
         else:
             uniforms = (storage.rng.choice(size, batch_size, replace=False) + 0.5) / size
-        indices = np.empty(batch_size, np.int64)
-        kernels.uniform(uniforms, storage.ring.first, storage.ring.cursor, self.capacity, indices)
-        return Draw(indices, constant(batch_size, 1.0 / size, np.float64))
+        return Draw(storage.ring.uniform(uniforms), constant(batch_size, 1.0 / size, np.float64))
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
         """1/N for every stored index. Raises IndexError for one that is not stored."""

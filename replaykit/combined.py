@@ -87,6 +87,10 @@ class CombinedReplay(ReplayWrapper):
         """The smallest positive probability of any stored index but these; inf if there is none."""
         newest = self._newest(batch_size)
         drawn = batch_size - newest.size
-        of_others = drawn * self.inner.least_probability(drawn, np.union1d(newest, without)) / batch_size if drawn else np.inf
+        of_others = (
+            drawn * self.inner.least_probability(drawn, np.union1d(newest, without)) / batch_size
+            if drawn
+            else np.inf
+        )
         of_newest = self.probability(np.setdiff1d(newest, without), batch_size)
         return float(min(of_others, of_newest.min(initial=np.inf)))

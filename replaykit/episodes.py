@@ -91,10 +91,15 @@ class Episodes:
             last = np.r_[np.flatnonzero(begins)[1:] - 1, indices.size - 1][np.cumsum(begins) - 1]
             assert (self.stop(indices) == indices[last]).all(), f"lane {lane}: an episode's end is wrong"
             numbers = self.number(indices)
-            assert (np.diff(numbers) == ring.num_envs * begins[1:]).all(), f"lane {lane}: episode numbers are not consecutive"
+            assert (np.diff(numbers) == ring.num_envs * begins[1:]).all(), (
+                f"lane {lane}: episode numbers are not consecutive"
+            )
             assert (numbers % ring.num_envs == lane).all(), f"lane {lane}: an episode of another lane"
             inner = np.cumsum(begins) > 1
             first = indices[np.flatnonzero(begins)][np.cumsum(begins) - 1]
-            assert (self.start(indices)[inner] == first[inner]).all(), f"lane {lane}: an episode's start is wrong"
-            assert (self.start(indices)[~inner] <= indices[0]).all(), f"lane {lane}: an episode starts after its steps"
-
+            assert (self.start(indices)[inner] == first[inner]).all(), (
+                f"lane {lane}: an episode's start is wrong"
+            )
+            assert (self.start(indices)[~inner] <= indices[0]).all(), (
+                f"lane {lane}: an episode starts after its steps"
+            )

@@ -114,7 +114,10 @@ class PrioritizedBuffer(Replay):
     ) -> None:
         self.alpha = _check_non_negative("alpha", alpha)
         self.eps = _check_non_negative("eps", eps)
-        for name, choice, allowed in (("draws", draws, get_args(Draws)), ("weights", weights, get_args(Weights))):
+        for name, choice, allowed in (
+            ("draws", draws, get_args(Draws)),
+            ("weights", weights, get_args(Weights)),
+        ):
             if choice not in allowed:
                 raise ValueError(f"{name} is {choice!r}; expected one of {', '.join(map(repr, allowed))}")
         self.draws: Draws = draws
@@ -124,6 +127,8 @@ class PrioritizedBuffer(Replay):
         self._tree = SumTree(self.capacity)
         self._settled = np.zeros(self.num_envs, np.int64)
         self._settled_clock = 0
+        # So that priorities to the power alpha can be summed, eps and rounding included
+        self._largest_priority = 0.5 * self._tree.limit ** min(1.0, 1.0 / max(self.alpha, 1e-300)) - self.eps
         self._stale_updates = 0
 
     @classmethod
@@ -155,15 +160,15 @@ class PrioritizedBuffer(Replay):
             self._drop_retired()
         self._settled_clock = ring.clock
         value = tree.largest or 1.0
-        pending = np.minimum(ring.cursor - settled, ring.cursor - ring.first)
         if ring.stamps is None:
-            count = int(pending[0]) * ring.num_envs
+            count = int(min(ring.cursor[0] - settled[0], ring.cursor[0] - ring.first[0])) * ring.num_envs
             start = (int(ring.cursor[0]) * ring.num_envs - count) % ring.capacity
             stop = start + count
             tree.fill(start, min(stop, ring.capacity), value)
             if stop > ring.capacity:
                 tree.fill(0, stop - ring.capacity, value)
         else:
+            pending = np.minimum(ring.cursor - settled, ring.cursor - ring.first)
             slots = np.concatenate([
                 (np.arange(cursor - count, cursor) * ring.num_envs + lane) % ring.capacity
                 for lane, (cursor, count) in enumerate(zip(ring.cursor, pending, strict=True))
@@ -184,24 +189,24 @@ class PrioritizedBuffer(Replay):
         indices = self._storage.write(ready)
         ring = self._storage.ring
         slots, kept = np.empty(errors.size, np.int64), np.empty(errors.size, np.float64)
-        count = kernels.living(indices[indices >= 0], scaled, ring.first, ring.cursor, ring.capacity, slots, kept)
+        count = kernels.living(
+            indices[indices >= 0], scaled, np.inf, ring.first, ring.cursor, ring.capacity, slots, kept
+        )
         self._tree.assign(slots[:count], kept[:count])
         self._settled[:] = ring.cursor
         return indices
 
     def _scaled(self, priorities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Leaves of the tree: ``priorities**alpha``. Refuses what the sum of the tree could not hold."""
-        with np.errstate(over="ignore"):
-            scaled = priorities**self.alpha
-        if scaled.size and not scaled.max() <= self._tree.limit:
-            raise ValueError(
-                f"a priority of {priorities.max():.3g} to the power alpha={self.alpha} is too large to be summed; "
-                f"expected at most {self._tree.limit:.3g}"
-            )
+        """Leaves of the tree: ``priorities**alpha``."""
+        scaled: npt.NDArray[np.float64] = priorities**self.alpha
         return scaled
 
     def update_priorities(
-        self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *, priorities: npt.ArrayLike | None = None
+        self,
+        indices: npt.ArrayLike,
+        td_errors: npt.ArrayLike | None = None,
+        *,
+        priorities: npt.ArrayLike | None = None,
     ) -> int:
         """Set the priorities of the transitions of a batch; see :meth:`Replay.update_priorities`. O(B log C).
 
@@ -241,9 +246,11 @@ class PrioritizedBuffer(Replay):
         storage, tree = self._storage, self._tree
         uniforms = storage.rng.random(1 if self.draws == "systematic" else batch_size)
         slots, probabilities = tree.draw(uniforms, batch_size, self.draws)
-        indices = np.empty(batch_size, np.int64)
-        kernels.indices_of(slots, storage.ring.cursor, self.capacity, indices)
-        return Draw(indices, probabilities, tree.smallest / tree.total if self.weights == "buffer" else None)
+        return Draw(
+            storage.ring.indices_of(slots),
+            probabilities,
+            tree.smallest / tree.total if self.weights == "buffer" else None,
+        )
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
         """``p**alpha / sum(p**alpha)`` of each stored index, 0 if all are 0. O(B)."""

@@ -25,6 +25,9 @@ class Replay(ABC):
     `draw`, `probability`, `window`, `reduce`, `weigh`. For looking: `oldest`, `newest`, `latest`, `episode`, `stats`, `check`.
     """
 
+    _largest_priority = float(np.finfo(np.float64).max)
+    """TD errors and priorities above it are refused."""
+
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
@@ -116,9 +119,13 @@ class Replay(ABC):
         storage = self._storage
         shape = np.shape(reward)
         if not shape:
-            raise ValueError(f"reward has shape (); expected {('T', *storage.lead(None))}; use add for a single step")
+            raise ValueError(
+                f"reward has shape (); expected {('T', *storage.lead(None))}; use add for a single step"
+            )
         checked = storage.check_mask(mask, shape[0])
-        ready = storage.coerce((obs, action, reward, next_obs, terminated, truncated), extras, shape[0], checked)
+        ready = storage.coerce(
+            (obs, action, reward, next_obs, terminated, truncated), extras, shape[0], checked
+        )
         if td_error is None:
             return storage.write(ready)
         return self._write_prioritized(ready, self._initial_errors(td_error, storage.lead(shape[0]), checked))
@@ -132,8 +139,11 @@ class Replay(ABC):
             raise ValueError(f"td_error has shape {errors.shape}; expected {lead}")
         errors = errors.reshape(lead)
         errors = errors.reshape(-1) if mask is None else errors[mask.reshape(lead)]
-        if not np.isfinite(errors).all():
-            raise ValueError(f"td_error contains {errors[~np.isfinite(errors)][0]}; expected finite numbers")
+        wrong = ~(np.abs(errors) <= self._largest_priority)
+        if wrong.any():
+            raise ValueError(
+                f"td_error contains {errors[wrong][0]}; expected finite numbers of at most {self._largest_priority:.3g} in magnitude"
+            )
         return errors
 
     def _write_prioritized(self, ready: Stretch, errors: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
@@ -180,7 +190,11 @@ class Replay(ABC):
         return Batch(**fields)
 
     def update_priorities(
-        self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *, priorities: npt.ArrayLike | None = None
+        self,
+        indices: npt.ArrayLike,
+        td_errors: npt.ArrayLike | None = None,
+        *,
+        priorities: npt.ArrayLike | None = None,
     ) -> int:
         """Tell the buffer what was learned about the transitions of a batch.
 
@@ -227,11 +241,14 @@ class Replay(ABC):
         ring = self._storage.ring
         slots = np.empty(entries.shape[0], np.int64)
         kept = np.empty(entries.shape[0], np.float64)
-        count = kernels.living(entries, values, ring.first, ring.cursor, ring.capacity, slots, kept)
+        limit = self._largest_priority
+        count = kernels.living(entries, values, limit, ring.first, ring.cursor, ring.capacity, slots, kept)
         if count < 0:
             wrong = -1 - count
-            if not np.isfinite(values[wrong]):
-                raise ValueError(f"{name} contains {values[wrong]}; expected finite numbers")
+            if not abs(values[wrong]) <= limit:
+                raise ValueError(
+                    f"{name} contains {values[wrong]}; expected finite numbers of at most {limit:.3g} in magnitude"
+                )
             raise IndexError(ring.why_not_stored(int(entries[wrong])))
         if priorities is not None and values.size and values.min() < 0.0:
             raise ValueError(f"priorities contains {values.min()}; expected non-negative numbers")
@@ -323,7 +340,9 @@ class Replay(ABC):
         """The indices of the `count` transitions added last (all, if fewer are stored), oldest first."""
         return self._storage.ring.newest(check_count("count", count))
 
-    def episode(self, indices: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def episode(
+        self, indices: npt.ArrayLike
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The episode of each stored index: its number, and the indices of its first and its last step. O(1) each.
 
         Episodes are numbered so that no two share a number. The first step may have been overwritten; the last is the

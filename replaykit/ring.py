@@ -49,7 +49,9 @@ class Ring:
         self.leaves = tuple(leaves)
         small = [i for i, leaf in enumerate(leaves) if leaf.field.nbytes <= LARGE_FIELD_BYTES]
         row = _packed([leaves[i] for i in small], [str(i) for i in small])
-        self._refuse_more_than_memory(row.itemsize + sum(leaf.field.nbytes for leaf in leaves if leaf.field.nbytes > LARGE_FIELD_BYTES))
+        self._refuse_more_than_memory(
+            row.itemsize + sum(leaf.field.nbytes for leaf in leaves if leaf.field.nbytes > LARGE_FIELD_BYTES)
+        )
         self.rows = np.zeros(self.capacity, row)
         self.large = {
             i: np.zeros((self.capacity, *leaf.shape), leaf.dtype)
@@ -121,7 +123,10 @@ class Ring:
         return index
 
     def append(
-        self, values: Sequence[npt.NDArray[Any]], ended: npt.NDArray[np.bool_], mask: npt.NDArray[np.bool_] | None
+        self,
+        values: Sequence[npt.NDArray[Any]],
+        ended: npt.NDArray[np.bool_],
+        mask: npt.NDArray[np.bool_] | None,
     ) -> npt.NDArray[np.int64]:
         """Store T <= L steps of the lanes; their indices (T, E), -1 where the mask is False.
 
@@ -136,7 +141,9 @@ class Ring:
             added: Any = steps
             head = begin % self.capacity
             places: Any = (
-                slice(head, head + ended.size) if head + ended.size <= self.capacity else indices.reshape(-1) % self.capacity
+                slice(head, head + ended.size)
+                if head + ended.size <= self.capacity
+                else indices.reshape(-1) % self.capacity
             )
             values = [value.reshape(-1, *value.shape[2:]) for value in values]
             ended = ended.reshape(-1)
@@ -151,7 +158,9 @@ class Ring:
             steps = mask.shape[0]
             counts = mask.cumsum(axis=0)
             added = counts[-1]
-            indices = np.where(mask, (self.cursor + counts - 1) * self.num_envs + np.arange(self.num_envs), -1)
+            indices = np.where(
+                mask, (self.cursor + counts - 1) * self.num_envs + np.arange(self.num_envs), -1
+            )
             places = indices[mask] % self.capacity
         self.writing = True
         self.clock += steps
@@ -160,7 +169,9 @@ class Ring:
             column[places] = value
         self.ended[places] = ended
         if self.stamps is not None:
-            self.stamps[places] = (self.clock - steps + np.arange(steps)).repeat(self.num_envs).reshape(-1, self.num_envs)[mask]
+            self.stamps[places] = (
+                (self.clock - steps + np.arange(steps)).repeat(self.num_envs).reshape(-1, self.num_envs)[mask]
+            )
         self.cursor += added
         self.writing = False
         return indices
@@ -181,7 +192,10 @@ class Ring:
     def living(self) -> npt.NDArray[np.int64]:
         """Every stored index, lane after lane, oldest first. O(N)."""
         return np.concatenate(
-            [np.arange(first, cursor) * self.num_envs + lane for lane, (first, cursor) in enumerate(zip(self.first, self.cursor, strict=True))]
+            [
+                np.arange(first, cursor) * self.num_envs + lane
+                for lane, (first, cursor) in enumerate(zip(self.first, self.cursor, strict=True))
+            ]
         ).astype(np.int64)
 
     def newest(self, count: int) -> npt.NDArray[np.int64]:
@@ -193,9 +207,26 @@ class Ring:
             stop = self._cursor_of_lane[0] * self.num_envs
             return np.arange(stop - min(count, len(self)), stop, dtype=np.int64)
         tails = np.maximum(self.first, self.cursor - count)
-        tail = np.concatenate([np.arange(a, b) * self.num_envs + lane for lane, (a, b) in enumerate(zip(tails, self.cursor, strict=True))])
+        tail = np.concatenate(
+            [
+                np.arange(a, b) * self.num_envs + lane
+                for lane, (a, b) in enumerate(zip(tails, self.cursor, strict=True))
+            ]
+        )
         order = np.lexsort((tail % self.num_envs, self.stamps[tail % self.capacity]))
         return tail[order[-count:]].astype(np.int64)
+
+    def uniform(self, uniforms: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """A stored index for each number in [0, 1), all equally likely. O(B), and O(B E) while lanes are out of step."""
+        indices = np.empty(uniforms.shape[0], np.int64)
+        kernels.uniform(uniforms, self.first, self.cursor, self._bytes, self._row_bytes, indices)
+        return indices
+
+    def indices_of(self, slots: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+        """The index stored in each of `slots`, of which every one is filled. O(B)."""
+        indices = np.empty(slots.shape[0], np.int64)
+        kernels.indices_of(slots, self.cursor, self._bytes, self._row_bytes, indices)
+        return indices
 
     def slots(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The slots of `indices`; raises IndexError as :meth:`refuse` does."""
@@ -265,7 +296,9 @@ class Layout:
         fields = [ring.leaves[i].field for i in leaves]
         packed = [name in offsets for name in self.names]
         self.sources = np.array([offsets[name][1] for name in self.names if name in offsets], np.int64)
-        self.sizes = np.array([field.nbytes for field, small in zip(fields, packed, strict=True) if small], np.int64)
+        self.sizes = np.array(
+            [field.nbytes for field, small in zip(fields, packed, strict=True) if small], np.int64
+        )
         self._fields = list(zip(fields, packed, strict=True))
         self.records: dict[int, np.dtype[Any]] = {}
 
@@ -282,7 +315,9 @@ class Layout:
             formats.append((field.dtype, (count, *field.shape) if small else (0,)))
             offsets.append(start)
             start += (count * field.nbytes + 63) // 64 * 64 if small else 0
-        record = np.dtype({"names": self.names, "formats": formats, "offsets": offsets, "itemsize": max(start, 8)})
+        record = np.dtype(
+            {"names": self.names, "formats": formats, "offsets": offsets, "itemsize": max(start, 8)}
+        )
         self.records[count] = record
         return record
 
@@ -292,7 +327,11 @@ def _packed(leaves: Sequence[Leaf], names: Sequence[str]) -> np.dtype[Any]:
 
     Leaves of whole 8-byte words come first, then those of whole 4-byte words, so that they can be moved as such.
     """
-    order = sorted(range(len(leaves)), key=lambda i: min(leaves[i].field.nbytes & -leaves[i].field.nbytes or 8, 8), reverse=True)
+    order = sorted(
+        range(len(leaves)),
+        key=lambda i: min(leaves[i].field.nbytes & -leaves[i].field.nbytes or 8, 8),
+        reverse=True,
+    )
     sizes = [leaves[i].field.nbytes for i in order]
     offsets = [sum(sizes[:i]) for i in range(len(sizes))]
     return np.dtype({

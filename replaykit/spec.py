@@ -95,7 +95,9 @@ class Leaf:
         self.low: Any = 0
         self.high: Any = 0
         if not field.shape:
-            self.exact_types = frozenset((field.dtype.type, bool) if field.dtype.kind == "b" else (field.dtype.type,))
+            self.exact_types = frozenset(
+                (field.dtype.type, bool) if field.dtype.kind == "b" else (field.dtype.type,)
+            )
             if field.dtype.kind in "iu":
                 self.low, self.high = int(np.iinfo(field.dtype).min), int(np.iinfo(field.dtype).max)
                 self.ranged_types = frozenset((int,))
@@ -110,7 +112,9 @@ class Leaf:
     def __setstate__(self, state: tuple[str, Field]) -> None:
         Leaf.__init__(self, *state)
 
-    def coerce(self, value: Any, lead: tuple[int, ...], mask: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[Any]:
+    def coerce(
+        self, value: Any, lead: tuple[int, ...], mask: npt.NDArray[np.bool_] | None = None
+    ) -> npt.NDArray[Any]:
         """`value` as an array of shape ``(*lead, *shape)`` and this dtype, if nothing of it is lost but precision.
 
         Where `mask`, of shape `lead`, is given, only the entries it selects are returned, in one row, and only
@@ -151,8 +155,14 @@ class Leaf:
         if np.can_cast(source, target, "safe"):
             return array.astype(target)
         if target.kind in "biu" and source.kind in "biu":
-            low, high = (0, 1) if target.kind == "b" else (int(np.iinfo(target).min), int(np.iinfo(target).max))
-            outside = [int(extreme) for extreme in (array.min(), array.max()) if not low <= int(extreme) <= high] if array.size else []
+            low, high = (
+                (0, 1) if target.kind == "b" else (int(np.iinfo(target).min), int(np.iinfo(target).max))
+            )
+            outside = (
+                [int(extreme) for extreme in (array.min(), array.max()) if not low <= int(extreme) <= high]
+                if array.size
+                else []
+            )
             if outside:
                 raise OverflowError(
                     f"{self.name} contains {outside[0]}; expected {target} values in [{low}, {high}]; "
@@ -177,7 +187,9 @@ class Leaf:
 def _from_torch(name: str, value: Any) -> npt.NDArray[Any]:
     if value.requires_grad or value.device.type != "cpu":
         state = "requires grad" if value.requires_grad else f"is on {value.device}"
-        raise TypeError(f"{name} is a torch tensor that {state}; expected an array on the CPU: pass .detach().cpu()")
+        raise TypeError(
+            f"{name} is a torch tensor that {state}; expected an array on the CPU: pass .detach().cpu()"
+        )
     array: npt.NDArray[Any] = value.numpy()
     return array
 
@@ -192,7 +204,9 @@ def _remedy(source: np.dtype[Any], target: np.dtype[Any]) -> str:
 
 def as_float64(name: str, value: Any) -> npt.NDArray[np.float64]:
     """`value`, which may be a CPU tensor, as float64; refuses what is not real numbers."""
-    array = _from_torch(name, value) if type(value).__module__.partition(".")[0] == "torch" else np.asarray(value)
+    array = (
+        _from_torch(name, value) if type(value).__module__.partition(".")[0] == "torch" else np.asarray(value)
+    )
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers")
     return array.astype(np.float64, copy=False)
@@ -200,7 +214,9 @@ def as_float64(name: str, value: Any) -> npt.NDArray[np.float64]:
 
 def as_indices(name: str, value: Any) -> npt.NDArray[np.int64]:
     """`value`, which may be a CPU tensor, as int64; refuses floats and booleans."""
-    array = _from_torch(name, value) if type(value).__module__.partition(".")[0] == "torch" else np.asarray(value)
+    array = (
+        _from_torch(name, value) if type(value).__module__.partition(".")[0] == "torch" else np.asarray(value)
+    )
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers, as add and sample give them")
     if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
@@ -241,7 +257,9 @@ class Spec:
             raise ValueError(f"reward is {reward!r}; expected a floating scalar such as Field((), 'float32')")
         for name in extra:
             if name in _RESERVED or name.startswith("_"):
-                raise ValueError(f"extra field {name!r} has a name that replaykit uses itself; choose another")
+                raise ValueError(
+                    f"extra field {name!r} has a name that replaykit uses itself; choose another"
+                )
         flag = Field((), np.bool_)
         self._trees: dict[str, Tree] = {
             "obs": _frozen(obs, "obs"),
@@ -304,7 +322,9 @@ class Spec:
             if name not in ("next_obs", "terminated", "truncated", "reward")
         }
         reward = transition.get("reward", 0.0)
-        dtype = np.asarray(reward).dtype if isinstance(reward, np.ndarray | np.floating) else np.dtype(np.float32)
+        dtype = (
+            np.asarray(reward).dtype if isinstance(reward, np.ndarray | np.floating) else np.dtype(np.float32)
+        )
         return cls(reward=Field((), dtype if dtype.kind == "f" else np.float32), **trees)
 
     @property
@@ -363,7 +383,9 @@ class Spec:
     def unflatten(self, flat: list[Any]) -> dict[str, Tree]:
         """The tree of each field from the values of the leaves, in order."""
         leaves = iter(flat)
-        return {name: _map(lambda _field, _path: next(leaves), tree, name) for name, tree in self._trees.items()}
+        return {
+            name: _map(lambda _field, _path: next(leaves), tree, name) for name, tree in self._trees.items()
+        }
 
 
 def _frozen(tree: Tree, name: str) -> Tree:
@@ -406,10 +428,14 @@ def _flatten(tree: Tree, value: Tree, path: str, flat: list[Any]) -> None:
             raise TypeError(f"{path} is a {type(value).__name__}; expected a dict with the keys {list(tree)}")
         for key in value:
             if key not in tree:
-                raise FieldNameError(f"{path} has the unknown key {key!r}; expected {list(tree)}{_nearest(key, tuple(tree))}")
+                raise FieldNameError(
+                    f"{path} has the unknown key {key!r}; expected {list(tree)}{_nearest(key, tuple(tree))}"
+                )
         for key, field in tree.items():
             if key not in value:
-                raise FieldNameError(f"{path} lacks the key {key!r}; expected {list(tree)}, got {list(value)}")
+                raise FieldNameError(
+                    f"{path} lacks the key {key!r}; expected {list(tree)}, got {list(value)}"
+                )
             _flatten(field, value[key], f"{path}.{key}", flat)
     elif isinstance(tree, tuple):
         if not isinstance(value, tuple | list) or len(value) != len(tree):

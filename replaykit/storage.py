@@ -50,10 +50,14 @@ class Storage:
         Of the generator from which all randomness of the buffer and its wrappers comes.
     """
 
-    def __init__(self, capacity: int, spec: Spec, num_envs: int, n_step: int, gamma: float, seed: Seed) -> None:
+    def __init__(
+        self, capacity: int, spec: Spec, num_envs: int, n_step: int, gamma: float, seed: Seed
+    ) -> None:
         capacity = check_count("capacity", capacity)
         if not isinstance(spec, Spec):
-            raise TypeError(f"spec is a {type(spec).__name__}; expected a Spec, such as Spec.from_env(env) gives")
+            raise TypeError(
+                f"spec is a {type(spec).__name__}; expected a Spec, such as Spec.from_env(env) gives"
+            )
         self.spec = spec
         self.num_envs = check_count("num_envs", num_envs)
         self.n_step = check_count("n_step", n_step)
@@ -64,8 +68,13 @@ class Storage:
         self.episodes = Episodes(self.ring)
         self._powers = np.array([self.gamma**k for k in range(self.n_step + 1)])
         names = [leaf.name for leaf in spec.leaves]
-        self._reward, self._terminated, self._truncated = (names.index(name) for name in ("reward", "terminated", "truncated"))
-        self._checks = tuple((leaf.dtype, leaf.shape, leaf.exact_types, leaf.ranged_types, leaf.low, leaf.high) for leaf in spec.leaves)
+        self._reward, self._terminated, self._truncated = (
+            names.index(name) for name in ("reward", "terminated", "truncated")
+        )
+        self._checks = tuple(
+            (leaf.dtype, leaf.shape, leaf.exact_types, leaf.ranged_types, leaf.low, leaf.high)
+            for leaf in spec.leaves
+        )
         # With one step all fields are of the same row; with more, those of next_obs are of the last and the rest of the first
         of_window = (self._reward, self._terminated, self._truncated)
         of_last = [i for i, name in enumerate(names) if name == "next_obs" or name.startswith("next_obs.")]
@@ -145,14 +154,20 @@ class Storage:
             count = int(chosen.sum())
             values = [value.reshape(count, 1, *value.shape[1:]) for value in stretch.values]
             indices = np.full(chosen.shape, -1, np.int64)
-            indices[chosen] = self._write_chunks(values, stretch.ended.reshape(count, 1), None, count).reshape(-1)
+            indices[chosen] = self._write_chunks(
+                values, stretch.ended.reshape(count, 1), None, count
+            ).reshape(-1)
             return indices
         mask = None if stretch.mask is None else stretch.mask.reshape(-1, self.num_envs)
         steps = stretch.ended.shape[0] if mask is None else mask.shape[0]
         return self._write_chunks(stretch.values, stretch.ended, mask, steps).reshape(stretch.lead or (1,))
 
     def _write_chunks(
-        self, values: list[npt.NDArray[Any]], ended: npt.NDArray[np.bool_], mask: npt.NDArray[np.bool_] | None, steps: int
+        self,
+        values: list[npt.NDArray[Any]],
+        ended: npt.NDArray[np.bool_],
+        mask: npt.NDArray[np.bool_] | None,
+        steps: int,
     ) -> npt.NDArray[np.int64]:
         """Write at most L steps at a time, so that no slot is written twice at once."""
         length = self.ring.length
@@ -166,7 +181,9 @@ class Storage:
                 continue
             if self.ring.clock + min(length, steps - step) - self.episodes.seen > length:
                 self.episodes.sync()
-            indices[step : step + length] = self.ring.append([value[chosen] for value in values], ended[chosen], part)
+            indices[step : step + length] = self.ring.append(
+                [value[chosen] for value in values], ended[chosen], part
+            )
         return indices
 
     def end_episode(self, mask: Any = None) -> None:
@@ -199,7 +216,9 @@ class Storage:
         rewards = ring.columns[self._reward]
         reward = np.empty((count, self.n_step), rewards.dtype)
         length = np.empty(count, np.int64)
-        ring.refuse(indices, kernels.window(indices, ring.first, ring.cursor, rewards, ring.ended, reward, length))
+        ring.refuse(
+            indices, kernels.window(indices, ring.first, ring.cursor, rewards, ring.ended, reward, length)
+        )
         last = (indices + (length - 1) * self.num_envs) % ring.capacity
         terminated = ring.columns[self._terminated].take(last, mode="clip")
         truncated = ring.columns[self._truncated].take(last, mode="clip")
@@ -210,7 +229,11 @@ class Storage:
         if self.n_step == 1:
             flat = window.fields
             reward = window.reward[:, 0]
-            flat[self._reward], flat[self._terminated], flat[self._truncated] = reward, window.terminated, window.truncated
+            flat[self._reward], flat[self._terminated], flat[self._truncated] = (
+                reward,
+                window.terminated,
+                window.truncated,
+            )
             discount = self._gamma_or_0.take(window.terminated)
         else:
             total = np.empty(window.length.shape[0], np.float64)
@@ -241,7 +264,9 @@ class Storage:
         """
         ring = self.ring
         assert (ring.first <= ring.cursor).all(), "a lane's oldest step is newer than its newest"
-        assert (ring.cursor - ring.first <= ring.length).all(), "a lane holds more than capacity / num_envs transitions"
+        assert (ring.cursor - ring.first <= ring.length).all(), (
+            "a lane holds more than capacity / num_envs transitions"
+        )
         alive = ring.living() % ring.capacity
         assert np.unique(alive).size == alive.size == len(ring), "two transitions share a slot"
         flags = ring.columns[self._terminated][alive] | ring.columns[self._truncated][alive]

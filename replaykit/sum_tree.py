@@ -63,7 +63,9 @@ class SumTree:
         self._bounds = np.array([0.0, 0.0, np.inf, 0.0])
         self._peaks = np.zeros(1 << (depth // 2), np.float64)
         self._loose = np.zeros(1 << (depth // 2), np.uint8)
-        self._cursor_dtype = np.int32 if depth < 31 else np.int64  # half the bytes for the cursors of a descent
+        self._cursor_dtype = (
+            np.int32 if depth < 31 else np.int64
+        )  # half the bytes for the cursors of a descent
         self._changing = False
         self.limit = np.finfo(np.float64).max / (2 << depth)
 
@@ -221,7 +223,9 @@ class SumTree:
     def _refuse_empty(self) -> None:
         self._repair()
         if self._nodes[1] == 0.0:
-            raise ValueError("every priority is 0, so nothing can be drawn; set one to a positive number first, or use eps > 0")
+            raise ValueError(
+                "every priority is 0, so nothing can be drawn; set one to a positive number first, or use eps > 0"
+            )
 
     # -- Looking ---------------------------------------------------------------------------------------------
 
@@ -272,7 +276,9 @@ class SumTree:
             raise ValueError(f"leaves has shape {indices.shape}; expected (B,)")
         outside = (indices < 0) | (indices >= self.capacity)
         if outside.any():
-            raise IndexError(f"leaves contains {indices[outside][0]}; expected leaves in [0, {self.capacity})")
+            raise IndexError(
+                f"leaves contains {indices[outside][0]}; expected leaves in [0, {self.capacity})"
+            )
         return indices
 
     @property
@@ -293,7 +299,9 @@ class SumTree:
         assert (leaves >= 0.0).all() and np.isfinite(leaves).all(), "a leaf is negative or not finite"
         assert (leaves[self.capacity :] == 0.0).all(), "a leaf beyond the capacity is not 0"
         if leaves.size > 1:
-            assert (nodes[1 : leaves.size] == nodes[2::2] + nodes[3::2]).all(), "a node is not the sum of its children"
+            assert (nodes[1 : leaves.size] == nodes[2::2] + nodes[3::2]).all(), (
+                "a node is not the sum of its children"
+            )
         blocks = leaves.reshape(self._peaks.size, -1).max(axis=1)
         assert (blocks <= self._peaks).all(), "a block holds a leaf above its peak"
         assert (blocks == self._peaks)[self._loose == 0].all(), "a peak that counts as held is not"

@@ -73,7 +73,11 @@ class ReplayWrapper(Replay):
         self.inner.reset()
 
     def update_priorities(
-        self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *, priorities: npt.ArrayLike | None = None
+        self,
+        indices: npt.ArrayLike,
+        td_errors: npt.ArrayLike | None = None,
+        *,
+        priorities: npt.ArrayLike | None = None,
     ) -> int:
         """As the wrapped buffer's; see :meth:`Replay.update_priorities`."""
         return self.inner.update_priorities(indices, td_errors, priorities=priorities)

@@ -20,9 +20,11 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba.core import config
+from llvmlite import ir
+from numba.core import config, types
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
+from numba.extending import intrinsic
 
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 
@@ -33,6 +35,31 @@ def jit(function: Callable[..., Any]) -> Any:
     if not config.DISABLE_JIT and cache_directory() is not None:
         kernel._cache = KernelCache(function)
     return kernel
+
+
+def _prefetch(typing_context: Any, array: Any, position: Any) -> Any:
+    """Type and code of :func:`prefetch`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        pointer = builder.gep(data, [arguments[1]])
+        number = ir.IntType(32)
+        function_type = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], function_type)
+        builder.call(
+            function, [pointer, number(0), number(3), number(1)]
+        )  # to be read, kept in all caches, data
+        return context.get_dummy_value()
+
+    return types.void(array, position), generate
+
+
+def _no_prefetch(array: Any, position: Any) -> None:
+    """What :func:`prefetch` is without compilation."""
+
+
+prefetch = _no_prefetch if config.DISABLE_JIT else intrinsic(_prefetch)
+"""``prefetch(array, i)`` in a kernel: start to load the cache line of ``array[i]``, and go on without waiting."""
 
 
 @functools.cache
@@ -71,7 +98,7 @@ class KernelCache:
     """One kernel's compiled code on disk: the part of Numba's cache interface that a dispatcher calls."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        source = Path(function.__code__.co_filename).read_bytes()
+        source = Path(function.__code__.co_filename).read_bytes() + Path(__file__).read_bytes()
         self._name = function.__name__
         self._version = repr((
             hashlib.sha256(source).hexdigest(),

@@ -4,11 +4,9 @@ Index i belongs to lane ``i % num_envs``, is that lane's step number ``i // num_
 by ``i + num_envs`` and lives in slot ``i % capacity``. Lane e holds the steps in ``[first[e], cursor[e])``.
 """
 
-import math
-
 import numpy as np
 
-from replaykit._kernels.jit import jit
+from replaykit._kernels.jit import jit, prefetch
 
 CHUNK = 64
 """Rows that a gather takes apart at a time."""
@@ -39,16 +37,16 @@ def slots_of(indices, first, cursor, capacity, slots):  # type: ignore[no-untype
 
 
 @jit
-def living(indices, values, first, cursor, capacity, slots, kept):  # type: ignore[no-untyped-def]
+def living(indices, values, limit, first, cursor, capacity, slots, kept):  # type: ignore[no-untyped-def]
     """Slots and values of the indices that are not stale, in order, and how many they are.
 
-    Returns ``-1 - i`` where entry i was never issued or its value is not finite, before anything is used.
+    Returns ``-1 - i`` where entry i was never issued or its value is not a number of at most `limit` in magnitude.
     """
     num_envs = first.shape[0]
     count = 0
     for i in range(indices.shape[0]):
         index = indices[i]
-        if index < 0 or not math.isfinite(values[i]):
+        if index < 0 or not abs(values[i]) <= limit:
             return -1 - i
         lane = index % num_envs if num_envs > 1 else 0
         step = index // num_envs if num_envs > 1 else index
@@ -62,21 +60,19 @@ def living(indices, values, first, cursor, capacity, slots, kept):  # type: igno
 
 
 @jit
-def indices_of(slots, cursor, capacity, indices):  # type: ignore[no-untyped-def]
-    """The newest index issued in each slot."""
+def indices_of(slots, cursor, rows, row_bytes, indices):  # type: ignore[no-untyped-def]
+    """The newest index issued in each slot; its row will be gathered soon and starts to be loaded."""
     num_envs = cursor.shape[0]
-    if num_envs == 1:
-        seam = cursor[0] % capacity
-        lap = cursor[0] - seam
-        for i in range(slots.shape[0]):
-            slot = slots[i]
-            indices[i] = lap + slot if slot < seam else lap - capacity + slot
-    else:
-        length = capacity // num_envs
-        for i in range(slots.shape[0]):
-            slot = slots[i]
-            lane = slot % num_envs
-            row = slot // num_envs
+    length = rows.shape[0] // row_bytes // num_envs
+    seam = cursor[0] % length
+    lap = cursor[0] - seam
+    for i in range(slots.shape[0]):
+        slot = np.int64(slots[i])
+        _announce(rows, row_bytes, slot)
+        if num_envs == 1:
+            indices[i] = lap + slot if slot < seam else lap - length + slot
+        else:
+            lane, row = slot % num_envs, slot // num_envs
             seam = cursor[lane] % length
             lap = cursor[lane] - seam
             step = lap + row if row < seam else lap - length + row
@@ -84,13 +80,23 @@ def indices_of(slots, cursor, capacity, indices):  # type: ignore[no-untyped-def
 
 
 @jit
-def uniform(uniforms, first, cursor, capacity, indices):  # type: ignore[no-untyped-def]
-    """The ``floor(u N)``-th living index for each u in [0, 1), N the number of them.
+def _announce(rows, row_bytes, slot):  # type: ignore[no-untyped-def]
+    """Start to load a row: it arrives while other work is done."""
+    start = slot * row_bytes
+    for byte in range(start, start + row_bytes - 1, 64):
+        prefetch(rows, byte)
+    prefetch(rows, start + row_bytes - 1)
+
+
+@jit
+def uniform(uniforms, first, cursor, rows, row_bytes, indices):  # type: ignore[no-untyped-def]
+    """The ``floor(u N)``-th living index for each u in [0, 1), N the number of them; its row starts to be loaded.
 
     While all lanes hold the same steps, living indices are contiguous and are counted in the order of their
     slots where the ring is full; otherwise lane by lane.
     """
     num_envs = first.shape[0]
+    capacity = rows.shape[0] // row_bytes
     total = 0
     in_step = True
     for lane in range(num_envs):
@@ -98,10 +104,13 @@ def uniform(uniforms, first, cursor, capacity, indices):  # type: ignore[no-unty
         in_step &= first[lane] == first[0] and cursor[lane] == cursor[0]
     if in_step:
         start = first[0] * num_envs
-        turn = start % capacity if total == capacity else 0
+        begin = start % capacity
+        turn = begin if total == capacity else 0
         for i in range(uniforms.shape[0]):
             offset = int(uniforms[i] * total) - turn
-            indices[i] = start + (offset if offset >= 0 else offset + capacity)
+            offset += capacity if offset < 0 else 0
+            indices[i] = start + offset
+            _announce(rows, row_bytes, begin + offset - (capacity if begin + offset >= capacity else 0))
         return
     for i in range(uniforms.shape[0]):
         rank = int(uniforms[i] * total)

@@ -18,7 +18,9 @@ from replaykit._kernels.jit import jit
 
 MAX, MAX_LOOSE, MIN, MIN_LOOSE = 0, 1, 2, 3
 STRATIFIED, IID, SYSTEMATIC = 0, 1, 2
-ONE = np.uint64(1)  # indices are unsigned: for a signed one, each access would first ask whether it counts from the end
+ONE = np.uint64(
+    1
+)  # indices are unsigned: for a signed one, each access would first ask whether it counts from the end
 SMALLEST_PROBABILITY = 2.2250738585072014e-308
 
 
