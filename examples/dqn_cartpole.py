@@ -38,7 +38,7 @@ class Task:
 
 
 TASKS = {
-    "CartPole-v1": Task(settings=Settings(target_rate=0.02, eval_every=1_000, stop_at=495.0)),
+    "CartPole-v1": Task(settings=Settings(target_rate=0.04, eval_every=1_000, stop_at=495.0)),
     "Acrobot-v1": Task(settings=Settings(total_timesteps=60_000, epsilon_end=0.05, stop_at=-83.0)),
     "MountainCar-v0": Task(
         settings=Settings(

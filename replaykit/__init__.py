@@ -18,9 +18,10 @@ from replaykit._version import __version__
 from replaykit.batch import Batch
 from replaykit.buffer import LatestBuffer, ReplayBuffer
 from replaykit.combined import CombinedReplay
+from replaykit.field import Field, FieldNameError
 from replaykit.prioritized import LinearSchedule, PrioritizedBuffer
 from replaykit.replay import Replay
-from replaykit.spec import Field, FieldNameError, Spec
+from replaykit.spec import Spec
 from replaykit.sum_tree import SumTree
 from replaykit.wrapper import ReplayWrapper
 

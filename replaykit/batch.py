@@ -167,16 +167,10 @@ class Batch:
             try:
                 tensor = torch.from_numpy(array)
             except TypeError as error:
-                raise TypeError(
-                    f"{path[1:]} has dtype {array.dtype}, which torch does not have: {error}"
-                ) from error
+                raise TypeError(f"{path[1:]} has dtype {array.dtype}, which torch does not have: {error}") from error
             if target.type == "cpu":
                 return tensor
-            return (
-                tensor.pin_memory().to(target, non_blocking=True)
-                if target.type == "cuda"
-                else tensor.to(target)
-            )
+            return tensor.pin_memory().to(target, non_blocking=True) if target.type == "cuda" else tensor.to(target)
 
         return Batch(**{name: _map(convert, value, f".{name}") for name, value in self.__dict__.items()})
 

@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit.batch import Draw, constant
+from replaykit.field import as_indices
 from replaykit.replay import Replay
-from replaykit.spec import Spec, as_indices
+from replaykit.spec import Spec
 from replaykit.storage import Seed, Storage
 
 AnyBuffer = TypeVar("AnyBuffer", bound=Replay)
@@ -39,7 +40,8 @@ class ReplayBuffer(Replay):
     gamma : float
         Discount of a step, for n-step returns and ``batch.discount``.
     replace : bool
-        Whether a transition can be twice in a batch. Without replacement a batch is at most as large as the buffer is full.
+        Whether a transition can be twice in a batch. Without replacement a batch is at most as large as the buffer
+        is full.
     seed : None, int, SeedSequence or Generator
         Same seed and same calls: same batches, bit for bit.
 

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit.batch import Draw
+from replaykit.field import as_indices
 from replaykit.replay import Replay
-from replaykit.spec import as_indices
 from replaykit.storage import check_count
 from replaykit.wrapper import ReplayWrapper
 
@@ -18,8 +18,10 @@ class CombinedReplay(ReplayWrapper):
 
     A batch of B is B - k draws from the whole buffer, the newest transitions among them, followed by the k newest,
     oldest first. So transition i, drawn with probability P_i before, now makes up a share of
-    ``q_i = ((B - k) P_i + [i is one of the k newest]) / B`` of the batches; `probabilities` are these, and the weights of a
-    prioritized buffer are made from them. A uniform buffer's weights stay 1: that the newest count for more is the point.
+    ``q_i = ((B - k) P_i + [i is one of the k newest]) / B`` of the batches; `probabilities` are these, and the
+    weights of a
+    prioritized buffer are made from them. A uniform buffer's weights stay 1: that the newest count for more is the
+    point.
 
     Parameters
     ----------
@@ -88,9 +90,7 @@ class CombinedReplay(ReplayWrapper):
         newest = self._newest(batch_size)
         drawn = batch_size - newest.size
         of_others = (
-            drawn * self.inner.least_probability(drawn, np.union1d(newest, without)) / batch_size
-            if drawn
-            else np.inf
+            drawn * self.inner.least_probability(drawn, np.union1d(newest, without)) / batch_size if drawn else np.inf
         )
         of_newest = self.probability(np.setdiff1d(newest, without), batch_size)
         return float(min(of_others, of_newest.min(initial=np.inf)))

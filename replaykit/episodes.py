@@ -1,7 +1,5 @@
 """Which episode a transition belongs to, and where that episode starts and ends."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -97,9 +95,5 @@ class Episodes:
             assert (numbers % ring.num_envs == lane).all(), f"lane {lane}: an episode of another lane"
             inner = np.cumsum(begins) > 1
             first = indices[np.flatnonzero(begins)][np.cumsum(begins) - 1]
-            assert (self.start(indices)[inner] == first[inner]).all(), (
-                f"lane {lane}: an episode's start is wrong"
-            )
-            assert (self.start(indices)[~inner] <= indices[0]).all(), (
-                f"lane {lane}: an episode starts after its steps"
-            )
+            assert (self.start(indices)[inner] == first[inner]).all(), f"lane {lane}: an episode's start is wrong"
+            assert (self.start(indices)[~inner] <= indices[0]).all(), f"lane {lane}: an episode starts after its steps"

@@ -10,10 +10,11 @@ import numpy.typing as npt
 from replaykit._kernels import lazy
 from replaykit.batch import Draw
 from replaykit.buffer import build_from_env
+from replaykit.field import as_indices
 from replaykit.replay import Replay
-from replaykit.spec import Spec, as_indices
+from replaykit.spec import Spec
 from replaykit.storage import Seed, Storage, Stretch, check_count, check_unit
-from replaykit.sum_tree import SCHEMES, SumTree
+from replaykit.sum_tree import SumTree
 
 kernels = lazy("lanes")
 
@@ -63,7 +64,8 @@ class PrioritizedBuffer(Replay):
         How much of the bias is corrected, from 0 to 1. A number, settable at any time; or a schedule, a function of the
         number of batches sampled so far such as ``LinearSchedule(0.4, 1.0, steps)``, to be annealed to 1 over training.
     eps : float
-        Added to every ``abs(td_error)``, so that no transition is starved. In units of TD error: 1e-2 suits errors around 1.
+        Added to every ``abs(td_error)``, so that no transition is starved. In units of TD error: 1e-2 suits errors
+        around 1.
     draws : {"stratified", "iid", "systematic"}
         Whether the batch is drawn one from each of B equal parts of the mass, independently, or at equal distances.
     weights : {"batch", "buffer", "none"}
@@ -123,7 +125,7 @@ class PrioritizedBuffer(Replay):
         self.draws: Draws = draws
         self.weights: Weights = weights
         super().__init__(Storage(capacity, spec, num_envs, n_step, gamma, seed))
-        self.beta = beta  # type: ignore[assignment]
+        self.beta = beta
         self._tree = SumTree(self.capacity)
         self._settled = np.zeros(self.num_envs, np.int64)
         self._settled_clock = 0
@@ -224,7 +226,7 @@ class PrioritizedBuffer(Replay):
         self._settle()
         self._tree.assign(slots, scaled)
         self._stale_updates += stale
-        return slots.shape[0]
+        return int(slots.shape[0])
 
     def reset(self) -> None:
         """Forget every transition, episode and priority. Indices go on: those given out before are stale."""
@@ -312,5 +314,5 @@ def _check_non_negative(name: str, value: Any) -> float:
     if isinstance(value, bool | np.bool_ | str) or not np.isscalar(value):
         raise TypeError(f"{name} is {value!r}; expected a non-negative number")
     if not 0.0 <= float(value) < np.inf:  # type: ignore[arg-type]
-        raise ValueError(f"{name} is {value}; expected a finite non-negative number")
+        raise ValueError(f"{name} is {value!r}; expected a finite non-negative number")
     return float(value)  # type: ignore[arg-type]

@@ -50,27 +50,21 @@ def record(env: Any, buffer: Replay) -> Any:
     5
     """
     if not isinstance(buffer, Replay):
-        raise TypeError(
-            f"buffer is a {type(buffer).__name__}; expected a replaykit buffer or a wrapper around one"
-        )
+        raise TypeError(f"buffer is a {type(buffer).__name__}; expected a replaykit buffer or a wrapper around one")
     if not isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
         raise TypeError(f"env is a {type(env).__name__}; expected a Gymnasium environment, single or vector")
-    is_vector = isinstance(env, gymnasium.vector.VectorEnv)
-    num_envs = env.num_envs if is_vector else 1
+    num_envs = env.num_envs if isinstance(env, gymnasium.vector.VectorEnv) else 1
     if num_envs != buffer.num_envs:
-        raise ValueError(
-            f"env has {num_envs} environments; expected {buffer.num_envs}, the buffer's num_envs"
-        )
+        raise ValueError(f"env has {num_envs} environments; expected {buffer.num_envs}, the buffer's num_envs")
     if buffer.spec.extra:
         raise ValueError(
-            f"the buffer's spec has the extra fields {buffer.spec.extra}, which an environment does not give; add them by hand"
+            f"the buffer's spec has the extra fields {buffer.spec.extra}, which an environment does not give; "
+            "add its transitions by hand"
         )
     fields = [(leaf.name, leaf.shape) for leaf in Spec.from_env(env).leaves]
     if fields != [(leaf.name, leaf.shape) for leaf in buffer.spec.leaves]:
-        raise ValueError(
-            f"env gives transitions of {Spec.from_env(env)}; expected the buffer's {buffer.spec}"
-        )
-    return RecordVector(env, buffer) if is_vector else RecordSingle(env, buffer)
+        raise ValueError(f"env gives transitions of {Spec.from_env(env)}; expected the buffer's {buffer.spec}")
+    return RecordVector(env, buffer) if isinstance(env, gymnasium.vector.VectorEnv) else RecordSingle(env, buffer)
 
 
 class RecordSingle(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -83,9 +77,7 @@ class RecordSingle(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._over = True
         self._autoreset = any(isinstance(layer, gymnasium.wrappers.Autoreset) for layer in _layers(env))
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment; an episode that was running ends here."""
         obs, info = self.env.reset(seed=seed, options=options)
         if not self._over:
@@ -96,9 +88,7 @@ class RecordSingle(gymnasium.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the environment and store the transition."""
         if self._over and not (self._autoreset and self._obs is not None):
-            raise gymnasium.error.ResetNeeded(
-                "the episode is over or has not begun; call reset() before step()"
-            )
+            raise gymnasium.error.ResetNeeded("the episode is over or has not begun; call reset() before step()")
         obs, reward, terminated, truncated, info = self.env.step(action)
         if not self._over:
             self.buffer.add(self._obs, action, reward, obs, terminated, truncated)
@@ -120,9 +110,7 @@ class RecordVector(gymnasium.vector.VectorWrapper[Any, Any, Any, Any, Any]):
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Reset the environments, or those in ``options["reset_mask"]``; episodes that were running there end here."""
-        options = (
-            dict(options) if options is not None else None
-        )  # Gymnasium takes the mask out of the dict it is given
+        options = dict(options) if options is not None else None  # Gymnasium takes the mask out of the dict it is given
         mask = None if options is None else options.get("reset_mask")
         lanes = np.ones(self.num_envs, np.bool_) if mask is None else np.array(mask, np.bool_)
         obs, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
@@ -158,7 +146,7 @@ class RecordVector(gymnasium.vector.VectorWrapper[Any, Any, Any, Any, Any]):
         if "final_obs" not in info:
             return obs
         obs = _copy(obs)
-        for lane in np.flatnonzero(info["_final_obs"]):
+        for lane in np.flatnonzero(info["_final_obs"]).tolist():
             _set_entry(obs, lane, _entry(info["final_obs"], lane))
         return obs
 
@@ -176,7 +164,8 @@ def _autoreset_mode(env: gymnasium.vector.VectorEnv[Any, Any, Any]) -> Autoreset
     mode = getattr(env.unwrapped, "autoreset_mode", None) or env.metadata.get("autoreset_mode")
     if mode is None:
         raise ValueError(
-            'env does not tell its autoreset mode; set env.metadata["autoreset_mode"] to a gymnasium.vector.AutoresetMode'
+            "env does not tell its autoreset mode; set env.metadata['autoreset_mode'] to one of "
+            "gymnasium.vector.AutoresetMode"
         )
     return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
 

@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from replaykit._kernels import lazy
 from replaykit.batch import Batch, Draw, Window, constant
-from replaykit.spec import Spec, Tree, as_float64, as_indices
+from replaykit.field import as_float64, as_indices
+from replaykit.spec import Spec, Tree
 from replaykit.storage import Storage, Stretch, check_count
 
 kernels = lazy("lanes")
@@ -21,8 +22,9 @@ class Replay(ABC):
     transition: ``sample(B) = reduce(window(draw(B)))``. A buffer holds data; a wrapper changes how they are replayed by
     overriding one of the verbs.
 
-    Methods for writing: `add`, `extend`, `end_episode`, `reset`. For learning: `sample`, `update_priorities`. The verbs:
-    `draw`, `probability`, `window`, `reduce`, `weigh`. For looking: `oldest`, `newest`, `latest`, `episode`, `stats`, `check`.
+    Methods for writing: `add`, `extend`, `end_episode`, `reset`. For learning: `sample`, `update_priorities`. The
+    verbs: `draw`, `probability`, `window`, `reduce`, `weigh`. For looking: `oldest`, `newest`, `latest`, `episode`,
+    `stats`, `check`.
     """
 
     _largest_priority = float(np.finfo(np.float64).max)
@@ -53,7 +55,8 @@ class Replay(ABC):
         Parameters
         ----------
         obs, action, reward, next_obs, terminated, truncated
-            As the spec has them. `next_obs` is the true last observation at an episode's end, not the first of the next.
+            As the spec has them. `next_obs` is the true last observation at an episode's end, not the first of the
+            next.
         mask : array-like of shape (E,), bool, optional
             Lanes that take part; what the others are given is ignored.
         td_error : float or array-like of shape (E,), optional
@@ -71,7 +74,8 @@ class Replay(ABC):
         FieldNameError
             A KeyError and TypeError: a field is missing or unknown.
         ValueError, TypeError, OverflowError
-            A field has another shape, or values that its dtype cannot hold. Whatever is raised, the buffer is unchanged.
+            A field has another shape, or values that its dtype cannot hold. Whatever is raised, the buffer is
+            unchanged.
         """
         values = (obs, action, reward, next_obs, terminated, truncated)
         storage = self._storage
@@ -119,13 +123,9 @@ class Replay(ABC):
         storage = self._storage
         shape = np.shape(reward)
         if not shape:
-            raise ValueError(
-                f"reward has shape (); expected {('T', *storage.lead(None))}; use add for a single step"
-            )
+            raise ValueError(f"reward has shape (); expected {('T', *storage.lead(None))}; use add for a single step")
         checked = storage.check_mask(mask, shape[0])
-        ready = storage.coerce(
-            (obs, action, reward, next_obs, terminated, truncated), extras, shape[0], checked
-        )
+        ready = storage.coerce((obs, action, reward, next_obs, terminated, truncated), extras, shape[0], checked)
         if td_error is None:
             return storage.write(ready)
         return self._write_prioritized(ready, self._initial_errors(td_error, storage.lead(shape[0]), checked))
@@ -142,7 +142,8 @@ class Replay(ABC):
         wrong = ~(np.abs(errors) <= self._largest_priority)
         if wrong.any():
             raise ValueError(
-                f"td_error contains {errors[wrong][0]}; expected finite numbers of at most {self._largest_priority:.3g} in magnitude"
+                f"td_error contains {errors[wrong][0]}; expected finite numbers of at most "
+                f"{self._largest_priority:.3g} in magnitude"
             )
         return errors
 
@@ -290,7 +291,8 @@ class Replay(ABC):
 
     def __repr__(self) -> str:
         storage = self._storage
-        return f"{type(self).__name__}({len(self)} of {self.capacity}, num_envs={storage.num_envs}, n_step={storage.n_step})"
+        lanes = f"num_envs={storage.num_envs}, n_step={storage.n_step}"
+        return f"{type(self).__name__}({len(self)} of {self.capacity}, {lanes})"
 
     @property
     def spec(self) -> Spec:

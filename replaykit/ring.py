@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
-from replaykit.spec import Leaf
+from replaykit.field import Leaf
 
 kernels = lazy("lanes")
 
@@ -71,8 +71,8 @@ class Ring:
         available = _memory_bytes()
         if needed > available:
             raise MemoryError(
-                f"capacity {self.capacity} needs {needed / 2**30:.1f} GiB, {bytes_each} bytes a transition; this machine has "
-                f"{available / 2**30:.1f} GiB; lower the capacity or store smaller dtypes"
+                f"capacity {self.capacity} needs {needed / 2**30:.1f} GiB, {bytes_each} bytes a transition; this machine "
+                f"has {available / 2**30:.1f} GiB; lower the capacity or store smaller dtypes"
             )
 
     def _bind(self) -> None:
@@ -82,8 +82,8 @@ class Ring:
         )
         self._bytes = self.rows.view(np.uint8)
         self._row_bytes = self.rows.itemsize
-        self._first_of_lane = memoryview(self.first)
-        self._cursor_of_lane = memoryview(self.cursor)
+        self._first_of_lane = memoryview(self.first)  # type: ignore[arg-type]
+        self._cursor_of_lane = memoryview(self.cursor)  # type: ignore[arg-type]
 
     def __getstate__(self) -> dict[str, Any]:
         views = ("columns", "_bytes", "_first_of_lane", "_cursor_of_lane")
@@ -158,9 +158,7 @@ class Ring:
             steps = mask.shape[0]
             counts = mask.cumsum(axis=0)
             added = counts[-1]
-            indices = np.where(
-                mask, (self.cursor + counts - 1) * self.num_envs + np.arange(self.num_envs), -1
-            )
+            indices = np.where(mask, (self.cursor + counts - 1) * self.num_envs + np.arange(self.num_envs), -1)
             places = indices[mask] % self.capacity
         self.writing = True
         self.clock += steps
@@ -208,16 +206,13 @@ class Ring:
             return np.arange(stop - min(count, len(self)), stop, dtype=np.int64)
         tails = np.maximum(self.first, self.cursor - count)
         tail = np.concatenate(
-            [
-                np.arange(a, b) * self.num_envs + lane
-                for lane, (a, b) in enumerate(zip(tails, self.cursor, strict=True))
-            ]
+            [np.arange(a, b) * self.num_envs + lane for lane, (a, b) in enumerate(zip(tails, self.cursor, strict=True))]
         )
         order = np.lexsort((tail % self.num_envs, self.stamps[tail % self.capacity]))
         return tail[order[-count:]].astype(np.int64)
 
     def uniform(self, uniforms: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """A stored index for each number in [0, 1), all equally likely. O(B), and O(B E) while lanes are out of step."""
+        """A stored index for each number in [0, 1), all equally likely. O(B); O(B E) once lanes are out of step."""
         indices = np.empty(uniforms.shape[0], np.int64)
         kernels.uniform(uniforms, self.first, self.cursor, self._bytes, self._row_bytes, indices)
         return indices
@@ -296,9 +291,7 @@ class Layout:
         fields = [ring.leaves[i].field for i in leaves]
         packed = [name in offsets for name in self.names]
         self.sources = np.array([offsets[name][1] for name in self.names if name in offsets], np.int64)
-        self.sizes = np.array(
-            [field.nbytes for field, small in zip(fields, packed, strict=True) if small], np.int64
-        )
+        self.sizes = np.array([field.nbytes for field, small in zip(fields, packed, strict=True) if small], np.int64)
         self._fields = list(zip(fields, packed, strict=True))
         self.records: dict[int, np.dtype[Any]] = {}
 
@@ -315,9 +308,7 @@ class Layout:
             formats.append((field.dtype, (count, *field.shape) if small else (0,)))
             offsets.append(start)
             start += (count * field.nbytes + 63) // 64 * 64 if small else 0
-        record = np.dtype(
-            {"names": self.names, "formats": formats, "offsets": offsets, "itemsize": max(start, 8)}
-        )
+        record = np.dtype({"names": self.names, "formats": formats, "offsets": offsets, "itemsize": max(start, 8)})
         self.records[count] = record
         return record
 

@@ -50,14 +50,10 @@ class Storage:
         Of the generator from which all randomness of the buffer and its wrappers comes.
     """
 
-    def __init__(
-        self, capacity: int, spec: Spec, num_envs: int, n_step: int, gamma: float, seed: Seed
-    ) -> None:
+    def __init__(self, capacity: int, spec: Spec, num_envs: int, n_step: int, gamma: float, seed: Seed) -> None:
         capacity = check_count("capacity", capacity)
         if not isinstance(spec, Spec):
-            raise TypeError(
-                f"spec is a {type(spec).__name__}; expected a Spec, such as Spec.from_env(env) gives"
-            )
+            raise TypeError(f"spec is a {type(spec).__name__}; expected a Spec, such as Spec.from_env(env) gives")
         self.spec = spec
         self.num_envs = check_count("num_envs", num_envs)
         self.n_step = check_count("n_step", n_step)
@@ -72,10 +68,9 @@ class Storage:
             names.index(name) for name in ("reward", "terminated", "truncated")
         )
         self._checks = tuple(
-            (leaf.dtype, leaf.shape, leaf.exact_types, leaf.ranged_types, leaf.low, leaf.high)
-            for leaf in spec.leaves
+            (leaf.dtype, leaf.shape, leaf.exact_types, leaf.ranged_types, leaf.low, leaf.high) for leaf in spec.leaves
         )
-        # With one step all fields are of the same row; with more, those of next_obs are of the last and the rest of the first
+        # In a window of one step all fields are of one row; else next_obs is of the last, and the others of the first
         of_window = (self._reward, self._terminated, self._truncated)
         of_last = [i for i, name in enumerate(names) if name == "next_obs" or name.startswith("next_obs.")]
         of_first = [i for i in range(len(names)) if i not in of_last and i not in of_window]
@@ -92,7 +87,7 @@ class Storage:
     # -- Writing ---------------------------------------------------------------------------------------------
 
     def add_one(self, values: tuple[Tree, ...], extras: Mapping[str, Tree]) -> npt.NDArray[np.int64]:
-        """Store one step of the only lane; its index, of shape (1,). What :meth:`coerce` and :meth:`write` do, but fast."""
+        """Store one step of the only lane, as `coerce` and `write` would, but fast; its index, of shape (1,)."""
         flat: Sequence[Any] = values if self._is_plain and not extras else self.spec.flatten(values, extras)
         for value, (dtype, shape, exact, ranged, low, high) in zip(flat, self._checks):  # noqa: B905
             kind = type(value)
@@ -141,22 +136,19 @@ class Storage:
         lead = self.lead(steps)
         allowed = {lead, (self.num_envs,)} if steps is None or self.num_envs > 1 else {lead}
         if array.dtype != np.bool_ or array.shape not in allowed:
-            raise ValueError(
-                f"mask has shape {array.shape} and dtype {array.dtype}; expected {' or '.join(map(str, sorted(allowed)))} and bool"
-            )
+            shapes = " or ".join(map(str, sorted(allowed)))
+            raise ValueError(f"mask has shape {array.shape} and dtype {array.dtype}; expected {shapes} and bool")
         array = array.reshape(()) if lead == () else np.broadcast_to(array, lead)
         return None if array.all() else array
 
     def write(self, stretch: Stretch) -> npt.NDArray[np.int64]:
-        """Store the steps; their indices, (E,) for one step and of the leading axes for a stretch, -1 where masked out."""
+        """Store the steps; their indices, -1 where masked out: (E,) for one step, for a stretch the leading axes."""
         if stretch.mask is not None and self.num_envs == 1:
             chosen = np.atleast_1d(stretch.mask)
             count = int(chosen.sum())
             values = [value.reshape(count, 1, *value.shape[1:]) for value in stretch.values]
             indices = np.full(chosen.shape, -1, np.int64)
-            indices[chosen] = self._write_chunks(
-                values, stretch.ended.reshape(count, 1), None, count
-            ).reshape(-1)
+            indices[chosen] = self._write_chunks(values, stretch.ended.reshape(count, 1), None, count).reshape(-1)
             return indices
         mask = None if stretch.mask is None else stretch.mask.reshape(-1, self.num_envs)
         steps = stretch.ended.shape[0] if mask is None else mask.shape[0]
@@ -181,9 +173,7 @@ class Storage:
                 continue
             if self.ring.clock + min(length, steps - step) - self.episodes.seen > length:
                 self.episodes.sync()
-            indices[step : step + length] = self.ring.append(
-                [value[chosen] for value in values], ended[chosen], part
-            )
+            indices[step : step + length] = self.ring.append([value[chosen] for value in values], ended[chosen], part)
         return indices
 
     def end_episode(self, mask: Any = None) -> None:
@@ -216,9 +206,7 @@ class Storage:
         rewards = ring.columns[self._reward]
         reward = np.empty((count, self.n_step), rewards.dtype)
         length = np.empty(count, np.int64)
-        ring.refuse(
-            indices, kernels.window(indices, ring.first, ring.cursor, rewards, ring.ended, reward, length)
-        )
+        ring.refuse(indices, kernels.window(indices, ring.first, ring.cursor, rewards, ring.ended, reward, length))
         last = (indices + (length - 1) * self.num_envs) % ring.capacity
         terminated = ring.columns[self._terminated].take(last, mode="clip")
         truncated = ring.columns[self._truncated].take(last, mode="clip")
@@ -264,9 +252,7 @@ class Storage:
         """
         ring = self.ring
         assert (ring.first <= ring.cursor).all(), "a lane's oldest step is newer than its newest"
-        assert (ring.cursor - ring.first <= ring.length).all(), (
-            "a lane holds more than capacity / num_envs transitions"
-        )
+        assert (ring.cursor - ring.first <= ring.length).all(), "a lane holds more than capacity / num_envs transitions"
         alive = ring.living() % ring.capacity
         assert np.unique(alive).size == alive.size == len(ring), "two transitions share a slot"
         flags = ring.columns[self._terminated][alive] | ring.columns[self._truncated][alive]
@@ -288,5 +274,5 @@ def check_unit(name: str, value: Any) -> float:
     if isinstance(value, bool | np.bool_ | str) or not np.isscalar(value):
         raise TypeError(f"{name} is {value!r}; expected a number in [0, 1]")
     if not 0.0 <= float(value) <= 1.0:  # type: ignore[arg-type]
-        raise ValueError(f"{name} is {value}; expected a number in [0, 1]")
+        raise ValueError(f"{name} is {value!r}; expected a number in [0, 1]")
     return float(value)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
-from replaykit.spec import as_float64, as_indices
+from replaykit.field import as_float64, as_indices
 from replaykit.storage import check_count
 
 kernels = lazy("tree")
@@ -16,16 +16,16 @@ SCHEMES = ("stratified", "iid", "systematic")
 
 
 class SumTree:
-    """A binary tree over C leaves in which every node is the sum of its two children.
+    r"""A binary tree over C leaves in which every node is the sum of its two children.
 
     Leaf i holds a non-negative value. Laid side by side the leaves make up a line of length `total`, and a point
     drawn uniformly on that line lies on leaf i with probability ``value[i] / total``. The sums tell which leaf a
     point lies on in log2 C steps. With the values 3, 0, 1, 2::
 
                        6                 find(3.5):
-                    /     \\                at 6: left sum 3, and 3.5 >= 3: go right with 3.5 - 3 = 0.5
+                    /     \                at 6: left sum 3, and 3.5 >= 3: go right with 3.5 - 3 = 0.5
                   3         3              at 3: left sum 1, and 0.5 <  1: go left
-                /   \\     /   \\            leaf 2
+                /   \     /   \            leaf 2
                3     0   1     2
         leaf   0     1   2     3
         mass  [0,3)  -  [3,4) [4,6)
@@ -63,9 +63,7 @@ class SumTree:
         self._bounds = np.array([0.0, 0.0, np.inf, 0.0])
         self._peaks = np.zeros(1 << (depth // 2), np.float64)
         self._loose = np.zeros(1 << (depth // 2), np.uint8)
-        self._cursor_dtype = (
-            np.int32 if depth < 31 else np.int64
-        )  # half the bytes for the cursors of a descent
+        self._cursor_dtype = np.int32 if depth < 31 else np.int64  # half the bytes for the cursors of a descent
         self._changing = False
         self.limit = np.finfo(np.float64).max / (2 << depth)
 
@@ -178,7 +176,7 @@ class SumTree:
         (array([0, 2, 3], dtype=int32), array([0.5       , 0.16666667, 0.33333333]))
         """
         self._refuse_empty()
-        leaves = np.empty(batch_size, self._cursor_dtype)
+        leaves: npt.NDArray[np.signedinteger[Any]] = np.empty(batch_size, self._cursor_dtype)
         probabilities = np.empty(batch_size, np.float64)
         kernels.draw(self._nodes, uniforms, SCHEMES.index(scheme), batch_size, leaves, probabilities)
         return leaves, probabilities
@@ -276,9 +274,7 @@ class SumTree:
             raise ValueError(f"leaves has shape {indices.shape}; expected (B,)")
         outside = (indices < 0) | (indices >= self.capacity)
         if outside.any():
-            raise IndexError(
-                f"leaves contains {indices[outside][0]}; expected leaves in [0, {self.capacity})"
-            )
+            raise IndexError(f"leaves contains {indices[outside][0]}; expected leaves in [0, {self.capacity})")
         return indices
 
     @property
@@ -299,9 +295,7 @@ class SumTree:
         assert (leaves >= 0.0).all() and np.isfinite(leaves).all(), "a leaf is negative or not finite"
         assert (leaves[self.capacity :] == 0.0).all(), "a leaf beyond the capacity is not 0"
         if leaves.size > 1:
-            assert (nodes[1 : leaves.size] == nodes[2::2] + nodes[3::2]).all(), (
-                "a node is not the sum of its children"
-            )
+            assert (nodes[1 : leaves.size] == nodes[2::2] + nodes[3::2]).all(), "a node is not the sum of its children"
         blocks = leaves.reshape(self._peaks.size, -1).max(axis=1)
         assert (blocks <= self._peaks).all(), "a block holds a leaf above its peak"
         assert (blocks == self._peaks)[self._loose == 0].all(), "a peak that counts as held is not"

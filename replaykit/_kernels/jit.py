@@ -46,9 +46,7 @@ def _prefetch(typing_context: Any, array: Any, position: Any) -> Any:
         number = ir.IntType(32)
         function_type = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
         function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], function_type)
-        builder.call(
-            function, [pointer, number(0), number(3), number(1)]
-        )  # to be read, kept in all caches, data
+        builder.call(function, [pointer, number(0), number(3), number(1)])  # to be read, kept in all caches, data
         return context.get_dummy_value()
 
     return types.void(array, position), generate

@@ -13,7 +13,7 @@ CHUNK = 64
 
 
 @jit
-def slots_of(indices, first, cursor, capacity, slots):  # type: ignore[no-untyped-def]
+def slots_of(indices, first, cursor, capacity, slots):
     """Slots of living indices; -1 if all are, else the position of the first that is not."""
     num_envs = first.shape[0]
     if num_envs == 1:  # without a division: a living index is at most one lap behind
@@ -37,7 +37,7 @@ def slots_of(indices, first, cursor, capacity, slots):  # type: ignore[no-untype
 
 
 @jit
-def living(indices, values, limit, first, cursor, capacity, slots, kept):  # type: ignore[no-untyped-def]
+def living(indices, values, limit, first, cursor, capacity, slots, kept):
     """Slots and values of the indices that are not stale, in order, and how many they are.
 
     Returns ``-1 - i`` where entry i was never issued or its value is not a number of at most `limit` in magnitude.
@@ -60,7 +60,7 @@ def living(indices, values, limit, first, cursor, capacity, slots, kept):  # typ
 
 
 @jit
-def indices_of(slots, cursor, rows, row_bytes, indices):  # type: ignore[no-untyped-def]
+def indices_of(slots, cursor, rows, row_bytes, indices):
     """The newest index issued in each slot; its row will be gathered soon and starts to be loaded."""
     num_envs = cursor.shape[0]
     length = rows.shape[0] // row_bytes // num_envs
@@ -80,7 +80,7 @@ def indices_of(slots, cursor, rows, row_bytes, indices):  # type: ignore[no-unty
 
 
 @jit
-def _announce(rows, row_bytes, slot):  # type: ignore[no-untyped-def]
+def _announce(rows, row_bytes, slot):
     """Start to load a row: it arrives while other work is done."""
     start = slot * row_bytes
     for byte in range(start, start + row_bytes - 1, 64):
@@ -89,7 +89,7 @@ def _announce(rows, row_bytes, slot):  # type: ignore[no-untyped-def]
 
 
 @jit
-def uniform(uniforms, first, cursor, rows, row_bytes, indices):  # type: ignore[no-untyped-def]
+def uniform(uniforms, first, cursor, rows, row_bytes, indices):
     """The ``floor(u N)``-th living index for each u in [0, 1), N the number of them; its row starts to be loaded.
 
     While all lanes hold the same steps, living indices are contiguous and are counted in the order of their
@@ -122,7 +122,7 @@ def uniform(uniforms, first, cursor, rows, row_bytes, indices):  # type: ignore[
 
 
 @jit
-def gather(rows, row_bytes, indices, first, cursor, sources, sizes, block):  # type: ignore[no-untyped-def]
+def gather(rows, row_bytes, indices, first, cursor, sources, sizes, block):
     """Copy fields of the packed rows of living `indices` to consecutive segments of `block`, one segment a field.
 
     Field f takes `sizes[f]` bytes from byte `sources[f]` of a row on; segments start at multiples of 64 bytes. Only
@@ -159,7 +159,7 @@ def gather(rows, row_bytes, indices, first, cursor, sources, sizes, block):  # t
 
 
 @jit
-def _fetch(rows, words, slots, chunk):  # type: ignore[no-untyped-def]
+def _fetch(rows, words, slots, chunk):
     """Copy the rows of `slots`, of `words` words each, one after another."""
     size = np.uint64(words)
     for i in range(slots.shape[0]):
@@ -169,7 +169,7 @@ def _fetch(rows, words, slots, chunk):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _take_apart(chunk, stride, count, source, words, block, to):  # type: ignore[no-untyped-def]
+def _take_apart(chunk, stride, count, source, words, block, to):
     """Copy `words` words of each row of a chunk; word by word where they are few, as a short inner loop costs more."""
     step, size = np.uint64(stride), np.uint64(words)
     if words <= 4:
@@ -185,7 +185,7 @@ def _take_apart(chunk, stride, count, source, words, block, to):  # type: ignore
 
 
 @jit
-def window(indices, first, cursor, rewards, ended, reward, length):  # type: ignore[no-untyped-def]
+def window(indices, first, cursor, rewards, ended, reward, length):
     """Rewards (B, n) and lengths of the windows that start at living `indices` and end with their episode.
 
     One step of all windows after another, so that the random reads of a step overlap. Rewards past the end of
@@ -214,7 +214,7 @@ def window(indices, first, cursor, rewards, ended, reward, length):  # type: ign
 
 
 @jit
-def n_step_return(reward, length, powers, total):  # type: ignore[no-untyped-def]
+def n_step_return(reward, length, powers, total):
     """Sum of ``powers[k] * reward[:, k]`` over each window, added in the order of the steps, in float64."""
     for i in range(total.shape[0]):
         value = 0.0
@@ -224,7 +224,7 @@ def n_step_return(reward, length, powers, total):  # type: ignore[no-untyped-def
 
 
 @jit
-def note_episodes(first, synced, cursor, capacity, ended, over, latest, number, starts, ends):  # type: ignore[no-untyped-def]
+def note_episodes(first, synced, cursor, capacity, ended, over, latest, number, starts, ends):
     """Bring the episode tables up to `cursor`, each new step of each lane once.
 
     The e-th episode of a lane has number ``e * num_envs + lane``, so its row in `starts` and `ends` is its

@@ -18,14 +18,12 @@ from replaykit._kernels.jit import jit
 
 MAX, MAX_LOOSE, MIN, MIN_LOOSE = 0, 1, 2, 3
 STRATIFIED, IID, SYSTEMATIC = 0, 1, 2
-ONE = np.uint64(
-    1
-)  # indices are unsigned: for a signed one, each access would first ask whether it counts from the end
+ONE = np.uint64(1)  # indices are unsigned: for a signed one, each access would first ask whether it counts from the end
 SMALLEST_PROBABILITY = 2.2250738585072014e-308
 
 
 @jit
-def find(nodes, masses, cursors):  # type: ignore[no-untyped-def]
+def find(nodes, masses, cursors):
     """Leaves into `cursors` at which the running sum first exceeds each mass; `masses` is consumed.
 
     All queries go down one level together: their memory reads overlap instead of waiting for each other.
@@ -49,7 +47,7 @@ def find(nodes, masses, cursors):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _last_positive_before(nodes, cursor):  # type: ignore[no-untyped-def]
+def _last_positive_before(nodes, cursor):
     """Last positive leaf before a zero leaf on which a query landed.
 
     In exact arithmetic none lands there: a query is always less than the node it is in. A sum that was rounded up
@@ -67,7 +65,7 @@ def _last_positive_before(nodes, cursor):  # type: ignore[no-untyped-def]
 
 
 @jit
-def draw(nodes, uniforms, scheme, batch_size, cursors, probabilities):  # type: ignore[no-untyped-def]
+def draw(nodes, uniforms, scheme, batch_size, cursors, probabilities):
     """Leaves into `cursors` and their probabilities, for `uniforms` in [0, 1) and a scheme of drawing.
 
     Stratified: one uniform point in each of B equal parts of the mass. Systematic: the same point in each.
@@ -90,7 +88,7 @@ def draw(nodes, uniforms, scheme, batch_size, cursors, probabilities):  # type: 
 
 
 @jit
-def assign(nodes, leaves, values, bounds, peaks, loose, touched):  # type: ignore[no-untyped-def]
+def assign(nodes, leaves, values, bounds, peaks, loose, touched):
     """Set `leaves` to `values` in order (the last duplicate wins), then recompute their ancestors once each.
 
     Level by level, dropping a parent equal to the one before it: leaves that come sorted, as those of a
@@ -130,7 +128,7 @@ def assign(nodes, leaves, values, bounds, peaks, loose, touched):  # type: ignor
 
 
 @jit
-def fill(nodes, start, stop, value, bounds, peaks, loose):  # type: ignore[no-untyped-def]
+def fill(nodes, start, stop, value, bounds, peaks, loose):
     """Set the leaves in [start, stop) to one value and recompute their ancestors, about two additions a leaf."""
     if stop <= start:
         return
@@ -156,7 +154,7 @@ def fill(nodes, start, stop, value, bounds, peaks, loose):  # type: ignore[no-un
 
 
 @jit
-def _note(bounds, old, new):  # type: ignore[no-untyped-def]
+def _note(bounds, old, new):
     """Keep the two bounds true when a leaf changes from `old` to `new`."""
     if new >= bounds[MAX]:
         bounds[MAX] = new
@@ -171,7 +169,7 @@ def _note(bounds, old, new):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _block_shift(nodes, peaks):  # type: ignore[no-untyped-def]
+def _block_shift(nodes, peaks):
     """log2 of the leaves in a block: both sizes are powers of two."""
     shift = 0
     while (peaks.shape[0] << shift) < nodes.shape[0] // 2:
@@ -180,7 +178,7 @@ def _block_shift(nodes, peaks):  # type: ignore[no-untyped-def]
 
 
 @jit
-def largest(nodes, bounds, peaks, loose):  # type: ignore[no-untyped-def]
+def largest(nodes, bounds, peaks, loose):
     """The largest leaf, 0 in an empty tree.
 
     Only a block that might hold it is scanned, so this takes O(sqrt(C)) unless every block has just lost its peak.
@@ -201,7 +199,7 @@ def largest(nodes, bounds, peaks, loose):  # type: ignore[no-untyped-def]
 
 
 @jit
-def smallest(nodes, bounds):  # type: ignore[no-untyped-def]
+def smallest(nodes, bounds):
     """The smallest positive leaf, inf in an empty tree; O(C) only after the leaf that held it has changed."""
     if bounds[MIN_LOOSE] != 0.0:
         least = math.inf

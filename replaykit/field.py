@@ -1,0 +1,202 @@
+"""One field of a transition: its shape and dtype, and the checks that every value stored in it goes through."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+class FieldNameError(KeyError, TypeError):
+    """A field is missing from a transition, or one was given that its spec does not have."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True, init=False)
+class Field:
+    """One array of a transition: the shape and dtype it has in a single transition.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Without any batch or lane axis; ``()`` for a scalar.
+    dtype : dtype-like
+        Any boolean, integer, floating or complex dtype of NumPy; stored in native byte order.
+
+    Raises
+    ------
+    TypeError
+        For a dtype that is none of these, such as object or str.
+    ValueError
+        For a negative dimension.
+
+    Examples
+    --------
+    >>> Field((17,), "float32")
+    Field((17,), float32)
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __init__(self, shape: tuple[int, ...] | int = (), dtype: npt.DTypeLike = np.float32) -> None:
+        shape = tuple(int(size) for size in (shape if isinstance(shape, tuple | list) else (shape,)))
+        if any(size < 0 for size in shape):
+            raise ValueError(f"Field shape has a negative dimension: {shape}")
+        native = np.dtype(dtype).newbyteorder("=")
+        if native.kind not in "biufc":
+            raise TypeError(
+                f"Field dtype is {native}; expected a boolean, integer, floating or complex dtype, "
+                "which is what a dense array can store"
+            )
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "dtype", np.dtype(native.type))
+
+    def __repr__(self) -> str:
+        return f"Field({self.shape}, {self.dtype})"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one value."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Leaf:
+    """A field at its place in the transition, and the coercion of values into it.
+
+    `name` is how errors call it, such as ``obs.position``. The three other public attributes let ``add`` accept
+    the usual values without a call: an ndarray of `dtype` and `shape`, a scalar whose type is in
+    `exact_types`, or one whose type is in `ranged_types` and which lies in [low, high].
+    """
+
+    __slots__ = ("dtype", "exact_types", "field", "high", "low", "name", "ranged_types", "shape")
+
+    def __init__(self, name: str, field: Field) -> None:
+        self.name = name
+        self.field = field
+        self.dtype = field.dtype
+        self.shape = field.shape
+        self.exact_types: frozenset[type] = frozenset()
+        self.ranged_types: frozenset[type] = frozenset()
+        self.low: Any = 0
+        self.high: Any = 0
+        if not field.shape:
+            self.exact_types = frozenset((field.dtype.type, bool) if field.dtype.kind == "b" else (field.dtype.type,))
+            if field.dtype.kind in "iu":
+                self.low, self.high = int(np.iinfo(field.dtype).min), int(np.iinfo(field.dtype).max)
+                self.ranged_types = frozenset((int,))
+            elif field.dtype.kind == "f":
+                self.high = float(np.finfo(field.dtype).max)
+                self.low = -self.high
+                self.ranged_types = frozenset((float, np.float64))
+
+    def __getstate__(self) -> tuple[str, Field]:
+        return self.name, self.field
+
+    def __setstate__(self, state: tuple[str, Field]) -> None:
+        Leaf.__init__(self, *state)
+
+    def coerce(self, value: Any, lead: tuple[int, ...], mask: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[Any]:
+        """`value` as an array of shape ``(*lead, *shape)`` and this dtype, if nothing of it is lost but precision.
+
+        Where `mask`, of shape `lead`, is given, only the entries it selects are returned, in one row, and only
+        they are checked for fitting.
+        """
+        array = self._as_array(value)
+        expected = lead + self.shape
+        if array.shape != expected:
+            raise ValueError(self._wrong_shape(array.shape, lead))
+        if mask is not None:
+            array = array[mask]
+        return array if array.dtype is self.dtype else self._cast(array)
+
+    def _as_array(self, value: Any) -> npt.NDArray[Any]:
+        if type(value).__module__.partition(".")[0] == "torch":
+            return _from_torch(self.name, value)
+        try:
+            array = np.asarray(value)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise type(error)(f"{self.name} cannot be read as an array of {self.dtype}: {error}") from error
+        if array.dtype.kind == "O" and type(value) is int:
+            raise OverflowError(f"{self.name} is {value}; expected a number that fits {self.dtype}")
+        return array
+
+    def _wrong_shape(self, got: tuple[int, ...], lead: tuple[int, ...]) -> str:
+        message = f"{self.name} has shape {got}; expected {lead + self.shape}"
+        if lead:
+            message += f", {lead} for the leading axes and {self.shape} for the field"
+        if math.prod(got) == math.prod(lead + self.shape):
+            return f"{message}; reshape it"
+        if not lead and len(got) == len(self.shape) + 1 and got[1:] == self.shape:
+            return f"{message}; use extend for a stretch of steps, or num_envs= for parallel environments"
+        return message
+
+    def _cast(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """`array` in this dtype; refuses what would change by more than rounding."""
+        source, target = array.dtype, self.dtype
+        if np.can_cast(source, target, "safe"):
+            return array.astype(target)
+        if target.kind in "biu" and source.kind in "biu":
+            low, high = (0, 1) if target.kind == "b" else (int(np.iinfo(target).min), int(np.iinfo(target).max))
+            outside = (
+                [int(extreme) for extreme in (array.min(), array.max()) if not low <= int(extreme) <= high]
+                if array.size
+                else []
+            )
+            if outside:
+                raise OverflowError(
+                    f"{self.name} contains {outside[0]}; expected {target} values in [{low}, {high}]; "
+                    "widen the field's dtype in the Spec or clip the value"
+                )
+            return array.astype(target)
+        if (target.kind == "f" and source.kind in "iuf") or (target.kind == "c" and source.kind in "iufc"):
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                cast = array.astype(target)
+                lost = np.isinf(cast) & np.isfinite(array)
+            if lost.any():
+                raise OverflowError(
+                    f"{self.name} contains {array[lost].flat[0]}; expected {target} values of at most "
+                    f"{np.finfo(target).max:.4g} in magnitude; widen the field's dtype in the Spec or clip the value"
+                )
+            return cast
+        raise TypeError(
+            f"{self.name} has dtype {source}; expected {target}, or one that casts to it safely; "
+            f"{_remedy(source, target)}"
+        )
+
+
+def _from_torch(name: str, value: Any) -> npt.NDArray[Any]:
+    if value.requires_grad or value.device.type != "cpu":
+        state = "requires grad" if value.requires_grad else f"is on {value.device}"
+        raise TypeError(f"{name} is a torch tensor that {state}; expected an array on the CPU: pass .detach().cpu()")
+    array: npt.NDArray[Any] = value.numpy()
+    return array
+
+
+def _remedy(source: np.dtype[Any], target: np.dtype[Any]) -> str:
+    if source.kind == "f" and target.kind in "biu":
+        return f"round it and call .astype({str(target)!r}) if that is meant, or declare a floating field in the Spec"
+    if source.kind == "O":
+        return "give all its entries one shape and a numeric dtype"
+    return "declare the field with another dtype in the Spec"
+
+
+def as_float64(name: str, value: Any) -> npt.NDArray[np.float64]:
+    """`value`, which may be a CPU tensor, as float64; refuses what is not real numbers."""
+    array = _from_torch(name, value) if type(value).__module__.partition(".")[0] == "torch" else np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers")
+    return array.astype(np.float64, copy=False)
+
+
+def as_indices(name: str, value: Any) -> npt.NDArray[np.int64]:
+    """`value`, which may be a CPU tensor, as int64; refuses floats and booleans."""
+    array = _from_torch(name, value) if type(value).__module__.partition(".")[0] == "torch" else np.asarray(value)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{name} has dtype {array.dtype}; expected integers, as add and sample give them")
+    if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise IndexError(f"{name} contains {array.max()}, which was never given out")
+    return array.astype(np.int64, copy=False)
