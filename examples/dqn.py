@@ -57,16 +57,10 @@ class Settings:
 class History:
     """What happened, as pairs of the environment step and a number."""
 
-    returns: list[tuple[int, float]] = field(
-        default_factory=list
-    )  # of each training episode, random actions included
+    returns: list[tuple[int, float]] = field(default_factory=list)  # of each training episode, random actions included
     evaluations: list[tuple[int, float]] = field(default_factory=list)  # mean return of greedy episodes
-    losses: list[tuple[int, float]] = field(
-        default_factory=list
-    )  # mean weighted Huber loss of each round of updates
-    betas: list[tuple[int, float]] = field(
-        default_factory=list
-    )  # exponent of the weights, where there is one
+    losses: list[tuple[int, float]] = field(default_factory=list)  # mean weighted Huber loss of each round of updates
+    betas: list[tuple[int, float]] = field(default_factory=list)  # exponent of the weights, where there is one
     steps: int = 0  # steps taken ...
     best_step: int = 0  # ... and those after which the returned weights were reached
 
@@ -109,9 +103,7 @@ def update(
         next_values = target_net(batch.next_obs)  # (B, A)
         choice = q_net(batch.next_obs) if settings.double else next_values  # (B, A)
         q_next = next_values.gather(1, choice.argmax(1, keepdim=True)).squeeze(1)  # (B,)
-        target = (
-            batch.reward + batch.discount * q_next
-        )  # (B,): right for any n_step, and at every kind of end
+        target = batch.reward + batch.discount * q_next  # (B,): right for any n_step, and at every kind of end
     q = q_net(batch.obs).gather(1, batch.action.unsqueeze(1)).squeeze(1)  # (B,)
     loss = (batch.weights * F.smooth_l1_loss(q, target, reduction="none")).mean()
 
@@ -247,6 +239,4 @@ def show(bar: Any, history: History, buffer: Replay) -> None:
     }
     if beta is not None:
         history.betas.append((history.steps, beta))
-    bar.set_postfix(
-        {name: f"{value:.3g}" for name, value in shown.items() if value is not None}, refresh=False
-    )
+    bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items() if value is not None}, refresh=False)

@@ -61,19 +61,18 @@ TASKS = {
 
 def make_buffer(kind: str, env: Any, task: Task, n_step: int, seed: np.random.SeedSequence) -> Replay:
     """A buffer for the transitions of `env`. This is the only place that knows which it is."""
-    capacity, gamma = task.capacity, task.gamma
+    capacity = task.capacity
+    shared: dict[str, Any] = {"n_step": n_step, "gamma": task.gamma, "seed": seed}
     if kind == "latest":
-        return LatestBuffer.from_env(env, capacity, n_step=n_step, gamma=gamma, seed=seed)
+        return LatestBuffer.from_env(env, capacity, **shared)
     if kind == "uniform":
-        return ReplayBuffer.from_env(env, capacity, n_step=n_step, gamma=gamma, seed=seed)
+        return ReplayBuffer.from_env(env, capacity, **shared)
     if kind == "combined":
-        return CombinedReplay(ReplayBuffer.from_env(env, capacity, n_step=n_step, gamma=gamma, seed=seed))
-    # The schedule counts sampled batches, so it ends with the last batch of the last step
+        return CombinedReplay(ReplayBuffer.from_env(env, capacity, **shared))
+    # The schedule counts sampled batches: beta reaches 1 with the last batch of the last step
     batches = task.settings.batches_by(task.settings.total_timesteps)
     beta = LinearSchedule(0.4, 1.0, steps=max(batches, 1))
-    return PrioritizedBuffer.from_env(
-        env, capacity, n_step=n_step, gamma=gamma, alpha=task.alpha, beta=beta, eps=task.eps, seed=seed
-    )
+    return PrioritizedBuffer.from_env(env, capacity, alpha=task.alpha, beta=beta, eps=task.eps, **shared)
 
 
 def plot(history: History, test_returns: Any, threshold: float | None, title: str, path: Path) -> None:
@@ -127,24 +126,16 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def parse_arguments() -> argparse.Namespace:
     """The options, checked as far as they can be without the environment."""
-    parser = argparse.ArgumentParser(
-        description="DQN on a replay buffer of replaykit, on classic control tasks.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--env", default="CartPole-v1", help=f"{', '.join(TASKS)}, or another of discrete actions"
-    )
-    parser.add_argument("--buffer", choices=BUFFERS, default="prioritized", help="default: %(default)s")
-    parser.add_argument(
-        "--n-step", type=at_least(1), default=1, help="rewards in a target (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--num-envs", type=at_least(1), default=1, help="stepped together (default: %(default)s)"
-    )
-    parser.add_argument("--total-timesteps", type=at_least(1), help="at most, of all environments together")
-    parser.add_argument("--no-double", action="store_true", help="plain DQN rather than Double DQN")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of everything (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="the picture (default: in runs/, beside this script)")
+    parser = argparse.ArgumentParser(description="DQN on a replay buffer of replaykit.", allow_abbrev=False)
+    add = parser.add_argument
+    add("--env", default="CartPole-v1", help=f"{', '.join(TASKS)}, or another of discrete actions")
+    add("--buffer", choices=BUFFERS, default="prioritized", help="default: %(default)s")
+    add("--n-step", type=at_least(1), default=1, help="rewards in a target (default: %(default)s)")
+    add("--num-envs", type=at_least(1), default=1, help="stepped together (default: %(default)s)")
+    add("--total-timesteps", type=at_least(1), help="at most, of all environments together")
+    add("--no-double", action="store_true", help="plain DQN rather than Double DQN")
+    add("--seed", type=at_least(0), default=0, help="of everything (default: %(default)s)")
+    add("--output", type=Path, help="the picture (default: in runs/, beside this script)")
     options = parser.parse_args()
     try:
         check_environment(options.env)
@@ -196,9 +187,7 @@ def main() -> None:
         env = gymnasium.make_vec(options.env, num_envs=options.num_envs)
     buffer = make_buffer(options.buffer, env, task, options.n_step, buffer_seed)
     rng = np.random.default_rng(agent_seed)
-    q_net, history = train(
-        env, buffer, settings, rng, env_id=options.env, seed=train_seed, eval_seed=eval_seed
-    )
+    q_net, history = train(env, buffer, settings, rng, env_id=options.env, seed=train_seed, eval_seed=eval_seed)
     env.close()
 
     test_returns = evaluate(q_net, options.env, TEST_EPISODES, test_seed)

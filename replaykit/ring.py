@@ -71,7 +71,7 @@ class Ring:
         available = _memory_bytes()
         if needed > available:
             raise MemoryError(
-                f"capacity {self.capacity} needs {needed / 2**30:.1f} GiB, {bytes_each} bytes a transition; this machine "
+                f"capacity {self.capacity} needs {needed / 2**30:.1f} GiB, {bytes_each} bytes each; this machine "
                 f"has {available / 2**30:.1f} GiB; lower the capacity or store smaller dtypes"
             )
 

@@ -1,0 +1,44 @@
+"""Laws that every replay obeys, whatever it wraps: no model needed."""
+
+import numpy as np
+
+from replaykit.batch import Batch, _leaves
+from replaykit.replay import Replay
+
+
+def assert_lawful(replay: Replay, batch_size: int) -> Batch:
+    """Sample a batch and hold it to the laws of a replay; returns it.
+
+    - Every index is stored, and its probability is what `probability` says.
+    - The discount is 0 exactly where terminated, else ``gamma**length`` with a length from 1 to `n_step`.
+    - Weights are positive and finite.
+    - Every field has B rows, and no array shares memory with the storage.
+    - Sampling leaves what is stored, the invariants and the global random state as they were.
+
+    Raises
+    ------
+    AssertionError
+        Naming the broken law.
+    """
+    ring = replay._storage.ring
+    before = ring.rows.tobytes(), [array.tobytes() for array in ring.large.values()], ring.cursor.copy()
+    global_state = np.random.get_state(legacy=False)["state"]["pos"]  # noqa: NPY002
+    batch = replay.sample(batch_size)
+    assert np.random.get_state(legacy=False)["state"]["pos"] == global_state, "global random state was used"  # noqa: NPY002
+    after = ring.rows.tobytes(), [array.tobytes() for array in ring.large.values()], ring.cursor.copy()
+    assert before[:2] == after[:2], "sampling changed what is stored"
+    assert (before[2] == after[2]).all(), "sampling changed the cursors"
+    ring.slots(batch.indices)
+    np.testing.assert_allclose(batch.probabilities, replay.probability(batch.indices, batch_size), rtol=1e-12)
+    assert ((batch.length >= 1) & (batch.length <= replay.n_step)).all(), "a window has no step, or too many"
+    powers = np.array([replay.gamma**k for k in range(replay.n_step + 1)])
+    expected = np.where(batch.terminated, 0.0, powers[batch.length]).astype(batch.discount.dtype)
+    assert (batch.discount == expected).all(), "the discount is not gamma**length * (1 - terminated)"
+    assert (np.isfinite(batch.weights) & (batch.weights > 0.0)).all(), "a weight is not positive and finite"
+    for path, array in _leaves("", dict(batch.items())):
+        assert array.shape[0] == batch_size, f"{path[1:]} has not one row for each transition"
+        assert array.flags.writeable, f"{path[1:]} is read-only"
+        for stored in (ring.rows, *ring.large.values()):
+            assert not np.shares_memory(array, stored), f"{path[1:]} shares memory with the storage"
+    replay.check()
+    return batch

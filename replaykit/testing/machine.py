@@ -1,0 +1,180 @@
+"""The state machine: Hypothesis drives a replay and its model side by side."""
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from replaykit.spec import Tree
+from replaykit.testing.laws import assert_lawful
+from replaykit.testing.strategies import Configuration, build, configurations, values_of
+
+flags = st.booleans()
+rarely = st.sampled_from([True, False, False, False])
+
+
+class ReplayMachine(RuleBasedStateMachine):
+    """Every kind of buffer and stack of wrappers, through every operation, against the model.
+
+    Subclass it and override `make` to drive a replay of your own with the same operations.
+
+    Examples
+    --------
+    >>> TestReplay = ReplayMachine.TestCase  # pytest collects it
+    """
+
+    @initialize(configuration=configurations())
+    def start(self, configuration: Configuration) -> None:
+        """Build the replay and the model."""
+        self.replay, self.model = self.make(configuration)
+        self.spec = self.replay.spec
+        self.number = 0
+        self.issued: list[int] = []
+
+    def make(self, configuration: Configuration) -> tuple[Any, Any]:
+        """The replay and its model."""
+        return build(configuration)
+
+    # -- Writing ---------------------------------------------------------------------------------------------
+
+    def _fields(self, terminated: bool, truncated: bool) -> dict[str, Tree]:
+        self.number += 7
+        fields: dict[str, Tree] = {name: values_of(self.spec[name], self.number) for name in self.spec}
+        fields["next_obs"] = values_of(self.spec["obs"], self.number + 3)
+        return fields | {"terminated": np.bool_(terminated), "truncated": np.bool_(truncated)}
+
+    @rule(data=st.data(), with_error=rarely)
+    def add(self, data: st.DataObject, with_error: bool) -> None:
+        """One step of every lane, or of some."""
+        self._write(data, None, with_error)
+
+    @rule(data=st.data(), steps=st.integers(0, 12), with_error=rarely)
+    def extend(self, data: st.DataObject, steps: int, with_error: bool) -> None:
+        """A stretch of steps, up to several times round the ring."""
+        self._write(data, steps, with_error)
+
+    def _write(self, data: st.DataObject, steps: int | None, with_error: bool) -> None:
+        lanes = self.model.num_envs
+        count = 1 if steps is None else steps
+        mask = None
+        if data.draw(flags, label="masked"):
+            mask = np.array(data.draw(st.lists(flags, min_size=count * lanes, max_size=count * lanes)), np.bool_)
+            mask = mask.reshape(count, lanes)
+        ends = data.draw(st.lists(st.sampled_from([0, 0, 0, 1, 2, 3]), min_size=count * lanes, max_size=count * lanes))
+        grid = [
+            [self._fields(ends[t * lanes + e] in (1, 3), ends[t * lanes + e] in (2, 3)) for e in range(lanes)]
+            for t in range(count)
+        ]
+        errors = np.arange(count * lanes).reshape(count, lanes) * 0.3 - 1.0 if with_error else None
+        chosen = np.ones((count, lanes), np.bool_) if mask is None else mask
+
+        expected = np.full((count, lanes), -1)
+        for t in range(count):
+            initial = self.model.initial()
+            for e in range(lanes):
+                if chosen[t, e]:
+                    scaled = initial if errors is None else self.model.scaled(errors[t, e])
+                    expected[t, e] = self.model.add(e, grid[t][e], scaled)
+
+        lead = self.replay._storage.lead(steps)
+        values = {
+            name: _stack([[grid[t][e][name] for e in range(lanes)] for t in range(count)], self.spec[name], lead)
+            for name in self.spec
+        }
+        options = {
+            "mask": None if mask is None else mask.reshape(lead or (1,)),
+            "td_error": None if errors is None else errors.reshape(lead),
+        }
+        indices = (self.replay.add if steps is None else self.replay.extend)(**values, **options)
+        np.testing.assert_array_equal(indices, expected.reshape(lead or (1,)))
+        self.issued += [int(index) for index in expected[chosen]]
+
+    @rule(data=st.data())
+    def end_episode(self, data: st.DataObject) -> None:
+        """The environment of some lanes was reset."""
+        mask = np.array([data.draw(rarely) for _ in range(self.model.num_envs)], np.bool_)
+        self.replay.end_episode(mask)
+        self.model.end_episode([int(lane) for lane in np.flatnonzero(mask)])
+
+    @precondition(lambda self: len(self.issued) > 20)
+    @rule()
+    def reset(self) -> None:
+        """Forget everything."""
+        self.replay.reset()
+        self.model.reset()
+
+    # -- Learning --------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.issued)
+    @rule(data=st.data(), direct=flags)
+    def update(self, data: st.DataObject, direct: bool) -> None:
+        """New priorities for any indices ever issued: living, stale, twice the same."""
+        indices = data.draw(st.lists(st.sampled_from(self.issued[-30:]), max_size=12))
+        values = [data.draw(st.sampled_from([0.0, 0.5, -2.0, 1e-3, 30.0])) for _ in indices]
+        before = pickle.dumps(self.replay)
+        if direct:
+            scaled = [float((abs(value) + 0.25) ** self.model.alpha) for value in values]
+            applied = self.replay.update_priorities(np.array(indices, np.int64), priorities=np.abs(values) + 0.25)
+        else:
+            scaled = [self.model.scaled(value) for value in values]
+            applied = self.replay.update_priorities(np.array(indices, np.int64), np.array(values))
+        expected = self.model.update(indices, scaled)
+        assert applied == (expected if self.model.kind == "prioritized" else 0)
+        if self.model.kind != "prioritized":
+            assert pickle.dumps(self.replay) == before
+
+    @precondition(lambda self: self.model.steps)
+    @rule(extra=st.integers(0, 20))
+    def sample(self, extra: int) -> None:
+        """A batch is what the model says, and a copy would draw the same one."""
+        batch_size = 1 + extra + sum(self.model.combined)
+        twin = copy.deepcopy(self.replay)
+        batch = assert_lawful(self.replay, batch_size)
+        self.model.assert_batch(batch, batch_size)
+        again = pickle.loads(pickle.dumps(twin)).sample(batch_size)
+        assert pickle.dumps(again) == pickle.dumps(batch), "a copy drew another batch"
+
+    # -- Looking ---------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.model.steps)
+    @rule()
+    def look(self) -> None:
+        """Probabilities, episodes and bounds of everything stored."""
+        indices = [step.index for step in self.model.steps]
+        batch_size = 1 + sum(self.model.combined)
+        shares = self.model.shares(batch_size)
+        got = self.replay.probability(indices, batch_size)
+        np.testing.assert_allclose(got, [shares[index] for index in indices], rtol=1e-9)
+        numbers, _, last = self.replay.episode(indices)
+        same = {(step.lane, step.episode): number for step, number in zip(self.model.steps, numbers, strict=True)}
+        assert [same[step.lane, step.episode] for step in self.model.steps] == list(numbers)
+        assert len(set(same.values())) == len(same)
+        for step, end in zip(self.model.steps, last, strict=True):
+            run = [other.index for other in self.model.lane(step.lane) if other.episode == step.episode]
+            assert end == run[-1]
+
+    @invariant()
+    def same_size(self) -> None:
+        """Length, bounds and the newest are those of the model, and every invariant holds."""
+        model = self.model
+        assert len(self.replay) == len(model.steps)
+        for lane in range(model.num_envs):
+            steps = [step.index for step in model.lane(lane)] or [-1]
+            assert self.replay.oldest[lane] == steps[0]
+            assert self.replay.newest[lane] == steps[-1]
+        assert list(self.replay.latest(3)) == model.newest(3)
+        self.replay.check()
+
+
+def _stack(grid: list[list[Tree]], tree: Tree, lead: tuple[int, ...]) -> Tree:
+    """A T x E grid of values of a tree of fields, as arrays with the leading axes `lead`."""
+    if isinstance(tree, dict):
+        return {
+            key: _stack([[value[key] for value in row] for row in grid], entry, lead) for key, entry in tree.items()
+        }
+    if isinstance(tree, tuple):
+        return tuple(_stack([[value[i] for value in row] for row in grid], entry, lead) for i, entry in enumerate(tree))
+    return np.array(grid, tree.dtype).reshape(lead + tree.shape)
