@@ -120,7 +120,7 @@ class Batch:
 
     def __len__(self) -> int:
         """B, the number of transitions."""
-        for _, array in _leaves("", self.__dict__):
+        for _, array in leaves_of("", self.__dict__):
             return int(array.shape[0])
         return 0
 
@@ -141,7 +141,7 @@ class Batch:
             f"{path[1:]} {tuple(array.shape[1:])} {array.dtype}"
             if len(array.shape) > 1
             else f"{path[1:]} {array.dtype}"
-            for path, array in _leaves("", self.__dict__)
+            for path, array in leaves_of("", self.__dict__)
         )
         return f"Batch({len(self)}: {', '.join(fields)})"
 
@@ -188,13 +188,13 @@ def constant(size: int, value: float, dtype: type) -> npt.NDArray[Any]:
     return kept.copy()
 
 
-def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+def leaves_of(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, entry in value.items():
-            yield from _leaves(f"{path}.{key}", entry)
+            yield from leaves_of(f"{path}.{key}", entry)
     elif isinstance(value, tuple):
         for i, entry in enumerate(value):
-            yield from _leaves(f"{path}.{i}", entry)
+            yield from leaves_of(f"{path}.{i}", entry)
     else:
         yield path, value
 

@@ -8,7 +8,7 @@
 Needs Hypothesis: ``pip install "replaykit[testing]"``.
 """
 
-from replaykit.testing.laws import assert_lawful
+from replaykit.testing.laws import assert_lawful, bits_of
 from replaykit.testing.machine import ReplayMachine
 from replaykit.testing.model import NaiveReplay, NaiveStep
 from replaykit.testing.strategies import SPECS, Configuration, build, configurations, values_of
@@ -20,6 +20,7 @@ __all__ = [
     "NaiveStep",
     "ReplayMachine",
     "assert_lawful",
+    "bits_of",
     "build",
     "configurations",
     "values_of",
