@@ -41,10 +41,10 @@ class Settings:
     hidden: int = 128  # units in each of the two hidden layers
     double: bool = True  # Double DQN: the online network chooses the next action, the target network rates it
     target_every: int = 1  # updates between two moves of the target network ...
-    target_rate: float = 0.01  # ... and how far it moves towards the online one; 1 copies it
+    target_rate: float = 0.04  # ... and how far it moves towards the online one; 1 copies it
     epsilon_end: float = 0.04  # share of random actions after ...
     epsilon_steps: int = 6_400  # ... falling linearly from 1 in so many steps
-    eval_every: int = 2_000  # steps between two greedy evaluations, from which the best weights are chosen
+    eval_every: int = 1_000  # steps between two greedy evaluations, from which the best weights are chosen
     eval_episodes: int = 100
     stop_at: float = float("inf")  # stop as soon as an evaluation has this mean return
 
@@ -71,11 +71,7 @@ class QNetwork(nn.Module):
     def __init__(self, observations: int, actions: int, hidden: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(observations, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, actions),
+            nn.Linear(observations, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, actions)
         )
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -91,11 +87,7 @@ class QNetwork(nn.Module):
 
 
 def update(
-    q_net: QNetwork,
-    target_net: QNetwork,
-    optimizer: torch.optim.Optimizer,
-    buffer: Replay,
-    settings: Settings,
+    q_net: QNetwork, target_net: QNetwork, optimizer: torch.optim.Optimizer, buffer: Replay, settings: Settings
 ) -> float:
     """Learn from one batch, and tell the buffer how wrong each prediction was; returns the loss."""
     batch = buffer.sample(settings.batch_size).to_torch()  # obs and next_obs (B, D), everything else (B,)
@@ -141,14 +133,7 @@ def evaluate(q_net: QNetwork, env_id: str, episodes: int, seed: int) -> npt.NDAr
 
 
 def train(
-    env: Any,
-    buffer: Replay,
-    settings: Settings,
-    rng: np.random.Generator,
-    *,
-    env_id: str,
-    seed: int,
-    eval_seed: int,
+    env: Any, buffer: Replay, settings: Settings, rng: np.random.Generator, *, env_id: str, seed: int, eval_seed: int
 ) -> tuple[QNetwork, History]:
     """Train on `env`, single or vector; returns the network with the best weights seen, and what happened.
 
@@ -200,7 +185,7 @@ def train(
 
             # Evaluate without random actions: training returns are too low to judge by
             if history.steps >= min(next_eval, settings.total_timesteps):
-                next_eval += settings.eval_every
+                next_eval = history.steps + settings.eval_every
                 mean_return = float(evaluate(q_net, env_id, settings.eval_episodes, eval_seed).mean())
                 history.evaluations.append((history.steps, mean_return))
                 if mean_return > best_return:
@@ -211,6 +196,7 @@ def train(
                 show(bar, history, buffer)
     except KeyboardInterrupt:
         bar.write("Interrupted: going on with the best weights so far.")
+    show(bar, history, buffer)
     bar.close()
     if not history.evaluations:  # interrupted before the first
         best, history.best_step = q_net, history.steps

@@ -34,27 +34,28 @@ class Task:
     capacity: int = 100_000
     gamma: float = 0.99
     alpha: float = 0.6  # how much priorities count
-    eps: float = 1e-2  # added to every abs(td_error)
 
 
 TASKS = {
-    "CartPole-v1": Task(settings=Settings(target_rate=0.04, eval_every=1_000, stop_at=495.0)),
-    "Acrobot-v1": Task(settings=Settings(total_timesteps=60_000, epsilon_end=0.05, stop_at=-83.0)),
+    "CartPole-v1": Task(settings=Settings(stop_at=495.0)),
+    "Acrobot-v1": Task(settings=Settings(total_timesteps=60_000, eval_every=2_000, epsilon_end=0.05, stop_at=-82.0)),
     "MountainCar-v0": Task(
         settings=Settings(
-            total_timesteps=90_000,
+            total_timesteps=120_000,
             train_every=16,
             updates=8,
             batch_size=128,
-            learning_rate=4e-3,
+            learning_rate=2e-3,
             target_every=300,
             target_rate=1.0,
             epsilon_end=0.07,
             epsilon_steps=18_000,
-            stop_at=-103.0,
+            eval_every=2_000,
+            stop_at=-105.0,
         ),
         capacity=10_000,
         gamma=0.98,
+        alpha=0.4,
     ),
 }
 
@@ -72,11 +73,11 @@ def make_buffer(kind: str, env: Any, task: Task, n_step: int, seed: np.random.Se
     # The schedule counts sampled batches: beta reaches 1 with the last batch of the last step
     batches = task.settings.batches_by(task.settings.total_timesteps)
     beta = LinearSchedule(0.4, 1.0, steps=max(batches, 1))
-    return PrioritizedBuffer.from_env(env, capacity, alpha=task.alpha, beta=beta, eps=task.eps, **shared)
+    return PrioritizedBuffer.from_env(env, capacity, alpha=task.alpha, beta=beta, **shared)
 
 
 def plot(history: History, test_returns: Any, threshold: float | None, title: str, path: Path) -> None:
-    """The returns, and below them the loss and, where there is one, beta."""
+    """The returns, and below them the weighted Huber loss and, where there is one, beta."""
     figure = Figure(figsize=(8, 6), layout="constrained")  # not pyplot's: no window, no global state
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     if history.returns:
@@ -100,7 +101,7 @@ def plot(history: History, test_returns: Any, threshold: float | None, title: st
     else:
         bottom.text(0.5, 0.5, "no update yet", ha="center", va="center", transform=bottom.transAxes)
     bottom.set(xlabel="environment steps")
-    bottom.set_ylabel("weighted Huber loss", color="tab:red")
+    bottom.set_ylabel("loss", color="tab:red")
     if history.betas:
         right = bottom.twinx()
         right.plot(*np.array(history.betas).T, color="tab:purple")
@@ -141,7 +142,8 @@ def parse_arguments() -> argparse.Namespace:
         check_environment(options.env)
     except (gymnasium.error.Error, ImportError, ValueError) as error:
         parser.error(f"--env {options.env}: {error}")
-    name = f"{options.env.replace('/', '-')}-{options.buffer}-n{options.n_step}-seed{options.seed}.png"
+    run = f"{options.buffer}-n{options.n_step}-envs{options.num_envs}-seed{options.seed}"
+    name = f"{options.env.replace('/', '-').replace(':', '-')}-{run}.png"
     options.output = options.output or Path(__file__).resolve().parent / "runs" / name
     if options.output.suffix not in (".png", ".pdf", ".svg"):
         parser.error(f"--output {options.output}: expected a name that ends in .png, .pdf or .svg")
@@ -171,9 +173,9 @@ def main() -> None:
     options = parse_arguments()
     torch.set_num_threads(1)  # networks this small are slower on several
     task = TASKS.get(options.env, Task())
-    settings = replace(task.settings, double=not options.no_double)
-    if options.total_timesteps is not None:
-        settings = replace(settings, total_timesteps=options.total_timesteps)
+    steps = options.total_timesteps or task.settings.total_timesteps
+    steps += -steps % options.num_envs  # whole steps of all environments
+    settings = replace(task.settings, double=not options.no_double, total_timesteps=steps)
     task = replace(task, settings=settings)
 
     # Training, the choice of the weights and the final test share no episodes, and generators no streams
@@ -191,15 +193,16 @@ def main() -> None:
     env.close()
 
     test_returns = evaluate(q_net, options.env, TEST_EPISODES, test_seed)
-    print(f"Trained for {history.steps} steps on {buffer!r}; weights of step {history.best_step}.")
+    print(f"Trained for {history.steps} steps (at most {settings.total_timesteps}) on {buffer!r}.")
+    print(f"The weights tested are those after {history.best_step} steps.")
     print(
         f"Greedy return over {TEST_EPISODES} fresh episodes: "
         f"mean {test_returns.mean():.1f}, standard deviation {test_returns.std():.1f}, "
         f"worst {test_returns.min():.0f}, best {test_returns.max():.0f}."
     )
-    title = f"DQN on {options.env}: {options.buffer} replay, n-step {options.n_step}, seed {options.seed}"
+    title = f"DQN on {options.env}: --buffer {options.buffer} --n-step {options.n_step} --num-envs {options.num_envs}"
     threshold = gymnasium.spec(options.env).reward_threshold
-    plot(history, test_returns, threshold, title, options.output)
+    plot(history, test_returns, threshold, f"{title} --seed {options.seed}", options.output)
     print(f"Learning curve: {options.output}")
 
 

@@ -2,7 +2,8 @@
 
 >>> import numpy as np
 >>> from replaykit import Field, PrioritizedBuffer, Spec
->>> buffer = PrioritizedBuffer(100_000, Spec(obs=Field((4,)), action=Field((), "int64")), n_step=3, gamma=0.99, seed=0)
+>>> spec = Spec(obs=Field((4,)), action=Field((), "int64"))
+>>> buffer = PrioritizedBuffer(100_000, spec, n_step=3, gamma=0.99, seed=0)
 >>> for step in range(100):
 ...     index = buffer.add(np.full(4, step), 1, 1.0, np.full(4, step + 1), step % 10 == 9, False)
 >>> batch = buffer.sample(32)

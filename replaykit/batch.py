@@ -15,6 +15,7 @@ class Draw:
     Attributes
     ----------
     indices : ndarray of shape (B,), int64
+        Of the drawn transitions.
     probabilities : ndarray of shape (B,), float64
         Of each drawn transition, its expected share of a batch.
     least : float or None
@@ -60,27 +61,28 @@ class Batch:
 
     Attributes
     ----------
-    obs, action : (B, ...)
+    obs, action : array of shape (B, ...)
         Of the first step of each window.
-    reward : (B,)
+    reward : array of shape (B,)
         The n-step return: the discounted sum of the rewards of the window.
-    next_obs : (B, ...)
+    next_obs : array of shape (B, ...)
         The observation after the last step of the window.
-    terminated, truncated : (B,), bool
+    terminated, truncated : array of shape (B,), bool
         Of the last step of the window.
-    discount : (B,)
+    discount : array of shape (B,)
         ``gamma**length``, and 0 where terminated.
-    length : (B,), int64
+    length : array of shape (B,), int64
         Steps of the window: `n_step`, or fewer at an episode's end and at the newest step.
-    weights : (B,), float32
+    weights : array of shape (B,), float32
         Importance-sampling weights; 1 where nothing is corrected for.
-    probabilities : (B,), float64
+    probabilities : array of shape (B,), float64
         Of each transition, its expected share of the batch.
-    indices : (B,), int64
+    indices : array of shape (B,), int64
         For ``update_priorities``.
 
     Examples
     --------
+    >>> import numpy as np
     >>> batch = Batch(reward=np.zeros(2), obs={"speed": np.ones((2, 3))})
     >>> batch
     Batch(2: reward float64, obs.speed (3,) float64)
@@ -189,6 +191,7 @@ def constant(size: int, value: float, dtype: type) -> npt.NDArray[Any]:
 
 
 def leaves_of(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Every array of a structure of dicts and tuples, with its path below `path`."""
     if isinstance(value, dict):
         for key, entry in value.items():
             yield from leaves_of(f"{path}.{key}", entry)

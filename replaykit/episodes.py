@@ -67,8 +67,9 @@ class Episodes:
         return self._ends[self._lookup(indices) % self._ring.capacity]
 
     def _lookup(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        slots = self._ring.slots(indices)
         self.sync()
-        numbers: npt.NDArray[np.int64] = self._number[self._ring.slots(indices)]
+        numbers: npt.NDArray[np.int64] = self._number[slots]
         return numbers
 
     def check(self) -> None:

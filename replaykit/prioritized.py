@@ -26,6 +26,12 @@ Weights = Literal["batch", "buffer", "none"]
 class LinearSchedule:
     """A value that goes linearly from `start` to `end` over `steps` steps, and stays there.
 
+    Parameters
+    ----------
+    start, end : float
+    steps : int
+        At least 1. As a schedule of `beta`, steps count the batches sampled.
+
     Examples
     --------
     >>> beta = LinearSchedule(0.4, 1.0, steps=100)
@@ -52,7 +58,8 @@ class PrioritizedBuffer(Replay):
 
     A transition with TD error δ has the priority ``p = abs(δ) + eps``, and is drawn with the probability
     ``P = p**alpha / sum(p**alpha)``. Learning is corrected for that by the weights ``w = (N P)**-beta``. A new
-    transition gets the largest priority now in the buffer, so that it is soon seen once; 1 if there is none.
+    transition gets the largest priority in the buffer just before it is added, so that it is soon seen once; 1 if
+    there is none.
 
     Parameters
     ----------
@@ -256,8 +263,8 @@ class PrioritizedBuffer(Replay):
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
         """``p**alpha / sum(p**alpha)`` of each stored index, 0 if all are 0. O(B)."""
-        self._settle()
         slots = self._storage.ring.slots(as_indices("indices", indices))
+        self._settle()
         return self._tree.get(slots) / (self._tree.total or 1.0)
 
     def weigh(self, draw: Draw) -> npt.NDArray[np.float32]:
@@ -284,7 +291,9 @@ class PrioritizedBuffer(Replay):
         return super().nbytes + self._tree.nbytes
 
     def stats(self) -> dict[str, float]:
-        """Numbers for a logger: those of every buffer, and the state of the priorities, scaled by alpha."""
+        """Numbers for a logger: those of every buffer, `beta`, `stale_updates`, and of the scaled priorities p**alpha
+        the mean and the maximum, `scaled_priority_mean` and `scaled_priority_max`.
+        """
         self._settle()
         tree, size = self._tree, len(self)
         return super().stats() | {

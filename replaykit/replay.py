@@ -20,7 +20,7 @@ class Replay(ABC):
 
     A batch is a draw of indices, a window on the stored steps at each, and a reduction of each window to one
     transition: ``sample(B) = reduce(window(draw(B)))``. A buffer holds data; a wrapper changes how they are replayed by
-    overriding one of the verbs.
+    overriding one of the verbs: subclass `ReplayWrapper` for one of your own.
 
     Methods for writing: `add`, `extend`, `end_episode`, `reset`. For learning: `sample`, `update_priorities`. The
     verbs: `draw`, `probability`, `window`, `reduce`, `weigh`. For looking: `oldest`, `newest`, `latest`, `episode`,
@@ -173,6 +173,10 @@ class Replay(ABC):
         batch_size : int
             B, at least 1.
 
+        Returns
+        -------
+        Batch
+
         Raises
         ------
         TypeError, ValueError
@@ -259,14 +263,14 @@ class Replay(ABC):
 
     @abstractmethod
     def draw(self, batch_size: int) -> Draw:
-        """Which transitions, and with what probability: B stored indices."""
+        """Which transitions, and with what probability: a `Draw` of B stored indices."""
 
     @abstractmethod
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
         """The expected share of each stored index in a batch of `batch_size`, of shape (B,), float64."""
 
     def window(self, indices: npt.NDArray[np.int64]) -> Window:
-        """What is there: up to `n_step` consecutive steps of one episode from each stored index on."""
+        """What is there: a `Window` of up to `n_step` consecutive steps of one episode from each stored index on."""
         return self._storage.window(indices)
 
     def reduce(self, window: Window) -> dict[str, Any]:
@@ -301,7 +305,7 @@ class Replay(ABC):
 
     @property
     def capacity(self) -> int:
-        """Transitions that fit, C: a multiple of `num_envs`."""
+        """Transitions that fit, C, a multiple of `num_envs`."""
         return self._storage.ring.capacity
 
     @property
@@ -349,13 +353,17 @@ class Replay(ABC):
 
         Episodes are numbered so that no two share a number. The first step may have been overwritten; the last is the
         newest stored, if the episode is running.
+
+        Returns
+        -------
+        number, first, last : ndarray of shape (B,), int64
         """
         entries = as_indices("indices", indices)
         episodes = self._storage.episodes
         return episodes.number(entries), episodes.start(entries), episodes.stop(entries)
 
     def stats(self) -> dict[str, float]:
-        """Numbers for a logger."""
+        """Numbers for a logger: `size`, `capacity`, `added` and `batches` so far, and `nbytes`."""
         ring = self._storage.ring
         return {
             "size": float(len(self)),

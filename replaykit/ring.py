@@ -295,6 +295,9 @@ class Layout:
         self._fields = list(zip(fields, packed, strict=True))
         self.records: dict[int, np.dtype[Any]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"records": {}}
+
     def record(self, count: int) -> np.dtype[Any]:
         """The fields of `count` transitions as a record of arrays, each from a multiple of 64 bytes on.
 

@@ -38,7 +38,8 @@ class Spec:
 
     Examples
     --------
-    >>> spec = Spec(obs={"image": Field((84, 84), "uint8"), "speed": Field(())}, action=Field((), "int64"))
+    >>> obs = {"image": Field((84, 84), "uint8"), "speed": Field(())}
+    >>> spec = Spec(obs, action=Field((), "int64"))
     >>> spec
     Spec(obs={'image': Field((84, 84), uint8), 'speed': Field((), float32)}, action=Field((), int64))
     >>> spec.nbytes  # of one transition, next_obs included
@@ -102,6 +103,7 @@ class Spec:
 
         Examples
         --------
+        >>> import numpy as np
         >>> Spec.from_example({"obs": np.zeros(3, np.float32), "action": 1, "log_prob": -0.7})
         Spec(obs=Field((3,), float32), action=Field((), int64), log_prob=Field((), float32))
         """

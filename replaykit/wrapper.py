@@ -1,5 +1,6 @@
 """The forwards that every wrapper shares, spelt out."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from replaykit.spec import Tree
 
 
 class ReplayWrapper(Replay):
-    """A replay that changes how another is replayed: override one verb, and the rest goes to `inner`.
+    """A replay that changes how another is replayed: subclass it, override one verb, and the rest goes to `inner`.
 
     `sample` runs in the outermost wrapper and calls its verbs, so an override takes effect whatever is around it,
     and wrappers on different verbs commute.
@@ -108,8 +109,19 @@ class ReplayWrapper(Replay):
 
     @property
     def beta(self) -> float:
-        """As the wrapped buffer's, where it has one."""
-        return float(getattr(self.inner, "beta"))  # noqa: B009
+        """As the wrapped buffer's, where it has one; settable as there."""
+        return float(self._prioritized.beta)
+
+    @beta.setter
+    def beta(self, value: float | Callable[[int], float]) -> None:
+        self._prioritized.beta = value
+
+    @property
+    def _prioritized(self) -> Any:
+        """What is wrapped, which must have a beta."""
+        if not hasattr(self.inner, "beta"):
+            raise AttributeError(f"{self.inner!r} prioritizes nothing, so it has no beta")
+        return self.inner
 
     @property
     def nbytes(self) -> int:

@@ -23,6 +23,7 @@ class ReplayMachine(RuleBasedStateMachine):
 
     Examples
     --------
+    >>> from replaykit.testing import ReplayMachine
     >>> TestReplay = ReplayMachine.TestCase  # pytest collects it
     """
 

@@ -26,6 +26,10 @@ class NaiveReplay:
     Attributes
     ----------
     kind : {"uniform", "prioritized", "latest"}
+    length : int
+        Slots of each lane, L.
+    num_envs, n_step, gamma, alpha, beta, eps, weights
+        As those of the buffers.
     combined : list of int
         `latest` of each ``CombinedReplay`` around the buffer, the innermost first.
     """
@@ -68,7 +72,7 @@ class NaiveReplay:
         return max((step.scaled for step in self.steps), default=0.0) or 1.0
 
     def scaled(self, td_error: float) -> float:
-        """(|δ| + eps)**alpha."""
+        """``(abs(td_error) + eps)**alpha``."""
         return float((abs(td_error) + self.eps) ** self.alpha)
 
     def update(self, indices: list[int], scaled: list[float]) -> int:

@@ -1,0 +1,40 @@
+"""How the documentation is built: without the network, and with every warning an error."""
+
+import doctest
+
+import replaykit
+
+project = "replaykit"
+author = "The replaykit developers"
+copyright = author
+version = release = replaykit.__version__
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.doctest"]
+exclude_patterns = ["_build"]
+nitpicky = True
+# Single backticks in docstrings name arguments as often as objects; what has a dot or a capital must resolve.
+default_role = "py:obj"
+nitpick_ignore_regex = [("py:obj", r"[a-z_]+")]
+# The docstring of Replay.capacity has a colon in its first line, and what is before it is taken for a type
+nitpick_ignore = [("py:class", "Transitions that fit"), ("py:class", "C")]
+
+# Types are told in the docstrings, with shapes and units, so signatures go without
+autodoc_typehints = "none"
+autodoc_preserve_defaults = True
+autodoc_member_order = "bysource"
+napoleon_google_docstring = False
+napoleon_use_param = False
+napoleon_use_rtype = False
+napoleon_custom_sections = [("Attributes", "params_style")]
+
+# Error messages are compared too, which Sphinx leaves out unless told
+doctest_default_flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.DONT_ACCEPT_TRUE_FOR_1
+# The names that docstrings use without importing them
+doctest_global_setup = """
+import numpy as np
+from replaykit import *
+"""
+
+html_theme = "furo"
+html_title = f"replaykit {version}"
+html_show_sphinx = False

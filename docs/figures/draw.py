@@ -1,0 +1,238 @@
+"""Draw the figures of the documentation: ``python docs/figures/draw.py``.
+
+They are put into the pages as they are, so that `currentColor` and the theme's colours make them readable on a
+light and on a dark page. Every number in them comes from the library or from the arithmetic that a page explains.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from replaykit import Field, ReplayBuffer, Spec, SumTree
+
+ACCENT = "var(--color-brand-primary, #0a4bff)"
+MUTED = "var(--color-foreground-muted, #808080)"
+SURFACE = "var(--color-background-secondary, none)"
+
+
+class Drawing:
+    """An SVG of the given size, with a text for those who cannot see it."""
+
+    def __init__(self, width: int, height: int, description: str) -> None:
+        self.size = width, height
+        self.parts = [f"<title>{description}</title>"]
+
+    def line(self, x1, y1, x2, y2, color="currentColor", width=1.2, dashed=False):
+        """A straight line between two points."""
+        dash = ' stroke-dasharray="4 3"' if dashed else ""
+        self.parts.append(
+            f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" '
+            f'style="stroke: {color}" stroke-width="{width}"{dash}/>'
+        )
+
+    def arrow(self, x1, y1, x2, y2, color="currentColor", width=1.2):
+        """A line with a point at its second end."""
+        self.line(x1, y1, x2, y2, color, width)
+        along = np.array([x2 - x1, y2 - y1]) / np.hypot(x2 - x1, y2 - y1)
+        across = np.array([-along[1], along[0]])
+        tip = np.array([x2, y2])
+        corners = (tip, tip - 8 * along + 4 * across, tip - 8 * along - 4 * across)
+        points = " ".join(f"{x:.4g},{y:.4g}" for x, y in corners)
+        self.parts.append(f'<polygon points="{points}" style="fill: {color}"/>')
+
+    def text(self, x, y, words, color="currentColor", size=14, anchor="middle", bold=False):
+        """Words, with their baseline at y."""
+        weight = ' font-weight="bold"' if bold else ""
+        self.parts.append(
+            f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}"{weight} '
+            f'style="fill: {color}">{words}</text>'
+        )
+
+    def box(self, x, y, width, height, color="currentColor", stroke=1.2, fill=SURFACE):
+        """A rectangle, given its upper left corner."""
+        self.parts.append(
+            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="4" stroke-width="{stroke}" '
+            f'style="fill: {fill}; stroke: {color}"/>'
+        )
+
+    def circle(self, x, y, radius, color="currentColor", stroke=1.2, fill=SURFACE):
+        """A circle, given its centre."""
+        self.parts.append(
+            f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}" stroke-width="{stroke}" '
+            f'style="fill: {fill}; stroke: {color}"/>'
+        )
+
+    def save(self, name: str) -> None:
+        """Write the drawing beside this script."""
+        width, height = self.size
+        content = "\n".join(self.parts)
+        path = Path(__file__).with_name(name)
+        path.write_text(
+            f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {width} {height}" '
+            f'style="max-width: {width}px; width: 100%; color: var(--color-foreground-primary, black); '
+            f'font-family: inherit; margin: 1rem 0">\n{content}\n</svg>\n'
+        )
+
+
+PLACES = {1: (300, 30), 2: (160, 105), 3: (440, 105), 4: (90, 185), 5: (230, 185), 6: (370, 185), 7: (510, 185)}
+"""Centres of the nodes, by number: the children of node k are 2k and 2k + 1."""
+
+
+def draw_nodes(drawing: Drawing, sums: dict[int, float], path: tuple[int, ...], dx: float = 0.0) -> None:
+    """The tree of four leaves, with the nodes in `path` and the edges between them set off."""
+    places = {node: (x + dx, y) for node, (x, y) in PLACES.items()}
+    for node in range(2, 8):
+        chosen = node in path and node // 2 in path
+        drawing.line(
+            *places[node // 2], *places[node], color=ACCENT if chosen else "currentColor", width=3 if chosen else 1.2
+        )
+    for node, (x, y) in places.items():
+        color, stroke = (ACCENT, 3) if node in path else ("currentColor", 1.2)
+        drawing.circle(x, y, 21, color, stroke, "var(--color-background-primary, white)")
+        drawing.text(x, y + 6, f"{sums[node]:g}", size=17, bold=True, color=ACCENT if node in path else "currentColor")
+
+
+def sums_of(tree: SumTree) -> dict[int, float]:
+    """Every node of a tree of four leaves, by number."""
+    leaves = tree.get([0, 1, 2, 3])
+    return {
+        1: tree.total, 2: leaves[0] + leaves[1], 3: leaves[2] + leaves[3], **{4 + i: leaves[i] for i in range(4)}
+    }  # fmt: skip
+
+
+def draw_query() -> None:
+    """find(3.5) in the tree of 3, 0, 1, 2, and the line of masses under it."""
+    tree = SumTree(4)
+    tree.set([0, 1, 2, 3], [3.0, 0.0, 1.0, 2.0])
+    assert tree.find([3.5]).item() == 2
+    drawing = Drawing(640, 325, "The query 3.5 goes right at the root, with 0.5 left over, then left to leaf 2")
+    draw_nodes(drawing, sums_of(tree), (1, 3, 6))
+    drawing.text(335, 27, "3.5 ≥ 3: go right with 3.5 − 3 = 0.5", ACCENT, anchor="start")
+    drawing.text(470, 99, "0.5 &lt; 1: go left", ACCENT, anchor="start")
+    drawing.text(22, 237, "leaf", MUTED, anchor="start")
+    for leaf, node in enumerate(range(4, 8)):
+        drawing.text(PLACES[node][0], 237, leaf, ACCENT if leaf == 2 else MUTED, bold=leaf == 2)
+    left, unit, top = 90, 70, 268
+    drawing.text(22, top + 20, "mass", MUTED, anchor="start")
+    for leaf, (start, stop) in {0: (0, 3), 2: (3, 4), 3: (4, 6)}.items():
+        drawing.box(left + start * unit, top, (stop - start) * unit, 30, ACCENT if leaf == 2 else "currentColor")
+        drawing.text(left + (start + stop) / 2 * unit, top + 20, f"leaf {leaf}", size=13)
+    for mass in range(7):
+        drawing.text(left + mass * unit, top + 48, mass, MUTED, 13)
+    drawing.arrow(left + 3.5 * unit, top - 14, left + 3.5 * unit, top - 1, ACCENT, 2)
+    drawing.text(left + 3.5 * unit + 16, top - 6, "3.5", ACCENT, 13, bold=True)
+    drawing.save("query.svg")
+
+
+def draw_update() -> None:
+    """Leaf 1 set to 4: the leaf and its ancestors change."""
+    tree = SumTree(4)
+    tree.set([0, 1, 2, 3], [3.0, 4.0, 1.0, 2.0])
+    drawing = Drawing(640, 250, "After leaf 1 is set to 4 its parent is 3 + 4 = 7 and the root 7 + 3 = 10")
+    draw_nodes(drawing, sums_of(tree), (1, 2, 5))
+    drawing.text(335, 27, "10 = 7 + 3", ACCENT, anchor="start")
+    drawing.text(130, 99, "7 = 3 + 4", ACCENT, anchor="end")
+    drawing.text(22, 237, "leaf", MUTED, anchor="start")
+    for leaf, node in enumerate(range(4, 8)):
+        drawing.text(PLACES[node][0], 237, leaf, ACCENT if leaf == 1 else MUTED, bold=leaf == 1)
+    drawing.save("update.svg")
+
+
+def draw_schemes() -> None:
+    """Four points on the masses 3, 0, 1, 2 in each scheme."""
+    tree = SumTree(4)
+    tree.set([0, 1, 2, 3], [3.0, 0.0, 1.0, 2.0])
+    left, unit = 110, 80
+    drawing = Drawing(640, 290, "Four points on the mass: one in each quarter, anywhere, or at equal distances")
+    for leaf, (start, stop) in {0: (0, 3), 2: (3, 4), 3: (4, 6)}.items():
+        drawing.box(left + start * unit, 10, (stop - start) * unit, 28)
+        drawing.text(left + (start + stop) / 2 * unit, 29, f"leaf {leaf}", size=13)
+    rows = {
+        "stratified": (np.array([0.7, 0.2, 0.35, 0.6]) + np.arange(4)) / 4,
+        "iid": np.array([0.08, 0.16, 0.41, 0.93]),
+        "systematic": (0.4 + np.arange(4)) / 4,
+    }
+    for row, (scheme, places) in enumerate(rows.items()):
+        y = 85 + 62 * row
+        drawing.text(14, y + 5, scheme, anchor="start")
+        drawing.line(left, y, left + 6 * unit, y)
+        for cut in range(5):
+            if scheme != "iid":
+                drawing.line(left + cut * 1.5 * unit, y - 14, left + cut * 1.5 * unit, y + 14, MUTED, 1.2, dashed=True)
+        for place in places:
+            drawing.circle(left + place * 6 * unit, y, 6, ACCENT, 1.2, ACCENT)
+        counts = np.bincount(tree.find(places * 6.0), minlength=4)
+        words = ", ".join(f"leaf {leaf}: {counts[leaf]}" for leaf in (0, 2, 3))
+        drawing.text(left + 6 * unit, y + 30, words, MUTED, 13, anchor="end")
+    for boundary in (3, 4):
+        drawing.line(left + boundary * unit, 38, left + boundary * unit, 225, "currentColor", 0.8)
+    drawing.text(left, 278, "0", MUTED, 13)
+    drawing.text(left + 6 * unit, 278, "6", MUTED, 13)
+    drawing.line(left, 258, left + 6 * unit, 258, MUTED)
+    for boundary in (3, 4):
+        drawing.text(left + boundary * unit, 278, boundary, MUTED, 13)
+    drawing.save("schemes.svg")
+
+
+def draw_ring() -> None:
+    """Two lanes of three slots after five steps of each."""
+    buffer = ReplayBuffer(6, Spec(obs=Field(()), action=Field(())), num_envs=2)
+    zeros, no = np.zeros(2), np.zeros(2, bool)
+    for _ in range(5):
+        buffer.add(zeros, zeros, zeros, zeros, no, no)
+    assert buffer.oldest.tolist() == [4, 5] and buffer.newest.tolist() == [8, 9]
+    drawing = Drawing(640, 215, "Indices 4 to 9 of two lanes in six slots; 4, 6 and 8 are lane 0, 5, 7 and 9 lane 1")
+    left, width, top = 100, 84, 96
+    in_slot = {index % 6: index for index in range(4, 10)}
+    for slot in range(6):
+        index = in_slot[slot]
+        x, even = left + slot * width, index % 2 == 0
+        drawing.box(x, top, width, 58, ACCENT if even else "currentColor", 2 if even else 1.2)
+        drawing.text(x + width / 2, top + 27, index, ACCENT if even else "currentColor", 19, bold=True)
+        drawing.text(x + width / 2, top + 48, f"step {index // 2}, lane {index % 2}", MUTED, 11)
+        drawing.text(x + width / 2, top + 78, slot, MUTED)
+    drawing.text(14, top + 34, "index", anchor="start")
+    drawing.text(14, top + 78, "slot", MUTED, anchor="start")
+    drawing.line(left + 4 * width, top - 14, left + 4 * width, top + 90, MUTED, 2, dashed=True)
+    drawing.text(left + 4 * width, top + 106, "the seam: 9 is the newest, 4 the oldest", MUTED, 12)
+    drawing.text(14, 26, "successor", anchor="start")
+    for slot in (0, 2):
+        start = left + (slot + 0.5) * width
+        if slot == 0:
+            drawing.line(start, top - 4, start, 60, ACCENT)
+            drawing.line(start, 60, start + 2 * width - 8, 60, ACCENT)
+            drawing.arrow(start + 2 * width - 8, 60, start + 2 * width - 8, top - 4, ACCENT)
+    drawing.text(left + 1.5 * width, 52, "6 + 2 = 8", ACCENT, 13)
+    start, end = left + 4.5 * width, left + 0.5 * width - 12
+    drawing.line(start, top - 4, start, 28, ACCENT)
+    drawing.line(start, 28, end, 28, ACCENT)
+    drawing.arrow(end, 28, end, top - 4, ACCENT)
+    drawing.text((start + end) / 2, 20, "4 + 2 = 6, past the end of the arrays", ACCENT, 13)
+    drawing.save("ring.svg")
+
+
+def draw_verbs() -> None:
+    """The three verbs of a sample, and who overrides which."""
+    drawing = Drawing(640, 165, "A batch size becomes indices, the indices windows, and each window one transition")
+    boxes = (("draw", "which transitions?"), ("window", "what is there?"), ("reduce", "one transition of each"))
+    for i, (verb, question) in enumerate(boxes):
+        x = 64 + i * 190
+        drawing.box(x, 50, 130, 62, ACCENT, 2)
+        drawing.text(x + 65, 77, verb, ACCENT, 17, bold=True)
+        drawing.text(x + 65, 98, question, size=11.5)
+    for i, (above, below) in enumerate((("B", ""), ("indices", "(B,)"), ("windows", "(B, n)"), ("batch", "(B,)"))):
+        x = 6 + i * 190
+        drawing.arrow(x, 81, x + 56, 81)
+        drawing.text(x + 27, 71, above, size=12)
+        drawing.text(x + 27, 99, below, MUTED, 11.5)
+    for i, who in enumerate(("PrioritizedBuffer, CombinedReplay", "relabelling, clipping")):
+        x = 129 + i * 190
+        drawing.line(x, 114, x, 134, MUTED, 1.2, dashed=True)
+        drawing.text(x, 150, who, MUTED, 12)
+    drawing.text(14, 24, "sample(B) = reduce(window(draw(B)))", anchor="start", bold=True)
+    drawing.save("verbs.svg")
+
+
+if __name__ == "__main__":
+    for draw in (draw_query, draw_update, draw_schemes, draw_ring, draw_verbs):
+        draw()

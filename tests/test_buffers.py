@@ -1,0 +1,416 @@
+"""Promises of every buffer: arguments, lanes, episodes, windows, copies, randomness."""
+
+import copy
+import pickle
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replaykit import CombinedReplay, Field, LatestBuffer, PrioritizedBuffer, Replay, ReplayBuffer, Spec
+from replaykit.testing import assert_lawful, bits_of
+from tests.helpers import FLAT, arrays_of, filled, step, stretch, unchanged
+
+BUFFERS = [ReplayBuffer, PrioritizedBuffer, LatestBuffer, lambda *a, **k: CombinedReplay(ReplayBuffer(*a, **k))]
+every = pytest.mark.parametrize("make", BUFFERS, ids=["uniform", "prioritized", "latest", "combined"])
+
+
+@every
+@pytest.mark.parametrize(
+    ("batch_size", "error"),
+    [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError), ("2", TypeError), (None, TypeError)],
+)
+def test_batch_size_must_be_a_positive_int(make, batch_size, error):
+    """A batch size that is none is refused by name."""
+    with unchanged(filled(make(4, FLAT, seed=0), 3), error, "batch_size"):
+        filled(make(4, FLAT, seed=0), 3).sample(batch_size)
+
+
+@every
+def test_sampling_an_empty_buffer_is_refused(make):
+    """Before anything is stored, and again after a reset."""
+    buffer = make(4, FLAT, seed=0)
+    with unchanged(buffer, ValueError, "the buffer is empty"):
+        buffer.sample(1)
+    filled(buffer, 3).reset()
+    with unchanged(buffer, ValueError, "the buffer is empty"):
+        buffer.sample(1)
+
+
+@every
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"capacity": 0}, ValueError),
+        ({"capacity": -3}, ValueError),
+        ({"capacity": 2.0}, TypeError),
+        ({"capacity": True}, TypeError),
+        ({"num_envs": 0}, ValueError),
+        ({"n_step": 0}, ValueError),
+        ({"n_step": 1.5}, TypeError),
+        ({"gamma": 1.1}, ValueError),
+        ({"gamma": float("nan")}, ValueError),
+        ({"gamma": "1"}, TypeError),
+    ],
+)
+def test_constructor_arguments_are_checked(make, options, error):
+    """Each is refused by its name."""
+    options = {"capacity": 4} | options
+    with pytest.raises(error, match=next(name for name in options if name != "capacity" or len(options) == 1)):
+        make(options.pop("capacity"), FLAT, **options)
+
+
+@every
+@pytest.mark.parametrize("capacity", [1, 3, 7, 1000])
+def test_any_capacity_works(make, capacity):
+    """Capacities of 1 and those that are no power of two hold exactly as many."""
+    buffer = make(capacity, FLAT, seed=0)
+    for number in range(2 * capacity + 1):
+        buffer.add(**step(number))
+    assert len(buffer) == buffer.capacity == capacity
+    batch = assert_lawful(buffer, 5)
+    assert batch.obs[:, 0].min() > capacity
+
+
+def test_capacity_is_rounded_up_to_the_lanes():
+    """Each lane holds exactly its last C/E transitions."""
+    buffer = ReplayBuffer(10, FLAT, num_envs=4)
+    assert buffer.capacity == 12
+    buffer.extend(**stretch(20, 4))
+    assert len(buffer) == 12
+    assert buffer.oldest.tolist() == [17 * 4 + lane for lane in range(4)]
+    assert buffer.newest.tolist() == [19 * 4 + lane for lane in range(4)]
+
+
+def test_more_memory_than_the_machine_has_is_refused():
+    """The bytes needed are named, and nothing is allocated."""
+    with pytest.raises(MemoryError, match="GiB"):
+        ReplayBuffer(10**15, FLAT)
+
+
+@every
+def test_an_add_shows_at_once(make):
+    """The index of what was just added is stored and newest."""
+    buffer = make(4, FLAT, seed=0)
+    for number in range(9):
+        (index,) = buffer.add(**step(number))
+        assert buffer.newest[0] == index == number
+        assert buffer.latest(1).tolist() == [index]
+        assert buffer.probability([index], 2)[0] > 0.0
+
+
+def test_masked_lanes_get_minus_one_and_pause():
+    """Lanes move at any pace; what a masked lane is given does not matter."""
+    buffer = ReplayBuffer(6, FLAT, num_envs=3, seed=0)
+    values = {name: value[0] for name, value in stretch(1, 3).items()}
+    values["obs"] = values["obs"].astype(np.float64)
+    values["obs"][1] = 1e300  # would be refused, were the lane not masked
+    indices = buffer.add(**values, mask=np.array([True, False, True]))
+    assert indices.tolist() == [0, -1, 2]
+    assert buffer.add(**values, mask=[False, False, False]).tolist() == [-1, -1, -1]
+    assert buffer.add(**values, mask=[False, False, True]).tolist() == [-1, -1, 5]
+    assert buffer.oldest.tolist() == [0, -1, 2]
+    assert len(buffer) == 3
+    for mask in ([True], [[True, True, True]], [1, 1, 0]):
+        with unchanged(buffer, ValueError, "mask has shape"):
+            buffer.add(**values, mask=mask)
+
+
+def test_a_mask_works_for_one_lane():
+    """A masked step of the only lane is not stored."""
+    buffer = ReplayBuffer(6, FLAT)
+    assert buffer.add(**step(0), mask=[False]).tolist() == [-1]
+    assert buffer.add(**step(1), mask=[True]).tolist() == [0]
+    assert buffer.extend(**stretch(3), mask=[True, False, True]).tolist() == [1, -1, 2]
+    assert len(buffer) == 3
+
+
+def test_the_newest_are_those_added_last_at_any_pace():
+    """With lanes out of step, the order of the adds counts, and the higher lane within one."""
+    buffer = LatestBuffer(40, FLAT, num_envs=2)
+    both = {name: value[0] for name, value in stretch(1, 2).items()}
+    order = []
+    for mask in ([True, True], [False, True], [False, True], [True, False], [True, True], [True, False]):
+        order += [int(index) for index in buffer.add(**both, mask=mask) if index >= 0]
+    assert buffer.latest(100).tolist() == order
+    assert buffer.sample(3).indices.tolist() == order[-3:]
+
+
+def test_latest_buffer_repeats_while_it_holds_too_few():
+    """A batch of B is the newest B, in turn while fewer are stored; its shares add up."""
+    buffer = filled(LatestBuffer(8, FLAT), 3)
+    batch = buffer.sample(7)
+    assert batch.indices.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert batch.probabilities.tolist() == [3 / 7, 2 / 7, 2 / 7, 3 / 7, 2 / 7, 2 / 7, 3 / 7]
+    assert buffer.probability([0, 1, 2], 2).tolist() == [0.0, 0.5, 0.5]
+
+
+@given(batch_size=st.integers(1, 9), seed=st.integers(0, 1000))
+def test_without_replacement_nothing_is_drawn_twice(batch_size, seed):
+    """And a batch larger than the buffer is refused."""
+    buffer = filled(ReplayBuffer(9, FLAT, replace=False, seed=seed), 13)
+    batch = assert_lawful(buffer, batch_size)
+    assert len(set(batch.indices.tolist())) == batch_size
+    with unchanged(buffer, ValueError, "expected at most 9"):
+        buffer.sample(10)
+    with pytest.raises(TypeError, match="replace is 1"):
+        ReplayBuffer(9, FLAT, replace=1)
+
+
+def test_uniform_draws_are_uniform():
+    """Chi-square over all transitions of lanes that are out of step; false alarm once in 10,000 seeds."""
+    from scipy import stats
+
+    buffer = ReplayBuffer(30, FLAT, num_envs=3, seed=1)
+    buffer.extend(**stretch(8, 3), mask=np.array([[True, True, False]] * 5 + [[False, True, True]] * 3))
+    indices = np.concatenate([buffer.sample(64).indices for _ in range(300)])
+    counts = np.unique(indices, return_counts=True)[1]
+    assert counts.size == len(buffer) == 16
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
+# -- Episodes and windows ------------------------------------------------------------------------------------------
+
+
+def windows(rewards, terminated=(), truncated=(), n_step=3, capacity=None, gamma=0.5):
+    """The newest-first batch of every stored transition of one lane."""
+    count = len(rewards)
+    buffer = ReplayBuffer(capacity or count, FLAT, n_step=n_step, gamma=gamma)
+    for t, reward in enumerate(rewards):
+        buffer.add(**step(t, reward=reward, terminated=t in terminated, truncated=t in truncated))
+    fields = buffer.reduce(buffer.window(np.arange(int(buffer.oldest[0]), count)))
+    return buffer, fields
+
+
+def test_windows_end_with_their_episode():
+    """Worked by hand: 3 steps, discount 1/2, terminated at 2, truncated at 4, running from 5 on."""
+    _, got = windows([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0], terminated=[2], truncated=[4])
+    assert got["length"].tolist() == [3, 2, 1, 2, 1, 2, 1]
+    assert got["reward"].tolist() == [3.0, 4.0, 4.0, 16.0, 16.0, 64.0, 64.0]
+    assert got["terminated"].tolist() == [True, True, True, False, False, False, False]
+    assert got["truncated"].tolist() == [False, False, False, True, True, False, False]
+    assert got["discount"].tolist() == [0.0, 0.0, 0.0, 0.25, 0.5, 0.25, 0.5]
+    assert got["next_obs"][:, 0].tolist() == [2.5, 2.5, 2.5, 4.5, 4.5, 6.5, 6.5]
+
+
+def test_windows_cross_the_seam_and_not_the_newest_step():
+    """The ring's end is no boundary; the newest step is."""
+    buffer, got = windows([1.0] * 11, n_step=4, capacity=8, gamma=1.0)
+    assert got["length"].tolist() == [4, 4, 4, 4, 4, 3, 2, 1]
+    assert got["next_obs"][:, 0].tolist() == [6.5, 7.5, 8.5, 9.5, 10.5, 10.5, 10.5, 10.5]
+    for index in range(3, 11):
+        assert buffer.episode([index]) == (0, 0, 10)
+
+
+def test_terminated_and_truncated_may_both_be_true():
+    """Then nothing is bootstrapped."""
+    _, got = windows([1.0, 1.0], terminated=[0], truncated=[0])
+    assert got["discount"].tolist() == [0.0, 0.5]
+
+
+def test_a_window_longer_than_anything_stored_is_fine():
+    """n_step above the capacity, and above the length of an episode."""
+    _, got = windows([1.0] * 5, n_step=50, capacity=3, gamma=1.0, truncated=[3])
+    assert got["length"].tolist() == [2, 1, 1]
+
+
+def test_a_cut_separates_episodes_without_changing_their_flags():
+    """end_episode stops windows; what is stored stays a fact."""
+    buffer = ReplayBuffer(10, FLAT, n_step=5, gamma=1.0)
+    buffer.add(**step(0, reward=1.0))
+    buffer.end_episode()
+    buffer.add(**step(1, reward=1.0))
+    got = buffer.reduce(buffer.window(np.array([0, 1])))
+    assert got["length"].tolist() == [1, 1]
+    assert not got["truncated"].any()
+    numbers, starts, ends = buffer.episode([0, 1])
+    assert numbers[0] != numbers[1]
+    assert starts.tolist() == ends.tolist() == [0, 1]
+
+
+@every
+def test_reading_what_is_not_stored_is_refused(make):
+    """Stale and unissued indices are told apart."""
+    buffer = filled(make(4, FLAT, seed=0), 6)
+    for call in (buffer.window, lambda i: buffer.probability(i, 2), buffer.episode):
+        with unchanged(buffer, IndexError, "contains 1, which is stale; the oldest stored of lane 0 is 2"):
+            call(np.array([2, 1]))
+        for wrong in (6, -1, 10**15):
+            with unchanged(
+                buffer, IndexError, f"contains {wrong}, which was never given out; the newest of lane 0 is 5"
+            ):
+                call(np.array([2, wrong]))
+
+
+@every
+@pytest.mark.parametrize("start", [2**31 - 3, 2**53 - 3, 2**60])
+def test_indices_count_beyond_any_power(make, start):
+    """Whatever the counter has reached, indices stay exact."""
+    buffer = make(5, FLAT, n_step=2, gamma=0.5, seed=0)
+    buffer._storage.ring.first[:] = buffer._storage.ring.cursor[:] = start
+    for number in range(8):
+        assert buffer.add(**step(number)) == [start + number]
+    batch = assert_lawful(buffer, 6)
+    np.testing.assert_array_equal(batch.obs[:, 0], batch.indices - start)
+    assert buffer.update_priorities(batch.indices, np.ones(6)) in (0, 6)
+    assert buffer.episode(batch.indices)[1].tolist() == [start] * 6
+
+
+def test_reset_forgets_everything_but_the_count():
+    """Transitions, episodes and priorities are gone; old indices are stale and none is given out twice."""
+    buffer = filled(PrioritizedBuffer(8, FLAT, alpha=1.0, seed=0), 5)
+    buffer.update_priorities(np.arange(5), np.full(5, 100.0))
+    buffer.reset()
+    assert len(buffer) == 0
+    assert buffer.update_priorities([0, 4], [1.0, 1.0]) == 0
+    assert buffer.add(**step(0)).tolist() == [5]
+    assert buffer.stats()["scaled_priority_max"] == 1.0
+    assert buffer.sample(3).indices.tolist() == [5, 5, 5]
+    assert buffer.episode([5])[1].tolist() == [5]
+    buffer.check()
+
+
+# -- Laws ----------------------------------------------------------------------------------------------------------
+
+
+@given(
+    steps=st.integers(1, 30),
+    lanes=st.integers(1, 3),
+    capacity=st.integers(1, 20),
+    ends=st.lists(st.integers(0, 29), max_size=8),
+)
+@settings(max_examples=50)
+def test_adds_one_by_one_equal_an_extend(steps, lanes, capacity, ends):
+    """A stretch is stored as T calls of add would store it, and the next batches are the same bits."""
+    made = []
+    values = stretch(steps, lanes)
+    for end in ends:
+        values["terminated"][end % steps] = True
+    for whole in (True, False):
+        buffer = PrioritizedBuffer(capacity, FLAT, num_envs=lanes, n_step=3, seed=5)
+        if whole:
+            indices = buffer.extend(**values)
+        else:
+            indices = np.stack([buffer.add(**{name: value[t] for name, value in values.items()}) for t in range(steps)])
+        made.append((indices.reshape(steps, lanes).tolist(), bits_of(buffer.sample(16))))
+    assert made[0] == made[1]
+
+
+def test_alpha_zero_is_uniform_replay_bit_for_bit():
+    """With independent draws, PER with alpha = 0 serves the very batches of a uniform buffer."""
+    uniform = filled(ReplayBuffer(13, FLAT, n_step=2, seed=3), 29)
+    per = filled(PrioritizedBuffer(13, FLAT, n_step=2, seed=3, alpha=0.0, draws="iid"), 29)
+    per.update_priorities(np.arange(20, 29), np.linspace(0, 5, 9))
+    for _ in range(20):
+        assert bits_of(uniform.sample(32)) == bits_of(per.sample(32))
+
+
+def test_one_step_windows_are_the_transitions_as_stored():
+    """n_step=1 is the identity, up to the discount."""
+    buffer = filled(ReplayBuffer(20, FLAT, seed=0), 20)
+    longer = filled(ReplayBuffer(20, FLAT, n_step=2, seed=0), 20)
+    batch, other = buffer.sample(50), longer.sample(50)
+    np.testing.assert_array_equal(batch.reward, batch.indices)
+    np.testing.assert_array_equal(batch.next_obs[:, 0], batch.indices + 0.5)
+    np.testing.assert_array_equal(batch.obs, other.obs)
+
+
+@every
+def test_same_seed_same_bits_whatever_the_global_generators_do(make):
+    """All randomness is the buffer's own, and it leaves the global generators alone."""
+    one, two = filled(make(9, FLAT, seed=4), 9), filled(make(9, FLAT, seed=4), 9)
+    np.random.seed(0)  # noqa: NPY002
+    random.seed(0)
+    state = random.getstate(), pickle.dumps(np.random.get_state())  # noqa: NPY002
+    first = [bits_of(one.sample(8)) for _ in range(5)]
+    assert (random.getstate(), pickle.dumps(np.random.get_state())) == state  # noqa: NPY002
+    np.random.seed(1)  # noqa: NPY002
+    assert first == [bits_of(two.sample(8)) for _ in range(5)]
+
+
+def test_spawned_seeds_differ():
+    """Workers seeded from one SeedSequence draw different batches."""
+    seeds = np.random.SeedSequence(0).spawn(2)
+    one, two = (filled(ReplayBuffer(99, FLAT, seed=seed), 99).sample(20).indices.tolist() for seed in seeds)
+    assert one != two
+
+
+@every
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))], ids=["deepcopy", "pickle"])
+def test_copies_go_on_alone_with_the_same_draws(make, copied):
+    """A copy draws what the original would have, and neither changes the other."""
+    buffer = filled(make(7, FLAT, n_step=2, seed=0), 5)
+    buffer.sample(3)
+    twin = copied(buffer)
+    for number in range(5):
+        assert buffer.add(**step(number)) == twin.add(**step(number))
+        batch, other = buffer.sample(4), twin.sample(4)
+        assert bits_of(batch) == bits_of(other)
+        buffer.update_priorities(batch.indices, np.arange(4.0))
+        twin.update_priorities(other.indices, np.arange(4.0))
+    before = pickle.dumps(twin)
+    filled(buffer, 20).sample(4)
+    assert pickle.dumps(twin) == before
+    twin.check()
+
+
+@every
+def test_batches_are_fresh(make):
+    """What is done to a batch changes neither the buffer nor another batch."""
+    buffer = filled(make(6, FLAT, seed=0), 6)
+    one = buffer.sample(5)
+    two = buffer.sample(5)
+    kept = bits_of(two)
+    for array in arrays_of(one).values():
+        array[...] = 0
+    assert bits_of(two) == kept
+    buffer.check()
+
+
+@every
+def test_every_buffer_speaks_the_same_language(make):
+    """Agent code never asks which buffer it holds."""
+    buffer = filled(make(8, FLAT, seed=0), 8)
+    assert isinstance(buffer, Replay)
+    batch = buffer.sample(4)
+    target = batch.reward + batch.discount * np.ones(4)
+    assert isinstance(buffer.update_priorities(batch.indices, target), int)
+    assert batch.weights.dtype == np.float32
+    assert batch.weights.shape == batch.probabilities.shape == batch.indices.shape == batch.discount.shape == (4,)
+    assert all(isinstance(value, float) for value in buffer.stats().values())
+    assert "8 of 8" in repr(buffer)
+    assert buffer.nbytes > 0
+    assert (buffer.spec, buffer.capacity, buffer.num_envs, buffer.n_step, buffer.gamma) == (FLAT, 8, 1, 1, 0.99)
+
+
+def test_extras_come_back_under_their_names():
+    """Extra fields are given by keyword and are fields of the batch."""
+    spec = Spec(obs=Field(()), action=Field(()), log_prob=Field(()), info={"hint": Field((2,), np.int8)})
+    buffer = ReplayBuffer(4, spec, n_step=2)
+    buffer.add(0, 0, 0.0, 1, False, False, log_prob=-0.5, info={"hint": [1, 2]})
+    buffer.extend([1], [0], [0.0], [2], [False], [False], log_prob=[-1.5], info={"hint": [[3, 4]]})
+    fields = buffer.reduce(buffer.window(np.array([0, 1])))
+    assert fields["log_prob"].tolist() == [-0.5, -1.5]
+    assert fields["info"]["hint"].tolist() == [[1, 2], [3, 4]]
+
+
+def test_zero_steps_are_no_change():
+    """An empty stretch stores nothing and returns no indices."""
+    buffer = filled(ReplayBuffer(4, FLAT, num_envs=1), 2)
+    before = pickle.dumps(buffer)
+    assert buffer.extend(**stretch(0)).shape == (0,)
+    assert pickle.dumps(buffer) == before
+    with unchanged(buffer, ValueError, "use add for a single step"):
+        buffer.extend(**step(0))
+
+
+def test_a_refused_add_leaves_the_row_under_the_cursor_whole():
+    """In a full buffer, too."""
+    buffer = filled(ReplayBuffer(3, FLAT, seed=0), 7)
+    with unchanged(buffer, TypeError, "truncated"):
+        buffer.add(**step(9, truncated="no"))
+    with unchanged(buffer, ValueError, "next_obs"):
+        buffer.extend(**stretch(2, next_obs=np.zeros((2, 4))))
+    assert sorted({*buffer.sample(30).obs[:, 0]}) == [4.0, 5.0, 6.0]

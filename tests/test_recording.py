@@ -1,0 +1,223 @@
+"""record(env, buffer) stores exactly the true transitions, in all autoreset modes."""
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+from replaykit import CombinedReplay, Field, ReplayBuffer, Spec, record
+
+
+class Counting(gymnasium.Env):
+    """Each observation is unique: seed * 10,000 + episode * 100 + step. Episode e has 2 + e % 3 steps."""
+
+    action_space = spaces.Discrete(5)
+
+    def __init__(self, name=0, nested=False, reuses=True):
+        self.name, self.episode, self.count, self.nested, self.reuses = name, 0, 0, nested, reuses
+        box = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+        self.observation_space = spaces.Dict({"a": box, "b": spaces.Tuple((box,))}) if nested else box
+        self.array = np.zeros(2)  # reused, as many environments do
+
+    def _obs(self):
+        if not self.reuses:
+            self.array = np.zeros(2)
+        self.array[:] = self.name * 10_000 + self.episode * 100 + self.count, self.name
+        return {"a": self.array, "b": (self.array,)} if self.nested else self.array
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode, self.count = self.episode + 1, 0
+        return self._obs(), {}
+
+    def step(self, action):
+        self.count += 1
+        over = self.count >= 2 + self.episode % 3
+        return self._obs(), float(action), bool(over and self.episode % 2), bool(over and not self.episode % 2), {}
+
+
+def expected(name, episode, count):
+    """The transition from this step to the next, as the environment defines it."""
+    last = count + 1 >= 2 + episode % 3
+    base = name * 10_000 + episode * 100 + count
+    return base, base + 1, bool(last and episode % 2), bool(last and not episode % 2)
+
+
+def stored(buffer):
+    """Every stored transition, lane by lane, in order."""
+    indices = buffer._storage.ring.living()
+    fields = buffer.reduce(buffer.window(indices))
+    obs, next_obs = fields["obs"], fields["next_obs"]
+    if isinstance(obs, dict):
+        np.testing.assert_array_equal(obs["a"], obs["b"][0])
+        np.testing.assert_array_equal(next_obs["a"], next_obs["b"][0])
+        obs, next_obs = obs["a"], next_obs["a"]
+    rows = zip(obs[:, 0], next_obs[:, 0], fields["terminated"], fields["truncated"], strict=True)
+    return [tuple(float(x) if i < 2 else bool(x) for i, x in enumerate(row)) for row in rows]
+
+
+def truth(name, steps):
+    """The first transitions of an environment whose every episode is played to its end."""
+    rows, episode, count = [], 1, 0
+    while len(rows) < steps:
+        rows.append(expected(name, episode, count))
+        episode, count = (episode + 1, 0) if rows[-1][2] or rows[-1][3] else (episode, count + 1)
+    return rows
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("autoreset", [False, True])
+def test_a_single_environment(nested, autoreset):
+    """Reset by hand, or by Gymnasium's Autoreset wrapper, whose resetting steps are not stored."""
+    env = Counting(3, nested)
+    env = gymnasium.wrappers.Autoreset(env) if autoreset else env
+    buffer = ReplayBuffer.from_env(env, 1000)
+    env = record(env, buffer)
+    obs, _ = env.reset()
+    over = False
+    for _ in range(40):
+        if over and not autoreset:
+            env.reset()
+        *_, terminated, truncated, _ = env.step(1)
+        over = terminated or truncated
+    assert stored(buffer) == truth(3, len(buffer))
+    assert len(buffer) == 40 if not autoreset else 25 < len(buffer) < 40
+    numbers, *_ = buffer.episode(buffer._storage.ring.living())
+    assert (np.diff(numbers) == [ended for row in truth(3, len(buffer))[:-1] for ended in [row[2] or row[3]]]).all()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("vector", [SyncVectorEnv, AsyncVectorEnv])
+def test_vector_environments_in_every_mode_store_the_same(vector, mode, nested):
+    """The same transitions whichever way lanes are reset; the dummies of NEXT_STEP are not stored."""
+    reuses = mode != AutoresetMode.SAME_STEP  # there Gymnasium itself hands out the array that the reset overwrote
+    env = vector([lambda i=i: Counting(i, nested, reuses) for i in range(3)], autoreset_mode=mode)
+    buffer = CombinedReplay(ReplayBuffer.from_env(env, 3000, n_step=3))
+    env = record(env, buffer)
+    env.reset()
+    for _ in range(30):
+        *_, terminated, truncated, _ = env.step(np.array([1, 2, 3]))
+        done = terminated | truncated
+        if mode == AutoresetMode.DISABLED and done.any():
+            options = {"reset_mask": done}
+            env.reset(options=options)
+            assert options == {"reset_mask": done}
+    ring = buffer._storage.ring
+    lengths = (ring.cursor - ring.first).tolist()
+    assert stored_one_step(buffer) == [row for i in range(3) for row in truth(i, lengths[i])]
+    assert min(lengths) >= (20 if mode == AutoresetMode.NEXT_STEP else 30)
+    assert (buffer.sample(50).length <= 3).all()
+    env.close()
+
+
+def stored_one_step(buffer):
+    """Every stored transition as single steps, whatever n_step the buffer has."""
+    storage = buffer._storage
+    columns = dict(zip([leaf.name for leaf in storage.spec.leaves], storage.ring.columns, strict=True))
+    slots = storage.ring.living() % buffer.capacity
+    obs = columns.get("obs", columns.get("obs.a"))[slots]
+    next_obs = columns.get("next_obs", columns.get("next_obs.a"))[slots]
+    flags = columns["terminated"][slots], columns["truncated"][slots]
+    return [
+        (float(a), float(b), bool(c), bool(d)) for a, b, c, d in zip(obs[:, 0], next_obs[:, 0], *flags, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_a_vector_of_one_environment(mode):
+    """Its leading axis of 1 is taken off."""
+    env = SyncVectorEnv([lambda: Counting(2, reuses=mode != AutoresetMode.SAME_STEP)], autoreset_mode=mode)
+    buffer = ReplayBuffer.from_env(env, 100)
+    env = record(env, buffer)
+    env.reset()
+    for _ in range(20):
+        *_, terminated, truncated, _ = env.step(np.array([1]))
+        if mode == AutoresetMode.DISABLED and (terminated | truncated)[0]:
+            env.reset(options={"reset_mask": terminated | truncated})
+    assert stored(buffer) == truth(2, len(buffer))
+
+
+def test_the_mode_is_that_of_the_environment_and_not_of_its_class():
+    """Environments of one class share their metadata, which tell the mode of the last one made."""
+    one = SyncVectorEnv([lambda: Counting(0)] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    SyncVectorEnv([lambda: Counting(0)] * 2, autoreset_mode=AutoresetMode.NEXT_STEP)
+    buffer = ReplayBuffer.from_env(one, 100)
+    env = record(one, buffer)
+    env.reset()
+    for _ in range(10):
+        env.step(np.array([1, 1]))
+    assert len(buffer) == 20
+
+
+def test_a_reset_in_the_middle_ends_the_episode():
+    """Windows do not cross it, in single and in vector environments; the flags stay as they were."""
+    env = Counting(0)
+    buffer = ReplayBuffer.from_env(env, 100, n_step=5)
+    env = record(env, buffer)
+    for _ in range(4):
+        env.reset()
+        env.step(0)
+    assert buffer.sample(4).length.tolist() == [1] * 4
+    assert not buffer.sample(4).truncated.any()
+    vector = SyncVectorEnv([lambda i=i: Counting(i) for i in range(2)], autoreset_mode=AutoresetMode.DISABLED)
+    buffer = ReplayBuffer.from_env(vector, 100, n_step=5)
+    env = record(vector, buffer)
+    env.reset()
+    env.step(np.array([0, 0]))
+    env.reset(options={"reset_mask": np.array([True, False])})
+    env.step(np.array([0, 0]))
+    assert buffer.reduce(buffer.window(np.array([0, 2, 1, 3])))["length"].tolist() == [1, 1, 2, 1]
+
+
+def test_a_real_environment_is_recorded_step_by_step():
+    """CartPole's transitions, exactly, to the end of its episodes."""
+    env = gymnasium.make("CartPole-v1")
+    buffer = ReplayBuffer.from_env(env, 500)
+    env = record(env, buffer)
+    env.action_space.seed(0)
+    rows, over = [], True
+    for i in range(200):
+        if over:
+            obs, _ = env.reset(seed=i)
+        action = env.action_space.sample()
+        next_obs, reward, terminated, truncated, _ = env.step(action)
+        rows.append((obs, action, reward, next_obs, terminated, truncated))
+        obs, over = next_obs, terminated or truncated
+    fields = buffer.reduce(buffer.window(np.arange(200)))
+    for name, column in zip(("obs", "action", "reward", "next_obs", "terminated", "truncated"), zip(*rows, strict=True), strict=True):
+        np.testing.assert_array_equal(fields[name], np.array(column))
+
+
+def test_mistakes_are_told():
+    """Wrong types, numbers of environments and fields, and steps without a reset."""
+    env = Counting(0)
+    buffer = ReplayBuffer.from_env(env, 10)
+    with pytest.raises(TypeError, match="buffer is a list"):
+        record(env, [])
+    with pytest.raises(TypeError, match="env is a str"):
+        record("CartPole-v1", buffer)
+    vector = SyncVectorEnv([lambda: Counting(0)] * 2)
+    with pytest.raises(ValueError, match="env has 2 environments; expected 1"):
+        record(vector, buffer)
+    with pytest.raises(ValueError, match="expected the buffer's Spec"):
+        record(gymnasium.make("CartPole-v1"), buffer)
+    extra = ReplayBuffer(10, Spec.from_env(env, hint=Field(())))
+    with pytest.raises(ValueError, match="extra fields \\('hint',\\)"):
+        record(env, extra)
+    recorded = record(env, buffer)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        recorded.step(0)
+    recorded.reset()
+    while not any(recorded.step(0)[2:4]):
+        pass
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        recorded.step(0)
+    recorded = record(vector, ReplayBuffer.from_env(vector, 10))
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        recorded.step(np.array([0, 0]))
+    del vector.autoreset_mode
+    vector.metadata = {}
+    with pytest.raises(ValueError, match="does not tell its autoreset mode"):
+        record(vector, ReplayBuffer.from_env(vector, 10))

@@ -1,0 +1,214 @@
+"""The sum tree: exact at every scale, whatever has happened to it."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from replaykit import SumTree
+
+priorities = st.one_of(
+    st.just(0.0),
+    st.floats(1e-300, 1e300),
+    st.sampled_from([1e-300, 1e300, 1.0, 0.1, 3.0]),
+    st.floats(0.0, 10.0),
+)
+
+
+def tree_of(values):
+    tree = SumTree(len(values))
+    tree.set(np.arange(len(values)), values)
+    return tree
+
+
+def test_the_example_of_the_docs():
+    """The tree that the docs draw, and the query that they walk."""
+    tree = tree_of([3.0, 0.0, 1.0, 2.0])
+    assert tree._nodes.tolist() == [0.0, 6.0, 3.0, 3.0, 3.0, 0.0, 1.0, 2.0]
+    assert tree.find([3.5]).tolist() == [2]
+    assert tree.find([0.0, 2.999, 3.0, 3.999, 4.0, 5.999]).tolist() == [0, 0, 2, 2, 3, 3]
+
+
+@given(values=st.lists(priorities, min_size=1, max_size=40))
+def test_boundary_masses_never_find_a_zero_leaf(values):
+    """At each prefix sum and one ulp beside it, a positive leaf is found, and the right one up to rounding."""
+    tree = tree_of(values)
+    if tree.total == 0.0:
+        with pytest.raises(ValueError, match="every priority is 0"):
+            tree.find([0.0])
+        return
+    sums = np.cumsum(values)
+    masses = np.concatenate([sums, np.nextafter(sums, 0), np.nextafter(sums, np.inf), [0.0]])
+    masses = masses[(masses >= 0) & (masses < tree.total)]
+    found = tree.find(masses)
+    assert (np.asarray(values)[found] > 0).all()
+    exact = np.concatenate([[Fraction(0)], np.cumsum([Fraction(value) for value in values])])
+    slack = Fraction(tree.total) * Fraction(1, 2**46)
+    for mass, leaf in zip(masses, found, strict=True):
+        assert exact[leaf] - slack <= Fraction(mass) <= exact[leaf + 1] + slack
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 3, 5, 7, 8, 9])
+def test_small_integers_are_found_exactly(capacity):
+    """With integer values nothing is rounded, and every half-integer mass finds what a running sum does."""
+    rng = np.random.default_rng(capacity)
+    for _ in range(50):
+        values = rng.integers(0, 4, capacity)
+        tree = tree_of(values.astype(float))
+        assert tree.total == values.sum()
+        if tree.total:
+            masses = np.arange(0, tree.total, 0.5)
+            np.testing.assert_array_equal(tree.find(masses), np.searchsorted(np.cumsum(values), masses, side="right"))
+
+
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("set"), st.lists(st.tuples(st.integers(0, 10**6), priorities), max_size=20)),
+        st.tuples(st.just("fill"), st.tuples(st.integers(0, 10**6), st.integers(0, 10**6), priorities)),
+        st.tuples(st.just("extremes"), st.none()),
+    ),
+    max_size=30,
+)
+
+
+@given(capacity=st.integers(1, 70), operations=operations)
+def test_a_tree_is_what_a_fresh_tree_would_be(capacity, operations):
+    """After any updates, each sum is bit for bit that of a fresh tree, and the extremes are those of the leaves."""
+    tree = SumTree(capacity)
+    leaves = np.zeros(capacity)
+    for name, argument in operations:
+        if name == "set":
+            indices = [index % capacity for index, _ in argument]
+            tree.set(np.array(indices, np.int64), [value for _, value in argument])
+            for index, (_, value) in zip(indices, argument, strict=True):
+                leaves[index] = value
+        elif name == "fill":
+            start, stop = sorted((argument[0] % (capacity + 1), argument[1] % (capacity + 1)))
+            tree.fill(start, stop, argument[2])
+            leaves[start:stop] = argument[2]
+        else:
+            positive = leaves[leaves > 0]
+            assert tree.largest == leaves.max()
+            assert tree.smallest == positive.min(initial=np.inf)
+            assert tree.smallest_without(np.array([0])) == leaves[1:][leaves[1:] > 0].min(initial=np.inf)
+    np.testing.assert_array_equal(tree.get(np.arange(capacity)), leaves)
+    np.testing.assert_array_equal(tree._nodes, tree_of(leaves)._nodes)
+    tree.check()
+
+
+def test_twenty_thousand_mixed_updates_leave_no_trace():
+    """After updates over 600 decades and then all zero but one leaf, that leaf alone has mass, exactly."""
+    tree = SumTree(1000)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        tree.set(rng.integers(0, 1000, 100), 10.0 ** rng.uniform(-300, 300, 100))
+    tree.set(np.arange(1000), np.zeros(1000))
+    assert tree.total == 0.0
+    tree.set([7], [1e-300])
+    assert tree.total == 1e-300
+    assert set(tree.draw(rng.random(100), 100)[0]) == {7}
+
+
+@given(
+    values=st.lists(priorities, min_size=1, max_size=33).filter(lambda values: sum(values) > 0),
+    batch_size=st.integers(1, 50),
+    scheme=st.sampled_from(["stratified", "systematic"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_counts_of_a_batch_lie_within_their_exact_bounds(values, batch_size, scheme, seed):
+    """Stratified: floor(B P) - 1 <= count <= ceil(B P) + 1; systematic: within floor and ceil."""
+    tree = tree_of(values)
+    uniforms = np.random.default_rng(seed).random(1 if scheme == "systematic" else batch_size)
+    leaves, probabilities = tree.draw(uniforms, batch_size, scheme)
+    counts = np.bincount(leaves, minlength=len(values))
+    expected = batch_size * np.asarray(values) / tree.total
+    slack = 1 if scheme == "stratified" else 0
+    rounding = 1e-9 * batch_size
+    assert (counts >= np.floor(expected - rounding) - slack).all()
+    assert (counts <= np.ceil(expected + rounding) + slack).all()
+    assert (counts[np.asarray(values) == 0] == 0).all()
+    np.testing.assert_allclose(probabilities, np.asarray(values)[leaves] / tree.total, rtol=1e-15, atol=3e-308)
+
+
+def test_draws_follow_the_exact_distribution():
+    """The mass that finds each leaf, measured by bisection, is its value to 1e-14 of the total."""
+    rng = np.random.default_rng(3)
+    for scale in (1, 30, 300):
+        values = 10.0 ** rng.uniform(-scale, scale, 37) * (rng.random(37) < 0.8)
+        tree = tree_of(values)
+        edges = []
+        for leaf in range(37):
+            low, high = 0.0, np.nextafter(tree.total, 0)
+            if tree.find([high])[0] <= leaf:
+                edges.append(tree.total)
+                continue
+            while np.nextafter(low, high) < high:  # the largest mass that finds at most this leaf
+                middle = low + (high - low) / 2
+                low, high = (middle, high) if tree.find([middle])[0] <= leaf else (low, middle)
+            edges.append(high if tree.find([0.0])[0] <= leaf else 0.0)
+        measured = np.diff([0.0, *edges])
+        assert np.abs(measured - values).sum() / 2 <= 1e-14 * tree.total
+
+
+def test_zero_leaves_are_never_drawn_in_ten_million_draws():
+    """Over 600 decades of priorities, with zero leaves between them."""
+    from numba import config
+
+    rng = np.random.default_rng(1)
+    values = 10.0 ** rng.uniform(-300, 300, 5000) * (rng.random(5000) < 0.5)
+    near = rng.random(5000) * (rng.random(5000) < 0.5)
+    for tree, leaves in ((tree_of(values), values), (tree_of(near), near)):
+        for _ in range(50 if not config.DISABLE_JIT else 1):
+            drawn, _ = tree.draw(
+                rng.random(100_000 if not config.DISABLE_JIT else 100),
+                100_000 if not config.DISABLE_JIT else 100,
+                "iid",
+            )
+            assert (leaves[drawn] > 0).all()
+
+
+def test_bad_arguments_leave_the_tree_unchanged():
+    """NaN, infinite, negative and enormous values, and leaves that do not exist, are refused."""
+    tree = tree_of([1.0, 2.0, 3.0])
+    before = tree._nodes.tobytes()
+    for value in (np.nan, np.inf, -1.0, 1e308):
+        with pytest.raises(ValueError, match="expected finite numbers"):
+            tree.set([0, 1], [1.0, value])
+        with pytest.raises(ValueError, match="value is"):
+            tree.fill(0, 2, value)
+    for leaf in (-1, 3, 10**12):
+        with pytest.raises(IndexError, match=f"leaves contains {leaf}"):
+            tree.set([0, leaf], [1.0, 1.0])
+        with pytest.raises(IndexError, match=f"leaves contains {leaf}"):
+            tree.get([leaf])
+    with pytest.raises(TypeError, match="float64; expected integers"):
+        tree.set([0.0], [1.0])
+    with pytest.raises(ValueError, match="values has shape"):
+        tree.set([0, 1], [1.0])
+    with pytest.raises(ValueError, match="leaves has shape"):
+        tree.set([[0]], [[1.0]])
+    with pytest.raises(IndexError, match="reach outside"):
+        tree.fill(1, 4, 1.0)
+    for mass in (-0.1, 6.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="expected points in"):
+            tree.find([mass])
+    with pytest.raises(ValueError, match="mass has shape"):
+        tree.find([[1.0]])
+    with pytest.raises(ValueError, match="capacity is 0"):
+        SumTree(0)
+    assert tree._nodes.tobytes() == before
+
+
+def test_an_interrupted_change_is_repaired():
+    """Whatever part of an update was done, the sums are those of the leaves again."""
+    tree = tree_of([1.0, 2.0, 3.0, 4.0, 5.0])
+    tree._changing = True
+    tree._nodes[1] = 77.0
+    tree._nodes[8 + 2] = 9.0
+    assert tree.total == 21.0
+    assert tree.largest == 9.0
+    tree.check()
+    assert repr(tree) == "SumTree(5, total=21)"
+    assert len(tree) == 5
