@@ -41,7 +41,7 @@ class Settings:
     hidden: int = 128  # units in each of the two hidden layers
     double: bool = True  # Double DQN: the online network chooses the next action, the target network rates it
     target_every: int = 1  # updates between two moves of the target network ...
-    target_rate: float = 0.04  # ... and how far it moves towards the online one; 1 copies it
+    target_rate: float = 0.02  # ... and how far it moves towards the online one; 1 copies it
     epsilon_end: float = 0.04  # share of random actions after ...
     epsilon_steps: int = 6_400  # ... falling linearly from 1 in so many steps
     eval_every: int = 1_000  # steps between two greedy evaluations, from which the best weights are chosen

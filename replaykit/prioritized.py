@@ -165,7 +165,7 @@ class PrioritizedBuffer(Replay):
         ring, tree, settled = self._storage.ring, self._tree, self._settled
         if ring.clock == self._settled_clock:
             return
-        if ring.writing:
+        if ring.gaps:
             self._drop_retired()
         self._settled_clock = ring.clock
         value = tree.largest or 1.0
@@ -186,11 +186,11 @@ class PrioritizedBuffer(Replay):
         settled[:] = ring.cursor
 
     def _drop_retired(self) -> None:
-        """After an interrupted add: the rows it retired but did not replace must not be drawn."""
+        """After a reset or an interrupted add: rows that were retired and not replaced must not be drawn."""
         ring = self._storage.ring
         dead = np.setdiff1d(np.arange(ring.capacity), ring.living() % ring.capacity)
         self._tree.assign(dead, np.zeros(dead.size))
-        ring.writing = False
+        ring.gaps = False
 
     def _write_prioritized(self, ready: Stretch, errors: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         scaled = self._scaled(np.abs(errors) + self.eps)
@@ -234,12 +234,6 @@ class PrioritizedBuffer(Replay):
         self._tree.assign(slots, scaled)
         self._stale_updates += stale
         return int(slots.shape[0])
-
-    def reset(self) -> None:
-        """Forget every transition, episode and priority. Indices go on: those given out before are stale."""
-        super().reset()
-        self._tree.clear()
-        self._settled[:] = self._storage.ring.cursor
 
     # -- The verbs -------------------------------------------------------------------------------------------
 

@@ -29,6 +29,8 @@ class Ring:
 
     `clock` counts the steps ever appended. `stamps`, once lanes are out of step, tells at which a slot was written.
 
+    `gaps` tells that slots may hold rows that were retired and not replaced: after a reset, or an interrupted append.
+
     An append *retires* the oldest rows (advances `first`), writes, and *publishes* the new (advances
     `cursor`): whatever interrupts it, no row that counts as stored is half written.
 
@@ -63,7 +65,7 @@ class Ring:
         self.cursor = np.zeros(num_envs, np.int64)
         self.stamps: npt.NDArray[np.int64] | None = None
         self.clock = 0
-        self.writing = False
+        self.gaps = False
         self._bind()
 
     def _refuse_more_than_memory(self, bytes_each: int) -> None:
@@ -111,7 +113,7 @@ class Ring:
         step = self._cursor_of_lane[0]
         capacity = self.capacity
         slot = step % capacity
-        self.writing = True
+        self.gaps = True
         self.clock += 1
         if step - self._first_of_lane[0] >= capacity:
             self._first_of_lane[0] = step - capacity + 1
@@ -119,7 +121,7 @@ class Ring:
             column[slot] = value
         self.ended[slot] = ended
         self._cursor_of_lane[0] = step + 1
-        self.writing = False
+        self.gaps = False
         return index
 
     def append(
@@ -160,7 +162,7 @@ class Ring:
             added = counts[-1]
             indices = np.where(mask, (self.cursor + counts - 1) * self.num_envs + np.arange(self.num_envs), -1)
             places = indices[mask] % self.capacity
-        self.writing = True
+        self.gaps = True
         self.clock += steps
         np.maximum(self.first, self.cursor + added - length, out=self.first)
         for column, value in zip(self.columns, values, strict=True):
@@ -171,7 +173,7 @@ class Ring:
                 (self.clock - steps + np.arange(steps)).repeat(self.num_envs).reshape(-1, self.num_envs)[mask]
             )
         self.cursor += added
-        self.writing = False
+        self.gaps = False
         return indices
 
     def _start_stamps(self) -> None:
@@ -183,6 +185,8 @@ class Ring:
 
     def clear(self) -> None:
         """Retire every row. Indices go on: none is given out twice."""
+        self.gaps = True
+        self.clock += 1
         self.first[:] = self.cursor
 
     # -- Reading ---------------------------------------------------------------------------------------------

@@ -1,0 +1,129 @@
+"""The shape of the package: imports go one way, public names are kept, no hidden state."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import replaykit
+from replaykit import CombinedReplay, LatestBuffer, PrioritizedBuffer, Replay, ReplayBuffer, ReplayWrapper
+
+PACKAGE = Path(replaykit.__file__).parent
+LAYERS = [
+    {"_version"},
+    {"_kernels"},
+    {"field"},
+    {"spec", "batch"},
+    {"ring"},
+    {"episodes"},
+    {"storage"},
+    {"sum_tree"},
+    {"replay"},
+    {"buffer", "wrapper"},
+    {"prioritized", "combined"},
+    {"recording"},
+    {"testing"},
+]
+LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+HEAVY = {"torch", "gymnasium", "numba", "llvmlite", "matplotlib", "scipy", "hypothesis", "tqdm"}
+
+
+def imports(tree, top_level_only=False):
+    """Names of the modules that a module imports."""
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    """A module imports from lower layers only, and heavy packages only where they are used."""
+    module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    tree = ast.parse(path.read_text())
+    if module == "__init__":
+        return
+    for name in imports(tree):
+        parts = name.split(".")
+        if parts[0] == "replaykit" and len(parts) > 1 and parts[1] != module:
+            assert LEVEL[parts[1]] < LEVEL[module], f"{module} imports {parts[1]}"
+    allowed = {"_kernels": {"numba", "llvmlite"}, "recording": {"gymnasium"}, "testing": {"hypothesis"}}
+    heavy = {name.split(".")[0] for name in imports(tree, top_level_only=True)} & HEAVY
+    assert heavy <= allowed.get(module, set())
+
+
+def test_public_names_are_listed_sorted_and_documented():
+    """`__all__` is complete, each name exists, and each class and public method has a docstring."""
+    assert sorted(replaykit.__all__) == sorted(set(replaykit.__all__))
+    assert set(replaykit.__all__) >= {
+        "Batch", "CombinedReplay", "Field", "LatestBuffer", "PrioritizedBuffer", "Replay", "ReplayBuffer", "Spec",
+        "SumTree", "record",
+    }  # fmt: skip
+    for name in replaykit.__all__:
+        thing = getattr(replaykit, name)
+        if inspect.isclass(thing):
+            assert inspect.getdoc(thing), name
+            for method, member in inspect.getmembers(thing, inspect.isroutine):
+                if not method.startswith("_") and method not in ("with_traceback", "add_note"):
+                    assert inspect.getdoc(member), f"{name}.{method}"
+    with pytest.raises(AttributeError, match="no attribute 'Prioritised'"):
+        _ = replaykit.Prioritised
+
+
+def test_documented_parameters_are_the_signature():
+    """Every parameter of a constructor stands in its class's docstring."""
+    for cls in (ReplayBuffer, PrioritizedBuffer, LatestBuffer, CombinedReplay):
+        section = inspect.getdoc(cls).split("Parameters\n----------")[1].split("\n\n")[0]
+        names = {
+            name.strip() for line in section.splitlines() if line and not line.startswith(" ")
+            for name in line.split(":")[0].split(",")
+        }  # fmt: skip
+        assert names == set(inspect.signature(cls).parameters), cls.__name__
+
+
+def test_every_class_of_replay_is_abstract_or_final():
+    """Nothing inherits from a class that can be used."""
+    for cls in (ReplayBuffer, PrioritizedBuffer, LatestBuffer, CombinedReplay):
+        assert cls.__final__
+        assert cls.__bases__[0] in (Replay, ReplayWrapper)
+    assert inspect.isabstract(Replay)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_global_random_state_and_no_swallowed_options(path):
+    """No call of np.random's global functions or of `random`, except to look that nobody calls them."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr == "random":
+            assert node.attr in ("default_rng", "Generator", "SeedSequence") or path.parent.name == "testing", node.attr
+        if isinstance(node, ast.Import):
+            assert "random" not in [alias.name for alias in node.names]
+
+
+def test_importing_is_light():
+    """`from replaykit import PrioritizedBuffer` imports nothing heavy before a buffer is built; then Numba only."""
+    program = f"""
+import sys
+from replaykit import PrioritizedBuffer, Spec, Field
+assert not {HEAVY} & set(sys.modules), {HEAVY} & set(sys.modules)
+PrioritizedBuffer(4, Spec(obs=Field(()), action=Field(()))).add(0, 0, 0.0, 0, False, False)
+assert not {HEAVY - {"numba", "llvmlite", "scipy"}} & set(sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_kernels_are_compiled_only_with_the_allowed_options():
+    """No parallel, no fastmath, no signatures, no bare cache: kernels go through one decorator."""
+    for path in (PACKAGE / "_kernels").glob("*.py"):
+        source = path.read_text()
+        for word in ("parallel=True", "fastmath=True", "prange", "cache=True)"):
+            assert word not in source, f"{path.name}: {word}"
+        if path.name not in ("jit.py", "__init__.py"):
+            functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+            assert all([ast.unparse(d) for d in node.decorator_list] == ["jit"] for node in functions)
