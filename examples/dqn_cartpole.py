@@ -4,7 +4,7 @@
     python examples/dqn_cartpole.py --buffer uniform --n-step 3 --num-envs 8 --seed 1
     python examples/dqn_cartpole.py --env MountainCar-v0
 
-A run takes about a minute (MountainCar two). It ends with 100 greedy episodes that neither training nor the
+A run takes half a minute or less (MountainCar up to two). It ends with 100 greedy episodes that neither training nor the
 choice of the weights has seen, and saves a picture of the learning curve.
 """
 
@@ -36,6 +36,8 @@ class Task:
     alpha: float = 0.6  # how much priorities count
 
 
+# An evaluation that reaches `stop_at` ends training. A target network that moves twice as fast learns CartPole faster
+# from prioritized replay, but its values diverged in some runs with combined replay
 TASKS = {
     "CartPole-v1": Task(settings=Settings(stop_at=495.0)),
     "Acrobot-v1": Task(settings=Settings(total_timesteps=60_000, eval_every=2_000, epsilon_end=0.05, stop_at=-82.0)),

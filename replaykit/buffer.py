@@ -9,7 +9,7 @@ from replaykit.batch import Draw, constant
 from replaykit.field import as_indices
 from replaykit.replay import Replay
 from replaykit.spec import Spec
-from replaykit.storage import Seed, Storage
+from replaykit.storage import Seed, Storage, check_count
 
 AnyBuffer = TypeVar("AnyBuffer", bound=Replay)
 
@@ -96,6 +96,7 @@ discount float32, length int64, weights float32, probabilities float64, indices 
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
         """1/N for every stored index. Raises IndexError for one that is not stored."""
+        check_count("batch_size", batch_size)
         slots = self._storage.ring.slots(as_indices("indices", indices))
         return np.full(slots.shape, 1.0 / max(len(self), 1))
 
@@ -147,8 +148,10 @@ class LatestBuffer(Replay):
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
         """1/B for the B newest and 0 for the others; if fewer are stored, their shares. O(B log B)."""
+        check_count("batch_size", batch_size)
         entries = as_indices("indices", indices)
-        self._storage.ring.slots(entries)
+        if not self._storage.ring.slots(entries).size:
+            return np.zeros(0)
         newest = self._storage.ring.newest(batch_size)
         order = np.argsort(newest)
         places = np.searchsorted(newest, entries, sorter=order).clip(max=newest.size - 1)

@@ -80,7 +80,7 @@ class CombinedReplay(ReplayWrapper):
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
         """``((B - k) P + [one of the k newest]) / B`` of each stored index."""
         entries = as_indices("indices", indices)
-        newest = self._newest(batch_size)
+        newest = self._newest(check_count("batch_size", batch_size))
         drawn = batch_size - newest.size
         of_inner = drawn * self.inner.probability(entries, drawn) if drawn else np.zeros(entries.shape)
         return (of_inner + np.isin(entries, newest)) / batch_size

@@ -14,13 +14,12 @@ class Episodes:
 
     An episode is a run of steps of one lane, up to one that ended. It is named by a number that is never
     reused, and its `start` stays known when its first steps have been overwritten. The tables are brought up
-    to date when they are asked, or just before the ring would overwrite a step they have not seen.
+    to date when they are asked, or just before the ring would overwrite the last step they have seen.
     """
 
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
         self._synced = np.zeros(ring.num_envs, np.int64)
-        self._over = np.ones(ring.num_envs, np.bool_)
         self._latest = np.arange(ring.num_envs, dtype=np.int64) - ring.num_envs
         self._number = np.zeros(ring.capacity, np.int64)
         self._starts = np.zeros(ring.capacity, np.int64)
@@ -33,11 +32,13 @@ class Episodes:
         return self._number.nbytes + self._starts.nbytes + self._ends.nbytes
 
     def sync(self) -> None:
-        """Bring the tables up to date. Must be called before more than L steps are stored that they have not seen."""
+        """Bring the tables up to date.
+
+        Must be called before the last step that they have seen is overwritten: before the L-th step after it.
+        """
         ring = self._ring
         kernels.note_episodes(
-            ring.first, self._synced, ring.cursor, ring.capacity, ring.ended,
-            self._over, self._latest, self._number, self._starts, self._ends,
+            ring.first, self._synced, ring.cursor, ring.ended, self._latest, self._number, self._starts, self._ends
         )  # fmt: skip
         self.seen = ring.clock
 
@@ -47,12 +48,6 @@ class Episodes:
         ring = self._ring
         lanes = np.flatnonzero(mask & (ring.cursor > ring.first))
         ring.ended[((ring.cursor[lanes] - 1) * ring.num_envs + lanes) % ring.capacity] = True
-        self._over[lanes] = True
-
-    def clear(self) -> None:
-        """Forget every episode; the next step of each lane begins another."""
-        self.sync()
-        self._over[:] = True
 
     def number(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The episodes' numbers, of the shape of `indices`; those of lane e are e modulo `num_envs`."""

@@ -43,7 +43,7 @@ class Field:
     dtype: np.dtype[Any]
 
     def __init__(self, shape: tuple[int, ...] | int = (), dtype: npt.DTypeLike = np.float32) -> None:
-        shape = tuple(int(size) for size in (shape if isinstance(shape, tuple | list) else (shape,)))
+        shape = tuple(_dimension(size) for size in (shape if isinstance(shape, tuple | list) else (shape,)))
         if any(size < 0 for size in shape):
             raise ValueError(f"Field shape has a negative dimension: {shape}")
         native = np.dtype(dtype).newbyteorder("=")
@@ -62,6 +62,12 @@ class Field:
     def nbytes(self) -> int:
         """Bytes of one value."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _dimension(size: Any) -> int:
+    if isinstance(size, bool | np.bool_) or not isinstance(size, int | np.integer):
+        raise TypeError(f"Field shape contains {size!r}; expected ints")
+    return int(size)
 
 
 class Leaf:
@@ -114,12 +120,7 @@ class Leaf:
         return array if array.dtype is self.dtype else self._cast(array)
 
     def _as_array(self, value: Any) -> npt.NDArray[Any]:
-        if type(value).__module__.partition(".")[0] == "torch":
-            return _from_torch(self.name, value)
-        try:
-            array = np.asarray(value)
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise type(error)(f"{self.name} cannot be read as an array of {self.dtype}: {error}") from error
+        array = _as_array(self.name, value)
         if array.dtype.kind == "O" and type(value) is int:
             raise OverflowError(f"{self.name} is {value}; expected a number that fits {self.dtype}")
         return array
@@ -168,12 +169,22 @@ class Leaf:
         )
 
 
-def _from_torch(name: str, value: Any) -> npt.NDArray[Any]:
-    if value.requires_grad or value.device.type != "cpu":
-        state = "requires grad" if value.requires_grad else f"is on {value.device}"
-        raise TypeError(f"{name} is a torch tensor that {state}; expected an array on the CPU: pass .detach().cpu()")
-    array: npt.NDArray[Any] = value.numpy()
-    return array
+def _as_array(name: str, value: Any) -> npt.NDArray[Any]:
+    """`value` as an array; refuses what has none, or one that hides something."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; expected every entry to count: pass .filled(...)")
+    try:
+        if type(value).__module__.partition(".")[0] != "torch":
+            return np.asarray(value)
+        if not value.requires_grad and value.device.type == "cpu":
+            array: npt.NDArray[Any] = value.numpy()
+            return array
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be read as an array: {error}") from error
+    except (TypeError, RuntimeError) as error:  # tensors in lists, sparse ones, dtypes that NumPy lacks
+        raise TypeError(f"{name} cannot be read as an array: {error}; pass .detach().cpu() of a tensor") from error
+    state = "requires grad" if value.requires_grad else f"is on {value.device}"
+    raise TypeError(f"{name} is a torch tensor that {state}; expected an array on the CPU: pass .detach().cpu()")
 
 
 def _remedy(source: np.dtype[Any], target: np.dtype[Any]) -> str:
@@ -184,19 +195,29 @@ def _remedy(source: np.dtype[Any], target: np.dtype[Any]) -> str:
     return "declare the field with another dtype in the Spec"
 
 
+_FLOAT64, _INT64 = np.dtype(np.float64), np.dtype(np.int64)
+
+
 def as_float64(name: str, value: Any) -> npt.NDArray[np.float64]:
     """`value`, which may be a CPU tensor, as float64; refuses what is not real numbers."""
-    array = _from_torch(name, value) if type(value).__module__.partition(".")[0] == "torch" else np.asarray(value)
+    array = value if type(value) is np.ndarray else _as_array(name, value)
+    if array.dtype is _FLOAT64:
+        return array
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers")
-    return array.astype(np.float64, copy=False)
+    with np.errstate(over="ignore"):
+        return array.astype(np.float64)
 
 
 def as_indices(name: str, value: Any) -> npt.NDArray[np.int64]:
-    """`value`, which may be a CPU tensor, as int64; refuses floats and booleans."""
-    array = _from_torch(name, value) if type(value).__module__.partition(".")[0] == "torch" else np.asarray(value)
+    """`value`, which may be a CPU tensor, as int64 of shape (B,); refuses floats and booleans."""
+    array = value if type(value) is np.ndarray else _as_array(name, value)
+    if array.ndim != 1:
+        raise ValueError(f"{name} has shape {array.shape}; expected (B,)")
+    if array.dtype is _INT64:
+        return array
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers, as add and sample give them")
     if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise IndexError(f"{name} contains {array.max()}, which was never given out")
-    return array.astype(np.int64, copy=False)
+    return array.astype(np.int64)

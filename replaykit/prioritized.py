@@ -1,5 +1,6 @@
 """Prioritized experience replay: td_error -> priority -> scaled -> probability -> weight."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
@@ -13,7 +14,7 @@ from replaykit.buffer import build_from_env
 from replaykit.field import as_indices
 from replaykit.replay import Replay
 from replaykit.spec import Spec
-from replaykit.storage import Seed, Storage, Stretch, check_count, check_unit
+from replaykit.storage import Seed, Storage, Stretch, check_count, check_number, check_unit
 from replaykit.sum_tree import SumTree
 
 kernels = lazy("lanes")
@@ -121,8 +122,8 @@ class PrioritizedBuffer(Replay):
         weights: Weights = "batch",
         seed: Seed = None,
     ) -> None:
-        self.alpha = _check_non_negative("alpha", alpha)
-        self.eps = _check_non_negative("eps", eps)
+        self.alpha = check_number("alpha", alpha, sys.float_info.max, "a finite non-negative number")
+        self.eps = check_number("eps", eps, sys.float_info.max, "a finite non-negative number")
         for name, choice, allowed in (
             ("draws", draws, get_args(Draws)),
             ("weights", weights, get_args(Weights)),
@@ -248,7 +249,7 @@ class PrioritizedBuffer(Replay):
         self._settle()
         storage, tree = self._storage, self._tree
         uniforms = storage.rng.random(1 if self.draws == "systematic" else batch_size)
-        slots, probabilities = tree.draw(uniforms, batch_size, self.draws)
+        slots, probabilities = tree.draw_at(uniforms, batch_size, self.draws)
         return Draw(
             storage.ring.indices_of(slots),
             probabilities,
@@ -257,6 +258,7 @@ class PrioritizedBuffer(Replay):
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
         """``p**alpha / sum(p**alpha)`` of each stored index, 0 if all are 0. O(B)."""
+        check_count("batch_size", batch_size)
         slots = self._storage.ring.slots(as_indices("indices", indices))
         self._settle()
         return self._tree.get(slots) / (self._tree.total or 1.0)
@@ -311,11 +313,3 @@ class PrioritizedBuffer(Replay):
         ring = self._storage.ring
         dead = np.setdiff1d(np.arange(ring.capacity), ring.living() % ring.capacity)
         assert (self._tree.get(dead) == 0.0).all(), "a slot that holds no transition has a priority"
-
-
-def _check_non_negative(name: str, value: Any) -> float:
-    if isinstance(value, bool | np.bool_ | str) or not np.isscalar(value):
-        raise TypeError(f"{name} is {value!r}; expected a non-negative number")
-    if not 0.0 <= float(value) < np.inf:  # type: ignore[arg-type]
-        raise ValueError(f"{name} is {value!r}; expected a finite non-negative number")
-    return float(value)  # type: ignore[arg-type]

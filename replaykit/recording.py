@@ -90,11 +90,15 @@ class RecordSingle(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the environment and store the transition."""
-        if self._over and not (self._autoreset and self._obs is not None):
-            raise gymnasium.error.ResetNeeded("the episode is over or has not begun; call reset() before step()")
+        if self._obs is None or (self._over and not self._autoreset):
+            raise gymnasium.error.ResetNeeded(
+                "the episode is over or has not begun, or its last step raised; call reset() before step()"
+            )
+        before, taken = self._obs, _copy(action)  # the environment may change either
+        self._obs = None  # not known until the step has been stored
         obs, reward, terminated, truncated, info = self.env.step(action)
         if not self._over:
-            self.buffer.add(self._obs, action, reward, obs, terminated, truncated)
+            self.buffer.add(before, taken, reward, obs, terminated, truncated)
         self._obs, self._over = _copy(obs), bool(terminated or truncated)
         return obs, reward, terminated, truncated, info
 
@@ -116,8 +120,9 @@ class RecordVector(gymnasium.vector.VectorWrapper[Any, Any, Any, Any, Any]):
         options = dict(options) if options is not None else None  # Gymnasium takes the mask out of the dict it is given
         mask = None if options is None else options.get("reset_mask")
         lanes = np.ones(self.num_envs, np.bool_) if mask is None else np.array(mask, np.bool_)
+        interrupted = self._obs is None
         obs, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
-        self.buffer.end_episode(lanes & ~self._over)
+        self.buffer.end_episode(~self._over if interrupted else lanes & ~self._over)
         self._over = self._over & ~lanes
         self._obs = _copy(obs)
         return obs, info
@@ -125,10 +130,14 @@ class RecordVector(gymnasium.vector.VectorWrapper[Any, Any, Any, Any, Any]):
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step the environments and store their transitions."""
         if self._obs is None:
-            raise gymnasium.error.ResetNeeded("call reset() before step()")
+            raise gymnasium.error.ResetNeeded(
+                "no episode has begun, or the last step raised; call reset() before step()"
+            )
+        before, taken = self._obs, _copy(actions)  # the environments may change either
+        self._obs = None  # not known until the step has been stored
         obs, rewards, terminated, truncated, info = self.env.step(actions)
         next_obs = self._with_final(obs, info) if self._mode == AutoresetMode.SAME_STEP else obs
-        self._store(actions, rewards, next_obs, terminated, truncated)
+        self._store(before, taken, rewards, next_obs, terminated, truncated)
         done = np.logical_or(terminated, truncated)
         if self._mode == AutoresetMode.NEXT_STEP:
             self._over = done
@@ -137,8 +146,7 @@ class RecordVector(gymnasium.vector.VectorWrapper[Any, Any, Any, Any, Any]):
         self._obs = _copy(obs)
         return obs, rewards, terminated, truncated, info
 
-    def _store(self, actions: Any, rewards: Any, next_obs: Any, terminated: Any, truncated: Any) -> None:
-        step = (self._obs, actions, rewards, next_obs, terminated, truncated)
+    def _store(self, *step: Any) -> None:
         if self.num_envs > 1:
             self.buffer.add(*step, mask=~self._over if self._over.any() else None)
         elif not self._over[0]:

@@ -239,8 +239,6 @@ class Replay(ABC):
         name, given = ("td_errors", td_errors) if priorities is None else ("priorities", priorities)
         entries = as_indices("indices", indices)
         values = as_float64(name, given)
-        if entries.ndim != 1:
-            raise ValueError(f"indices has shape {entries.shape}; expected (B,)")
         if values.shape != entries.shape:
             raise ValueError(f"{name} has shape {values.shape}; expected {entries.shape}, that of indices")
         ring = self._storage.ring
@@ -271,7 +269,7 @@ class Replay(ABC):
 
     def window(self, indices: npt.NDArray[np.int64]) -> Window:
         """What is there: a `Window` of up to `n_step` consecutive steps of one episode from each stored index on."""
-        return self._storage.window(indices)
+        return self._storage.window(as_indices("indices", indices))
 
     def reduce(self, window: Window) -> dict[str, Any]:
         """One transition from each window, by field."""

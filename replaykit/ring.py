@@ -147,7 +147,7 @@ class Ring:
                 if head + ended.size <= self.capacity
                 else indices.reshape(-1) % self.capacity
             )
-            values = [value.reshape(-1, *value.shape[2:]) for value in values]
+            values = [value.reshape(ended.size, *value.shape[2:]) for value in values]
             ended = ended.reshape(-1)
         else:
             if mask is None:

@@ -25,7 +25,7 @@ class Spec:
     ----------
     obs, action : Field, or dict or tuple of them to any depth
     reward : Field, optional
-        A floating scalar; float32 unless given.
+        A float32 or float64 scalar; float32 unless given.
     **extra : Field, or dict or tuple of them
         Further fields, given to ``add`` by keyword and found in the batch under the same name.
 
@@ -34,7 +34,7 @@ class Spec:
     TypeError
         If a leaf is not a `Field`.
     ValueError
-        If an extra field has a name that a batch or ``add`` uses, or the reward is not a floating scalar.
+        If an extra field has a name that a batch or ``add`` uses, or the reward is neither a float32 nor a float64 scalar.
 
     Examples
     --------
@@ -48,11 +48,13 @@ class Spec:
 
     def __init__(self, obs: Tree, action: Tree, reward: Field | None = None, **extra: Tree) -> None:
         reward = Field((), np.float32) if reward is None else reward
-        if not isinstance(reward, Field) or reward.shape != () or reward.dtype.kind != "f":
-            raise ValueError(f"reward is {reward!r}; expected a floating scalar such as Field((), 'float32')")
+        if reward not in (Field((), np.float32), Field((), np.float64)):
+            raise ValueError(f"reward is {reward!r}; expected Field((), 'float32') or Field((), 'float64')")
         for name in extra:
-            if name in _RESERVED or name.startswith("_"):
-                raise ValueError(f"extra field {name!r} has a name that replaykit uses itself; choose another")
+            if name in _RESERVED or name.startswith("_") or not name.isidentifier():
+                raise ValueError(
+                    f"extra field {name!r} has a name that replaykit uses itself or that is no identifier; choose another"
+                )
         flag = Field((), np.bool_)
         self._trees: dict[str, Tree] = {
             "obs": _frozen(obs, "obs"),
@@ -116,8 +118,8 @@ class Spec:
             if name not in ("next_obs", "terminated", "truncated", "reward")
         }
         reward = transition.get("reward", 0.0)
-        dtype = np.asarray(reward).dtype if isinstance(reward, np.ndarray | np.floating) else np.dtype(np.float32)
-        return cls(reward=Field((), dtype if dtype.kind == "f" else np.float32), **trees)
+        is_double = isinstance(reward, np.ndarray | np.floating) and reward.dtype == np.float64
+        return cls(reward=Field((), np.float64 if is_double else np.float32), **trees)
 
     @property
     def nbytes(self) -> int:

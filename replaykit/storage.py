@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -62,7 +63,8 @@ class Storage:
         self.batches = 0
         self.ring = Ring(-(-capacity // self.num_envs), self.num_envs, spec.leaves)
         self.episodes = Episodes(self.ring)
-        self._powers = np.array([self.gamma**k for k in range(self.n_step + 1)])
+        self._window = min(self.n_step, self.ring.length)  # no window can be longer than a lane
+        self._powers = np.array([self.gamma**k for k in range(self._window + 1)])
         names = [leaf.name for leaf in spec.leaves]
         self._reward, self._terminated, self._truncated = (
             names.index(name) for name in ("reward", "terminated", "truncated")
@@ -99,7 +101,7 @@ class Storage:
             flat = [leaf.coerce(value, ()) for leaf, value in zip(self.spec.leaves, flat, strict=True)]
             break
         ring = self.ring
-        if ring.clock - self.episodes.seen >= ring.length:
+        if ring.clock + 1 - self.episodes.seen >= ring.length:
             self.episodes.sync()
         return ring.append_one(flat, flat[self._terminated] or flat[self._truncated])
 
@@ -134,7 +136,7 @@ class Storage:
             return None
         array = np.asarray(mask)
         lead = self.lead(steps)
-        allowed = {lead, (self.num_envs,)} if steps is None or self.num_envs > 1 else {lead}
+        allowed = {lead, (self.num_envs,)}
         if array.dtype != np.bool_ or array.shape not in allowed:
             shapes = " or ".join(map(str, sorted(allowed)))
             raise ValueError(f"mask has shape {array.shape} and dtype {array.dtype}; expected {shapes} and bool")
@@ -171,7 +173,7 @@ class Storage:
             begin = chosen.stop
             if part is not None and chosen.start == chosen.stop:
                 continue
-            if self.ring.clock + min(length, steps - step) - self.episodes.seen > length:
+            if self.ring.clock + min(length, steps - step) - self.episodes.seen >= length:
                 self.episodes.sync()
             indices[step : step + length] = self.ring.append([value[chosen] for value in values], ended[chosen], part)
         return indices
@@ -182,8 +184,8 @@ class Storage:
         self.episodes.end(np.ones(self.num_envs, np.bool_) if checked is None else np.atleast_1d(checked))
 
     def clear(self) -> None:
-        """Retire every transition and end every episode."""
-        self.episodes.clear()
+        """Retire every transition; the next step of each lane begins another episode."""
+        self.episodes.sync()
         self.ring.clear()
 
     # -- Reading ---------------------------------------------------------------------------------------------
@@ -198,13 +200,13 @@ class Storage:
         """
         ring = self.ring
         count = indices.shape[0]
-        if self.n_step == 1:
+        if self._window == 1:
             fields = ring.gather(indices, self._all)
             reward = fields[self._reward][:, None]
             length = constant(count, 1, np.int64)
             return Window(indices, fields, length, reward, fields[self._terminated], fields[self._truncated])
         rewards = ring.columns[self._reward]
-        reward = np.empty((count, self.n_step), rewards.dtype)
+        reward = np.empty((count, self._window), rewards.dtype)
         length = np.empty(count, np.int64)
         ring.refuse(indices, kernels.window(indices, ring.first, ring.cursor, rewards, ring.ended, reward, length))
         last = (indices + (length - 1) * self.num_envs) % ring.capacity
@@ -214,7 +216,7 @@ class Storage:
 
     def reduce(self, window: Window) -> dict[str, Any]:
         """One transition from each window: n-step return, discount, and the observation after the last step."""
-        if self.n_step == 1:
+        if self._window == 1:
             flat = window.fields
             reward = window.reward[:, 0]
             flat[self._reward], flat[self._terminated], flat[self._truncated] = (
@@ -271,8 +273,13 @@ def check_count(name: str, value: Any) -> int:
 
 def check_unit(name: str, value: Any) -> float:
     """`value` as a float in [0, 1]."""
-    if isinstance(value, bool | np.bool_ | str) or not np.isscalar(value):
-        raise TypeError(f"{name} is {value!r}; expected a number in [0, 1]")
-    if not 0.0 <= float(value) <= 1.0:  # type: ignore[arg-type]
-        raise ValueError(f"{name} is {value!r}; expected a number in [0, 1]")
-    return float(value)  # type: ignore[arg-type]
+    return check_number(name, value, 1.0, "a number in [0, 1]")
+
+
+def check_number(name: str, value: Any, highest: float, expected: str) -> float:
+    """`value` as a float in [0, highest]."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}; expected {expected}")
+    if not 0.0 <= float(value) <= highest:
+        raise ValueError(f"{name} is {value!r}; expected {expected}")
+    return float(value)

@@ -1,5 +1,6 @@
 """The sum tree: draws in proportion to priority in O(log C)."""
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,7 @@ class SumTree:
 
     def fill(self, start: int, stop: int, value: float) -> None:
         """Give the leaves in [start, stop) one value. O(stop - start + log C)."""
+        start, stop = operator.index(start), operator.index(stop)
         if not 0 <= start <= stop <= self.capacity:
             raise IndexError(f"leaves [{start}, {stop}) reach outside [0, {self.capacity})")
         if not 0.0 <= value <= self.limit:
@@ -165,8 +167,8 @@ class SumTree:
 
         Raises
         ------
-        ValueError
-            If every leaf is 0.
+        TypeError, ValueError
+            If every leaf is 0, or an argument is none of these.
 
         Examples
         --------
@@ -175,6 +177,18 @@ class SumTree:
         >>> tree.draw(np.array([0.5, 0.5, 0.5]), 3)
         (array([0, 2, 3], dtype=int32), array([0.5       , 0.16666667, 0.33333333]))
         """
+        if scheme not in SCHEMES:
+            raise ValueError(f"scheme is {scheme!r}; expected one of {', '.join(map(repr, SCHEMES))}")
+        points = as_float64("uniforms", uniforms)
+        expected = (1 if scheme == "systematic" else check_count("batch_size", batch_size),)
+        if points.shape != expected or not ((points >= 0.0) & (points < 1.0)).all():
+            raise ValueError(f"uniforms of shape {points.shape} given; expected {expected}, of numbers in [0, 1)")
+        return self.draw_at(points, check_count("batch_size", batch_size), scheme)
+
+    def draw_at(
+        self, uniforms: npt.NDArray[np.float64], batch_size: int, scheme: str
+    ) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.float64]]:
+        """:meth:`draw` for arguments that are known to be right, as those of a buffer are."""
         self._refuse_empty()
         leaves: npt.NDArray[np.signedinteger[Any]] = np.empty(batch_size, self._cursor_dtype)
         probabilities = np.empty(batch_size, np.float64)
@@ -270,8 +284,6 @@ class SumTree:
 
     def _checked(self, leaves: npt.ArrayLike) -> npt.NDArray[np.int64]:
         indices = as_indices("leaves", leaves)
-        if indices.ndim != 1:
-            raise ValueError(f"leaves has shape {indices.shape}; expected (B,)")
         outside = (indices < 0) | (indices >= self.capacity)
         if outside.any():
             raise IndexError(f"leaves contains {indices[outside][0]}; expected leaves in [0, {self.capacity})")

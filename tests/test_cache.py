@@ -102,6 +102,8 @@ def test_without_a_home_kernels_are_compiled(tmp_path):
     """An unset HOME is no error."""
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "REPLAYKIT_CACHE_DIR")}
     environment["XDG_CACHE_HOME"] = str(tmp_path)
-    result = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False
+    )
     assert result.stdout.split()[0] == "[2]", result.stderr
     assert files(tmp_path)

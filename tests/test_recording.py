@@ -186,7 +186,9 @@ def test_a_real_environment_is_recorded_step_by_step():
         rows.append((obs, action, reward, next_obs, terminated, truncated))
         obs, over = next_obs, terminated or truncated
     fields = buffer.reduce(buffer.window(np.arange(200)))
-    for name, column in zip(("obs", "action", "reward", "next_obs", "terminated", "truncated"), zip(*rows, strict=True), strict=True):
+    for name, column in zip(
+        ("obs", "action", "reward", "next_obs", "terminated", "truncated"), zip(*rows, strict=True), strict=True
+    ):
         np.testing.assert_array_equal(fields[name], np.array(column))
 
 

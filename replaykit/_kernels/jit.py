@@ -33,7 +33,8 @@ def jit(function: Callable[..., Any]) -> Any:
     """`function` compiled on first call, without the GIL, its machine code cached; itself with JIT disabled."""
     kernel = numba.njit(nogil=True, error_model="numpy")(function)
     if not config.DISABLE_JIT and cache_directory() is not None:
-        kernel._cache = KernelCache(function)
+        with contextlib.suppress(OSError):  # sources that cannot be read, as in a zip: no cache
+            kernel._cache = KernelCache(function)
     return kernel
 
 

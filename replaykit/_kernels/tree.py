@@ -56,8 +56,10 @@ def _last_positive_before(nodes, cursor):
     """
     size = nodes.shape[0] // 2
     node = cursor
-    while node % 2 == 0 or nodes[node - 1] == 0.0:
+    while node > 1 and (node % 2 == 0 or nodes[node - 1] == 0.0):
         node //= 2
+    if node <= 1:  # no positive leaf before it: a query that is no number in [0, total)
+        return cursor
     node -= 1
     while node < size:
         node = 2 * node + (nodes[2 * node + 1] > 0.0)

@@ -33,7 +33,7 @@ def assert_lawful(replay: Replay, batch_size: int) -> Batch:
     ring.slots(batch.indices)
     np.testing.assert_allclose(batch.probabilities, replay.probability(batch.indices, batch_size), rtol=1e-12)
     assert ((batch.length >= 1) & (batch.length <= replay.n_step)).all(), "a window has no step, or too many"
-    powers = np.array([replay.gamma**k for k in range(replay.n_step + 1)])
+    powers = np.array([replay.gamma**k for k in range(int(batch.length.max()) + 1)])
     expected = np.where(batch.terminated, 0.0, powers[batch.length]).astype(batch.discount.dtype)
     assert (batch.discount == expected).all(), "the discount is not gamma**length * (1 - terminated)"
     assert (batch.weights > 0.0).all(), "a weight is not positive"
