@@ -105,6 +105,13 @@ class Batch:
     def __init__(self, **fields: Any) -> None:
         self.__dict__ = fields
 
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> "Batch":
+        """A batch of `fields`, which become its own."""
+        batch = cls.__new__(cls)
+        batch.__dict__ = fields
+        return batch
+
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"this batch has no field {name!r}; it has {', '.join(self.__dict__)}")
 

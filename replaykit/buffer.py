@@ -83,7 +83,8 @@ discount float32, length int64, weights float32, probabilities float64, indices 
 
     def draw(self, batch_size: int) -> Draw:
         """B indices, uniformly. O(B), and O(B E) while lanes hold different steps."""
-        storage, size = self._storage, len(self)
+        storage = self._storage
+        size = len(storage.ring)
         if self.replace:
             uniforms = storage.rng.random(batch_size)
         elif batch_size > size:

@@ -24,7 +24,7 @@ class Episodes:
         self._number = np.zeros(ring.capacity, np.int64)
         self._starts = np.zeros(ring.capacity, np.int64)
         self._ends = np.zeros(ring.capacity, np.int64)
-        self.seen = 0
+        self.due = ring.length - 1
 
     @property
     def nbytes(self) -> int:
@@ -34,13 +34,14 @@ class Episodes:
     def sync(self) -> None:
         """Bring the tables up to date.
 
-        Must be called before the last step that they have seen is overwritten: before the L-th step after it.
+        Must be called before the last step that they have seen is overwritten: no later than when the ring's clock
+        is at `due`.
         """
         ring = self._ring
         kernels.note_episodes(
             ring.first, self._synced, ring.cursor, ring.ended, self._latest, self._number, self._starts, self._ends
         )  # fmt: skip
-        self.seen = ring.clock
+        self.due = ring.clock + ring.length - 1
 
     def end(self, mask: npt.NDArray[np.bool_]) -> None:
         """End the running episodes of the lanes in `mask` after their newest step."""

@@ -13,6 +13,7 @@ from replaykit.spec import Spec, Tree
 from replaykit.storage import Storage, Stretch, check_count
 
 kernels = lazy("lanes")
+_INT64 = np.dtype(np.int64)
 
 
 class Replay(ABC):
@@ -192,7 +193,7 @@ class Replay(ABC):
         fields["probabilities"] = draw.probabilities
         fields["indices"] = draw.indices
         self._storage.batches += 1
-        return Batch(**fields)
+        return Batch.of(fields)
 
     def update_priorities(
         self,
@@ -269,7 +270,9 @@ class Replay(ABC):
 
     def window(self, indices: npt.NDArray[np.int64]) -> Window:
         """What is there: a `Window` of up to `n_step` consecutive steps of one episode from each stored index on."""
-        return self._storage.window(as_indices("indices", indices))
+        if type(indices) is not np.ndarray or indices.dtype is not _INT64 or indices.ndim != 1:
+            indices = as_indices("indices", indices)
+        return self._storage.window(indices)
 
     def reduce(self, window: Window) -> dict[str, Any]:
         """One transition from each window, by field."""

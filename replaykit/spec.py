@@ -34,7 +34,7 @@ class Spec:
     TypeError
         If a leaf is not a `Field`.
     ValueError
-        If an extra field has a name that a batch or ``add`` uses, or the reward is neither a float32 nor a float64 scalar.
+        If an extra field has a name that a batch or ``add`` uses, or the reward is no float32 or float64 scalar.
 
     Examples
     --------
@@ -53,7 +53,7 @@ class Spec:
         for name in extra:
             if name in _RESERVED or name.startswith("_") or not name.isidentifier():
                 raise ValueError(
-                    f"extra field {name!r} has a name that replaykit uses itself or that is no identifier; choose another"
+                    f"extra field {name!r} has a name that replaykit uses itself, or is no identifier; choose another"
                 )
         flag = Field((), np.bool_)
         self._trees: dict[str, Tree] = {

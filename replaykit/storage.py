@@ -69,9 +69,11 @@ class Storage:
         self._reward, self._terminated, self._truncated = (
             names.index(name) for name in ("reward", "terminated", "truncated")
         )
-        self._checks = tuple(
-            (leaf.dtype, leaf.shape, leaf.exact_types, leaf.ranged_types, leaf.low, leaf.high) for leaf in spec.leaves
-        )
+        leaves = list(enumerate(spec.leaves))
+        self._arrays = [(i, leaf.dtype, leaf.shape) for i, leaf in leaves if leaf.shape]
+        self._scalars = [
+            (i, leaf.exact_types, leaf.ranged_types, leaf.low, leaf.high) for i, leaf in leaves if not leaf.shape
+        ]
         # In a window of one step all fields are of one row; else next_obs is of the last, and the others of the first
         of_window = (self._reward, self._terminated, self._truncated)
         of_last = [i for i, name in enumerate(names) if name == "next_obs" or name.startswith("next_obs.")]
@@ -91,19 +93,25 @@ class Storage:
     def add_one(self, values: tuple[Tree, ...], extras: Mapping[str, Tree]) -> npt.NDArray[np.int64]:
         """Store one step of the only lane, as `coerce` and `write` would, but fast; its index, of shape (1,)."""
         flat: Sequence[Any] = values if self._is_plain and not extras else self.spec.flatten(values, extras)
-        for value, (dtype, shape, exact, ranged, low, high) in zip(flat, self._checks):  # noqa: B905
-            kind = type(value)
-            if kind is ndarray:
-                if value.dtype is dtype and value.shape == shape:
-                    continue
-            elif kind in exact or (kind in ranged and low <= value <= high):
-                continue
+        if not self._fits(flat):
             flat = [leaf.coerce(value, ()) for leaf, value in zip(self.spec.leaves, flat, strict=True)]
-            break
         ring = self.ring
-        if ring.clock + 1 - self.episodes.seen >= ring.length:
+        if ring.clock >= self.episodes.due:
             self.episodes.sync()
         return ring.append_one(flat, flat[self._terminated] or flat[self._truncated])
+
+    def _fits(self, flat: Sequence[Any]) -> bool:
+        """Whether every value of a step can be stored as it is: the usual case, told quickly."""
+        for i, dtype, shape in self._arrays:
+            value = flat[i]
+            if type(value) is not ndarray or value.dtype is not dtype or value.shape != shape:
+                return False
+        for i, exact, ranged, low, high in self._scalars:
+            value = flat[i]
+            kind = type(value)
+            if kind not in exact and not (kind in ranged and low <= value <= high):
+                return False
+        return True
 
     def coerce(
         self,
@@ -173,7 +181,7 @@ class Storage:
             begin = chosen.stop
             if part is not None and chosen.start == chosen.stop:
                 continue
-            if self.ring.clock + min(length, steps - step) - self.episodes.seen >= length:
+            if self.ring.clock + min(length, steps - step) > self.episodes.due:
                 self.episodes.sync()
             indices[step : step + length] = self.ring.append([value[chosen] for value in values], ended[chosen], part)
         return indices
