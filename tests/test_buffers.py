@@ -161,7 +161,7 @@ def test_without_replacement_nothing_is_drawn_twice(batch_size, seed):
 
 def test_uniform_draws_are_uniform():
     """Chi-square over all transitions of lanes that are out of step; false alarm once in 10,000 seeds."""
-    from scipy import stats
+    stats = pytest.importorskip("scipy.stats")
 
     buffer = ReplayBuffer(30, FLAT, num_envs=3, seed=1)
     buffer.extend(**stretch(8, 3), mask=np.array([[True, True, False]] * 5 + [[False, True, True]] * 3))
@@ -216,6 +216,13 @@ def test_a_window_longer_than_anything_stored_is_fine():
     assert got["length"].tolist() == [2, 1, 1]
 
 
+def test_an_absurd_n_step_costs_no_memory():
+    """No window is longer than a lane."""
+    buffer = filled(ReplayBuffer(4, FLAT, n_step=2**62, gamma=1.0, seed=0), 9)
+    assert buffer.sample(100).length.max() == 4
+    assert buffer.n_step == 2**62
+
+
 def test_a_cut_separates_episodes_without_changing_their_flags():
     """end_episode stops windows; what is stored stays a fact."""
     buffer = ReplayBuffer(10, FLAT, n_step=5, gamma=1.0)
@@ -256,6 +263,34 @@ def test_indices_count_beyond_any_power(make, start):
     np.testing.assert_array_equal(batch.obs[:, 0], batch.indices - start)
     assert buffer.update_priorities(batch.indices, np.ones(6)) in (0, 6)
     assert buffer.episode(batch.indices)[1].tolist() == [start] * 6
+
+
+@every
+def test_arguments_of_the_verbs_are_checked(make):
+    """Indices must be of shape (B,) and batch sizes counts, in probability, window and episode, too."""
+    buffer = filled(make(4, FLAT, seed=0), 6)
+    for call in (buffer.window, buffer.probability, buffer.episode):
+        with unchanged(buffer, ValueError, r"indices has shape \(1, 1\); expected \(B,\)"):
+            call([[3]])
+        with unchanged(buffer, ValueError, r"indices has shape \(\)"):
+            call(3)
+        with unchanged(buffer, TypeError, "indices has dtype float64"):
+            call(np.array([3.0]))
+        call([])
+    for batch_size, error in ((0, ValueError), (1.5, TypeError), (None, TypeError)):
+        with unchanged(buffer, error, "batch_size"):
+            buffer.probability([3], batch_size)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_fields_of_no_size_are_stored(lanes):
+    """A shape with a 0 in it is a shape."""
+    buffer = ReplayBuffer(4, Spec(obs=Field((0,)), action=Field((2, 0))), num_envs=lanes, n_step=2, seed=0)
+    lead = (3, lanes) if lanes > 1 else (3,)
+    none = np.zeros(lead, np.bool_)
+    obs, action = np.zeros((*lead, 0), np.float32), np.zeros((*lead, 2, 0), np.float32)
+    buffer.extend(obs, action, none.astype(np.float32), obs, none, none)
+    assert buffer.sample(5).action.shape == (5, 2, 0)
 
 
 def test_reset_forgets_everything_but_the_count():

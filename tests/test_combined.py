@@ -17,7 +17,7 @@ from tests.helpers import FLAT, filled, prioritized, step, unchanged
     weights=st.sampled_from(["batch", "buffer", "none"]),
 )
 def test_probabilities_and_weights_are_those_of_the_mixture(values, latest, extra, weights):
-    """q = ((B - k) P + [newest]) / B sums to 1, and w = (N q)**-beta over its maximum."""
+    """Q = ((B - k) P + [newest]) / B sums to 1, and w = (N q)**-beta over its maximum."""
     inner = prioritized(values, beta=0.5, weights=weights)
     buffer = CombinedReplay(inner, latest=latest)
     batch_size = latest + extra

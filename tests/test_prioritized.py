@@ -51,7 +51,7 @@ def test_weights_by_their_formula(values, alpha, beta, mode):
 
 
 def test_weights_times_scaled_priorities_are_constant():
-    """weight x p**(alpha beta) is one number in a batch."""
+    """Weight x p**(alpha beta) is one number in a batch."""
     values = np.random.default_rng(0).uniform(0.1, 9.0, 100)
     batch = (buffer := prioritized(values, alpha=0.7, beta=0.5)).sample(64)
     products = batch.weights * values[batch.indices] ** (0.7 * 0.5)
@@ -62,7 +62,7 @@ def test_weights_times_scaled_priorities_are_constant():
 @pytest.mark.parametrize("draws", ["stratified", "iid", "systematic"])
 def test_frequencies_follow_the_probabilities(draws):
     """Chi-square (conservative for the schemes of lower variance); false alarm at most once in 10,000 seeds."""
-    from scipy import stats
+    stats = pytest.importorskip("scipy.stats")
 
     values = np.array([1.0, 0.0, 5.0, 0.5, 2.0, 1e-9])
     buffer = prioritized(values, draws=draws)

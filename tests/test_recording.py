@@ -1,12 +1,15 @@
 """record(env, buffer) stores exactly the true transitions, in all autoreset modes."""
 
-import gymnasium
 import numpy as np
 import pytest
-from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from replaykit import CombinedReplay, Field, ReplayBuffer, Spec, record
+from replaykit import CombinedReplay, Field, ReplayBuffer, Spec
+
+gymnasium = pytest.importorskip("gymnasium")
+from gymnasium import spaces  # noqa: E402
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv  # noqa: E402
+
+from replaykit import record  # noqa: E402
 
 
 class Counting(gymnasium.Env):
@@ -74,7 +77,7 @@ def test_a_single_environment(nested, autoreset):
     env = gymnasium.wrappers.Autoreset(env) if autoreset else env
     buffer = ReplayBuffer.from_env(env, 1000)
     env = record(env, buffer)
-    obs, _ = env.reset()
+    env.reset()
     over = False
     for _ in range(40):
         if over and not autoreset:
@@ -223,3 +226,62 @@ def test_mistakes_are_told():
     vector.metadata = {}
     with pytest.raises(ValueError, match="does not tell its autoreset mode"):
         record(vector, ReplayBuffer.from_env(vector, 10))
+
+
+def test_after_a_step_that_raised_nothing_false_is_stored():
+    """The transition across the gap is not one: the environment must be reset, and the episode ends there."""
+
+    class Failing(Counting):
+        def step(self, action):
+            obs, reward, *rest = super().step(action)
+            return (obs, "no number" if action == 4 else reward, *rest)
+
+    env = Failing(0)
+    buffer = ReplayBuffer.from_env(env, 100, n_step=4)
+    recorded = record(env, buffer)
+    recorded.reset()
+    recorded.step(1)
+    with pytest.raises(TypeError, match="reward"):
+        recorded.step(4)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        recorded.step(1)
+    recorded.reset()
+    recorded.step(1)
+    assert [row[:2] for row in stored_one_step(buffer)] == [(100.0, 101.0), (200.0, 201.0)]
+    assert buffer.sample(9).length.max() == 1
+
+    vector = SyncVectorEnv([lambda: Counting(0)] * 2)
+    buffer = ReplayBuffer.from_env(vector, 100, n_step=4)
+    recorded = record(vector, buffer)
+    recorded.reset()
+    recorded.step(np.array([1, 1]))
+    with pytest.raises(TypeError, match="action"):
+        recorded.step(np.array([0.5, 1.0]))
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        recorded.step(np.array([1, 1]))
+    recorded.reset()
+    recorded.step(np.array([1, 1]))
+    assert len(buffer) == 4
+    assert buffer.sample(9).length.max() == 1
+
+
+def test_an_action_array_that_the_environment_changes_is_stored_as_it_was():
+    """Actions are copied before the step."""
+
+    class Clipping(gymnasium.Env):
+        observation_space = spaces.Box(-1, 1, (1,))
+        action_space = spaces.Box(-1, 1, (1,))
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            action[:] = 0.0
+            return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    env = Clipping()
+    buffer = ReplayBuffer.from_env(env, 10)
+    env = record(env, buffer)
+    env.reset()
+    env.step(np.ones(1, np.float32))
+    assert buffer.sample(1).action.tolist() == [[1.0]]

@@ -1,9 +1,7 @@
 """What a transition is made of, and what is refused on its way in."""
 
-import gymnasium
 import numpy as np
 import pytest
-from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -180,12 +178,22 @@ def test_torch_tensors_with_grad_are_refused_with_the_remedy():
     buffer = ReplayBuffer(4, FLAT)
     with unchanged(buffer, TypeError, r"obs is a torch tensor that requires grad.*\.detach\(\)\.cpu\(\)"):
         buffer.add(**step(0, obs=torch.ones(3, requires_grad=True)))
+    for refused in (
+        [torch.ones(1, requires_grad=True)] * 3,
+        torch.ones(3, dtype=torch.bfloat16),
+        torch.ones(3).to_sparse(),
+    ):
+        with unchanged(buffer, TypeError, "obs cannot be read as an array"):
+            buffer.add(**step(0, obs=refused))
+    with unchanged(buffer, TypeError, "obs is a masked array"):
+        buffer.add(**step(0, obs=np.ma.masked_array(np.zeros(3), [True, False, False])))
     buffer.add(**step(0, obs=torch.ones(3), reward=torch.tensor(2.0)))
     assert buffer.sample(1).obs.tolist() == [[1.0, 1.0, 1.0]]
 
 
 def test_spec_from_spaces_covers_dense_spaces_and_names_the_others():
     """Dict and Tuple nest to any depth; a space with no dense storage is refused by name."""
+    spaces = pytest.importorskip("gymnasium").spaces
     space = spaces.Dict({
         "b": spaces.Tuple((spaces.Box(0, 255, (4, 4), np.uint8), spaces.Discrete(3, start=-1))),
         "a": spaces.Dict({"x": spaces.MultiBinary((2, 2)), "y": spaces.MultiDiscrete([2, 3])}),
@@ -207,6 +215,7 @@ def test_spec_from_spaces_covers_dense_spaces_and_names_the_others():
 
 def test_spec_from_env_is_of_a_single_environment():
     """A vector environment has the spec of one of its environments."""
+    gymnasium = pytest.importorskip("gymnasium")
     env = gymnasium.make("CartPole-v1")
     vector = gymnasium.make_vec("CartPole-v1", 2)
     assert Spec.from_env(env) == Spec.from_env(vector) == Spec(obs=Field((4,)), action=Field((), np.int64))
@@ -218,9 +227,8 @@ def test_spec_from_env_is_of_a_single_environment():
 
 def test_spec_from_example():
     """An example tells shapes and dtypes; its next_obs and flags say nothing new."""
-    spec = Spec.from_example({
-        "obs": {"x": np.zeros((2,), np.int8)}, "action": (1, 0.5), "reward": np.float64(1), "next_obs": None, "mu": [1, 2],
-    })  # fmt: skip
+    example = {"obs": {"x": np.zeros((2,), np.int8)}, "action": (1, 0.5), "reward": np.float64(1), "mu": [1, 2]}
+    spec = Spec.from_example(example | {"next_obs": None, "terminated": False})
     expected = Spec(
         obs={"x": Field((2,), np.int8)},
         action=(Field((), np.int64), Field(())),
@@ -240,12 +248,15 @@ def test_bad_specs_are_refused():
         Field((), "U3")
     with pytest.raises(ValueError, match="negative"):
         Field((-1,))
+    for shape in (2.5, (2.5,), (True,), "3"):
+        with pytest.raises(TypeError, match="Field shape contains"):
+            Field(shape)
     with pytest.raises(TypeError, match="obs.a is 3; expected a Field"):
         Spec(obs={"a": 3}, action=Field(()))
     with pytest.raises(ValueError, match="extra field 'weights'"):
         Spec(obs=Field(()), action=Field(()), weights=Field(()))
     with pytest.raises(ValueError, match="reward"):
-        Spec(obs=Field(()), action=Field(()), reward=Field((), np.int64))
+        Spec(obs=Field(()), action=Field(()), reward=Field((), np.float16))
     with pytest.raises(TypeError, match="spec is a dict"):
         ReplayBuffer(3, {"obs": Field(())})
 

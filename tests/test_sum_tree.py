@@ -191,6 +191,15 @@ def test_bad_arguments_leave_the_tree_unchanged():
         tree.set([[0]], [[1.0]])
     with pytest.raises(IndexError, match="reach outside"):
         tree.fill(1, 4, 1.0)
+    for start in (0.0, None):
+        with pytest.raises(TypeError):
+            tree.fill(start, 2, 1.0)
+    for uniforms, size, scheme in (
+        ([np.nan], 1, "iid"), ([1.0], 1, "iid"), ([-0.1], 1, "iid"), ([0.1], 6, "iid"), ([0.1] * 2, 2, "systematic"),
+        ([[0.1]], 1, "stratified"), ([0.1], 1, "uniform"), ([], 0, "iid"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="uniforms|scheme|batch_size"):
+            tree.draw(np.array(uniforms), size, scheme)
     for mass in (-0.1, 6.0, np.nan, np.inf):
         with pytest.raises(ValueError, match="expected points in"):
             tree.find([mass])
