@@ -13,21 +13,17 @@
 32
 """
 
-from typing import TYPE_CHECKING, Any
-
 from replaykit._version import __version__
 from replaykit.batch import Batch
 from replaykit.buffer import LatestBuffer, ReplayBuffer
 from replaykit.combined import CombinedReplay
 from replaykit.field import Field, FieldNameError
 from replaykit.prioritized import LinearSchedule, PrioritizedBuffer
+from replaykit.recording import record
 from replaykit.replay import Replay
 from replaykit.spec import Spec
 from replaykit.sum_tree import SumTree
 from replaykit.wrapper import ReplayWrapper
-
-if TYPE_CHECKING:
-    from replaykit.recording import record
 
 __all__ = [
     "Batch",
@@ -45,12 +41,3 @@ __all__ = [
     "__version__",
     "record",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """`record`, whose module needs Gymnasium, on first use."""
-    if name == "record":
-        from replaykit.recording import record
-
-        return record
-    raise AttributeError(f"module 'replaykit' has no attribute {name!r}")

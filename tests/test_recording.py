@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 
-from replaykit import CombinedReplay, Field, ReplayBuffer, Spec
+from replaykit import CombinedReplay, Field, ReplayBuffer, Spec, record
 
 gymnasium = pytest.importorskip("gymnasium")
 from gymnasium import spaces  # noqa: E402
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv  # noqa: E402
-
-from replaykit import record  # noqa: E402
 
 
 class Counting(gymnasium.Env):
