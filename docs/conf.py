@@ -15,8 +15,6 @@ nitpicky = True
 # Single backticks in docstrings name arguments as often as objects; what has a dot or a capital must resolve.
 default_role = "py:obj"
 nitpick_ignore_regex = [("py:obj", r"[a-z_]+")]
-# The docstring of Replay.capacity has a colon in its first line, and what is before it is taken for a type
-nitpick_ignore = [("py:class", "Transitions that fit"), ("py:class", "C")]
 
 # Types are told in the docstrings, with shapes and units, so signatures go without
 autodoc_typehints = "none"

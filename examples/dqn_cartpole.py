@@ -95,7 +95,8 @@ def plot(history: History, test_returns: Any, threshold: float | None, title: st
     if threshold is not None:
         top.axhline(threshold, color="0.4", linestyle="--", label=f"solved: {threshold:g}")
     top.set(title=title, ylabel="return of an episode")
-    top.legend(loc="best", fontsize="small")
+    handles, labels = top.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
 
     if history.losses:
         bottom.plot(*np.array(history.losses).T, color="tab:red", linewidth=0.5)

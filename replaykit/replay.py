@@ -262,14 +262,14 @@ class Replay(ABC):
 
     @abstractmethod
     def draw(self, batch_size: int) -> Draw:
-        """Which transitions, and with what probability: a `Draw` of B stored indices."""
+        """Which transitions, and with what probability: a :class:`~replaykit.batch.Draw` of B stored indices."""
 
     @abstractmethod
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
         """The expected share of each stored index in a batch of `batch_size`, of shape (B,), float64."""
 
     def window(self, indices: npt.NDArray[np.int64]) -> Window:
-        """What is there: a `Window` of up to `n_step` consecutive steps of one episode from each stored index on."""
+        """What is there: a :class:`~replaykit.batch.Window` of up to `n_step` steps of one episode from each index."""
         if type(indices) is not np.ndarray or indices.dtype is not _INT64 or indices.ndim != 1:
             indices = as_indices("indices", indices)
         return self._storage.window(indices)
