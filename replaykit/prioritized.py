@@ -178,11 +178,7 @@ class PrioritizedBuffer(Replay):
             if stop > ring.capacity:
                 tree.fill(0, stop - ring.capacity, value)
         else:
-            pending = np.minimum(ring.cursor - settled, ring.cursor - ring.first)
-            slots = np.concatenate([
-                (np.arange(cursor - count, cursor) * ring.num_envs + lane) % ring.capacity
-                for lane, (cursor, count) in enumerate(zip(ring.cursor, pending, strict=True))
-            ])  # fmt: skip
+            slots = ring.span(np.maximum(settled, ring.first)) % ring.capacity
             tree.assign(slots, np.full(slots.size, value))
         settled[:] = ring.cursor
 

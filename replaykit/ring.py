@@ -198,12 +198,15 @@ class Ring:
 
     def living(self) -> npt.NDArray[np.int64]:
         """Every stored index, lane after lane, oldest first. O(N)."""
-        return np.concatenate(
-            [
-                np.arange(first, cursor) * self.num_envs + lane
-                for lane, (first, cursor) in enumerate(zip(self.first, self.cursor, strict=True))
-            ]
-        ).astype(np.int64)
+        return self.span(self.first)
+
+    def span(self, start: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The indices of each lane's steps from `start`, of shape (E,), to its newest, lane after lane."""
+        counts = self.cursor - start
+        lanes = np.repeat(np.arange(self.num_envs), counts)
+        steps = np.arange(lanes.size) - np.repeat(np.cumsum(counts) - self.cursor, counts)
+        indices: npt.NDArray[np.int64] = steps * self.num_envs + lanes
+        return indices
 
     def newest(self, count: int) -> npt.NDArray[np.int64]:
         """The indices of the `count` transitions added last (all, if fewer are stored), oldest first.
@@ -213,12 +216,9 @@ class Ring:
         if self.stamps is None:
             stop = self._cursor_of_lane[0] * self.num_envs
             return np.arange(stop - min(count, len(self)), stop, dtype=np.int64)
-        tails = np.maximum(self.first, self.cursor - count)
-        tail = np.concatenate(
-            [np.arange(a, b) * self.num_envs + lane for lane, (a, b) in enumerate(zip(tails, self.cursor, strict=True))]
-        )
-        order = np.lexsort((tail % self.num_envs, self.stamps[tail % self.capacity]))
-        return tail[order[-count:]].astype(np.int64)
+        tails = self.span(np.maximum(self.first, self.cursor - count))
+        order = np.lexsort((tails % self.num_envs, self.stamps[tails % self.capacity]))
+        return tails[order[-count:]]
 
     def uniform(self, uniforms: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """A stored index for each number in [0, 1), all equally likely. O(B); O(B E) once lanes are out of step."""

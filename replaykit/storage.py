@@ -81,6 +81,7 @@ class Storage:
         self._all = Layout(self.ring, range(len(names)))
         self._first = Layout(self.ring, of_first)
         self._last = Layout(self.ring, of_last)
+        self._flags = Layout(self.ring, (self._terminated, self._truncated))
         # Where to find each leaf in the fields of first, those of last, and reward and the flags
         order = [*of_first, *of_last, *of_window]
         self._places = [order.index(i) for i in range(len(names))]
@@ -217,9 +218,7 @@ class Storage:
         reward = np.empty((count, self._window), rewards.dtype)
         length = np.empty(count, np.int64)
         ring.refuse(indices, kernels.window(indices, ring.first, ring.cursor, rewards, ring.ended, reward, length))
-        last = (indices + (length - 1) * self.num_envs) % ring.capacity
-        terminated = ring.columns[self._terminated].take(last, mode="clip")
-        truncated = ring.columns[self._truncated].take(last, mode="clip")
+        terminated, truncated = ring.gather(indices + (length - 1) * self.num_envs, self._flags)
         return Window(indices, ring.gather(indices, self._first), length, reward, terminated, truncated)
 
     def reduce(self, window: Window) -> dict[str, Any]:

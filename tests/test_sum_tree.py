@@ -50,6 +50,39 @@ def test_boundary_masses_never_find_a_zero_leaf(values):
         assert exact[leaf] - slack <= Fraction(mass) <= exact[leaf + 1] + slack
 
 
+def textbook(nodes, mass):
+    """The descent that every textbook has, and where it ends."""
+    node = 1
+    while node < len(nodes) // 2:
+        node *= 2
+        if mass >= nodes[node]:
+            mass -= nodes[node]
+            node += 1
+    return node - len(nodes) // 2
+
+
+def test_where_rounding_leads_a_textbook_to_a_zero_leaf_a_positive_one_is_found():
+    """The sums that mislead are rare, so many trees are tried, and some must be among them."""
+    rng = np.random.default_rng(0)
+    misled = 0
+    for _ in range(600):
+        values = rng.random(22) * (rng.random(22) < 0.6)
+        tree = tree_of(values)
+        sums = np.cumsum(values)
+        masses = np.concatenate([sums, np.nextafter(sums, 0), np.nextafter(sums, np.inf)])
+        masses = masses[masses < tree.total]
+        found = tree.find(masses)
+        assert (values[found] > 0).all()
+        for mass, leaf in zip(masses, found, strict=True):
+            end = textbook(tree._nodes, mass)
+            if tree._nodes[len(tree._nodes) // 2 + end] > 0:
+                assert leaf == end
+            else:  # it ran off the end of what is positive
+                misled += 1
+                assert leaf == np.flatnonzero(values[:end])[-1]
+    assert misled
+
+
 @pytest.mark.parametrize("capacity", [1, 2, 3, 5, 7, 8, 9])
 def test_small_integers_are_found_exactly(capacity):
     """With integer values nothing is rounded, and every half-integer mass finds what a running sum does."""
