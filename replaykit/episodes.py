@@ -14,17 +14,18 @@ class Episodes:
 
     An episode is a run of steps of one lane, up to one that ended. It is named by a number that is never
     reused, and its `start` stays known when its first steps have been overwritten. The tables are brought up
-    to date when they are asked, or just before the ring would overwrite the last step they have seen.
+    to date when they are asked, or just before the ring would overwrite a step they have not seen.
     """
 
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
         self._synced = np.zeros(ring.num_envs, np.int64)
+        self._over = np.ones(ring.num_envs, np.bool_)
         self._latest = np.arange(ring.num_envs, dtype=np.int64) - ring.num_envs
         self._number = np.zeros(ring.capacity, np.int64)
         self._starts = np.zeros(ring.capacity, np.int64)
         self._ends = np.zeros(ring.capacity, np.int64)
-        self.due = ring.length - 1
+        self.due = ring.length
 
     @property
     def nbytes(self) -> int:
@@ -34,14 +35,14 @@ class Episodes:
     def sync(self) -> None:
         """Bring the tables up to date.
 
-        Must be called before the last step that they have seen is overwritten: no later than when the ring's clock
-        is at `due`.
+        Must be called before a step that they have not seen is overwritten: before the ring's clock passes `due`.
         """
         ring = self._ring
         kernels.note_episodes(
-            ring.first, self._synced, ring.cursor, ring.ended, self._latest, self._number, self._starts, self._ends
+            ring.first, self._synced, ring.cursor, ring.ended,
+            self._over, self._latest, self._number, self._starts, self._ends,
         )  # fmt: skip
-        self.due = ring.clock + ring.length - 1
+        self.due = ring.clock + ring.length
 
     def end(self, mask: npt.NDArray[np.bool_]) -> None:
         """End the running episodes of the lanes in `mask` after their newest step."""
@@ -49,6 +50,11 @@ class Episodes:
         ring = self._ring
         lanes = np.flatnonzero(mask & (ring.cursor > ring.first))
         ring.ended[((ring.cursor[lanes] - 1) * ring.num_envs + lanes) % ring.capacity] = True
+        self.sync()
+
+    def clear(self) -> None:
+        """The next step of each lane begins another episode; for when the ring has been cleared."""
+        self._over[:] = True
 
     def number(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The episodes' numbers, of the shape of `indices`; those of lane e are e modulo `num_envs`."""

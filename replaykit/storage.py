@@ -196,6 +196,7 @@ class Storage:
         """Retire every transition; the next step of each lane begins another episode."""
         self.episodes.sync()
         self.ring.clear()
+        self.episodes.clear()
 
     # -- Reading ---------------------------------------------------------------------------------------------
 

@@ -224,17 +224,18 @@ def n_step_return(reward, length, powers, total):
 
 
 @jit
-def note_episodes(first, synced, cursor, ended, latest, number, starts, ends):
+def note_episodes(first, synced, cursor, ended, over, latest, number, starts, ends):
     """Bring the episode tables up to `cursor`, each new step of each lane once.
 
     The e-th episode of a lane has number ``e * num_envs + lane``, so its row in `starts` and `ends` is its
     number modulo the capacity: no more episodes than steps can be alive. `latest` is the number of each lane's
-    newest episode. A step begins another where the one before it ended or is not stored.
+    newest episode. A step begins another where the one before it ended: `over` tells so of the last step seen, which
+    may have been overwritten since, and its row tells what was said of it since.
     """
     num_envs, capacity = first.shape[0], ended.shape[0]
     for lane in range(num_envs):
         before = synced[lane] - 1
-        begins = before < first[lane] or ended[(before * num_envs + lane) % capacity]
+        begins = over[lane] or (before >= first[lane] and ended[(before * num_envs + lane) % capacity])
         for step in range(max(synced[lane], first[lane]), cursor[lane]):
             index = step * num_envs + lane
             if begins:
@@ -244,3 +245,4 @@ def note_episodes(first, synced, cursor, ended, latest, number, starts, ends):
             ends[latest[lane] % capacity] = index
             begins = ended[index % capacity]
         synced[lane] = cursor[lane]
+        over[lane] = begins

@@ -149,7 +149,8 @@ class ReplayMachine(RuleBasedStateMachine):
         shares = self.model.shares(batch_size)
         got = self.replay.probability(indices, batch_size)
         np.testing.assert_allclose(got, [shares[index] for index in indices], rtol=1e-9)
-        numbers, _, last = self.replay.episode(indices)
+        numbers, first, last = self.replay.episode(indices)
+        assert list(first) == [step.start for step in self.model.steps]
         same = {(step.lane, step.episode): number for step, number in zip(self.model.steps, numbers, strict=True)}
         assert [same[step.lane, step.episode] for step in self.model.steps] == list(numbers)
         assert len(set(same.values())) == len(same)

@@ -17,6 +17,7 @@ class NaiveStep:
     scaled: float
     ends_episode: bool
     episode: int
+    start: int
 
 
 @dataclass
@@ -50,16 +51,18 @@ class NaiveReplay:
         self.added = [0] * self.num_envs
         self.episodes = [0] * self.num_envs
         self.begins = [True] * self.num_envs
+        self.starts = [0] * self.num_envs
 
     # -- Writing ---------------------------------------------------------------------------------------------
 
     def add(self, lane: int, fields: dict[str, Any], scaled: float) -> int:
         """Store one step of one lane and drop the lane's oldest if it is full; its index."""
+        index = self.added[lane] * self.num_envs + lane
         if self.begins[lane]:
             self.episodes[lane] += 1
+            self.starts[lane] = index
         ends = bool(fields["terminated"]) or bool(fields["truncated"])
-        index = self.added[lane] * self.num_envs + lane
-        self.steps.append(NaiveStep(lane, index, fields, scaled, ends, self.episodes[lane]))
+        self.steps.append(NaiveStep(lane, index, fields, scaled, ends, self.episodes[lane], self.starts[lane]))
         self.added[lane] += 1
         self.begins[lane] = ends
         of_lane = self.lane(lane)
