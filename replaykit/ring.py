@@ -113,7 +113,7 @@ class Ring:
         step = self._cursor_of_lane[0]
         capacity = self.capacity
         slot = step % capacity
-        self.gaps = True
+        gaps, self.gaps = self.gaps, True
         self.clock += 1
         if step - self._first_of_lane[0] >= capacity:
             self._first_of_lane[0] = step - capacity + 1
@@ -126,7 +126,7 @@ class Ring:
                 column[slot] = value
         self.ended[slot] = ended
         self._cursor_of_lane[0] = step + 1
-        self.gaps = False
+        self.gaps = gaps
         return index
 
     def append(
@@ -167,7 +167,7 @@ class Ring:
             added = counts[-1]
             indices = np.where(mask, (self.cursor + counts - 1) * self.num_envs + np.arange(self.num_envs), -1)
             places = indices[mask] % self.capacity
-        self.gaps = True
+        gaps, self.gaps = self.gaps, True
         self.clock += steps
         np.maximum(self.first, self.cursor + added - length, out=self.first)
         for column, value in zip(self.columns, values, strict=True):
@@ -178,7 +178,7 @@ class Ring:
                 (self.clock - steps + np.arange(steps)).repeat(self.num_envs).reshape(-1, self.num_envs)[mask]
             )
         self.cursor += added
-        self.gaps = False
+        self.gaps = gaps
         return indices
 
     def _start_stamps(self) -> None:

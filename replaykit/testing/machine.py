@@ -143,7 +143,8 @@ class ReplayMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.steps)
     @rule()
     def look(self) -> None:
-        """Probabilities, episodes and bounds of everything stored."""
+        """Probabilities, episodes and bounds of everything stored, and every invariant."""
+        self.replay.check()
         indices = [step.index for step in self.model.steps]
         batch_size = 1 + sum(self.model.combined)
         shares = self.model.shares(batch_size)
@@ -160,7 +161,10 @@ class ReplayMachine(RuleBasedStateMachine):
 
     @invariant()
     def same_size(self) -> None:
-        """Length, bounds and the newest are those of the model, and every invariant holds."""
+        """Length, bounds and the newest are those of the model.
+
+        Nothing here makes the replay catch up with what it has put off, as `sample` and `look` do.
+        """
         model = self.model
         assert len(self.replay) == len(model.steps)
         for lane in range(model.num_envs):
@@ -168,7 +172,6 @@ class ReplayMachine(RuleBasedStateMachine):
             assert self.replay.oldest[lane] == steps[0]
             assert self.replay.newest[lane] == steps[-1]
         assert list(self.replay.latest(3)) == model.newest(3)
-        self.replay.check()
 
 
 def _stack(grid: list[list[Tree]], tree: Tree, lead: tuple[int, ...]) -> Tree:
