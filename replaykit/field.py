@@ -135,7 +135,7 @@ class Leaf:
             return f"{message}; reshape it"
         if not lead and len(got) == len(self.shape) + 1 and got[1:] == self.shape:
             return f"{message}; use extend for a stretch of steps, or num_envs= for parallel environments"
-        return message
+        return f"{message}; give it that shape, or declare another in the Spec"
 
     def _cast(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """`array` in this dtype; refuses what would change by more than rounding."""
