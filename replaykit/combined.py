@@ -28,8 +28,8 @@ class CombinedReplay(ReplayWrapper):
     inner : Replay
         A buffer, or another wrapper.
     latest : int
-        How many of the newest are in every batch, k; all, if fewer are stored. With parallel environments, `num_envs`
-        makes it the newest of each.
+        How many of the newest are in every batch, k; all, if fewer are stored. While parallel environments are stepped
+        together, `num_envs` makes it the newest of each; otherwise it is the k added last, of whichever.
 
     Raises
     ------
@@ -80,6 +80,7 @@ class CombinedReplay(ReplayWrapper):
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
         """``((B - k) P + [one of the k newest]) / B`` of each stored index."""
         entries = as_indices("indices", indices)
+        self._storage.ring.slots(entries)
         newest = self._newest(check_count("batch_size", batch_size))
         drawn = batch_size - newest.size
         of_inner = drawn * self.inner.probability(entries, drawn) if drawn else np.zeros(entries.shape)

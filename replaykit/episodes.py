@@ -9,6 +9,10 @@ from replaykit.ring import Ring
 kernels = lazy("lanes")
 
 
+EPISODE_BYTES = 25
+"""What a slot costs for its episode: a number, a start, an end and a flag."""
+
+
 class Episodes:
     """The episodes of a ring's lanes: lookups in O(1), without scanning, at O(1) a stored step.
 

@@ -122,7 +122,7 @@ class Leaf:
         return array if array.dtype is self.dtype else self._cast(array)
 
     def _as_array(self, value: Any) -> npt.NDArray[Any]:
-        array = _as_array(self.name, value)
+        array = as_array(self.name, value)
         if array.dtype.kind == "O" and type(value) is int:
             raise OverflowError(f"{self.name} is {value}; expected a number that fits {self.dtype}")
         return array
@@ -171,7 +171,7 @@ class Leaf:
         )
 
 
-def _as_array(name: str, value: Any) -> npt.NDArray[Any]:
+def as_array(name: str, value: Any) -> npt.NDArray[Any]:
     """`value` as an array; refuses what has none, or one that hides something."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; expected every entry to count: pass .filled(...)")
@@ -202,7 +202,7 @@ _FLOAT64, _INT64 = np.dtype(np.float64), np.dtype(np.int64)
 
 def as_float64(name: str, value: Any) -> npt.NDArray[np.float64]:
     """`value`, which may be a CPU tensor, as float64; refuses what is not real numbers."""
-    array = value if type(value) is np.ndarray else _as_array(name, value)
+    array = value if type(value) is np.ndarray else as_array(name, value)
     if array.dtype is _FLOAT64:
         return array
     if array.dtype.kind not in "biuf":
@@ -213,7 +213,7 @@ def as_float64(name: str, value: Any) -> npt.NDArray[np.float64]:
 
 def as_indices(name: str, value: Any) -> npt.NDArray[np.int64]:
     """`value`, which may be a CPU tensor, as int64 of shape (B,); refuses floats and booleans."""
-    array = value if type(value) is np.ndarray else _as_array(name, value)
+    array = value if type(value) is np.ndarray else as_array(name, value)
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}; expected (B,)")
     if array.dtype is _INT64:

@@ -23,6 +23,10 @@ Draws = Literal["stratified", "iid", "systematic"]
 Weights = Literal["batch", "buffer", "none"]
 
 
+_TREE_BYTES = 32  # of a leaf and its share of the inner nodes, at most
+_SMALLEST_WEIGHT = np.finfo(np.float32).tiny
+
+
 @dataclass(frozen=True)
 class LinearSchedule:
     """A value that goes linearly from `start` to `end` over `steps` steps, and stays there.
@@ -132,13 +136,15 @@ class PrioritizedBuffer(Replay):
                 raise ValueError(f"{name} is {choice!r}; expected one of {', '.join(map(repr, allowed))}")
         self.draws: Draws = draws
         self.weights: Weights = weights
-        super().__init__(Storage(capacity, spec, num_envs, n_step, gamma, seed))
+        super().__init__(Storage(capacity, spec, num_envs, n_step, gamma, seed, other_bytes=_TREE_BYTES))
         self.beta = beta
         self._tree = SumTree(self.capacity)
         self._settled = np.zeros(self.num_envs, np.int64)
         self._settled_clock = 0
         # So that priorities to the power alpha can be summed, eps and rounding included
         self._largest_priority = 0.5 * self._tree.limit ** min(1.0, 1.0 / max(self.alpha, 1e-300)) - self.eps
+        if self._largest_priority < 1.0:
+            raise ValueError(f"eps is {eps} and alpha {alpha}; expected smaller ones, as no priority fits beside them")
         self._stale_updates = 0
 
     @classmethod
@@ -168,7 +174,6 @@ class PrioritizedBuffer(Replay):
             return
         if ring.gaps:
             self._drop_retired()
-        self._settled_clock = ring.clock
         value = tree.largest or 1.0
         if ring.stamps is None:
             count = int(min(ring.cursor[0] - settled[0], ring.cursor[0] - ring.first[0])) * ring.num_envs
@@ -181,12 +186,15 @@ class PrioritizedBuffer(Replay):
             slots = ring.span(np.maximum(settled, ring.first)) % ring.capacity
             tree.assign(slots, np.full(slots.size, value))
         settled[:] = ring.cursor
+        self._settled_clock = ring.clock
 
     def _drop_retired(self) -> None:
-        """After a reset or an interrupted add: rows that were retired and not replaced must not be drawn."""
+        """After a reset or an interrupted add: only what is stored and has had its priority keeps one."""
         ring = self._storage.ring
-        dead = np.setdiff1d(np.arange(ring.capacity), ring.living() % ring.capacity)
-        self._tree.assign(dead, np.zeros(dead.size))
+        alive = ring.living()
+        kept = alive[alive // ring.num_envs < self._settled[alive % ring.num_envs]]
+        others = np.setdiff1d(np.arange(ring.capacity), kept % ring.capacity)
+        self._tree.assign(others, np.zeros(others.size))
         ring.gaps = False
 
     def _write_prioritized(self, ready: Stretch, errors: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
@@ -205,6 +213,8 @@ class PrioritizedBuffer(Replay):
     def _scaled(self, priorities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Leaves of the tree: ``priorities**alpha``."""
         scaled: npt.NDArray[np.float64] = priorities**self.alpha
+        if self.alpha > 1.0:  # a power that underflows is still positive: what has a priority can be drawn
+            scaled[(scaled == 0.0) & (priorities > 0.0)] = sys.float_info.min
         return scaled
 
     def update_priorities(
@@ -249,7 +259,7 @@ class PrioritizedBuffer(Replay):
         return Draw(
             storage.ring.indices_of(slots),
             probabilities,
-            tree.smallest / tree.total if self.weights == "buffer" else None,
+            self._least(tree.smallest) if self.weights == "buffer" else None,
         )
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
@@ -268,12 +278,16 @@ class PrioritizedBuffer(Replay):
             return unscaled
         least = q.min() if draw.least is None else draw.least
         weights: npt.NDArray[np.float32] = ((q / least) ** -beta).astype(np.float32)
-        return weights
+        return np.maximum(weights, _SMALLEST_WEIGHT) if self.weights == "buffer" else weights
 
     def least_probability(self, batch_size: int, without: npt.NDArray[np.int64]) -> float:
         """The smallest positive probability of any stored index but these; inf if there is none."""
         self._settle()
-        return self._tree.smallest_without(self._storage.ring.slots(without)) / self._tree.total
+        return self._least(self._tree.smallest_without(self._storage.ring.slots(without)))
+
+    def _least(self, scaled: float) -> float:
+        """The probability of a scaled priority, which is not 0 even where the quotient underflows."""
+        return float(max(scaled / (self._tree.total or 1.0), sys.float_info.min))
 
     # -- Looking ---------------------------------------------------------------------------------------------
 
@@ -305,6 +319,7 @@ class PrioritizedBuffer(Replay):
         """
         super().check()
         self._settle()
+        assert (self._settled == self._storage.ring.cursor).all(), "a transition has not been given its priority"
         self._tree.check()
         ring = self._storage.ring
         dead = np.setdiff1d(np.arange(ring.capacity), ring.living() % ring.capacity)

@@ -43,6 +43,7 @@ class RecordSingle(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment; an episode that was running ends here."""
+        self._obs = None  # not known until the reset is done
         obs, info = self.env.reset(seed=seed, options=options)
         if not self._over:
             self.buffer.end_episode()
@@ -81,7 +82,7 @@ class RecordVector(gymnasium.vector.VectorWrapper[Any, Any, Any, Any, Any]):
         options = dict(options) if options is not None else None  # Gymnasium takes the mask out of the dict it is given
         mask = None if options is None else options.get("reset_mask")
         lanes = np.ones(self.num_envs, np.bool_) if mask is None else np.array(mask, np.bool_)
-        interrupted = self._obs is None
+        interrupted, self._obs = self._obs is None, None  # not known until the reset is done
         obs, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         self.buffer.end_episode(~self._over if interrupted else lanes & ~self._over)
         self._over = self._over & ~lanes

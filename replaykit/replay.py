@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from replaykit._kernels import lazy
 from replaykit.batch import Batch, Draw, Window, constant
-from replaykit.field import as_float64, as_indices
+from replaykit.field import as_array, as_float64, as_indices
 from replaykit.spec import Spec, Tree
 from replaykit.storage import Storage, Stretch, check_count
 
@@ -122,7 +122,7 @@ class Replay(ABC):
             As :meth:`add`; the buffer is unchanged.
         """
         storage = self._storage
-        shape = np.shape(reward)
+        shape = as_array("reward", reward).shape
         if not shape:
             raise ValueError(f"reward has shape (); expected {('T', *storage.lead(None))}; use add for a single step")
         checked = storage.check_mask(mask, shape[0])

@@ -42,18 +42,19 @@ class Ring:
         Lanes, E.
     leaves : sequence of Leaf
         The fields of a transition.
+    other_bytes : int
+        What a slot costs outside of the ring; more memory than the machine has is refused before it is taken.
     """
 
-    def __init__(self, length: int, num_envs: int, leaves: Sequence[Leaf]) -> None:
+    def __init__(self, length: int, num_envs: int, leaves: Sequence[Leaf], other_bytes: int = 0) -> None:
         self.length = length
         self.num_envs = num_envs
         self.capacity = length * num_envs
         self.leaves = tuple(leaves)
         small = [i for i, leaf in enumerate(leaves) if leaf.field.nbytes <= LARGE_FIELD_BYTES]
         row = _packed([leaves[i] for i in small], [str(i) for i in small])
-        self._refuse_more_than_memory(
-            row.itemsize + sum(leaf.field.nbytes for leaf in leaves if leaf.field.nbytes > LARGE_FIELD_BYTES)
-        )
+        large_bytes = sum(leaf.field.nbytes for leaf in leaves if leaf.field.nbytes > LARGE_FIELD_BYTES)
+        self._refuse_more_than_memory(row.itemsize + large_bytes + other_bytes)
         self.rows = np.zeros(self.capacity, row)
         self.large = {
             i: np.zeros((self.capacity, *leaf.shape), leaf.dtype)

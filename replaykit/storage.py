@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from replaykit._kernels import lazy
 from replaykit.batch import Window, constant
-from replaykit.episodes import Episodes
+from replaykit.episodes import EPISODE_BYTES, Episodes
 from replaykit.ring import Layout, Ring
 from replaykit.spec import Spec, Tree
 
@@ -49,9 +49,20 @@ class Storage:
         Discount of a step.
     seed : None, int, SeedSequence or Generator
         Of the generator from which all randomness of the buffer and its wrappers comes.
+    other_bytes : int
+        What a slot costs outside of the storage.
     """
 
-    def __init__(self, capacity: int, spec: Spec, num_envs: int, n_step: int, gamma: float, seed: Seed) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        spec: Spec,
+        num_envs: int,
+        n_step: int,
+        gamma: float,
+        seed: Seed,
+        other_bytes: int = 0,
+    ) -> None:
         capacity = check_count("capacity", capacity)
         if not isinstance(spec, Spec):
             raise TypeError(f"spec is a {type(spec).__name__}; expected a Spec, such as Spec.from_env(env) gives")
@@ -61,7 +72,7 @@ class Storage:
         self.gamma = check_unit("gamma", gamma)
         self.rng = np.random.default_rng(seed)
         self.batches = 0
-        self.ring = Ring(-(-capacity // self.num_envs), self.num_envs, spec.leaves)
+        self.ring = Ring(-(-capacity // self.num_envs), self.num_envs, spec.leaves, EPISODE_BYTES + other_bytes)
         self.episodes = Episodes(self.ring)
         self._window = min(self.n_step, self.ring.length)  # no window can be longer than a lane
         self._powers = np.array([self.gamma**k for k in range(self._window + 1)])
@@ -121,9 +132,8 @@ class Storage:
         steps: int | None,
         mask: npt.NDArray[np.bool_] | None,
     ) -> Stretch:
-        """The values of one step of every lane, or of `steps` steps, ready for :meth:`write`."""
+        """The values of one step of every lane, or of `steps`, ready for :meth:`write`; `mask` is a checked one."""
         lead = self.lead(steps)
-        mask = self.check_mask(mask, steps)
         flat = self.spec.flatten(values, extras)
         arrays = [leaf.coerce(value, lead, mask) for leaf, value in zip(self.spec.leaves, flat, strict=True)]
         ended = arrays[self._terminated] | arrays[self._truncated]

@@ -131,8 +131,7 @@ class SumTree:
         """Recompute every sum if an interrupt cut the last change short. The leaves are what they are."""
         if not self._changing:
             return
-        leaves = self._leaves().copy()
-        self._nodes[:] = 0.0
+        leaves = self._leaves()
         self._bounds[:] = 0.0, 0.0, np.inf, 0.0
         self._peaks[:] = 0.0
         self._loose[:] = 0

@@ -1,6 +1,7 @@
 """Promises of every buffer: arguments, lanes, episodes, windows, copies, randomness."""
 
 import copy
+import os
 import pickle
 import random
 
@@ -24,8 +25,9 @@ every = pytest.mark.parametrize("make", BUFFERS, ids=["uniform", "prioritized", 
 )
 def test_batch_size_must_be_a_positive_int(make, batch_size, error):
     """A batch size that is none is refused by name."""
-    with unchanged(filled(make(4, FLAT, seed=0), 3), error, "batch_size"):
-        filled(make(4, FLAT, seed=0), 3).sample(batch_size)
+    buffer = filled(make(4, FLAT, seed=0), 3)
+    with unchanged(buffer, error, "batch_size"):
+        buffer.sample(batch_size)
 
 
 @every
@@ -88,6 +90,9 @@ def test_more_memory_than_the_machine_has_is_refused():
     """The bytes needed are named, and nothing is allocated."""
     with pytest.raises(MemoryError, match="GiB"):
         ReplayBuffer(10**15, FLAT)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**50
+    with pytest.raises(MemoryError, match="lower the capacity"):  # its rows alone would fit
+        PrioritizedBuffer(memory // 60, Spec(obs=Field(()), action=Field(())))
 
 
 @every
@@ -195,7 +200,7 @@ def test_windows_end_with_their_episode():
     assert got["next_obs"][:, 0].tolist() == [2.5, 2.5, 2.5, 4.5, 4.5, 6.5, 6.5]
 
 
-def test_windows_cross_the_seam_and_not_the_newest_step():
+def test_windows_cross_the_end_of_the_array_and_not_the_newest_step():
     """The ring's end is no boundary; the newest step is."""
     buffer, got = windows([1.0] * 11, n_step=4, capacity=8, gamma=1.0)
     assert got["length"].tolist() == [4, 4, 4, 4, 4, 3, 2, 1]
@@ -305,6 +310,20 @@ def test_reset_forgets_everything_but_the_count():
     assert buffer.sample(3).indices.tolist() == [5, 5, 5]
     assert buffer.episode([5])[1].tolist() == [5]
     buffer.check()
+
+
+@pytest.mark.parametrize("look", [True, False])
+def test_no_priority_survives_a_reset(look):
+    """Nor where a new transition takes the slot of one that had a large priority, looked at in between or not."""
+    buffer = filled(PrioritizedBuffer(4, FLAT, alpha=1.0, eps=0.0, seed=0), 4)
+    buffer.update_priorities(np.arange(4), priorities=[100.0, 1.0, 1.0, 1.0])
+    buffer.reset()
+    if look:
+        buffer.stats()
+    buffer.add(**step(0))
+    assert buffer.stats()["scaled_priority_max"] == 1.0
+    buffer.add(**step(1), td_error=3.0)
+    assert buffer.probability([4, 5]).tolist() == [0.25, 0.75]
 
 
 # -- Laws ----------------------------------------------------------------------------------------------------------

@@ -69,12 +69,19 @@ def test_an_interrupt_anywhere_tears_no_row(name):
         at += 1
         buffer = CombinedReplay(PrioritizedBuffer(10, SPEC, alpha=1.0, seed=at))
         buffer.extend(*rows(range(30)))
-        buffer.sample(3)
+        buffer.update_priorities(np.arange(20, 30), priorities=[0.0, *[1.0] * 8, 5.0])
         if at % 2:
             buffer.add(*row(30))  # something pending, too
         if not interrupted(lambda b=buffer: CALLS[name](b), at):
             break
         ring = buffer._storage.ring
+        if len(buffer) and name not in ("update", "reset"):
+            (newest,) = buffer.newest
+            largest = buffer.probability(ring.living(), 2 * len(buffer)).max()
+            pending = newest >= 30 and not (name == "add with a TD error" and newest == 30 + at % 2)
+            if pending:  # it has the largest priority, whoever had its slot before
+                assert buffer.inner.probability([newest])[0] == buffer.inner.probability(ring.living()).max()
+            assert largest > 0.0
         if len(buffer):
             batch = buffer.sample(40)
             assert (batch.obs == batch.action[:, None]).all()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numba import config
 
-from replaykit import LinearSchedule, PrioritizedBuffer
+from replaykit import CombinedReplay, LinearSchedule, PrioritizedBuffer
 from tests.helpers import FLAT, filled, prioritized, step, stretch, unchanged
 
 positive = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20)
@@ -177,9 +177,20 @@ def test_tensors_may_be_given_back():
         buffer.update_priorities(batch.indices, torch.ones(4, requires_grad=True))
 
 
+@pytest.mark.parametrize("weights", ["batch", "buffer", "none"])
+def test_weights_are_positive_at_every_scale_of_priorities(weights):
+    """600 decades apart, plain and combined."""
+    buffer = prioritized([1e-300, 1e300, 1.0], beta=0.5, weights=weights)
+    assert (buffer.sample(5).weights > 0.0).all()
+    assert (CombinedReplay(buffer, latest=1).sample(5).weights > 0.0).all()
+    tiny = prioritized([1e-300, 1e-290], alpha=2.0)  # their squares underflow
+    assert (tiny.probability([0, 1]) > 0.0).all()
+
+
 def test_every_priority_zero_is_a_clear_error():
     """Not a hang, and not a draw."""
     buffer = prioritized([0.0, 0.0, 0.0])
+    assert buffer.least_probability(2, np.array([0])) == np.inf
     with pytest.raises(ValueError, match="every priority is 0"):
         buffer.sample(2)
     buffer.update_priorities([1], priorities=[1e-300])
@@ -197,6 +208,7 @@ def test_every_priority_zero_is_a_clear_error():
         ({"beta": "0.4"}, TypeError),
         ({"eps": -1e-9}, ValueError),
         ({"eps": float("inf")}, ValueError),
+        ({"eps": 1e308}, ValueError),
         ({"draws": "uniform"}, ValueError),
         ({"weights": "max"}, ValueError),
         ({"weights": True}, ValueError),

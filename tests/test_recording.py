@@ -283,3 +283,32 @@ def test_an_action_array_that_the_environment_changes_is_stored_as_it_was():
     env.reset()
     env.step(np.ones(1, np.float32))
     assert buffer.sample(1).action.tolist() == [[1.0]]
+
+
+def test_after_a_reset_that_raised_nothing_false_is_stored():
+    """The environment must be reset again before it is stepped."""
+
+    class Failing(Counting):
+        fails = False
+
+        def reset(self, *, seed=None, options=None):
+            result = super().reset(seed=seed)
+            if self.fails:
+                raise RuntimeError("no reset today")
+            return result
+
+    env = Failing(0)
+    buffer = ReplayBuffer.from_env(env, 100, n_step=4)
+    recorded = record(env, buffer)
+    recorded.reset()
+    recorded.step(1)
+    env.fails = True
+    with pytest.raises(RuntimeError, match="no reset today"):
+        recorded.reset()
+    env.fails = False
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        recorded.step(1)
+    recorded.reset()
+    recorded.step(1)
+    assert [row[:2] for row in stored_one_step(buffer)] == [(100.0, 101.0), (300.0, 301.0)]
+    assert buffer.sample(9).length.max() == 1

@@ -155,7 +155,7 @@ class NaiveReplay:
             for place in range(batch_size):
                 counts[newest[place % len(newest)]] += 1
             return {index: counts[index] / batch_size for index in indices}
-        total = math.fsum(step.scaled for step in self.steps)
+        total = math.fsum(step.scaled for step in self.steps) or 1.0
         return {step.index: step.scaled / total for step in self.steps}
 
     def weigh(self, probabilities: list[float], shares: dict[int, float]) -> list[float]:
