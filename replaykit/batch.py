@@ -1,11 +1,13 @@
 """What a sample passes through: a Draw of indices, a Window on the ring at each, and the Batch."""
 
-from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from replaykit.trees import leaves_of, map_tree
 
 
 @dataclass(slots=True)
@@ -129,7 +131,7 @@ class Batch:
 
     def __len__(self) -> int:
         """B, the number of transitions."""
-        for _, array in leaves_of("", self.__dict__):
+        for _, array in leaves_of(self.__dict__):
             return int(array.shape[0])
         return 0
 
@@ -147,10 +149,8 @@ class Batch:
 
     def __repr__(self) -> str:
         fields = (
-            f"{path[1:]} {tuple(array.shape[1:])} {array.dtype}"
-            if len(array.shape) > 1
-            else f"{path[1:]} {array.dtype}"
-            for path, array in leaves_of("", self.__dict__)
+            f"{path} {tuple(array.shape[1:])} {array.dtype}" if len(array.shape) > 1 else f"{path} {array.dtype}"
+            for path, array in leaves_of(self.__dict__)
         )
         return f"Batch({len(self)}: {', '.join(fields)})"
 
@@ -176,12 +176,12 @@ class Batch:
             try:
                 tensor = torch.from_numpy(array)
             except TypeError as error:
-                raise TypeError(f"{path[1:]} has dtype {array.dtype}, which torch does not have: {error}") from error
+                raise TypeError(f"{path} has dtype {array.dtype}, which torch does not have: {error}") from error
             if target.type == "cpu":
                 return tensor
             return tensor.pin_memory().to(target, non_blocking=True) if target.type == "cuda" else tensor.to(target)
 
-        return Batch(**{name: _map(convert, value, f".{name}") for name, value in self.__dict__.items()})
+        return Batch.of(map_tree(convert, self.__dict__))
 
 
 _constants: dict[tuple[int, float, type], npt.NDArray[Any]] = {}
@@ -195,23 +195,3 @@ def constant(size: int, value: float, dtype: type) -> npt.NDArray[Any]:
             _constants.clear()
         kept = _constants[size, value, dtype] = np.full(size, value, dtype)
     return kept.copy()
-
-
-def leaves_of(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Every array of a structure of dicts and tuples, with its path below `path`."""
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            yield from leaves_of(f"{path}.{key}", entry)
-    elif isinstance(value, tuple):
-        for i, entry in enumerate(value):
-            yield from leaves_of(f"{path}.{i}", entry)
-    else:
-        yield path, value
-
-
-def _map(function: Callable[[Any, str], Any], value: Any, path: str) -> Any:
-    if isinstance(value, dict):
-        return {key: _map(function, entry, f"{path}.{key}") for key, entry in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_map(function, entry, f"{path}.{i}") for i, entry in enumerate(value))
-    return function(value, path)

@@ -1,6 +1,5 @@
 """The Gymnasium wrappers that `record` puts around an environment. Importing this module needs Gymnasium."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -9,6 +8,7 @@ from gymnasium.vector import AutoresetMode
 
 from replaykit.replay import Replay
 from replaykit.spec import Spec
+from replaykit.trees import leaves_of, map_tree
 
 
 def recorder_of(env: Any, buffer: Replay) -> "RecordSingle | RecordVector":
@@ -145,29 +145,16 @@ def _autoreset_mode(env: gymnasium.vector.VectorEnv[Any, Any, Any]) -> Autoreset
 
 def _copy(obs: Any) -> Any:
     """A copy that the environment cannot change: many reuse their arrays."""
-    if isinstance(obs, Mapping):
-        return {key: _copy(value) for key, value in obs.items()}
-    if isinstance(obs, tuple):
-        return tuple(_copy(value) for value in obs)
-    return np.array(obs)
+    return map_tree(lambda value, _path: np.array(value), obs)
 
 
 def _entry(values: Any, lane: int) -> Any:
     """One lane of a structure of arrays with a leading axis."""
-    if isinstance(values, Mapping):
-        return {key: _entry(value, lane) for key, value in values.items()}
-    if isinstance(values, tuple):
-        return tuple(_entry(value, lane) for value in values)
-    return values[lane]
+    return map_tree(lambda value, _path: value[lane], values)
 
 
 def _set_entry(values: Any, lane: int, entry: Any) -> None:
-    """Overwrite one lane of a structure of arrays."""
-    if isinstance(values, Mapping):
-        for key, value in values.items():
-            _set_entry(value, lane, entry[key])
-    elif isinstance(values, tuple):
-        for value, part in zip(values, entry, strict=True):
-            _set_entry(value, lane, part)
-    else:
-        values[lane] = entry
+    """Overwrite one lane of a structure of arrays, whatever the order of the keys."""
+    parts = dict(leaves_of(entry))
+    for path, array in leaves_of(values):
+        array[lane] = parts[path]

@@ -9,8 +9,9 @@ import numpy.typing as npt
 from replaykit._kernels import lazy
 from replaykit.batch import Batch, Draw, Window, constant
 from replaykit.field import as_array, as_float64, as_indices
-from replaykit.spec import Spec, Tree
+from replaykit.spec import Spec
 from replaykit.storage import Storage, Stretch, check_count
+from replaykit.trees import Tree
 
 kernels = lazy("lanes")
 _INT64 = np.dtype(np.int64)

@@ -1,15 +1,13 @@
 """What a transition is made of: the names, shapes and dtypes of its fields."""
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from replaykit.field import Field, FieldNameError, Leaf
-
-Tree: TypeAlias = Any
-"""A leaf, or a dict or tuple of trees."""
+from replaykit.trees import Tree, leaves_of, map_tree
 
 DERIVED = ("discount", "length", "weights", "probabilities", "indices", "relabelled")
 """Fields that only a batch has."""
@@ -66,9 +64,7 @@ class Spec:
             **{name: _frozen(tree, name) for name, tree in extra.items()},
         }
         self.extra = tuple(extra)
-        self.leaves: tuple[Leaf, ...] = tuple(
-            Leaf(path, field) for name, tree in self._trees.items() for path, field in _leaves(tree, name)
-        )
+        self.leaves: tuple[Leaf, ...] = tuple(Leaf(path, field) for path, field in leaves_of(self._trees))
         self.is_flat = all(isinstance(tree, Field) for tree in self._trees.values())
 
     @classmethod
@@ -113,7 +109,7 @@ class Spec:
             if name not in transition:
                 raise FieldNameError(f"the example has no {name!r}; expected at least 'obs' and 'action'")
         trees = {
-            name: _map(lambda value, path: _field_of(value, path), tree, name)
+            name: map_tree(_field_of, tree, name)
             for name, tree in transition.items()
             if name not in ("next_obs", "terminated", "truncated", "reward")
         }
@@ -176,7 +172,8 @@ class Spec:
     def unflatten(self, flat: list[Any]) -> dict[str, Tree]:
         """The tree of each field from the values of the leaves, in order."""
         leaves = iter(flat)
-        return {name: _map(lambda _field, _path: next(leaves), tree, name) for name, tree in self._trees.items()}
+        fields: dict[str, Tree] = map_tree(lambda _field, _path: next(leaves), self._trees)
+        return fields
 
 
 def _frozen(tree: Tree, name: str) -> Tree:
@@ -191,26 +188,6 @@ def _frozen(tree: Tree, name: str) -> Tree:
     if not isinstance(tree, Field):
         raise TypeError(f"{name} is {tree!r}; expected a Field, or a dict or tuple of them")
     return tree
-
-
-def _leaves(tree: Tree, path: str) -> Iterator[tuple[str, Field]]:
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _leaves(value, f"{path}.{key}")
-    elif isinstance(tree, tuple):
-        for i, value in enumerate(tree):
-            yield from _leaves(value, f"{path}.{i}")
-    else:
-        yield path, tree
-
-
-def _map(function: Callable[[Any, str], Any], tree: Tree, path: str) -> Tree:
-    """`function` of every leaf and its path, in the same structure."""
-    if isinstance(tree, Mapping):
-        return {key: _map(function, value, f"{path}.{key}") for key, value in tree.items()}
-    if isinstance(tree, tuple):
-        return tuple(_map(function, value, f"{path}.{i}") for i, value in enumerate(tree))
-    return function(tree, path)
 
 
 def _flatten(tree: Tree, value: Tree, path: str, flat: list[Any]) -> None:
@@ -242,6 +219,7 @@ def _nearest(name: Any, known: tuple[str, ...]) -> str:
 
 
 def _field_of(value: Any, path: str) -> Field:
+    """The field of which `value` is an instance."""
     array = np.asarray(value)
     if isinstance(value, float) and not isinstance(value, np.floating):
         return Field((), np.float32)

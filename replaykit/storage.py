@@ -12,7 +12,8 @@ from replaykit._kernels import lazy
 from replaykit.batch import Window, constant
 from replaykit.episodes import EPISODE_BYTES, Episodes
 from replaykit.ring import Layout, Ring
-from replaykit.spec import Spec, Tree
+from replaykit.spec import Spec
+from replaykit.trees import Tree
 
 kernels = lazy("lanes")
 ndarray = np.ndarray

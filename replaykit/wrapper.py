@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from replaykit.batch import Draw, Window
 from replaykit.replay import Replay
-from replaykit.spec import Tree
+from replaykit.trees import Tree
 
 
 class ReplayWrapper(Replay):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from replaykit import Field, PrioritizedBuffer, Replay, Spec
-from replaykit.batch import leaves_of
+from replaykit.trees import leaves_of
 
 FLAT = Spec(obs=Field((3,)), action=Field((), np.int64))
 
@@ -74,4 +74,4 @@ class unchanged:  # noqa: N801
 
 def arrays_of(batch: Any) -> dict[str, Any]:
     """The arrays of a batch by path."""
-    return {path[1:]: array for path, array in leaves_of("", dict(batch.items()))}
+    return dict(leaves_of(dict(batch.items())))

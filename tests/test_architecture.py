@@ -15,7 +15,7 @@ PACKAGE = Path(replaykit.__file__).parent
 LAYERS = [
     {"_version"},
     {"_kernels"},
-    {"field"},
+    {"field", "trees"},
     {"spec", "batch"},
     {"ring"},
     {"episodes"},

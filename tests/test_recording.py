@@ -25,7 +25,7 @@ class Counting(gymnasium.Env):
         if not self.reuses:
             self.array = np.zeros(2)
         self.array[:] = self.name * 10_000 + self.episode * 100 + self.count, self.name
-        return {"a": self.array, "b": (self.array,)} if self.nested else self.array
+        return {"b": (-self.array,), "a": self.array} if self.nested else self.array  # not the space's order
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -51,8 +51,8 @@ def stored(buffer):
     fields = buffer.reduce(buffer.window(indices))
     obs, next_obs = fields["obs"], fields["next_obs"]
     if isinstance(obs, dict):
-        np.testing.assert_array_equal(obs["a"], obs["b"][0])
-        np.testing.assert_array_equal(next_obs["a"], next_obs["b"][0])
+        np.testing.assert_array_equal(obs["a"], -obs["b"][0])
+        np.testing.assert_array_equal(next_obs["a"], -next_obs["b"][0])
         obs, next_obs = obs["a"], next_obs["a"]
     rows = zip(obs[:, 0], next_obs[:, 0], fields["terminated"], fields["truncated"], strict=True)
     return [tuple(float(x) if i < 2 else bool(x) for i, x in enumerate(row)) for row in rows]
@@ -118,6 +118,9 @@ def stored_one_step(buffer):
     storage = buffer._storage
     columns = dict(zip([leaf.name for leaf in storage.spec.leaves], storage.ring.columns, strict=True))
     slots = storage.ring.living() % buffer.capacity
+    if "obs.b.0" in columns:
+        for name in ("obs", "next_obs"):
+            np.testing.assert_array_equal(columns[f"{name}.a"][slots], -columns[f"{name}.b.0"][slots])
     obs = columns.get("obs", columns.get("obs.a"))[slots]
     next_obs = columns.get("next_obs", columns.get("next_obs.a"))[slots]
     flags = columns["terminated"][slots], columns["truncated"][slots]

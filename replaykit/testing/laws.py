@@ -4,8 +4,9 @@ import pickle
 
 import numpy as np
 
-from replaykit.batch import Batch, leaves_of
+from replaykit.batch import Batch
 from replaykit.replay import Replay
+from replaykit.trees import leaves_of
 
 
 def assert_lawful(replay: Replay, batch_size: int) -> Batch:
@@ -37,17 +38,15 @@ def assert_lawful(replay: Replay, batch_size: int) -> Batch:
     expected = np.where(batch.terminated, 0.0, powers[batch.length]).astype(batch.discount.dtype)
     assert (batch.discount == expected).all(), "the discount is not gamma**length * (1 - terminated)"
     assert (batch.weights > 0.0).all(), "a weight is not positive"
-    for path, array in leaves_of("", dict(batch.items())):
-        assert array.shape[0] == batch_size, f"{path[1:]} has not one row for each transition"
-        assert array.flags.writeable, f"{path[1:]} is read-only"
+    for path, array in leaves_of(dict(batch.items())):
+        assert array.shape[0] == batch_size, f"{path} has not one row for each transition"
+        assert array.flags.writeable, f"{path} is read-only"
         for stored in (ring.rows, *ring.large.values()):
-            assert not np.shares_memory(array, stored), f"{path[1:]} shares memory with the storage"
+            assert not np.shares_memory(array, stored), f"{path} shares memory with the storage"
     replay.check()
     return batch
 
 
 def bits_of(batch: Batch) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """All that a batch holds, to be compared bit for bit: dtype, shape and bytes of each array by its path."""
-    return {
-        path[1:]: (str(array.dtype), array.shape, array.tobytes()) for path, array in leaves_of("", dict(batch.items()))
-    }
+    return {path: (str(array.dtype), array.shape, array.tobytes()) for path, array in leaves_of(dict(batch.items()))}

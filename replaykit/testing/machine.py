@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from replaykit.spec import Tree
 from replaykit.testing.laws import assert_lawful, bits_of
 from replaykit.testing.strategies import Configuration, build, configurations, values_of
+from replaykit.trees import Tree
 
 flags = st.booleans()
 rarely = st.sampled_from([True, False, False, False])

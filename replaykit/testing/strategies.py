@@ -11,8 +11,9 @@ from replaykit.combined import CombinedReplay
 from replaykit.field import Field
 from replaykit.prioritized import PrioritizedBuffer
 from replaykit.replay import Replay
-from replaykit.spec import Spec, Tree
+from replaykit.spec import Spec
 from replaykit.testing.model import NaiveReplay
+from replaykit.trees import Tree
 
 SPECS = {
     "flat": Spec(obs=Field((3,)), action=Field((), np.int64)),
