@@ -319,8 +319,9 @@ class PrioritizedBuffer(Replay):
         """
         super().check()
         self._settle()
-        assert (self._settled == self._storage.ring.cursor).all(), "a transition has not been given its priority"
         self._tree.check()
         ring = self._storage.ring
+        settled = np.maximum(self._settled, ring.first)
+        assert (settled == ring.cursor).all(), "a transition has not been given its priority"
         dead = np.setdiff1d(np.arange(ring.capacity), ring.living() % ring.capacity)
         assert (self._tree.get(dead) == 0.0).all(), "a slot that holds no transition has a priority"
