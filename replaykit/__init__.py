@@ -18,6 +18,7 @@ from replaykit.batch import Batch
 from replaykit.buffer import LatestBuffer, ReplayBuffer
 from replaykit.combined import CombinedReplay
 from replaykit.field import Field, FieldNameError
+from replaykit.hindsight import HindsightReplay
 from replaykit.prioritized import LinearSchedule, PrioritizedBuffer
 from replaykit.recording import record
 from replaykit.replay import Replay
@@ -30,6 +31,7 @@ __all__ = [
     "CombinedReplay",
     "Field",
     "FieldNameError",
+    "HindsightReplay",
     "LatestBuffer",
     "LinearSchedule",
     "PrioritizedBuffer",

@@ -30,6 +30,23 @@ class Draw:
 
 
 @dataclass(slots=True)
+class Rewrite:
+    """Other values for some rows of one field, put in when a window is reduced.
+
+    Attributes
+    ----------
+    leaf : int
+        Position of the field among the leaves of the spec.
+    rows : ndarray of shape (R,), int64
+    values : ndarray of shape (R, ...)
+    """
+
+    leaf: int
+    rows: npt.NDArray[np.int64]
+    values: npt.NDArray[Any]
+
+
+@dataclass(slots=True)
 class Window:
     """What is there: up to n consecutive steps of one episode from each index on.
 
@@ -45,6 +62,10 @@ class Window:
         Of each step; entries past the length are 0.
     terminated, truncated : ndarray of shape (B,), bool
         Of the last step of each window.
+    rewritten : tuple of Rewrite
+        What takes the place of stored values, in this order.
+    added : tuple of (str, ndarray of shape (B, ...))
+        Further fields of the batch, by name.
     """
 
     indices: npt.NDArray[np.int64]
@@ -53,6 +74,8 @@ class Window:
     reward: npt.NDArray[Any]
     terminated: npt.NDArray[np.bool_]
     truncated: npt.NDArray[np.bool_]
+    rewritten: tuple[Rewrite, ...] = ()
+    added: tuple[tuple[str, npt.NDArray[Any]], ...] = ()
 
 
 class Batch:
@@ -81,6 +104,8 @@ class Batch:
         Of each transition, its expected share of the batch.
     indices : array of shape (B,), int64
         For ``update_priorities``.
+    relabelled : array of shape (B,), bool
+        Under a `HindsightReplay` only: which transitions have another goal than they were stored with.
 
     Examples
     --------

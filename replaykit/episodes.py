@@ -1,5 +1,7 @@
 """Which episode a transition belongs to, and where that episode starts and ends."""
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 
@@ -71,6 +73,30 @@ class Episodes:
     def stop(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Index of the last step of each index's episode that is stored: its end, or the newest if it is running."""
         return self._ends[self._lookup(indices) % self._ring.capacity]
+
+    def pick(
+        self,
+        indices: npt.NDArray[np.int64],
+        uniforms: npt.NDArray[np.float64],
+        among: Literal["future", "final", "episode"],
+    ) -> npt.NDArray[np.int64]:
+        """A stored step of each index's episode, chosen by its number in [0, 1); all allowed ones equally likely. O(B).
+
+        Allowed are those from the index itself on (`"future"`), the last (`"final"`), or all that are stored.
+
+        Raises
+        ------
+        IndexError
+            If an index is stale or was never given out.
+        """
+        self.sync()
+        ring = self._ring
+        picked = np.empty(indices.shape[0], np.int64)
+        scope = ("future", "final", "episode").index(among)
+        ring.refuse(indices, kernels.pick(
+            indices, uniforms, scope, ring.first, ring.cursor, self._number, self._starts, self._ends, picked
+        ))  # fmt: skip
+        return picked
 
     def _lookup(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         slots = self._ring.slots(indices)

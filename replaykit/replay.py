@@ -188,12 +188,19 @@ class Replay(ABC):
             batch_size = check_count("batch_size", batch_size)
         if not len(self):
             raise ValueError("the buffer is empty, so nothing can be sampled; add a transition first")
-        draw = self.draw(batch_size)
-        fields = self.reduce(self.window(draw.indices))
-        fields["weights"] = self.weigh(draw)
+        storage = self._storage
+        state = storage.rng.bit_generator.state if storage.is_fallible else None
+        try:
+            draw = self.draw(batch_size)
+            fields = self.reduce(self.window(draw.indices))
+            fields["weights"] = self.weigh(draw)
+        except BaseException:
+            if state is not None:  # the next batch is the one that this would have been
+                storage.rng.bit_generator.state = state
+            raise
         fields["probabilities"] = draw.probabilities
         fields["indices"] = draw.indices
-        self._storage.batches += 1
+        storage.batches += 1
         return Batch.of(fields)
 
     def update_priorities(

@@ -169,11 +169,10 @@ class Spec:
                 raise FieldNameError(f"field {name!r} is missing; the spec has it, so pass {name}=")
         return tuple(extras[name] for name in self.extra)
 
-    def unflatten(self, flat: list[Any]) -> dict[str, Tree]:
-        """The tree of each field from the values of the leaves, in order."""
+    def unflatten(self, flat: list[Any], names: tuple[str, ...]) -> dict[str, Tree]:
+        """The trees of the fields of these names, from the values of their leaves, in order."""
         leaves = iter(flat)
-        fields: dict[str, Tree] = map_tree(lambda _field, _path: next(leaves), self._trees)
-        return fields
+        return {name: map_tree(lambda _field, _path: next(leaves), self._trees[name]) for name in names}
 
 
 def _frozen(tree: Tree, name: str) -> Tree:

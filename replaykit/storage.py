@@ -73,6 +73,7 @@ class Storage:
         self.gamma = check_unit("gamma", gamma)
         self.rng = np.random.default_rng(seed)
         self.batches = 0
+        self.is_fallible = False  # whether a wrapper calls functions of the user's when sampling, which may raise
         self.ring = Ring(-(-capacity // self.num_envs), self.num_envs, spec.leaves, EPISODE_BYTES + other_bytes)
         self.episodes = Episodes(self.ring)
         self._window = min(self.n_step, self.ring.length)  # no window can be longer than a lane
@@ -99,7 +100,8 @@ class Storage:
         self._places = [order.index(i) for i in range(len(names))]
         self._is_flat, self._names = spec.is_flat, tuple(spec)
         self._is_plain = spec.is_flat and not spec.extra
-        self._gamma_or_0 = np.array([self.gamma, 0.0], spec.leaves[self._reward].dtype)
+        self.reward_dtype = spec.leaves[self._reward].dtype
+        self._gamma_or_0 = np.array([self.gamma, 0.0], self.reward_dtype)
 
     # -- Writing ---------------------------------------------------------------------------------------------
 
@@ -253,9 +255,12 @@ class Storage:
             found = [*window.fields, *last, reward, window.terminated, window.truncated]
             flat = [found[place] for place in self._places]
             discount = np.where(window.terminated, 0.0, self._powers[window.length]).astype(reward.dtype)
-        fields = dict(zip(self._names, flat)) if self._is_flat else self.spec.unflatten(flat)  # noqa: B905
+        for rewrite in window.rewritten:
+            flat[rewrite.leaf][rewrite.rows] = rewrite.values
+        fields = dict(zip(self._names, flat)) if self._is_flat else self.spec.unflatten(flat, self._names)  # noqa: B905
         fields["discount"] = discount
         fields["length"] = window.length
+        fields.update(window.added)
         return fields
 
     @property

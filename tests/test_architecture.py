@@ -23,7 +23,7 @@ LAYERS = [
     {"sum_tree"},
     {"replay"},
     {"buffer", "wrapper"},
-    {"prioritized", "combined"},
+    {"prioritized", "combined", "hindsight"},
     {"recorders"},
     {"recording"},
     {"testing"},

@@ -246,3 +246,30 @@ def note_episodes(first, synced, cursor, ended, over, latest, number, starts, en
             begins = ended[index % capacity]
         synced[lane] = cursor[lane]
         over[lane] = begins
+
+
+@jit
+def pick(indices, uniforms, scope, first, cursor, number, starts, ends, picked):
+    """The ``floor(u M)``-th of the M steps that are allowed to each living index, for its u in [0, 1).
+
+    By `scope`, of the index's episode: 0, the index and all that follow; 1, the last; 2, all that are stored. Returns
+    -1, or the position of the first index that is not stored.
+    """
+    num_envs, capacity = first.shape[0], number.shape[0]
+    slots = np.empty(indices.shape[0], np.int64)
+    wrong = slots_of(indices, first, cursor, capacity, slots)
+    if wrong >= 0:
+        return wrong
+    for i in range(indices.shape[0]):
+        episode = number[slots[i]] % capacity
+        last = ends[episode]
+        if scope == 0:
+            begin = indices[i]
+        elif scope == 1:
+            begin = last
+        else:
+            lane = indices[i] % num_envs
+            begin = max(starts[episode], first[lane] * num_envs + lane)
+        allowed = (last - begin) // num_envs + 1
+        picked[i] = begin + int(uniforms[i] * allowed) * num_envs
+    return -1

@@ -1,0 +1,294 @@
+"""Hindsight experience replay: transitions are replayed as if another goal had been meant."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, final, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit.batch import Rewrite, Window
+from replaykit.field import as_array
+from replaykit.replay import Replay
+from replaykit.ring import Layout
+from replaykit.storage import check_unit
+from replaykit.trees import map_tree
+from replaykit.wrapper import ReplayWrapper
+
+Strategy: TypeAlias = Literal["future", "final", "episode", "random"]
+GoalFunction: TypeAlias = Callable[[Any, Any, dict[str, Any]], Any]
+
+
+@final
+class HindsightReplay(ReplayWrapper):
+    """Any replay of a task with goals, in which a share of every batch is given a goal that was achieved.
+
+    A relabelled transition has another ``desired_goal``, in ``obs`` and ``next_obs`` alike, and the reward that
+    `reward_fn` gives for it. With n-step returns the reward of every step of the window is recomputed, and where
+    `terminated_fn` is given, so is its end: a window that reaches the new goal stops there. ``batch.relabelled`` tells
+    which rows they are. What is stored stays as it is.
+
+    A goal is the achieved goal of ``next_obs`` of a stored step, by `strategy`, each allowed step equally likely:
+
+    - ``"future"``: of the same episode, from the replayed step itself on, so strictly later than ``obs``;
+    - ``"final"``: the last of the same episode, which for a running one is the newest;
+    - ``"episode"``: any of the same episode;
+    - ``"random"``: any in the buffer.
+
+    Of an episode that is partly overwritten, the steps that are left count.
+
+    Parameters
+    ----------
+    inner : Replay
+        A buffer, or another wrapper. Its observations are dicts with an achieved and a desired goal, fields of one
+        shape and dtype.
+    reward_fn : callable
+        ``reward_fn(achieved_goal, desired_goal, info)``, such as ``env.unwrapped.compute_reward`` of Gymnasium-Robotics
+        and its like. Called once a batch, with all steps of all relabelled windows: goals of shape (M, ...), and as
+        `info` a dict of the extra fields of those steps. Returns the rewards, of shape (M,).
+    terminated_fn : callable, optional
+        ``terminated_fn(achieved_goal, desired_goal, info)``, given the same, returns booleans of shape (M,): where the
+        episode terminates under the new goal. Without it, `terminated` stays as stored, which is right where ends do
+        not depend on the goal; most goal tasks run until a time limit.
+    strategy : {"future", "final", "episode", "random"}
+        Where goals are taken from.
+    ratio : float
+        Probability that a transition is relabelled; k / (k + 1) for the paper's k goals to each transition.
+    achieved_goal, desired_goal : str
+        Keys of the goals in the observation; of nested ones with dots, as in ``"task.goal"``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the observations have no such goals, or an argument is out of its range. When sampling, if a function
+        returns another shape, or numbers that are not finite. Whatever is raised, the buffer is unchanged.
+    RuntimeError
+        When sampling, if a function raises, naming it.
+
+    References
+    ----------
+    Andrychowicz et al. (2017), Hindsight Experience Replay, sections 3.3 and 4.5.
+
+    Examples
+    --------
+    Ten steps along a line, with the goal to stand at 99:
+
+    >>> import numpy as np
+    >>> from replaykit import Field, HindsightReplay, ReplayBuffer, Spec
+    >>> spec = Spec(obs={"achieved_goal": Field((1,)), "desired_goal": Field((1,))}, action=Field((), "int64"))
+    >>> def reward_fn(achieved_goal, desired_goal, info):
+    ...     return (achieved_goal == desired_goal).all(axis=-1) - 1.0
+    >>> buffer = HindsightReplay(ReplayBuffer(1000, spec, seed=0), reward_fn, ratio=0.8)
+    >>> for x in range(10):
+    ...     obs, next_obs = ({"achieved_goal": [x + dx], "desired_goal": [99.0]} for dx in (0.0, 1.0))
+    ...     index = buffer.add(obs, 1, -1.0, next_obs, False, x == 9)
+    >>> batch = buffer.sample(5)
+    >>> batch.relabelled
+    array([False,  True,  True,  True, False])
+    >>> np.hstack([batch.obs["achieved_goal"], batch.obs["desired_goal"], batch.reward[:, None]])
+    array([[ 6., 99., -1.],
+           [ 2.,  9., -1.],
+           [ 0.,  1.,  0.],
+           [ 0.,  9., -1.],
+           [ 8., 99., -1.]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        inner: Replay,
+        reward_fn: GoalFunction,
+        *,
+        terminated_fn: GoalFunction | None = None,
+        strategy: Strategy = "future",
+        ratio: float = 0.8,
+        achieved_goal: str = "achieved_goal",
+        desired_goal: str = "desired_goal",
+    ) -> None:
+        super().__init__(inner)
+        for name, function in (("reward_fn", reward_fn), ("terminated_fn", terminated_fn)):
+            if not callable(function) and not (name == "terminated_fn" and function is None):
+                raise TypeError(
+                    f"{name} is {function!r}; expected a function of (achieved_goal, desired_goal, info), such as "
+                    "env.unwrapped.compute_reward"
+                )
+        if strategy not in get_args(Strategy):
+            raise ValueError(f"strategy is {strategy!r}; expected one of {', '.join(map(repr, get_args(Strategy)))}")
+        self.reward_fn = reward_fn
+        self.terminated_fn = terminated_fn
+        self.strategy: Strategy = strategy
+        self.ratio = check_unit("ratio", ratio)
+        self._refuse_a_second(inner)
+        leaves = self._goal_leaves(achieved_goal, desired_goal)
+        self._achieved = Layout(self._storage.ring, [leaves["achieved"]])
+        self._desired = (leaves["obs"], leaves["next_obs"])
+        spec = self._storage.spec
+        of_info = [i for i, leaf in enumerate(spec.leaves) if leaf.name.partition(".")[0] in spec.extra]
+        self._info = Layout(self._storage.ring, of_info)
+        self._is_vectorised = terminated_fn is None
+        self._storage.is_fallible = True
+
+    @staticmethod
+    def _refuse_a_second(inner: Replay) -> None:
+        layer: Any = inner
+        while isinstance(layer, ReplayWrapper):
+            if isinstance(layer, HindsightReplay):
+                raise ValueError("inner is relabelled by a HindsightReplay already; expected one of them at most")
+            layer = layer.inner
+
+    def _goal_leaves(self, achieved: str, desired: str) -> dict[str, int]:
+        """Positions among the spec's leaves of the goals that are read and written."""
+        spec = self._storage.spec
+        fields = {leaf.name: leaf.field for leaf in spec.leaves}
+        if not isinstance(spec["obs"], dict):
+            raise TypeError(
+                f"obs is {spec['obs']!r}; expected a dict with the goals {achieved!r} and {desired!r}, as the "
+                "environments of Gymnasium-Robotics have"
+            )
+        for option, key in (("achieved_goal", achieved), ("desired_goal", desired)):
+            if f"obs.{key}" not in fields:
+                raise ValueError(
+                    f"obs has no field {key!r}, only {', '.join(map(repr, spec['obs']))}; expected one with the "
+                    f"goal; pass its key as {option}="
+                )
+        if fields[f"obs.{achieved}"] != fields[f"obs.{desired}"]:
+            raise ValueError(
+                f"obs.{desired} is {fields[f'obs.{desired}']!r}; expected {fields[f'obs.{achieved}']!r}, as "
+                f"obs.{achieved} is, since achieved goals take its place; give both one shape and dtype"
+            )
+        names = list(fields)
+        return {
+            "achieved": names.index(f"next_obs.{achieved}"),
+            "obs": names.index(f"obs.{desired}"),
+            "next_obs": names.index(f"next_obs.{desired}"),
+        }
+
+    # -- The verb --------------------------------------------------------------------------------------------
+
+    def window(self, indices: npt.NDArray[np.int64]) -> Window:
+        """The wrapped buffer's windows, of which a share of `ratio` has another goal. O(B n)."""
+        window = self.inner.window(indices)
+        count = window.length.shape[0]
+        chosen = np.zeros(count, np.bool_)
+        if self.ratio > 0.0:  # at 0 nothing is drawn, so that batches are those of the wrapped buffer
+            np.less(self._storage.rng.random(count), self.ratio, out=chosen)
+        rows = np.flatnonzero(chosen)
+        if rows.size:
+            self._relabel(window, rows)
+        window.added = (*window.added, ("relabelled", chosen))
+        return window
+
+    def _relabel(self, window: Window, rows: npt.NDArray[np.int64]) -> None:
+        """Give the windows in `rows` another goal, and the rewards and the ends that come with it."""
+        ring, lengths = self._storage.ring, window.length[rows]
+        anchors = window.indices[rows]
+        # Every step of these windows, one window after another: which of them it is of, and its place there
+        owner = np.repeat(np.arange(rows.size), lengths)
+        begins = lengths.cumsum() - lengths
+        place = np.arange(owner.size) - begins[owner]
+        steps = anchors[owner] + place * ring.num_envs
+
+        (outcomes,) = ring.gather(np.concatenate((self._goal_steps(anchors), steps)), self._achieved)
+        goals, achieved = outcomes[: rows.size], outcomes[rows.size :]
+        asked = _Goals(achieved, goals[owner], self._info_of(steps))
+        rewards = self._rewards(asked)
+        if self.terminated_fn is not None:
+            ends = self._ends(asked)
+            length = np.minimum.reduceat(np.where(ends, place + 1, lengths[owner]), begins)
+            window.terminated[rows] = ends[begins + length - 1]
+            window.truncated[rows] &= length == lengths
+            window.length[rows] = length
+            rewards[place >= length[owner]] = 0.0
+        window.reward[rows[owner], place] = rewards
+        window.rewritten = (*window.rewritten, *(Rewrite(leaf, rows, goals) for leaf in self._desired))
+
+    def _goal_steps(self, anchors: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The stored step whose outcome becomes the goal of each anchor."""
+        storage = self._storage
+        uniforms = storage.rng.random(anchors.size)
+        if self.strategy == "random":
+            return storage.ring.uniform(uniforms)
+        return storage.episodes.pick(anchors, uniforms, self.strategy)
+
+    def _info_of(self, steps: npt.NDArray[np.int64]) -> dict[str, Any]:
+        """The extra fields of the steps."""
+        spec = self._storage.spec
+        return spec.unflatten(self._storage.ring.gather(steps, self._info), spec.extra) if spec.extra else {}
+
+    def _rewards(self, goals: "_Goals") -> npt.NDArray[Any]:
+        """The rewards of the steps under their goals, checked, in an array of their own."""
+        called = f"reward_fn {_name_of(self.reward_fn)}"
+        result = goals.ask(called, self.reward_fn)
+        if result.dtype.kind not in "biuf":
+            raise TypeError(f"{called} returned dtype {result.dtype}; expected real numbers")
+        with np.errstate(over="ignore"):
+            rewards = result.astype(self._storage.reward_dtype)
+        if not np.isfinite(rewards).all():
+            raise ValueError(f"{called} returned {result[~np.isfinite(rewards)][0]}; expected finite {rewards.dtype}")
+        return rewards
+
+    def _ends(self, goals: "_Goals") -> npt.NDArray[np.bool_]:
+        """Whether each of the steps terminates its episode under its goal."""
+        assert self.terminated_fn is not None
+        called = f"terminated_fn {_name_of(self.terminated_fn)}"
+
+        def ask(goals: "_Goals") -> npt.NDArray[np.bool_]:
+            result = goals.ask(called, self.terminated_fn)
+            if result.dtype != np.bool_:
+                raise TypeError(f"{called} returned dtype {result.dtype}; expected bool")
+            return result
+
+        ends = ask(goals)
+        if not self._is_vectorised and (goals.achieved != goals.desired).any():
+            # Many a compute_terminated takes the norm over all rows: then a row's answer depends on the others
+            reached = goals.reached()
+            if (ask(goals.after(reached)) != np.concatenate((ask(reached), ends))).any():
+                raise ValueError(
+                    f"{called} answers otherwise for the same goals among other rows, so it is not vectorised; wrap "
+                    "it: lambda achieved, desired, info: np.array([terminated_fn(a, d, {}) for a, d in "
+                    "zip(achieved, desired)])"
+                )
+            self._is_vectorised = True
+        return ends
+
+
+@dataclass(slots=True)
+class _Goals:
+    """What the user's functions are asked about: M steps, the goal achieved in each, and the one it should achieve."""
+
+    achieved: npt.NDArray[Any]
+    desired: npt.NDArray[Any]
+    info: dict[str, Any]
+
+    def ask(self, called: str, function: Any) -> npt.NDArray[Any]:
+        """What `function` returns for these goals, which it may change; refuses another shape than (M,)."""
+        count = self.achieved.shape[0]
+        given = f"achieved_goal and desired_goal of shape {self.achieved.shape}, {self.achieved.dtype}"
+        try:
+            result = function(self.achieved.copy(), self.desired.copy(), self.info)
+        except Exception as error:
+            raise RuntimeError(
+                f"{called} raised {type(error).__name__}: {error}; it was given {given}, one row for each step"
+            ) from error
+        array = as_array(f"what {called} returned", result)
+        if array.shape != (count,):
+            raise ValueError(
+                f"{called} returned shape {array.shape}; expected {(count,)}, one number for each row of {given}; "
+                "it must be vectorised over the leading axis"
+            )
+        return array
+
+    def reached(self) -> "_Goals":
+        """The same steps, each with the goal that it achieves."""
+        return _Goals(self.achieved, self.achieved, self.info)
+
+    def after(self, first: "_Goals") -> "_Goals":
+        """The rows of `first`, which are of the same steps, and then these."""
+        return _Goals(
+            np.concatenate((first.achieved, self.achieved)),
+            np.concatenate((first.desired, self.desired)),
+            map_tree(lambda array, _path: np.concatenate((array, array)), self.info),
+        )
+
+
+def _name_of(function: Any) -> str:
+    return getattr(function, "__qualname__", None) or repr(function)
