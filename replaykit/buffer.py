@@ -7,7 +7,9 @@ import numpy.typing as npt
 
 from replaykit.batch import Draw, constant
 from replaykit.field import as_indices
+from replaykit.frames import Padding
 from replaykit.replay import Replay
+from replaykit.ring import Share
 from replaykit.spec import Spec
 from replaykit.storage import Seed, Storage, check_count
 
@@ -39,6 +41,16 @@ class ReplayBuffer(Replay):
         Steps that a sampled transition spans; fewer at an episode's end.
     gamma : float
         Discount of a step, for n-step returns and ``batch.discount``.
+    stack : int
+        Observations in each of a batch, k: the last k of the episode, along a new first axis. For frames, that is
+        fields of `obs` with at least two axes, which are added one by one; other fields are not stacked.
+    padding : {"reset", "zero"}
+        What fills up a stack at an episode's start, its first observation or zeros, as Gymnasium's
+        ``FrameStackObservation`` does.
+    share : {"large", "all", "none"}
+        Which observations are kept once, rather than as the next_obs of a step and as the obs of the following one, or
+        in each of several stacks: those above 1 KB, all, or none. Only what is found to be equal is shared, so
+        batches do not depend on it.
     replace : bool
         Whether a transition can be twice in a batch. Without replacement a batch is at most as large as the buffer
         is full.
@@ -68,12 +80,15 @@ discount float32, length int64, weights float32, probabilities float64, indices 
         num_envs: int = 1,
         n_step: int = 1,
         gamma: float = 0.99,
+        stack: int = 1,
+        padding: Padding = "reset",
+        share: Share = "large",
         replace: bool = True,
         seed: Seed = None,
     ) -> None:
         if not isinstance(replace, bool):
             raise TypeError(f"replace is {replace!r}; expected True or False")
-        super().__init__(Storage(capacity, spec, num_envs, n_step, gamma, seed))
+        super().__init__(Storage(capacity, spec, num_envs, n_step, gamma, stack, padding, share, seed))
         self.replace = replace
 
     @classmethod
@@ -111,7 +126,7 @@ class LatestBuffer(Replay):
 
     Parameters
     ----------
-    capacity, spec, num_envs, n_step, gamma, seed
+    capacity, spec, num_envs, n_step, gamma, stack, padding, share, seed
         As those of `ReplayBuffer`; the capacity bounds the useful batch size.
 
     Examples
@@ -132,9 +147,12 @@ class LatestBuffer(Replay):
         num_envs: int = 1,
         n_step: int = 1,
         gamma: float = 0.99,
+        stack: int = 1,
+        padding: Padding = "reset",
+        share: Share = "large",
         seed: Seed = None,
     ) -> None:
-        super().__init__(Storage(capacity, spec, num_envs, n_step, gamma, seed))
+        super().__init__(Storage(capacity, spec, num_envs, n_step, gamma, stack, padding, share, seed))
 
     @classmethod
     def from_env(cls, env: Any, capacity: int, **options: Any) -> "LatestBuffer":

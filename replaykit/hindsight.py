@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, final, get_args
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from replaykit.batch import Rewrite, Window
 from replaykit.field import as_array
 from replaykit.replay import Replay
 from replaykit.ring import Layout
-from replaykit.storage import check_unit
+from replaykit.storage import check_choice, check_unit
 from replaykit.trees import map_tree
 from replaykit.wrapper import ReplayWrapper
 
@@ -111,8 +111,7 @@ class HindsightReplay(ReplayWrapper):
                     f"{name} is {function!r}; expected a function of (achieved_goal, desired_goal, info), such as "
                     "env.unwrapped.compute_reward"
                 )
-        if strategy not in get_args(Strategy):
-            raise ValueError(f"strategy is {strategy!r}; expected one of {', '.join(map(repr, get_args(Strategy)))}")
+        check_choice("strategy", strategy, Strategy)
         self.reward_fn = reward_fn
         self.terminated_fn = terminated_fn
         self.strategy: Strategy = strategy

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,11 @@ from replaykit._kernels import lazy
 from replaykit.batch import Draw
 from replaykit.buffer import build_from_env
 from replaykit.field import as_indices
+from replaykit.frames import Padding
 from replaykit.replay import Replay
+from replaykit.ring import Share
 from replaykit.spec import Spec
-from replaykit.storage import Seed, Storage, Stretch, check_count, check_number, check_unit
+from replaykit.storage import Seed, Storage, Stretch, check_choice, check_count, check_number, check_unit
 from replaykit.sum_tree import SumTree
 
 kernels = lazy("lanes")
@@ -68,7 +70,7 @@ class PrioritizedBuffer(Replay):
 
     Parameters
     ----------
-    capacity, spec, num_envs, n_step, gamma, seed
+    capacity, spec, num_envs, n_step, gamma, stack, padding, share, seed
         As those of `ReplayBuffer`.
     alpha : float
         How much priorities count: 0 is uniform replay, 1 is proportional to the priority.
@@ -119,6 +121,9 @@ class PrioritizedBuffer(Replay):
         num_envs: int = 1,
         n_step: int = 1,
         gamma: float = 0.99,
+        stack: int = 1,
+        padding: Padding = "reset",
+        share: Share = "large",
         alpha: float = 0.6,
         beta: float | Callable[[int], float] = 0.4,
         eps: float = 1e-2,
@@ -128,15 +133,12 @@ class PrioritizedBuffer(Replay):
     ) -> None:
         self.alpha = check_number("alpha", alpha, sys.float_info.max, "a finite non-negative number")
         self.eps = check_number("eps", eps, sys.float_info.max, "a finite non-negative number")
-        for name, choice, allowed in (
-            ("draws", draws, get_args(Draws)),
-            ("weights", weights, get_args(Weights)),
-        ):
-            if choice not in allowed:
-                raise ValueError(f"{name} is {choice!r}; expected one of {', '.join(map(repr, allowed))}")
+        check_choice("draws", draws, Draws)
+        check_choice("weights", weights, Weights)
         self.draws: Draws = draws
         self.weights: Weights = weights
-        super().__init__(Storage(capacity, spec, num_envs, n_step, gamma, seed, other_bytes=_TREE_BYTES))
+        storage = Storage(capacity, spec, num_envs, n_step, gamma, stack, padding, share, seed, _TREE_BYTES)
+        super().__init__(storage)
         self.beta = beta
         self._tree = SumTree(self.capacity)
         self._settled = np.zeros(self.num_envs, np.int64)

@@ -333,6 +333,11 @@ class Replay(ABC):
         return self._storage.gamma
 
     @property
+    def stack(self) -> int:
+        """Observations in each of a batch, k."""
+        return self._storage.stack
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all arrays, whether filled or not."""
         return self._storage.nbytes

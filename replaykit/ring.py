@@ -1,19 +1,23 @@
 """Rows and lanes: where a transition lives, and how it is written and gathered."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
 from replaykit.field import Leaf
+from replaykit.frames import Frames, FramesPlan, Padding
+from replaykit.memory import refuse_more_than_memory
 
 kernels = lazy("lanes")
 
+Share: TypeAlias = Literal["large", "all", "none"]
+
 LARGE_FIELD_BYTES = 1024
-"""Fields above this size have an array of their own instead of a place in the packed row."""
+"""Fields above this size are not part of the packed row."""
 
 
 class Ring:
@@ -25,11 +29,13 @@ class Ring:
     most the last L.
 
     The small fields of a transition lie side by side in one packed row, so that reading a transition is one
-    cache miss; each large one has an array of its own. `columns` are views of either, in the order of the leaves.
+    cache miss. Large observations are kept once, in `frames`; each other large field has an array of its own. `columns`
+    are views of the rows and of these arrays, by the position of the leaf.
 
     `clock` counts the steps ever appended. `stamps`, once lanes are out of step, tells at which a slot was written.
 
-    `gaps` tells that slots may hold rows that were retired and not replaced: after a reset, or an interrupted append.
+    `gaps` tells that slots may hold rows that were retired and not replaced, after a reset or an interrupted append,
+    and `leaks` that these may still hold frames.
 
     An append *retires* the oldest rows (advances `first`), writes, and *publishes* the new (advances
     `cursor`): whatever interrupts it, no row that counts as stored is half written.
@@ -42,54 +48,75 @@ class Ring:
         Lanes, E.
     leaves : sequence of Leaf
         The fields of a transition.
+    stack : int
+        Observations in each that is read, k.
+    padding : {"reset", "zero"}
+        What fills up a stack at an episode's start.
+    share : {"large", "all", "none"}
+        Which observations are kept once.
     other_bytes : int
         What a slot costs outside of the ring; more memory than the machine has is refused before it is taken.
     """
 
-    def __init__(self, length: int, num_envs: int, leaves: Sequence[Leaf], other_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        length: int,
+        num_envs: int,
+        leaves: Sequence[Leaf],
+        *,
+        stack: int = 1,
+        padding: Padding = "reset",
+        share: Share = "large",
+        other_bytes: int = 0,
+    ) -> None:
         self.length = length
         self.num_envs = num_envs
         self.capacity = length * num_envs
         self.leaves = tuple(leaves)
-        small = [i for i, leaf in enumerate(leaves) if leaf.field.nbytes <= LARGE_FIELD_BYTES]
-        row = _packed([leaves[i] for i in small], [str(i) for i in small])
-        large_bytes = sum(leaf.field.nbytes for leaf in leaves if leaf.field.nbytes > LARGE_FIELD_BYTES)
-        self._refuse_more_than_memory(row.itemsize + large_bytes + other_bytes)
-        self.rows = np.zeros(self.capacity, row)
-        self.large = {
-            i: np.zeros((self.capacity, *leaf.shape), leaf.dtype)
+        names = [leaf.name for leaf in leaves]
+        self.frames = {
+            (i, names.index(f"next_{leaf.name}")): Frames(
+                self.capacity, num_envs, leaf, stack if _is_stacked(leaf, stack) else 1, padding, share != "none"
+            )
             for i, leaf in enumerate(leaves)
-            if leaf.field.nbytes > LARGE_FIELD_BYTES
+            if leaf.name.partition(".")[0] == "obs" and (_is_stacked(leaf, stack) or _is_shared(leaf, share))
         }
+        self.framed = {i for pair in self.frames for i in pair}
+        others = [i for i in range(len(leaves)) if i not in self.framed]
+        small = [i for i in others if leaves[i].field.nbytes <= LARGE_FIELD_BYTES]
+        large = [i for i in others if leaves[i].field.nbytes > LARGE_FIELD_BYTES]
+        row = _packed([leaves[i] for i in small], [str(i) for i in small])
+        each = row.itemsize + sum(leaves[i].field.nbytes for i in large) + other_bytes
+        needed = each * self.capacity + sum(frames.nbytes for frames in self.frames.values())
+        refuse_more_than_memory(needed, f"capacity {self.capacity} at {needed // self.capacity} bytes each")
+        self.rows = np.zeros(self.capacity, row)
+        self.large = {i: np.zeros((self.capacity, *leaves[i].shape), leaves[i].dtype) for i in large}
+        for frames in self.frames.values():
+            frames.allocate()
         self.ended = np.zeros(self.capacity, np.bool_)
         self.first = np.zeros(num_envs, np.int64)
         self.cursor = np.zeros(num_envs, np.int64)
         self.stamps: npt.NDArray[np.int64] | None = None
         self.clock = 0
         self.gaps = False
+        self.leaks = False
         self._bind()
-
-    def _refuse_more_than_memory(self, bytes_each: int) -> None:
-        needed = bytes_each * self.capacity
-        available = _memory_bytes()
-        if needed > available:
-            raise MemoryError(
-                f"capacity {self.capacity} needs {needed / 2**30:.1f} GiB, {bytes_each} bytes each; this machine "
-                f"has {available / 2**30:.1f} GiB; lower the capacity or store smaller dtypes"
-            )
 
     def _bind(self) -> None:
         """Make the views, which copies and pickles do not keep."""
-        self.columns: tuple[npt.NDArray[Any], ...] = tuple(
-            self.large[i] if i in self.large else self.rows[str(i)] for i in range(len(self.leaves))
-        )
+        self.columns: dict[int, npt.NDArray[Any]] = {
+            i: self.large[i] if i in self.large else self.rows[str(i)]
+            for i in range(len(self.leaves))
+            if i not in self.framed
+        }
+        self._six = tuple(self.columns.values()) if len(self.columns) == len(self.leaves) == 6 else None
         self._bytes = self.rows.view(np.uint8)
         self._row_bytes = self.rows.itemsize
         self._first_of_lane = memoryview(self.first)  # type: ignore[arg-type]
         self._cursor_of_lane = memoryview(self.cursor)  # type: ignore[arg-type]
 
     def __getstate__(self) -> dict[str, Any]:
-        views = ("columns", "_bytes", "_first_of_lane", "_cursor_of_lane")
+        views = ("columns", "_six", "_bytes", "_first_of_lane", "_cursor_of_lane")
         return {name: value for name, value in self.__dict__.items() if name not in views}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -104,12 +131,23 @@ class Ring:
     @property
     def nbytes(self) -> int:
         """Bytes of all rows, whether filled or not."""
-        return self.rows.nbytes + self.ended.nbytes + sum(array.nbytes for array in self.large.values())
+        large = sum(array.nbytes for array in self.large.values()) + sum(f.nbytes for f in self.frames.values())
+        return self.rows.nbytes + self.ended.nbytes + large
+
+    def arrays(self) -> Iterator[npt.NDArray[Any]]:
+        """All that transitions are stored in."""
+        yield self.rows
+        yield from self.large.values()
+        for frames in self.frames.values():
+            yield from frames.arrays
 
     # -- Writing ---------------------------------------------------------------------------------------------
 
     def append_one(self, values: Sequence[Any], ended: bool) -> npt.NDArray[np.int64]:
         """Store one step of the only lane; its index, of shape (1,)."""
+        if self.frames:
+            stretch = [np.asarray(value)[None, None] for value in values]
+            return self.append(stretch, np.array([[ended]], np.bool_), None).reshape(-1)
         index = self.cursor.copy()
         step = self._cursor_of_lane[0]
         capacity = self.capacity
@@ -118,13 +156,12 @@ class Ring:
         self.clock += 1
         if step - self._first_of_lane[0] >= capacity:
             self._first_of_lane[0] = step - capacity + 1
-        columns = self.columns
-        if len(columns) == 6:  # the usual transition, without a loop: an eighth of the whole call
-            a, b, c, d, e, f = columns
+        if self._six is not None:  # the usual transition, without a loop: an eighth of the whole call
+            a, b, c, d, e, f = self._six
             a[slot], b[slot], c[slot], d[slot], e[slot], f[slot] = values
         else:
-            for column, value in zip(columns, values):  # noqa: B905
-                column[slot] = value
+            for i, column in self.columns.items():
+                column[slot] = values[i]
         self.ended[slot] = ended
         self._cursor_of_lane[0] = step + 1
         self.gaps = gaps
@@ -155,6 +192,7 @@ class Ring:
             )
             values = [value.reshape(ended.size, *value.shape[2:]) for value in values]
             ended = ended.reshape(-1)
+            written = indices.reshape(-1)
         else:
             if mask is None:
                 mask = np.ones(ended.shape, np.bool_)
@@ -167,12 +205,17 @@ class Ring:
             counts = mask.cumsum(axis=0)
             added = counts[-1]
             indices = np.where(mask, (self.cursor + counts - 1) * self.num_envs + np.arange(self.num_envs), -1)
-            places = indices[mask] % self.capacity
+            written = indices[mask]
+            places = written % self.capacity
+        plans = self._plan_frames(written, values, ended) if self.frames else ()
         gaps, self.gaps = self.gaps, True
+        self.leaks = bool(plans)
         self.clock += steps
         np.maximum(self.first, self.cursor + added - length, out=self.first)
-        for column, value in zip(self.columns, values, strict=True):
-            column[places] = value
+        for i, column in self.columns.items():
+            column[places] = values[i]
+        for frames, plan in plans:
+            frames.write(plan)
         self.ended[places] = ended
         if self.stamps is not None:
             self.stamps[places] = (
@@ -180,7 +223,22 @@ class Ring:
             )
         self.cursor += added
         self.gaps = gaps
+        self.leaks = False
         return indices
+
+    def _plan_frames(
+        self, indices: npt.NDArray[np.int64], values: Sequence[npt.NDArray[Any]], ended: npt.NDArray[np.bool_]
+    ) -> list[tuple[Frames, FramesPlan]]:
+        """What is to be done with the frames of new steps; raises MemoryError before anything is changed."""
+        if self.leaks:
+            living = self.living() % self.capacity
+            for frames in self.frames.values():
+                frames.release(living)
+            self.leaks = False
+        return [
+            (frames, frames.plan(indices, values[obs], values[next_obs], ended, self.first, self.cursor, self.ended))
+            for (obs, next_obs), frames in self.frames.items()
+        ]
 
     def _start_stamps(self) -> None:
         """From the first partial mask on, remember for each slot when it was written: lanes are out of step."""
@@ -191,7 +249,7 @@ class Ring:
 
     def clear(self) -> None:
         """Retire every row. Indices go on: none is given out twice."""
-        self.gaps = True
+        self.gaps = self.leaks = True
         self.clock += 1
         self.first[:] = self.cursor
 
@@ -281,6 +339,11 @@ class Ring:
             array = self.large[leaf]
             out = np.empty((indices.shape[0], *array.shape[1:]), array.dtype)
             arrays[position] = np.take(array, indices % self.capacity, axis=0, out=out, mode="clip")
+        for frames, obs, next_obs in layout.frames:
+            found = frames.gather(indices % self.capacity, obs is not None, next_obs is not None)
+            for place, part in zip((obs, next_obs), found, strict=True):
+                if place is not None and part is not None:
+                    arrays[place] = part
         return arrays
 
 
@@ -297,6 +360,12 @@ class Layout:
     def __init__(self, ring: Ring, leaves: Sequence[int]) -> None:
         self.names = [str(i) for i in leaves]
         self.large = [(position, i) for position, i in enumerate(leaves) if i in ring.large]
+        place = {i: position for position, i in enumerate(leaves) if i in ring.framed}
+        self.frames = [
+            (frames, place.get(obs), place.get(next_obs))
+            for (obs, next_obs), frames in ring.frames.items()
+            if obs in place or next_obs in place
+        ]
         offsets = ring.rows.dtype.fields or {}
         fields = [ring.leaves[i].field for i in leaves]
         packed = [name in offsets for name in self.names]
@@ -326,6 +395,16 @@ class Layout:
         return record
 
 
+def _is_stacked(leaf: Leaf, stack: int) -> bool:
+    """Whether a field of obs is stacked: frames are, vectors and scalars are not."""
+    return stack > 1 and len(leaf.shape) >= 2
+
+
+def _is_shared(leaf: Leaf, share: Share) -> bool:
+    """Whether a field of obs, when it is not stacked, is kept once."""
+    return leaf.field.nbytes > {"large": LARGE_FIELD_BYTES, "all": 0, "none": math.inf}[share]
+
+
 def _packed(leaves: Sequence[Leaf], names: Sequence[str]) -> np.dtype[Any]:
     """The dtype of a row that holds the leaves side by side, without holes and in whole words of 8 bytes.
 
@@ -344,13 +423,3 @@ def _packed(leaves: Sequence[Leaf], names: Sequence[str]) -> np.dtype[Any]:
         "offsets": offsets,
         "itemsize": max(-(-sum(sizes) // 8) * 8, 8),
     })  # fmt: skip
-
-
-def _memory_bytes() -> float:
-    """Physical memory of the machine, inf where it does not say."""
-    import os
-
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return math.inf

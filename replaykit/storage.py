@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,8 @@ import numpy.typing as npt
 from replaykit._kernels import lazy
 from replaykit.batch import Window, constant
 from replaykit.episodes import EPISODE_BYTES, Episodes
-from replaykit.ring import Layout, Ring
+from replaykit.frames import Padding
+from replaykit.ring import Layout, Ring, Share
 from replaykit.spec import Spec
 from replaykit.trees import Tree
 
@@ -48,6 +49,8 @@ class Storage:
         Steps of a window, n.
     gamma : float
         Discount of a step.
+    stack, padding, share
+        As those of `ReplayBuffer`.
     seed : None, int, SeedSequence or Generator
         Of the generator from which all randomness of the buffer and its wrappers comes.
     other_bytes : int
@@ -61,6 +64,9 @@ class Storage:
         num_envs: int,
         n_step: int,
         gamma: float,
+        stack: int,
+        padding: Padding,
+        share: Share,
         seed: Seed,
         other_bytes: int = 0,
     ) -> None:
@@ -71,10 +77,23 @@ class Storage:
         self.num_envs = check_count("num_envs", num_envs)
         self.n_step = check_count("n_step", n_step)
         self.gamma = check_unit("gamma", gamma)
+        self.stack = check_count("stack", stack)
+        check_choice("padding", padding, Padding)
+        check_choice("share", share, Share)
+        if self.stack > 1:
+            _refuse_vectors(spec, self.stack)
         self.rng = np.random.default_rng(seed)
         self.batches = 0
         self.is_fallible = False  # whether a wrapper calls functions of the user's when sampling, which may raise
-        self.ring = Ring(-(-capacity // self.num_envs), self.num_envs, spec.leaves, EPISODE_BYTES + other_bytes)
+        self.ring = Ring(
+            -(-capacity // self.num_envs),
+            self.num_envs,
+            spec.leaves,
+            stack=self.stack,
+            padding=padding,
+            share=share,
+            other_bytes=EPISODE_BYTES + other_bytes,
+        )
         self.episodes = Episodes(self.ring)
         self._window = min(self.n_step, self.ring.length)  # no window can be longer than a lane
         self._powers = np.array([self.gamma**k for k in range(self._window + 1)])
@@ -256,6 +275,8 @@ class Storage:
             flat = [found[place] for place in self._places]
             discount = np.where(window.terminated, 0.0, self._powers[window.length]).astype(reward.dtype)
         for rewrite in window.rewritten:
+            if rewrite.leaf in self.ring.framed:  # stacks of obs and next_obs may overlap
+                flat[rewrite.leaf] = flat[rewrite.leaf].copy()
             flat[rewrite.leaf][rewrite.rows] = rewrite.values
         fields = dict(zip(self._names, flat)) if self._is_flat else self.spec.unflatten(flat, self._names)  # noqa: B905
         fields["discount"] = discount
@@ -283,7 +304,27 @@ class Storage:
         assert np.unique(alive).size == alive.size == len(ring), "two transitions share a slot"
         flags = ring.columns[self._terminated][alive] | ring.columns[self._truncated][alive]
         assert (ring.ended[alive] >= flags).all(), "an episode goes on after a terminated or truncated step"
+        if not ring.leaks:
+            for frames in ring.frames.values():
+                frames.check(alive)
         self.episodes.check()
+
+
+def _refuse_vectors(spec: Spec, stack: int) -> None:
+    """Raise if no observation is a frame."""
+    shapes = {leaf.name: leaf.shape for leaf in spec.leaves if leaf.name.partition(".")[0] == "obs"}
+    if not any(len(shape) >= 2 for shape in shapes.values()):
+        told = ", ".join(f"{name} has shape {shape}" for name, shape in shapes.items())
+        raise ValueError(
+            f"stack is {stack}, but {told}; expected frames, of two axes at least; stack vectors in the environment, "
+            "with gymnasium.wrappers.FrameStackObservation"
+        )
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Refuse a `value` that is not one of a Literal's."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, get_args(choices)))}")
 
 
 def check_count(name: str, value: Any) -> int:

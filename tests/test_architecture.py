@@ -14,9 +14,10 @@ from replaykit import CombinedReplay, LatestBuffer, PrioritizedBuffer, Replay, R
 PACKAGE = Path(replaykit.__file__).parent
 LAYERS = [
     {"_version"},
-    {"_kernels"},
+    {"_kernels", "memory"},
     {"field", "trees"},
     {"spec", "batch"},
+    {"frames"},
     {"ring"},
     {"episodes"},
     {"storage"},

@@ -116,7 +116,7 @@ def test_vector_environments_in_every_mode_store_the_same(vector, mode, nested):
 def stored_one_step(buffer):
     """Every stored transition as single steps, whatever n_step the buffer has."""
     storage = buffer._storage
-    columns = dict(zip([leaf.name for leaf in storage.spec.leaves], storage.ring.columns, strict=True))
+    columns = dict(zip([leaf.name for leaf in storage.spec.leaves], storage.ring.columns.values(), strict=True))
     slots = storage.ring.living() % buffer.capacity
     if "obs.b.0" in columns:
         for name in ("obs", "next_obs"):

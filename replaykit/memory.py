@@ -1,0 +1,39 @@
+"""What the machine can give: storage that would not fit is refused before it is taken."""
+
+import contextlib
+import math
+import os
+
+
+def refuse_more_than_memory(needed: int, purpose: str) -> None:
+    """Raise if the machine has less memory than is needed.
+
+    Raises
+    ------
+    MemoryError
+        Naming the bytes needed and those available.
+    """
+    available = _available_bytes()
+    if needed > available:
+        raise MemoryError(
+            f"{purpose} needs {needed / 2**30:.1f} GiB; this machine has {available / 2**30:.1f} GiB available; lower "
+            "the capacity or store smaller dtypes"
+        )
+
+
+def _available_bytes() -> float:
+    """Memory that can be taken without swapping, also in a container with a limit; inf where nothing tells."""
+    with contextlib.suppress(OSError, KeyError, ValueError), open("/proc/meminfo") as meminfo:
+        sizes = dict(line.split(":") for line in meminfo)
+        return min(int(sizes["MemAvailable"].split()[0]) * 1024, _container_limit())
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # not Linux: what the machine has at all
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return math.inf
+
+
+def _container_limit() -> float:
+    """What a container may use; inf without a limit."""
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError), open(limit) as file:  # no such file, or "max"
+            return int(file.read())
+    return math.inf
