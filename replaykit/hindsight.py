@@ -154,6 +154,11 @@ class HindsightReplay(ReplayWrapper):
                 f"obs.{desired} is {fields[f'obs.{desired}']!r}; expected {fields[f'obs.{achieved}']!r}, as "
                 f"obs.{achieved} is, since achieved goals take its place; give both one shape and dtype"
             )
+        if self._storage.stack > 1 and len(fields[f"obs.{achieved}"].shape) >= 2:
+            raise ValueError(
+                f"stack is {self._storage.stack}, and so obs.{achieved} is a stack of goals; expected single ones; "
+                "stack the other observations in the environment, with stack=1 here"
+            )
         names = list(fields)
         return {
             "achieved": names.index(f"next_obs.{achieved}"),
@@ -237,13 +242,15 @@ class HindsightReplay(ReplayWrapper):
             return result
 
         ends = ask(goals)
-        if not self._is_vectorised and (goals.achieved != goals.desired).any():
+        missed = goals.missed()[:8]
+        if missed.size and not self._is_vectorised:
             # Many a compute_terminated takes the norm over all rows: then a row's answer depends on the others
-            reached = goals.reached()
-            if (ask(goals.after(reached)) != np.concatenate((ask(reached), ends))).any():
+            probe = goals.take(missed).and_reached()
+            alone = [ask(probe.take(np.array([row])))[0] for row in range(probe.achieved.shape[0])]
+            if (ask(probe) != alone).any():
                 raise ValueError(
-                    f"{called} answers otherwise for the same goals among other rows, so it is not vectorised; wrap "
-                    "it: lambda achieved, desired, info: np.array([terminated_fn(a, d, {}) for a, d in "
+                    f"{called} answers otherwise for a row alone than for the same among others, so it is not "
+                    "vectorised; wrap it: lambda achieved, desired, info: np.array([terminated_fn(a, d, {}) for a, d in "
                     "zip(achieved, desired)])"
                 )
             self._is_vectorised = True
@@ -276,15 +283,21 @@ class _Goals:
             )
         return array
 
-    def reached(self) -> "_Goals":
-        """The same steps, each with the goal that it achieves."""
-        return _Goals(self.achieved, self.achieved, self.info)
+    def missed(self) -> npt.NDArray[np.int64]:
+        """The rows in which the goal is not what is achieved."""
+        differs = (self.achieved != self.desired).reshape(self.achieved.shape[0], -1)
+        return np.flatnonzero(differs.any(axis=1))
 
-    def after(self, first: "_Goals") -> "_Goals":
-        """The rows of `first`, which are of the same steps, and then these."""
+    def take(self, rows: npt.NDArray[np.int64]) -> "_Goals":
+        """Some of the rows."""
+        info = map_tree(lambda array, _path: array[rows], self.info)
+        return _Goals(self.achieved[rows], self.desired[rows], info)
+
+    def and_reached(self) -> "_Goals":
+        """These rows, and then the same steps, each with what it achieves for its goal."""
         return _Goals(
-            np.concatenate((first.achieved, self.achieved)),
-            np.concatenate((first.desired, self.desired)),
+            np.concatenate((self.achieved, self.achieved)),
+            np.concatenate((self.desired, self.achieved)),
             map_tree(lambda array, _path: np.concatenate((array, array)), self.info),
         )
 

@@ -97,6 +97,24 @@ def test_lane_kernels_against_arithmetic(form, num_envs):
             assert kernel(lanes, "living", form)(alive[[0, 0]], wrong, 9.0, first, cursor, capacity, out, kept) == -2
 
         ended, rewards = rng.random(capacity) < 0.3, rng.random(capacity)
+        number, starts, ends = (np.zeros(capacity, np.int64) for _ in range(3))
+        over, latest = np.ones(num_envs, np.bool_), np.arange(num_envs) - num_envs
+        kernel(lanes, "note_episodes", form)(
+            first, first.copy(), cursor, ended, over, latest, number, starts, ends
+        )  # fmt: skip
+        for scope in (0, 1, 2):
+            for u in (0.0, 0.5, np.nextafter(1.0, 0.0)):
+                picked = np.empty(alive.size, np.int64)
+                uniforms = np.full(alive.size, u)
+                tables = (first, cursor, number, starts, ends, picked)
+                assert kernel(lanes, "pick", form)(alive, uniforms, scope, *tables) == -1
+                for index, got in zip(alive, picked, strict=True):
+                    episode = [i for i in alive if number[i % capacity] == number[index % capacity]]
+                    allowed = {0: [i for i in episode if i >= index], 1: episode[-1:], 2: episode}[scope]
+                    assert got == allowed[int(u * len(allowed))]
+            bad = np.array([alive[0], cursor[0] * num_envs])
+            assert kernel(lanes, "pick", form)(bad, uniforms[:1].repeat(2), scope, *tables) == 1
+
         reward, lengths = np.full((alive.size, 3), np.nan), np.empty(alive.size, np.int64)
         assert kernel(lanes, "window", form)(alive, first, cursor, rewards, ended, reward, lengths) == -1
         total, powers = np.empty(alive.size), 0.9 ** np.arange(4)

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from replaykit.testing.laws import assert_lawful, bits_of
+from replaykit.testing.model import at_path
 from replaykit.testing.strategies import Configuration, build, configurations, values_of
-from replaykit.trees import Tree
+from replaykit.trees import Tree, map_tree
 
 flags = st.booleans()
 rarely = st.sampled_from([True, False, False, False])
+moves = st.sampled_from(["on", "on", "shifted", "shifted", "still", "elsewhere"])
 
 
 class ReplayMachine(RuleBasedStateMachine):
@@ -34,6 +36,7 @@ class ReplayMachine(RuleBasedStateMachine):
         self.spec = self.replay.spec
         self.number = 0
         self.issued: list[int] = []
+        self.last: dict[int, Tree] = {}
 
     def make(self, configuration: Configuration) -> tuple[Any, Any]:
         """The replay and its model."""
@@ -41,11 +44,19 @@ class ReplayMachine(RuleBasedStateMachine):
 
     # -- Writing ---------------------------------------------------------------------------------------------
 
-    def _fields(self, terminated: bool, truncated: bool) -> dict[str, Tree]:
+    def _fields(self, lane: int, move: str, end: int) -> dict[str, Tree]:
+        """A step that goes on from the last observation of the lane, or from elsewhere."""
         self.number += 7
         fields: dict[str, Tree] = {name: values_of(self.spec[name], self.number) for name in self.spec}
-        fields["next_obs"] = values_of(self.spec["obs"], self.number + 3)
-        return fields | {"terminated": np.bool_(terminated), "truncated": np.bool_(truncated)}
+        new = values_of(self.spec["obs"], self.number + 3)
+        obs = fields["obs"] if move == "elsewhere" else self.last.get(lane, fields["obs"])
+        next_obs = {"still": obs, "shifted": map_tree(lambda leaf, path: _shifted(leaf, at_path(new, path)), obs)}
+        return fields | {
+            "obs": obs,
+            "next_obs": next_obs.get(move, new),
+            "terminated": np.bool_(end in (1, 3)),
+            "truncated": np.bool_(end in (2, 3)),
+        }
 
     @rule(data=st.data(), with_error=rarely)
     def add(self, data: st.DataObject, with_error: bool) -> None:
@@ -65,12 +76,15 @@ class ReplayMachine(RuleBasedStateMachine):
             mask = np.array(data.draw(st.lists(flags, min_size=count * lanes, max_size=count * lanes)), np.bool_)
             mask = mask.reshape(count, lanes)
         ends = data.draw(st.lists(st.sampled_from([0, 0, 0, 1, 2, 3]), min_size=count * lanes, max_size=count * lanes))
-        grid = [
-            [self._fields(ends[t * lanes + e] in (1, 3), ends[t * lanes + e] in (2, 3)) for e in range(lanes)]
-            for t in range(count)
-        ]
+        path = data.draw(st.lists(moves, min_size=count * lanes, max_size=count * lanes))
         errors = np.arange(count * lanes).reshape(count, lanes) * 0.3 - 1.0 if with_error else None
         chosen = np.ones((count, lanes), np.bool_) if mask is None else mask
+        grid: list[list[dict[str, Tree]]] = [[] for _ in range(count)]
+        for t in range(count):
+            for e in range(lanes):
+                grid[t].append(self._fields(e, path[t * lanes + e], ends[t * lanes + e]))
+                if chosen[t, e]:
+                    self.last[e] = grid[t][e]["next_obs"]
 
         expected = np.full((count, lanes), -1)
         for t in range(count):
@@ -140,8 +154,10 @@ class ReplayMachine(RuleBasedStateMachine):
                 return
             raise AssertionError("drew where every priority is 0")
         twin = copy.deepcopy(self.replay)
+        after_draw = copy.deepcopy(self.replay)
+        after_draw.draw(batch_size)
         batch = assert_lawful(self.replay, batch_size)
-        self.model.assert_batch(batch, batch_size)
+        self.model.assert_batch(batch, batch_size, after_draw._storage.rng)
         again = pickle.loads(pickle.dumps(twin)).sample(batch_size)
         assert bits_of(again) == bits_of(batch), "a copy drew another batch"
 
@@ -179,6 +195,11 @@ class ReplayMachine(RuleBasedStateMachine):
             assert self.replay.oldest[lane] == steps[0]
             assert self.replay.newest[lane] == steps[-1]
         assert list(self.replay.latest(3)) == model.newest(3)
+
+
+def _shifted(stack: Any, new: Any) -> Any:
+    """What an observation of shape (k, H, W) is one step on; any other is `new`."""
+    return np.concatenate((stack[1:], new[:1])) if np.ndim(stack) == 3 else new
 
 
 def _stack(grid: list[list[Tree]], tree: Tree, lead: tuple[int, ...]) -> Tree:

@@ -1,15 +1,19 @@
 """The model: what a buffer promises, in lists and loops that one can check by reading."""
 
+import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from replaykit.trees import Tree, map_tree
+
 
 @dataclass
 class NaiveStep:
-    """One stored transition, as it was given."""
+    """One stored transition, as it was given, with its stacks."""
 
     lane: int
     index: int
@@ -21,18 +25,32 @@ class NaiveStep:
 
 
 @dataclass
+class NaiveHindsight:
+    """What a ``HindsightReplay`` around the buffer does; its attributes are the arguments of that."""
+
+    reward_fn: Callable[..., Any]
+    terminated_fn: Callable[..., Any] | None = None
+    strategy: str = "future"
+    ratio: float = 0.8
+    achieved_goal: str = "achieved_goal"
+    desired_goal: str = "desired_goal"
+
+
+@dataclass
 class NaiveReplay:
-    """A buffer of any kind with any number of combined wrappers, without a single clever step.
+    """A buffer of any kind with any number of wrappers, without a single clever step.
 
     Attributes
     ----------
     kind : {"uniform", "prioritized", "latest"}
     length : int
         Slots of each lane, L.
-    num_envs, n_step, gamma, alpha, beta, eps, weights
+    num_envs, n_step, gamma, stack, padding, alpha, beta, eps, weights
         As those of the buffers.
     combined : list of int
         `latest` of each ``CombinedReplay`` around the buffer, the innermost first.
+    hindsight : NaiveHindsight, optional
+        The ``HindsightReplay`` around the buffer.
     """
 
     kind: str
@@ -40,11 +58,14 @@ class NaiveReplay:
     num_envs: int
     n_step: int
     gamma: float
+    stack: int = 1
+    padding: str = "reset"
     alpha: float = 0.6
     beta: float = 0.4
     eps: float = 1e-2
     weights: str = "batch"
     combined: list[int] = field(default_factory=list)
+    hindsight: NaiveHindsight | None = None
 
     def __post_init__(self) -> None:
         self.steps: list[NaiveStep] = []  # alive, in the order in which they were added
@@ -52,6 +73,7 @@ class NaiveReplay:
         self.episodes = [0] * self.num_envs
         self.begins = [True] * self.num_envs
         self.starts = [0] * self.num_envs
+        self.observed: list[list[Tree]] = [[] for _ in range(self.num_envs)]  # each obs of the running episodes
 
     # -- Writing ---------------------------------------------------------------------------------------------
 
@@ -61,6 +83,12 @@ class NaiveReplay:
         if self.begins[lane]:
             self.episodes[lane] += 1
             self.starts[lane] = index
+            self.observed[lane] = []
+        self.observed[lane].append(fields["obs"])
+        fields = fields | {
+            "obs": self.stacked(self.observed[lane]),
+            "next_obs": self.stacked([*self.observed[lane], fields["next_obs"]]),
+        }
         ends = bool(fields["terminated"]) or bool(fields["truncated"])
         self.steps.append(NaiveStep(lane, index, fields, scaled, ends, self.episodes[lane], self.starts[lane]))
         self.added[lane] += 1
@@ -69,6 +97,21 @@ class NaiveReplay:
         if len(of_lane) > self.length:
             self.steps.remove(of_lane[0])
         return index
+
+    def stacked(self, observed: list[Tree]) -> Tree:
+        """The stack at the end of an episode's observations so far; what is no frame is not stacked."""
+        if self.stack == 1:
+            return observed[-1]
+        first = observed[0]
+        if self.padding == "zero":
+            first = map_tree(lambda array, _path: np.zeros_like(array), first)
+        last = ([first] * self.stack + observed)[-self.stack :]
+        newest = last.pop()
+
+        def stack(array: Any, path: str) -> Any:
+            return np.stack([at_path(obs, path) for obs in last] + [array]) if np.ndim(array) >= 2 else array
+
+        return map_tree(stack, newest)
 
     def initial(self) -> float:
         """The scaled priority of a new transition: the largest stored, 1 if there is none."""
@@ -119,9 +162,52 @@ class NaiveReplay:
                 window.append(step)
         return window
 
-    def reduced(self, index: int) -> dict[str, Any]:
-        """The transition that a batch holds for `index`."""
-        window = self.window(index)
+    def goal(self, index: int, uniform: float) -> Any:
+        """The achieved goal that replaces the desired one at `index`, chosen by a number in [0, 1)."""
+        assert self.hindsight is not None
+        (step,) = (step for step in self.steps if step.index == index)
+        episode = [other for other in self.lane(step.lane) if other.episode == step.episode]
+        allowed = {
+            "future": [other for other in episode if other.index >= index],
+            "final": episode[-1:],
+            "episode": episode,
+            "random": self.counted(),
+        }[self.hindsight.strategy]
+        return allowed[int(uniform * len(allowed))].fields["next_obs"][self.hindsight.achieved_goal]
+
+    def counted(self) -> list[NaiveStep]:
+        """The living steps in the order in which a uniform draw counts them."""
+        by_lane = [self.lane(lane) for lane in range(self.num_envs)]
+        if len({(self.added[lane], len(by_lane[lane])) for lane in range(self.num_envs)}) > 1:
+            return [step for of_lane in by_lane for step in of_lane]
+        capacity = self.length * self.num_envs
+        is_full = len(self.steps) == capacity
+        return sorted(self.steps, key=lambda step: step.index % capacity if is_full else step.index)
+
+    def relabelled(self, index: int, goal: Any) -> list[NaiveStep]:
+        """The window from `index` on, as if `goal` had been desired."""
+        hindsight, window = self.hindsight, []
+        assert hindsight is not None
+        for step in self.window(index):
+            step = copy.copy(step)
+            achieved = np.asarray(step.fields["next_obs"][hindsight.achieved_goal])[None]
+            extras = [name for name in step.fields if name not in _CORE]
+            info = {name: map_tree(lambda array, _: np.asarray(array)[None], step.fields[name]) for name in extras}
+            asked = achieved, np.asarray(goal)[None], info
+            step.fields = step.fields | {
+                "obs": step.fields["obs"] | {hindsight.desired_goal: goal},
+                "next_obs": step.fields["next_obs"] | {hindsight.desired_goal: goal},
+                "reward": step.fields["reward"].dtype.type(hindsight.reward_fn(*asked)[0]),
+            }
+            if hindsight.terminated_fn is not None:
+                step.fields["terminated"] = hindsight.terminated_fn(*asked)[0]
+            window.append(step)
+            if hindsight.terminated_fn is not None and step.fields["terminated"]:
+                break
+        return window
+
+    def reduced(self, window: list[NaiveStep]) -> dict[str, Any]:
+        """The transition that a batch holds for a window."""
         first, last = window[0].fields, window[-1].fields
         dtype = np.asarray(first["reward"]).dtype.type
         total = 0.0
@@ -170,8 +256,11 @@ class NaiveReplay:
 
     # -- Comparing -------------------------------------------------------------------------------------------
 
-    def assert_batch(self, batch: Any, batch_size: int) -> None:
-        """Compare a batch with the model: what is stored bit for bit, probabilities and weights to rounding."""
+    def assert_batch(self, batch: Any, batch_size: int, rng: np.random.Generator) -> None:
+        """Compare a batch with the model: what is stored bit for bit, probabilities and weights to rounding.
+
+        `rng` is the buffer's generator as it was after the draw, from which the relabelling was drawn.
+        """
         indices = [int(index) for index in batch.indices]
         assert len(indices) == batch_size
         tail = [index for k in self.combined for index in self.newest(k)]
@@ -179,13 +268,31 @@ class NaiveReplay:
         if self.kind == "latest" and batch_size > len(tail):
             newest, drawn = self.newest(batch_size - len(tail)), indices[: batch_size - len(tail)]
             assert drawn == [newest[place % len(newest)] for place in range(len(drawn))], "not the newest"
-        for row, index in enumerate(indices):
-            for name, expected in self.reduced(index).items():
+        windows = [self.window(index) for index in indices]
+        if self.hindsight is not None:
+            ratio = self.hindsight.ratio
+            relabelled = rng.random(batch_size) < ratio if ratio else np.zeros(batch_size, np.bool_)
+            np.testing.assert_array_equal(batch.relabelled, relabelled, strict=True)
+            rows = np.flatnonzero(relabelled)
+            for row, uniform in zip(rows.tolist(), rng.random(rows.size), strict=True):
+                windows[row] = self.relabelled(indices[row], self.goal(indices[row], uniform))
+        for row, window in enumerate(windows):
+            for name, expected in self.reduced(window).items():
                 assert_same(expected, batch[name], row, name)
         shares = self.shares(batch_size)
         np.testing.assert_allclose(batch.probabilities, [shares[index] for index in indices], rtol=1e-9)
         weights = self.weigh([float(q) for q in batch.probabilities], shares)
         np.testing.assert_allclose(batch.weights, weights, rtol=2e-6)
+
+
+_CORE = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
+
+
+def at_path(tree: Tree, path: str) -> Any:
+    """The leaf of a tree at a path such as ``image`` or ``pair.0``; the tree itself at an empty one."""
+    for key in path.split(".") if path else []:
+        tree = tree[int(key)] if isinstance(tree, tuple) else tree[key]
+    return tree
 
 
 def assert_same(expected: Any, got: Any, row: int, path: str) -> None:

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from replaykit.buffer import LatestBuffer, ReplayBuffer
 from replaykit.combined import CombinedReplay
 from replaykit.field import Field
+from replaykit.hindsight import HindsightReplay
 from replaykit.prioritized import PrioritizedBuffer
 from replaykit.replay import Replay
 from replaykit.spec import Spec
-from replaykit.testing.model import NaiveReplay
+from replaykit.testing.model import NaiveHindsight, NaiveReplay
 from replaykit.trees import Tree
 
 SPECS = {
@@ -24,8 +25,46 @@ SPECS = {
         info={"z": Field((), np.complex64)},
     ),
     "large": Spec(obs=Field((300,), np.float32), action=Field((5,), np.int8)),
+    "frames": Spec(obs=Field((3, 5), np.uint8), action=Field(()), big=Field((1030,), np.uint8)),
+    "stacked": Spec(obs=Field((4, 17, 17), np.uint8), action=Field(())),
+    "goal": Spec(
+        obs={"camera": Field((4, 2), np.float32), "achieved_goal": Field((2,)), "desired_goal": Field((2,))},
+        action=Field((), np.int64),
+        cost=Field((), np.float64),
+    ),
 }
-"""Specs that between them have every kind of field: packed and large, nested, of every width of word."""
+"""Specs that between them have every kind of field: packed and large, nested, of every width of word, and frames,
+one by one and stacked already."""
+
+
+def reward_of_goal(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
+    """A reward that tells all it was made from, and whether the goal was reached."""
+    reached = (achieved_goal == desired_goal).all(axis=-1)
+    return achieved_goal[:, 0] - 2 * desired_goal[:, 1] + info["cost"] + 1000 * reached
+
+
+def is_near(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
+    """Whether the goal is near, which it is some steps before and after it, too."""
+    return np.abs(achieved_goal - desired_goal)[:, 0] < 1.5
+
+
+@dataclass(frozen=True)
+class Relabelling:
+    """A `HindsightReplay`."""
+
+    strategy: Any
+    ratio: float
+    terminates: bool
+    is_outermost: bool
+
+    def options(self) -> dict[str, Any]:
+        """Its arguments."""
+        return {
+            "reward_fn": reward_of_goal,
+            "terminated_fn": is_near if self.terminates else None,
+            "strategy": self.strategy,
+            "ratio": self.ratio,
+        }
 
 
 @dataclass(frozen=True)
@@ -38,31 +77,51 @@ class Configuration:
     num_envs: int
     n_step: int
     gamma: float
+    stack: int
+    padding: Any
+    share: Any
     alpha: float
     beta: float
     eps: float
     draws: Any
     weights: Any
     combined: tuple[int, ...]
+    hindsight: Relabelling | None
     seed: int
 
 
 def configurations(kinds: tuple[str, ...] = ("uniform", "prioritized", "latest")) -> st.SearchStrategy[Configuration]:
-    """Any buffer of these kinds, small enough to wrap around often."""
+    """Any buffer of these kinds, small enough to wrap around often, and any wrappers that suit its spec."""
+    return st.sampled_from(sorted(SPECS)).flatmap(lambda spec: _configurations(kinds, spec))
+
+
+def _configurations(kinds: tuple[str, ...], spec: str) -> st.SearchStrategy[Configuration]:
+    relabellings = st.builds(
+        Relabelling,
+        strategy=st.sampled_from(["future", "final", "episode", "random"]),
+        ratio=st.sampled_from([0.0, 0.5, 0.8, 1.0]),
+        terminates=st.booleans(),
+        is_outermost=st.booleans(),
+    )
+    has_frames = any(leaf.name.startswith("obs") and len(leaf.shape) >= 2 for leaf in SPECS[spec].leaves)
     return st.builds(
         Configuration,
         kind=st.sampled_from(kinds),
-        spec=st.sampled_from(sorted(SPECS)),
+        spec=st.just(spec),
         capacity=st.integers(1, 17),
         num_envs=st.integers(1, 4),
         n_step=st.integers(1, 5),
         gamma=st.sampled_from([0.0, 0.5, 0.9, 0.99, 1.0]),
+        stack=st.integers(1, 4) if has_frames else st.just(1),
+        padding=st.sampled_from(["reset", "zero"]),
+        share=st.sampled_from(["large", "all", "none"]),
         alpha=st.sampled_from([0.0, 0.3, 0.6, 1.0]),
         beta=st.sampled_from([0.0, 0.4, 1.0]),
         eps=st.sampled_from([1e-2, 1.0]),
         draws=st.sampled_from(["stratified", "iid", "systematic"]),
         weights=st.sampled_from(["batch", "buffer", "none"]),
         combined=st.lists(st.integers(1, 3), max_size=2).map(tuple),
+        hindsight=st.one_of(st.none(), relabellings) if spec == "goal" else st.none(),
         seed=st.integers(0, 2**32 - 1),
     )
 
@@ -71,7 +130,14 @@ def build(configuration: Configuration) -> tuple[Replay, NaiveReplay]:
     """The replay that a configuration describes, and its model."""
     c = configuration
     spec = SPECS[c.spec]
-    common: dict[str, Any] = {"num_envs": c.num_envs, "n_step": c.n_step, "gamma": c.gamma, "seed": c.seed}
+    shared: dict[str, Any] = {
+        "num_envs": c.num_envs,
+        "n_step": c.n_step,
+        "gamma": c.gamma,
+        "stack": c.stack,
+        "padding": c.padding,
+    }
+    common = shared | {"share": c.share, "seed": c.seed}
     replay: Replay
     if c.kind == "prioritized":
         replay = PrioritizedBuffer(
@@ -86,19 +152,22 @@ def build(configuration: Configuration) -> tuple[Replay, NaiveReplay]:
         )
     else:
         replay = (ReplayBuffer if c.kind == "uniform" else LatestBuffer)(c.capacity, spec, **common)
+    if c.hindsight is not None and not c.hindsight.is_outermost:
+        replay = HindsightReplay(replay, **c.hindsight.options())
     for latest in c.combined:
         replay = CombinedReplay(replay, latest)
+    if c.hindsight is not None and c.hindsight.is_outermost:
+        replay = HindsightReplay(replay, **c.hindsight.options())
     model = NaiveReplay(
         kind=c.kind,
         length=-(-c.capacity // c.num_envs),
-        num_envs=c.num_envs,
-        n_step=c.n_step,
-        gamma=c.gamma,
+        **shared,
         alpha=c.alpha,
         beta=c.beta,
         eps=c.eps,
         weights=c.weights,
         combined=list(c.combined),
+        hindsight=None if c.hindsight is None else NaiveHindsight(**c.hindsight.options()),
     )
     return replay, model
 
