@@ -250,8 +250,8 @@ class HindsightReplay(ReplayWrapper):
             if (ask(probe) != alone).any():
                 raise ValueError(
                     f"{called} answers otherwise for a row alone than for the same among others, so it is not "
-                    "vectorised; wrap it: lambda achieved, desired, info: np.array([terminated_fn(a, d, {}) for a, d in "
-                    "zip(achieved, desired)])"
+                    "vectorised; wrap it: lambda achieved, desired, info: "
+                    "np.array([terminated_fn(a, d, {}) for a, d in zip(achieved, desired)])"
                 )
             self._is_vectorised = True
         return ends

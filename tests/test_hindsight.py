@@ -405,9 +405,9 @@ WRONG_ENDS = {
     "one for all": (
         lambda a, d, i: np.full(len(a), np.array_equal(a, d)),
         ValueError,
-        "so it is not vectorised; wrap it",
+        "not vectorised; wrap it",
     ),
-    "any for all": (lambda a, d, i: np.full(len(a), (a == d).any()), ValueError, "so it is not vectorised; wrap it"),
+    "any for all": (lambda a, d, i: np.full(len(a), (a == d).all(axis=1).any()), ValueError, "not vectorised; wrap it"),
     "numbers": (lambda a, d, i: np.zeros(len(a)), TypeError, "terminated_fn .* returned dtype float64; expected bool"),
     "an error": (raises(ValueError("no")), RuntimeError, "terminated_fn .* raised ValueError: no"),
 }
