@@ -61,13 +61,14 @@ CALLS = {
 }
 
 
+@pytest.mark.parametrize("share", ["none", "all"])
 @pytest.mark.parametrize("name", CALLS)
-def test_an_interrupt_anywhere_tears_no_row(name):
+def test_an_interrupt_anywhere_tears_no_row(name, share):
     """At every line of every call; at worst the oldest rows are gone early."""
     at = 0
     while True:
         at += 1
-        buffer = CombinedReplay(PrioritizedBuffer(10, SPEC, alpha=1.0, seed=at))
+        buffer = CombinedReplay(PrioritizedBuffer(10, SPEC, alpha=1.0, share=share, seed=at))
         buffer.extend(*rows(range(30)))
         buffer.update_priorities(np.arange(20, 30), priorities=[0.0, *[1.0] * 8, 5.0])
         if at % 2:

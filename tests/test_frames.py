@@ -1,0 +1,356 @@
+"""Frames kept once: the same batches as when everything is stored, in a fraction of the memory."""
+
+import pickle
+import tracemalloc
+
+import gymnasium
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replaykit import CombinedReplay, Field, LatestBuffer, PrioritizedBuffer, ReplayBuffer, Spec, memory, record
+from replaykit.testing import assert_lawful, bits_of
+from tests.helpers import FLAT, unchanged
+
+FRAME = Spec(obs=Field((84, 84), np.uint8), action=Field((), np.int64))
+STACKED = Spec(obs=Field((4, 84, 84), np.uint8), action=Field((), np.int64))
+
+
+def frame(number, shape=(84, 84)):
+    """A frame that tells its number."""
+    rows = np.arange(np.prod(shape)).reshape(shape)
+    return ((rows * (number + 1) + number) % 251).astype(np.uint8)
+
+
+# -- Nothing but what was written --------------------------------------------------------------------------------
+
+
+@given(
+    shape=st.sampled_from([(300,), (40, 40), (3, 20, 20), (4, 20, 20), (2, 2, 2, 200)]),
+    dtype=st.sampled_from([np.uint8, np.float32, np.float64, np.complex64, np.bool_]),
+    lanes=st.integers(1, 3),
+    length=st.integers(1, 6),
+    n_step=st.integers(1, 3),
+    stack=st.integers(1, 3),
+    padding=st.sampled_from(["reset", "zero"]),
+    data=st.data(),
+)
+@settings(max_examples=2 * settings().max_examples)
+def test_batches_do_not_depend_on_sharing(shape, dtype, lanes, length, n_step, stack, padding, data):
+    """Bit for bit, whatever wrapper made the stream: moved on, still, changed after the fact, skipped, reset unseen.
+
+    Frames are equal only if their bits are: NaN is, and 0.0 and -0.0 are not.
+    """
+    stack = stack if len(shape) >= 2 else 1
+    spec = Spec(obs=Field(shape, dtype), action=Field(()))
+    options = {"num_envs": lanes, "n_step": n_step, "stack": stack, "padding": padding, "seed": 0}
+    buffers = [ReplayBuffer(lanes * length, spec, share=share, **options) for share in ("large", "all", "none")]
+    palette = [np.zeros(shape, dtype), np.full(shape, 1).astype(dtype), frame(3, shape).astype(dtype)]
+    if np.dtype(dtype).kind in "fc":
+        palette += [-palette[0], np.full(shape, np.nan, dtype)]
+    choice = st.integers(0, len(palette) - 1)
+    last = [palette[0]] * lanes
+    for _ in range(data.draw(st.integers(1, 14), label="calls")):
+        steps = data.draw(st.sampled_from([None, None, 0, 1, 2, 7]), label="steps")
+        grid = []
+        for _ in range(1 if steps is None else steps):
+            row = []
+            for lane in range(lanes):
+                move = data.draw(st.sampled_from(["on", "shifted", "still", "elsewhere", "edited"]), label="move")
+                obs = palette[data.draw(choice)] if move == "elsewhere" else last[lane]
+                new = palette[data.draw(choice)]
+                if move == "shifted":
+                    new = np.concatenate((obs[1:], new[:1]))
+                elif move == "still":
+                    new = obs
+                elif move == "edited":
+                    new = obs.copy()
+                    new.view(np.uint8).flat[-1] ^= 1
+                last[lane] = new
+                end = data.draw(st.sampled_from([0, 0, 0, 1, 2]), label="end")
+                row.append((obs, 0.0, 0.0, new, end == 1, end == 2))
+            grid.append(row)
+        lead = buffers[0]._storage.lead(steps)
+        if grid:
+            arrays = [np.array([[e[i] for e in row] for row in grid]) for i in range(6)]
+            arrays = [array.reshape(lead + array.shape[2:]) for array in arrays]
+        else:
+            arrays = [np.zeros(lead + s, t) for s, t in [(shape, dtype), ((), "f4"), ((), "f4"), (shape, dtype)]]
+            arrays += [np.zeros(lead, np.bool_)] * 2
+        mask = None
+        if data.draw(st.booleans(), label="masked") and lead:
+            count = int(np.prod(lead))
+            mask = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)), np.bool_).reshape(lead)
+        after = data.draw(st.sampled_from(["", "", "", "end_episode", "reset"]), label="after")
+        for buffer in buffers:
+            (buffer.add if steps is None else buffer.extend)(*arrays, mask=mask)
+            if after:
+                getattr(buffer, after)()
+    if len(buffers[0]):
+        batches = [bits_of(assert_lawful(buffer, 9)) for buffer in buffers]
+        assert batches[0] == batches[1] == batches[2]
+
+
+class Pictures(gymnasium.Env):
+    """Observations that are never the same; episodes of 1 to 9 steps."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (36, 36), np.uint8)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self):
+        self.count, self.left = 0, 0
+
+    def _look(self):
+        self.count += 1
+        return frame(self.count, (36, 36))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = 1 + self.count * 7 % 9
+        return self._look(), {}
+
+    def step(self, action):
+        self.left -= 1
+        return self._look(), float(self.count), self.left == 0 and self.count % 2 == 0, self.left == 0, {}
+
+
+@pytest.mark.parametrize("padding", ["reset", "zero"])
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_stacks_are_those_of_gymnasium(padding, n_step):
+    """Single frames that the buffer stacks, and stacks of FrameStackObservation: the same batches, both kept once."""
+    stacked_env = gymnasium.wrappers.FrameStackObservation(Pictures(), 4, padding_type=padding)
+    batches = []
+    for env, options in (
+        (Pictures(), {"stack": 4, "padding": padding}),
+        (stacked_env, {}),
+        (stacked_env, {"share": "none"}),
+    ):
+        env.unwrapped.count = 0
+        buffer = PrioritizedBuffer.from_env(env, 40, n_step=n_step, seed=0, **options)
+        env = record(env, buffer)
+        env.reset(seed=0)
+        for step in range(150):
+            *_, terminated, truncated, _ = env.step(0)
+            if terminated or truncated or step == 77:
+                env.reset()
+        batches.append([bits_of(assert_lawful(buffer, 33)) for _ in range(3)])
+    assert batches[0] == batches[1] == batches[2]
+
+
+def test_stacks_keep_what_has_been_overwritten_since():
+    """The first living step's stack goes back beyond it; another lane and the episode before do not show."""
+    buffer = ReplayBuffer(8, FRAME, num_envs=2, stack=4)
+    for i in range(10):
+        obs, next_obs = (np.stack([frame(i + d), frame(100 + i + d)]) for d in (0, 1))
+        buffer.add(obs, [0, 0], [0.0, 0.0], next_obs, [i == 4, False], [False, False])
+    (at_once,) = buffer.reduce(buffer.window(np.array([2 * 6])))["obs"]
+    assert (at_once == np.stack([frame(i) for i in (5, 5, 5, 6)])).all()
+    fields = buffer.reduce(buffer.window(np.array([2 * 6 + 1, 2 * 9 + 1])))
+    assert (fields["obs"][0] == np.stack([frame(100 + i) for i in (3, 4, 5, 6)])).all()
+    assert (fields["next_obs"][1] == np.stack([frame(100 + i) for i in (7, 8, 9, 10)])).all()
+
+
+def test_only_frames_are_stacked():
+    """Of a dict, the fields with two axes or more; vectors and numbers stay as they are."""
+    obs = {"camera": Field((2, 3), np.uint8), "speed": Field((3,)), "on": Field((), np.bool_)}
+    spec = Spec(obs=obs, action=Field(()))
+    buffer = ReplayBuffer(9, spec, stack=3)
+    for i in range(5):
+        obs, next_obs = ({"camera": np.full((2, 3), i + d), "speed": [i] * 3, "on": True} for d in (0, 1))
+        buffer.add(obs, 0.0, 0.0, next_obs, False, False)
+    batch = assert_lawful(buffer, 4)
+    assert batch.obs["camera"].shape == batch.next_obs["camera"].shape == (4, 3, 2, 3)
+    assert batch.obs["speed"].shape == (4, 3)
+    assert batch.obs["on"].shape == (4,)
+    assert (batch.obs["camera"][:, -1, 0, 0] == batch.indices).all()
+    assert buffer.stack == 3
+
+
+# -- What it costs -----------------------------------------------------------------------------------------------
+
+
+def play(buffer, steps, episode, stacked):
+    """Fill with a stream like Atari's; yields nothing but the truth."""
+    history = []
+    for i in range(steps):
+        if i % episode == 0:
+            history = [frame(i)] * 4
+        following = [*history[1:], frame(i + 1)]
+        done = i % episode == episode - 1
+        if stacked:
+            buffer.add(np.stack(history), 0, 0.0, np.stack(following), False, done)
+        else:
+            buffer.add(history[-1], 0, 0.0, following[-1], False, done)
+        history = following
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_memory_is_that_of_one_frame_a_step(stacked):
+    """At most 1.1x, in episodes of 1000 steps, told by `nbytes` beforehand and not exceeded by filling."""
+    buffer = ReplayBuffer(2000, STACKED, seed=0) if stacked else ReplayBuffer(2000, FRAME, stack=4, seed=0)
+    told = buffer.nbytes
+    assert told <= 1.1 * 2000 * 84 * 84
+    play(buffer, 4100, 1000, stacked)
+    assert buffer.nbytes == told
+    buffer.check()
+    arrays = sum(array.nbytes for array in buffer._storage.ring.arrays())
+    assert arrays <= told <= arrays + 2000 * 60 + 84 * 84
+    whole = PrioritizedBuffer(100_000, STACKED if stacked else FRAME, stack=1 if stacked else 4)
+    assert whole.nbytes <= 1.1 * 100_000 * 84 * 84
+
+
+def test_single_observations_are_kept_once():
+    """Without stacks too: one image or long vector a step, not two."""
+    for shape in ((84, 84), (2000,), (84, 84, 3)):
+        spec = Spec(obs=Field(shape, np.uint8), action=Field(()))
+        assert ReplayBuffer(1000, spec).nbytes <= 1.1 * 1000 * np.prod(shape)
+        assert ReplayBuffer(1000, spec, share="none").nbytes >= 2 * 1000 * np.prod(shape)
+    small = Spec(obs=Field((17,)), action=Field(()))
+    assert not ReplayBuffer(1000, small)._storage.ring.frames
+    assert ReplayBuffer(1000, small, share="all").nbytes < ReplayBuffer(1000, small).nbytes
+
+
+def test_obs_and_next_obs_are_views_of_one_block():
+    """Where stacks overlap in every row and n_step is 1; else they are arrays of their own."""
+    single = ReplayBuffer(50, FRAME, stack=4, seed=0)
+    play(single, 40, 9, stacked=False)
+    batch = single.sample(6)
+    assert np.shares_memory(batch.obs, batch.next_obs)
+    assert batch.obs.base is batch.next_obs.base
+    assert batch.obs.base.shape == (6, 5, 84, 84)
+    again = single.sample(6)
+    assert not np.shares_memory(batch.obs, again.obs)
+
+    several = ReplayBuffer(50, FRAME, stack=4, n_step=3, seed=0)
+    play(several, 40, 9, stacked=False)
+    batch = several.sample(6)
+    assert not np.may_share_memory(batch.obs, batch.next_obs)
+
+    given_stacks = ReplayBuffer(50, STACKED, seed=0)
+    play(given_stacks, 40, 9, stacked=True)
+    assert given_stacks.sample(30).obs.base.shape == (30, 5, 84, 84)
+    given_stacks.add(frame(7, (4, 84, 84)), 0, 0.0, frame(8, (4, 84, 84)), False, False)
+    batch = CombinedReplay(given_stacks).sample(30)
+    assert not np.may_share_memory(batch.obs, batch.next_obs)
+
+
+def test_a_stream_that_shares_nothing_is_stored_all_the_same():
+    """The memory grows as needed, never for frames that are free, and is told."""
+    buffer = ReplayBuffer(20, STACKED, seed=0)
+    told = buffer.nbytes
+    for i in range(60):
+        buffer.add(frame(2 * i, (4, 84, 84)), 0, 0.0, frame(2 * i + 1, (4, 84, 84)), False, False)
+    assert told < buffer.nbytes < 2 * 8 * 20 * 84 * 84 + told
+    grown = buffer.nbytes
+    batch = assert_lawful(buffer, 30)
+    for row, index in enumerate(batch.indices):
+        assert (batch.obs[row] == frame(2 * index, (4, 84, 84))).all()
+        assert (batch.next_obs[row] == frame(2 * index + 1, (4, 84, 84))).all()
+    for i in range(200):
+        buffer.add(frame(i, (4, 84, 84)), 0, 0.0, frame(3 * i, (4, 84, 84)), False, False)
+    assert buffer.nbytes == grown
+    buffer.reset()
+    play(buffer, 50, 7, stacked=True)
+    assert buffer.nbytes == grown
+    assert_lawful(pickle.loads(pickle.dumps(buffer)), 30)
+
+
+@pytest.mark.parametrize("share", ["large", "none"])
+def test_no_frame_is_lost_over_many_episodes_and_resets(share):
+    """Episodes of one step, ends without a flag, resets and interrupted writes free what they held."""
+    buffer = PrioritizedBuffer(12, Spec(FRAME["obs"], FRAME["action"]), num_envs=3, stack=3, share=share, seed=0)
+    told = buffer.nbytes
+    rng = np.random.default_rng(0)
+    for i in range(300):
+        obs, next_obs = (np.stack([frame(i + d + 7 * e) for e in range(3)]) for d in (0, 1))
+        mask = rng.random(3) < 0.7
+        buffer.add(obs, [0] * 3, [0.0] * 3, next_obs, rng.random(3) < 0.1, [False] * 3, mask=mask)
+        if rng.random() < 0.05:
+            buffer.end_episode(rng.random(3) < 0.5)
+        if rng.random() < 0.02:
+            buffer.reset()
+        buffer.check()
+    assert buffer.nbytes <= 1.6 * told
+
+
+# -- What is refused ---------------------------------------------------------------------------------------------
+
+
+def test_more_than_the_machine_has_is_refused_before_anything_is_taken():
+    """With the bytes needed and available; a capacity beyond any machine, with every kind of storage."""
+    tracemalloc.start()
+    for options in ({"stack": 4}, {}, {"share": "none"}):
+        with pytest.raises(MemoryError, match=r"capacity 1000000000 at \d+ bytes each needs \d+.\d GiB; .* GiB avail"):
+            ReplayBuffer(10**9, FRAME, **options)
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
+
+
+def test_a_stream_that_outgrows_the_machine_is_refused_and_nothing_is_lost(monkeypatch):
+    """Frames that share nothing need more memory than was set aside, and there is none."""
+    buffer = ReplayBuffer(20, STACKED, num_envs=2, seed=0)
+    for i in range(3):
+        obs, next_obs = (np.stack([frame(8 * i + d + e, (4, 84, 84)) for e in (0, 3)]) for d in (0, 1))
+        buffer.add(obs, [0, 0], [0.0, 0.0], next_obs, [False] * 2, [False] * 2)
+    monkeypatch.setattr(memory, "_available_bytes", lambda: 1000)
+    many = [np.stack([np.stack([frame(9 * i + d + e, (4, 84, 84)) for e in (0, 3)]) for i in range(9)]) for d in (0, 1)]
+    zeros = np.zeros((9, 2))
+    twin = pickle.loads(pickle.dumps(buffer))
+    with pytest.raises(MemoryError, match=r"obs: the observations share fewer frames .* needs 0.0 GiB; .* available"):
+        buffer.extend(many[0], zeros.astype(int), zeros, many[1], zeros.astype(bool), zeros.astype(bool))
+    buffer.check()
+    assert buffer.nbytes == twin.nbytes
+    assert bits_of(buffer.sample(20)) == bits_of(twin.sample(20))
+    monkeypatch.undo()
+    buffer.extend(many[0], zeros.astype(int), zeros, many[1], zeros.astype(bool), zeros.astype(bool))
+    batch = assert_lawful(buffer, 30)
+    for row, index in enumerate(batch.indices.tolist()):
+        step, lane = divmod(index, 2)
+        if step >= 3:
+            assert (batch.obs[row] == frame(9 * (step - 3) + 3 * lane, (4, 84, 84))).all()
+
+
+@pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer, LatestBuffer])
+def test_wrong_options_are_refused(make):
+    """By an error that names the option, what it is, and what is expected."""
+    with pytest.raises(ValueError, match=r"stack is 4, but obs has shape \(3,\); expected frames, of two axes"):
+        make(10, FLAT, stack=4)
+    with pytest.raises(ValueError, match=r"stack is 2, but obs.a has shape \(3,\), obs.b has shape \(\)"):
+        make(10, Spec(obs={"a": Field((3,)), "b": Field(())}, action=Field(())), stack=2)
+    for stack, error in ((0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="stack is"):
+            make(10, FRAME, stack=stack)
+    with pytest.raises(ValueError, match="padding is 'edge'; expected one of 'reset', 'zero'"):
+        make(10, FRAME, stack=4, padding="edge")
+    with pytest.raises(ValueError, match="share is True; expected one of 'large', 'all', 'none'"):
+        make(10, FRAME, share=True)
+
+
+def test_a_frame_of_another_shape_is_refused():
+    """A stack where single frames are expected, too; and nothing changes."""
+    buffer = ReplayBuffer(10, FRAME, stack=4, seed=0)
+    play(buffer, 6, 9, stacked=False)
+    for wrong in (frame(0, (84, 83)), frame(0, (4, 84, 84)), frame(0, (84, 84, 1)), frame(0)[None]):
+        with unchanged(buffer, ValueError, r"obs has shape .*; expected \(84, 84\)"):
+            buffer.add(wrong, 0, 0.0, frame(1), False, False)
+        with unchanged(buffer, ValueError, r"next_obs has shape .*; expected \(84, 84\)"):
+            buffer.add(frame(0), 0, 0.0, wrong, False, False)
+
+
+def test_the_callers_arrays_are_copied_and_stay_as_they_are():
+    """In any memory layout; changing them afterwards, or a batch, changes nothing else."""
+    for spec, stack in ((FRAME, 3), (STACKED, 1), (FRAME, 1)):
+        shape = spec["obs"].shape
+        buffer = ReplayBuffer(10, spec, stack=stack, seed=0)
+        given = np.asfortranarray(frame(1, shape))
+        following = frame(2, (*shape, 2))[..., 0]
+        following.flags.writeable = False
+        buffer.add(given, 0, 0.0, following, False, False)
+        expected = bits_of(pickle.loads(pickle.dumps(buffer)).sample(2))
+        given[:] = 0
+        batch = buffer.sample(2)
+        assert bits_of(batch) == expected
+        batch.obs[:] = 9
+        batch.next_obs[:] = 9
+        assert (buffer.sample(2).next_obs[:, -1] == (following if stack > 1 else following[-1])).all()
