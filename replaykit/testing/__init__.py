@@ -10,14 +10,16 @@ Needs Hypothesis: ``pip install "replaykit[testing]"``.
 
 from replaykit.testing.laws import assert_lawful, bits_of
 from replaykit.testing.machine import ReplayMachine
-from replaykit.testing.model import NaiveReplay, NaiveStep
-from replaykit.testing.strategies import SPECS, Configuration, build, configurations, values_of
+from replaykit.testing.model import NaiveHindsight, NaiveReplay, NaiveStep
+from replaykit.testing.strategies import SPECS, Configuration, Relabelling, build, configurations, values_of
 
 __all__ = [
     "SPECS",
     "Configuration",
+    "NaiveHindsight",
     "NaiveReplay",
     "NaiveStep",
+    "Relabelling",
     "ReplayMachine",
     "assert_lawful",
     "bits_of",
