@@ -84,6 +84,8 @@ class Batch:
     Every field is an attribute and a key: ``batch.reward is batch["reward"]``. Nested observations and actions are
     dicts and tuples of arrays. The learning target is always ``batch.reward + batch.discount * q_next``.
 
+    Stacks of frames in `obs` and `next_obs` overlap, so they may be views of one array: copy one before changing it.
+
     Attributes
     ----------
     obs, action : array of shape (B, ...)

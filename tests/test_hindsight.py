@@ -102,6 +102,8 @@ def test_a_window_that_reaches_the_new_goal_stops_there():
     inner = ReplayBuffer(10, SPEC, n_step=5, gamma=0.5, seed=0)
     buffer = HindsightReplay(inner, sparse, terminated_fn=reached, ratio=1.0)
     walk(buffer, [4], ends="terminated")
+    window = buffer.window(np.arange(4))
+    assert not window.reward[np.arange(5) >= window.length[:, None]].any(), "entries past the length are 0"
     batch = assert_lawful(buffer, 200)
     goal = batch.obs["desired_goal"][:, 1].astype(int)  # the number of an observation after the anchor's
     length = goal - batch.indices
@@ -304,11 +306,12 @@ def test_images_as_goals():
     for shape in ((40, 40), (4, 20, 20)):
         image = Field(shape, np.uint8)
         spec = Spec(obs={"achieved_goal": image, "desired_goal": image}, action=Field(()))
+        base = np.arange(np.prod(shape)).reshape(shape).astype(np.uint8)  # no two frames of a goal are the same
         for n_step in (1, 3):
             buffer = ReplayBuffer(20, spec, n_step=n_step, seed=0)
             for i in range(10):
                 obs, next_obs = (
-                    {"achieved_goal": np.full(shape, i + d, np.uint8), "desired_goal": np.full(shape, 99, np.uint8)}
+                    {"achieved_goal": base + np.uint8(i + d), "desired_goal": np.full(shape, 99, np.uint8)}
                     for d in (0, 1)
                 )
                 buffer.add(obs, 0.0, -1.0, next_obs, False, i == 9)
@@ -318,11 +321,12 @@ def test_images_as_goals():
 
             batch = assert_lawful(HindsightReplay(buffer, reward_fn, strategy="final", ratio=0.5), 30)
             for row in range(30):
-                goal = 10 if batch.relabelled[row] else 99
+                goal = base + np.uint8(10) if batch.relabelled[row] else 99
                 assert (batch.obs["desired_goal"][row] == goal).all()
                 assert (batch.next_obs["desired_goal"][row] == goal).all()
-                assert (batch.obs["achieved_goal"][row] == batch.indices[row]).all()
-                assert (batch.next_obs["achieved_goal"][row] == batch.indices[row] + batch.length[row]).all()
+                before = base + batch.indices[row].astype(np.uint8)
+                assert (batch.obs["achieved_goal"][row] == before).all()
+                assert (batch.next_obs["achieved_goal"][row] == before + batch.length[row].astype(np.uint8)).all()
 
 
 def test_over_a_buffer_without_replay():
