@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from replaykit import Field, ReplayBuffer, Spec, SumTree
+from replaykit import Field, HindsightReplay, ReplayBuffer, Spec, SumTree
 
 ACCENT = "var(--color-brand-primary, #0a4bff)"
 MUTED = "var(--color-foreground-muted, #808080)"
@@ -225,7 +225,7 @@ def draw_verbs() -> None:
         drawing.arrow(x, 81, x + 56, 81)
         drawing.text(x + 27, 71, above, size=12)
         drawing.text(x + 27, 99, below, MUTED, 11.5)
-    for i, who in enumerate(("PrioritizedBuffer, CombinedReplay", "relabelling, clipping")):
+    for i, who in enumerate(("PrioritizedBuffer, CombinedReplay", "HindsightReplay, clipping")):
         x = 129 + i * 190
         drawing.line(x, 114, x, 134, MUTED, 1.2, dashed=True)
         drawing.text(x, 150, who, MUTED, 12)
@@ -233,6 +233,84 @@ def draw_verbs() -> None:
     drawing.save("verbs.svg")
 
 
+def draw_hindsight() -> None:
+    """Two walks of six steps, and the steps whose outcome each strategy may make the goal of index 2."""
+    goal = Field((), np.int64)  # the outcome of a step is its index here, to find it by
+    buffer = ReplayBuffer(12, Spec(obs={"achieved_goal": goal, "desired_goal": goal}, action=Field(())))
+    for index in range(12):
+        obs, next_obs = ({"achieved_goal": outcome, "desired_goal": -1} for outcome in (index - 1, index))
+        buffer.add(obs, 0.0, 0.0, next_obs, False, index % 6 == 5)
+    drawing = Drawing(
+        640, 275, "Goals of index 2: future, steps 2 to 5; final, step 5; episode, steps 0 to 5; random, all"
+    )
+    left, width = 96, 44
+
+    def center(index):
+        return left + (index + 0.5) * width + 14 * (index >= 6)
+
+    for walk in range(2):
+        drawing.text(center(6 * walk + 2) + width / 2, 18, f"walk {walk + 1}", MUTED, 13)
+    drawing.text(14, 54, "step", anchor="start")
+    drawing.text(14, 86, "index", MUTED, 13, anchor="start")
+    for index in range(12):
+        x, replayed, place = center(index), index == 2, index % 6
+        drawing.box(x - width / 2, 30, width, 38, ACCENT if replayed else "currentColor", 2.4 if replayed else 1.2)
+        drawing.text(x, 54, f"{place} → {place + 1}", ACCENT if replayed else "currentColor", 13, bold=replayed)
+        drawing.text(x, 86, index, ACCENT if replayed else MUTED, 13, bold=replayed)
+    for row, strategy in enumerate(("future", "final", "episode", "random")):
+        y = 124 + 38 * row
+        replay = HindsightReplay(buffer, lambda achieved, desired, info: np.zeros(len(achieved)), strategy=strategy)
+        replay.ratio = 1.0
+        found = np.unique(replay.reduce(replay.window(np.full(2000, 2)))["obs"]["desired_goal"])
+        drawing.text(14, y + 5, strategy, anchor="start")
+        drawing.line(left + 4, y, center(11) + width / 2 - 4, y, MUTED, 0.6)
+        for index in range(12):
+            if index in found:
+                drawing.circle(center(index), y, 8, ACCENT, 1.2, ACCENT)
+            else:
+                drawing.circle(center(index), y, 3, MUTED, 1.2)
+    drawing.text(left, 268, "The goals that a strategy may give to index 2: what the marked steps achieved", MUTED, 12,
+                 anchor="start")  # fmt: skip
+    drawing.save("hindsight.svg")
+
+
+def draw_frames() -> None:
+    """Frames of two episodes, stored once, and the numbers of those that some transitions are made of."""
+    buffer = ReplayBuffer(8, Spec(obs=Field((1, 1), np.uint8), action=Field(())), stack=3)
+    shown = [0, 1, 2, 3, 4, 10, 11, 12]  # what the frames show, by their numbers
+    for before, after, ends in ((0, 1, False), (1, 2, False), (2, 3, False), (3, 4, True), (10, 11, False)):
+        buffer.add([[before]], 0.0, 0.0, [[after]], ends, False)
+    stacks = buffer.reduce(buffer.window(np.arange(5)))
+    drawing = Drawing(640, 262, "Each transition is a few numbers of frames; obs and next_obs share most of theirs")
+    left, width = 96, 58
+    drawing.text(14, 50, "frames", anchor="start")
+    for number in range(7):
+        x = left + number * (width + 8) + 18 * (number >= 5)
+        drawing.box(x, 22, width, 46)
+        height = (9, 21, 31, 37, 40)[number] if number < 5 else (13, 27)[number - 5]
+        drawing.circle(x + 10 + 9 * (number if number < 5 else number - 5), 22 + height - 0.5, 4, ACCENT, 1.2, ACCENT)
+        drawing.text(x + width / 2, 86, number, MUTED, 13)
+    for episode, number in enumerate((2, 5.5)):
+        x = left + number * (width + 8) + width / 2 + 18 * episode
+        drawing.text(x, 14, ("one episode", "the next")[episode], MUTED, 12)
+    size, top = 31, 160
+    for column, index in enumerate((0, 1, 3, 4)):
+        x = left + column * 138
+        obs, next_obs = (stacks[name][index].ravel().tolist() for name in ("obs", "next_obs"))
+        assert obs[1:] == next_obs[:-1]
+        drawing.text(x + 2 * size, 118, f"index {index}", MUTED, 13)
+        for place, content in enumerate([*obs, next_obs[-1]]):
+            drawing.box(x + place * size, top, size, 30)
+            drawing.text(x + (place + 0.5) * size, top + 21, shown.index(content), size=15, bold=True)
+        drawing.line(x + 3, top - 8, x + 3 * size - 3, top - 8, "currentColor", 3)
+        drawing.text(x + 1.5 * size, top - 15, "obs", size=12.5)
+        drawing.line(x + size + 3, top + 38, x + 4 * size - 3, top + 38, ACCENT, 3)
+        drawing.text(x + 2.5 * size, top + 54, "next_obs", ACCENT, 12.5)
+    drawing.text(14, top + 21, "a batch", anchor="start")
+    drawing.text(left, 252, "Index 0 and 4 begin an episode: their first frame is repeated", MUTED, 12, anchor="start")
+    drawing.save("frames.svg")
+
+
 if __name__ == "__main__":
-    for draw in (draw_query, draw_update, draw_schemes, draw_ring, draw_verbs):
+    for draw in (draw_query, draw_update, draw_schemes, draw_ring, draw_verbs, draw_hindsight, draw_frames):
         draw()
