@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 import replaykit
-from replaykit import CombinedReplay, LatestBuffer, PrioritizedBuffer, Replay, ReplayBuffer, ReplayWrapper
+from replaykit import (
+    CombinedReplay,
+    HindsightReplay,
+    LatestBuffer,
+    PrioritizedBuffer,
+    Replay,
+    ReplayBuffer,
+    ReplayWrapper,
+)
 
 PACKAGE = Path(replaykit.__file__).parent
 LAYERS = [
@@ -68,7 +76,7 @@ def test_public_names_are_listed_sorted_and_documented():
     }
     assert public | {"__version__"} == set(replaykit.__all__)
     assert set(replaykit.__all__) >= {
-        "Batch", "CombinedReplay", "Field", "LatestBuffer", "PrioritizedBuffer", "Replay", "ReplayBuffer", "Spec",
+        "Batch", "CombinedReplay", "Field", "HindsightReplay", "LatestBuffer", "PrioritizedBuffer", "Replay", "ReplayBuffer", "Spec",
         "SumTree", "record",
     }  # fmt: skip
     for name in replaykit.__all__:
@@ -82,7 +90,7 @@ def test_public_names_are_listed_sorted_and_documented():
 
 def test_documented_parameters_are_the_signature():
     """Every parameter of a constructor stands in its class's docstring."""
-    for cls in (ReplayBuffer, PrioritizedBuffer, LatestBuffer, CombinedReplay):
+    for cls in (ReplayBuffer, PrioritizedBuffer, LatestBuffer, CombinedReplay, HindsightReplay):
         section = inspect.getdoc(cls).split("Parameters\n----------")[1].split("\n\n")[0]
         names = {
             name.strip() for line in section.splitlines() if line and not line.startswith(" ")
@@ -93,14 +101,14 @@ def test_documented_parameters_are_the_signature():
 
 def test_no_constructor_swallows_options():
     """A misspelt option is an error, since no constructor takes arbitrary ones."""
-    for cls in (ReplayBuffer, PrioritizedBuffer, LatestBuffer, CombinedReplay):
+    for cls in (ReplayBuffer, PrioritizedBuffer, LatestBuffer, CombinedReplay, HindsightReplay):
         kinds = {parameter.kind for parameter in inspect.signature(cls).parameters.values()}
         assert inspect.Parameter.VAR_KEYWORD not in kinds
 
 
 def test_every_class_of_replay_is_abstract_or_final():
     """Nothing inherits from a class that can be used."""
-    for cls in (ReplayBuffer, PrioritizedBuffer, LatestBuffer, CombinedReplay):
+    for cls in (ReplayBuffer, PrioritizedBuffer, LatestBuffer, CombinedReplay, HindsightReplay):
         assert getattr(cls, "__final__", sys.version_info < (3, 11))  # typing.final leaves no trace before 3.11
         assert cls.__bases__[0] in (Replay, ReplayWrapper)
     assert inspect.isabstract(Replay)

@@ -468,3 +468,16 @@ def test_a_refused_add_leaves_the_row_under_the_cursor_whole():
     with unchanged(buffer, ValueError, "next_obs"):
         buffer.extend(**stretch(2, next_obs=np.zeros((2, 4))))
     assert sorted({*buffer.sample(30).obs[:, 0]}) == [4.0, 5.0, 6.0]
+
+
+@pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer, LatestBuffer])
+def test_one_step_one_lane_and_one_frame_are_identities(make):
+    """n_step=1, num_envs=1 and stack=1 change nothing, nor does gamma change the reward of one step."""
+    spec = Spec(obs=Field((3, 5), np.uint8), action=Field(()))
+    batches = []
+    for options in ({}, {"n_step": 1, "num_envs": 1, "stack": 1, "padding": "zero"}, {"share": "all"}):
+        buffer = make(9, spec, seed=1, **options)
+        for i in range(20):
+            buffer.add(np.full((3, 5), i), 0.0, float(i), np.full((3, 5), i + 1), i % 6 == 5, False)
+        batches.append(bits_of(buffer.sample(7)))
+    assert batches[0] == batches[1] == batches[2]
