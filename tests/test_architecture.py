@@ -76,7 +76,8 @@ def test_public_names_are_listed_sorted_and_documented():
     }
     assert public | {"__version__"} == set(replaykit.__all__)
     assert set(replaykit.__all__) >= {
-        "Batch", "CombinedReplay", "Field", "HindsightReplay", "LatestBuffer", "PrioritizedBuffer", "Replay", "ReplayBuffer", "Spec",
+        "Batch", "CombinedReplay", "Field", "HindsightReplay", "LatestBuffer", "PrioritizedBuffer", "Replay",
+        "ReplayBuffer", "Spec",
         "SumTree", "record",
     }  # fmt: skip
     for name in replaykit.__all__:
