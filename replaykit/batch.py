@@ -21,7 +21,8 @@ class Draw:
     probabilities : ndarray of shape (B,), float64
         Of each drawn transition, its expected share of a batch.
     least : float or None
-        The smallest positive probability of any stored transition, where weights are normalised by it.
+        The smallest positive probability of any stored transition, where weights are normalised by it: with
+        ``weights="buffer"``. Without it they are normalised as with ``weights="batch"``.
     """
 
     indices: npt.NDArray[np.int64]
@@ -35,13 +36,13 @@ class Rewrite:
 
     Attributes
     ----------
-    leaf : int
-        Position of the field among the leaves of the spec.
+    field : str
+        Which one, as in ``"action"``, or ``"obs.desired_goal"`` of a nested one.
     rows : ndarray of shape (R,), int64
     values : ndarray of shape (R, ...)
     """
 
-    leaf: int
+    field: str
     rows: npt.NDArray[np.int64]
     values: npt.NDArray[Any]
 

@@ -43,7 +43,8 @@ class ReplayBuffer(Replay):
         Discount of a step, for n-step returns and ``batch.discount``.
     stack : int
         Observations in each of a batch, k: the last k of the episode, along a new first axis. For frames, that is
-        fields of `obs` with at least two axes, which are added one by one; other fields are not stacked.
+        fields of `obs` with at least two axes, which are added one by one; other fields are not stacked. An agent's own
+        stacks come from ``FrameStackObservation(record(env, buffer), k)``.
     padding : {"reset", "zero"}
         What fills up a stack at an episode's start, its first observation or zeros, as Gymnasium's
         ``FrameStackObservation`` does.

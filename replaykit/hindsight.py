@@ -10,7 +10,6 @@ import numpy.typing as npt
 from replaykit.batch import Rewrite, Window
 from replaykit.field import as_array
 from replaykit.replay import Replay
-from replaykit.ring import Layout
 from replaykit.storage import check_choice, check_unit
 from replaykit.trees import map_tree
 from replaykit.wrapper import ReplayWrapper
@@ -35,7 +34,8 @@ class HindsightReplay(ReplayWrapper):
     - ``"episode"``: any of the same episode;
     - ``"random"``: any in the buffer.
 
-    Of an episode that is partly overwritten, the steps that are left count.
+    Of an episode that is partly overwritten, the steps that are left count. A priority is of the transition, with
+    whichever goals it is replayed. The functions are part of the buffer when it is pickled.
 
     Parameters
     ----------
@@ -117,12 +117,11 @@ class HindsightReplay(ReplayWrapper):
         self.strategy: Strategy = strategy
         self.ratio = check_unit("ratio", ratio)
         self._refuse_a_second(inner)
-        leaves = self._goal_leaves(achieved_goal, desired_goal)
-        self._achieved = Layout(self._storage.ring, [leaves["achieved"]])
-        self._desired = (leaves["obs"], leaves["next_obs"])
+        self._refuse_wrong_goals(achieved_goal, desired_goal)
         spec = self._storage.spec
-        of_info = [i for i, leaf in enumerate(spec.leaves) if leaf.name.partition(".")[0] in spec.extra]
-        self._info = Layout(self._storage.ring, of_info)
+        self._achieved = (f"next_obs.{achieved_goal}",)
+        self._desired = (f"obs.{desired_goal}", f"next_obs.{desired_goal}")
+        self._info = tuple(leaf.name for leaf in spec.leaves if leaf.name.partition(".")[0] in spec.extra)
         self._is_vectorised = terminated_fn is None
         self._storage.is_fallible = True
 
@@ -134,8 +133,8 @@ class HindsightReplay(ReplayWrapper):
                 raise ValueError("inner is relabelled by a HindsightReplay already; expected one of them at most")
             layer = layer.inner
 
-    def _goal_leaves(self, achieved: str, desired: str) -> dict[str, int]:
-        """Positions among the spec's leaves of the goals that are read and written."""
+    def _refuse_wrong_goals(self, achieved: str, desired: str) -> None:
+        """Raise unless the observations have two goals of one shape and dtype."""
         spec = self._storage.spec
         fields = {leaf.name: leaf.field for leaf in spec.leaves}
         if not isinstance(spec["obs"], dict):
@@ -159,12 +158,6 @@ class HindsightReplay(ReplayWrapper):
                 f"stack is {self._storage.stack}, and so obs.{achieved} is a stack of goals; expected single ones; "
                 "stack the other observations in the environment, with stack=1 here"
             )
-        names = list(fields)
-        return {
-            "achieved": names.index(f"next_obs.{achieved}"),
-            "obs": names.index(f"obs.{desired}"),
-            "next_obs": names.index(f"next_obs.{desired}"),
-        }
 
     # -- The verb --------------------------------------------------------------------------------------------
 
@@ -183,15 +176,14 @@ class HindsightReplay(ReplayWrapper):
 
     def _relabel(self, window: Window, rows: npt.NDArray[np.int64]) -> None:
         """Give the windows in `rows` another goal, and the rewards and the ends that come with it."""
-        ring, lengths = self._storage.ring, window.length[rows]
-        anchors = window.indices[rows]
+        anchors, lengths = window.indices[rows], window.length[rows]
         # Every step of these windows, one window after another: which of them it is of, and its place there
         owner = np.repeat(np.arange(rows.size), lengths)
         begins = lengths.cumsum() - lengths
         place = np.arange(owner.size) - begins[owner]
-        steps = anchors[owner] + place * ring.num_envs
+        steps = anchors[owner] + place * self.num_envs
 
-        (outcomes,) = ring.gather(np.concatenate((self._goal_steps(anchors), steps)), self._achieved)
+        (outcomes,) = self._storage.read(np.concatenate((self._goal_steps(anchors), steps)), self._achieved)
         goals, achieved = outcomes[: rows.size], outcomes[rows.size :]
         asked = _Goals(achieved, goals[owner], self._info_of(steps))
         rewards = self._rewards(asked)
@@ -203,7 +195,7 @@ class HindsightReplay(ReplayWrapper):
             window.length[rows] = length
             rewards[place >= length[owner]] = 0.0
         window.reward[rows[owner], place] = rewards
-        window.rewritten = (*window.rewritten, *(Rewrite(leaf, rows, goals) for leaf in self._desired))
+        window.rewritten = (*window.rewritten, *(Rewrite(field, rows, goals) for field in self._desired))
 
     def _goal_steps(self, anchors: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The stored step whose outcome becomes the goal of each anchor."""
@@ -216,7 +208,7 @@ class HindsightReplay(ReplayWrapper):
     def _info_of(self, steps: npt.NDArray[np.int64]) -> dict[str, Any]:
         """The extra fields of the steps."""
         spec = self._storage.spec
-        return spec.unflatten(self._storage.ring.gather(steps, self._info), spec.extra) if spec.extra else {}
+        return spec.unflatten(self._storage.read(steps, self._info), spec.extra) if spec.extra else {}
 
     def _rewards(self, goals: "_Goals") -> npt.NDArray[Any]:
         """The rewards of the steps under their goals, checked, in an array of their own."""
@@ -250,8 +242,7 @@ class HindsightReplay(ReplayWrapper):
             if (ask(probe) != alone).any():
                 raise ValueError(
                     f"{called} answers otherwise for a row alone than for the same among others, so it is not "
-                    "vectorised; wrap it: lambda achieved, desired, info: "
-                    "np.array([terminated_fn(a, d, {}) for a, d in zip(achieved, desired)])"
+                    f"vectorised; {_wrapped(called)}"
                 )
             self._is_vectorised = True
         return ends
@@ -279,7 +270,7 @@ class _Goals:
         if array.shape != (count,):
             raise ValueError(
                 f"{called} returned shape {array.shape}; expected {(count,)}, one number for each row of {given}; "
-                "it must be vectorised over the leading axis"
+                + _wrapped(called)
             )
         return array
 
@@ -300,6 +291,15 @@ class _Goals:
             np.concatenate((self.desired, self.achieved)),
             map_tree(lambda array, _path: np.concatenate((array, array)), self.info),
         )
+
+
+def _wrapped(called: str) -> str:
+    """How to make a function that takes one pair of goals fit."""
+    name = called.partition(" ")[0]
+    return (
+        "if it takes one goal at a time, wrap it: lambda achieved, desired, info: "
+        f"np.array([{name}(a, d, {{}}) for a, d in zip(achieved, desired)])"
+    )
 
 
 def _name_of(function: Any) -> str:

@@ -278,7 +278,7 @@ class PrioritizedBuffer(Replay):
             with np.errstate(over="ignore"):
                 unscaled: npt.NDArray[np.float32] = ((len(self) * q) ** -beta).astype(np.float32)
             return unscaled
-        least = q.min() if draw.least is None else draw.least
+        least = draw.least if self.weights == "buffer" and draw.least is not None else q.min()
         weights: npt.NDArray[np.float32] = ((q / least) ** -beta).astype(np.float32)
         return np.maximum(weights, _SMALLEST_WEIGHT) if self.weights == "buffer" else weights
 

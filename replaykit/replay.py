@@ -26,7 +26,7 @@ class Replay(ABC):
 
     Methods for writing: `add`, `extend`, `end_episode`, `reset`. For learning: `sample`, `update_priorities`. The
     verbs: `draw`, `probability`, `window`, `reduce`, `weigh`. For looking: `oldest`, `newest`, `latest`, `episode`,
-    `stats`, `check`.
+    `read`, `stats`, `check`.
     """
 
     _largest_priority = float(np.finfo(np.float64).max)
@@ -313,6 +313,11 @@ class Replay(ABC):
         return self._storage.spec
 
     @property
+    def rng(self) -> np.random.Generator:
+        """The generator of all randomness, the buffer's and its wrappers'."""
+        return self._storage.rng
+
+    @property
     def capacity(self) -> int:
         """Transitions that fit, C, a multiple of `num_envs`."""
         return self._storage.ring.capacity
@@ -339,7 +344,7 @@ class Replay(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays, whether filled or not."""
+        """Bytes of all arrays, whether filled or not. They grow only where observations share few frames."""
         return self._storage.nbytes
 
     @property
@@ -375,6 +380,41 @@ class Replay(ABC):
         entries = as_indices("indices", indices)
         episodes = self._storage.episodes
         return episodes.number(entries), episodes.start(entries), episodes.stop(entries)
+
+    def read(self, indices: npt.ArrayLike, field: str) -> npt.NDArray[Any]:
+        """One field of stored transitions as it was added, whatever wrappers make of it; stacked, if it is. O(B).
+
+        Parameters
+        ----------
+        indices : array-like of shape (B,), int
+        field : str
+            Such as ``"reward"``, or ``"obs.position"`` of a nested one.
+
+        Returns
+        -------
+        ndarray of shape (B, ...)
+            A fresh array.
+
+        Raises
+        ------
+        IndexError
+            If an index is stale or was never given out.
+        FieldNameError
+            If there is no such field.
+
+        Examples
+        --------
+        >>> from replaykit import Field, ReplayBuffer, Spec
+        >>> buffer = ReplayBuffer(10, Spec(obs={"x": Field(()), "y": Field((2,))}, action=Field(())), n_step=3)
+        >>> for step in range(3):
+        ...     obs = {"x": step, "y": [step, -step]}
+        ...     index = buffer.add(obs, 0, 1.0 + step, obs, False, False)
+        >>> buffer.read([2, 0], "reward")
+        array([3., 1.], dtype=float32)
+        >>> buffer.read([1], "obs.y")
+        array([[ 1., -1.]], dtype=float32)
+        """
+        return self._storage.read(as_indices("indices", indices), (field,))[0]
 
     def stats(self) -> dict[str, float]:
         """Numbers for a logger: `size`, `capacity`, `added` and `batches` so far, and `nbytes`."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from replaykit._kernels import lazy
 from replaykit.batch import Window, constant
 from replaykit.episodes import EPISODE_BYTES, Episodes
+from replaykit.field import FieldNameError
 from replaykit.frames import Padding
 from replaykit.ring import Layout, Ring, Share
 from replaykit.spec import Spec
@@ -98,6 +99,8 @@ class Storage:
         self._window = min(self.n_step, self.ring.length)  # no window can be longer than a lane
         self._powers = np.array([self.gamma**k for k in range(self._window + 1)])
         names = [leaf.name for leaf in spec.leaves]
+        self.positions = {name: i for i, name in enumerate(names)}
+        self._read: dict[tuple[str, ...], Layout] = {}
         self._reward, self._terminated, self._truncated = (
             names.index(name) for name in ("reward", "terminated", "truncated")
         )
@@ -254,6 +257,24 @@ class Storage:
         terminated, truncated = ring.gather(indices + (length - 1) * self.num_envs, self._flags)
         return Window(indices, ring.gather(indices, self._first), length, reward, terminated, truncated)
 
+    def read(self, indices: npt.NDArray[np.int64], names: tuple[str, ...]) -> list[npt.NDArray[Any]]:
+        """The fields of these names, leaves of the spec, as they are stored: fresh arrays (B, ...).
+
+        Raises
+        ------
+        FieldNameError
+            If the spec has no such leaf.
+        IndexError
+            If an index is stale or was never given out.
+        """
+        layout = self._read.get(names)
+        if layout is None:
+            for name in names:
+                if name not in self.positions:
+                    raise FieldNameError(f"unknown field {name!r}; expected one of {', '.join(self.positions)}")
+            layout = self._read[names] = Layout(self.ring, [self.positions[name] for name in names])
+        return self.ring.gather(indices, layout)
+
     def reduce(self, window: Window) -> dict[str, Any]:
         """One transition from each window: n-step return, discount, and the observation after the last step."""
         if self._window == 1:
@@ -275,9 +296,10 @@ class Storage:
             flat = [found[place] for place in self._places]
             discount = np.where(window.terminated, 0.0, self._powers[window.length]).astype(reward.dtype)
         for rewrite in window.rewritten:
-            if rewrite.leaf in self.ring.framed:  # stacks of obs and next_obs may overlap
-                flat[rewrite.leaf] = flat[rewrite.leaf].copy()
-            flat[rewrite.leaf][rewrite.rows] = rewrite.values
+            leaf = self.positions[rewrite.field]
+            if leaf in self.ring.framed:  # stacks of obs and next_obs may overlap
+                flat[leaf] = flat[leaf].copy()
+            flat[leaf][rewrite.rows] = rewrite.values
         fields = dict(zip(self._names, flat)) if self._is_flat else self.spec.unflatten(flat, self._names)  # noqa: B905
         fields["discount"] = discount
         fields["length"] = window.length

@@ -104,7 +104,9 @@ class ReplayWrapper(Replay):
         return self.inner.weigh(draw)
 
     def least_probability(self, batch_size: int, without: npt.NDArray[np.int64]) -> float:
-        """As the wrapped buffer's."""
+        """As the wrapped buffer's, or as `probability` says, in O(N), where that is overridden."""
+        if type(self).probability is not ReplayWrapper.probability:
+            return super().least_probability(batch_size, without)
         return self.inner.least_probability(batch_size, without)
 
     @property

@@ -404,14 +404,19 @@ def test_a_wrong_reward_function_changes_nothing(case):
     assert bits_of(buffer.sample(30)) == bits_of(twin.sample(30))
 
 
+NOT_VECTORISED = "not vectorised; if it takes one goal at a time, wrap it"
 WRONG_ENDS = {
     "the norm of all rows": (lambda a, d, i: bool(np.linalg.norm(a - d) < 0.5), ValueError, r"returned shape \(\)"),
     "one for all": (
         lambda a, d, i: np.full(len(a), np.array_equal(a, d)),
         ValueError,
-        "not vectorised; wrap it",
+        NOT_VECTORISED,
     ),
-    "any for all": (lambda a, d, i: np.full(len(a), (a == d).all(axis=1).any()), ValueError, "not vectorised; wrap it"),
+    "any for all": (
+        lambda a, d, i: np.full(len(a), (a == d).all(axis=1).any()),
+        ValueError,
+        NOT_VECTORISED,
+    ),
     "numbers": (lambda a, d, i: np.zeros(len(a)), TypeError, "terminated_fn .* returned dtype float64; expected bool"),
     "an error": (raises(ValueError("no")), RuntimeError, "terminated_fn .* raised ValueError: no"),
 }

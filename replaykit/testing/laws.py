@@ -30,8 +30,14 @@ def assert_lawful(replay: Replay, batch_size: int) -> Batch:
     assert pickle.dumps(np.random.get_state()) == global_state, "global random state was used"  # noqa: NPY002
     assert [array.tobytes() for array in ring.arrays()] == before[0], "sampling changed what is stored"
     assert (ring.cursor == before[1]).all(), "sampling changed the cursors"
-    ring.slots(batch.indices)
-    np.testing.assert_allclose(batch.probabilities, replay.probability(batch.indices, batch_size), rtol=1e-12)
+    living = np.isin(batch.indices, ring.living())
+    assert living.all(), f"index {batch.indices[~living][:1]} of the batch is not stored"
+    np.testing.assert_allclose(
+        batch.probabilities,
+        replay.probability(batch.indices, batch_size),
+        rtol=1e-12,
+        err_msg="the probabilities of a draw are not those that `probability` tells",
+    )
     assert ((batch.length >= 1) & (batch.length <= replay.n_step)).all(), "a window has no step, or too many"
     powers = np.array([replay.gamma**k for k in range(int(batch.length.max()) + 1)])
     expected = np.where(batch.terminated, 0.0, powers[batch.length]).astype(batch.discount.dtype)

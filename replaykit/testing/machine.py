@@ -21,7 +21,8 @@ moves = st.sampled_from(["on", "on", "shifted", "shifted", "still", "elsewhere"]
 class ReplayMachine(RuleBasedStateMachine):
     """Every kind of buffer and stack of wrappers, through every operation, against the model.
 
-    Subclass it and override `make` to drive a replay of your own with the same operations.
+    Subclass it and override `make` to drive a replay of your own with the same operations. It is pickled and copied on
+    the way, so its class and its functions must be found by name in a module.
 
     Examples
     --------

@@ -50,7 +50,7 @@ def is_near(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Relabelling:
-    """A `HindsightReplay`."""
+    """A ``HindsightReplay``, around the other wrappers or inside them."""
 
     strategy: Any
     ratio: float
@@ -128,8 +128,8 @@ def _configurations(kinds: tuple[str, ...], spec: str) -> st.SearchStrategy[Conf
     )
 
 
-def build(configuration: Configuration) -> tuple[Replay, NaiveReplay]:
-    """The replay that a configuration describes, and its model."""
+def build(configuration: Configuration, model: type[NaiveReplay] = NaiveReplay) -> tuple[Replay, NaiveReplay]:
+    """The replay that a configuration describes, and its model: a `NaiveReplay`, or a subclass of it."""
     c = configuration
     spec = SPECS[c.spec]
     shared: dict[str, Any] = {
@@ -160,7 +160,7 @@ def build(configuration: Configuration) -> tuple[Replay, NaiveReplay]:
         replay = CombinedReplay(replay, latest)
     if c.hindsight is not None and c.hindsight.is_outermost:
         replay = HindsightReplay(replay, **c.hindsight.options())
-    model = NaiveReplay(
+    naive = model(
         kind=c.kind,
         length=-(-c.capacity // c.num_envs),
         **shared,
@@ -171,7 +171,7 @@ def build(configuration: Configuration) -> tuple[Replay, NaiveReplay]:
         combined=list(c.combined),
         hindsight=None if c.hindsight is None else NaiveHindsight(**c.hindsight.options()),
     )
-    return replay, model
+    return replay, naive
 
 
 def values_of(tree: Tree, number: int) -> Tree:
