@@ -47,7 +47,7 @@ class ReplayBuffer(Replay):
         stacks come from ``FrameStackObservation(record(env, buffer), k)``.
     padding : {"reset", "zero"}
         What fills up a stack at an episode's start, its first observation or zeros, as Gymnasium's
-        ``FrameStackObservation`` does.
+        ``FrameStackObservation`` does (but zeros in a Box that has none as well, where that takes its lower bound).
     share : {"large", "all", "none"}
         Which observations are kept once, rather than as the next_obs of a step and as the obs of the following one, or
         in each of several stacks: those above 1 KB, all, or none. Only what is found to be equal is shared, so

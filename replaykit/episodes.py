@@ -57,6 +57,7 @@ class Episodes:
         lanes = np.flatnonzero(mask & (ring.cursor > ring.first))
         ring.ended[((ring.cursor[lanes] - 1) * ring.num_envs + lanes) % ring.capacity] = True
         self.sync()
+        self._over |= mask  # of a lane that an interrupted add has left empty, too
 
     def clear(self) -> None:
         """The next step of each lane begins another episode; for when the ring has been cleared."""

@@ -31,6 +31,15 @@ class FramesPlan:
     sources: npt.NDArray[np.int64]
 
 
+@dataclass(slots=True)
+class _Room:
+    """What grows: the frames beyond the pool, and the numbers of all that are free, `count[0]` of them."""
+
+    overflow: npt.NDArray[Any]
+    free: npt.NDArray[np.int64]
+    count: npt.NDArray[np.int64]
+
+
 class Frames:
     """The observations of one field, as numbers of frames.
 
@@ -72,41 +81,30 @@ class Frames:
         new = (2 if not shares else 3 if self._given % 3 == 0 else 1) * capacity  # three: the planes of a colour image
         self._pool_size = new + new // _SLACK + 2 * self._kept * num_envs + 1
         self._capacity = capacity
-        self._overflow_size = 0
+        self._room = _Room(np.zeros((0, *self._frame_shape), leaf.dtype), np.zeros(0, np.int64), np.zeros(1, np.int64))
+
+    @property
+    def _total(self) -> int:
+        """Frames that there is room for."""
+        return self._pool_size + len(self._room.overflow)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the frames, whether filled or not, and of their numbers."""
-        frames = self._pool_size + self._overflow_size
-        return frames * (self._frame_bytes + 8) + self._capacity * 2 * self._kept * 4
+        return self._total * (self._frame_bytes + 8) + self._capacity * 2 * self._kept * 4
 
     def allocate(self) -> None:
         """Take the memory: `nbytes`, of which the system gives each page when it is first written."""
         self._table = np.zeros((self._capacity, 2 * self._kept), np.int32)
         self._pool = np.zeros((self._pool_size, *self._frame_shape), self._leaf.dtype)
-        self._overflow = np.zeros((0, *self._frame_shape), self._leaf.dtype)
-        self._free = np.arange(self._pool_size)[::-1].copy()  # taken from the end
-        self._free_count = np.array([self._pool_size - (self._zero == 0)])
-        self._bind()
-
-    def _bind(self) -> None:
-        """Make the views, which copies and pickles do not keep."""
-        self._words = np.dtype(np.uint64 if self._frame_bytes % 8 == 0 else np.uint8)
-        self._pool_words = self._as_words(self._pool, len(self._pool))
-        self._overflow_words = self._as_words(self._overflow, len(self._overflow))
+        free = np.arange(self._pool_size)[::-1].copy()  # taken from the end
+        self._room = _Room(self._room.overflow, free, np.array([self._pool_size - (self._zero == 0)]))
 
     def _as_words(self, frames: npt.NDArray[Any], *lead: int) -> npt.NDArray[Any]:
         """Contiguous frames as rows of words, to be compared and copied whatever their dtype is."""
-        size = self._frame_bytes // self._words.itemsize
-        words: npt.NDArray[Any] = frames.reshape(-1).view(self._words).reshape(*lead, size)
+        word = np.dtype(np.uint64 if self._frame_bytes % 8 == 0 else np.uint8)
+        words: npt.NDArray[Any] = frames.reshape(-1).view(word).reshape(*lead, self._frame_bytes // word.itemsize)
         return words
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_pool_words", "_overflow_words")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._bind()
 
     # -- Writing ---------------------------------------------------------------------------------------------
 
@@ -144,50 +142,62 @@ class Frames:
         )
         links = np.empty((count, 3), np.int64)
         sources = np.empty((count, 2 * self._given), np.int64)
+        pool, room = self._as_words(self._pool, self._pool_size), self._room
         lacking = kernels.plan(
             indices, ends, given, given_next, self._shares, self._zero, first, cursor, ended,
-            self._table, self._pool_words, self._overflow_words, self._free_count, links, sources,
+            self._table, pool, self._as_words(room.overflow, len(room.overflow)), room.count, links, sources,
         )  # fmt: skip
         if lacking > 0:
-            self._grow(lacking)
+            self._grow(room, lacking)
         return FramesPlan(indices, given, given_next, links, sources)
 
-    def _grow(self, lacking: int) -> None:
-        """Make room for this many more frames at least, and so many that it is not for long."""
-        old = self._overflow_size
-        more = max(lacking, old, self._pool_size // 8)
-        needed = (old + more) * self._frame_bytes
+    def refuse_more_than_memory(self) -> None:
+        """Raise MemoryError unless there is memory for whatever is written, shared or not."""
+        worst = 2 * self._capacity * self._given + 2 * self._kept * self._num_envs
+        if worst > self._total:
+            self._refuse_to_grow(worst - self._pool_size, "at most ", worst - self._total)
+
+    def _refuse_to_grow(self, overflow: int, most: str, more: int) -> None:
         refuse_more_than_memory(
-            needed,
+            overflow * self._frame_bytes,
             f"{self._leaf.name}: the observations share fewer frames than a stream does in which each is the next_obs "
-            f"of the step before; to store {more} more frames",
+            f"of the step before; to store {most}{more} more frames",
         )
+
+    def _grow(self, room: "_Room", lacking: int) -> None:
+        """Make room for this many more frames at least, and so many that it is not for long."""
+        old, total = len(room.overflow), self._total
+        more = max(lacking, old, self._pool_size // 8)
+        self._refuse_to_grow(old + more, "", more)
         overflow = np.zeros((old + more, *self._frame_shape), self._leaf.dtype)
-        overflow[:old] = self._overflow
-        free = np.empty(self._pool_size + old + more, np.int64)
-        count = int(self._free_count[0])
-        free[:more] = np.arange(self._pool_size + old, free.size)[::-1]
-        free[more : more + count] = self._free[:count]
-        self._overflow, self._free, self._free_count = overflow, free, self._free_count + more
-        self._overflow_size = old + more
-        self._bind()
+        overflow[:old] = room.overflow
+        free = np.empty(total + more, np.int64)
+        count = int(room.count[0])
+        free[:more] = np.arange(total, total + more)[::-1]
+        free[more : more + count] = room.free[:count]
+        self._room = _Room(
+            overflow, free, room.count + more
+        )  # at once, so that an interrupt finds the one or the other
 
     def write(self, plan: FramesPlan) -> None:
         """Store the frames of the steps, and free those of the steps whose slots they take."""
+        room = self._room
         kernels.write(
-            plan.indices, self._num_envs, plan.obs, plan.next_obs, plan.links, plan.sources, self._zero,
-            self._table, self._pool_words, self._overflow_words, self._free, self._free_count,
+            plan.indices, self._num_envs, plan.obs, plan.next_obs, plan.links, plan.sources, self._zero, self._table,
+            self._as_words(self._pool, self._pool_size), self._as_words(room.overflow, len(room.overflow)),
+            room.free, room.count,
         )  # fmt: skip
 
     def release(self, living: npt.NDArray[np.int64]) -> None:
         """Free every frame but those of the `living` slots. O(C), for after a reset or an interrupted write."""
-        unused = np.ones(self._pool_size + self._overflow_size, np.bool_)
+        room = self._room
+        unused = np.ones(self._total, np.bool_)
         unused[self._table[living]] = False
         if self._zero == 0:
             unused[0] = False
         numbers = np.flatnonzero(unused)[::-1]
-        self._free[: numbers.size] = numbers
-        self._free_count[0] = numbers.size
+        room.free[: numbers.size] = numbers
+        room.count[0] = numbers.size
 
     # -- Reading ---------------------------------------------------------------------------------------------
 
@@ -213,15 +223,15 @@ class Frames:
         """Fresh copies of the frames of these numbers."""
         out = np.empty(numbers.shape + self._frame_shape, self._leaf.dtype)
         np.take(self._pool, numbers, axis=0, out=out, mode="clip")
-        if self._overflow_size:
+        if len(self._room.overflow):
             elsewhere = numbers >= self._pool_size
-            out[elsewhere] = self._overflow[numbers[elsewhere] - self._pool_size]
+            out[elsewhere] = self._room.overflow[numbers[elsewhere] - self._pool_size]
         return out
 
     @property
     def arrays(self) -> tuple[npt.NDArray[Any], ...]:
         """What holds the observations."""
-        return self._table, self._pool, self._overflow
+        return self._table, self._pool, self._room.overflow
 
     def check(self, living: npt.NDArray[np.int64]) -> None:
         """Verify that no frame of the `living` slots counts as free, and none is lost.
@@ -231,9 +241,9 @@ class Frames:
         AssertionError
             Naming the broken invariant.
         """
-        name, total = self._leaf.name, self._pool_size + self._overflow_size
+        room, name, total = self._room, self._leaf.name, self._total
         used = np.unique(self._table[living])
-        free = self._free[: self._free_count[0]]
+        free = room.free[: room.count[0]]
         assert used.size == 0 or (used[0] >= 0 and used[-1] < total), f"{name}: a frame has no place"
         assert np.unique(free).size == free.size, f"{name}: a frame is free twice"
         assert not np.isin(free, used).any(), f"{name}: a frame in use counts as free"

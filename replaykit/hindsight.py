@@ -148,6 +148,8 @@ class HindsightReplay(ReplayWrapper):
                     f"obs has no field {key!r}, only {', '.join(map(repr, spec['obs']))}; expected one with the "
                     f"goal; pass its key as {option}="
                 )
+        if achieved == desired:
+            raise ValueError(f"achieved_goal and desired_goal are both {achieved!r}; expected two fields of obs")
         if fields[f"obs.{achieved}"] != fields[f"obs.{desired}"]:
             raise ValueError(
                 f"obs.{desired} is {fields[f'obs.{desired}']!r}; expected {fields[f'obs.{achieved}']!r}, as "
@@ -237,7 +239,7 @@ class HindsightReplay(ReplayWrapper):
         missed = goals.missed()[:8]
         if missed.size and not self._is_vectorised:
             # Many a compute_terminated takes the norm over all rows: then a row's answer depends on the others
-            probe = goals.take(missed).and_reached()
+            probe = goals.take(missed).around_reached()
             alone = [ask(probe.take(np.array([row])))[0] for row in range(probe.achieved.shape[0])]
             if (ask(probe) != alone).any():
                 raise ValueError(
@@ -261,7 +263,8 @@ class _Goals:
         count = self.achieved.shape[0]
         given = f"achieved_goal and desired_goal of shape {self.achieved.shape}, {self.achieved.dtype}"
         try:
-            result = function(self.achieved.copy(), self.desired.copy(), self.info)
+            info = map_tree(lambda array, _path: array.copy(), self.info)
+            result = function(self.achieved.copy(), self.desired.copy(), info)
         except Exception as error:
             raise RuntimeError(
                 f"{called} raised {type(error).__name__}: {error}; it was given {given}, one row for each step"
@@ -284,12 +287,12 @@ class _Goals:
         info = map_tree(lambda array, _path: array[rows], self.info)
         return _Goals(self.achieved[rows], self.desired[rows], info)
 
-    def and_reached(self) -> "_Goals":
-        """These rows, and then the same steps, each with what it achieves for its goal."""
+    def around_reached(self) -> "_Goals":
+        """These rows, then the same steps each with what it achieves for its goal, and these rows again."""
         return _Goals(
-            np.concatenate((self.achieved, self.achieved)),
-            np.concatenate((self.desired, self.achieved)),
-            map_tree(lambda array, _path: np.concatenate((array, array)), self.info),
+            np.concatenate((self.achieved, self.achieved, self.achieved)),
+            np.concatenate((self.desired, self.achieved, self.desired)),
+            map_tree(lambda array, _path: np.concatenate((array, array, array)), self.info),
         )
 
 

@@ -16,9 +16,13 @@ def refuse_more_than_memory(needed: int, purpose: str) -> None:
     available = _available_bytes()
     if needed > available:
         raise MemoryError(
-            f"{purpose} needs {needed / 2**30:.1f} GiB; this machine has {available / 2**30:.1f} GiB available; lower "
-            "the capacity or store smaller dtypes"
+            f"{purpose} needs {_size(needed)}; this machine has {_size(available)} available; lower the capacity or "
+            "store smaller dtypes"
         )
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _available_bytes() -> float:

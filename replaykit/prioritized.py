@@ -178,8 +178,9 @@ class PrioritizedBuffer(Replay):
             self._drop_retired()
         value = tree.largest or 1.0
         if ring.stamps is None:
-            count = int(min(ring.cursor[0] - settled[0], ring.cursor[0] - ring.first[0])) * ring.num_envs
-            start = (int(ring.cursor[0]) * ring.num_envs - count) % ring.capacity
+            cursor = ring.cursor.item(0)
+            count = min(cursor - settled.item(0), cursor - ring.first.item(0)) * ring.num_envs
+            start = (cursor * ring.num_envs - count) % ring.capacity
             stop = start + count
             tree.fill(start, min(stop, ring.capacity), value)
             if stop > ring.capacity:
@@ -206,7 +207,7 @@ class PrioritizedBuffer(Replay):
         ring = self._storage.ring
         slots, kept = np.empty(errors.size, np.int64), np.empty(errors.size, np.float64)
         count = kernels.living(
-            indices[indices >= 0], scaled, np.inf, ring.first, ring.cursor, ring.capacity, slots, kept
+            indices[indices >= 0], scaled, np.inf, 0.0, ring.first, ring.cursor, ring.capacity, slots, kept
         )
         self._tree.assign(slots[:count], kept[:count])
         self._settled[:] = ring.cursor
@@ -237,8 +238,8 @@ class PrioritizedBuffer(Replay):
         >>> buffer.update_priorities([0, 1, 2], td_errors=[0.5, -2.0, 1.0])  # 0 was overwritten by 2
         2
         """
-        slots, values, stale = self._checked_update(indices, td_errors, priorities)
-        scaled = self._scaled(values if td_errors is None else np.abs(values) + self.eps)
+        slots, values, stale = self._checked_update(indices, td_errors, priorities, self.eps)
+        scaled = self._scaled(values)
         self._settle()
         self._tree.assign(slots, scaled)
         self._stale_updates += stale
@@ -256,6 +257,7 @@ class PrioritizedBuffer(Replay):
         """
         self._settle()
         storage, tree = self._storage, self._tree
+        tree.refuse_empty()  # before anything random is drawn
         uniforms = storage.rng.random(1 if self.draws == "systematic" else batch_size)
         slots, probabilities = tree.draw_at(uniforms, batch_size, self.draws)
         return Draw(
@@ -278,7 +280,7 @@ class PrioritizedBuffer(Replay):
             with np.errstate(over="ignore"):
                 unscaled: npt.NDArray[np.float32] = ((len(self) * q) ** -beta).astype(np.float32)
             return unscaled
-        least = draw.least if self.weights == "buffer" and draw.least is not None else q.min()
+        least = draw.least if self.weights == "buffer" and draw.least is not None else np.minimum.reduce(q)
         weights: npt.NDArray[np.float32] = ((q / least) ** -beta).astype(np.float32)
         return np.maximum(weights, _SMALLEST_WEIGHT) if self.weights == "buffer" else weights
 

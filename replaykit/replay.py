@@ -34,6 +34,7 @@ class Replay(ABC):
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        self._is_plain = type(self).window is Replay.window and type(self).reduce is Replay.reduce
 
     # -- Writing ---------------------------------------------------------------------------------------------
 
@@ -81,8 +82,12 @@ class Replay(ABC):
         """
         values = (obs, action, reward, next_obs, terminated, truncated)
         storage = self._storage
-        if mask is None and td_error is None and storage.num_envs == 1:
-            return storage.add_one(values, extras)
+        if mask is None and td_error is None:
+            if storage.num_envs == 1:
+                return storage.add_one(values, extras)
+            indices = storage.add_block(values, extras, storage.lanes)
+            if indices is not None:
+                return indices
         checked = storage.check_mask(mask, None)
         ready = storage.coerce(values, extras, None, checked)
         if td_error is None:
@@ -123,11 +128,16 @@ class Replay(ABC):
             As :meth:`add`; the buffer is unchanged.
         """
         storage = self._storage
+        values = (obs, action, reward, next_obs, terminated, truncated)
         shape = as_array("reward", reward).shape
         if not shape:
             raise ValueError(f"reward has shape (); expected {('T', *storage.lead(None))}; use add for a single step")
+        if mask is None and td_error is None:
+            indices = storage.add_block(values, extras, (shape[0], *storage.lanes))
+            if indices is not None:
+                return indices
         checked = storage.check_mask(mask, shape[0])
-        ready = storage.coerce((obs, action, reward, next_obs, terminated, truncated), extras, shape[0], checked)
+        ready = storage.coerce(values, extras, shape[0], checked)
         if td_error is None:
             return storage.write(ready)
         return self._write_prioritized(ready, self._initial_errors(td_error, storage.lead(shape[0]), checked))
@@ -192,7 +202,10 @@ class Replay(ABC):
         state = storage.rng.bit_generator.state if storage.is_fallible else None
         try:
             draw = self.draw(batch_size)
-            fields = self.reduce(self.window(draw.indices))
+            if self._is_plain:  # the same in one go
+                fields = storage.transitions(draw.indices)
+            else:
+                fields = self.reduce(self.window(draw.indices))
             fields["weights"] = self.weigh(draw)
         except BaseException:
             if state is not None:  # the next batch is the one that this would have been
@@ -236,13 +249,13 @@ class Replay(ABC):
             If indices are not integers, shapes differ, a value is NaN or infinite, or a priority negative. Whatever is
             raised, the buffer is unchanged.
         """
-        self._checked_update(indices, td_errors, priorities)
+        self._checked_update(indices, td_errors, priorities, 0.0)
         return 0
 
     def _checked_update(
-        self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None, priorities: npt.ArrayLike | None
+        self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None, priorities: npt.ArrayLike | None, eps: float
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], int]:
-        """Slots and values of the entries that are not stale, and how many are."""
+        """Slots and priorities of the entries that are not stale, and how many are."""
         if (td_errors is None) == (priorities is None):
             raise TypeError("pass either td_errors or priorities=")
         name, given = ("td_errors", td_errors) if priorities is None else ("priorities", priorities)
@@ -251,10 +264,11 @@ class Replay(ABC):
         if values.shape != entries.shape:
             raise ValueError(f"{name} has shape {values.shape}; expected {entries.shape}, that of indices")
         ring = self._storage.ring
-        slots = np.empty(entries.shape[0], np.int64)
-        kept = np.empty(entries.shape[0], np.float64)
+        size = entries.shape[0]
+        slots, kept = np.empty(size, np.int64), np.empty(size, np.float64)
         limit = self._largest_priority
-        count = kernels.living(entries, values, limit, ring.first, ring.cursor, ring.capacity, slots, kept)
+        eps = eps if priorities is None else 0.0
+        count = kernels.living(entries, values, limit, eps, ring.first, ring.cursor, ring.capacity, slots, kept)
         if count < 0:
             wrong = -1 - count
             if not abs(values[wrong]) <= limit:
@@ -264,7 +278,7 @@ class Replay(ABC):
             raise IndexError(ring.why_not_stored(int(entries[wrong])))
         if priorities is not None and values.size and values.min() < 0.0:
             raise ValueError(f"priorities contains {values.min()}; expected non-negative numbers")
-        return slots[:count], kept[:count], entries.shape[0] - count
+        return (slots, kept, 0) if count == size else (slots[:count], kept[:count], size - count)
 
     # -- The verbs -------------------------------------------------------------------------------------------
 
@@ -305,7 +319,8 @@ class Replay(ABC):
     def __repr__(self) -> str:
         storage = self._storage
         lanes = f"num_envs={storage.num_envs}, n_step={storage.n_step}"
-        return f"{type(self).__name__}({len(self)} of {self.capacity}, {lanes})"
+        stack = f", stack={storage.stack}" if storage.stack > 1 else ""
+        return f"{type(self).__name__}({len(self)} of {self.capacity}, {lanes}{stack})"
 
     @property
     def spec(self) -> Spec:

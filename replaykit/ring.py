@@ -167,6 +167,38 @@ class Ring:
         self.gaps = gaps
         return index
 
+    def is_contiguous(self, steps: int) -> bool:
+        """Whether the next steps of all lanes go side by side into the rows, and nowhere else."""
+        rows = steps * self.num_envs
+        head = self._cursor_of_lane[0] * self.num_envs % self.capacity
+        return self.stamps is None and not self.frames and 0 < rows <= self.capacity - head
+
+    def append_block(
+        self, values: Sequence[npt.NDArray[Any]], ended: npt.NDArray[np.bool_], steps: int
+    ) -> npt.NDArray[np.int64]:
+        """Store steps of all lanes that go side by side into the rows; their indices, of the shape of `ended`."""
+        rows = steps * self.num_envs
+        step = self._cursor_of_lane[0]
+        begin = step * self.num_envs
+        places = slice(begin % self.capacity, begin % self.capacity + rows)
+        indices = np.arange(begin, begin + rows, dtype=np.int64)
+        gaps, self.gaps = self.gaps, True
+        self.clock += steps
+        retired = step + steps - self.length - self._first_of_lane[0]
+        if retired > 0:
+            self.first += retired
+        if ended.ndim == 1:
+            for i, column in self.columns.items():
+                column[places] = values[i]
+            self.ended[places] = ended
+        else:
+            for i, column in self.columns.items():
+                column[places] = values[i].reshape(column[places].shape)
+            self.ended[places] = ended.reshape(rows)
+        self.cursor += steps
+        self.gaps = gaps
+        return indices if ended.ndim == 1 else indices.reshape(ended.shape)
+
     def append(
         self,
         values: Sequence[npt.NDArray[Any]],
@@ -333,8 +365,9 @@ class Ring:
         )  # fmt: skip
         if wrong >= 0:
             self.refuse(indices, wrong)
-        fields = np.ndarray((), record, block)
-        arrays: list[npt.NDArray[Any]] = [fields[name] for name in layout.names]
+        arrays: list[npt.NDArray[Any]] = list(np.ndarray((), record, block).item())  # views of the block
+        if layout.is_packed:
+            return arrays
         for position, leaf in layout.large:
             array = self.large[leaf]
             out = np.empty((indices.shape[0], *array.shape[1:]), array.dtype)
@@ -372,6 +405,7 @@ class Layout:
         self.sources = np.array([offsets[name][1] for name in self.names if name in offsets], np.int64)
         self.sizes = np.array([field.nbytes for field, small in zip(fields, packed, strict=True) if small], np.int64)
         self._fields = list(zip(fields, packed, strict=True))
+        self.is_packed = all(packed)
         self.records: dict[int, np.dtype[Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:

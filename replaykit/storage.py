@@ -76,6 +76,7 @@ class Storage:
             raise TypeError(f"spec is a {type(spec).__name__}; expected a Spec, such as Spec.from_env(env) gives")
         self.spec = spec
         self.num_envs = check_count("num_envs", num_envs)
+        self.lanes = (self.num_envs,) if self.num_envs > 1 else ()
         self.n_step = check_count("n_step", n_step)
         self.gamma = check_unit("gamma", gamma)
         self.stack = check_count("stack", stack)
@@ -117,8 +118,10 @@ class Storage:
         self._first = Layout(self.ring, of_first)
         self._last = Layout(self.ring, of_last)
         self._flags = Layout(self.ring, (self._terminated, self._truncated))
+        self._last_and_flags = Layout(self.ring, (*of_last, self._terminated, self._truncated))
         # Where to find each leaf in the fields of first, those of last, and reward and the flags
         order = [*of_first, *of_last, *of_window]
+        self._reward_place = len(of_first) + len(of_last)
         self._places = [order.index(i) for i in range(len(names))]
         self._is_flat, self._names = spec.is_flat, tuple(spec)
         self._is_plain = spec.is_flat and not spec.extra
@@ -150,6 +153,26 @@ class Storage:
                 return False
         return True
 
+    def add_block(
+        self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...]
+    ) -> npt.NDArray[np.int64] | None:
+        """Store steps of all lanes, as `coerce` and `write` would, but fast; their indices.
+
+        None if that takes more: if a value is no array that can be stored as it is, or the steps do not lie side by
+        side in the ring. Then nothing has been stored.
+        """
+        flat: Sequence[Any] = values if self._is_plain and not extras else self.spec.flatten(values, extras)
+        for value, leaf in zip(flat, self.spec.leaves):  # noqa: B905
+            if type(value) is not ndarray or value.dtype is not leaf.dtype or value.shape != lead + leaf.shape:
+                return None
+        ring = self.ring
+        steps = lead[0] if len(lead) > len(self.lanes) else 1
+        if not ring.is_contiguous(steps):
+            return None
+        if ring.clock + steps > self.episodes.due:
+            self.episodes.sync()
+        return ring.append_block(flat, flat[self._terminated] | flat[self._truncated], steps)
+
     def coerce(
         self,
         values: tuple[Tree, ...],
@@ -171,8 +194,7 @@ class Storage:
 
     def lead(self, steps: int | None) -> tuple[int, ...]:
         """The leading axes of values: (T, E), without T for one step and without E for one lane."""
-        lanes = (self.num_envs,) if self.num_envs > 1 else ()
-        return lanes if steps is None else (steps, *lanes)
+        return self.lanes if steps is None else (steps, *self.lanes)
 
     def check_mask(self, mask: Any, steps: int | None) -> npt.NDArray[np.bool_] | None:
         """The mask in the shape of the leading axes, or None where it selects everything."""
@@ -209,6 +231,9 @@ class Storage:
     ) -> npt.NDArray[np.int64]:
         """Write at most L steps at a time, so that no slot is written twice at once."""
         length = self.ring.length
+        if steps > length:  # a part of the steps must not be refused when others have been written
+            for frames in self.ring.frames.values():
+                frames.refuse_more_than_memory()
         indices = np.full((steps, self.num_envs), -1, np.int64)
         begin = 0
         for step in range(0, steps, length):
@@ -256,6 +281,43 @@ class Storage:
         ring.refuse(indices, kernels.window(indices, ring.first, ring.cursor, rewards, ring.ended, reward, length))
         terminated, truncated = ring.gather(indices + (length - 1) * self.num_envs, self._flags)
         return Window(indices, ring.gather(indices, self._first), length, reward, terminated, truncated)
+
+    def transitions(self, indices: npt.NDArray[np.int64]) -> dict[str, Any]:
+        """``reduce(window(indices))``, with fewer steps on the way: for when nobody changes the windows. O(B n).
+
+        Raises
+        ------
+        IndexError
+            If an index is stale or was never given out.
+        """
+        ring = self.ring
+        if self._window == 1:
+            flat = ring.gather(indices, self._all)
+            length = constant(indices.shape[0], 1, np.int64)
+            discount = self._gamma_or_0.take(flat[self._terminated])
+        else:
+            flat, discount, length = self._n_step_transitions(indices)
+        fields = dict(zip(self._names, flat)) if self._is_flat else self.spec.unflatten(flat, self._names)  # noqa: B905
+        fields["discount"] = discount
+        fields["length"] = length
+        return fields
+
+    def _n_step_transitions(self, indices: npt.NDArray[np.int64]) -> tuple[list[Any], npt.NDArray[Any], Any]:
+        """Leaves, discounts and lengths of windows of several steps."""
+        ring = self.ring
+        count = indices.shape[0]
+        total, discount = np.empty(count, np.float64), np.empty(count, np.float64)
+        length, last = np.empty(count, np.int64), np.empty(count, np.int64)
+        columns = ring.columns
+        ring.refuse(indices, kernels.n_step(
+            indices, ring.first, ring.cursor, columns[self._reward], columns[self._terminated], ring.ended,
+            self._powers, total, discount, length, last,
+        ))  # fmt: skip
+        found = ring.gather(indices, self._first)
+        found += ring.gather(last, self._last_and_flags)
+        with np.errstate(over="ignore"):
+            found.insert(self._reward_place, total.astype(self.reward_dtype))
+        return [found[place] for place in self._places], discount.astype(self.reward_dtype), length
 
     def read(self, indices: npt.NDArray[np.int64], names: tuple[str, ...]) -> list[npt.NDArray[Any]]:
         """The fields of these names, leaves of the spec, as they are stored: fresh arrays (B, ...).
@@ -345,7 +407,7 @@ def _refuse_vectors(spec: Spec, stack: int) -> None:
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
     """Refuse a `value` that is not one of a Literal's."""
-    if value not in get_args(choices):
+    if not isinstance(value, str) or value not in get_args(choices):
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, get_args(choices)))}")
 
 

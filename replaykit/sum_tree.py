@@ -182,13 +182,13 @@ class SumTree:
         expected = (1 if scheme == "systematic" else check_count("batch_size", batch_size),)
         if points.shape != expected or not ((points >= 0.0) & (points < 1.0)).all():
             raise ValueError(f"uniforms of shape {points.shape} given; expected {expected}, of numbers in [0, 1)")
+        self.refuse_empty()
         return self.draw_at(points, check_count("batch_size", batch_size), scheme)
 
     def draw_at(
         self, uniforms: npt.NDArray[np.float64], batch_size: int, scheme: str
     ) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.float64]]:
-        """:meth:`draw` for arguments that are known to be right, as those of a buffer are."""
-        self._refuse_empty()
+        """:meth:`draw` for arguments that are known to be right, and a tree that is not empty."""
         leaves: npt.NDArray[np.signedinteger[Any]] = np.empty(batch_size, self._cursor_dtype)
         probabilities = np.empty(batch_size, np.float64)
         kernels.draw(self._nodes, uniforms, SCHEMES.index(scheme), batch_size, leaves, probabilities)
@@ -220,7 +220,7 @@ class SumTree:
         >>> tree.find([0.0, 2.9, 3.0])
         array([0, 0, 2])
         """
-        self._refuse_empty()
+        self.refuse_empty()
         masses = as_float64("mass", mass).copy()
         if masses.ndim != 1:
             raise ValueError(f"mass has shape {masses.shape}; expected (B,)")
@@ -231,7 +231,8 @@ class SumTree:
         kernels.find(self._nodes, masses, leaves)
         return leaves.astype(np.int64)
 
-    def _refuse_empty(self) -> None:
+    def refuse_empty(self) -> None:
+        """Raise ValueError if every leaf is 0."""
         self._repair()
         if self._nodes[1] == 0.0:
             raise ValueError(

@@ -27,6 +27,8 @@ class ReplayWrapper(Replay):
         if not isinstance(inner, Replay):
             raise TypeError(f"inner is a {type(inner).__name__}; expected a buffer or another wrapper")
         super().__init__(inner._storage)
+        cls = type(self)
+        self._is_plain = inner._is_plain and cls.window is ReplayWrapper.window and cls.reduce is ReplayWrapper.reduce
         self.inner = inner
 
     def add(

@@ -1,14 +1,18 @@
 """What several test modules use."""
 
+import os
 import pickle
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
+import replaykit
 from replaykit import Field, PrioritizedBuffer, Replay, Spec
 from replaykit.trees import leaves_of
 
+PACKAGE = os.path.dirname(replaykit.__file__)
 FLAT = Spec(obs=Field((3,)), action=Field((), np.int64))
 
 
@@ -75,3 +79,28 @@ class unchanged:  # noqa: N801
 def arrays_of(batch: Any) -> dict[str, Any]:
     """The arrays of a batch by path."""
     return dict(leaves_of(dict(batch.items())))
+
+
+def interrupted(call: Any, at: int, module: str = "") -> bool:
+    """Run `call`, raising KeyboardInterrupt at the `at`-th line of the package or module; whether there is one."""
+    lines = 0
+
+    def trace(frame: Any, event: str, _argument: Any) -> Any:
+        nonlocal lines
+        file = frame.f_code.co_filename
+        if not (file.startswith(PACKAGE) and file.endswith(module)) or "_kernels" in file:
+            return None
+        if event == "line":
+            lines += 1
+            if lines == at:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from replaykit import CombinedReplay, Field, LatestBuffer, PrioritizedBuffer, ReplayBuffer, Spec, memory, record
 from replaykit.testing import assert_lawful, bits_of
-from tests.helpers import FLAT, unchanged
+from tests.helpers import FLAT, interrupted, unchanged
 
 FRAME = Spec(obs=Field((84, 84), np.uint8), action=Field((), np.int64))
 STACKED = Spec(obs=Field((4, 84, 84), np.uint8), action=Field((), np.int64))
@@ -297,7 +297,7 @@ def test_a_stream_that_outgrows_the_machine_is_refused_and_nothing_is_lost(monke
     many = [np.stack([np.stack([frame(9 * i + d + e, (4, 84, 84)) for e in (0, 3)]) for i in range(9)]) for d in (0, 1)]
     zeros = np.zeros((9, 2))
     twin = pickle.loads(pickle.dumps(buffer))
-    with pytest.raises(MemoryError, match=r"obs: the observations share fewer frames .* needs 0.0 GiB; .* available"):
+    with pytest.raises(MemoryError, match=r"obs: the observations share fewer frames .* needs .* MiB; .* available"):
         buffer.extend(many[0], zeros.astype(int), zeros, many[1], zeros.astype(bool), zeros.astype(bool))
     buffer.check()
     assert buffer.nbytes == twin.nbytes
@@ -309,6 +309,47 @@ def test_a_stream_that_outgrows_the_machine_is_refused_and_nothing_is_lost(monke
         step, lane = divmod(index, 2)
         if step >= 3:
             assert (batch.obs[row] == frame(9 * (step - 3) + 3 * lane, (4, 84, 84))).all()
+
+
+def test_an_extend_longer_than_the_ring_is_refused_as_a_whole(monkeypatch):
+    """Not after its first part has been written."""
+    buffer = ReplayBuffer(6, STACKED, seed=0)
+    play(buffer, 4, 9, stacked=True)
+    twin = pickle.loads(pickle.dumps(buffer))
+    monkeypatch.setattr(memory, "_available_bytes", lambda: 6 * 4 * 84 * 84)
+    many = np.stack([frame(i, (4, 84, 84)) for i in range(14)])
+    zeros = np.zeros(14)
+    with pytest.raises(MemoryError, match="to store at most 41 more frames needs .* MiB; "):
+        buffer.extend(many, zeros.astype(int), zeros, many[::-1], zeros.astype(bool), zeros.astype(bool))
+    assert bits_of(buffer.sample(20)) == bits_of(twin.sample(20))
+    monkeypatch.undo()
+    buffer.extend(many, zeros.astype(int), zeros, many[::-1], zeros.astype(bool), zeros.astype(bool))
+    assert (assert_lawful(buffer, 20).indices >= 12).all()
+
+
+def test_an_interrupt_while_the_memory_grows_loses_nothing():
+    """At every line: what was stored is there, and the next add goes well."""
+    at = 0
+    while True:
+        at += 1
+        buffer = ReplayBuffer(8, STACKED, seed=0)
+        play(buffer, 8, 9, stacked=True)
+        twin = pickle.loads(pickle.dumps(buffer))
+        many = np.stack([frame(50 + i, (4, 84, 84)) for i in range(7)])
+        zeros = np.zeros(7)
+        call = (many, zeros.astype(int), zeros, many[::-1], zeros.astype(bool), zeros.astype(bool))
+        if not interrupted(lambda b=buffer, c=call: b.extend(*c), at, "frames.py"):
+            break
+        buffer.check()
+        if buffer.newest == 7 and buffer.oldest == 0:
+            assert bits_of(buffer.sample(9)) == bits_of(twin.sample(9))
+        buffer.reset()
+        buffer.extend(*call)
+        buffer.extend(*call)
+        buffer.check()
+        for row, index in enumerate(buffer.sample(30).indices):
+            assert index > 7, row
+    assert at > 20
 
 
 @pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer, LatestBuffer])
@@ -323,6 +364,8 @@ def test_wrong_options_are_refused(make):
             make(10, FRAME, stack=stack)
     with pytest.raises(ValueError, match="padding is 'edge'; expected one of 'reset', 'zero'"):
         make(10, FRAME, stack=4, padding="edge")
+    with pytest.raises(ValueError, match="padding is array"):
+        make(10, FRAME, stack=4, padding=np.zeros(2))
     with pytest.raises(ValueError, match="share is True; expected one of 'large', 'all', 'none'"):
         make(10, FRAME, share=True)
 

@@ -417,6 +417,8 @@ WRONG_ENDS = {
         ValueError,
         NOT_VECTORISED,
     ),
+    "once, for ever": (lambda a, d, i: np.logical_or.accumulate((a == d).all(-1)), ValueError, NOT_VECTORISED),
+    "until once": (lambda a, d, i: np.logical_and.accumulate((a == d).all(-1)), ValueError, NOT_VECTORISED),
     "numbers": (lambda a, d, i: np.zeros(len(a)), TypeError, "terminated_fn .* returned dtype float64; expected bool"),
     "an error": (raises(ValueError("no")), RuntimeError, "terminated_fn .* raised ValueError: no"),
 }
@@ -504,3 +506,45 @@ def test_a_wrapper_of_ones_own_around_or_inside():
     assert set(batch.reward[~batch.relabelled & (batch.length == 1)].tolist()) <= {-10.0}
     batch = Scaled(goals(ratio=1.0)).sample(64)
     assert set(batch.reward[batch.length == 1].tolist()) <= {-10.0, 0.0}
+
+
+def test_each_function_has_its_own_info():
+    """What reward_fn makes of it does not reach terminated_fn."""
+    spec = Spec(SPEC["obs"], SPEC["action"], cost=Field((), np.int64))
+
+    def careless(achieved_goal, desired_goal, info):
+        info["cost"][:] = 99
+        rewards = sparse(achieved_goal, desired_goal, info)
+        info.clear()
+        info["done"] = True
+        return rewards
+
+    batches = []
+    for reward_fn in (sparse, careless):
+        buffer = ReplayBuffer(20, spec, n_step=3, seed=0)
+        for i in range(15):
+            obs, next_obs = ({"achieved_goal": state(0, i + d), "desired_goal": UNREACHABLE} for d in (0, 1))
+            buffer.add(obs, 0, -1.0, next_obs, False, i % 7 == 6, cost=i)
+        replay = HindsightReplay(buffer, reward_fn, terminated_fn=lambda a, d, info: info["cost"] % 3 == 0)
+        batches.append(bits_of(replay.sample(30)))
+    assert batches[0] == batches[1]
+
+
+def test_one_key_for_both_goals_is_refused():
+    """It is a misprint."""
+    with pytest.raises(ValueError, match="achieved_goal and desired_goal are both 'desired_goal'"):
+        HindsightReplay(ReplayBuffer(9, SPEC), sparse, achieved_goal="desired_goal")
+
+
+def test_a_batch_that_cannot_be_drawn_draws_nothing_at_random():
+    """So that the next one is the same under a wrapper that puts the generator back."""
+    batches = []
+    for wrap in (lambda b: b, lambda b: HindsightReplay(b, sparse, ratio=0.0)):
+        buffer = PrioritizedBuffer(9, SPEC, eps=0.0, seed=0)
+        walk(buffer, [9])
+        buffer.update_priorities(np.arange(9), np.zeros(9))
+        with pytest.raises(ValueError, match="every priority is 0"):
+            wrap(buffer).sample(4)
+        buffer.update_priorities(np.arange(9), np.ones(9))
+        batches.append(wrap(buffer).sample(6).indices.tolist())
+    assert batches[0] == batches[1]

@@ -1,40 +1,12 @@
 """Ctrl-C at any moment: no torn row, nothing dead is drawn, every invariant holds."""
 
-import os
-import sys
-
 import numpy as np
 import pytest
 
-import replaykit
 from replaykit import CombinedReplay, Field, PrioritizedBuffer, Spec
+from tests.helpers import interrupted
 
-PACKAGE = os.path.dirname(replaykit.__file__)
 SPEC = Spec(obs=Field((4,)), action=Field((), np.int64))
-
-
-def interrupted(call, at):
-    """Run `call`, raising KeyboardInterrupt at the `at`-th line of the package; whether that many were run."""
-    lines = 0
-
-    def trace(frame, event, _argument):
-        nonlocal lines
-        if not frame.f_code.co_filename.startswith(PACKAGE) or "_kernels" in frame.f_code.co_filename:
-            return None
-        if event == "line":
-            lines += 1
-            if lines == at:
-                raise KeyboardInterrupt
-        return trace
-
-    sys.settrace(trace)
-    try:
-        call()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(None)
-    return False
 
 
 def row(number):

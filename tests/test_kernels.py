@@ -88,13 +88,15 @@ def test_lane_kernels_against_arithmetic(form, num_envs):
         values = np.arange(1.0, entries.size + 1)
         out, kept = np.empty(entries.size, np.int64), np.empty(entries.size)
         living = np.isin(entries, alive)
-        count = kernel(lanes, "living", form)(entries, values, 9.0, first, cursor, capacity, out, kept)
+        count = kernel(lanes, "living", form)(entries, -values, 9.0, 0.5, first, cursor, capacity, out, kept)
         assert count == living.sum()
         np.testing.assert_array_equal(out[:count], entries[living] % capacity)
-        np.testing.assert_array_equal(kept[:count], values[living])
+        np.testing.assert_array_equal(kept[:count], values[living] + 0.5)
         for value in (np.nan, np.inf, 10.0):
             wrong = np.array([1.0, value])
-            assert kernel(lanes, "living", form)(alive[[0, 0]], wrong, 9.0, first, cursor, capacity, out, kept) == -2
+            assert (
+                kernel(lanes, "living", form)(alive[[0, 0]], wrong, 9.0, 0.0, first, cursor, capacity, out, kept) == -2
+            )
 
         ended, rewards = rng.random(capacity) < 0.3, rng.random(capacity)
         number, starts, ends = (np.zeros(capacity, np.int64) for _ in range(3))

@@ -37,16 +37,17 @@ def slots_of(indices, first, cursor, capacity, slots):
 
 
 @jit
-def living(indices, values, limit, first, cursor, capacity, slots, kept):
-    """Slots and values of the indices that are not stale, in order, and how many they are.
+def living(indices, errors, limit, eps, first, cursor, capacity, slots, kept):
+    """Slots and ``abs(error) + eps`` of the indices that are not stale, in order, and how many they are.
 
-    Returns ``-1 - i`` where entry i was never issued or its value is not a number of at most `limit` in magnitude.
+    Returns ``-1 - i`` where entry i was never issued or its error is not a number of at most `limit` in magnitude.
     """
     num_envs = first.shape[0]
     count = 0
     for i in range(indices.shape[0]):
         index = indices[i]
-        if index < 0 or not abs(values[i]) <= limit:
+        size = abs(errors[i])
+        if index < 0 or not size <= limit:
             return -1 - i
         lane = index % num_envs if num_envs > 1 else 0
         step = index // num_envs if num_envs > 1 else index
@@ -54,7 +55,7 @@ def living(indices, values, limit, first, cursor, capacity, slots, kept):
             return -1 - i
         if step >= first[lane]:
             slots[count] = index % capacity
-            kept[count] = values[i]
+            kept[count] = size + eps
             count += 1
     return count
 
@@ -210,6 +211,39 @@ def window(indices, first, cursor, rewards, ended, reward, length):
                     slots[i] -= capacity
                 reward[i, k] = rewards[slots[i]]
                 length[i] = k + 1
+    return -1
+
+
+@jit
+def n_step(indices, first, cursor, rewards, terminated, ended, powers, total, discount, length, last):
+    """What the windows that start at living `indices` come to, as `window` and `n_step_return` would tell.
+
+    That is n-step returns of at most ``powers.shape[0] - 1`` steps and discounts, in float64, lengths, and the indices
+    of the last steps. Returns -1, or the position of the first index that is not stored.
+    """
+    num_envs, capacity = first.shape[0], ended.shape[0]
+    count, steps = indices.shape[0], powers.shape[0] - 1
+    slots = np.empty(count, np.int64)
+    wrong = slots_of(indices, first, cursor, capacity, slots)
+    if wrong >= 0:
+        return wrong
+    for i in range(count):
+        lane = indices[i] % num_envs if num_envs > 1 else 0
+        stop = cursor[lane] * num_envs
+        slot, index, k = np.uint64(slots[i]), indices[i], 1
+        value = 0.0
+        value += powers[0] * rewards[slot]
+        while k < steps and not ended[slot] and index + num_envs < stop:
+            index += num_envs
+            slot += np.uint64(num_envs)
+            if slot >= np.uint64(capacity):
+                slot -= np.uint64(capacity)
+            value += powers[k] * rewards[slot]
+            k += 1
+        total[i] = value
+        discount[i] = 0.0 if terminated[slot] else powers[k]
+        length[i] = k
+        last[i] = index
     return -1
 
 
