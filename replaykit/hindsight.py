@@ -180,14 +180,17 @@ class HindsightReplay(ReplayWrapper):
         """Give the windows in `rows` another goal, and the rewards and the ends that come with it."""
         anchors, lengths = window.indices[rows], window.length[rows]
         # Every step of these windows, one window after another: which of them it is of, and its place there
-        owner = np.repeat(np.arange(rows.size), lengths)
-        begins = lengths.cumsum() - lengths
-        place = np.arange(owner.size) - begins[owner]
-        steps = anchors[owner] + place * self.num_envs
+        if self.n_step == 1:
+            owner = begins = np.arange(rows.size)
+            place, steps = np.zeros(rows.size, np.int64), anchors
+        else:
+            owner, begins = np.repeat(np.arange(rows.size), lengths), lengths.cumsum() - lengths
+            place = np.arange(owner.size) - begins[owner]
+            steps = anchors[owner] + place * self.num_envs
 
         (outcomes,) = self._storage.read(np.concatenate((self._goal_steps(anchors), steps)), self._achieved)
         goals, achieved = outcomes[: rows.size], outcomes[rows.size :]
-        asked = _Goals(achieved, goals[owner], self._info_of(steps))
+        asked = _Goals(achieved, goals if self.n_step == 1 else goals[owner], self._info_of(steps))
         rewards = self._rewards(asked)
         if self.terminated_fn is not None:
             ends = self._ends(asked)
@@ -214,40 +217,43 @@ class HindsightReplay(ReplayWrapper):
 
     def _rewards(self, goals: "_Goals") -> npt.NDArray[Any]:
         """The rewards of the steps under their goals, checked, in an array of their own."""
-        called = f"reward_fn {_name_of(self.reward_fn)}"
-        result = goals.ask(called, self.reward_fn)
+        result = goals.ask("reward_fn", self.reward_fn)
         if result.dtype.kind not in "biuf":
-            raise TypeError(f"{called} returned dtype {result.dtype}; expected real numbers")
+            raise TypeError(
+                f"{_called('reward_fn', self.reward_fn)} returned dtype {result.dtype}; expected real numbers"
+            )
         with np.errstate(over="ignore"):
             rewards = result.astype(self._storage.reward_dtype)
-        if not np.isfinite(rewards).all():
-            raise ValueError(f"{called} returned {result[~np.isfinite(rewards)][0]}; expected finite {rewards.dtype}")
+        finite = np.isfinite(rewards)
+        if not finite.all():
+            raise ValueError(
+                f"{_called('reward_fn', self.reward_fn)} returned {result[~finite][0]}; expected finite {rewards.dtype}"
+            )
         return rewards
 
     def _ends(self, goals: "_Goals") -> npt.NDArray[np.bool_]:
         """Whether each of the steps terminates its episode under its goal."""
-        assert self.terminated_fn is not None
-        called = f"terminated_fn {_name_of(self.terminated_fn)}"
-
-        def ask(goals: "_Goals") -> npt.NDArray[np.bool_]:
-            result = goals.ask(called, self.terminated_fn)
-            if result.dtype != np.bool_:
-                raise TypeError(f"{called} returned dtype {result.dtype}; expected bool")
-            return result
-
-        ends = ask(goals)
-        missed = goals.missed()[:8]
-        if missed.size and not self._is_vectorised:
+        ends = self._ask_ends(goals)
+        missed = np.zeros(0, np.int64) if self._is_vectorised else goals.missed()[:8]
+        if missed.size:
             # Many a compute_terminated takes the norm over all rows: then a row's answer depends on the others
             probe = goals.take(missed).around_reached()
-            alone = [ask(probe.take(np.array([row])))[0] for row in range(probe.achieved.shape[0])]
-            if (ask(probe) != alone).any():
+            alone = [self._ask_ends(probe.take(np.array([row])))[0] for row in range(probe.achieved.shape[0])]
+            if (self._ask_ends(probe) != alone).any():
                 raise ValueError(
-                    f"{called} answers otherwise for a row alone than for the same among others, so it is not "
-                    f"vectorised; {_wrapped(called)}"
+                    f"{_called('terminated_fn', self.terminated_fn)} answers otherwise for a row alone than for the "
+                    f"same among others, so it is not vectorised; {_wrapped('terminated_fn')}"
                 )
             self._is_vectorised = True
         return ends
+
+    def _ask_ends(self, goals: "_Goals") -> npt.NDArray[np.bool_]:
+        result = goals.ask("terminated_fn", self.terminated_fn)
+        if result.dtype != np.bool_:
+            raise TypeError(
+                f"{_called('terminated_fn', self.terminated_fn)} returned dtype {result.dtype}; expected bool"
+            )
+        return result
 
 
 @dataclass(slots=True)
@@ -258,24 +264,26 @@ class _Goals:
     desired: npt.NDArray[Any]
     info: dict[str, Any]
 
-    def ask(self, called: str, function: Any) -> npt.NDArray[Any]:
+    def ask(self, option: str, function: Any) -> npt.NDArray[Any]:
         """What `function` returns for these goals, which it may change; refuses another shape than (M,)."""
-        count = self.achieved.shape[0]
-        given = f"achieved_goal and desired_goal of shape {self.achieved.shape}, {self.achieved.dtype}"
+        info = map_tree(lambda array, _path: array.copy(), self.info) if self.info else {}
         try:
-            info = map_tree(lambda array, _path: array.copy(), self.info)
             result = function(self.achieved.copy(), self.desired.copy(), info)
         except Exception as error:
             raise RuntimeError(
-                f"{called} raised {type(error).__name__}: {error}; it was given {given}, one row for each step"
+                f"{_called(option, function)} raised {type(error).__name__}: {error}; it was given {self}, one row for "
+                "each step"
             ) from error
-        array = as_array(f"what {called} returned", result)
-        if array.shape != (count,):
+        array = as_array(f"what {option} returned", result)
+        if array.shape != self.achieved.shape[:1]:
             raise ValueError(
-                f"{called} returned shape {array.shape}; expected {(count,)}, one number for each row of {given}; "
-                + _wrapped(called)
+                f"{_called(option, function)} returned shape {array.shape}; expected {self.achieved.shape[:1]}, one "
+                f"number for each row of {self}; {_wrapped(option)}"
             )
         return array
+
+    def __str__(self) -> str:
+        return f"achieved_goal and desired_goal of shape {self.achieved.shape}, {self.achieved.dtype}"
 
     def missed(self) -> npt.NDArray[np.int64]:
         """The rows in which the goal is not what is achieved."""
@@ -296,14 +304,14 @@ class _Goals:
         )
 
 
-def _wrapped(called: str) -> str:
+def _called(option: str, function: Any) -> str:
+    """What an error calls a function of the user's."""
+    return f"{option} {getattr(function, '__qualname__', None) or repr(function)}"
+
+
+def _wrapped(option: str) -> str:
     """How to make a function that takes one pair of goals fit."""
-    name = called.partition(" ")[0]
     return (
         "if it takes one goal at a time, wrap it: lambda achieved, desired, info: "
-        f"np.array([{name}(a, d, {{}}) for a, d in zip(achieved, desired)])"
+        f"np.array([{option}(a, d, {{}}) for a, d in zip(achieved, desired)])"
     )
-
-
-def _name_of(function: Any) -> str:
-    return getattr(function, "__qualname__", None) or repr(function)

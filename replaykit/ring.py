@@ -358,13 +358,19 @@ class Ring:
         IndexError
             If an index is stale or was never given out.
         """
-        record = layout.records.get(indices.shape[0]) or layout.record(indices.shape[0])
-        block = np.empty(record.itemsize, np.uint8)
+        count = indices.shape[0]
+        if layout.single is None:
+            record = layout.records.get(count) or layout.record(count)
+            block = np.empty(record.itemsize, np.uint8)
+        else:
+            block = np.empty((count * layout.single.nbytes + 7) // 8 * 8, np.uint8)
         wrong = kernels.gather(
             self._bytes, self._row_bytes, indices, self.first, self.cursor, layout.sources, layout.sizes, block
         )  # fmt: skip
         if wrong >= 0:
             self.refuse(indices, wrong)
+        if layout.single is not None:
+            return [np.ndarray((count, *layout.single.shape), layout.single.dtype, block)]
         arrays: list[npt.NDArray[Any]] = list(np.ndarray((), record, block).item())  # views of the block
         if layout.is_packed:
             return arrays
@@ -406,6 +412,7 @@ class Layout:
         self.sizes = np.array([field.nbytes for field, small in zip(fields, packed, strict=True) if small], np.int64)
         self._fields = list(zip(fields, packed, strict=True))
         self.is_packed = all(packed)
+        self.single = fields[0] if packed == [True] else None
         self.records: dict[int, np.dtype[Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:

@@ -172,7 +172,16 @@ class Spec:
     def unflatten(self, flat: list[Any], names: tuple[str, ...]) -> dict[str, Tree]:
         """The trees of the fields of these names, from the values of their leaves, in order."""
         leaves = iter(flat)
-        return {name: map_tree(lambda _field, _path: next(leaves), self._trees[name]) for name in names}
+        return {name: _filled(self._trees[name], leaves) for name in names}
+
+
+def _filled(tree: Tree, leaves: Iterator[Any]) -> Tree:
+    """The structure of a tree of fields with the next of `leaves` for each of them."""
+    if type(tree) is Field:
+        return next(leaves)
+    if type(tree) is dict:
+        return {key: next(leaves) if type(entry) is Field else _filled(entry, leaves) for key, entry in tree.items()}
+    return tuple(_filled(entry, leaves) for entry in tree)
 
 
 def _frozen(tree: Tree, name: str) -> Tree:

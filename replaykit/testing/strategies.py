@@ -50,7 +50,9 @@ def is_near(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Relabelling:
-    """A ``HindsightReplay``, around the other wrappers or inside them."""
+    """The ``HindsightReplay`` of a configuration: with a `terminated_fn` if it `terminates`, and around every
+    ``CombinedReplay`` if it `is_outermost`, or inside of all.
+    """
 
     strategy: Any
     ratio: float
