@@ -3,13 +3,12 @@
 import pickle
 import tracemalloc
 
-import gymnasium
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaykit import CombinedReplay, Field, LatestBuffer, PrioritizedBuffer, ReplayBuffer, Spec, memory, record
+from replaykit import CombinedReplay, Field, LatestBuffer, PrioritizedBuffer, ReplayBuffer, Spec, memory
 from replaykit.testing import assert_lawful, bits_of
 from tests.helpers import FLAT, interrupted, unchanged
 
@@ -90,52 +89,6 @@ def test_batches_do_not_depend_on_sharing(shape, dtype, lanes, length, n_step, s
     if len(buffers[0]):
         batches = [bits_of(assert_lawful(buffer, 9)) for buffer in buffers]
         assert batches[0] == batches[1] == batches[2]
-
-
-class Pictures(gymnasium.Env):
-    """Observations that are never the same; episodes of 1 to 9 steps."""
-
-    observation_space = gymnasium.spaces.Box(0, 255, (36, 36), np.uint8)
-    action_space = gymnasium.spaces.Discrete(2)
-
-    def __init__(self):
-        self.count, self.left = 0, 0
-
-    def _look(self):
-        self.count += 1
-        return frame(self.count, (36, 36))
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.left = 1 + self.count * 7 % 9
-        return self._look(), {}
-
-    def step(self, action):
-        self.left -= 1
-        return self._look(), float(self.count), self.left == 0 and self.count % 2 == 0, self.left == 0, {}
-
-
-@pytest.mark.parametrize("padding", ["reset", "zero"])
-@pytest.mark.parametrize("n_step", [1, 3])
-def test_stacks_are_those_of_gymnasium(padding, n_step):
-    """Single frames that the buffer stacks, and stacks of FrameStackObservation: the same batches, both kept once."""
-    stacked_env = gymnasium.wrappers.FrameStackObservation(Pictures(), 4, padding_type=padding)
-    batches = []
-    for env, options in (
-        (Pictures(), {"stack": 4, "padding": padding}),
-        (stacked_env, {}),
-        (stacked_env, {"share": "none"}),
-    ):
-        env.unwrapped.count = 0
-        buffer = PrioritizedBuffer.from_env(env, 40, n_step=n_step, seed=0, **options)
-        env = record(env, buffer)
-        env.reset(seed=0)
-        for step in range(150):
-            *_, terminated, truncated, _ = env.step(0)
-            if terminated or truncated or step == 77:
-                env.reset()
-        batches.append([bits_of(assert_lawful(buffer, 33)) for _ in range(3)])
-    assert batches[0] == batches[1] == batches[2]
 
 
 def test_stacks_keep_what_has_been_overwritten_since():

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 
 from replaykit import (
     CombinedReplay,
@@ -173,6 +172,7 @@ def test_goals_are_uniform_over_the_allowed_outcomes(strategy, stream, lanes):
 
     So never of another episode or lane, and for `future` and `final` never the present state or one before it.
     """
+    stats = pytest.importorskip("scipy.stats")
     lengths, ends, length = STREAMS[stream]
     buffer = HindsightReplay(
         ReplayBuffer(length * lanes, SPEC, num_envs=lanes, seed=1), sparse, strategy=strategy, ratio=1
@@ -199,6 +199,7 @@ def test_goals_are_uniform_over_the_allowed_outcomes(strategy, stream, lanes):
 @pytest.mark.parametrize("strategy", ["future", "final", "episode"])
 def test_share_of_successes(strategy):
     """Goals all distinct: future H_T / T, final and episode 1 / T; at the last step future always succeeds."""
+    stats = pytest.importorskip("scipy.stats")
     steps = 10
     buffer = HindsightReplay(ReplayBuffer(steps, SPEC, seed=0), sparse, strategy=strategy, ratio=1.0)
     walk(buffer, [steps])
@@ -214,6 +215,7 @@ def test_share_of_successes(strategy):
 @pytest.mark.parametrize("ratio", [0.0, 0.2, 0.8, 1.0])
 def test_the_share_of_relabelled_rows_is_binomial(ratio):
     """With the probability `ratio`, and independent of the transition; the others are as stored."""
+    stats = pytest.importorskip("scipy.stats")
     buffer = HindsightReplay(ReplayBuffer(50, SPEC, seed=3), sparse, ratio=ratio)
     walk(buffer, [20, 30])
     batch = buffer.sample(40_000)
