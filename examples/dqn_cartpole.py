@@ -9,7 +9,6 @@ training nor the choice of the weights has seen, and saves a picture of the lear
 """
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from dqn import History, Settings, evaluate, train
 from matplotlib.figure import Figure
+from options import at_least, picture
 
 from replaykit import CombinedReplay, LatestBuffer, LinearSchedule, PrioritizedBuffer, Replay, ReplayBuffer
 
@@ -113,21 +113,6 @@ def plot(history: History, test_returns: Any, threshold: float | None, title: st
     figure.savefig(path, dpi=120)
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """A parser of integers not below `least`, for argparse."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is too small; expected at least {least}")
-        return value
-
-    return parse
-
-
 def parse_arguments() -> argparse.Namespace:
     """The options, checked as far as they can be without the environment."""
     parser = argparse.ArgumentParser(description="DQN on a replay buffer of replaykit.", allow_abbrev=False)
@@ -147,14 +132,11 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--env {options.env}: {error}")
     run = f"{options.buffer}-n{options.n_step}-envs{options.num_envs}-seed{options.seed}"
     name = f"{options.env.replace('/', '-').replace(':', '-')}-{run}.png"
-    options.output = options.output or Path(__file__).resolve().parent / "runs" / name
-    if options.output.suffix not in (".png", ".pdf", ".svg"):
-        parser.error(f"--output {options.output}: expected a name that ends in .png, .pdf or .svg")
-    try:  # now, rather than after training
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.touch()
-    except OSError as error:
-        parser.error(f"--output {options.output}: {error}")
+    output = options.output or Path(__file__).resolve().parent / "runs" / name
+    try:
+        options.output = picture(str(output))
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"--output {error}")
     return options
 
 

@@ -48,8 +48,9 @@ class HindsightReplay(ReplayWrapper):
         `info` a dict of the extra fields of those steps. Returns the rewards, of shape (M,).
     terminated_fn : callable, optional
         ``terminated_fn(achieved_goal, desired_goal, info)``, given the same, returns booleans of shape (M,): where the
-        episode terminates under the new goal. Without it, `terminated` stays as stored, which is right where ends do
-        not depend on the goal; most goal tasks run until a time limit.
+        episode terminates under the new goal: a step that ended at its own goal does not end at another. Without it,
+        `terminated` stays as stored, which is right where ends do not depend on the goal; most goal tasks run until a
+        time limit.
     strategy : {"future", "final", "episode", "random"}
         Where goals are taken from.
     ratio : float

@@ -1,0 +1,275 @@
+"""Drive MountainCar up to its flag, as a task with a goal: DQN with and without hindsight.
+
+    python examples/her_mountain_car.py
+    python examples/her_mountain_car.py --strategy future final episode random --seeds 0
+    python examples/her_mountain_car.py --buffer prioritized --seeds 0 1 2 3 4
+
+The default run trains three agents with hindsight and three without, in three to four minutes on an idle core, prints
+a table and saves a picture of the learning curves. `GoalMountainCar` makes a goal task of an ordinary environment:
+hindsight asks for no more. The agent learns by `update` of dqn.py, which knows nothing of goals.
+
+Over seeds 0 to 7, every agent with hindsight ended at the flag in 86 to 100 of 100 fresh episodes. Without it three
+did, in 99 or 100, and five in none, though one of these had been there in every evaluation episode halfway. With
+prioritized replay, seeds 0 to 2, it was three of three in 97 or more, and without hindsight none. DQN alone can do it,
+and does with the settings that dqn_cartpole.py has for it: at a reward of -1 what it has not tried seems better, and so
+it explores. Hindsight makes that less a matter of luck. No agent learns smoothly: see the thin lines of the picture.
+
+Shapes in the comments: B batch, E parallel environments.
+
+References
+----------
+Andrychowicz et al. (2017), Hindsight Experience Replay, section 3.
+"""
+
+import argparse
+import copy
+import itertools
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import torch
+from dqn import QNetwork, Settings, evaluate, move_target, update
+from matplotlib.figure import Figure
+from options import COLOURS, Strategy, at_least, picture, share
+from torch import Tensor
+from tqdm import tqdm
+
+from replaykit import HindsightReplay, LinearSchedule, PrioritizedBuffer, Replay, ReplayBuffer, record
+
+Obs: TypeAlias = dict[str, npt.NDArray[np.float32]]
+
+ENV_ID = "GoalMountainCar-v0"
+TIME_LIMIT = 200
+FLAG, TOLERANCE = 0.55, 0.05  # MountainCar ends where its position is 0.5 to 0.6
+SETTINGS = Settings(total_timesteps=40_000, batch_size=128, learning_rate=1e-3, eval_every=2_000, eval_episodes=40)
+NUM_ENVS = 8  # E
+GAMMA = 0.98
+EPSILON = 0.2  # share of random actions in training
+TEST_EPISODES = 100
+SOLVED = 0.95  # success in an evaluation, told when it comes first
+
+
+class GoalMountainCar(gymnasium.Wrapper[Any, int, Any, int]):
+    """MountainCar as a task with a goal, the position to come to. Reward is 0 there, where the episode ends, else -1.
+
+    A goal is reached within TOLERANCE of it. Were it reached from any position to its right, then most goals of
+    hindsight would be behind the car already, reached by whatever it does, and teach nothing. No step is longer than
+    0.07, so none leaps over a goal; and FLAG is reached exactly where MountainCar ends.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, int]) -> None:
+        super().__init__(env)
+        assert isinstance(env.observation_space, gymnasium.spaces.Box)
+        position = gymnasium.spaces.Box(env.observation_space.low[:1], env.observation_space.high[:1])
+        self.observation_space = gymnasium.spaces.Dict(
+            observation=env.observation_space, achieved_goal=position, desired_goal=position
+        )
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Obs, dict[str, Any]]:
+        state, info = self.env.reset(seed=seed, options=options)
+        return self.observe(state), info
+
+    def step(self, action: int) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
+        state, _, _, truncated, info = self.env.step(action)
+        obs = self.observe(state)
+        goals = obs["achieved_goal"], obs["desired_goal"], info
+        return obs, float(self.compute_reward(*goals)), bool(self.compute_terminated(*goals)), truncated, info
+
+    @staticmethod
+    def observe(state: npt.NDArray[np.float32]) -> Obs:
+        """Position and velocity (2,), the position (1,), and where it should be (1,)."""
+        return {"observation": state, "achieved_goal": state[:1], "desired_goal": np.array([FLAG], np.float32)}
+
+    @staticmethod
+    def compute_terminated(achieved_goal: Any, desired_goal: Any, info: Any) -> npt.NDArray[np.bool_]:
+        """For any number of goals at once: (..., 1) -> (...)."""
+        reached: npt.NDArray[np.bool_] = (np.abs(achieved_goal - desired_goal) <= TOLERANCE).all(-1)
+        return reached
+
+    @staticmethod
+    def compute_reward(achieved_goal: Any, desired_goal: Any, info: Any) -> npt.NDArray[np.float64]:
+        """For any number of goals at once: (..., 1) -> (...)."""
+        reached = GoalMountainCar.compute_terminated(achieved_goal, desired_goal, info)
+        return np.where(reached, 0.0, -1.0)
+
+
+def make_env(**options: Any) -> gymnasium.Env[Any, int]:
+    """What `gymnasium.make` makes of ENV_ID."""
+    return GoalMountainCar(gymnasium.make("MountainCar-v0", max_episode_steps=TIME_LIMIT, **options))
+
+
+gymnasium.register(ENV_ID, make_env)
+
+
+class GoalNetwork(QNetwork):
+    """The value of each action, given position, velocity and the goal."""
+
+    def __init__(self) -> None:
+        super().__init__(observations=3, actions=3, hidden=SETTINGS.hidden)
+
+    def forward(self, obs: Any) -> Tensor:
+        """(..., 2) and (..., 1) -> (..., 3)."""
+        state = obs["observation"] * torch.tensor([1.0, 15.0])  # a speed is at most 0.07
+        return super().forward(torch.cat((state, obs["desired_goal"]), -1))
+
+    @torch.no_grad()
+    def greedy(self, obs: Any) -> npt.NDArray[np.int64]:
+        """The best action for each observation: (E, 2) and (E, 1) -> (E,)."""
+        tensors = {name: torch.from_numpy(array) for name, array in obs.items()}
+        actions: npt.NDArray[np.int64] = self(tensors).argmax(-1).numpy()
+        return actions
+
+
+def make_buffer(kind: str, strategy: Strategy, ratio: float, env: Any, settings: Settings, seed: Any) -> Replay:
+    """A buffer of all steps of training, with or without hindsight."""
+    capacity = settings.total_timesteps
+    if kind == "uniform":
+        buffer: Replay = ReplayBuffer.from_env(env, capacity, gamma=GAMMA, seed=seed)
+    else:
+        beta = LinearSchedule(0.4, 1.0, steps=max(settings.batches_by(settings.total_timesteps), 1))
+        buffer = PrioritizedBuffer.from_env(env, capacity, alpha=0.6, beta=beta, gamma=GAMMA, seed=seed)
+    if strategy == "none":
+        return buffer
+    return HindsightReplay(
+        buffer,
+        GoalMountainCar.compute_reward,
+        terminated_fn=GoalMountainCar.compute_terminated,  # reaching a goal ends an episode, so the goal decides
+        strategy=strategy,
+        ratio=ratio,
+    )
+
+
+@dataclass
+class Result:
+    """How one agent fared."""
+
+    strategy: Strategy
+    seed: int
+    steps: list[int] = field(default_factory=list)  # of each evaluation ...
+    success: list[float] = field(default_factory=list)  # ... the share of greedy episodes that reached the flag
+    test_success: float = 0.0  # the same after training, in other episodes ...
+    test_length: float = float("nan")  # ... and the mean steps of those that did
+
+
+def succeed(q_net: QNetwork, episodes: int, seed: int) -> tuple[float, float]:
+    """The share of greedy episodes that reach the flag, and how many steps those take."""
+    returns = evaluate(q_net, ENV_ID, episodes, seed)  # -1 for each step but the one that reaches the flag
+    reached = returns > -TIME_LIMIT
+    return float(reached.mean()), float(1.0 - returns[reached].mean()) if reached.any() else float("nan")
+
+
+def train(buffer_kind: str, strategy: Strategy, ratio: float, settings: Settings, seed: int) -> Result:
+    """Train one agent, evaluating it as it learns."""
+    first = 1_000_000 * seed  # training, evaluations and the test share no episodes, and generators no streams
+    train_seed, eval_seed, test_seed = first, first + 500_000, first + 900_000
+    buffer_seed, agent_seed = np.random.SeedSequence(seed).spawn(2)
+    rng = np.random.default_rng(agent_seed)
+    torch.manual_seed(seed)  # the initial weights
+
+    env: Any = gymnasium.make_vec(ENV_ID, num_envs=NUM_ENVS)
+    buffer = make_buffer(buffer_kind, strategy, ratio, env, settings, buffer_seed)
+    env = record(env, buffer)  # stores each step as it was, with the flag for its goal
+
+    q_net = GoalNetwork()
+    target_net = copy.deepcopy(q_net)
+    optimizer = torch.optim.Adam(q_net.parameters(), lr=settings.learning_rate, fused=True)
+    result, batches, loss = Result(strategy, seed), 0, float("nan")
+    bar = tqdm(total=settings.total_timesteps, desc=f"{strategy}, seed {seed}", unit="step")
+    obs, _ = env.reset(seed=train_seed)
+    for step in range(NUM_ENVS, settings.total_timesteps + 1, NUM_ENVS):
+        explore, random_action = rng.random(NUM_ENVS) < EPSILON, rng.integers(3, size=NUM_ENVS)
+        obs, *_ = env.step(np.where(explore, random_action, q_net.greedy(obs)))
+        while batches < settings.batches_by(step):
+            loss = update(q_net, target_net, optimizer, buffer, settings)
+            move_target(target_net, q_net, settings.target_rate)
+            batches += 1
+        bar.update(NUM_ENVS)
+        if step % settings.eval_every == 0 or step == settings.total_timesteps:
+            success, _ = succeed(q_net, settings.eval_episodes, eval_seed)
+            result.steps.append(step)
+            result.success.append(success)
+            bar.set_postfix(success=f"{success:.2f}", loss=f"{loss:.2g}", refresh=False)
+    bar.close()
+    env.close()
+    result.test_success, result.test_length = succeed(q_net, TEST_EPISODES, test_seed)
+    return result
+
+
+def summarise(results: list[Result]) -> None:
+    """Print how each agent fared, and what that comes to for each strategy."""
+    print(f"Share of greedy episodes that reach the flag, in {TEST_EPISODES} fresh ones and the evaluations before:")
+    print(f"strategy  seed  at the end (steps to flag)  mean on the way  first {SOLVED:.0%} after")
+    for each in results:
+        reached = (step for step, success in zip(each.steps, each.success, strict=True) if success >= SOLVED)
+        length = f"({each.test_length:.0f})" if each.test_success else ""
+        print(
+            f"{each.strategy:>8}{each.seed:6}{each.test_success:12.2f}{length:>16}"
+            f"{np.mean(each.success):17.2f}{next(reached, '-'):>17}"
+        )
+    for strategy in dict.fromkeys(each.strategy for each in results):
+        ends = [each.test_success for each in results if each.strategy == strategy]
+        name = "Without hindsight" if strategy == "none" else f"With hindsight ({strategy})"
+        print(f"{name}: {np.mean(ends):.2f} at the end, mean of {len(ends)}; the worst has {min(ends):.2f}.")
+
+
+def plot(results: list[Result], title: str, path: Path) -> None:
+    """Success against steps of training: a thin line for each agent, a thick one for their mean."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")  # not pyplot's: no window, no global state
+    axes = figure.subplots()
+    for strategy, colour in COLOURS.items():
+        agents = [each for each in results if each.strategy == strategy]
+        for each in agents:
+            axes.plot(each.steps, each.success, color=colour, linewidth=0.7, alpha=0.5)
+        if agents:
+            label = "DQN" if strategy == "none" else f"DQN with hindsight: {strategy}"
+            mean = np.mean([each.success for each in agents], axis=0)
+            axes.plot(agents[0].steps, mean, color=colour, linewidth=2.5, label=label)
+    axes.set(xlabel="environment steps", ylabel="greedy episodes that reach the flag", ylim=(-0.04, 1.04), title=title)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=120)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The options, checked."""
+    parser = argparse.ArgumentParser(description="Hindsight experience replay on MountainCar.", allow_abbrev=False)
+    add = parser.add_argument
+    add("--strategy", choices=COLOURS, nargs="+", default=["none", "future"], help="default: none future")
+    add("--ratio", type=share, default=0.8, help="share of a batch that gets another goal (default: %(default)s)")
+    add("--buffer", choices=("uniform", "prioritized"), default="uniform", help="default: %(default)s")
+    add(
+        "--total-timesteps",
+        type=at_least(NUM_ENVS),
+        default=SETTINGS.total_timesteps,
+        help="of each agent, of all its environments together (default: %(default)s)",
+    )
+    add("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], help="an agent for each (default: 0 1 2)")
+    output = Path(__file__).resolve().parent / "runs" / "her-mountain-car.png"
+    add("--output", type=picture, default=str(output), help="the picture (default: in runs/, beside this script)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train an agent for each strategy and seed; print how they fared, save a picture."""
+    options = parse_arguments()
+    torch.set_num_threads(1)  # networks this small are slower on several
+    steps = options.total_timesteps + -options.total_timesteps % NUM_ENVS  # whole steps of all environments
+    settings = replace(SETTINGS, total_timesteps=steps)
+    results: list[Result] = []
+    try:
+        for seed, strategy in itertools.product(options.seeds, options.strategy):
+            results.append(train(options.buffer, strategy, options.ratio, settings, seed))
+    except KeyboardInterrupt:
+        print("Interrupted: this is what was measured until then.")
+    if results:
+        summarise(results)
+        plot(results, f"MountainCar with the flag for a goal, --buffer {options.buffer}", options.output)
+        print(f"Picture: {options.output}")
+
+
+if __name__ == "__main__":
+    main()
