@@ -97,6 +97,12 @@ discount float32, length int64, weights float32, probabilities float64, indices 
         """A buffer for the transitions of a Gymnasium environment, single or vector; `options` as the constructor's."""
         return build_from_env(cls, env, capacity, options)
 
+    def _fields(self, batch_size: int) -> dict[str, Any]:
+        storage = self._storage
+        if self.replace and storage.is_single:
+            return storage.uniform_batch(storage.rng.random(batch_size))
+        return super()._fields(batch_size)
+
     def draw(self, batch_size: int) -> Draw:
         """B indices, uniformly. O(B), and O(B E) while lanes hold different steps."""
         storage = self._storage

@@ -247,6 +247,18 @@ class PrioritizedBuffer(Replay):
 
     # -- The verbs -------------------------------------------------------------------------------------------
 
+    def _fields(self, batch_size: int) -> dict[str, Any]:
+        storage = self._storage
+        if not storage.is_single:
+            return super()._fields(batch_size)
+        slots, probabilities, least = self._draw(batch_size)
+        fields = storage.batch_of_slots(slots)
+        indices = fields.pop("indices")
+        fields["weights"] = self.weigh(Draw(indices, probabilities, least))
+        fields["probabilities"] = probabilities
+        fields["indices"] = indices
+        return fields
+
     def draw(self, batch_size: int) -> Draw:
         """B indices in proportion to their scaled priorities. O(B log C).
 
@@ -255,16 +267,17 @@ class PrioritizedBuffer(Replay):
         ValueError
             If every priority is 0.
         """
+        slots, probabilities, least = self._draw(batch_size)
+        return Draw(self._storage.ring.indices_of(slots), probabilities, least)
+
+    def _draw(self, batch_size: int) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.float64], float | None]:
+        """Slots, their probabilities, and the least of all if weights are normalised by it."""
         self._settle()
-        storage, tree = self._storage, self._tree
+        tree = self._tree
         tree.refuse_empty()  # before anything random is drawn
-        uniforms = storage.rng.random(1 if self.draws == "systematic" else batch_size)
+        uniforms = self._storage.rng.random(1 if self.draws == "systematic" else batch_size)
         slots, probabilities = tree.draw_at(uniforms, batch_size, self.draws)
-        return Draw(
-            storage.ring.indices_of(slots),
-            probabilities,
-            self._least(tree.smallest) if self.weights == "buffer" else None,
-        )
+        return slots, probabilities, self._least(tree.smallest) if self.weights == "buffer" else None
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
         """``p**alpha / sum(p**alpha)`` of each stored index, 0 if all are 0. O(B)."""

@@ -201,20 +201,25 @@ class Replay(ABC):
         storage = self._storage
         state = storage.rng.bit_generator.state if storage.is_fallible else None
         try:
-            draw = self.draw(batch_size)
-            if self._is_plain:  # the same in one go
-                fields = storage.transitions(draw.indices)
-            else:
-                fields = self.reduce(self.window(draw.indices))
-            fields["weights"] = self.weigh(draw)
+            fields = self._fields(batch_size)
         except BaseException:
             if state is not None:  # the next batch is the one that this would have been
                 storage.rng.bit_generator.state = state
             raise
-        fields["probabilities"] = draw.probabilities
-        fields["indices"] = draw.indices
         storage.batches += 1
         return Batch.of(fields)
+
+    def _fields(self, batch_size: int) -> dict[str, Any]:
+        """The fields of a batch. A buffer may make the same in fewer steps, from windows that nobody changes."""
+        draw = self.draw(batch_size)
+        if self._is_plain:
+            fields = self._storage.transitions(draw.indices)
+        else:
+            fields = self.reduce(self.window(draw.indices))
+        fields["weights"] = self.weigh(draw)
+        fields["probabilities"] = draw.probabilities
+        fields["indices"] = draw.indices
+        return fields
 
     def update_priorities(
         self,

@@ -1,14 +1,15 @@
 """Rows and lanes: where a transition lives, and how it is written and gathered."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
-from replaykit.field import Leaf
+from replaykit.field import Field, Leaf
 from replaykit.frames import Frames, FramesPlan, Padding
 from replaykit.memory import refuse_more_than_memory
 
@@ -16,6 +17,8 @@ kernels = lazy("lanes")
 
 Share: TypeAlias = Literal["large", "all", "none"]
 
+DERIVED = {"discount": -1, "length": -2, "weights": -3, "probabilities": -4, "indices": -5}
+"""What stands for the place in a row of a field that is in none, as the kernels have it."""
 LARGE_FIELD_BYTES = 1024
 """Fields above this size are not part of the packed row."""
 
@@ -360,8 +363,7 @@ class Ring:
         """
         count = indices.shape[0]
         if layout.single is None:
-            record = layout.records.get(count) or layout.record(count)
-            block = np.empty(record.itemsize, np.uint8)
+            block, record = layout.block(count)
         else:
             block = np.empty((count * layout.single.nbytes + 7) // 8 * 8, np.uint8)
         wrong = kernels.gather(
@@ -394,10 +396,12 @@ class Layout:
     ring : Ring
     leaves : sequence of int
         Positions of the fields among the ring's leaves.
+    derived : mapping of str to Field
+        Fields that follow these, and are not stored: those that :data:`DERIVED` names.
     """
 
-    def __init__(self, ring: Ring, leaves: Sequence[int]) -> None:
-        self.names = [str(i) for i in leaves]
+    def __init__(self, ring: Ring, leaves: Sequence[int], derived: Mapping[str, Field] = MappingProxyType({})) -> None:
+        self.names = [*(str(i) for i in leaves), *derived]
         self.large = [(position, i) for position, i in enumerate(leaves) if i in ring.large]
         place = {i: position for position, i in enumerate(leaves) if i in ring.framed}
         self.frames = [
@@ -406,9 +410,10 @@ class Layout:
             if obs in place or next_obs in place
         ]
         offsets = ring.rows.dtype.fields or {}
-        fields = [ring.leaves[i].field for i in leaves]
-        packed = [name in offsets for name in self.names]
-        self.sources = np.array([offsets[name][1] for name in self.names if name in offsets], np.int64)
+        fields = [*(ring.leaves[i].field for i in leaves), *derived.values()]
+        places = {name: offset for name, (_, offset, *_) in offsets.items()} | DERIVED
+        packed = [name in places for name in self.names]
+        self.sources = np.array([places[name] for name in self.names if name in places], np.int64)
         self.sizes = np.array([field.nbytes for field, small in zip(fields, packed, strict=True) if small], np.int64)
         self._fields = list(zip(fields, packed, strict=True))
         self.is_packed = all(packed)
@@ -417,6 +422,11 @@ class Layout:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"records": {}}
+
+    def block(self, count: int) -> tuple[npt.NDArray[np.uint8], np.dtype[Any]]:
+        """Memory for the fields of `count` transitions, and what is where in it."""
+        record = self.records.get(count) or self.record(count)
+        return np.empty(record.itemsize, np.uint8), record
 
     def record(self, count: int) -> np.dtype[Any]:
         """The fields of `count` transitions as a record of arrays, each from a multiple of 64 bytes on.

@@ -1,7 +1,7 @@
 """What a transition is made of: the names, shapes and dtypes of its fields."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -169,7 +169,7 @@ class Spec:
                 raise FieldNameError(f"field {name!r} is missing; the spec has it, so pass {name}=")
         return tuple(extras[name] for name in self.extra)
 
-    def unflatten(self, flat: list[Any], names: tuple[str, ...]) -> dict[str, Tree]:
+    def unflatten(self, flat: Sequence[Any], names: tuple[str, ...]) -> dict[str, Tree]:
         """The trees of the fields of these names, from the values of their leaves, in order."""
         leaves = iter(flat)
         return {name: _filled(self._trees[name], leaves) for name in names}

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from replaykit._kernels import lazy
 from replaykit.batch import Window, constant
 from replaykit.episodes import EPISODE_BYTES, Episodes
-from replaykit.field import FieldNameError
+from replaykit.field import Field, FieldNameError
 from replaykit.frames import Padding
 from replaykit.ring import Layout, Ring, Share
 from replaykit.spec import Spec
@@ -21,6 +21,15 @@ kernels = lazy("lanes")
 ndarray = np.ndarray
 
 Seed: TypeAlias = int | np.random.SeedSequence | np.random.Generator | None
+
+
+class BatchLayout(Layout):
+    """All fields of a transition, and with them some of those that only a batch has."""
+
+    def __init__(self, ring: Ring, spec: Spec, derived: Mapping[str, Field]) -> None:
+        super().__init__(ring, range(len(spec.leaves)), derived)
+        self.keys = (*spec, *derived) if spec.is_flat else tuple(derived)
+        self.flag = next(i for i, leaf in enumerate(spec.leaves) if leaf.name == "terminated")
 
 
 @dataclass(slots=True)
@@ -119,6 +128,13 @@ class Storage:
         self._last = Layout(self.ring, of_last)
         self._flags = Layout(self.ring, (self._terminated, self._truncated))
         self._last_and_flags = Layout(self.ring, (*of_last, self._terminated, self._truncated))
+        # Where a window is one step of packed fields, a batch is made at once
+        self.is_single = self._window == 1 and self._all.is_packed
+        of_step = {"discount": Field((), spec.leaves[self._reward].dtype), "length": Field((), np.int64)}
+        of_draw = {"weights": Field((), np.float32), "probabilities": Field((), np.float64)}
+        of_all = {"indices": Field((), np.int64)}
+        self._uniform_layout = BatchLayout(self.ring, spec, of_step | of_draw | of_all)
+        self._slots_layout = BatchLayout(self.ring, spec, of_step | of_all)
         # Where to find each leaf in the fields of first, those of last, and reward and the flags
         order = [*of_first, *of_last, *of_window]
         self._reward_place = len(of_first) + len(of_last)
@@ -300,6 +316,35 @@ class Storage:
         fields = dict(zip(self._names, flat)) if self._is_flat else self.spec.unflatten(flat, self._names)  # noqa: B905
         fields["discount"] = discount
         fields["length"] = length
+        return fields
+
+    def uniform_batch(self, uniforms: npt.NDArray[np.float64]) -> dict[str, Any]:
+        """All fields of a batch of single steps, the one for each number in [0, 1) that `Ring.uniform` gives. O(B)."""
+        ring, layout = self.ring, self._uniform_layout
+        block, record = layout.block(uniforms.shape[0])
+        kernels.uniform_batch(
+            uniforms, ring.first, ring.cursor, ring._bytes, ring._row_bytes,
+            layout.sources, layout.sizes, layout.flag, self.gamma, block,
+        )  # fmt: skip
+        return self._named(np.ndarray((), record, block).item(), layout.keys)
+
+    def batch_of_slots(self, slots: npt.NDArray[np.integer[Any]]) -> dict[str, Any]:
+        """The fields of a batch of the single steps in `slots`, which are filled; without those of the draw. O(B)."""
+        ring, layout = self.ring, self._slots_layout
+        block, record = layout.block(slots.shape[0])
+        kernels.batch_of_slots(
+            slots, ring.cursor, ring._bytes, ring._row_bytes,
+            layout.sources, layout.sizes, layout.flag, self.gamma, block,
+        )  # fmt: skip
+        return self._named(np.ndarray((), record, block).item(), layout.keys)
+
+    def _named(self, arrays: tuple[npt.NDArray[Any], ...], keys: tuple[str, ...]) -> dict[str, Any]:
+        """Fields by name: the keys are of all, or where the spec is nested of what follows its leaves."""
+        if self._is_flat:
+            return dict(zip(keys, arrays))  # noqa: B905
+        count = len(self.spec.leaves)
+        fields = self.spec.unflatten(arrays[:count], self._names)
+        fields.update(zip(keys, arrays[count:]))  # noqa: B905
         return fields
 
     def _n_step_transitions(self, indices: npt.NDArray[np.int64]) -> tuple[list[Any], npt.NDArray[Any], Any]:

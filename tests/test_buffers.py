@@ -1,6 +1,7 @@
 """Promises of every buffer: arguments, lanes, episodes, windows, copies, randomness."""
 
 import copy
+import dataclasses
 import os
 import pickle
 import random
@@ -10,8 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaykit import CombinedReplay, Field, LatestBuffer, PrioritizedBuffer, Replay, ReplayBuffer, Spec
-from replaykit.testing import assert_lawful, bits_of
+from replaykit import (
+    CombinedReplay,
+    Field,
+    LatestBuffer,
+    PrioritizedBuffer,
+    Replay,
+    ReplayBuffer,
+    ReplayWrapper,
+    Spec,
+)
+from replaykit.testing import assert_lawful, bits_of, build, configurations, values_of
+from replaykit.trees import leaves_of, map_tree
 from tests.helpers import FLAT, arrays_of, filled, step, stretch, unchanged
 
 BUFFERS = [ReplayBuffer, PrioritizedBuffer, LatestBuffer, lambda *a, **k: CombinedReplay(ReplayBuffer(*a, **k))]
@@ -481,3 +492,38 @@ def test_one_step_one_lane_and_one_frame_are_identities(make):
             buffer.add(np.full((3, 5), i), 0.0, float(i), np.full((3, 5), i + 1), i % 6 == 5, False)
         batches.append(bits_of(buffer.sample(7)))
     assert batches[0] == batches[1] == batches[2]
+
+
+def stacked_lanes(values, lanes):
+    """The values of several lanes as arrays, or the value of the only one."""
+    if lanes == 1:
+        return values[0]
+    parts = [dict(leaves_of(value)) for value in values]
+    return map_tree(lambda _leaf, path: np.array([part[path] for part in parts]), values[0])
+
+
+class StepByStep(ReplayWrapper):
+    """Changes nothing, but takes the long way: window and reduce."""
+
+    def window(self, indices):
+        return self.inner.window(indices)
+
+
+@given(configuration=configurations(), steps=st.integers(1, 40), masked=st.booleans(), batch_size=st.integers(1, 150))
+def test_a_batch_made_at_once_is_the_one_made_step_by_step(configuration, steps, masked, batch_size):
+    """Bit for bit, for every buffer, spec, n_step and number of lanes: the fast ways change nothing."""
+    configuration = dataclasses.replace(configuration, combined=(), hindsight=None)
+    (fast, _), (slow, _) = build(configuration), build(configuration)
+    lanes = configuration.num_envs
+    rng = np.random.default_rng(configuration.seed)
+    for number in range(steps):
+        values = {name: [values_of(fast.spec[name], number + e) for e in range(lanes)] for name in fast.spec}
+        values["terminated"], values["truncated"] = rng.random((2, lanes)) < 0.2
+        mask = rng.random(lanes) < 0.7 if masked else None
+        stacked = {name: stacked_lanes(values[name], lanes) for name in values}
+        for replay in (fast, slow):
+            replay.add(**stacked, mask=mask)
+    slow = StepByStep(slow)
+    if len(fast):
+        for _ in range(3):
+            assert bits_of(fast.sample(batch_size)) == bits_of(slow.sample(batch_size))

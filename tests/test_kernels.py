@@ -121,6 +121,20 @@ def test_lane_kernels_against_arithmetic(form, num_envs):
         assert kernel(lanes, "window", form)(alive, first, cursor, rewards, ended, reward, lengths) == -1
         total, powers = np.empty(alive.size), 0.9 ** np.arange(4)
         kernel(lanes, "n_step_return", form)(reward, lengths, powers, total)
+        terminated = ended & (rng.random(capacity) < 0.5)
+        at_once = (
+            np.empty(alive.size),
+            np.empty(alive.size),
+            np.empty(alive.size, np.int64),
+            np.empty(alive.size, np.int64),
+        )
+        tables = (first, cursor, rewards, terminated, ended, powers)
+        assert kernel(lanes, "n_step", form)(alive, *tables, *at_once) == -1
+        last = alive + (lengths - 1) * num_envs
+        discounts = np.where(terminated[last % capacity], 0.0, powers[lengths])
+        for got, expected in zip(at_once, (total, discounts, lengths, last), strict=True):
+            np.testing.assert_array_equal(got, expected)
+        assert kernel(lanes, "n_step", form)(bad, *tables, *at_once) == 1
         for row, index in enumerate(alive):
             window = [index]
             while len(window) < 3 and not ended[window[-1] % capacity] and window[-1] + num_envs in alive:

@@ -10,6 +10,8 @@ from replaykit._kernels.jit import jit, prefetch
 
 CHUNK = 64
 """Rows that a gather takes apart at a time."""
+DISCOUNT, LENGTH, WEIGHT, SHARE, INDICES = -1, -2, -3, -4, -5
+"""Fields of a batch that are in no row: gamma or 0 where terminated, 1, 1, the share of each, and the indices."""
 
 
 @jit
@@ -94,7 +96,7 @@ def uniform(uniforms, first, cursor, rows, row_bytes, indices):
     """The ``floor(u N)``-th living index for each u in [0, 1), N the number of them; its row starts to be loaded.
 
     While all lanes hold the same steps, living indices are contiguous and are counted in the order of their
-    slots where the ring is full; otherwise lane by lane.
+    slots where the ring is full; otherwise lane by lane. Returns N.
     """
     num_envs = first.shape[0]
     capacity = rows.shape[0] // row_bytes
@@ -112,7 +114,7 @@ def uniform(uniforms, first, cursor, rows, row_bytes, indices):
             offset += capacity if offset < 0 else 0
             indices[i] = start + offset
             _announce(rows, row_bytes, begin + offset - (capacity if begin + offset >= capacity else 0))
-        return
+        return total
     for i in range(uniforms.shape[0]):
         rank = int(uniforms[i] * total)
         lane = 0
@@ -120,22 +122,48 @@ def uniform(uniforms, first, cursor, rows, row_bytes, indices):
             rank -= cursor[lane] - first[lane]
             lane += 1
         indices[i] = (first[lane] + rank) * num_envs + lane
+    return total
 
 
 @jit
 def gather(rows, row_bytes, indices, first, cursor, sources, sizes, block):
     """Copy fields of the packed rows of living `indices` to consecutive segments of `block`, one segment a field.
 
-    Field f takes `sizes[f]` bytes from byte `sources[f]` of a row on; segments start at multiples of 64 bytes. Only
-    bytes are moved, in the largest words that fit, so one compiled function serves every dtype. Rows are fetched 64
-    at a time, one random read after another, and then taken apart in the cache.
-
     Returns -1, or the position of the first index that is not stored; then the block is worth nothing.
     """
     slots = np.empty(indices.shape[0], np.int64)
     wrong = slots_of(indices, first, cursor, rows.shape[0] // row_bytes, slots)
-    if wrong >= 0:
-        return wrong
+    if wrong < 0:
+        _copy_fields(rows, row_bytes, slots, sources, sizes, block)
+    return wrong
+
+
+@jit
+def uniform_batch(uniforms, first, cursor, rows, row_bytes, sources, sizes, flag, gamma, block):
+    """As `uniform`, and then `gather`, with the fields that a batch of single steps has besides."""
+    indices, slots = np.empty(uniforms.shape[0], np.int64), np.empty(uniforms.shape[0], np.int64)
+    total = uniform(uniforms, first, cursor, rows, row_bytes, indices)
+    slots_of(indices, first, cursor, rows.shape[0] // row_bytes, slots)
+    _copy_fields(rows, row_bytes, slots, sources, sizes, block)
+    _derive_fields(indices, sources, sizes, flag, gamma, 1.0 / total, block)
+
+
+@jit
+def batch_of_slots(slots, cursor, rows, row_bytes, sources, sizes, flag, gamma, block):
+    """As `indices_of`, and then `gather`, with the fields that a batch of single steps has besides."""
+    indices = np.empty(slots.shape[0], np.int64)
+    indices_of(slots, cursor, rows, row_bytes, indices)
+    _copy_fields(rows, row_bytes, slots, sources, sizes, block)
+    _derive_fields(indices, sources, sizes, flag, gamma, 1.0, block)
+
+
+@jit
+def _copy_fields(rows, row_bytes, slots, sources, sizes, block):
+    """Field f takes `sizes[f]` bytes from byte `sources[f]` of each row; segments start at multiples of 64 bytes.
+
+    Only bytes are moved, in the largest words that fit, so one compiled function serves every dtype. Rows are fetched
+    64 at a time, one random read after another, and then taken apart in the cache.
+    """
     chunk = np.empty(CHUNK * row_bytes, np.uint8)
     rows8, chunk8, block8 = rows.view(np.uint64), chunk.view(np.uint64), block.view(np.uint64)
     chunk4, block4 = chunk.view(np.uint32), block.view(np.uint32)
@@ -146,14 +174,44 @@ def gather(rows, row_bytes, indices, first, cursor, sources, sizes, block):
         for field in range(sources.shape[0]):
             source, size = sources[field], sizes[field]
             to = start + begin * size
+            start += (slots.shape[0] * size + 63) // 64 * 64
+            if source < 0:
+                continue
             if source % 8 == 0 and size % 8 == 0:
                 _take_apart(chunk8, row_bytes // 8, count, source // 8, size // 8, block8, to // 8)
             elif source % 4 == 0 and size % 4 == 0:
                 _take_apart(chunk4, row_bytes // 4, count, source // 4, size // 4, block4, to // 4)
             else:
                 _take_apart(chunk, row_bytes, count, source, size, block, to)
-            start += (slots.shape[0] * size + 63) // 64 * 64
-    return -1
+
+
+@jit
+def _derive_fields(indices, sources, sizes, flag, gamma, share, block):
+    """Fill the segments of the fields that are in no row, which `sources` tells by negative numbers.
+
+    Field number `flag` is the one that tells where discounts are 0.
+    """
+    int64, float32, float64 = block.view(np.int64), block.view(np.float32), block.view(np.float64)
+    start, ended = 0, np.uint64(0)
+    for field in range(sources.shape[0]):
+        source, size = sources[field], sizes[field]
+        if field == flag:
+            ended = np.uint64(start)
+        at = np.uint64(start // max(size, 1))
+        start += (indices.shape[0] * size + 63) // 64 * 64
+        if source >= 0:
+            continue
+        if source in (INDICES, LENGTH):
+            for i in range(indices.shape[0]):
+                int64[at + np.uint64(i)] = indices[i] if source == INDICES else 1
+            continue
+        value = gamma if source == DISCOUNT else share if source == SHARE else 1.0
+        for i in range(indices.shape[0]):
+            here = 0.0 if source == DISCOUNT and block[ended + np.uint64(i)] else value
+            if size == 4:
+                float32[at + np.uint64(i)] = here
+            else:
+                float64[at + np.uint64(i)] = here
 
 
 # Indices are made unsigned below: for a signed one, each access would first ask whether it counts from the end.

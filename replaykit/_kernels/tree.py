@@ -180,6 +180,16 @@ def _block_shift(nodes, peaks):
 
 
 @jit
+def _place_of_largest(values, start, stop):
+    """Of the values in [start, stop), the place of the first that no other exceeds."""
+    best = start
+    for i in range(start + 1, stop):
+        if values[i] > values[best]:
+            best = i
+    return best
+
+
+@jit
 def largest(nodes, bounds, peaks, loose):
     """The largest leaf, 0 in an empty tree.
 
@@ -189,12 +199,12 @@ def largest(nodes, bounds, peaks, loose):
         return bounds[MAX]
     size = nodes.shape[0] // 2
     shift = _block_shift(nodes, peaks)
-    best = np.argmax(peaks)
+    best = _place_of_largest(peaks, 0, peaks.shape[0])
     while loose[best] != 0:
         start = size + (best << shift)
-        peaks[best] = np.max(nodes[start : start + (1 << shift)])
+        peaks[best] = nodes[_place_of_largest(nodes, start, start + (1 << shift))]
         loose[best] = 0
-        best = np.argmax(peaks)
+        best = _place_of_largest(peaks, 0, peaks.shape[0])
     bounds[MAX] = peaks[best]
     bounds[MAX_LOOSE] = 0.0
     return bounds[MAX]
