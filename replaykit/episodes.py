@@ -32,6 +32,7 @@ class Episodes:
         self._starts = np.zeros(ring.capacity, np.int64)
         self._ends = np.zeros(ring.capacity, np.int64)
         self.due = ring.length
+        self._seen = 0  # the ring's clock when the tables were up to date
 
     @property
     def nbytes(self) -> int:
@@ -44,11 +45,15 @@ class Episodes:
         Must be called before a step that they have not seen is overwritten: before the ring's clock passes `due`.
         """
         ring = self._ring
+        if ring.clock == self._seen:
+            return
+        clock = ring.clock
         kernels.note_episodes(
             ring.first, self._synced, ring.cursor, ring.ended,
             self._over, self._latest, self._number, self._starts, self._ends,
         )  # fmt: skip
-        self.due = ring.clock + ring.length
+        self._seen = clock
+        self.due = clock + ring.length
 
     def end(self, mask: npt.NDArray[np.bool_]) -> None:
         """End the running episodes of the lanes in `mask` after their newest step."""
@@ -56,7 +61,6 @@ class Episodes:
         ring = self._ring
         lanes = np.flatnonzero(mask & (ring.cursor > ring.first))
         ring.ended[((ring.cursor[lanes] - 1) * ring.num_envs + lanes) % ring.capacity] = True
-        self.sync()
         self._over |= mask  # of a lane that an interrupted add has left empty, too
 
     def clear(self) -> None:

@@ -7,12 +7,15 @@ from typing import Any, Literal, TypeAlias, final
 import numpy as np
 import numpy.typing as npt
 
+from replaykit._kernels import lazy
 from replaykit.batch import Rewrite, Window
 from replaykit.field import as_array
 from replaykit.replay import Replay
 from replaykit.storage import check_choice, check_unit
 from replaykit.trees import map_tree
 from replaykit.wrapper import ReplayWrapper
+
+kernels = lazy("lanes")
 
 Strategy: TypeAlias = Literal["future", "final", "episode", "random"]
 GoalFunction: TypeAlias = Callable[[Any, Any, dict[str, Any]], Any]
@@ -171,7 +174,7 @@ class HindsightReplay(ReplayWrapper):
         chosen = np.zeros(count, np.bool_)
         if self.ratio > 0.0:  # at 0 nothing is drawn, so that batches are those of the wrapped buffer
             np.less(self._storage.rng.random(count), self.ratio, out=chosen)
-        rows = np.flatnonzero(chosen)
+        rows = chosen.nonzero()[0]
         if rows.size:
             self._relabel(window, rows)
         window.added = (*window.added, ("relabelled", chosen))
@@ -223,12 +226,15 @@ class HindsightReplay(ReplayWrapper):
             raise TypeError(
                 f"{_called('reward_fn', self.reward_fn)} returned dtype {result.dtype}; expected real numbers"
             )
-        with np.errstate(over="ignore"):
-            rewards = result.astype(self._storage.reward_dtype)
-        finite = np.isfinite(rewards)
-        if not finite.all():
+        if result.dtype == self._storage.reward_dtype:
+            rewards = result.copy()
+        else:
+            with np.errstate(over="ignore"):
+                rewards = result.astype(self._storage.reward_dtype)
+        wrong = kernels.first_not_finite(rewards)
+        if wrong >= 0:
             raise ValueError(
-                f"{_called('reward_fn', self.reward_fn)} returned {result[~finite][0]}; expected finite {rewards.dtype}"
+                f"{_called('reward_fn', self.reward_fn)} returned {result[wrong]}; expected finite {rewards.dtype}"
             )
         return rewards
 

@@ -145,6 +145,16 @@ def test_lane_kernels_against_arithmetic(form, num_envs):
             assert total[row] == sum(powers[k] * expected[k] for k in range(len(window)))
 
 
+@both
+def test_the_first_number_that_is_not_finite(form):
+    """Its position, in either width, and -1 where all are."""
+    for dtype in (np.float32, np.float64):
+        find = kernel(lanes, "first_not_finite", form)
+        assert find(np.array([], dtype)) == find(np.array([1.0, -2.0], dtype)) == -1
+        assert find(np.array([1.0, np.nan, np.inf], dtype)) == 1
+        assert find(np.array([-np.inf, 3.0], dtype)) == 0
+
+
 def test_kernel_modules_are_found_by_name():
     """A kernel module that does not exist is an error at once."""
     with pytest.raises(ModuleNotFoundError, match="no kernel module"):

@@ -4,6 +4,8 @@ Index i belongs to lane ``i % num_envs``, is that lane's step number ``i // num_
 by ``i + num_envs`` and lives in slot ``i % capacity``. Lane e holds the steps in ``[first[e], cursor[e])``.
 """
 
+import math
+
 import numpy as np
 
 from replaykit._kernels.jit import jit, prefetch
@@ -364,4 +366,13 @@ def pick(indices, uniforms, scope, first, cursor, number, starts, ends, picked):
             begin = max(starts[episode], first[lane] * num_envs + lane)
         allowed = (last - begin) // num_envs + 1
         picked[i] = begin + int(uniforms[i] * allowed) * num_envs
+    return -1
+
+
+@jit
+def first_not_finite(values):
+    """The position of the first value that is infinite or no number, -1 if there is none."""
+    for i in range(values.shape[0]):
+        if not math.isfinite(values[i]):
+            return i
     return -1
