@@ -1,0 +1,167 @@
+"""Do the adapters do what they say? ``python -m benchmarks.check [library ...]`` looks at small buffers of each.
+
+Batches have the right shapes, their rows are whole transitions, returns of three steps are right, goals are replaced,
+stacks are those that were stored, and a transition of a large priority is drawn again and again.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.adapters import PEERS, load
+from benchmarks.adapters.base import GAMMA, HINDSIGHT_RATIO, N_STEP, Library, NotOfferedError
+from benchmarks.data import PART_OF_FRAMES, SCREEN, STACK, FrameTask, Task
+
+BATCH = 64
+CAPACITY = 2_000
+
+
+def as_array(value: Any) -> Any:
+    """An array or tensor as NumPy, without axes of length 1."""
+    return np.squeeze(np.asarray(value))
+
+
+def check_rows(fields: dict[str, Any], task: Task) -> None:
+    """The batch has whole transitions in the right shapes."""
+    obs, next_obs = as_array(fields["obs"]), as_array(fields["next_obs"])
+    assert obs.shape == next_obs.shape == (BATCH, task.obs), obs.shape
+    assert as_array(fields["action"]).shape == ((BATCH, task.action) if task.action else (BATCH,))
+    time = obs[:, 0]
+    # tianshou seeds the lanes alike, so that they draw the same times
+    assert np.unique(time).size > BATCH / (4 if task.lanes == 1 else 16), "hardly any transition is drawn"
+    assert (next_obs[:, 0] == time + 1).all(), "next_obs does not follow obs"
+    assert (as_array(fields["reward"]) == time).all(), "the reward is of another step"
+    assert (as_array(fields["terminated"]).astype(bool) == (time == task.episode - 1)).all(), "wrong ends"
+
+
+def check_uniform(library: Library) -> None:
+    """Uniform samples, before and after adding one and many, of one lane and of several."""
+    for task in (Task(CAPACITY), Task(CAPACITY, obs=17, action=6), Task(CAPACITY, lanes=8)):
+        buffer = library.uniform(task)
+        sample = buffer.sampling(BATCH)
+        check_rows(buffer.read(sample()), task)
+        buffer.adding(task.one())()
+        if task.lanes == 1:
+            with contextlib.suppress(NotOfferedError):
+                buffer.extending(task.stretch(0, 64))()
+        else:
+            for start in range(1, task.episode):
+                buffer.adding(type(task.one())(*(column[0] for column in task.stretch(start, 1))))()
+        check_rows(buffer.read(sample()), task)
+
+
+def check_prioritized(library: Library) -> None:
+    """Priorities take effect, and weights correct for them."""
+    task = Task(CAPACITY)
+    buffer = library.prioritized(task)
+    sample = buffer.sampling(BATCH)
+    fields = buffer.read(sample())
+    check_rows(fields, task)
+    weights = as_array(fields["weights"])
+    assert weights.shape == (BATCH,)
+    assert (weights > 0.0).all()
+    chosen = buffer.random_indices(np.random.default_rng(0), (4,), CAPACITY)
+    buffer.update(chosen, np.full(4, 1e6, np.float32))
+    batch = sample()
+    share = np.isin(as_array(buffer.indices_of(batch)), chosen).mean()
+    assert share > 0.5, f"only {share:.0%} of the batch are the four of the largest priority"
+    weights = as_array(buffer.read(batch)["weights"])
+    assert weights.max() > 1.5 * weights.min() or share == 1.0, "weights do not correct"
+    buffer.update(buffer.indices_of(batch), np.full(BATCH, 1e-3, np.float32))
+    buffer.adding(task.one())()
+    assert np.isin(as_array(buffer.indices_of(sample())), chosen).mean() < 0.5, "an update has no effect"
+
+
+def check_n_step(library: Library) -> None:
+    """Returns of three steps, of windows in the middle of an episode."""
+    task = Task(CAPACITY)
+    buffer = library.n_step(task)
+    fields = buffer.read(buffer.sampling(BATCH)())
+    time = as_array(fields["obs"])[:, 0]
+    whole = time < task.episode - N_STEP
+    expected = sum(GAMMA**k * (time + k) for k in range(N_STEP))
+    np.testing.assert_allclose(as_array(fields["reward"])[whole], expected[whole], rtol=1e-5)
+    if "next_obs" in fields:
+        assert (as_array(fields["next_obs"])[whole, 0] == time[whole] + N_STEP).all(), "next_obs is of another step"
+
+
+def check_hindsight(library: Library) -> None:
+    """Four goals in five are others than those that were stored."""
+    task = Task(CAPACITY, obs=10, action=4, goal=3, episode=50)
+    buffer = library.hindsight(task)
+    sample = buffer.sampling(1000)
+    buffer.adding(task.one())()
+    fields = buffer.read(sample())
+    if isinstance(fields["obs"], dict) or hasattr(fields["obs"], "desired_goal"):
+        goals, time = as_array(fields["obs"]["desired_goal"]), as_array(fields["obs"]["achieved_goal"])[:, 0]
+        assert (as_array(fields["next_obs"]["desired_goal"]) == goals).all(), "next_obs has another goal than obs"
+    else:
+        goals, time = as_array(fields["goal"]), fields["obs"][:, task.obs]
+    relabelled = goals[:, 0] >= 0.0
+    share = relabelled.mean()
+    assert abs(share - HINDSIGHT_RATIO) < 0.1, f"{share:.0%} are relabelled"
+    assert (goals[relabelled, 0] >= time[relabelled]).mean() > 0.95, "goals lie in the past"
+
+
+def check_images(library: Library, once: bool) -> None:
+    """Both stacks are those that were stored, whichever axis the library has them along."""
+    task = FrameTask(2 * PART_OF_FRAMES)
+    frames = next(task.fill())
+    buffer = library.images(task, once)
+    fields = buffer.read(buffer.sampling(BATCH)())
+    obs, next_obs = (np.asarray(fields[name]) for name in ("obs", "next_obs"))
+    if obs.shape[-1] == STACK:
+        obs, next_obs = np.moveaxis(obs, -1, 1), np.moveaxis(next_obs, -1, 1)
+    assert obs.shape == next_obs.shape == (BATCH, STACK, *SCREEN)
+    numbers = obs[:, -1, 0, :4].copy().view(np.int32)[:, 0]
+    assert np.unique(numbers).size > BATCH / 2
+    inner = np.flatnonzero((numbers > 2 * STACK) & (numbers < PART_OF_FRAMES - STACK))
+    assert inner.size
+    for row in inner:
+        time = numbers[row] - (STACK - 1)
+        assert (obs[row] == frames.obs[time]).all(), "a stack is not what was stored"
+        assert (next_obs[row] == frames.next_obs[time]).all(), "the next stack is not what was stored"
+
+
+CHECKS: dict[str, Callable[[Library], None]] = {
+    "uniform": check_uniform,
+    "prioritized": check_prioritized,
+    "n-step": check_n_step,
+    "hindsight": check_hindsight,
+    "images, stored": lambda library: check_images(library, once=False),
+    "images, once": lambda library: check_images(library, once=True),
+}
+
+
+def verdict(check: Callable[[Library], None], library: Library) -> str:
+    """What a check found."""
+    try:
+        check(library)
+    except NotOfferedError as reason:
+        return str(reason)
+    except AssertionError as error:
+        return f"WRONG: {error}"
+    return "ok"
+
+
+def main() -> None:
+    """Check the libraries that are named, or all that are installed."""
+    verdicts = []
+    for name in sys.argv[1:] or ("replaykit", *PEERS):
+        print(name)
+        try:
+            library = load(name)
+        except ImportError as error:
+            print(f"    not installed: {error}")
+            continue
+        for title, check in CHECKS.items():
+            verdicts.append(verdict(check, library))
+            print(f"    {title}: {verdicts[-1]}")
+    sys.exit(any(found.startswith("WRONG") for found in verdicts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What a call costs besides its data, counted rather than timed: calls of Python, and memory that stays."""
+
+import gc
+import os
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from replaykit import Field, PrioritizedBuffer, ReplayBuffer, Spec
+
+SPEC = Spec(obs=Field((4,)), action=Field((), np.int64))
+OBS = np.ones(4, np.float32)
+LANES = (np.ones((8, 4), np.float32), np.ones(8, np.int64), np.ones(8, np.float32), np.ones((8, 4), np.float32))
+NONE = np.zeros(8, np.bool_)
+
+pytestmark = pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reason="kernels are Python calls then")
+
+
+def filled(make, **options):
+    """A buffer of a thousand transitions, every kernel compiled."""
+    buffer = make(1024, SPEC, seed=0, **options)
+    for _ in range(1024 // buffer.num_envs):
+        if buffer.num_envs > 1:
+            buffer.add(*LANES, NONE, NONE)
+        else:
+            buffer.add(OBS, 1, 1.0, OBS, False, False)
+    batch = buffer.sample(32)
+    buffer.update_priorities(batch.indices, np.ones(32))
+    return buffer
+
+
+def calls_of(function):
+    """How many functions are called, of Python and of C, once everything has been seen."""
+    function()
+    count = -2  # the function itself, and the end of counting
+
+    def watch(_frame, event, _argument):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(watch)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+CASES = {
+    "add to a uniform buffer": (ReplayBuffer, {}, lambda b: b.add(OBS, 1, 1.0, OBS, False, False), 8),
+    "add to a prioritized buffer": (PrioritizedBuffer, {}, lambda b: b.add(OBS, 1, 1.0, OBS, False, False), 8),
+    "add of lanes": (ReplayBuffer, {"num_envs": 8}, lambda b: b.add(*LANES, NONE, NONE), 12),
+    "uniform sample": (ReplayBuffer, {}, lambda b: b.sample(32), 19),
+    "uniform sample of three steps": (ReplayBuffer, {"n_step": 3}, lambda b: b.sample(32), 60),
+    "prioritized sample": (PrioritizedBuffer, {}, lambda b: b.sample(32), 38),
+    "update": (PrioritizedBuffer, {}, lambda b: b.update_priorities(np.arange(32), NONE.repeat(4) * 1.0), 19),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_more_calls_than(name):
+    """At a batch of 32 most of the time goes into calls, so that they do not grow unnoticed."""
+    make, options, call, most = CASES[name]
+    buffer = filled(make, **options)
+    if np.__version__.startswith("1."):
+        most *= 2  # there, NumPy is more in Python itself
+    assert calls_of(lambda: call(buffer)) <= most
+
+
+@pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer])
+def test_batches_leave_nothing_behind(make):
+    """A thousand batches, forgotten, take no memory."""
+    buffer = filled(make)
+    for _ in range(20):
+        buffer.sample(32)
+    gc.collect()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for _ in range(1000):
+        batch = buffer.sample(32)
+        buffer.update_priorities(batch.indices, batch.reward)
+    del batch
+    gc.collect()
+    assert tracemalloc.get_traced_memory()[0] - before < 10_000
+    tracemalloc.stop()
