@@ -351,18 +351,17 @@ class Storage:
         """Leaves, discounts and lengths of windows of several steps."""
         ring = self.ring
         count = indices.shape[0]
-        total, discount = np.empty(count, np.float64), np.empty(count, np.float64)
+        reward, discount = np.empty(count, self.reward_dtype), np.empty(count, self.reward_dtype)
         length, last = np.empty(count, np.int64), np.empty(count, np.int64)
         columns = ring.columns
         ring.refuse(indices, kernels.n_step(
             indices, ring.first, ring.cursor, columns[self._reward], columns[self._terminated], ring.ended,
-            self._powers, total, discount, length, last,
+            self._powers, reward, discount, length, last,
         ))  # fmt: skip
         found = ring.gather(indices, self._first)
         found += ring.gather(last, self._last_and_flags)
-        with np.errstate(over="ignore"):
-            found.insert(self._reward_place, total.astype(self.reward_dtype))
-        return [found[place] for place in self._places], discount.astype(self.reward_dtype), length
+        found.insert(self._reward_place, reward)
+        return [found[place] for place in self._places], discount, length
 
     def read(self, indices: npt.NDArray[np.int64], names: tuple[str, ...]) -> list[npt.NDArray[Any]]:
         """The fields of these names, leaves of the spec, as they are stored: fresh arrays (B, ...).

@@ -527,3 +527,14 @@ def test_a_batch_made_at_once_is_the_one_made_step_by_step(configuration, steps,
     if len(fast):
         for _ in range(3):
             assert bits_of(fast.sample(batch_size)) == bits_of(slow.sample(batch_size))
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # without compilation, NumPy says so
+def test_a_return_beyond_float32_is_infinite_either_way():
+    """At once and step by step."""
+    for wrap in (lambda b: b, StepByStep):
+        buffer = ReplayBuffer(9, FLAT, n_step=3, gamma=1.0, seed=0)
+        for _ in range(5):
+            buffer.add(**step(3e38))
+        batch = wrap(buffer).sample(30)
+        assert (np.isinf(batch.reward) == (batch.length > 1)).all()

@@ -275,11 +275,11 @@ def window(indices, first, cursor, rewards, ended, reward, length):
 
 
 @jit
-def n_step(indices, first, cursor, rewards, terminated, ended, powers, total, discount, length, last):
+def n_step(indices, first, cursor, rewards, terminated, ended, powers, reward, discount, length, last):
     """What the windows that start at living `indices` come to, as `window` and `n_step_return` would tell.
 
-    That is n-step returns of at most ``powers.shape[0] - 1`` steps and discounts, in float64, lengths, and the indices
-    of the last steps. Returns -1, or the position of the first index that is not stored.
+    That is n-step returns of at most ``powers.shape[0] - 1`` steps, summed in float64, discounts, lengths, and the
+    indices of the last steps. Returns -1, or the position of the first index that is not stored.
     """
     num_envs, capacity = first.shape[0], ended.shape[0]
     count, steps = indices.shape[0], powers.shape[0] - 1
@@ -300,7 +300,7 @@ def n_step(indices, first, cursor, rewards, terminated, ended, powers, total, di
                 slot -= np.uint64(capacity)
             value += powers[k] * rewards[slot]
             k += 1
-        total[i] = value
+        reward[i] = value
         discount[i] = 0.0 if terminated[slot] else powers[k]
         length[i] = k
         last[i] = index
