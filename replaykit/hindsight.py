@@ -281,7 +281,8 @@ class _Goals:
                 f"{_called(option, function)} raised {type(error).__name__}: {error}; it was given {self}, one row for "
                 "each step"
             ) from error
-        array = as_array(f"what {option} returned", result)
+        is_array = type(result) is np.ndarray
+        array = result if is_array else as_array(f"what {_called(option, function)} returned", result)
         if array.shape != self.achieved.shape[:1]:
             raise ValueError(
                 f"{_called(option, function)} returned shape {array.shape}; expected {self.achieved.shape[:1]}, one "
