@@ -31,7 +31,6 @@ class Episodes:
         self._number = np.zeros(ring.capacity, np.int64)
         self._starts = np.zeros(ring.capacity, np.int64)
         self._ends = np.zeros(ring.capacity, np.int64)
-        self.due = ring.length
         self._seen = 0  # the ring's clock when the tables were up to date
 
     @property
@@ -42,18 +41,18 @@ class Episodes:
     def sync(self) -> None:
         """Bring the tables up to date.
 
-        Must be called before a step that they have not seen is overwritten: before the ring's clock passes `due`.
+        Must be called before a step that they have not seen is overwritten: before the ring's clock passes its `due`.
         """
         ring = self._ring
         if ring.clock == self._seen:
             return
         clock = ring.clock
         kernels.note_episodes(
-            ring.first, self._synced, ring.cursor, ring.ended,
+            ring.bounds, self._synced, ring.ended,
             self._over, self._latest, self._number, self._starts, self._ends,
         )  # fmt: skip
         self._seen = clock
-        self.due = clock + ring.length
+        ring.due = clock + ring.length
 
     def end(self, mask: npt.NDArray[np.bool_]) -> None:
         """End the running episodes of the lanes in `mask` after their newest step."""
@@ -99,7 +98,7 @@ class Episodes:
         picked = np.empty(indices.shape[0], np.int64)
         scope = ("future", "final", "episode").index(among)
         ring.refuse(indices, kernels.pick(
-            indices, uniforms, scope, ring.first, ring.cursor, self._number, self._starts, self._ends, picked
+            indices, uniforms, scope, ring.bounds, self._number, self._starts, self._ends, picked
         ))  # fmt: skip
         return picked
 

@@ -207,6 +207,8 @@ def as_float64(name: str, value: Any) -> npt.NDArray[np.float64]:
         return array
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers")
+    if array.dtype.itemsize <= 8:  # nothing overflows
+        return array.astype(np.float64)
     with np.errstate(over="ignore"):
         return array.astype(np.float64)
 

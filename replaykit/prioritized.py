@@ -17,7 +17,7 @@ from replaykit.replay import Replay
 from replaykit.ring import Share
 from replaykit.spec import Spec
 from replaykit.storage import Seed, Storage, Stretch, check_choice, check_count, check_number, check_unit
-from replaykit.sum_tree import SumTree
+from replaykit.sum_tree import SCHEMES, SumTree
 
 kernels = lazy("lanes")
 
@@ -25,6 +25,7 @@ Draws = Literal["stratified", "iid", "systematic"]
 Weights = Literal["batch", "buffer", "none"]
 
 
+_SCHEMES = {scheme: number for number, scheme in enumerate(SCHEMES)}
 _TREE_BYTES = 32  # of a leaf and its share of the inner nodes, at most
 _SMALLEST_WEIGHT = np.finfo(np.float32).tiny
 
@@ -171,24 +172,18 @@ class PrioritizedBuffer(Replay):
         What is added shows in the ring's cursors, so adding costs nothing here, and an interrupted add leaves nothing
         to undo. Each lane's new slots are filled at once; while lanes are in step, those of all lanes are.
         """
-        ring, tree, settled = self._storage.ring, self._tree, self._settled
+        ring = self._storage.ring
         if ring.clock == self._settled_clock:
             return
+        tree, settled = self._tree, self._settled
         if ring.gaps:
             self._drop_retired()
-        value = tree.largest or 1.0
         if ring.stamps is None:
-            cursor = ring.cursor.item(0)
-            count = min(cursor - settled.item(0), cursor - ring.first.item(0)) * ring.num_envs
-            start = (cursor * ring.num_envs - count) % ring.capacity
-            stop = start + count
-            tree.fill(start, min(stop, ring.capacity), value)
-            if stop > ring.capacity:
-                tree.fill(0, stop - ring.capacity, value)
+            tree.settle(settled, ring.bounds)
         else:
             slots = ring.span(np.maximum(settled, ring.first)) % ring.capacity
-            tree.assign(slots, np.full(slots.size, value))
-        settled[:] = ring.cursor
+            tree.assign(slots, np.full(slots.size, tree.largest or 1.0))
+            settled[:] = ring.cursor
         self._settled_clock = ring.clock
 
     def _drop_retired(self) -> None:
@@ -206,9 +201,7 @@ class PrioritizedBuffer(Replay):
         indices = self._storage.write(ready)
         ring = self._storage.ring
         slots, kept = np.empty(errors.size, np.int64), np.empty(errors.size, np.float64)
-        count = kernels.living(
-            indices[indices >= 0], scaled, np.inf, 0.0, ring.first, ring.cursor, ring.capacity, slots, kept
-        )
+        count = kernels.living(indices[indices >= 0], scaled, np.inf, 0.0, ring.bounds, ring.capacity, slots, kept)
         self._tree.assign(slots[:count], kept[:count])
         self._settled[:] = ring.cursor
         return indices
@@ -248,15 +241,20 @@ class PrioritizedBuffer(Replay):
     # -- The verbs -------------------------------------------------------------------------------------------
 
     def _fields(self, batch_size: int) -> dict[str, Any]:
-        storage = self._storage
-        if not storage.is_single:
+        storage, tree = self._storage, self._tree
+        if self.weights != "batch" or not storage.is_single or not tree.is_narrow:
             return super()._fields(batch_size)
-        slots, probabilities, least = self._draw(batch_size)
-        fields = storage.batch_of_slots(slots)
-        indices = fields.pop("indices")
-        fields["weights"] = self.weigh(Draw(indices, probabilities, least))
-        fields["probabilities"] = probabilities
-        fields["indices"] = indices
+        ring = storage.ring
+        if ring.gaps or ring.stamps is not None or tree.is_empty:
+            self._settle()
+            tree.refuse_empty()
+        uniforms = storage.rng.random(1 if self.draws == "systematic" else batch_size)
+        ratios = np.empty(batch_size, np.float64)
+        fields = storage.prioritized_batch(
+            tree.nodes, tree.marks, self._settled, uniforms, _SCHEMES[self.draws], ratios
+        )
+        self._settled_clock = ring.clock
+        fields["weights"] = (ratios**-self.beta).astype(np.float32)
         return fields
 
     def draw(self, batch_size: int) -> Draw:

@@ -80,11 +80,13 @@ class Replay(ABC):
             A field has another shape, or values that its dtype cannot hold. Whatever is raised, the buffer is
             unchanged.
         """
-        values = (obs, action, reward, next_obs, terminated, truncated)
         storage = self._storage
-        if mask is None and td_error is None:
-            if storage.num_envs == 1:
-                return storage.add_one(values, extras)
+        if mask is None and td_error is None and storage.num_envs == 1:
+            row = storage.pack_row(obs, action, reward, next_obs, terminated, truncated, extras)
+            if row is not None:
+                return storage.add_row(row)
+        values = (obs, action, reward, next_obs, terminated, truncated)
+        if mask is None and td_error is None and storage.num_envs > 1:
             indices = storage.add_block(values, extras, storage.lanes)
             if indices is not None:
                 return indices
@@ -212,7 +214,7 @@ class Replay(ABC):
     def _fields(self, batch_size: int) -> dict[str, Any]:
         """The fields of a batch. A buffer may make the same in fewer steps, from windows that nobody changes."""
         draw = self.draw(batch_size)
-        if self._is_plain:
+        if self._is_plain and self._storage.is_packed:
             fields = self._storage.transitions(draw.indices)
         else:
             fields = self.reduce(self.window(draw.indices))
@@ -273,7 +275,7 @@ class Replay(ABC):
         slots, kept = np.empty(size, np.int64), np.empty(size, np.float64)
         limit = self._largest_priority
         eps = eps if priorities is None else 0.0
-        count = kernels.living(entries, values, limit, eps, ring.first, ring.cursor, ring.capacity, slots, kept)
+        count = kernels.living(entries, values, limit, eps, ring.bounds, ring.capacity, slots, kept)
         if count < 0:
             wrong = -1 - count
             if not abs(values[wrong]) <= limit:

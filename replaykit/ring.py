@@ -17,8 +17,13 @@ kernels = lazy("lanes")
 
 Share: TypeAlias = Literal["large", "all", "none"]
 
-DERIVED = {"discount": -1, "length": -2, "weights": -3, "probabilities": -4, "indices": -5}
-"""What stands for the place in a row of a field that is in none, as the kernels have it."""
+NO_ROW = -1
+"""Stands for the place in a row of a field that is in none, as the kernels have it."""
+_BOUND = frozenset((
+    "columns", "first", "cursor", "bytes", "row_bytes", "is_packed", "_first_of_lane", "_cursor_of_lane",
+    "_ended_of_slot", "_memory", "order", "_plan", "_flags", "_terminated_at", "_truncated_at",
+))  # fmt: skip
+"""What a copy or a pickle does not keep, since it is made of the rest."""
 LARGE_FIELD_BYTES = 1024
 """Fields above this size are not part of the packed row."""
 
@@ -29,13 +34,14 @@ class Ring:
     A transition's index is ``step * num_envs + lane``, with the number of its step in its lane. So all that is
     asked of an index is arithmetic: its lane is ``index % num_envs``, its successor in the lane
     ``index + num_envs`` and its slot ``index % capacity``. Lane e holds its steps in ``[first[e], cursor[e])``, at
-    most the last L.
+    most the last L; `first` and `cursor` are the rows of `bounds`.
 
     The small fields of a transition lie side by side in one packed row, so that reading a transition is one
     cache miss. Large observations are kept once, in `frames`; each other large field has an array of its own. `columns`
     are views of the rows and of these arrays, by the position of the leaf.
 
-    `clock` counts the steps ever appended. `stamps`, once lanes are out of step, tells at which a slot was written.
+    `clock` counts the steps ever appended, and nothing may be appended that takes it past `due` before the episodes
+    have been looked at. `stamps`, once lanes are out of step, tells at which a slot was written.
 
     `gaps` tells that slots may hold rows that were retired and not replaced, after a reset or an interrupted append,
     and `leaks` that these may still hold frames.
@@ -97,10 +103,10 @@ class Ring:
         for frames in self.frames.values():
             frames.allocate()
         self.ended = np.zeros(self.capacity, np.bool_)
-        self.first = np.zeros(num_envs, np.int64)
-        self.cursor = np.zeros(num_envs, np.int64)
+        self.bounds = np.zeros((2, num_envs), np.int64)
         self.stamps: npt.NDArray[np.int64] | None = None
         self.clock = 0
+        self.due = length
         self.gaps = False
         self.leaks = False
         self._bind()
@@ -112,15 +118,24 @@ class Ring:
             for i in range(len(self.leaves))
             if i not in self.framed
         }
-        self._six = tuple(self.columns.values()) if len(self.columns) == len(self.leaves) == 6 else None
-        self._bytes = self.rows.view(np.uint8)
-        self._row_bytes = self.rows.itemsize
+        self.first, self.cursor = self.bounds
+        self.bytes = self.rows.view(np.uint8)
+        self.row_bytes = self.rows.itemsize
+        self.is_packed = not self.large and not self.frames
         self._first_of_lane = memoryview(self.first)  # type: ignore[arg-type]
         self._cursor_of_lane = memoryview(self.cursor)  # type: ignore[arg-type]
+        self._ended_of_slot = memoryview(self.ended)  # type: ignore[arg-type]
+        self._memory = memoryview(self.bytes)  # type: ignore[arg-type]
+        if self.is_packed:
+            places = [self.rows.dtype.fields[str(i)][1] for i in range(len(self.leaves))]  # type: ignore[index]
+            order = self.order = sorted(range(len(places)), key=lambda i: places[i])  # fields of whole words first
+            self._plan = np.array([(places[i], self.leaves[i].field.nbytes) for i in order]).T.copy()
+            names = [self.leaves[i].name for i in order]
+            self._flags = np.array([names.index("terminated"), names.index("truncated")])
+            self._terminated_at, self._truncated_at = (places[order[i]] for i in self._flags)
 
     def __getstate__(self) -> dict[str, Any]:
-        views = ("columns", "_six", "_bytes", "_first_of_lane", "_cursor_of_lane")
-        return {name: value for name, value in self.__dict__.items() if name not in views}
+        return {name: value for name, value in self.__dict__.items() if name not in _BOUND}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -146,61 +161,33 @@ class Ring:
 
     # -- Writing ---------------------------------------------------------------------------------------------
 
-    def append_one(self, values: Sequence[Any], ended: bool) -> npt.NDArray[np.int64]:
-        """Store one step of the only lane; its index, of shape (1,)."""
-        if self.frames:
-            stretch = [np.asarray(value)[None, None] for value in values]
-            return self.append(stretch, np.array([[ended]], np.bool_), None).reshape(-1)
+    def append_row(self, row: bytes) -> npt.NDArray[np.int64]:
+        """Store one step of the only lane, all of it in its row; its index, of shape (1,)."""
         index = self.cursor.copy()
         step = self._cursor_of_lane[0]
-        capacity = self.capacity
+        capacity, row_bytes = self.capacity, self.row_bytes
         slot = step % capacity
+        place = slot * row_bytes
         gaps, self.gaps = self.gaps, True
         self.clock += 1
         if step - self._first_of_lane[0] >= capacity:
             self._first_of_lane[0] = step - capacity + 1
-        if self._six is not None:  # the usual transition, without a loop: an eighth of the whole call
-            a, b, c, d, e, f = self._six
-            a[slot], b[slot], c[slot], d[slot], e[slot], f[slot] = values
-        else:
-            for i, column in self.columns.items():
-                column[slot] = values[i]
-        self.ended[slot] = ended
+        self._memory[place : place + row_bytes] = row
+        self._ended_of_slot[slot] = row[self._terminated_at] or row[self._truncated_at]
         self._cursor_of_lane[0] = step + 1
         self.gaps = gaps
         return index
 
-    def is_contiguous(self, steps: int) -> bool:
-        """Whether the next steps of all lanes go side by side into the rows, and nowhere else."""
-        rows = steps * self.num_envs
-        head = self._cursor_of_lane[0] * self.num_envs % self.capacity
-        return self.stamps is None and not self.frames and 0 < rows <= self.capacity - head
-
-    def append_block(
-        self, values: Sequence[npt.NDArray[Any]], ended: npt.NDArray[np.bool_], steps: int
-    ) -> npt.NDArray[np.int64]:
-        """Store steps of all lanes that go side by side into the rows; their indices, of the shape of `ended`."""
-        rows = steps * self.num_envs
-        step = self._cursor_of_lane[0]
-        begin = step * self.num_envs
-        places = slice(begin % self.capacity, begin % self.capacity + rows)
-        indices = np.arange(begin, begin + rows, dtype=np.int64)
+    def append_block(self, data: bytes, steps: int) -> npt.NDArray[np.int64]:
+        """Store 0 < T <= L steps of all lanes, in step and all in their rows; their indices, (T E,)."""
+        indices = np.empty(steps * self.num_envs, np.int64)
         gaps, self.gaps = self.gaps, True
         self.clock += steps
-        retired = step + steps - self.length - self._first_of_lane[0]
-        if retired > 0:
-            self.first += retired
-        if ended.ndim == 1:
-            for i, column in self.columns.items():
-                column[places] = values[i]
-            self.ended[places] = ended
-        else:
-            for i, column in self.columns.items():
-                column[places] = values[i].reshape(column[places].shape)
-            self.ended[places] = ended.reshape(rows)
-        self.cursor += steps
+        kernels.store(
+            data, steps, self.bounds, self.bytes, self.row_bytes, self.ended, self._plan, self._flags, indices
+        )
         self.gaps = gaps
-        return indices if ended.ndim == 1 else indices.reshape(ended.shape)
+        return indices
 
     def append(
         self,
@@ -317,19 +304,19 @@ class Ring:
     def uniform(self, uniforms: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """A stored index for each number in [0, 1), all equally likely. O(B); O(B E) once lanes are out of step."""
         indices = np.empty(uniforms.shape[0], np.int64)
-        kernels.uniform(uniforms, self.first, self.cursor, self._bytes, self._row_bytes, indices)
+        kernels.uniform(uniforms, self.bounds, self.bytes, self.row_bytes, indices)
         return indices
 
     def indices_of(self, slots: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
         """The index stored in each of `slots`, of which every one is filled. O(B)."""
         indices = np.empty(slots.shape[0], np.int64)
-        kernels.indices_of(slots, self.cursor, self._bytes, self._row_bytes, indices)
+        kernels.indices_of(slots, self.bounds, self.capacity, indices)
         return indices
 
     def slots(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The slots of `indices`; raises IndexError as :meth:`refuse` does."""
         slots = np.empty(indices.shape[0], np.int64)
-        self.refuse(indices, kernels.slots_of(indices, self.first, self.cursor, self.capacity, slots))
+        self.refuse(indices, kernels.slots_of(indices, self.bounds, self.capacity, slots))
         return slots
 
     def refuse(self, indices: npt.NDArray[np.int64], wrong: int) -> None:
@@ -366,9 +353,7 @@ class Ring:
             block, record = layout.block(count)
         else:
             block = np.empty((count * layout.single.nbytes + 7) // 8 * 8, np.uint8)
-        wrong = kernels.gather(
-            self._bytes, self._row_bytes, indices, self.first, self.cursor, layout.sources, layout.sizes, block
-        )  # fmt: skip
+        wrong = kernels.gather(self.bytes, self.row_bytes, indices, self.bounds, layout.plan, block)
         if wrong >= 0:
             self.refuse(indices, wrong)
         if layout.single is not None:
@@ -397,7 +382,7 @@ class Layout:
     leaves : sequence of int
         Positions of the fields among the ring's leaves.
     derived : mapping of str to Field
-        Fields that follow these, and are not stored: those that :data:`DERIVED` names.
+        Fields that follow these, and are not stored.
     """
 
     def __init__(self, ring: Ring, leaves: Sequence[int], derived: Mapping[str, Field] = MappingProxyType({})) -> None:
@@ -411,10 +396,12 @@ class Layout:
         ]
         offsets = ring.rows.dtype.fields or {}
         fields = [*(ring.leaves[i].field for i in leaves), *derived.values()]
-        places = {name: offset for name, (_, offset, *_) in offsets.items()} | DERIVED
+        places = {name: offset for name, (_, offset, *_) in offsets.items()} | dict.fromkeys(derived, NO_ROW)
         packed = [name in places for name in self.names]
-        self.sources = np.array([places[name] for name in self.names if name in places], np.int64)
-        self.sizes = np.array([field.nbytes for field, small in zip(fields, packed, strict=True) if small], np.int64)
+        self.plan = np.array([
+            [places[name] for name in self.names if name in places],
+            [field.nbytes for field, small in zip(fields, packed, strict=True) if small],
+        ], np.int64)  # fmt: skip
         self._fields = list(zip(fields, packed, strict=True))
         self.is_packed = all(packed)
         self.single = fields[0] if packed == [True] else None

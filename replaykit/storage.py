@@ -13,23 +13,42 @@ from replaykit.batch import Window, constant
 from replaykit.episodes import EPISODE_BYTES, Episodes
 from replaykit.field import Field, FieldNameError
 from replaykit.frames import Padding
+from replaykit.packing import batch_namer, block_packer, row_packer
 from replaykit.ring import Layout, Ring, Share
 from replaykit.spec import Spec
 from replaykit.trees import Tree
 
 kernels = lazy("lanes")
-ndarray = np.ndarray
+batches = lazy("batches")
 
 Seed: TypeAlias = int | np.random.SeedSequence | np.random.Generator | None
 
 
 class BatchLayout(Layout):
-    """All fields of a transition, and with them some of those that only a batch has."""
+    """All fields of a batch: those of a transition, and those that are in no row.
 
-    def __init__(self, ring: Ring, spec: Spec, derived: Mapping[str, Field]) -> None:
-        super().__init__(ring, range(len(spec.leaves)), derived)
-        self.keys = (*spec, *derived) if spec.is_flat else tuple(derived)
-        self.flag = next(i for i, leaf in enumerate(spec.leaves) if leaf.name == "terminated")
+    Parameters
+    ----------
+    ring : Ring
+    spec : Spec
+    of_last : sequence of int
+        The leaves that are of the last step of a window, rather than of the first.
+    """
+
+    def __init__(self, ring: Ring, spec: Spec, of_last: Sequence[int]) -> None:
+        names = [leaf.name for leaf in spec.leaves]
+        reward = names.index("reward")
+        derived = {
+            "discount": spec.leaves[reward].field,
+            "length": Field((), np.int64),
+            "weights": Field((), np.float32),
+            "probabilities": Field((), np.float64),
+            "indices": Field((), np.int64),
+        }
+        super().__init__(ring, range(len(names)), derived)
+        self.plan = np.vstack((self.plan, np.zeros_like(self.plan[0])))
+        self.plan[2, of_last] = 1
+        self.places = np.array([reward, names.index("terminated")])
 
 
 @dataclass(slots=True)
@@ -96,7 +115,7 @@ class Storage:
         self.rng = np.random.default_rng(seed)
         self.batches = 0
         self.is_fallible = False  # whether a wrapper calls functions of the user's when sampling, which may raise
-        self.ring = Ring(
+        ring = self.ring = Ring(
             -(-capacity // self.num_envs),
             self.num_envs,
             spec.leaves,
@@ -114,11 +133,6 @@ class Storage:
         self._reward, self._terminated, self._truncated = (
             names.index(name) for name in ("reward", "terminated", "truncated")
         )
-        leaves = list(enumerate(spec.leaves))
-        self._arrays = [(i, leaf.dtype, leaf.shape) for i, leaf in leaves if leaf.shape]
-        self._scalars = [
-            (i, leaf.exact_types, leaf.ranged_types, leaf.low, leaf.high) for i, leaf in leaves if not leaf.shape
-        ]
         # In a window of one step all fields are of one row; else next_obs is of the last, and the others of the first
         of_window = (self._reward, self._terminated, self._truncated)
         of_last = [i for i, name in enumerate(names) if name == "next_obs" or name.startswith("next_obs.")]
@@ -127,67 +141,61 @@ class Storage:
         self._first = Layout(self.ring, of_first)
         self._last = Layout(self.ring, of_last)
         self._flags = Layout(self.ring, (self._terminated, self._truncated))
-        self._last_and_flags = Layout(self.ring, (*of_last, self._terminated, self._truncated))
-        # Where a window is one step of packed fields, a batch is made at once
-        self.is_single = self._window == 1 and self._all.is_packed
-        of_step = {"discount": Field((), spec.leaves[self._reward].dtype), "length": Field((), np.int64)}
-        of_draw = {"weights": Field((), np.float32), "probabilities": Field((), np.float64)}
-        of_all = {"indices": Field((), np.int64)}
-        self._uniform_layout = BatchLayout(self.ring, spec, of_step | of_draw | of_all)
-        self._slots_layout = BatchLayout(self.ring, spec, of_step | of_all)
+        # Where all fields are packed, a batch is made at once; of single steps, drawn at once, too
+        self._batch = BatchLayout(ring, spec, [*of_last, self._terminated, self._truncated]) if ring.is_packed else None
+        self.is_packed = ring.is_packed
+        self.is_single = ring.is_packed and self._window == 1
         # Where to find each leaf in the fields of first, those of last, and reward and the flags
         order = [*of_first, *of_last, *of_window]
-        self._reward_place = len(of_first) + len(of_last)
         self._places = [order.index(i) for i in range(len(names))]
         self._is_flat, self._names = spec.is_flat, tuple(spec)
-        self._is_plain = spec.is_flat and not spec.extra
         self.reward_dtype = spec.leaves[self._reward].dtype
         self._gamma_or_0 = np.array([self.gamma, 0.0], self.reward_dtype)
+        self._bind()
+
+    def _bind(self) -> None:
+        """Make the functions that copies and pickles do not keep."""
+        spec, ring = self.spec, self.ring
+        self.pack_row = row_packer(spec, ring.rows.dtype)
+        self.pack_block = block_packer(spec, ring.order) if ring.is_packed else None
+        self._name_batch = batch_namer(spec, ("discount", "length", "weights", "probabilities", "indices"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        made = ("pack_row", "pack_block", "_name_batch")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._bind()
 
     # -- Writing ---------------------------------------------------------------------------------------------
 
-    def add_one(self, values: tuple[Tree, ...], extras: Mapping[str, Tree]) -> npt.NDArray[np.int64]:
-        """Store one step of the only lane, as `coerce` and `write` would, but fast; its index, of shape (1,)."""
-        flat: Sequence[Any] = values if self._is_plain and not extras else self.spec.flatten(values, extras)
-        if not self._fits(flat):
-            flat = [leaf.coerce(value, ()) for leaf, value in zip(self.spec.leaves, flat, strict=True)]
+    def add_row(self, row: bytes) -> npt.NDArray[np.int64]:
+        """Store one step of the only lane, as :attr:`pack_row` gives it; its index, of shape (1,)."""
         ring = self.ring
-        if ring.clock >= self.episodes.due:
+        if ring.clock >= ring.due:
             self.episodes.sync()
-        return ring.append_one(flat, flat[self._terminated] or flat[self._truncated])
-
-    def _fits(self, flat: Sequence[Any]) -> bool:
-        """Whether every value of a step can be stored as it is: the usual case, told quickly."""
-        for i, dtype, shape in self._arrays:
-            value = flat[i]
-            if type(value) is not ndarray or value.dtype is not dtype or value.shape != shape:
-                return False
-        for i, exact, ranged, low, high in self._scalars:
-            value = flat[i]
-            kind = type(value)
-            if kind not in exact and not (kind in ranged and low <= value <= high):
-                return False
-        return True
+        return ring.append_row(row)
 
     def add_block(
         self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...]
     ) -> npt.NDArray[np.int64] | None:
         """Store steps of all lanes, as `coerce` and `write` would, but fast; their indices.
 
-        None if that takes more: if a value is no array that can be stored as it is, or the steps do not lie side by
-        side in the ring. Then nothing has been stored.
+        None if that takes more: if a value is no array that is stored as it is or not in the row, if lanes are out of
+        step, or if there are no steps or more than a lane holds. Then nothing has been stored.
         """
-        flat: Sequence[Any] = values if self._is_plain and not extras else self.spec.flatten(values, extras)
-        for value, leaf in zip(flat, self.spec.leaves):  # noqa: B905
-            if type(value) is not ndarray or value.dtype is not leaf.dtype or value.shape != lead + leaf.shape:
-                return None
         ring = self.ring
         steps = lead[0] if len(lead) > len(self.lanes) else 1
-        if not ring.is_contiguous(steps):
+        if self.pack_block is None or ring.stamps is not None or not 0 < steps <= ring.length:
             return None
-        if ring.clock + steps > self.episodes.due:
+        data = self.pack_block(lead, *values, extras)
+        if data is None:
+            return None
+        if ring.clock + steps > ring.due:
             self.episodes.sync()
-        return ring.append_block(flat, flat[self._terminated] | flat[self._truncated], steps)
+        indices = ring.append_block(data, steps)
+        return indices if len(lead) == 1 else indices.reshape(lead)
 
     def coerce(
         self,
@@ -258,7 +266,7 @@ class Storage:
             begin = chosen.stop
             if part is not None and chosen.start == chosen.stop:
                 continue
-            if self.ring.clock + min(length, steps - step) > self.episodes.due:
+            if self.ring.clock + min(length, steps - step) > self.ring.due:
                 self.episodes.sync()
             indices[step : step + length] = self.ring.append([value[chosen] for value in values], ended[chosen], part)
         return indices
@@ -294,74 +302,60 @@ class Storage:
         rewards = ring.columns[self._reward]
         reward = np.empty((count, self._window), rewards.dtype)
         length = np.empty(count, np.int64)
-        ring.refuse(indices, kernels.window(indices, ring.first, ring.cursor, rewards, ring.ended, reward, length))
+        ring.refuse(indices, kernels.window(indices, ring.bounds, rewards, ring.ended, reward, length))
         terminated, truncated = ring.gather(indices + (length - 1) * self.num_envs, self._flags)
         return Window(indices, ring.gather(indices, self._first), length, reward, terminated, truncated)
 
     def transitions(self, indices: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """``reduce(window(indices))``, with fewer steps on the way: for when nobody changes the windows. O(B n).
+        """``reduce(window(indices))``, and room for what the draw tells; for packed fields, and if nobody changes the
+        windows. O(B n).
 
         Raises
         ------
         IndexError
             If an index is stale or was never given out.
         """
-        ring = self.ring
+        ring, layout = self.ring, self._batch
+        assert layout is not None
+        block, record = layout.block(indices.shape[0])
+        stored, made = (ring.bounds, ring.bytes, ring.row_bytes), (layout.plan, layout.places)
         if self._window == 1:
-            flat = ring.gather(indices, self._all)
-            length = constant(indices.shape[0], 1, np.int64)
-            discount = self._gamma_or_0.take(flat[self._terminated])
+            wrong = batches.batch_at(indices, *stored, *made, self.gamma, block)
         else:
-            flat, discount, length = self._n_step_transitions(indices)
-        fields = dict(zip(self._names, flat)) if self._is_flat else self.spec.unflatten(flat, self._names)  # noqa: B905
-        fields["discount"] = discount
-        fields["length"] = length
-        return fields
+            wrong = batches.n_step_batch_at(indices, *stored, ring.ended, self._powers, *made, block)
+        ring.refuse(indices, wrong)
+        return self._name_batch(*np.ndarray((), record, block).item())
 
     def uniform_batch(self, uniforms: npt.NDArray[np.float64]) -> dict[str, Any]:
-        """All fields of a batch of single steps, the one for each number in [0, 1) that `Ring.uniform` gives. O(B)."""
-        ring, layout = self.ring, self._uniform_layout
+        """All fields of a batch, the one for each number in [0, 1) that `Ring.uniform` gives; packed ones. O(B n)."""
+        ring, layout = self.ring, self._batch
+        assert layout is not None
         block, record = layout.block(uniforms.shape[0])
-        kernels.uniform_batch(
-            uniforms, ring.first, ring.cursor, ring._bytes, ring._row_bytes,
-            layout.sources, layout.sizes, layout.flag, self.gamma, block,
+        batches.uniform_batch(
+            uniforms, ring.bounds, ring.bytes, ring.row_bytes, layout.plan, layout.places, self.gamma, block
+        )
+        return self._name_batch(*np.ndarray((), record, block).item())
+
+    def prioritized_batch(
+        self,
+        nodes: npt.NDArray[np.float64],
+        marks: npt.NDArray[np.float64],
+        settled: npt.NDArray[np.int64],
+        uniforms: npt.NDArray[np.float64],
+        scheme: int,
+        ratios: npt.NDArray[np.float64],
+    ) -> dict[str, Any]:
+        """All fields of a batch drawn from a tree but the weights, packed ones; `ratios` are of the probabilities to
+        the least of them. O(B (n + log C)).
+        """
+        ring, layout = self.ring, self._batch
+        assert layout is not None
+        block, record = layout.block(ratios.shape[0])
+        batches.prioritized_batch(
+            nodes, marks, settled, uniforms, scheme, ring.bounds, ring.bytes, ring.row_bytes,
+            layout.plan, layout.places, self.gamma, ratios, block,
         )  # fmt: skip
-        return self._named(np.ndarray((), record, block).item(), layout.keys)
-
-    def batch_of_slots(self, slots: npt.NDArray[np.integer[Any]]) -> dict[str, Any]:
-        """The fields of a batch of the single steps in `slots`, which are filled; without those of the draw. O(B)."""
-        ring, layout = self.ring, self._slots_layout
-        block, record = layout.block(slots.shape[0])
-        kernels.batch_of_slots(
-            slots, ring.cursor, ring._bytes, ring._row_bytes,
-            layout.sources, layout.sizes, layout.flag, self.gamma, block,
-        )  # fmt: skip
-        return self._named(np.ndarray((), record, block).item(), layout.keys)
-
-    def _named(self, arrays: tuple[npt.NDArray[Any], ...], keys: tuple[str, ...]) -> dict[str, Any]:
-        """Fields by name: the keys are of all, or where the spec is nested of what follows its leaves."""
-        if self._is_flat:
-            return dict(zip(keys, arrays))  # noqa: B905
-        count = len(self.spec.leaves)
-        fields = self.spec.unflatten(arrays[:count], self._names)
-        fields.update(zip(keys, arrays[count:]))  # noqa: B905
-        return fields
-
-    def _n_step_transitions(self, indices: npt.NDArray[np.int64]) -> tuple[list[Any], npt.NDArray[Any], Any]:
-        """Leaves, discounts and lengths of windows of several steps."""
-        ring = self.ring
-        count = indices.shape[0]
-        reward, discount = np.empty(count, self.reward_dtype), np.empty(count, self.reward_dtype)
-        length, last = np.empty(count, np.int64), np.empty(count, np.int64)
-        columns = ring.columns
-        ring.refuse(indices, kernels.n_step(
-            indices, ring.first, ring.cursor, columns[self._reward], columns[self._terminated], ring.ended,
-            self._powers, reward, discount, length, last,
-        ))  # fmt: skip
-        found = ring.gather(indices, self._first)
-        found += ring.gather(last, self._last_and_flags)
-        found.insert(self._reward_place, reward)
-        return [found[place] for place in self._places], discount, length
+        return self._name_batch(*np.ndarray((), record, block).item())
 
     def read(self, indices: npt.NDArray[np.int64], names: tuple[str, ...]) -> list[npt.NDArray[Any]]:
         """The fields of these names, leaves of the spec, as they are stored: fresh arrays (B, ...).

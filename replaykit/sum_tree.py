@@ -60,11 +60,12 @@ class SumTree:
     def __init__(self, capacity: int) -> None:
         self.capacity = check_count("capacity", capacity)
         depth = (self.capacity - 1).bit_length()
-        self._nodes = np.zeros(2 << depth, np.float64)
-        self._bounds = np.array([0.0, 0.0, np.inf, 0.0])
-        self._peaks = np.zeros(1 << (depth // 2), np.float64)
-        self._loose = np.zeros(1 << (depth // 2), np.uint8)
-        self._cursor_dtype = np.int32 if depth < 31 else np.int64  # half the bytes for the cursors of a descent
+        self.nodes = np.zeros(2 << depth, np.float64)
+        self._blocks = 1 << (depth // 2)
+        self.marks = np.zeros(kernels.PEAKS + 2 * self._blocks)
+        self.marks[kernels.MIN] = np.inf
+        self.is_narrow = depth < 31  # then 4 bytes are enough for the cursors of a descent
+        self._cursor_dtype = np.int32 if self.is_narrow else np.int64
         self._changing = False
         self.limit = np.finfo(np.float64).max / (2 << depth)
 
@@ -107,8 +108,7 @@ class SumTree:
         """:meth:`set` for arguments that are known to be right, as those of a buffer are."""
         self._repair()
         self._changing = True
-        touched = np.empty(leaves.shape[0], np.int64)
-        kernels.assign(self._nodes, leaves, values, self._bounds, self._peaks, self._loose, touched)
+        kernels.assign(self.nodes, self.marks, leaves, values)
         self._changing = False
 
     def fill(self, start: int, stop: int, value: float) -> None:
@@ -120,7 +120,14 @@ class SumTree:
             raise ValueError(f"value is {value}; expected a finite number in [0, {self.limit:.3g}]")
         self._repair()
         self._changing = True
-        kernels.fill(self._nodes, start, stop, float(value), self._bounds, self._peaks, self._loose)
+        kernels.fill(self.nodes, self.marks, start, stop, float(value))
+        self._changing = False
+
+    def settle(self, settled: npt.NDArray[np.int64], bounds: npt.NDArray[np.int64]) -> None:
+        """Give what lanes in step have stored since `settled` the largest value, 1 if there is none; now it has it."""
+        self._repair()
+        self._changing = True
+        kernels.settle(self.nodes, self.marks, settled, bounds, self.capacity)
         self._changing = False
 
     def clear(self) -> None:
@@ -132,13 +139,9 @@ class SumTree:
         if not self._changing:
             return
         leaves = self._leaves()
-        self._bounds[:] = 0.0, 0.0, np.inf, 0.0
-        self._peaks[:] = 0.0
-        self._loose[:] = 0
-        touched = np.empty(leaves.size, np.int64)
-        kernels.assign(
-            self._nodes, np.arange(leaves.size), leaves, self._bounds, self._peaks, self._loose, touched
-        )  # fmt: skip
+        self.marks[:] = 0.0
+        self.marks[kernels.MIN] = np.inf
+        kernels.assign(self.nodes, self.marks, np.arange(leaves.size), leaves)
         self._changing = False
 
     # -- Drawing ---------------------------------------------------------------------------------------------
@@ -191,7 +194,7 @@ class SumTree:
         """:meth:`draw` for arguments that are known to be right, and a tree that is not empty."""
         leaves: npt.NDArray[np.signedinteger[Any]] = np.empty(batch_size, self._cursor_dtype)
         probabilities = np.empty(batch_size, np.float64)
-        kernels.draw(self._nodes, uniforms, SCHEMES.index(scheme), batch_size, leaves, probabilities)
+        kernels.draw(self.nodes, uniforms, SCHEMES.index(scheme), batch_size, leaves, probabilities)
         return leaves, probabilities
 
     def find(self, mass: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -228,13 +231,18 @@ class SumTree:
         if not inside.all():
             raise ValueError(f"mass contains {masses[~inside][0]}; expected points in [0, {self.total})")
         leaves = np.empty(masses.shape[0], self._cursor_dtype)
-        kernels.find(self._nodes, masses, leaves)
+        kernels.find(self.nodes, masses, leaves)
         return leaves.astype(np.int64)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether every leaf is 0."""
+        return self._changing or self.nodes.item(1) == 0.0
 
     def refuse_empty(self) -> None:
         """Raise ValueError if every leaf is 0."""
         self._repair()
-        if self._nodes[1] == 0.0:
+        if self.nodes[1] == 0.0:
             raise ValueError(
                 "every priority is 0, so nothing can be drawn; set one to a positive number first, or use eps > 0"
             )
@@ -256,19 +264,19 @@ class SumTree:
     def total(self) -> float:
         """The sum of all values."""
         self._repair()
-        return float(self._nodes[1])
+        return float(self.nodes[1])
 
     @property
     def largest(self) -> float:
         """The largest value. Usually O(sqrt C); O(C) if most blocks of leaves have lost their largest since."""
         self._repair()
-        return float(kernels.largest(self._nodes, self._bounds, self._peaks, self._loose))
+        return float(kernels.largest(self.nodes, self.marks))
 
     @property
     def smallest(self) -> float:
         """The smallest positive value, inf if there is none. O(1), and O(C) after a leaf that held it has changed."""
         self._repair()
-        return float(kernels.smallest(self._nodes, self._bounds))
+        return float(kernels.smallest(self.nodes, self.marks))
 
     def smallest_without(self, leaves: npt.NDArray[np.int64]) -> float:
         """The smallest positive value of all leaves but these; O(C) only if one of these holds the smallest."""
@@ -280,7 +288,7 @@ class SumTree:
         return float(others.min(initial=np.inf, where=others > 0.0))
 
     def _leaves(self) -> npt.NDArray[np.float64]:
-        return self._nodes[self._nodes.shape[0] // 2 :]
+        return self.nodes[self.nodes.shape[0] // 2 :]
 
     def _checked(self, leaves: npt.ArrayLike) -> npt.NDArray[np.int64]:
         indices = as_indices("leaves", leaves)
@@ -292,7 +300,7 @@ class SumTree:
     @property
     def nbytes(self) -> int:
         """Bytes of the tree."""
-        return self._nodes.nbytes + self._peaks.nbytes + self._loose.nbytes
+        return self.nodes.nbytes + self.marks.nbytes
 
     def check(self) -> None:
         """Verify that every node is the sum of its children and every bound holds. O(C).
@@ -303,13 +311,14 @@ class SumTree:
             Naming the broken invariant.
         """
         self._repair()
-        nodes, leaves = self._nodes, self._leaves()
+        nodes, leaves = self.nodes, self._leaves()
         assert (leaves >= 0.0).all() and np.isfinite(leaves).all(), "a leaf is negative or not finite"
         assert (leaves[self.capacity :] == 0.0).all(), "a leaf beyond the capacity is not 0"
         if leaves.size > 1:
             assert (nodes[1 : leaves.size] == nodes[2::2] + nodes[3::2]).all(), "a node is not the sum of its children"
-        blocks = leaves.reshape(self._peaks.size, -1).max(axis=1)
-        assert (blocks <= self._peaks).all(), "a block holds a leaf above its peak"
-        assert (blocks == self._peaks)[self._loose == 0].all(), "a peak that counts as held is not"
+        blocks = leaves.reshape(self._blocks, -1).max(axis=1)
+        peaks, loose = self.marks[kernels.PEAKS :].reshape(2, -1)
+        assert (blocks <= peaks).all(), "a block holds a leaf above its peak"
+        assert (blocks == peaks)[loose == 0.0].all(), "a peak that counts as held is not"
         assert self.largest == leaves.max(), "the largest value is wrong"
         assert self.smallest == leaves.min(initial=np.inf, where=leaves > 0.0), "the smallest value is wrong"

@@ -25,7 +25,7 @@ LAYERS = [
     {"_kernels", "memory"},
     {"field", "trees"},
     {"spec", "batch"},
-    {"frames"},
+    {"frames", "packing"},
     {"ring"},
     {"episodes"},
     {"storage"},

@@ -51,13 +51,13 @@ def calls_of(function):
 
 
 CASES = {
-    "add to a uniform buffer": (ReplayBuffer, {}, lambda b: b.add(OBS, 1, 1.0, OBS, False, False), 9),
-    "add to a prioritized buffer": (PrioritizedBuffer, {}, lambda b: b.add(OBS, 1, 1.0, OBS, False, False), 9),
-    "add of lanes": (ReplayBuffer, {"num_envs": 8}, lambda b: b.add(*LANES, NONE, NONE), 12),
-    "uniform sample": (ReplayBuffer, {}, lambda b: b.sample(32), 21),
-    "uniform sample of three steps": (ReplayBuffer, {"n_step": 3}, lambda b: b.sample(32), 50),
-    "prioritized sample": (PrioritizedBuffer, {}, lambda b: b.sample(32), 40),
-    "update": (PrioritizedBuffer, {}, lambda b: b.update_priorities(np.arange(32), NONE.repeat(4) * 1.0), 22),
+    "add to a uniform buffer": (ReplayBuffer, {}, lambda b: b.add(OBS, 1, 1.0, OBS, False, False), 10),
+    "add to a prioritized buffer": (PrioritizedBuffer, {}, lambda b: b.add(OBS, 1, 1.0, OBS, False, False), 10),
+    "add of lanes": (ReplayBuffer, {"num_envs": 8}, lambda b: b.add(*LANES, NONE, NONE), 18),
+    "uniform sample": (ReplayBuffer, {}, lambda b: b.sample(32), 16),
+    "uniform sample of three steps": (ReplayBuffer, {"n_step": 3}, lambda b: b.sample(32), 32),
+    "prioritized sample": (PrioritizedBuffer, {}, lambda b: b.sample(32), 22),
+    "update": (PrioritizedBuffer, {}, lambda b: b.update_priorities(np.arange(32), NONE.repeat(4) * 1.0), 15),
 }
 
 

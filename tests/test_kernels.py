@@ -22,19 +22,18 @@ def test_tree_kernels_against_a_running_sum(form, values, seed):
     """assign, fill, find, draw, largest and smallest against sums written out."""
     size = 1 << (len(values) - 1).bit_length()
     depth = size.bit_length() - 1
-    nodes, bounds = np.zeros(2 * size), np.array([0.0, 0.0, np.inf, 0.0])
-    peaks, loose = np.zeros(1 << depth // 2), np.zeros(1 << depth // 2, np.uint8)
+    nodes, marks = np.zeros(2 * size), np.zeros(tree.PEAKS + (2 << depth // 2))
+    marks[tree.MIN] = np.inf
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(values))
-    kernel(tree, "fill", form)(nodes, 0, len(values), 3.0, bounds, peaks, loose)
+    kernel(tree, "fill", form)(nodes, marks, 0, len(values), 3.0)
     assert nodes[1] == 3.0 * len(values)
-    touched = np.empty(len(values), np.int64)
-    kernel(tree, "assign", form)(nodes, order, np.array(values)[order], bounds, peaks, loose, touched)
+    kernel(tree, "assign", form)(nodes, marks, order, np.array(values)[order])
     np.testing.assert_array_equal(nodes[size : size + len(values)], values)
     np.testing.assert_array_equal(nodes[1:size], nodes[2::2] + nodes[3::2])
-    assert kernel(tree, "largest", form)(nodes, bounds, peaks, loose) == max(values)
+    assert kernel(tree, "largest", form)(nodes, marks) == max(values)
     positive = [value for value in values if value > 0]
-    assert kernel(tree, "smallest", form)(nodes, bounds) == min(positive, default=np.inf)
+    assert kernel(tree, "smallest", form)(nodes, marks) == min(positive, default=np.inf)
     if positive:
         for scheme, count in ((tree.STRATIFIED, 8), (tree.IID, 8), (tree.SYSTEMATIC, 1)):
             uniforms = rng.random(count)
@@ -58,27 +57,28 @@ def test_lane_kernels_against_arithmetic(form, num_envs):
     for _ in range(40):
         cursor = rng.integers(1, 23, num_envs)
         first = np.maximum(cursor - rng.integers(1, length + 1, num_envs), 0)
+        bounds = np.array([first, cursor])
         alive = np.array([step * num_envs + e for e in range(num_envs) for step in range(first[e], cursor[e])])
         slots = np.empty(alive.size, np.int64)
-        assert kernel(lanes, "slots_of", form)(alive, first, cursor, capacity, slots) == -1
+        assert kernel(lanes, "slots_of", form)(alive, bounds, capacity, slots) == -1
         np.testing.assert_array_equal(slots, alive % capacity)
         for wrong in (-1, int(cursor[0]) * num_envs, int(first[0] - 1) * num_envs):
             bad = np.array([alive[0], wrong])
-            assert kernel(lanes, "slots_of", form)(bad, first, cursor, capacity, np.empty(2, np.int64)) == 1
+            assert kernel(lanes, "slots_of", form)(bad, bounds, capacity, np.empty(2, np.int64)) == 1
         rows = rng.integers(0, 255, capacity * 24).astype(np.uint8)
         back = np.empty(alive.size, np.int64)
-        kernel(lanes, "indices_of", form)(slots, cursor, rows, 24, back)
+        kernel(lanes, "indices_of", form)(slots, bounds, capacity, back)
         np.testing.assert_array_equal(back, alive)
 
         ranks = (np.arange(alive.size) + 0.5) / alive.size
         drawn = np.empty(alive.size, np.int64)
-        kernel(lanes, "uniform", form)(ranks, first, cursor, rows, 24, drawn)
+        kernel(lanes, "uniform", form)(ranks, bounds, rows, 24, drawn)
         np.testing.assert_array_equal(np.sort(drawn), np.sort(alive))
 
         sources, sizes = np.array([0, 16, 20, 21]), np.array([16, 4, 1, 3])
         offsets = np.cumsum([0, *[(alive.size * size + 63) // 64 * 64 for size in sizes]])
         block = np.zeros(offsets[-1], np.uint8)
-        assert kernel(lanes, "gather", form)(rows, 24, alive, first, cursor, sources, sizes, block) == -1
+        assert kernel(lanes, "gather", form)(rows, 24, alive, bounds, np.array([sources, sizes]), block) == -1
         for source, size, offset in zip(sources, sizes, offsets[:-1], strict=True):
             expected = rows.reshape(capacity, 24)[alive % capacity, source : source + size]
             np.testing.assert_array_equal(block[offset : offset + alive.size * size].reshape(-1, size), expected)
@@ -88,27 +88,25 @@ def test_lane_kernels_against_arithmetic(form, num_envs):
         values = np.arange(1.0, entries.size + 1)
         out, kept = np.empty(entries.size, np.int64), np.empty(entries.size)
         living = np.isin(entries, alive)
-        count = kernel(lanes, "living", form)(entries, -values, 9.0, 0.5, first, cursor, capacity, out, kept)
+        count = kernel(lanes, "living", form)(entries, -values, 9.0, 0.5, bounds, capacity, out, kept)
         assert count == living.sum()
         np.testing.assert_array_equal(out[:count], entries[living] % capacity)
         np.testing.assert_array_equal(kept[:count], values[living] + 0.5)
         for value in (np.nan, np.inf, 10.0):
             wrong = np.array([1.0, value])
-            assert (
-                kernel(lanes, "living", form)(alive[[0, 0]], wrong, 9.0, 0.0, first, cursor, capacity, out, kept) == -2
-            )
+            assert kernel(lanes, "living", form)(alive[[0, 0]], wrong, 9.0, 0.0, bounds, capacity, out, kept) == -2
 
         ended, rewards = rng.random(capacity) < 0.3, rng.random(capacity)
         number, starts, ends = (np.zeros(capacity, np.int64) for _ in range(3))
         over, latest = np.ones(num_envs, np.bool_), np.arange(num_envs) - num_envs
         kernel(lanes, "note_episodes", form)(
-            first, first.copy(), cursor, ended, over, latest, number, starts, ends
+            bounds, first.copy(), ended, over, latest, number, starts, ends
         )  # fmt: skip
         for scope in (0, 1, 2):
             for u in (0.0, 0.5, np.nextafter(1.0, 0.0)):
                 picked = np.empty(alive.size, np.int64)
                 uniforms = np.full(alive.size, u)
-                tables = (first, cursor, number, starts, ends, picked)
+                tables = (bounds, number, starts, ends, picked)
                 assert kernel(lanes, "pick", form)(alive, uniforms, scope, *tables) == -1
                 for index, got in zip(alive, picked, strict=True):
                     episode = [i for i in alive if number[i % capacity] == number[index % capacity]]
@@ -118,23 +116,9 @@ def test_lane_kernels_against_arithmetic(form, num_envs):
             assert kernel(lanes, "pick", form)(bad, uniforms[:1].repeat(2), scope, *tables) == 1
 
         reward, lengths = np.full((alive.size, 3), np.nan), np.empty(alive.size, np.int64)
-        assert kernel(lanes, "window", form)(alive, first, cursor, rewards, ended, reward, lengths) == -1
+        assert kernel(lanes, "window", form)(alive, bounds, rewards, ended, reward, lengths) == -1
         total, powers = np.empty(alive.size), 0.9 ** np.arange(4)
         kernel(lanes, "n_step_return", form)(reward, lengths, powers, total)
-        terminated = ended & (rng.random(capacity) < 0.5)
-        at_once = (
-            np.empty(alive.size),
-            np.empty(alive.size),
-            np.empty(alive.size, np.int64),
-            np.empty(alive.size, np.int64),
-        )
-        tables = (first, cursor, rewards, terminated, ended, powers)
-        assert kernel(lanes, "n_step", form)(alive, *tables, *at_once) == -1
-        last = alive + (lengths - 1) * num_envs
-        discounts = np.where(terminated[last % capacity], 0.0, powers[lengths])
-        for got, expected in zip(at_once, (total, discounts, lengths, last), strict=True):
-            np.testing.assert_array_equal(got, expected)
-        assert kernel(lanes, "n_step", form)(bad, *tables, *at_once) == 1
         for row, index in enumerate(alive):
             window = [index]
             while len(window) < 3 and not ended[window[-1] % capacity] and window[-1] + num_envs in alive:

@@ -26,7 +26,7 @@ def tree_of(values):
 def test_the_example_of_the_docs():
     """The tree that the docs draw, and the query that they walk."""
     tree = tree_of([3.0, 0.0, 1.0, 2.0])
-    assert tree._nodes.tolist() == [0.0, 6.0, 3.0, 3.0, 3.0, 0.0, 1.0, 2.0]
+    assert tree.nodes.tolist() == [0.0, 6.0, 3.0, 3.0, 3.0, 0.0, 1.0, 2.0]
     assert tree.find([3.5]).tolist() == [2]
     assert tree.find([0.0, 2.999, 3.0, 3.999, 4.0, 5.999]).tolist() == [0, 0, 2, 2, 3, 3]
 
@@ -74,8 +74,8 @@ def test_where_rounding_leads_a_textbook_to_a_zero_leaf_a_positive_one_is_found(
         found = tree.find(masses)
         assert (values[found] > 0).all()
         for mass, leaf in zip(masses, found, strict=True):
-            end = textbook(tree._nodes, mass)
-            if tree._nodes[len(tree._nodes) // 2 + end] > 0:
+            end = textbook(tree.nodes, mass)
+            if tree.nodes[len(tree.nodes) // 2 + end] > 0:
                 assert leaf == end
             else:  # it ran off the end of what is positive
                 misled += 1
@@ -127,7 +127,7 @@ def test_a_tree_is_what_a_fresh_tree_would_be(capacity, operations):
             assert tree.smallest == positive.min(initial=np.inf)
             assert tree.smallest_without(np.array([0])) == leaves[1:][leaves[1:] > 0].min(initial=np.inf)
     np.testing.assert_array_equal(tree.get(np.arange(capacity)), leaves)
-    np.testing.assert_array_equal(tree._nodes, tree_of(leaves)._nodes)
+    np.testing.assert_array_equal(tree.nodes, tree_of(leaves).nodes)
     tree.check()
 
 
@@ -205,7 +205,7 @@ def test_zero_leaves_are_never_drawn_in_ten_million_draws():
 def test_bad_arguments_leave_the_tree_unchanged():
     """NaN, infinite, negative and enormous values, and leaves that do not exist, are refused."""
     tree = tree_of([1.0, 2.0, 3.0])
-    before = tree._nodes.tobytes()
+    before = tree.nodes.tobytes()
     for value in (np.nan, np.inf, -1.0, 1e308):
         with pytest.raises(ValueError, match="expected finite numbers"):
             tree.set([0, 1], [1.0, value])
@@ -240,15 +240,15 @@ def test_bad_arguments_leave_the_tree_unchanged():
         tree.find([[1.0]])
     with pytest.raises(ValueError, match="capacity is 0"):
         SumTree(0)
-    assert tree._nodes.tobytes() == before
+    assert tree.nodes.tobytes() == before
 
 
 def test_an_interrupted_change_is_repaired():
     """Whatever part of an update was done, the sums are those of the leaves again."""
     tree = tree_of([1.0, 2.0, 3.0, 4.0, 5.0])
     tree._changing = True
-    tree._nodes[1] = 77.0
-    tree._nodes[8 + 2] = 9.0
+    tree.nodes[1] = 77.0
+    tree.nodes[8 + 2] = 9.0
     assert tree.total == 21.0
     assert tree.largest == 9.0
     tree.check()

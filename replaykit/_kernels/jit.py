@@ -93,14 +93,26 @@ def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
+@functools.cache
+def _sources(directory: Path) -> str:
+    """A digest of every kernel's source: a kernel holds the code of those it calls, whichever file they are in."""
+    digest = hashlib.sha256()
+    paths = sorted(directory.glob("*.py"))
+    if not paths:
+        raise FileNotFoundError(f"no sources in {directory}")
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 class KernelCache:
     """One kernel's compiled code on disk: the part of Numba's cache interface that a dispatcher calls."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        source = Path(function.__code__.co_filename).read_bytes() + Path(__file__).read_bytes()
         self._name = function.__name__
         self._version = repr((
-            hashlib.sha256(source).hexdigest(),
+            function.__module__,
+            _sources(Path(function.__code__.co_filename).parent),
             sys.version,
             numba.__version__,
             np.__version__,

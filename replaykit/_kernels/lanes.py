@@ -1,7 +1,8 @@
 """Kernels of the ring and its lanes.
 
-Index i belongs to lane ``i % num_envs``, is that lane's step number ``i // num_envs``, is followed in its lane
-by ``i + num_envs`` and lives in slot ``i % capacity``. Lane e holds the steps in ``[first[e], cursor[e])``.
+Index i belongs to lane ``i % num_envs``, is that lane's step number ``i // num_envs``, is followed in its lane by ``i
++ num_envs`` and lives in slot ``i % capacity``. Lane e holds the steps from ``bounds[FIRST, e]`` up to, and without,
+``bounds[CURSOR, e]``.
 """
 
 import math
@@ -12,16 +13,17 @@ from replaykit._kernels.jit import jit, prefetch
 
 CHUNK = 64
 """Rows that a gather takes apart at a time."""
-DISCOUNT, LENGTH, WEIGHT, SHARE, INDICES = -1, -2, -3, -4, -5
-"""Fields of a batch that are in no row: gamma or 0 where terminated, 1, 1, the share of each, and the indices."""
+FIRST, CURSOR = 0, 1
+NO_ROW = -1
+"""Stands for the place in a row of a field that is in none."""
 
 
 @jit
-def slots_of(indices, first, cursor, capacity, slots):
+def slots_of(indices, bounds, capacity, slots):
     """Slots of living indices; -1 if all are, else the position of the first that is not."""
-    num_envs = first.shape[0]
+    num_envs = bounds.shape[1]
     if num_envs == 1:  # without a division: a living index is at most one lap behind
-        oldest, stop = first[0], cursor[0]
+        oldest, stop = bounds[FIRST, 0], bounds[CURSOR, 0]
         lap = stop // capacity * capacity
         for i in range(indices.shape[0]):
             index = indices[i]
@@ -34,19 +36,19 @@ def slots_of(indices, first, cursor, capacity, slots):
         if index < 0:
             return i
         lane, step = index % num_envs, index // num_envs
-        if step < first[lane] or step >= cursor[lane]:
+        if step < bounds[FIRST, lane] or step >= bounds[CURSOR, lane]:
             return i
         slots[i] = index % capacity
     return -1
 
 
 @jit
-def living(indices, errors, limit, eps, first, cursor, capacity, slots, kept):
+def living(indices, errors, limit, eps, bounds, capacity, slots, kept):
     """Slots and ``abs(error) + eps`` of the indices that are not stale, in order, and how many they are.
 
     Returns ``-1 - i`` where entry i was never issued or its error is not a number of at most `limit` in magnitude.
     """
-    num_envs = first.shape[0]
+    num_envs = bounds.shape[1]
     count = 0
     for i in range(indices.shape[0]):
         index = indices[i]
@@ -55,9 +57,9 @@ def living(indices, errors, limit, eps, first, cursor, capacity, slots, kept):
             return -1 - i
         lane = index % num_envs if num_envs > 1 else 0
         step = index // num_envs if num_envs > 1 else index
-        if step >= cursor[lane]:
+        if step >= bounds[CURSOR, lane]:
             return -1 - i
-        if step >= first[lane]:
+        if step >= bounds[FIRST, lane]:
             slots[count] = index % capacity
             kept[count] = size + eps
             count += 1
@@ -65,27 +67,26 @@ def living(indices, errors, limit, eps, first, cursor, capacity, slots, kept):
 
 
 @jit
-def indices_of(slots, cursor, rows, row_bytes, indices):
-    """The newest index issued in each slot; its row will be gathered soon and starts to be loaded."""
-    num_envs = cursor.shape[0]
-    length = rows.shape[0] // row_bytes // num_envs
-    seam = cursor[0] % length
-    lap = cursor[0] - seam
+def indices_of(slots, bounds, capacity, indices):
+    """The newest index issued in each slot."""
+    num_envs = bounds.shape[1]
+    length = capacity // num_envs
+    seam = bounds[CURSOR, 0] % length
+    lap = bounds[CURSOR, 0] - seam
     for i in range(slots.shape[0]):
         slot = np.int64(slots[i])
-        _announce(rows, row_bytes, slot)
         if num_envs == 1:
             indices[i] = lap + slot if slot < seam else lap - length + slot
         else:
             lane, row = slot % num_envs, slot // num_envs
-            seam = cursor[lane] % length
-            lap = cursor[lane] - seam
+            seam = bounds[CURSOR, lane] % length
+            lap = bounds[CURSOR, lane] - seam
             step = lap + row if row < seam else lap - length + row
             indices[i] = step * num_envs + lane
 
 
 @jit
-def _announce(rows, row_bytes, slot):
+def announce(rows, row_bytes, slot):
     """Start to load a row: it arrives while other work is done."""
     start = slot * row_bytes
     for byte in range(start, start + row_bytes - 1, 64):
@@ -94,74 +95,67 @@ def _announce(rows, row_bytes, slot):
 
 
 @jit
-def uniform(uniforms, first, cursor, rows, row_bytes, indices):
+def uniform(uniforms, bounds, rows, row_bytes, indices):
     """The ``floor(u N)``-th living index for each u in [0, 1), N the number of them; its row starts to be loaded.
 
     While all lanes hold the same steps, living indices are contiguous and are counted in the order of their
     slots where the ring is full; otherwise lane by lane. Returns N.
     """
-    num_envs = first.shape[0]
+    num_envs = bounds.shape[1]
     capacity = rows.shape[0] // row_bytes
     total = 0
     in_step = True
     for lane in range(num_envs):
-        total += cursor[lane] - first[lane]
-        in_step &= first[lane] == first[0] and cursor[lane] == cursor[0]
+        total += bounds[CURSOR, lane] - bounds[FIRST, lane]
+        in_step &= bounds[FIRST, lane] == bounds[FIRST, 0] and bounds[CURSOR, lane] == bounds[CURSOR, 0]
     if in_step:
-        start = first[0] * num_envs
+        start = bounds[FIRST, 0] * num_envs
         begin = start % capacity
         turn = begin if total == capacity else 0
         for i in range(uniforms.shape[0]):
             offset = int(uniforms[i] * total) - turn
             offset += capacity if offset < 0 else 0
             indices[i] = start + offset
-            _announce(rows, row_bytes, begin + offset - (capacity if begin + offset >= capacity else 0))
+            announce(rows, row_bytes, begin + offset - (capacity if begin + offset >= capacity else 0))
         return total
     for i in range(uniforms.shape[0]):
         rank = int(uniforms[i] * total)
         lane = 0
-        while rank >= cursor[lane] - first[lane]:
-            rank -= cursor[lane] - first[lane]
+        while rank >= bounds[CURSOR, lane] - bounds[FIRST, lane]:
+            rank -= bounds[CURSOR, lane] - bounds[FIRST, lane]
             lane += 1
-        indices[i] = (first[lane] + rank) * num_envs + lane
+        indices[i] = (bounds[FIRST, lane] + rank) * num_envs + lane
     return total
 
 
 @jit
-def gather(rows, row_bytes, indices, first, cursor, sources, sizes, block):
-    """Copy fields of the packed rows of living `indices` to consecutive segments of `block`, one segment a field.
+def gather(rows, row_bytes, indices, bounds, plan, block):
+    """Copy fields of the packed rows of living `indices` to their segments of `block`.
 
-    Returns -1, or the position of the first index that is not stored; then the block is worth nothing.
+    The columns of `plan` are the fields: the place of each in the row, and its bytes. Returns -1, or the position of
+    the first index that is not stored; then the block is worth nothing.
     """
     slots = np.empty(indices.shape[0], np.int64)
-    wrong = slots_of(indices, first, cursor, rows.shape[0] // row_bytes, slots)
+    wrong = slots_of(indices, bounds, rows.shape[0] // row_bytes, slots)
     if wrong < 0:
-        _copy_fields(rows, row_bytes, slots, sources, sizes, block)
+        copy_fields(rows, row_bytes, slots, plan[0], plan[1], segments(plan[1], indices.shape[0]), block)
     return wrong
 
 
 @jit
-def uniform_batch(uniforms, first, cursor, rows, row_bytes, sources, sizes, flag, gamma, block):
-    """As `uniform`, and then `gather`, with the fields that a batch of single steps has besides."""
-    indices, slots = np.empty(uniforms.shape[0], np.int64), np.empty(uniforms.shape[0], np.int64)
-    total = uniform(uniforms, first, cursor, rows, row_bytes, indices)
-    slots_of(indices, first, cursor, rows.shape[0] // row_bytes, slots)
-    _copy_fields(rows, row_bytes, slots, sources, sizes, block)
-    _derive_fields(indices, sources, sizes, flag, gamma, 1.0 / total, block)
+def segments(sizes, count):
+    """Where in a block the segment of each field starts, `count` times its size long: at a multiple of 64 bytes."""
+    starts = np.empty(sizes.shape[0], np.int64)
+    start = 0
+    for field in range(sizes.shape[0]):
+        starts[field] = start
+        start += (count * sizes[field] + 63) // 64 * 64
+    return starts
 
 
 @jit
-def batch_of_slots(slots, cursor, rows, row_bytes, sources, sizes, flag, gamma, block):
-    """As `indices_of`, and then `gather`, with the fields that a batch of single steps has besides."""
-    indices = np.empty(slots.shape[0], np.int64)
-    indices_of(slots, cursor, rows, row_bytes, indices)
-    _copy_fields(rows, row_bytes, slots, sources, sizes, block)
-    _derive_fields(indices, sources, sizes, flag, gamma, 1.0, block)
-
-
-@jit
-def _copy_fields(rows, row_bytes, slots, sources, sizes, block):
-    """Field f takes `sizes[f]` bytes from byte `sources[f]` of each row; segments start at multiples of 64 bytes.
+def copy_fields(rows, row_bytes, slots, sources, sizes, starts, block):
+    """Field f takes `sizes[f]` bytes from byte `sources[f]` of each row, to ``block[starts[f]]`` on; none if negative.
 
     Only bytes are moved, in the largest words that fit, so one compiled function serves every dtype. Rows are fetched
     64 at a time, one random read after another, and then taken apart in the cache.
@@ -172,13 +166,11 @@ def _copy_fields(rows, row_bytes, slots, sources, sizes, block):
     for begin in range(0, slots.shape[0], CHUNK):
         count = min(CHUNK, slots.shape[0] - begin)
         _fetch(rows8, row_bytes // 8, slots[begin : begin + count], chunk8)
-        start = 0
         for field in range(sources.shape[0]):
             source, size = sources[field], sizes[field]
-            to = start + begin * size
-            start += (slots.shape[0] * size + 63) // 64 * 64
             if source < 0:
                 continue
+            to = starts[field] + begin * size
             if source % 8 == 0 and size % 8 == 0:
                 _take_apart(chunk8, row_bytes // 8, count, source // 8, size // 8, block8, to // 8)
             elif source % 4 == 0 and size % 4 == 0:
@@ -188,32 +180,46 @@ def _copy_fields(rows, row_bytes, slots, sources, sizes, block):
 
 
 @jit
-def _derive_fields(indices, sources, sizes, flag, gamma, share, block):
-    """Fill the segments of the fields that are in no row, which `sources` tells by negative numbers.
+def store(data, steps, bounds, rows, row_bytes, ended, plan, flags, indices):
+    """Store as many steps of every lane, lanes that are in step; at most as many as a lane has slots.
 
-    Field number `flag` is the one that tells where discounts are 0.
+    `data` holds field after field, in the order of the columns of `plan`: their places in the row, and their bytes.
+    `flags` are the numbers of the two fields that end an episode. First the oldest steps are retired, then the new are
+    written, and then they are published.
     """
-    int64, float32, float64 = block.view(np.int64), block.view(np.float32), block.view(np.float64)
-    start, ended = 0, np.uint64(0)
-    for field in range(sources.shape[0]):
-        source, size = sources[field], sizes[field]
-        if field == flag:
-            ended = np.uint64(start)
-        at = np.uint64(start // max(size, 1))
-        start += (indices.shape[0] * size + 63) // 64 * 64
-        if source >= 0:
-            continue
-        if source in (INDICES, LENGTH):
-            for i in range(indices.shape[0]):
-                int64[at + np.uint64(i)] = indices[i] if source == INDICES else 1
-            continue
-        value = gamma if source == DISCOUNT else share if source == SHARE else 1.0
-        for i in range(indices.shape[0]):
-            here = 0.0 if source == DISCOUNT and block[ended + np.uint64(i)] else value
-            if size == 4:
-                float32[at + np.uint64(i)] = here
+    num_envs, capacity, count = bounds.shape[1], ended.shape[0], indices.shape[0]
+    begin = bounds[CURSOR, 0] * num_envs
+    first = max(bounds[FIRST, 0], bounds[CURSOR, 0] + steps - capacity // num_envs)
+    for lane in range(num_envs):
+        bounds[FIRST, lane] = first
+    values, head = np.frombuffer(data, np.uint8), begin % capacity
+    values4 = values[: values.shape[0] // 4 * 4].view(np.uint32)
+    values8 = values[: values.shape[0] // 8 * 8].view(np.uint64)
+    rows4, rows8 = rows.view(np.uint32), rows.view(np.uint64)
+    starts = np.zeros(plan.shape[1] + 1, np.int64)
+    for field in range(plan.shape[1]):
+        starts[field + 1] = starts[field] + count * plan[1, field]
+    done = 0
+    while done < count:  # once, and again past the seam
+        slot = (head + done) % capacity
+        part = min(count - done, capacity - slot)
+        for field in range(plan.shape[1]):
+            place, size = plan[0, field], plan[1, field]
+            start = starts[field] + done * size
+            if place % 8 == 0 and size % 8 == 0 and start % 8 == 0:
+                _put_together(values8, start // 8, part, size // 8, rows8, row_bytes // 8, slot, place // 8)
+            elif place % 4 == 0 and size % 4 == 0 and start % 4 == 0:
+                _put_together(values4, start // 4, part, size // 4, rows4, row_bytes // 4, slot, place // 4)
             else:
-                float64[at + np.uint64(i)] = here
+                _put_together(values, start, part, size, rows, row_bytes, slot, place)
+        terminated, truncated = starts[flags[0]] + done, starts[flags[1]] + done
+        for i in range(part):
+            ended[slot + i] = (values[terminated + i] | values[truncated + i]) != 0
+        done += part
+    for i in range(count):
+        indices[i] = begin + i
+    for lane in range(num_envs):
+        bounds[CURSOR, lane] += steps
 
 
 # Indices are made unsigned below: for a signed one, each access would first ask whether it counts from the end.
@@ -246,16 +252,32 @@ def _take_apart(chunk, stride, count, source, words, block, to):
 
 
 @jit
-def window(indices, first, cursor, rewards, ended, reward, length):
+def _put_together(values, start, count, words, rows, stride, slot, place):
+    """Copy `words` words for each of `count` rows from `slot` on, to `place` in the row; the reverse of the above."""
+    step, size = np.uint64(stride), np.uint64(words)
+    if words <= 4:
+        for k in range(words):
+            out_of, into = np.uint64(start + k), np.uint64(slot * stride + place + k)
+            for i in range(count):
+                rows[into + np.uint64(i) * step] = values[out_of + np.uint64(i) * size]
+    else:
+        for i in range(count):
+            out_of, into = np.uint64(start) + np.uint64(i) * size, np.uint64(slot + i) * step + np.uint64(place)
+            for k in range(words):
+                rows[into + np.uint64(k)] = values[out_of + np.uint64(k)]
+
+
+@jit
+def window(indices, bounds, rewards, ended, reward, length):
     """Rewards (B, n) and lengths of the windows that start at living `indices` and end with their episode.
 
     One step of all windows after another, so that the random reads of a step overlap. Rewards past the end of
     a window are 0. Returns -1, or the position of the first index that is not stored.
     """
-    num_envs, capacity = first.shape[0], ended.shape[0]
+    num_envs, capacity = bounds.shape[1], ended.shape[0]
     batch_size, n_step = reward.shape
     slots = np.empty(batch_size, np.int64)
-    wrong = slots_of(indices, first, cursor, capacity, slots)
+    wrong = slots_of(indices, bounds, capacity, slots)
     if wrong >= 0:
         return wrong
     for i in range(batch_size):
@@ -265,45 +287,12 @@ def window(indices, first, cursor, rewards, ended, reward, length):
         for i in range(batch_size):
             reward[i, k] = 0.0
             lane = indices[i] % num_envs if num_envs > 1 else 0
-            if length[i] == k and not ended[slots[i]] and indices[i] + k * num_envs < cursor[lane] * num_envs:
+            if length[i] == k and not ended[slots[i]] and indices[i] + k * num_envs < bounds[CURSOR, lane] * num_envs:
                 slots[i] += num_envs
                 if slots[i] >= capacity:
                     slots[i] -= capacity
                 reward[i, k] = rewards[slots[i]]
                 length[i] = k + 1
-    return -1
-
-
-@jit
-def n_step(indices, first, cursor, rewards, terminated, ended, powers, reward, discount, length, last):
-    """What the windows that start at living `indices` come to, as `window` and `n_step_return` would tell.
-
-    That is n-step returns of at most ``powers.shape[0] - 1`` steps, summed in float64, discounts, lengths, and the
-    indices of the last steps. Returns -1, or the position of the first index that is not stored.
-    """
-    num_envs, capacity = first.shape[0], ended.shape[0]
-    count, steps = indices.shape[0], powers.shape[0] - 1
-    slots = np.empty(count, np.int64)
-    wrong = slots_of(indices, first, cursor, capacity, slots)
-    if wrong >= 0:
-        return wrong
-    for i in range(count):
-        lane = indices[i] % num_envs if num_envs > 1 else 0
-        stop = cursor[lane] * num_envs
-        slot, index, k = np.uint64(slots[i]), indices[i], 1
-        value = 0.0
-        value += powers[0] * rewards[slot]
-        while k < steps and not ended[slot] and index + num_envs < stop:
-            index += num_envs
-            slot += np.uint64(num_envs)
-            if slot >= np.uint64(capacity):
-                slot -= np.uint64(capacity)
-            value += powers[k] * rewards[slot]
-            k += 1
-        reward[i] = value
-        discount[i] = 0.0 if terminated[slot] else powers[k]
-        length[i] = k
-        last[i] = index
     return -1
 
 
@@ -318,19 +307,20 @@ def n_step_return(reward, length, powers, total):
 
 
 @jit
-def note_episodes(first, synced, cursor, ended, over, latest, number, starts, ends):
-    """Bring the episode tables up to `cursor`, each new step of each lane once.
+def note_episodes(bounds, synced, ended, over, latest, number, starts, ends):
+    """Bring the episode tables up to the newest step, each new step of each lane once.
 
     The e-th episode of a lane has number ``e * num_envs + lane``, so its row in `starts` and `ends` is its
     number modulo the capacity: no more episodes than steps can be alive. `latest` is the number of each lane's
     newest episode. A step begins another where the one before it ended: `over` tells so of the last step seen, which
     may have been overwritten since, and its row tells what was said of it since.
     """
-    num_envs, capacity = first.shape[0], ended.shape[0]
+    num_envs, capacity = bounds.shape[1], ended.shape[0]
     for lane in range(num_envs):
         before = synced[lane] - 1
-        begins = over[lane] or (before >= first[lane] and ended[(before * num_envs + lane) % capacity])
-        for step in range(max(synced[lane], first[lane]), cursor[lane]):
+        first, cursor = bounds[FIRST, lane], bounds[CURSOR, lane]
+        begins = over[lane] or (before >= first and ended[(before * num_envs + lane) % capacity])
+        for step in range(max(synced[lane], first), cursor):
             index = step * num_envs + lane
             if begins:
                 latest[lane] += num_envs
@@ -338,20 +328,20 @@ def note_episodes(first, synced, cursor, ended, over, latest, number, starts, en
             number[index % capacity] = latest[lane]
             ends[latest[lane] % capacity] = index
             begins = ended[index % capacity]
-        synced[lane] = cursor[lane]
+        synced[lane] = cursor
         over[lane] = begins
 
 
 @jit
-def pick(indices, uniforms, scope, first, cursor, number, starts, ends, picked):
+def pick(indices, uniforms, scope, bounds, number, starts, ends, picked):
     """The ``floor(u M)``-th of the M steps that are allowed to each living index, for its u in [0, 1).
 
     By `scope`, of the index's episode: 0, the index and all that follow; 1, the last; 2, all that are stored. Returns
     -1, or the position of the first index that is not stored.
     """
-    num_envs, capacity = first.shape[0], number.shape[0]
+    num_envs, capacity = bounds.shape[1], number.shape[0]
     slots = np.empty(indices.shape[0], np.int64)
-    wrong = slots_of(indices, first, cursor, capacity, slots)
+    wrong = slots_of(indices, bounds, capacity, slots)
     if wrong >= 0:
         return wrong
     for i in range(indices.shape[0]):
@@ -363,7 +353,7 @@ def pick(indices, uniforms, scope, first, cursor, number, starts, ends, picked):
             begin = last
         else:
             lane = indices[i] % num_envs
-            begin = max(starts[episode], first[lane] * num_envs + lane)
+            begin = max(starts[episode], bounds[FIRST, lane] * num_envs + lane)
         allowed = (last - begin) // num_envs + 1
         picked[i] = begin + int(uniforms[i] * allowed) * num_envs
     return -1

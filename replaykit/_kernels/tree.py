@@ -5,9 +5,10 @@
 always recomputed as the sum of its children and never adjusted by a difference, so it is exactly 0 iff all
 leaves under it are.
 
-`bounds` keeps the extreme leaves cheaply: ``[MAX]`` and ``[MIN]`` bound every positive leaf from above and
-from below, and are attained unless ``[MAX_LOOSE]`` or ``[MIN_LOOSE]`` is 1. `peaks` bounds each block of
-leaves from above in the same way and `loose` flags the blocks whose bound may no longer be attained.
+`marks` keeps the extreme leaves cheaply: ``[MAX]`` and ``[MIN]`` bound every positive leaf from above and from below,
+and are attained unless ``[MAX_LOOSE]`` or ``[MIN_LOOSE]`` is 1. After these four come the peaks, which bound each
+block of leaves from above in the same way, and then as many flags that tell for which blocks the bound may no longer
+be attained.
 """
 
 import math
@@ -16,7 +17,7 @@ import numpy as np
 
 from replaykit._kernels.jit import jit
 
-MAX, MAX_LOOSE, MIN, MIN_LOOSE = 0, 1, 2, 3
+MAX, MAX_LOOSE, MIN, MIN_LOOSE, PEAKS = 0, 1, 2, 3, 4
 STRATIFIED, IID, SYSTEMATIC = 0, 1, 2
 ONE = np.uint64(1)  # indices are unsigned: for a signed one, each access would first ask whether it counts from the end
 SMALLEST_PROBABILITY = 2.2250738585072014e-308
@@ -90,14 +91,16 @@ def draw(nodes, uniforms, scheme, batch_size, cursors, probabilities):
 
 
 @jit
-def assign(nodes, leaves, values, bounds, peaks, loose, touched):
+def assign(nodes, marks, leaves, values):
     """Set `leaves` to `values` in order (the last duplicate wins), then recompute their ancestors once each.
 
     Level by level, dropping a parent equal to the one before it: leaves that come sorted, as those of a
-    stratified draw do, share most of their ancestors. `touched` is scratch for the nodes of a level.
+    stratified draw do, share most of their ancestors.
     """
     size = nodes.shape[0] // 2
+    peaks, loose = _peaks(marks)
     shift = _block_shift(nodes, peaks)
+    touched = np.empty(leaves.shape[0], np.int64)
     for i in range(leaves.shape[0]):
         leaf = np.uint64(leaves[i])
         node = leaf + np.uint64(size)
@@ -108,10 +111,10 @@ def assign(nodes, leaves, values, bounds, peaks, loose, touched):
         block = leaf >> np.uint64(shift)
         if new >= peaks[block]:
             peaks[block] = new
-            loose[block] = 0
+            loose[block] = 0.0
         elif old == peaks[block]:
-            loose[block] = 1
-        _note(bounds, old, new)
+            loose[block] = 1.0
+        _note(marks, old, new)
     count = leaves.shape[0]
     while size > 1:
         kept = np.uint64(0)
@@ -130,23 +133,24 @@ def assign(nodes, leaves, values, bounds, peaks, loose, touched):
 
 
 @jit
-def fill(nodes, start, stop, value, bounds, peaks, loose):
+def fill(nodes, marks, start, stop, value):
     """Set the leaves in [start, stop) to one value and recompute their ancestors, about two additions a leaf."""
     if stop <= start:
         return
     size = nodes.shape[0] // 2
+    peaks, loose = _peaks(marks)
     shift = _block_shift(nodes, peaks)
     for leaf in range(start, stop):
         old = nodes[size + leaf]
         nodes[size + leaf] = value
         block = leaf >> shift
         if old == peaks[block]:
-            loose[block] = 1
-        _note(bounds, old, value)
+            loose[block] = 1.0
+        _note(marks, old, value)
     for block in range(start >> shift, ((stop - 1) >> shift) + 1):
         if value >= peaks[block]:
             peaks[block] = value
-            loose[block] = 0
+            loose[block] = 0.0
     low, high = size + start, size + stop - 1
     while low > 1:
         low >>= 1
@@ -156,18 +160,46 @@ def fill(nodes, start, stop, value, bounds, peaks, loose):
 
 
 @jit
-def _note(bounds, old, new):
+def settle(nodes, marks, settled, bounds, capacity):
+    """Give the leaves of the steps that all lanes have taken since ``settled`` the largest value there is, or 1.
+
+    The lanes are in step: step s of all of them has the leaves from ``s * num_envs % capacity`` on. ``bounds[0]`` is
+    the first step of each that is stored, ``bounds[1]`` the one that comes next.
+    """
+    num_envs, cursor = bounds.shape[1], bounds[1, 0]
+    count = min(cursor - settled[0], cursor - bounds[0, 0]) * num_envs
+    if count <= 0:
+        return
+    value = largest(nodes, marks)
+    if value == 0.0:
+        value = 1.0
+    start = (cursor * num_envs - count) % capacity
+    fill(nodes, marks, start, min(start + count, capacity), value)
+    fill(nodes, marks, 0, start + count - capacity, value)
+    for lane in range(num_envs):
+        settled[lane] = cursor
+
+
+@jit
+def _note(marks, old, new):
     """Keep the two bounds true when a leaf changes from `old` to `new`."""
-    if new >= bounds[MAX]:
-        bounds[MAX] = new
-        bounds[MAX_LOOSE] = 0.0
-    elif old == bounds[MAX]:
-        bounds[MAX_LOOSE] = 1.0
-    if 0.0 < new <= bounds[MIN]:
-        bounds[MIN] = new
-        bounds[MIN_LOOSE] = 0.0
-    elif old == bounds[MIN]:
-        bounds[MIN_LOOSE] = 1.0
+    if new >= marks[MAX]:
+        marks[MAX] = new
+        marks[MAX_LOOSE] = 0.0
+    elif old == marks[MAX]:
+        marks[MAX_LOOSE] = 1.0
+    if 0.0 < new <= marks[MIN]:
+        marks[MIN] = new
+        marks[MIN_LOOSE] = 0.0
+    elif old == marks[MIN]:
+        marks[MIN_LOOSE] = 1.0
+
+
+@jit
+def _peaks(marks):
+    """The bounds of the blocks, and the flags of those that may not be attained."""
+    blocks = (marks.shape[0] - PEAKS) // 2
+    return marks[PEAKS : PEAKS + blocks], marks[PEAKS + blocks :]
 
 
 @jit
@@ -190,34 +222,35 @@ def _place_of_largest(values, start, stop):
 
 
 @jit
-def largest(nodes, bounds, peaks, loose):
+def largest(nodes, marks):
     """The largest leaf, 0 in an empty tree.
 
     Only a block that might hold it is scanned, so this takes O(sqrt(C)) unless every block has just lost its peak.
     """
-    if bounds[MAX_LOOSE] == 0.0:
-        return bounds[MAX]
+    if marks[MAX_LOOSE] == 0.0:
+        return marks[MAX]
     size = nodes.shape[0] // 2
+    peaks, loose = _peaks(marks)
     shift = _block_shift(nodes, peaks)
     best = _place_of_largest(peaks, 0, peaks.shape[0])
-    while loose[best] != 0:
+    while loose[best] != 0.0:
         start = size + (best << shift)
         peaks[best] = nodes[_place_of_largest(nodes, start, start + (1 << shift))]
-        loose[best] = 0
+        loose[best] = 0.0
         best = _place_of_largest(peaks, 0, peaks.shape[0])
-    bounds[MAX] = peaks[best]
-    bounds[MAX_LOOSE] = 0.0
-    return bounds[MAX]
+    marks[MAX] = peaks[best]
+    marks[MAX_LOOSE] = 0.0
+    return marks[MAX]
 
 
 @jit
-def smallest(nodes, bounds):
+def smallest(nodes, marks):
     """The smallest positive leaf, inf in an empty tree; O(C) only after the leaf that held it has changed."""
-    if bounds[MIN_LOOSE] != 0.0:
+    if marks[MIN_LOOSE] != 0.0:
         least = math.inf
         for leaf in range(nodes.shape[0] // 2, nodes.shape[0]):
             if 0.0 < nodes[leaf] < least:
                 least = nodes[leaf]
-        bounds[MIN] = least
-        bounds[MIN_LOOSE] = 0.0
-    return bounds[MIN]
+        marks[MIN] = least
+        marks[MIN_LOOSE] = 0.0
+    return marks[MIN]

@@ -1,0 +1,172 @@
+"""Kernels that make a whole batch in one call: what those of the tree and the lanes do one after another.
+
+A batch is one `block` of memory with a segment for each field. The columns of `plan` are the fields: ``plan[SOURCE]``
+is the place of a field in the packed row, `NO_ROW` of one that is in none, ``plan[SIZE]`` its bytes, and
+``plan[OF_LAST]`` is 1 if it is of the last step of a window and not of the first. The last five are `discount`,
+`length`, `weights`, `probabilities` and `indices`; ``places[REWARD]`` and ``places[TERMINATED]`` are the numbers of
+two others.
+"""
+
+import math
+
+import numpy as np
+
+from replaykit._kernels.jit import jit
+from replaykit._kernels.lanes import CURSOR, NO_ROW, announce, copy_fields, indices_of, segments, slots_of, uniform
+from replaykit._kernels.tree import draw, settle
+
+SOURCE, SIZE, OF_LAST = 0, 1, 2
+DISCOUNT, LENGTH, WEIGHTS, PROBABILITIES, INDICES = -5, -4, -3, -2, -1
+REWARD, TERMINATED = 0, 1
+
+
+@jit
+def uniform_batch(uniforms, bounds, rows, row_bytes, plan, places, gamma, block):
+    """A batch of single steps: the ``floor(u N)``-th living index for each u in [0, 1), N their number; of weight 1."""
+    count, fields = uniforms.shape[0], plan.shape[1]
+    starts = segments(plan[SIZE], count)
+    indices, slots = block.view(np.int64)[starts[fields + INDICES] // 8 :][:count], np.empty(count, np.int64)
+    share = 1.0 / uniform(uniforms, bounds, rows, row_bytes, indices)
+    slots_of(indices, bounds, rows.shape[0] // row_bytes, slots)
+    copy_fields(rows, row_bytes, slots, plan[SOURCE], plan[SIZE], starts, block)
+    _derive(count, plan, places, gamma, starts, block)
+    weights = block.view(np.float32)[starts[fields + WEIGHTS] // 4 :]
+    probabilities = block.view(np.float64)[starts[fields + PROBABILITIES] // 8 :]
+    for i in range(count):
+        weights[i] = 1.0
+        probabilities[i] = share
+
+
+@jit
+def prioritized_batch(
+    nodes, marks, settled, uniforms, scheme, bounds, rows, row_bytes, plan, places, gamma, ratios, block
+):  # fmt: skip
+    """A batch of single steps drawn from the tree, and the ratio of each probability to the least of the batch.
+
+    Before that `settle`, for lanes that are in step. Weights are left out.
+    """
+    count, fields = ratios.shape[0], plan.shape[1]
+    capacity = rows.shape[0] // row_bytes
+    settle(nodes, marks, settled, bounds, capacity)
+    starts = segments(plan[SIZE], count)
+    probabilities = block.view(np.float64)[starts[fields + PROBABILITIES] // 8 :][:count]
+    indices = block.view(np.int64)[starts[fields + INDICES] // 8 :][:count]
+    cursors, slots = np.empty(count, np.int32), np.empty(count, np.int64)
+    draw(nodes, uniforms, scheme, count, cursors, probabilities)
+    least = math.inf
+    for i in range(count):
+        slots[i] = cursors[i]
+        announce(rows, row_bytes, slots[i])
+        least = min(least, probabilities[i])
+    for i in range(count):
+        ratios[i] = probabilities[i] / least
+    indices_of(slots, bounds, capacity, indices)
+    copy_fields(rows, row_bytes, slots, plan[SOURCE], plan[SIZE], starts, block)
+    _derive(count, plan, places, gamma, starts, block)
+
+
+@jit
+def batch_at(indices, bounds, rows, row_bytes, plan, places, gamma, block):
+    """A batch of single steps at these indices, without weights, probabilities and indices.
+
+    Returns -1, or the position of the first index that is not stored; then the block is worth nothing.
+    """
+    slots = np.empty(indices.shape[0], np.int64)
+    wrong = slots_of(indices, bounds, rows.shape[0] // row_bytes, slots)
+    if wrong < 0:
+        starts = segments(plan[SIZE], indices.shape[0])
+        copy_fields(rows, row_bytes, slots, plan[SOURCE], plan[SIZE], starts, block)
+        _derive(indices.shape[0], plan, places, gamma, starts, block)
+    return wrong
+
+
+@jit
+def n_step_batch_at(indices, bounds, rows, row_bytes, ended, powers, plan, places, block):
+    """As `batch_at`, of windows of at most ``powers.shape[0] - 1`` steps, where ``powers[k]`` is ``gamma**k``.
+
+    Returns are summed in float64, in the order of the steps.
+    """
+    count, fields = indices.shape[0], plan.shape[1]
+    slots = np.empty(count, np.int64)
+    wrong = slots_of(indices, bounds, ended.shape[0], slots)
+    if wrong >= 0:
+        return wrong
+    steps, reward = powers.shape[0] - 1, places[REWARD]
+    for i in range(count):
+        announce(rows, row_bytes, slots[i])
+        announce(rows, row_bytes, min(slots[i] + (steps - 1) * bounds.shape[1], ended.shape[0] - 1))
+    starts, sources = segments(plan[SIZE], count), np.empty(fields, np.int64)
+    for field in range(fields):
+        sources[field] = NO_ROW if plan[OF_LAST, field] or field == reward else plan[SOURCE, field]
+    copy_fields(rows, row_bytes, slots, sources, plan[SIZE], starts, block)
+
+    lengths = block.view(np.int64)[starts[fields + LENGTH] // 8 :][:count]
+    if plan[SIZE, reward] == 4:
+        single, rewards = block.view(np.float32), rows.view(np.float32)
+        returns, discounts = single[starts[reward] // 4 :], single[starts[fields + DISCOUNT] // 4 :]
+        place, stride = plan[SOURCE, reward] // 4, row_bytes // 4
+        _reduce(indices, slots, bounds, ended, powers, rewards, place, stride, returns, discounts, lengths)
+    else:
+        double, rewards = block.view(np.float64), rows.view(np.float64)
+        returns, discounts = double[starts[reward] // 8 :], double[starts[fields + DISCOUNT] // 8 :]
+        place, stride = plan[SOURCE, reward] // 8, row_bytes // 8
+        _reduce(indices, slots, bounds, ended, powers, rewards, place, stride, returns, discounts, lengths)
+
+    for field in range(fields):
+        sources[field] = plan[SOURCE, field] if plan[OF_LAST, field] else NO_ROW
+    copy_fields(rows, row_bytes, slots, sources, plan[SIZE], starts, block)
+    terminated = block[starts[places[TERMINATED]] :]
+    if plan[SIZE, reward] == 4:
+        _clear(block.view(np.float32)[starts[fields + DISCOUNT] // 4 :], terminated, count)
+    else:
+        _clear(block.view(np.float64)[starts[fields + DISCOUNT] // 8 :], terminated, count)
+    return wrong
+
+
+@jit
+def _clear(discounts, terminated, count):
+    """Set the discounts to 0 where an episode terminates."""
+    for i in range(count):
+        if terminated[i]:
+            discounts[i] = 0.0
+
+
+@jit
+def _reduce(indices, slots, bounds, ended, powers, rewards, place, stride, returns, discounts, lengths):
+    """Returns, discounts as if nothing terminated, and lengths; `slots` go on to the last step of each window."""
+    num_envs, capacity, steps = bounds.shape[1], np.uint64(ended.shape[0]), powers.shape[0] - 1
+    at, width = np.uint64(place), np.uint64(stride)
+    for i in range(indices.shape[0]):
+        stop = bounds[CURSOR, indices[i] % num_envs if num_envs > 1 else 0] * num_envs
+        slot, index, k = np.uint64(slots[i]), indices[i], 1
+        value = 0.0
+        value += powers[0] * rewards[slot * width + at]
+        while k < steps and not ended[slot] and index + num_envs < stop:
+            index += num_envs
+            slot += np.uint64(num_envs)
+            if slot >= capacity:
+                slot -= capacity
+            value += powers[k] * rewards[slot * width + at]
+            k += 1
+        returns[i] = value
+        discounts[i] = powers[k]
+        lengths[i] = k
+        slots[i] = slot
+
+
+@jit
+def _derive(count, plan, places, gamma, starts, block):
+    """Discounts and lengths of single steps, whose flags are in the block."""
+    fields = plan.shape[1]
+    terminated = block[starts[places[TERMINATED]] :]
+    lengths = block.view(np.int64)[starts[fields + LENGTH] // 8 :]
+    for i in range(count):
+        lengths[i] = 1
+    if plan[SIZE, fields + DISCOUNT] == 4:
+        single = block.view(np.float32)[starts[fields + DISCOUNT] // 4 :]
+        for i in range(count):
+            single[i] = 0.0 if terminated[i] else gamma
+    else:
+        double = block.view(np.float64)[starts[fields + DISCOUNT] // 8 :]
+        for i in range(count):
+            double[i] = 0.0 if terminated[i] else gamma
