@@ -11,6 +11,8 @@ from replaykit.ring import Ring
 kernels = lazy("lanes")
 
 
+SCOPES = ("future", "final", "episode")
+"""Which steps of an episode are allowed, in the order of the kernels' numbers."""
 EPISODE_BYTES = 25
 """What a slot costs for its episode: a number, a start, an end and a flag."""
 
@@ -28,15 +30,13 @@ class Episodes:
         self._synced = np.zeros(ring.num_envs, np.int64)
         self._over = np.ones(ring.num_envs, np.bool_)
         self._latest = np.arange(ring.num_envs, dtype=np.int64) - ring.num_envs
-        self._number = np.zeros(ring.capacity, np.int64)
-        self._starts = np.zeros(ring.capacity, np.int64)
-        self._ends = np.zeros(ring.capacity, np.int64)
+        self.tables = np.zeros((3, ring.capacity), np.int64)  # number of each slot, first and last of each episode
         self._seen = 0  # the ring's clock when the tables were up to date
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tables."""
-        return self._number.nbytes + self._starts.nbytes + self._ends.nbytes
+        return self.tables.nbytes
 
     def sync(self) -> None:
         """Bring the tables up to date.
@@ -49,7 +49,7 @@ class Episodes:
         clock = ring.clock
         kernels.note_episodes(
             ring.bounds, self._synced, ring.ended,
-            self._over, self._latest, self._number, self._starts, self._ends,
+            self._over, self._latest, self.tables,
         )  # fmt: skip
         self._seen = clock
         ring.due = clock + ring.length
@@ -72,11 +72,13 @@ class Episodes:
 
     def start(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Index of the first step of each index's episode, which may no longer be stored."""
-        return self._starts[self._lookup(indices) % self._ring.capacity]
+        first: npt.NDArray[np.int64] = self.tables[1, self._lookup(indices) % self._ring.capacity]
+        return first
 
     def stop(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Index of the last step of each index's episode that is stored: its end, or the newest if it is running."""
-        return self._ends[self._lookup(indices) % self._ring.capacity]
+        last: npt.NDArray[np.int64] = self.tables[2, self._lookup(indices) % self._ring.capacity]
+        return last
 
     def pick(
         self,
@@ -96,16 +98,15 @@ class Episodes:
         self.sync()
         ring = self._ring
         picked = np.empty(indices.shape[0], np.int64)
-        scope = ("future", "final", "episode").index(among)
         ring.refuse(indices, kernels.pick(
-            indices, uniforms, scope, ring.bounds, self._number, self._starts, self._ends, picked
+            indices, uniforms, SCOPES.index(among), ring.bounds, self.tables, picked
         ))  # fmt: skip
         return picked
 
     def _lookup(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         slots = self._ring.slots(indices)
         self.sync()
-        numbers: npt.NDArray[np.int64] = self._number[slots]
+        numbers: npt.NDArray[np.int64] = self.tables[0, slots]
         return numbers
 
     def check(self) -> None:

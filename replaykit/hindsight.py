@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
-from replaykit.batch import Rewrite, Window
+from replaykit.batch import Rewrite, Window, constant
 from replaykit.field import as_array
 from replaykit.replay import Replay
 from replaykit.storage import check_choice, check_unit
@@ -127,6 +127,10 @@ class HindsightReplay(ReplayWrapper):
         self._desired = (f"obs.{desired_goal}", f"next_obs.{desired_goal}")
         self._info = tuple(leaf.name for leaf in spec.leaves if leaf.name.partition(".")[0] in spec.extra)
         self._is_vectorised = terminated_fn is None
+        self._is_direct = self._storage.is_single and inner._is_plain
+        if self._is_direct:
+            self._goal = self._storage.places_of_goal(self._achieved[0], self._desired)
+            self._leaf = spec.leaves[self._goal[0]]
         self._storage.is_fallible = True
 
     @staticmethod
@@ -167,20 +171,54 @@ class HindsightReplay(ReplayWrapper):
 
     # -- The verb --------------------------------------------------------------------------------------------
 
+    def _fields(self, batch_size: int) -> dict[str, Any]:
+        if not self._is_direct:
+            return super()._fields(batch_size)
+        fields = self.inner._fields(batch_size)
+        return self._relabel_at_once(fields, fields["indices"])
+
+    def _transitions(self, indices: npt.NDArray[np.int64]) -> dict[str, Any]:
+        if not self._is_direct:
+            return super()._transitions(indices)
+        return self._relabel_at_once(self.inner._transitions(indices), indices)
+
+    def _relabel_at_once(self, fields: dict[str, Any], indices: npt.NDArray[np.int64]) -> dict[str, Any]:
+        """A batch of single steps with the goals and the rewards that a batch of relabelled windows has."""
+        storage = self._storage
+        chosen = constant(indices.shape[0], False, np.bool_)
+        if self.ratio > 0.0:
+            uniforms = storage.rng.random((2, indices.shape[0]))
+            places, spare = storage.relabel(fields, indices, uniforms, self.ratio, self.strategy, self._goal, chosen)
+            if places.shape[0]:
+                shape, dtype = (places.shape[0], *self._leaf.shape), self._leaf.dtype
+                achieved = np.ndarray(shape, dtype, spare)
+                goals = np.ndarray(shape, dtype, spare, spare.shape[0] // 2)
+                asked = _Goals(achieved, goals, self._info_of(indices[places]) if self._info else {})
+                kernels.put(self._rewards(asked), places, fields["reward"])
+                if self.terminated_fn is not None:
+                    ends = self._ends(asked)
+                    fields["terminated"][places] = ends
+                    fields["discount"][places] = np.where(ends, 0.0, self.gamma)
+        last = [(name, fields.pop(name)) for name in ("weights", "probabilities", "indices")]
+        fields["relabelled"] = chosen
+        fields.update(last)
+        return fields
+
     def window(self, indices: npt.NDArray[np.int64]) -> Window:
         """The wrapped buffer's windows, of which a share of `ratio` has another goal. O(B n)."""
         window = self.inner.window(indices)
         count = window.length.shape[0]
         chosen = np.zeros(count, np.bool_)
         if self.ratio > 0.0:  # at 0 nothing is drawn, so that batches are those of the wrapped buffer
-            np.less(self._storage.rng.random(count), self.ratio, out=chosen)
-        rows = chosen.nonzero()[0]
-        if rows.size:
-            self._relabel(window, rows)
+            uniforms = self._storage.rng.random((2, count))
+            np.less(uniforms[0], self.ratio, out=chosen)
+            rows = chosen.nonzero()[0]
+            if rows.size:
+                self._relabel(window, rows, uniforms[1, rows])
         window.added = (*window.added, ("relabelled", chosen))
         return window
 
-    def _relabel(self, window: Window, rows: npt.NDArray[np.int64]) -> None:
+    def _relabel(self, window: Window, rows: npt.NDArray[np.int64], uniforms: npt.NDArray[np.float64]) -> None:
         """Give the windows in `rows` another goal, and the rewards and the ends that come with it."""
         anchors, lengths = window.indices[rows], window.length[rows]
         # Every step of these windows, one window after another: which of them it is of, and its place there
@@ -192,7 +230,7 @@ class HindsightReplay(ReplayWrapper):
             place = np.arange(owner.size) - begins[owner]
             steps = anchors[owner] + place * self.num_envs
 
-        (outcomes,) = self._storage.read(np.concatenate((self._goal_steps(anchors), steps)), self._achieved)
+        (outcomes,) = self._storage.read(np.concatenate((self._goal_steps(anchors, uniforms), steps)), self._achieved)
         goals, achieved = outcomes[: rows.size], outcomes[rows.size :]
         asked = _Goals(achieved, goals if self.n_step == 1 else goals[owner], self._info_of(steps))
         rewards = self._rewards(asked)
@@ -206,10 +244,9 @@ class HindsightReplay(ReplayWrapper):
         window.reward[rows[owner], place] = rewards
         window.rewritten = (*window.rewritten, *(Rewrite(field, rows, goals) for field in self._desired))
 
-    def _goal_steps(self, anchors: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The stored step whose outcome becomes the goal of each anchor."""
+    def _goal_steps(self, anchors: npt.NDArray[np.int64], uniforms: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """The stored step whose outcome becomes the goal of each anchor, chosen by its number in [0, 1)."""
         storage = self._storage
-        uniforms = storage.rng.random(anchors.size)
         if self.strategy == "random":
             return storage.ring.uniform(uniforms)
         return storage.episodes.pick(anchors, uniforms, self.strategy)

@@ -214,14 +214,17 @@ class Replay(ABC):
     def _fields(self, batch_size: int) -> dict[str, Any]:
         """The fields of a batch. A buffer may make the same in fewer steps, from windows that nobody changes."""
         draw = self.draw(batch_size)
-        if self._is_plain and self._storage.is_packed:
-            fields = self._storage.transitions(draw.indices)
-        else:
-            fields = self.reduce(self.window(draw.indices))
+        fields = self._transitions(draw.indices)
         fields["weights"] = self.weigh(draw)
         fields["probabilities"] = draw.probabilities
         fields["indices"] = draw.indices
         return fields
+
+    def _transitions(self, indices: npt.NDArray[np.int64]) -> dict[str, Any]:
+        """``reduce(window(indices))``, in fewer steps where that can be."""
+        if self._is_plain and self._storage.is_packed:
+            return self._storage.transitions(indices)
+        return self.reduce(self.window(indices))
 
     def update_priorities(
         self,

@@ -127,7 +127,7 @@ class Ring:
         self._ended_of_slot = memoryview(self.ended)  # type: ignore[arg-type]
         self._memory = memoryview(self.bytes)  # type: ignore[arg-type]
         if self.is_packed:
-            places = [self.rows.dtype.fields[str(i)][1] for i in range(len(self.leaves))]  # type: ignore[index]
+            places = [self.rows.dtype.fields[str(i)][1] for i in range(len(self.leaves))]
             order = self.order = sorted(range(len(places)), key=lambda i: places[i])  # fields of whole words first
             self._plan = np.array([(places[i], self.leaves[i].field.nbytes) for i in order]).T.copy()
             names = [self.leaves[i].name for i in order]

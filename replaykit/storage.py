@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from replaykit._kernels import lazy
 from replaykit.batch import Window, constant
-from replaykit.episodes import EPISODE_BYTES, Episodes
+from replaykit.episodes import EPISODE_BYTES, SCOPES, Episodes
 from replaykit.field import Field, FieldNameError
 from replaykit.frames import Padding
 from replaykit.packing import batch_namer, block_packer, row_packer
@@ -20,6 +20,8 @@ from replaykit.trees import Tree
 
 kernels = lazy("lanes")
 batches = lazy("batches")
+goals = lazy("goals")
+_SCOPES = {scope: number for number, scope in enumerate((*SCOPES, "random"))}
 
 Seed: TypeAlias = int | np.random.SeedSequence | np.random.Generator | None
 
@@ -307,8 +309,9 @@ class Storage:
         return Window(indices, ring.gather(indices, self._first), length, reward, terminated, truncated)
 
     def transitions(self, indices: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """``reduce(window(indices))``, and room for what the draw tells; for packed fields, and if nobody changes the
-        windows. O(B n).
+        """``reduce(window(indices))``, for packed fields and windows that nobody changes. O(B n).
+
+        All fields are in one block of memory, with room for those that the draw tells.
 
         Raises
         ------
@@ -356,6 +359,39 @@ class Storage:
             layout.plan, layout.places, self.gamma, ratios, block,
         )  # fmt: skip
         return self._name_batch(*np.ndarray((), record, block).item())
+
+    def places_of_goal(self, achieved: str, desired: tuple[str, str]) -> npt.NDArray[np.int64]:
+        """What :meth:`relabel` needs to know of these leaves, an achieved goal and two desired: where they are."""
+        assert self._batch is not None
+        numbers = [self.positions[name] for name in (achieved, *desired)]
+        return np.array([*numbers, self._batch.plan[0, numbers[0]]])
+
+    def relabel(
+        self,
+        fields: dict[str, Any],
+        indices: npt.NDArray[np.int64],
+        uniforms: npt.NDArray[np.float64],
+        ratio: float,
+        scope: str,
+        goal: npt.NDArray[np.int64],
+        chosen: npt.NDArray[np.bool_],
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+        """Give a share of a batch of single steps, packed ones, goals that were achieved in the steps of a scope. O(B).
+
+        Where ``uniforms[0]`` is below `ratio`, `chosen` becomes True, and ``uniforms[1]`` chooses the step. Returns the
+        places of the chosen, and the bytes of 2B goals: what they achieved, and from the middle on their new goals.
+        """
+        ring, layout = self.ring, self._batch
+        assert layout is not None
+        if scope != "random":
+            self.episodes.sync()
+        count, plan = indices.shape[0], layout.plan
+        places, spare = np.empty(count, np.int64), np.empty(2 * count * plan[1].item(goal.item(0)), np.uint8)
+        total = goals.relabel(
+            indices, uniforms, ratio, _SCOPES[scope], ring.bounds, ring.bytes, ring.row_bytes, self.episodes.tables,
+            plan, goal, fields["reward"].base, chosen, places, spare,
+        )  # fmt: skip
+        return places[:total], spare
 
     def read(self, indices: npt.NDArray[np.int64], names: tuple[str, ...]) -> list[npt.NDArray[Any]]:
         """The fields of these names, leaves of the spec, as they are stored: fresh arrays (B, ...).

@@ -28,7 +28,8 @@ class ReplayWrapper(Replay):
             raise TypeError(f"inner is a {type(inner).__name__}; expected a buffer or another wrapper")
         super().__init__(inner._storage)
         cls = type(self)
-        self._is_plain = inner._is_plain and cls.window is ReplayWrapper.window and cls.reduce is ReplayWrapper.reduce
+        self._is_transparent = cls.window is ReplayWrapper.window and cls.reduce is ReplayWrapper.reduce
+        self._is_plain = inner._is_plain and self._is_transparent
         self.inner = inner
 
     def add(
@@ -84,6 +85,9 @@ class ReplayWrapper(Replay):
     ) -> int:
         """As the wrapped buffer's; see :meth:`Replay.update_priorities`."""
         return self.inner.update_priorities(indices, td_errors, priorities=priorities)
+
+    def _transitions(self, indices: npt.NDArray[np.int64]) -> dict[str, Any]:
+        return self.inner._transitions(indices) if self._is_transparent else super()._transitions(indices)
 
     def draw(self, batch_size: int) -> Draw:
         """As the wrapped buffer's."""

@@ -97,16 +97,17 @@ def test_lane_kernels_against_arithmetic(form, num_envs):
             assert kernel(lanes, "living", form)(alive[[0, 0]], wrong, 9.0, 0.0, bounds, capacity, out, kept) == -2
 
         ended, rewards = rng.random(capacity) < 0.3, rng.random(capacity)
-        number, starts, ends = (np.zeros(capacity, np.int64) for _ in range(3))
+        episodes = np.zeros((3, capacity), np.int64)
+        number = episodes[0]
         over, latest = np.ones(num_envs, np.bool_), np.arange(num_envs) - num_envs
         kernel(lanes, "note_episodes", form)(
-            bounds, first.copy(), ended, over, latest, number, starts, ends
+            bounds, first.copy(), ended, over, latest, episodes
         )  # fmt: skip
         for scope in (0, 1, 2):
             for u in (0.0, 0.5, np.nextafter(1.0, 0.0)):
                 picked = np.empty(alive.size, np.int64)
                 uniforms = np.full(alive.size, u)
-                tables = (bounds, number, starts, ends, picked)
+                tables = (bounds, episodes, picked)
                 assert kernel(lanes, "pick", form)(alive, uniforms, scope, *tables) == -1
                 for index, got in zip(alive, picked, strict=True):
                     episode = [i for i in alive if number[i % capacity] == number[index % capacity]]

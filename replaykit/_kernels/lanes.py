@@ -307,15 +307,17 @@ def n_step_return(reward, length, powers, total):
 
 
 @jit
-def note_episodes(bounds, synced, ended, over, latest, number, starts, ends):
+def note_episodes(bounds, synced, ended, over, latest, tables):
     """Bring the episode tables up to the newest step, each new step of each lane once.
 
-    The e-th episode of a lane has number ``e * num_envs + lane``, so its row in `starts` and `ends` is its
-    number modulo the capacity: no more episodes than steps can be alive. `latest` is the number of each lane's
-    newest episode. A step begins another where the one before it ended: `over` tells so of the last step seen, which
-    may have been overwritten since, and its row tells what was said of it since.
+    Of `tables` the first row has the episode's number for each slot, the others have the first and the last step of
+    each episode. The e-th episode of a lane has number ``e * num_envs + lane``, and its place in these rows is its
+    number modulo the capacity: no more episodes than steps can be alive. `latest` is the number of each lane's newest
+    episode. A step begins another where the one before it ended: `over` tells so of the last step seen, which may
+    have been overwritten since, and its row tells what was said of it since.
     """
     num_envs, capacity = bounds.shape[1], ended.shape[0]
+    number, starts, ends = tables[0], tables[1], tables[2]
     for lane in range(num_envs):
         before = synced[lane] - 1
         first, cursor = bounds[FIRST, lane], bounds[CURSOR, lane]
@@ -333,19 +335,22 @@ def note_episodes(bounds, synced, ended, over, latest, number, starts, ends):
 
 
 @jit
-def pick(indices, uniforms, scope, bounds, number, starts, ends, picked):
+def pick(indices, uniforms, scope, bounds, tables, picked):
     """The ``floor(u M)``-th of the M steps that are allowed to each living index, for its u in [0, 1).
 
     By `scope`, of the index's episode: 0, the index and all that follow; 1, the last; 2, all that are stored. Returns
     -1, or the position of the first index that is not stored.
     """
-    num_envs, capacity = bounds.shape[1], number.shape[0]
+    num_envs, capacity = bounds.shape[1], tables.shape[1]
+    number, starts, ends = tables[0], tables[1], tables[2]
     slots = np.empty(indices.shape[0], np.int64)
     wrong = slots_of(indices, bounds, capacity, slots)
     if wrong >= 0:
         return wrong
     for i in range(indices.shape[0]):
-        episode = number[slots[i]] % capacity
+        episode = number[slots[i]]
+        if episode >= capacity:  # a division takes longer than the rest
+            episode %= capacity
         last = ends[episode]
         if scope == 0:
             begin = indices[i]
@@ -354,7 +359,7 @@ def pick(indices, uniforms, scope, bounds, number, starts, ends, picked):
         else:
             lane = indices[i] % num_envs
             begin = max(starts[episode], bounds[FIRST, lane] * num_envs + lane)
-        allowed = (last - begin) // num_envs + 1
+        allowed = (last - begin if num_envs == 1 else (last - begin) // num_envs) + 1
         picked[i] = begin + int(uniforms[i] * allowed) * num_envs
     return -1
 
@@ -366,3 +371,10 @@ def first_not_finite(values):
         if not math.isfinite(values[i]):
             return i
     return -1
+
+
+@jit
+def put(values, places, into):
+    """Put values at places."""
+    for j in range(values.shape[0]):
+        into[places[j]] = values[j]

@@ -271,10 +271,11 @@ class NaiveReplay:
         windows = [self.window(index) for index in indices]
         if self.hindsight is not None:
             ratio = self.hindsight.ratio
-            relabelled = rng.random(batch_size) < ratio if ratio else np.zeros(batch_size, np.bool_)
+            uniforms = rng.random((2, batch_size)) if ratio else np.ones((2, batch_size))
+            relabelled = uniforms[0] < ratio
             np.testing.assert_array_equal(batch.relabelled, relabelled, strict=True)
             rows = np.flatnonzero(relabelled)
-            for row, uniform in zip(rows.tolist(), rng.random(rows.size), strict=True):
+            for row, uniform in zip(rows.tolist(), uniforms[1, rows], strict=True):
                 windows[row] = self.relabelled(indices[row], self.goal(indices[row], uniform))
         for row, window in enumerate(windows):
             for name, expected in self.reduced(window).items():
