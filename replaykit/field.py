@@ -208,7 +208,7 @@ def as_float64(name: str, value: Any) -> npt.NDArray[np.float64]:
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers")
     if array.dtype.itemsize <= 8:  # nothing overflows
-        return array.astype(np.float64)
+        return array.astype(_FLOAT64)
     with np.errstate(over="ignore"):
         return array.astype(np.float64)
 

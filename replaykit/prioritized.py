@@ -27,6 +27,7 @@ Weights = Literal["batch", "buffer", "none"]
 
 _SCHEMES = {scheme: number for number, scheme in enumerate(SCHEMES)}
 _TREE_BYTES = 32  # of a leaf and its share of the inner nodes, at most
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _SMALLEST_WEIGHT = np.finfo(np.float32).tiny
 
 
@@ -233,10 +234,11 @@ class PrioritizedBuffer(Replay):
         """
         slots, values, stale = self._checked_update(indices, td_errors, priorities, self.eps)
         scaled = self._scaled(values)
-        self._settle()
+        if self._storage.ring.clock != self._settled_clock:
+            self._settle()
         self._tree.assign(slots, scaled)
         self._stale_updates += stale
-        return int(slots.shape[0])
+        return len(slots)
 
     # -- The verbs -------------------------------------------------------------------------------------------
 
@@ -248,13 +250,11 @@ class PrioritizedBuffer(Replay):
         if ring.gaps or ring.stamps is not None or tree.is_empty:
             self._settle()
             tree.refuse_empty()
-        uniforms = storage.rng.random(1 if self.draws == "systematic" else batch_size)
-        ratios = np.empty(batch_size, np.float64)
-        fields = storage.prioritized_batch(
-            tree.nodes, tree.marks, self._settled, uniforms, _SCHEMES[self.draws], ratios
-        )
+        points = np.empty(batch_size, _FLOAT64)
+        storage.rng.random(out=points[:1] if self.draws == "systematic" else points)
+        fields = storage.prioritized_batch(tree.nodes, tree.marks, self._settled, points, _SCHEMES[self.draws])
         self._settled_clock = ring.clock
-        fields["weights"] = (ratios**-self.beta).astype(np.float32)
+        fields["weights"] = (points**-self.beta).astype(_FLOAT32)
         return fields
 
     def draw(self, batch_size: int) -> Draw:

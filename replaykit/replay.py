@@ -14,7 +14,8 @@ from replaykit.storage import Storage, Stretch, check_count
 from replaykit.trees import Tree
 
 kernels = lazy("lanes")
-_INT64 = np.dtype(np.int64)
+_INT64, _FLOAT64 = np.dtype(np.int64), np.dtype(np.float64)
+_new_batch = Batch.__new__
 
 
 class Replay(ABC):
@@ -198,9 +199,9 @@ class Replay(ABC):
         """
         if type(batch_size) is not int or batch_size < 1:
             batch_size = check_count("batch_size", batch_size)
-        if not len(self):
-            raise ValueError("the buffer is empty, so nothing can be sampled; add a transition first")
         storage = self._storage
+        if not len(storage.ring):
+            raise ValueError("the buffer is empty, so nothing can be sampled; add a transition first")
         state = storage.rng.bit_generator.state if storage.is_fallible else None
         try:
             fields = self._fields(batch_size)
@@ -209,7 +210,9 @@ class Replay(ABC):
                 storage.rng.bit_generator.state = state
             raise
         storage.batches += 1
-        return Batch.of(fields)
+        batch = _new_batch(Batch)
+        batch.__dict__ = fields
+        return batch
 
     def _fields(self, batch_size: int) -> dict[str, Any]:
         """The fields of a batch. A buffer may make the same in fewer steps, from windows that nobody changes."""
@@ -274,8 +277,8 @@ class Replay(ABC):
         if values.shape != entries.shape:
             raise ValueError(f"{name} has shape {values.shape}; expected {entries.shape}, that of indices")
         ring = self._storage.ring
-        size = entries.shape[0]
-        slots, kept = np.empty(size, np.int64), np.empty(size, np.float64)
+        size = len(entries)
+        slots, kept = np.empty(size, _INT64), np.empty(size, _FLOAT64)
         limit = self._largest_priority
         eps = eps if priorities is None else 0.0
         count = kernels.living(entries, values, limit, eps, ring.bounds, ring.capacity, slots, kept)

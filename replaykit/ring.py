@@ -24,6 +24,7 @@ _BOUND = frozenset((
     "_ended_of_slot", "_memory", "order", "_plan", "_flags", "_terminated_at", "_truncated_at",
 ))  # fmt: skip
 """What a copy or a pickle does not keep, since it is made of the rest."""
+_INT64, _UINT8 = np.dtype(np.int64), np.dtype(np.uint8)
 LARGE_FIELD_BYTES = 1024
 """Fields above this size are not part of the packed row."""
 
@@ -180,7 +181,7 @@ class Ring:
 
     def append_block(self, data: bytes, steps: int) -> npt.NDArray[np.int64]:
         """Store 0 < T <= L steps of all lanes, in step and all in their rows; their indices, (T E,)."""
-        indices = np.empty(steps * self.num_envs, np.int64)
+        indices = np.empty(steps * self.num_envs, _INT64)
         gaps, self.gaps = self.gaps, True
         self.clock += steps
         kernels.store(
@@ -413,7 +414,7 @@ class Layout:
     def block(self, count: int) -> tuple[npt.NDArray[np.uint8], np.dtype[Any]]:
         """Memory for the fields of `count` transitions, and what is where in it."""
         record = self.records.get(count) or self.record(count)
-        return np.empty(record.itemsize, np.uint8), record
+        return np.empty(record.itemsize, _UINT8), record
 
     def record(self, count: int) -> np.dtype[Any]:
         """The fields of `count` transitions as a record of arrays, each from a multiple of 64 bytes on.

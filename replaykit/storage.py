@@ -330,10 +330,10 @@ class Storage:
         return self._name_batch(*np.ndarray((), record, block).item())
 
     def uniform_batch(self, uniforms: npt.NDArray[np.float64]) -> dict[str, Any]:
-        """All fields of a batch, the one for each number in [0, 1) that `Ring.uniform` gives; packed ones. O(B n)."""
+        """All fields of a batch of single steps, those for some numbers that `Ring.uniform` gives; packed ones. O(B)."""
         ring, layout = self.ring, self._batch
         assert layout is not None
-        block, record = layout.block(uniforms.shape[0])
+        block, record = layout.block(len(uniforms))
         batches.uniform_batch(
             uniforms, ring.bounds, ring.bytes, ring.row_bytes, layout.plan, layout.places, self.gamma, block
         )
@@ -344,19 +344,19 @@ class Storage:
         nodes: npt.NDArray[np.float64],
         marks: npt.NDArray[np.float64],
         settled: npt.NDArray[np.int64],
-        uniforms: npt.NDArray[np.float64],
+        points: npt.NDArray[np.float64],
         scheme: int,
-        ratios: npt.NDArray[np.float64],
     ) -> dict[str, Any]:
-        """All fields of a batch drawn from a tree but the weights, packed ones; `ratios` are of the probabilities to
-        the least of them. O(B (n + log C)).
+        """All fields but the weights of a batch of single steps drawn from a tree, packed ones. O(B log C).
+
+        `points` holds the uniform numbers of the draw; it becomes the ratios of the probabilities to the least.
         """
         ring, layout = self.ring, self._batch
         assert layout is not None
-        block, record = layout.block(ratios.shape[0])
+        block, record = layout.block(len(points))
         batches.prioritized_batch(
-            nodes, marks, settled, uniforms, scheme, ring.bounds, ring.bytes, ring.row_bytes,
-            layout.plan, layout.places, self.gamma, ratios, block,
+            nodes, marks, settled, points, scheme, ring.bounds, ring.bytes, ring.row_bytes,
+            layout.plan, layout.places, self.gamma, block,
         )  # fmt: skip
         return self._name_batch(*np.ndarray((), record, block).item())
 

@@ -39,27 +39,28 @@ def uniform_batch(uniforms, bounds, rows, row_bytes, plan, places, gamma, block)
 
 @jit
 def prioritized_batch(
-    nodes, marks, settled, uniforms, scheme, bounds, rows, row_bytes, plan, places, gamma, ratios, block
+    nodes, marks, settled, points, scheme, bounds, rows, row_bytes, plan, places, gamma, block
 ):  # fmt: skip
-    """A batch of single steps drawn from the tree, and the ratio of each probability to the least of the batch.
+    """A batch of single steps drawn from the tree by the uniform numbers in `points`, as many as the scheme needs.
 
-    Before that `settle`, for lanes that are in step. Weights are left out.
+    These become the ratios of the probabilities to the least of the batch. Before that `settle`, for lanes that are in
+    step. Weights are left out.
     """
-    count, fields = ratios.shape[0], plan.shape[1]
+    count, fields = points.shape[0], plan.shape[1]
     capacity = rows.shape[0] // row_bytes
     settle(nodes, marks, settled, bounds, capacity)
     starts = segments(plan[SIZE], count)
     probabilities = block.view(np.float64)[starts[fields + PROBABILITIES] // 8 :][:count]
     indices = block.view(np.int64)[starts[fields + INDICES] // 8 :][:count]
     cursors, slots = np.empty(count, np.int32), np.empty(count, np.int64)
-    draw(nodes, uniforms, scheme, count, cursors, probabilities)
+    draw(nodes, points, scheme, count, cursors, probabilities)
     least = math.inf
     for i in range(count):
         slots[i] = cursors[i]
         announce(rows, row_bytes, slots[i])
         least = min(least, probabilities[i])
     for i in range(count):
-        ratios[i] = probabilities[i] / least
+        points[i] = probabilities[i] / least
     indices_of(slots, bounds, capacity, indices)
     copy_fields(rows, row_bytes, slots, plan[SOURCE], plan[SIZE], starts, block)
     _derive(count, plan, places, gamma, starts, block)

@@ -161,7 +161,7 @@ def copy_fields(rows, row_bytes, slots, sources, sizes, starts, block):
     64 at a time, one random read after another, and then taken apart in the cache.
     """
     chunk = np.empty(CHUNK * row_bytes, np.uint8)
-    rows8, chunk8, block8 = rows.view(np.uint64), chunk.view(np.uint64), block.view(np.uint64)
+    rows8, chunk8 = rows.view(np.uint64), chunk.view(np.uint64)
     chunk4, block4 = chunk.view(np.uint32), block.view(np.uint32)
     for begin in range(0, slots.shape[0], CHUNK):
         count = min(CHUNK, slots.shape[0] - begin)
@@ -171,9 +171,7 @@ def copy_fields(rows, row_bytes, slots, sources, sizes, starts, block):
             if source < 0:
                 continue
             to = starts[field] + begin * size
-            if source % 8 == 0 and size % 8 == 0:
-                _take_apart(chunk8, row_bytes // 8, count, source // 8, size // 8, block8, to // 8)
-            elif source % 4 == 0 and size % 4 == 0:
+            if source % 4 == 0 and size % 4 == 0:
                 _take_apart(chunk4, row_bytes // 4, count, source // 4, size // 4, block4, to // 4)
             else:
                 _take_apart(chunk, row_bytes, count, source, size, block, to)
@@ -194,8 +192,7 @@ def store(data, steps, bounds, rows, row_bytes, ended, plan, flags, indices):
         bounds[FIRST, lane] = first
     values, head = np.frombuffer(data, np.uint8), begin % capacity
     values4 = values[: values.shape[0] // 4 * 4].view(np.uint32)
-    values8 = values[: values.shape[0] // 8 * 8].view(np.uint64)
-    rows4, rows8 = rows.view(np.uint32), rows.view(np.uint64)
+    rows4 = rows.view(np.uint32)
     starts = np.zeros(plan.shape[1] + 1, np.int64)
     for field in range(plan.shape[1]):
         starts[field + 1] = starts[field] + count * plan[1, field]
@@ -206,9 +203,7 @@ def store(data, steps, bounds, rows, row_bytes, ended, plan, flags, indices):
         for field in range(plan.shape[1]):
             place, size = plan[0, field], plan[1, field]
             start = starts[field] + done * size
-            if place % 8 == 0 and size % 8 == 0 and start % 8 == 0:
-                _put_together(values8, start // 8, part, size // 8, rows8, row_bytes // 8, slot, place // 8)
-            elif place % 4 == 0 and size % 4 == 0 and start % 4 == 0:
+            if place % 4 == 0 and size % 4 == 0 and start % 4 == 0:
                 _put_together(values4, start // 4, part, size // 4, rows4, row_bytes // 4, slot, place // 4)
             else:
                 _put_together(values, start, part, size, rows, row_bytes, slot, place)
@@ -322,14 +317,21 @@ def note_episodes(bounds, synced, ended, over, latest, tables):
         before = synced[lane] - 1
         first, cursor = bounds[FIRST, lane], bounds[CURSOR, lane]
         begins = over[lane] or (before >= first and ended[(before * num_envs + lane) % capacity])
-        for step in range(max(synced[lane], first), cursor):
-            index = step * num_envs + lane
+        index = max(synced[lane], first) * num_envs + lane
+        slot, episode, place = index % capacity, latest[lane], latest[lane] % capacity
+        for _ in range(max(synced[lane], first), cursor):
             if begins:
-                latest[lane] += num_envs
-                starts[latest[lane] % capacity] = index
-            number[index % capacity] = latest[lane]
-            ends[latest[lane] % capacity] = index
-            begins = ended[index % capacity]
+                episode += num_envs
+                place = episode % capacity
+                starts[place] = index
+            number[slot] = episode
+            ends[place] = index
+            begins = ended[slot]
+            index += num_envs
+            slot += num_envs
+            if slot >= capacity:
+                slot -= capacity
+        latest[lane] = episode
         synced[lane] = cursor
         over[lane] = begins
 

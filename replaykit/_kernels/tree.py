@@ -95,7 +95,7 @@ def assign(nodes, marks, leaves, values):
     """Set `leaves` to `values` in order (the last duplicate wins), then recompute their ancestors once each.
 
     Level by level, dropping a parent equal to the one before it: leaves that come sorted, as those of a
-    stratified draw do, share most of their ancestors.
+    stratified draw do, share most of their ancestors. The levels with few nodes are recomputed as a whole.
     """
     size = nodes.shape[0] // 2
     peaks, loose = _peaks(marks)
@@ -116,7 +116,7 @@ def assign(nodes, marks, leaves, values):
             loose[block] = 1.0
         _note(marks, old, new)
     count = leaves.shape[0]
-    while size > 1:
+    while size > 4 * count > 0:
         kept = np.uint64(0)
         previous = np.uint64(0)
         for i in range(count):
@@ -130,6 +130,10 @@ def assign(nodes, marks, leaves, values):
             child = parent << ONE
             nodes[parent] = nodes[child] + nodes[child + ONE]
         size >>= 1
+    for i in range(1, size if count else 0):
+        parent = np.uint64(size - i)
+        child = parent << ONE
+        nodes[parent] = nodes[child] + nodes[child + ONE]
 
 
 @jit
@@ -174,8 +178,9 @@ def settle(nodes, marks, settled, bounds, capacity):
     if value == 0.0:
         value = 1.0
     start = (cursor * num_envs - count) % capacity
-    fill(nodes, marks, start, min(start + count, capacity), value)
-    fill(nodes, marks, 0, start + count - capacity, value)
+    stop = start + count
+    fill(nodes, marks, start, min(stop, capacity), value)
+    fill(nodes, marks, start - start, stop - capacity, value)  # a plain 0 would have Numba compile it once more
     for lane in range(num_envs):
         settled[lane] = cursor
 
@@ -232,12 +237,13 @@ def largest(nodes, marks):
     size = nodes.shape[0] // 2
     peaks, loose = _peaks(marks)
     shift = _block_shift(nodes, peaks)
-    best = _place_of_largest(peaks, 0, peaks.shape[0])
+    begin = size - size  # a plain 0 would have Numba compile what it is given to once more
+    best = _place_of_largest(peaks, begin, peaks.shape[0])
     while loose[best] != 0.0:
         start = size + (best << shift)
         peaks[best] = nodes[_place_of_largest(nodes, start, start + (1 << shift))]
         loose[best] = 0.0
-        best = _place_of_largest(peaks, 0, peaks.shape[0])
+        best = _place_of_largest(peaks, begin, peaks.shape[0])
     marks[MAX] = peaks[best]
     marks[MAX_LOOSE] = 0.0
     return marks[MAX]
