@@ -362,12 +362,17 @@ class Ring:
         arrays: list[npt.NDArray[Any]] = list(np.ndarray((), record, block).item())  # views of the block
         if layout.is_packed:
             return arrays
+        slots = indices % self.capacity
+        # One piece of memory for all large fields: a C library gives several back to the system when they are freed,
+        # and then every page of the next batch is a page fault
+        memory, start = np.empty(count * layout.large_bytes, _UINT8), 0
         for position, leaf in layout.large:
             array = self.large[leaf]
-            out = np.empty((indices.shape[0], *array.shape[1:]), array.dtype)
-            arrays[position] = np.take(array, indices % self.capacity, axis=0, out=out, mode="clip")
+            out = np.ndarray((count, *array.shape[1:]), array.dtype, memory, start)
+            start += out.nbytes
+            arrays[position] = np.take(array, slots, axis=0, out=out, mode="clip")
         for frames, obs, next_obs in layout.frames:
-            found = frames.gather(indices % self.capacity, obs is not None, next_obs is not None)
+            found = frames.gather(slots, obs is not None, next_obs is not None)
             for place, part in zip((obs, next_obs), found, strict=True):
                 if place is not None and part is not None:
                     arrays[place] = part
@@ -388,7 +393,9 @@ class Layout:
 
     def __init__(self, ring: Ring, leaves: Sequence[int], derived: Mapping[str, Field] = MappingProxyType({})) -> None:
         self.names = [*(str(i) for i in leaves), *derived]
-        self.large = [(position, i) for position, i in enumerate(leaves) if i in ring.large]
+        large = [(position, i) for position, i in enumerate(leaves) if i in ring.large]
+        self.large = sorted(large, key=lambda entry: -ring.leaves[entry[1]].dtype.itemsize)  # so that all are aligned
+        self.large_bytes = sum(ring.leaves[i].field.nbytes for _, i in large)
         place = {i: position for position, i in enumerate(leaves) if i in ring.framed}
         self.frames = [
             (frames, place.get(obs), place.get(next_obs))

@@ -330,7 +330,7 @@ class Storage:
         return self._name_batch(*np.ndarray((), record, block).item())
 
     def uniform_batch(self, uniforms: npt.NDArray[np.float64]) -> dict[str, Any]:
-        """All fields of a batch of single steps, those for some numbers that `Ring.uniform` gives; packed ones. O(B)."""
+        """All fields of a batch of single steps, packed ones, drawn as `Ring.uniform` draws. O(B)."""
         ring, layout = self.ring, self._batch
         assert layout is not None
         block, record = layout.block(len(uniforms))

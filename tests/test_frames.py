@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replaykit import CombinedReplay, Field, LatestBuffer, PrioritizedBuffer, ReplayBuffer, Spec, memory
-from replaykit.testing import assert_lawful, bits_of
+from replaykit.testing import assert_lawful, bits_of, values_of
 from tests.helpers import FLAT, interrupted, unchanged
 
 FRAME = Spec(obs=Field((84, 84), np.uint8), action=Field((), np.int64))
@@ -350,3 +350,19 @@ def test_the_callers_arrays_are_copied_and_stay_as_they_are():
         batch.obs[:] = 9
         batch.next_obs[:] = 9
         assert (buffer.sample(2).next_obs[:, -1] == (following if stack > 1 else following[-1])).all()
+
+
+def test_large_fields_of_a_batch_are_aligned_in_one_piece_of_memory():
+    """Two pieces of some megabytes would be given back to the system each time, and every page be a page fault."""
+    spec = Spec(obs=Field((700,), np.int16), action=Field((300,), np.float64), noise=Field((1500,), np.uint8))
+    buffer = ReplayBuffer(5, spec, share="none", seed=0)
+    for number in range(7):
+        values = {name: values_of(spec[name], number) for name in spec}
+        buffer.add(**values)
+    batch = buffer.sample(3)
+    fields = [batch.obs, batch.action, batch.next_obs, batch.noise]
+    assert len({id(field.base) for field in fields}) == 1
+    assert all(field.flags.aligned and field.flags.c_contiguous for field in fields)
+    for row, index in enumerate(batch.indices.tolist()):
+        for name in ("obs", "action", "next_obs", "noise"):
+            np.testing.assert_array_equal(batch[name][row], values_of(spec[name], index))
