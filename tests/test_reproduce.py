@@ -159,6 +159,8 @@ def test_claims_fail_where_nothing_is_gained(capsys):
     """Each of them, and the program ends with an error."""
     medians = {(method, states): 4.0**states for method in cliffwalk.METHODS for states in (8, 10)}
     claims = cliffwalk.claims(medians, [8, 10])
+    never = dict.fromkeys(medians, np.inf)
+    assert not any(holds for _, holds in cliffwalk.claims(never, [8, 10]))
     capacities = list(combined_grid_world.PAPER)
     means = {(kind, capacity): np.full(30, -5000.0) for kind in ("uniform", "combined") for capacity in capacities}
     claims += combined_grid_world.claims(means, capacities, runs=30)

@@ -38,7 +38,7 @@ ALPHA = 0.6
 TOLERANCE = 1e-3  # mean squared error of the values at which they count as right
 PATIENCE = 200  # updates for each transition in the memory, after which a run is given up
 CHUNK = 1024  # uniform draws at once
-QUICK = [6, 8, 10]
+QUICK, MOST_STATES = [6, 8, 10], 20
 COLOURS = {"uniform": "tab:red", "proportional": "tab:blue", "greedy": "tab:orange", "oracle": "tab:green"}
 SPEC = Spec(obs=Field((), np.int64), action=Field((), np.int64), reward=Field((), np.float64))
 
@@ -193,7 +193,7 @@ def slope(medians: dict[tuple[str, int], float], method: str) -> float:
     """Of log(updates) against log(N), from six states on: 1 where the effort grows as the memory does."""
     points = [(2.0 ** (states + 1) - 2.0, count) for (name, states), count in medians.items() if name == method]
     size, count = np.log([point for point in sorted(points) if point[0] > 100.0]).T
-    return float(np.polyfit(size, count, 1)[0])
+    return float(np.polyfit(size, count, 1)[0]) if np.isfinite(count).all() else np.inf
 
 
 def tabulate(medians: dict[tuple[str, int], float], states: list[int]) -> list[list[str]]:
@@ -252,6 +252,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--eps", type=positive, default=1e-3, help="added to |TD error|, proportional only (default: %(default)s)")
     options = made.parse_args()
     options.states = sorted(set(options.states or (QUICK if options.quick else [4, 6, 8, 10, 12, 14, 16])))
+    if options.states[-1] > MOST_STATES:
+        made.error(f"--states: {options.states[-1]} is too much; expected at most {MOST_STATES}, as the memory doubles")
     return options
 
 

@@ -38,7 +38,10 @@ def parser(name: str, description: str, quick: str) -> argparse.ArgumentParser:
 
 def positive(text: str) -> float:
     """A positive number."""
-    value = float(text)  # argparse says what is wrong with what is none
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
     if not 0.0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
@@ -62,10 +65,13 @@ def run_all(function: Callable[[Task], Result], seconds: Mapping[Task, float], j
     print(f"{len(tasks)} runs in {jobs} process{'es' * (jobs > 1)}: about {duration(expected)}.")
     shares = {task: max(1, round(1e3 * seconds[task])) for task in tasks}  # whole numbers, whose sum is exact
     results = {}
-    with tqdm(total=sum(shares.values()), bar_format=BAR) as bar:
-        for task, result in _outcomes(function, tasks, jobs):
-            results[task] = result
-            bar.update(shares[task])
+    try:
+        with tqdm(total=sum(shares.values()), bar_format=BAR) as bar:
+            for task, result in _outcomes(function, tasks, jobs):
+                results[task] = result
+                bar.update(shares[task])
+    except KeyboardInterrupt:
+        raise SystemExit("Interrupted. Nothing was written, since part of the runs says little.") from None
     return {task: results[task] for task in seconds}
 
 
