@@ -18,7 +18,9 @@ import cliffwalk
 import combined_grid_world
 import harness
 
-slow_without_jit = pytest.mark.skipif(config.DISABLE_JIT, reason="takes minutes in uncompiled kernels")
+slow_without_jit = pytest.mark.skipif(
+    config.DISABLE_JIT, reason="half a minute with uncompiled kernels, which are compared with compiled ones elsewhere"
+)
 
 
 # -- The blind cliffwalk of prioritized experience replay -------------------------------------------------------------
@@ -100,6 +102,7 @@ def test_the_grid_world_is_the_papers():
     assert (19, 19) in cells
 
 
+@slow_without_jit
 def test_the_newest_transition_makes_a_large_memory_harmless():
     """In a smaller world uniform replay takes at least 2.4 times the steps of combined.
 

@@ -221,7 +221,7 @@ def claims(medians: dict[tuple[str, int], float], states: list[int]) -> list[tup
     return made
 
 
-def plot(counts: dict[tuple[str, int, int, float], float], states: list[int], path: Path) -> None:
+def plot(counts: dict[tuple[str, int, int, float], float], path: Path) -> None:
     """Updates against the size of the memory: a dot for each run, a line through the medians."""
     figure = Figure(figsize=(7, 4.8), layout="constrained")  # not pyplot's: no window, no global state
     axes = figure.subplots()
@@ -273,7 +273,7 @@ def main() -> None:
     print(f"Updates until the mean squared error is below {TOLERANCE}, median of {len(seeds)} seeds")
     print("(in brackets, how many times as many uniform replay needs):")
     show(tabulate(medians, options.states), options.output.with_suffix(".csv"))
-    plot(counts, options.states, options.output)
+    plot(counts, options.output)
     print(f"Picture: {options.output}")
     judge(claims(medians, options.states))
 

@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that experiments
 
 from options import at_least, picture
 
-EXAMPLES = Path(__file__).resolve().parents[1]
+RUNS = Path(__file__).resolve().parents[1] / "runs"
 BAR = "{percentage:3.0f}% |{bar}| {elapsed} so far, {remaining} to go"
 
 Task = TypeVar("Task", bound=tuple[Any, ...])
@@ -30,9 +30,8 @@ def parser(name: str, description: str, quick: str) -> argparse.ArgumentParser:
     add = made.add_argument
     add("--quick", action="store_true", help=f"a look in less than 20 seconds: {quick}")
     add("--jobs", type=at_least(1), default=cores, help="processes (default: one for each core, %(default)s)")
-    output = EXAMPLES / "runs" / f"{name}.png"
-    add("--output", type=picture, default=str(output), help="the picture, with the table beside it as .csv "
-        "(default: in runs/, beside the examples)")  # fmt: skip
+    text = "the picture, with the table beside it as .csv (default: in runs/, beside the examples)"
+    add("--output", type=picture, default=str(RUNS / f"{name}.png"), help=text)
     return made
 
 
