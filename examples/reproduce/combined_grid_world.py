@@ -208,7 +208,7 @@ def main() -> None:
         (kind, capacity): np.array([np.mean(returns[kind, capacity, seed]) for seed in range(options.runs)])
         for kind in COLOURS for capacity in options.capacities
     }  # fmt: skip
-    print(f"Mean return of {EPISODES} episodes and {options.runs} runs:")
+    print(f"Mean return of {EPISODES} episodes and {options.runs} run{'s' * (options.runs > 1)}:")
     show(tabulate(means, options.capacities), options.output.with_suffix(".csv"))
     plot(means, options.capacities, options.output)
     print(f"Picture: {options.output}")
