@@ -158,7 +158,7 @@ class Result:
     cycles: int  # of training
 
 
-def train(bits: int, strategy: Strategy, ratio: float, cycles: int, seed: int) -> Result:
+def train(bits: int, strategy: Strategy, ratio: float, cycles: int, seed: int, progress: bool = True) -> Result:
     """Train until an evaluation is good enough, or for `cycles`, and test on other episodes."""
     env, eval_env, test_env = BitFlip(bits, EPISODES), BitFlip(bits, EVAL_EPISODES), BitFlip(bits, TEST_EPISODES)
     for place, each in enumerate((env, eval_env, test_env)):
@@ -176,7 +176,7 @@ def train(bits: int, strategy: Strategy, ratio: float, cycles: int, seed: int) -
     q_net = QNetwork(bits)
     target_net = copy.deepcopy(q_net)
     optimizer = torch.optim.Adam(q_net.parameters(), lr=LEARNING_RATE, fused=True)
-    bar = tqdm(total=cycles, desc=f"{bits} bits, {strategy}", unit="cycle")
+    bar = tqdm(total=cycles, desc=f"{bits} bits, {strategy}", unit="cycle", disable=not progress)
     for cycle in range(1, cycles + 1):
         obs, _ = recorded.reset()
         for _ in range(bits):
