@@ -27,6 +27,7 @@ Weights = Literal["batch", "buffer", "none"]
 
 _SCHEMES = {scheme: number for number, scheme in enumerate(SCHEMES)}
 _TREE_BYTES = 32  # of a leaf and its share of the inner nodes, at most
+_INT64 = np.dtype(np.int64)
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _SMALLEST_WEIGHT = np.finfo(np.float32).tiny
 
@@ -232,12 +233,28 @@ class PrioritizedBuffer(Replay):
         >>> buffer.update_priorities([0, 1, 2], td_errors=[0.5, -2.0, 1.0])  # 0 was overwritten by 2
         2
         """
-        slots, values, stale = self._checked_update(indices, td_errors, priorities, self.eps)
+        ring = self._storage.ring
+        slots: npt.NDArray[np.int64] | None = None
+        if (
+            priorities is None
+            and type(indices) is type(td_errors) is np.ndarray
+            and indices.dtype is _INT64
+            and (td_errors.dtype is _FLOAT32 or td_errors.dtype is _FLOAT64)
+            and indices.shape == td_errors.shape
+            and indices.ndim == 1
+        ):  # the usual arguments, looked at in fewer steps
+            values = td_errors.astype(_FLOAT64)
+            slots = np.empty(len(values), np.int64)
+            limit, eps = self._largest_priority, self.eps
+            if kernels.living(indices, values, limit, eps, ring.bounds, ring.capacity, slots, values) != len(values):
+                slots = None  # some are stale, or wrong
+        if slots is None:
+            slots, values, stale = self._checked_update(indices, td_errors, priorities, self.eps)
+            self._stale_updates += stale
         scaled = self._scaled(values)
-        if self._storage.ring.clock != self._settled_clock:
+        if ring.clock != self._settled_clock:
             self._settle()
         self._tree.assign(slots, scaled)
-        self._stale_updates += stale
         return len(slots)
 
     # -- The verbs -------------------------------------------------------------------------------------------
@@ -254,7 +271,8 @@ class PrioritizedBuffer(Replay):
         storage.rng.random(out=points[:1] if self.draws == "systematic" else points)
         fields = storage.prioritized_batch(tree.nodes, tree.marks, self._settled, points, _SCHEMES[self.draws])
         self._settled_clock = ring.clock
-        fields["weights"] = (points**-self.beta).astype(_FLOAT32)
+        beta = self._beta if type(self._beta) is float else self.beta
+        fields["weights"] = (points**-beta).astype(_FLOAT32)
         return fields
 
     def draw(self, batch_size: int) -> Draw:

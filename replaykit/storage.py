@@ -21,6 +21,7 @@ from replaykit.trees import Tree
 kernels = lazy("lanes")
 batches = lazy("batches")
 goals = lazy("goals")
+_UINT8 = np.dtype(np.uint8)
 _SCOPES = {scope: number for number, scope in enumerate((*SCOPES, "random"))}
 
 Seed: TypeAlias = int | np.random.SeedSequence | np.random.Generator | None
@@ -333,7 +334,8 @@ class Storage:
         """All fields of a batch of single steps, packed ones, drawn as `Ring.uniform` draws. O(B)."""
         ring, layout = self.ring, self._batch
         assert layout is not None
-        block, record = layout.block(len(uniforms))
+        record = layout.records.get(len(uniforms)) or layout.record(len(uniforms))
+        block = np.empty(record.itemsize, _UINT8)
         batches.uniform_batch(
             uniforms, ring.bounds, ring.bytes, ring.row_bytes, layout.plan, layout.places, self.gamma, block
         )
@@ -353,7 +355,8 @@ class Storage:
         """
         ring, layout = self.ring, self._batch
         assert layout is not None
-        block, record = layout.block(len(points))
+        record = layout.records.get(len(points)) or layout.record(len(points))
+        block = np.empty(record.itemsize, _UINT8)
         batches.prioritized_batch(
             nodes, marks, settled, points, scheme, ring.bounds, ring.bytes, ring.row_bytes,
             layout.plan, layout.places, self.gamma, block,
