@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from replaykit._kernels.jit import jit
+from replaykit._kernels.jit import jit, piece
 from replaykit._kernels.lanes import CURSOR, NO_ROW, announce, copy_fields, indices_of, segments, slots_of, uniform
 from replaykit._kernels.tree import draw, settle
 
@@ -25,13 +25,13 @@ def uniform_batch(uniforms, bounds, rows, row_bytes, plan, places, gamma, block)
     """A batch of single steps: the ``floor(u N)``-th living index for each u in [0, 1), N their number; of weight 1."""
     count, fields = uniforms.shape[0], plan.shape[1]
     starts = segments(plan[SIZE], count)
-    indices, slots = block.view(np.int64)[starts[fields + INDICES] // 8 :][:count], np.empty(count, np.int64)
+    indices, slots = piece(block, starts[fields + INDICES], count, np.int64), np.empty(count, np.int64)
     share = 1.0 / uniform(uniforms, bounds, rows, row_bytes, indices)
     slots_of(indices, bounds, rows.shape[0] // row_bytes, slots)
     copy_fields(rows, row_bytes, slots, plan[SOURCE], plan[SIZE], starts, block)
     _derive(count, plan, places, gamma, starts, block)
-    weights = block.view(np.float32)[starts[fields + WEIGHTS] // 4 :]
-    probabilities = block.view(np.float64)[starts[fields + PROBABILITIES] // 8 :]
+    weights = piece(block, starts[fields + WEIGHTS], count, np.float32)
+    probabilities = piece(block, starts[fields + PROBABILITIES], count, np.float64)
     for i in range(count):
         weights[i] = 1.0
         probabilities[i] = share
@@ -50,8 +50,8 @@ def prioritized_batch(
     capacity = rows.shape[0] // row_bytes
     settle(nodes, marks, settled, bounds, capacity)
     starts = segments(plan[SIZE], count)
-    probabilities = block.view(np.float64)[starts[fields + PROBABILITIES] // 8 :][:count]
-    indices = block.view(np.int64)[starts[fields + INDICES] // 8 :][:count]
+    probabilities = piece(block, starts[fields + PROBABILITIES], count, np.float64)
+    indices = piece(block, starts[fields + INDICES], count, np.int64)
     cursors, slots = np.empty(count, np.int32), np.empty(count, np.int64)
     draw(nodes, points, scheme, count, cursors, probabilities)
     least = math.inf
@@ -101,15 +101,17 @@ def n_step_batch_at(indices, bounds, rows, row_bytes, ended, powers, plan, place
         sources[field] = NO_ROW if plan[OF_LAST, field] or field == reward else plan[SOURCE, field]
     copy_fields(rows, row_bytes, slots, sources, plan[SIZE], starts, block)
 
-    lengths = block.view(np.int64)[starts[fields + LENGTH] // 8 :][:count]
+    lengths = piece(block, starts[fields + LENGTH], count, np.int64)
     if plan[SIZE, reward] == 4:
-        single, rewards = block.view(np.float32), rows.view(np.float32)
-        returns, discounts = single[starts[reward] // 4 :], single[starts[fields + DISCOUNT] // 4 :]
+        rewards = piece(rows, 0, rows.shape[0] // 4, np.float32)
+        returns = piece(block, starts[reward], count, np.float32)
+        discounts = piece(block, starts[fields + DISCOUNT], count, np.float32)
         place, stride = plan[SOURCE, reward] // 4, row_bytes // 4
         _reduce(indices, slots, bounds, ended, powers, rewards, place, stride, returns, discounts, lengths)
     else:
-        double, rewards = block.view(np.float64), rows.view(np.float64)
-        returns, discounts = double[starts[reward] // 8 :], double[starts[fields + DISCOUNT] // 8 :]
+        rewards = piece(rows, 0, rows.shape[0] // 8, np.float64)
+        returns = piece(block, starts[reward], count, np.float64)
+        discounts = piece(block, starts[fields + DISCOUNT], count, np.float64)
         place, stride = plan[SOURCE, reward] // 8, row_bytes // 8
         _reduce(indices, slots, bounds, ended, powers, rewards, place, stride, returns, discounts, lengths)
 
@@ -118,9 +120,9 @@ def n_step_batch_at(indices, bounds, rows, row_bytes, ended, powers, plan, place
     copy_fields(rows, row_bytes, slots, sources, plan[SIZE], starts, block)
     terminated = block[starts[places[TERMINATED]] :]
     if plan[SIZE, reward] == 4:
-        _clear(block.view(np.float32)[starts[fields + DISCOUNT] // 4 :], terminated, count)
+        _clear(piece(block, starts[fields + DISCOUNT], count, np.float32), terminated, count)
     else:
-        _clear(block.view(np.float64)[starts[fields + DISCOUNT] // 8 :], terminated, count)
+        _clear(piece(block, starts[fields + DISCOUNT], count, np.float64), terminated, count)
     return wrong
 
 
@@ -160,14 +162,14 @@ def _derive(count, plan, places, gamma, starts, block):
     """Discounts and lengths of single steps, whose flags are in the block."""
     fields = plan.shape[1]
     terminated = block[starts[places[TERMINATED]] :]
-    lengths = block.view(np.int64)[starts[fields + LENGTH] // 8 :]
+    lengths = piece(block, starts[fields + LENGTH], count, np.int64)
     for i in range(count):
         lengths[i] = 1
     if plan[SIZE, fields + DISCOUNT] == 4:
-        single = block.view(np.float32)[starts[fields + DISCOUNT] // 4 :]
+        single = piece(block, starts[fields + DISCOUNT], count, np.float32)
         for i in range(count):
             single[i] = 0.0 if terminated[i] else gamma
     else:
-        double = block.view(np.float64)[starts[fields + DISCOUNT] // 8 :]
+        double = piece(block, starts[fields + DISCOUNT], count, np.float64)
         for i in range(count):
             double[i] = 0.0 if terminated[i] else gamma

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from replaykit._kernels.jit import jit, prefetch
+from replaykit._kernels.jit import jit, piece, prefetch
 from replaykit._kernels.lanes import pick, segments, slots_of, uniform
 
 RANDOM = 3
@@ -43,9 +43,11 @@ def relabel(indices, uniforms, ratio, scope, bounds, rows, row_bytes, tables, pl
     if place % 4 == 0 and size % 4 == 0:
         for j in range(total):
             slots[j] //= 4
-        block4, spare4, words = block.view(np.uint32), spare.view(np.uint32), size // 4
-        _copy(places, total, words, achieved // 4, block4, spare4)
-        _spread(places, slots, words, desired // 4, next_desired // 4, half // 4, rows.view(np.uint32), block4, spare4)
+        rows4 = piece(rows, 0, rows.shape[0] // 4, np.uint32)
+        block4 = piece(block, 0, block.shape[0] // 4, np.uint32)
+        spare4 = piece(spare, 0, spare.shape[0] // 4, np.uint32)
+        _copy(places, total, size // 4, achieved // 4, block4, spare4)
+        _spread(places, slots, size // 4, desired // 4, next_desired // 4, half // 4, rows4, block4, spare4)
     else:
         _copy(places, total, size, achieved, block, spare)
         _spread(places, slots, size, desired, next_desired, half, rows, block, spare)

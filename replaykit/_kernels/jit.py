@@ -23,8 +23,10 @@ import numpy as np
 from llvmlite import ir
 from numba.core import config, types
 from numba.core.compiler import CompileResult
+from numba.core.imputils import impl_ret_borrowed
 from numba.core.serialize import dumps
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 
@@ -59,6 +61,36 @@ def _no_prefetch(array: Any, position: Any) -> None:
 
 prefetch = _no_prefetch if config.DISABLE_JIT else intrinsic(_prefetch)
 """``prefetch(array, i)`` in a kernel: start to load the cache line of ``array[i]``, and go on without waiting."""
+
+
+def _piece(typing_context: Any, memory: Any, start: Any, count: Any, dtype: Any) -> Any:
+    """Type and code of :func:`piece`."""
+    made = types.Array(dtype.dtype, 1, "C", readonly=not memory.mutable)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        view = context.make_array(made)(context, builder)
+        data = builder.bitcast(builder.gep(array.data, [arguments[1]]), view.data.type)
+        size = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(dtype.dtype)))
+        populate_array(
+            view, data=data, shape=[arguments[2]], strides=[size], itemsize=size, meminfo=array.meminfo,
+            parent=array.parent,
+        )  # fmt: skip
+        return impl_ret_borrowed(context, builder, made, view._getvalue())
+
+    return made(memory, types.intp, types.intp, dtype), generate
+
+
+def _piece_of(memory: Any, start: Any, count: Any, dtype: Any) -> Any:
+    """What :func:`piece` is without compilation."""
+    return memory[start : start + count * np.dtype(dtype).itemsize].view(dtype)
+
+
+piece = _piece_of if config.DISABLE_JIT else intrinsic(_piece)
+"""``piece(memory, start, count, dtype)`` in a kernel: bytes from `start` on as `count` numbers, without a copy.
+
+Of memory that has them; NumPy's ways to say so take longer to compile than most kernels.
+"""
 
 
 @functools.cache

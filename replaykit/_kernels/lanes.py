@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from replaykit._kernels.jit import jit, prefetch
+from replaykit._kernels.jit import jit, piece, prefetch
 
 CHUNK = 64
 """Rows that a gather takes apart at a time."""
@@ -161,8 +161,10 @@ def copy_fields(rows, row_bytes, slots, sources, sizes, starts, block):
     64 at a time, one random read after another, and then taken apart in the cache.
     """
     chunk = np.empty(CHUNK * row_bytes, np.uint8)
-    rows8, chunk8 = rows.view(np.uint64), chunk.view(np.uint64)
-    chunk4, block4 = chunk.view(np.uint32), block.view(np.uint32)
+    rows8 = piece(rows, 0, rows.shape[0] // 8, np.uint64)
+    chunk8 = piece(chunk, 0, chunk.shape[0] // 8, np.uint64)
+    chunk4 = piece(chunk, 0, chunk.shape[0] // 4, np.uint32)
+    block4 = piece(block, 0, block.shape[0] // 4, np.uint32)
     for begin in range(0, slots.shape[0], CHUNK):
         count = min(CHUNK, slots.shape[0] - begin)
         _fetch(rows8, row_bytes // 8, slots[begin : begin + count], chunk8)
@@ -191,8 +193,8 @@ def store(data, steps, bounds, rows, row_bytes, ended, plan, flags, indices):
     for lane in range(num_envs):
         bounds[FIRST, lane] = first
     values, head = np.frombuffer(data, np.uint8), begin % capacity
-    values4 = values[: values.shape[0] // 4 * 4].view(np.uint32)
-    rows4 = rows.view(np.uint32)
+    values4 = piece(values, 0, values.shape[0] // 4, np.uint32)
+    rows4 = piece(rows, 0, rows.shape[0] // 4, np.uint32)
     starts = np.zeros(plan.shape[1] + 1, np.int64)
     for field in range(plan.shape[1]):
         starts[field + 1] = starts[field] + count * plan[1, field]
