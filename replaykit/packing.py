@@ -87,8 +87,12 @@ def _packer(spec: Spec, first: str, checks: list[str], parts: str, known: dict[s
     lines: list[str] = []
     leaves: list[str] = []
     extras = {name: spec[name] for name in spec.extra}
-    for name, tree in [*((name, spec[name]) for name in CORE), ("extras", extras)]:
-        _unfold(tree, name, lines, leaves, known)
+    for name in CORE:
+        _unfold(spec[name], name, lines, leaves, known)
+    if extras:
+        _unfold(extras, "extras", lines, leaves, known)
+    else:
+        lines.append("if extras: return None")
     joined = "\n        ".join(lines)
     source = f"""
 def packed({first}{", ".join(CORE)}, extras):

@@ -85,7 +85,10 @@ class Replay(ABC):
         if mask is None and td_error is None and storage.num_envs == 1:
             row = storage.pack_row(obs, action, reward, next_obs, terminated, truncated, extras)
             if row is not None:
-                return storage.add_row(row)
+                ring = storage.ring
+                if ring.clock >= ring.due:
+                    storage.episodes.sync()
+                return ring.append_row(row)
         values = (obs, action, reward, next_obs, terminated, truncated)
         if mask is None and td_error is None and storage.num_envs > 1:
             indices = storage.add_block(values, extras, storage.lanes)

@@ -165,15 +165,14 @@ class Ring:
     def append_row(self, row: bytes) -> npt.NDArray[np.int64]:
         """Store one step of the only lane, all of it in its row; its index, of shape (1,)."""
         index = self.cursor.copy()
-        step = self._cursor_of_lane[0]
-        capacity, row_bytes = self.capacity, self.row_bytes
+        step, capacity = self._cursor_of_lane[0], self.capacity
         slot = step % capacity
-        place = slot * row_bytes
+        place = slot * self.row_bytes
         gaps, self.gaps = self.gaps, True
         self.clock += 1
         if step - self._first_of_lane[0] >= capacity:
             self._first_of_lane[0] = step - capacity + 1
-        self._memory[place : place + row_bytes] = row
+        self._memory[place : place + len(row)] = row
         self._ended_of_slot[slot] = row[self._terminated_at] or row[self._truncated_at]
         self._cursor_of_lane[0] = step + 1
         self.gaps = gaps

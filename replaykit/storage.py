@@ -173,13 +173,6 @@ class Storage:
 
     # -- Writing ---------------------------------------------------------------------------------------------
 
-    def add_row(self, row: bytes) -> npt.NDArray[np.int64]:
-        """Store one step of the only lane, as :attr:`pack_row` gives it; its index, of shape (1,)."""
-        ring = self.ring
-        if ring.clock >= ring.due:
-            self.episodes.sync()
-        return ring.append_row(row)
-
     def add_block(
         self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...]
     ) -> npt.NDArray[np.int64] | None:
