@@ -97,6 +97,10 @@ def _draw(panel: Panel, history: Sequence[dict[str, float]], ax: Any) -> None:
         ax.axhline(panel.iid, color="0.4", linestyle="--", linewidth=1.0, label="i.i.d.")
     if shown and panel.scale == "log":
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:g}")
+        if panel.iid is not None:  # so that what is near i.i.d. looks like it
+            low, high = ax.get_ylim()
+            ax.set_ylim(min(low, panel.iid / 15.0), max(high, panel.iid * 15.0))
     elif panel.scale == "share":
         ax.set_ylim(-0.03, 1.03)
     if not shown:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit.diagnostics.independence import _lane_sizes
-from replaykit.diagnostics.inputs import Compared, features, nonnegative, vector
+from replaykit.diagnostics.inputs import Compared, features, nonnegative, standardised, vector
 from replaykit.field import as_indices
 
 
@@ -53,15 +53,6 @@ def standardised_shift(
     shift = np.full(batch.shape[1], np.nan)
     shift[varies] = both[:size].mean(axis=0) - both[size:].mean(axis=0)
     return shift, 1.0 / size + 1.0 / rest
-
-
-def standardised(states: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """The features that vary, with mean 0 and variance 1, and which of all those are."""
-    varies: npt.NDArray[np.bool_] = states.max(axis=0) > states.min(axis=0)
-    states = states[:, varies]
-    states = states / np.abs(states).max(axis=0, initial=0.0)  # so that no square overflows or vanishes
-    centred = states - states.mean(axis=0)
-    return centred / np.sqrt((centred**2).sum(axis=0) / (states.shape[0] - 1.0)), varies
 
 
 def energy_distance(batch: Any, reference: Any) -> float:

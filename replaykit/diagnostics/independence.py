@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replaykit.diagnostics.inputs import Compared, count, features, flattened, nonnegative, whole
+from replaykit.diagnostics.inputs import Compared, count, features, flattened, nonnegative, standardised, whole
 from replaykit.field import as_float64, as_indices
 
 
@@ -222,12 +222,11 @@ def autocorrelation(series: Any, lag: int = 1) -> float:
     shift, size = count("lag", lag), values.shape[0]
     if shift >= size:
         raise ValueError(f"lag is {shift}; expected less than the {size} entries of series")
-    values = values[:, values.max(axis=0) > values.min(axis=0)]
+    values, _ = standardised(values)
     if not values.shape[1]:
         return float("nan")
-    values = values - values.mean(axis=0)
-    products = (values[:-shift] * values[shift:]).sum(axis=0) / (values**2).sum(axis=0)
-    return float(products.mean() + (size - shift) / (size * (size - 1.0)))
+    products = (values[:-shift] * values[shift:]).sum(axis=0)
+    return float((products.mean() + (size - shift) / size) / (size - 1.0))
 
 
 def design_effect(batches: Any) -> float:
@@ -258,11 +257,16 @@ def design_effect(batches: Any) -> float:
     """
     values = _batches(batches)
     size = values.shape[1]
-    values = values[:, :, values.max(axis=(0, 1)) > values.min(axis=(0, 1))]
-    if not values.shape[2]:
+    draws, _ = standardised(values.reshape(-1, values.shape[2]))
+    if not draws.shape[1]:
         return float("nan")
-    of_one = values.reshape(-1, values.shape[2]).var(axis=0, ddof=1)
-    return float((size * values.mean(axis=1).var(axis=0, ddof=1) / of_one).mean())
+    means = draws.reshape(-1, size, draws.shape[1]).mean(axis=1)
+    return size * _variance(means)
+
+
+def _variance(means: npt.NDArray[np.float64]) -> float:
+    """The variance of the rows, averaged over features: 0 exactly, if they are equal."""
+    return float((means - means[0]).var(axis=0, ddof=1).mean())
 
 
 def _batches(batches: Any) -> npt.NDArray[np.float64]:
@@ -344,8 +348,9 @@ def batch_mean_error(batches: Any, population: Any) -> BatchMeanError:
     size = values.shape[1]
     if not stored.shape[1]:
         return BatchMeanError(float("nan"), float("nan"), size)
-    means = values.mean(axis=1)
-    scale = size / stored.var(axis=0)
-    variance = float((scale * means.var(axis=0, ddof=1)).mean())
-    bias = float((scale * (means.mean(axis=0) - stored.mean(axis=0)) ** 2).mean())
+    largest = np.abs(stored).max(axis=0)
+    stored, values = stored / largest, values / largest  # so that no square overflows or vanishes
+    means = (values.mean(axis=1) - stored.mean(axis=0)) / stored.std(axis=0)
+    variance = size * _variance(means)
+    bias = float(size * (means.mean(axis=0) ** 2).mean())
     return BatchMeanError(variance, bias - variance / means.shape[0], size)

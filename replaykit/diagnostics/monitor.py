@@ -90,7 +90,7 @@ class ReplayMonitor:
     (1.0, 1.0, 1.1)
     >>> stats = watch(LatestBuffer).stats()
     >>> round(stats["same_episode"], 1), round(stats["temporal_distance"], 2), round(stats["mean_shift"], 1)
-    (7.5, 0.03, 28.5)
+    (9.3, 0.03, 14.7)
     """
 
     def __init__(
@@ -301,8 +301,8 @@ class ReplayMonitor:
         ...     monitor.record(buffer.sample(32))
         >>> warnings = monitor.warnings()
         >>> len(warnings), warnings[-1]
-        (8, '100% of the stored transitions have never been drawn; under uniform draws 4% would not have been. Raise eps, \
-or lower alpha.')
+        (8, '100% of the stored transitions have never been drawn; under uniform draws 4% would not have been. \
+Raise eps, or lower alpha.')
         """
         return words_for(self.stats())
 

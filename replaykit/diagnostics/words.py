@@ -48,7 +48,7 @@ SYMPTOMS = (
         "hold runs of neighbouring steps. Draw over the whole buffer.",
     ),
     Symptom(
-        lambda x: x["successive_correlation"] > 0.5,
+        lambda x: x["successive_correlation"] > 0.5 and x["mean_shift"] > 2.0,
         "Successive batches deviate from the buffer in the same direction (correlation {successive_correlation:.2f}, 0 "
         "if i.i.d.): each repeats the lesson of the one before. Draw over the whole buffer, or train less often.",
     ),
