@@ -425,14 +425,14 @@ def test_batches_of_one_and_constant_states_have_an_answer():
     assert math.isnan(effective_sample_size([0.0, 0.0])) and math.isnan(draw_count_stats([0], 0.0)["dispersion"])
     assert mean_shift([[2.0]], [[1.0], [3.0]]) == pytest.approx(0.0, abs=1e-12)
     huge = np.array([[1e300, 1.0], [-1e300, 2.0], [1e300, 0.0], [1e299, 5.0]])
-    assert mean_shift(huge[:1], huge[1:]) == pytest.approx(
-        mean_shift(huge[:1] * [1e-300, 1.0], huge[1:] * [1e-300, 1.0])
-    )
-    for measure in (autocorrelation, lambda x: design_effect(x.reshape(2, 2, 2)), lambda x: energy_distance(x[:2], x)):
+    for measure in (
+        autocorrelation,
+        lambda x: design_effect(x.reshape(2, 2, 2)),
+        lambda x: mean_shift(x[:1], x[1:]),
+        lambda x: energy_distance(x[:2], x),
+        lambda x: batch_mean_error(x.reshape(2, 2, 2), x).total,
+    ):
         assert measure(huge) == pytest.approx(measure(huge * [1e-300, 1.0]))  # no overflow
-    assert batch_mean_error(huge, huge.ravel()).total == pytest.approx(
-        batch_mean_error(huge / 8, huge.ravel() / 8).total
-    )
 
 
 def test_nested_image_and_complex_states_are_laid_side_by_side():

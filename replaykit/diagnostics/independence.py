@@ -261,7 +261,7 @@ def design_effect(batches: Any) -> float:
     if not draws.shape[1]:
         return float("nan")
     means = draws.reshape(-1, size, draws.shape[1]).mean(axis=1)
-    return size * _variance(means)
+    return float(size * _variance(means))
 
 
 def _variance(means: npt.NDArray[np.float64]) -> float:

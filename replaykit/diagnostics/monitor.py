@@ -187,7 +187,7 @@ class ReplayMonitor:
         self._examined.append(found)
         self._history.append(self._summary(latest))
         if len(self._history) > _LONGEST_HISTORY:
-            del self._history[::2]
+            del self._history[1::2]
 
     def _of_traffic(self, batch_size: int) -> dict[str, float]:
         """How many batches a transition lives for, and how often it is drawn in that time."""

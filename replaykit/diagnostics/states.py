@@ -1,13 +1,13 @@
 """States as they are stored, and how far the means of batches of them lie from the buffer's."""
 
+import math
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from replaykit.diagnostics.identity import standardised_shift
-from replaykit.diagnostics.inputs import flattened
 from replaykit.diagnostics.ledger import Indices
 from replaykit.replay import Replay
 
@@ -35,20 +35,31 @@ class StateReader:
 
     def __init__(self, buffer: Replay, max_features: int, rng: np.random.Generator) -> None:
         self._buffer = buffer
-        self._names = [leaf.name for leaf in buffer.spec.leaves if leaf.name.partition(".")[0] == "obs"]
-        each = sum(leaf.field.nbytes for leaf in buffer.spec.leaves if leaf.name in self._names) * buffer.stack
-        self.most = int(np.clip(MOST_BYTES // max(each, 1), 32, MOST_STATES))
-        self.total = self._table(np.zeros(0, np.int64)).shape[1]
+        names = [leaf.name for leaf in buffer.spec.leaves if leaf.name.partition(".")[0] == "obs"]
+        nothing = np.zeros(0, np.int64)
+        tables = [_flat(buffer.read(nothing, name)) for name in names]
+        widths = [table.shape[1] for table in tables]
+        self.total = sum(widths)
         some = self.total > max_features
         self.chosen = np.sort(rng.choice(self.total, max_features, replace=False)) if some else np.arange(self.total)
+        # Which columns of which leaf those are, so that no others need to be converted
+        leaf = np.searchsorted(np.cumsum(widths), self.chosen, side="right")
+        column = self.chosen - np.cumsum([0, *widths])[leaf]
+        self._columns = {name: column[leaf == i] for i, name in enumerate(names) if (leaf == i).any()}
+        each = sum(table.itemsize * table.shape[1] for table in tables)
+        self.most = int(np.clip(MOST_BYTES // max(each, 1), 32, MOST_STATES))
 
     def read(self, indices: Indices) -> npt.NDArray[np.float64]:
         """The chosen features of these transitions, of shape (B, D)."""
-        table = self._table(indices)
-        return table if table.shape[1] == self.chosen.size else table[:, self.chosen]
+        parts = [_flat(self._buffer.read(indices, name))[:, columns] for name, columns in self._columns.items()]
+        return np.concatenate([part.astype(np.float64) for part in parts], axis=1)
 
-    def _table(self, indices: Indices) -> npt.NDArray[np.float64]:
-        return flattened("obs", {name: self._buffer.read(indices, name) for name in self._names})
+
+def _flat(states: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """States as (B, D) of their own dtype; complex numbers as two real ones."""
+    if states.dtype.kind == "c":
+        states = np.stack((states.real, states.imag), axis=-1)
+    return states.reshape(states.shape[0], math.prod(states.shape[1:]))
 
 
 class Shift(NamedTuple):
