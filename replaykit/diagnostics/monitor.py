@@ -106,7 +106,6 @@ class ReplayMonitor:
         self._ledger = DrawLedger(buffer.capacity, buffer.num_envs)
         self._batches = 0
         self._draws = 0
-        self._highest = -1
         numbers = buffer.stats()
         self._since = (0, numbers["added"], numbers.get("stale_updates", 0.0))  # draws, adds, stale updates so far
         self._examined: deque[dict[str, float]] = deque(maxlen=self.window)
@@ -157,12 +156,13 @@ class ReplayMonitor:
         shape = indices.shape if td_errors is None else as_float64("td_errors", td_errors).shape
         if shape != indices.shape:
             raise ValueError(f"td_errors has shape {shape}; expected {indices.shape}, that of batch.indices")
-        self._highest = max(self._highest, int(self.buffer.newest.max()))
-        wrong = indices[(indices > self._highest) | (indices < 0)]
+        newest = self.buffer.newest[indices % self.buffer.num_envs]
+        is_known = (newest >= 0) | (self.buffer.stats()["added"] == 0.0)  # a reset leaves a lane without a newest
+        wrong = indices[(indices < 0) | ((indices > newest) & is_known)]
         if wrong.size:
             raise IndexError(
-                f"batch.indices contains {wrong[0]}, which was never given out; the newest index is {self._highest}; "
-                "pass batches of the buffer that the monitor was made for"
+                f"batch.indices contains {wrong[0]}, which was never given out; pass batches of the buffer that the "
+                "monitor was made for"
             )
 
     def _examine(self, batch: Any, indices: Indices, errors: npt.NDArray[np.float64] | None) -> None:
