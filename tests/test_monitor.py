@@ -174,7 +174,7 @@ def test_what_uniform_draws_would_have_drawn_is_added_up_exactly():
     living = np.arange(169, 219)
     assert watcher._ledger.counts(living)[1] == pytest.approx(expected[living], abs=5 / 50 + 1e-9)  # a batch at most
     stats = watcher.stats()
-    assert stats["replay_ratio"] == pytest.approx(5.0) and stats["lifetime_batches"] == pytest.approx(50.0)
+    assert stats["draws_per_transition"] == pytest.approx(5.0) and stats["lifetime_batches"] == pytest.approx(50.0)
     assert stats["draws_never_expected"] == pytest.approx(np.exp(-expected[living]).mean(), rel=0.1)
     assert stats["draws_mean"] == watcher._ledger.counts(living)[0].mean()
 
@@ -437,7 +437,7 @@ def test_no_replay_is_called_sick():
         buffer.add(**step(0.0, obs=np.full(3, 20.0 * math.sin(number / 40)), terminated=number % 50 == 49))
         watcher.record(buffer.sample(32), np.ones(32))
     words = " ".join(watcher.warnings())
-    for told in ("the same episode are", "Successive batches", "as old as those stored", "have never been drawn"):
+    for told in ("the same episode are", "Successive batches", "as old as those stored", "cannot be drawn at all"):
         assert told in words
 
 
@@ -479,18 +479,20 @@ def test_every_symptom_can_show_and_is_told_with_its_number():
     healthy = dict.fromkeys(ReplayMonitor(ReplayBuffer(5, FLAT)).stats(), 1.0) | dict.fromkeys(
         (
             "td_error_nonfinite_share", "state_nonfinite_share", "squared_bias", "energy_distance", "stale_share",
-            "successive_correlation", "probability_starved_share", "stale_update_share",
+            "successive_correlation", "probability_starved_share", "stale_update_share", "probability_undrawable_share",
         ), 0.0,
     ) | {"probability_top_percent_share": 0.01, "td_error_top_decile_share": 0.3}  # fmt: skip
     assert words_for(healthy) == []
     sick = {
         name: healthy[name] * 100.0 + 50.0
         for name in healthy
-        if name not in ("relative_age", "weight_effective_share", "weight_mean", "draws_never_expected", "replay_ratio")
+        if name
+        not in ("relative_age", "weight_effective_share", "weight_mean", "draws_never_expected", "draws_per_transition")
     }
     low = {"relative_age": 0.1, "weight_effective_share": 0.1, "weight_mean": 0.01, "draws_never_expected": 0.0}
-    low["replay_ratio"] = 0.5
-    both = words_for(sick | low | {"squared_bias": 0.0}) + words_for(sick | low | {"squared_bias": 1e4})
+    low["draws_per_transition"] = 0.5
+    both = words_for(sick | low | {"squared_bias": 0.0})
+    both += words_for(sick | low | {"squared_bias": 1e4, "probability_undrawable_share": 0.0})
     assert len(set(both)) == len(SYMPTOMS)
 
 

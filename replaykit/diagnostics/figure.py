@@ -35,7 +35,7 @@ PANELS = {
     ),
     "states": Panel(
         "States of a batch against those stored",
-        {"energy_distance": "energy distance", "successive_correlation": "correlation with the batch before"},
+        {"energy_distance": "energy distance"},
         iid=0.0,
     ),
     "weights": Panel(
@@ -103,6 +103,9 @@ def _draw(panel: Panel, history: Sequence[dict[str, float]], ax: Any) -> None:
             ax.set_ylim(min(low, panel.iid / 15.0), max(high, panel.iid * 15.0))
     elif panel.scale == "share":
         ax.set_ylim(-0.03, 1.03)
+    elif panel.iid is not None:
+        low, high = ax.get_ylim()
+        ax.set_ylim(min(low, panel.iid - 0.05), max(high, panel.iid + 0.25))
     if not shown:
         ax.text(0.5, 0.6, "nothing measured yet", ha="center", va="center", transform=ax.transAxes)
     else:

@@ -307,7 +307,7 @@ class BatchMeanError(NamedTuple):
 
     @property
     def effective_batch_size(self) -> float:
-        """How many independent uniform draws estimate the buffer's mean as well as a batch does: B / total."""
+        """How many independent uniform draws estimate the buffer's mean as well as a batch does, ``B / total``."""
         return self.batch_size / self.total if self.total > 0.0 else float("inf")
 
 

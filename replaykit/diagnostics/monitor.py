@@ -28,7 +28,7 @@ AVERAGED = (
 )  # fmt: skip
 """What is averaged over the batches of the window."""
 LATEST = (
-    "batches", "size", "batch_size", "replay_ratio", "lifetime_batches", "stale_update_share",
+    "batches", "size", "batch_size", "draws_per_transition", "lifetime_batches", "stale_update_share",
     *(f"probability_{name}" for name in (
         "top_percent_share", "entropy", "perplexity_share", "largest", "undrawable_share", "starved_share"
     )),
@@ -199,7 +199,7 @@ class ReplayMonitor:
             "batches": float(self._batches),
             "size": numbers["size"],
             "batch_size": float(batch_size),
-            "replay_ratio": drawn / new if new else float("inf"),
+            "draws_per_transition": drawn / new if new else float("inf"),
             "lifetime_batches": numbers["capacity"] * drawn / batch_size / new if new else float("inf"),
             "stale_update_share": (self._since[2] - stale) / drawn,
             "features": float(self._states.chosen.size),
@@ -301,7 +301,7 @@ class ReplayMonitor:
         ...     monitor.record(buffer.sample(32))
         >>> warnings = monitor.warnings()
         >>> len(warnings), warnings[-1]
-        (8, '100% of the stored transitions have never been drawn; under uniform draws 4% would not have been. \
+        (8, '99.5% of the stored transitions have never been drawn; under uniform draws 4.1% would not have been. \
 Raise eps, or lower alpha.')
         """
         return words_for(self.stats())

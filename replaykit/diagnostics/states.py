@@ -14,6 +14,9 @@ from replaykit.replay import Replay
 SHIFT_NAMES = ("mean_shift", "design_effect", "squared_bias", "effective_batch_size", "successive_correlation")
 """What :func:`summary_of` finds."""
 
+FEWEST_PAIRS = 5
+"""Of successive batches, for a correlation."""
+
 MOST_STATES = 512
 """States of the buffer that a batch is compared with, at most ..."""
 MOST_BYTES = 1 << 23
@@ -112,8 +115,8 @@ def summary_of(shifts: Collection[Shift], batch_size: float) -> dict[str, float]
         found["effective_batch_size"] = batch_size / found["mean_shift"] if found["mean_shift"] else float("inf")
     pairs = np.array([(shift.before, shift.batch) for shift in shifts])[:, :, varies]
     pairs = pairs[np.isfinite(pairs).all(axis=(1, 2))]
-    if pairs.size:
+    if pairs.shape[0] >= FEWEST_PAIRS and pairs.size:
         common = float(np.mean([shift.reference_noise for shift in shifts]))
         alike, each = (pairs[:, 0] * pairs[:, 1]).mean() - common, (pairs**2).mean() - common
-        found["successive_correlation"] = float(alike / each) if each > 0.0 else float("nan")
+        found["successive_correlation"] = float(np.clip(alike / each, -1.0, 1.0)) if each > 0.0 else float("nan")
     return found

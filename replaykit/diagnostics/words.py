@@ -54,7 +54,7 @@ SYMPTOMS = (
     ),
     Symptom(
         lambda x: x["relative_age"] < 0.5,
-        "Sampled transitions are on average {relative_age:.2f} times as old as those stored: most of the buffer goes "
+        "Sampled transitions are on average {relative_age:.2g} times as old as those stored: most of the buffer goes "
         "unused. Draw uniformly, or lower the capacity.",
     ),
     Symptom(
@@ -68,20 +68,25 @@ SYMPTOMS = (
         'batch (weights="batch"), raise eps, or lower beta.',
     ),
     Symptom(
-        lambda x: x["probability_top_percent_share"] > 0.5,
+        lambda x: x["probability_undrawable_share"] > 0.5,
+        "{probability_undrawable_share:.1%} of the stored transitions cannot be drawn at all. If that is not meant, "
+        "draw from the whole buffer, or raise eps.",
+    ),
+    Symptom(
+        lambda x: x["probability_top_percent_share"] > 0.5 and x["probability_undrawable_share"] <= 0.5,
         "1 % of the transitions have {probability_top_percent_share:.0%} of the probability (perplexity "
         "{probability_perplexity_share:.2%} of the buffer). Raise eps to about a hundredth of a typical TD error or "
         "more, lower alpha, or clip TD errors.",
     ),
     Symptom(
-        lambda x: x["probability_starved_share"] > 0.5,
-        "{probability_starved_share:.0%} of the transitions are drawn less than a tenth as often as uniform draws "
+        lambda x: x["probability_starved_share"] > 0.5 and x["probability_undrawable_share"] <= 0.5,
+        "{probability_starved_share:.1%} of the transitions are drawn less than a tenth as often as uniform draws "
         "would. Raise eps, lower alpha, or lower the capacity if what is old is not wanted.",
     ),
     Symptom(
         lambda x: x["draws_never_share"] - x["draws_never_expected"] > 0.25,
-        "{draws_never_share:.0%} of the stored transitions have never been drawn; under uniform draws "
-        "{draws_never_expected:.0%} would not have been. Raise eps, or lower alpha.",
+        "{draws_never_share:.1%} of the stored transitions have never been drawn; under uniform draws "
+        "{draws_never_expected:.1%} would not have been. Raise eps, or lower alpha.",
     ),
     Symptom(
         lambda x: x["td_error_top_decile_share"] > 0.8,
@@ -89,9 +94,9 @@ SYMPTOMS = (
         "Huber loss, clip rewards, or look for states that are never predicted.",
     ),
     Symptom(
-        lambda x: x["replay_ratio"] < 1.0 and x["lifetime_batches"] > 0.0,
-        "Each transition is drawn {replay_ratio:.2f} times before it is overwritten, on average: most experience is "
-        "never learned from. Train more often, or on larger batches.",
+        lambda x: x["draws_per_transition"] < 1.0,
+        "Each transition is drawn {draws_per_transition:.2f} times before it is overwritten, on average: most "
+        "experience is never learned from. Train more often, or on larger batches.",
     ),
     Symptom(
         lambda x: x["stale_update_share"] > 0.1 or x["stale_share"] > 0.1,
