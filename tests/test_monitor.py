@@ -483,12 +483,7 @@ def test_every_symptom_can_show_and_is_told_with_its_number():
         ), 0.0,
     ) | {"probability_top_percent_share": 0.01, "td_error_top_decile_share": 0.3}  # fmt: skip
     assert words_for(healthy) == []
-    sick = {
-        name: healthy[name] * 100.0 + 50.0
-        for name in healthy
-        if name
-        not in ("relative_age", "weight_effective_share", "weight_mean", "draws_never_expected", "draws_per_transition")
-    }
+    sick = {name: value * 100.0 + 50.0 for name, value in healthy.items()}
     low = {"relative_age": 0.1, "weight_effective_share": 0.1, "weight_mean": 0.01, "draws_never_expected": 0.0}
     low["draws_per_transition"] = 0.5
     both = words_for(sick | low | {"squared_bias": 0.0})

@@ -25,8 +25,8 @@ def td_error_stats(td_errors: Any) -> dict[str, float]:
     -------
     dict of str to float
         `mean`, `median`, `max` and `std` (of the batch, divided by B) of abs(δ), and its quantiles ``q10``,
-        ``q25``, ``q75`` and ``q90``, in units of TD error; `bias`, the mean of δ itself, near 0 where predictions are right on average;
-        `top_decile_share`, see :func:`top_share`; and `nonfinite`, how many were left out.
+        ``q25``, ``q75`` and ``q90``, in units of TD error; `bias`, the mean of δ itself, near 0 where predictions
+        are right on average; `top_decile_share`, see :func:`top_share`; and `nonfinite`, how many were left out.
 
     Raises
     ------
