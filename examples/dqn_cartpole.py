@@ -198,7 +198,8 @@ def main() -> None:
         path = options.output.with_stem(f"{options.output.stem}-replay")
         monitor.plot().savefig(path, dpi=120)
         print(f"Health of the replay: {path}")
-        print("\n".join(f"  - {warning}" for warning in monitor.warnings()) or "  Nothing is wrong.")
+        found = "nothing is wrong" if monitor.history else f"no batch was examined, as only one in {monitor.every} is"
+        print("\n".join(f"  - {warning}" for warning in monitor.warnings() or [found]))
 
 
 if __name__ == "__main__":

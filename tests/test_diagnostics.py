@@ -160,6 +160,7 @@ def test_the_expected_distance_of_one_lane_is_a_third_of_it(size):
     assert temporal_distance([5, 7], size).expected == pytest.approx(expected)
     assert temporal_distance([5, 7], [size, 0, size, size]).expected == pytest.approx(expected)
     assert temporal_distance([-5, -7], size).value == 2.0
+    assert temporal_distance([2**60 + 1, 2**60 + 4], size).value == 3.0
 
 
 def test_expectations_hold_for_any_values_on_average_exactly():

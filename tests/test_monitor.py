@@ -375,6 +375,28 @@ def test_nan_errors_and_states_are_reported_and_not_spread():
     assert "of the sampled states have NaN or infinite features" in words[1]
 
 
+def test_infinite_weights_leave_nothing_of_the_others():
+    """As undivided weights of tiny probabilities are in float32; learning is in trouble, recording is not."""
+    buffer = walk(PrioritizedBuffer(50, FLAT, alpha=1.0, beta=1.0, eps=0.0, weights="none", seed=0), 50)
+    watcher = ReplayMonitor(buffer, every=1)
+    batch = buffer.sample(8)
+    batch.weights[:2] = np.inf
+    watcher.record(batch)
+    assert watcher.stats()["weight_effective_share"] == 0.25 and watcher.stats()["weight_collapsed_share"] == 0.75
+
+
+def test_observations_without_numbers_are_watched_too():
+    """Nothing can be said of states then; all the rest is."""
+    buffer = ReplayBuffer(50, Spec(obs=Field((0,)), action=Field(())), seed=0)
+    for number in range(50):
+        buffer.add(np.zeros(0), 0.0, 0.0, np.zeros(0), number % 10 == 9, False)
+    watcher = ReplayMonitor(buffer, every=1)
+    for _ in range(5):
+        watcher.record(buffer.sample(16))
+    stats = watcher.stats()
+    assert stats["features_total"] == 0.0 and math.isnan(stats["mean_shift"]) and stats["same_episode"] > 0.0
+
+
 def test_after_a_reset_stale_batches_count_for_nothing():
     """They are recorded, and their share is told; what is stored anew starts at 0."""
     buffer = walk(PrioritizedBuffer(50, FLAT, seed=0), 50)

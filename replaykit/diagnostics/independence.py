@@ -164,12 +164,13 @@ def temporal_distance(ages: Any, sizes: Any) -> Compared:
     >>> temporal_distance([0, 1, 2, 3], sizes=100).ratio < 0.1
     True
     """
-    steps, lanes = as_indices("ages", ages).astype(np.float64), _lane_sizes(sizes)
+    steps, lanes = whole("ages", ages), _lane_sizes(sizes)
+    steps = steps - steps.min()  # as integers, of which floats hold only the small ones exactly
     total = lanes.sum()
     between = [(a, b) for a in np.unique(lanes) for b in np.unique(lanes)]
     counts = {size: int((lanes == size).sum()) for size in np.unique(lanes)}
     expected = sum(counts[a] * counts[b] * _distances_between(min(a, b), max(a, b)) for a, b in between) / total**2
-    return Compared(mean_distance(steps), float(expected))
+    return Compared(mean_distance(steps.astype(np.float64)), float(expected))
 
 
 def mean_distance(values: npt.NDArray[np.float64]) -> float:
@@ -178,7 +179,7 @@ def mean_distance(values: npt.NDArray[np.float64]) -> float:
     if size < 2:
         return float("nan")
     places = 2.0 * np.arange(size) - size + 1.0
-    return float((places * np.sort(values - values.min())).sum() * 2.0 / (size * (size - 1)))
+    return float((places * np.sort(values)).sum() * 2.0 / (size * (size - 1)))
 
 
 def _distances_between(short: float, long: float) -> float:

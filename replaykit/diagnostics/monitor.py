@@ -338,4 +338,7 @@ def _of_errors(errors: npt.NDArray[np.float64] | None, probabilities: npt.NDArra
 
 
 def _of_weights(weights: npt.NDArray[np.float64]) -> dict[str, float]:
+    """What the weights leave of a batch. Undivided ones may be infinite: then the others are left nothing."""
+    infinite = np.isinf(weights)
+    weights = infinite.astype(np.float64) if infinite.any() else weights
     return {f"weight_{name}": value for name, value in weight_stats(weights).items()}
