@@ -25,6 +25,7 @@ from replaykit import (
 )
 from replaykit.diagnostics import ReplayMonitor, monitor, td_error_stats, weight_stats
 from replaykit.diagnostics.figure import PANELS
+from replaykit.diagnostics.states import Shift, summary_of
 from replaykit.diagnostics.words import SYMPTOMS, words_for
 from replaykit.testing import bits_of, build, configurations, values_of
 from replaykit.trees import leaves_of, map_tree
@@ -98,6 +99,7 @@ def test_it_keeps_no_batch_alive():
         watcher.record(batch, batch.reward)
         gone = weakref.ref(batch.obs)
         batch.indices[:] = 0  # the caller's own
+    assert any(indices.any() for indices in watcher._ledger._drawn)
     del batch
     gc.collect()
     assert gone() is None
@@ -161,6 +163,39 @@ def test_draws_are_counted_by_transition(lanes, length, actions, every, seed):
         assert (expected >= 0.0).all()
 
 
+def test_what_uniform_draws_would_have_drawn_is_added_up_after_a_reset():
+    """From the batch on that comes after each add, however many indices were given out before."""
+    buffer = filled(ReplayBuffer(50, FLAT, seed=0), 120)
+    watcher = ReplayMonitor(buffer, every=10)
+    for _ in range(10):
+        watcher.record(buffer.sample(5))
+    buffer.reset()
+    expected = np.zeros(10)
+    for number in range(10):
+        buffer.add(**step(number))
+        watcher.record(buffer.sample(5))
+        expected[: number + 1] += 5 / (number + 1)
+    assert watcher._ledger.counts(np.arange(120, 130))[1] == pytest.approx(expected)
+
+
+def test_an_episode_longer_than_the_buffer_counts_as_what_is_stored_of_it():
+    """Then every pair is of the same episode, as chance has it."""
+    buffer = filled(ReplayBuffer(10, FLAT, seed=0), 35)
+    watcher = ReplayMonitor(buffer, every=1)
+    watcher.record(buffer.sample(8))
+    assert watcher.stats()["same_episode"] == 1.0
+
+
+def test_successive_batches_are_compared_as_if_with_all_that_is_stored():
+    """The few states that stand for the buffer are the same for both, which would make independent batches alike."""
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(2000, 96, 2))
+    shifts = [Shift.between(draw[:32], draw[32:64], draw[64:]) for draw in draws]
+    assert abs(summary_of(shifts, 32.0)["successive_correlation"]) < 4.5 / np.sqrt(2 * 2000)  # without it 0.5
+    same = [Shift.between(draw[:32], draw[:32], draw[64:]) for draw in draws]
+    assert summary_of(same, 32.0)["successive_correlation"] == pytest.approx(1.0)
+
+
 def test_what_uniform_draws_would_have_drawn_is_added_up_exactly():
     """B/N summed over the batches since a transition came, while adds and batches take turns."""
     buffer = ReplayBuffer(50, FLAT, seed=0)
@@ -208,6 +243,7 @@ def test_uniform_draws_are_iid(size, lanes):
     for name in ("mean_shift", "design_effect"):
         assert abs(stats[name] - 1.0) < 4.5 * np.sqrt(2 / 400), name
     assert abs(stats["successive_correlation"]) < 4.5 * np.sqrt(1 / 400)
+    assert abs(stats["squared_bias"]) < 4.5 * np.sqrt(2) / 400
     assert abs(stats["draws_dispersion"] - 1.0) < 4.5 * np.sqrt(2 / min(size, 4096)) + 0.02
     assert stats["draws_never_share"] == pytest.approx(stats["draws_never_expected"], abs=0.01)
     assert stats["probability_entropy"] == pytest.approx(1.0)
