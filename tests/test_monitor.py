@@ -25,7 +25,7 @@ from replaykit import (
 )
 from replaykit.diagnostics import ReplayMonitor, monitor, td_error_stats, weight_stats
 from replaykit.diagnostics.figure import PANELS
-from replaykit.diagnostics.states import Shift, summary_of
+from replaykit.diagnostics.states import Shift, StateReader, summary_of
 from replaykit.diagnostics.words import SYMPTOMS, words_for
 from replaykit.testing import bits_of, build, configurations, values_of
 from replaykit.trees import leaves_of, map_tree
@@ -169,7 +169,10 @@ def test_what_uniform_draws_would_have_drawn_is_added_up_after_a_reset():
     watcher = ReplayMonitor(buffer, every=10)
     for _ in range(10):
         watcher.record(buffer.sample(5))
+    stale = buffer.sample(5)
     buffer.reset()
+    for _ in range(10):  # examined while nothing is stored
+        watcher.record(stale)
     expected = np.zeros(10)
     for number in range(10):
         buffer.add(**step(number))
@@ -334,6 +337,37 @@ def test_of_images_a_selection_of_features_is_compared():
     assert (stats["features"], stats["features_total"]) == (50.0, 2 * 84 * 84 + 2.0)
     assert 32.0 <= stats["reference_states"] < 600.0
     assert 0.3 < stats["mean_shift"] < 3.0 and stats["state_nonfinite_share"] == 0.0
+
+
+@given(most=st.integers(1, 40), seed=st.integers(0, 9))
+def test_features_are_those_of_the_stored_states_in_their_order(most, seed):
+    """All of them, or as many as asked for, each once: of nested, stacked and complex observations."""
+    spec = Spec(
+        obs={"a": Field((2, 3), np.uint8), "b": (Field((), np.complex64), Field((4,))), "c": Field((), np.bool_)},
+        action=Field(()),
+    )
+    buffer = ReplayBuffer(6, spec, stack=2)
+    for number in range(9):
+        obs = {
+            "a": np.arange(6).reshape(2, 3) + 10 * number,
+            "b": (np.complex64(number - 1j * number), np.arange(4) / (number + 1)),
+            "c": number % 2 == 0,
+        }
+        buffer.add(obs, 0.0, 0.0, obs, number % 4 == 3, False)
+    indices = np.array([3, 8, 5])
+    complex_part = buffer.read(indices, "obs.b.0")
+    parts = (
+        buffer.read(indices, "obs.a").reshape(3, -1),
+        complex_part.real[:, None],
+        complex_part.imag[:, None],
+        buffer.read(indices, "obs.b.1"),
+        buffer.read(indices, "obs.c")[:, None],
+    )
+    table = np.concatenate([part.astype(float) for part in parts], axis=1)
+    reader = StateReader(buffer, most, np.random.default_rng(seed))
+    assert reader.total == table.shape[1] == 19
+    assert reader.chosen.size == min(most, 19) and (np.diff(reader.chosen) > 0).all()
+    assert np.array_equal(reader.read(indices), table[:, reader.chosen])
 
 
 def test_tensors_on_the_cpu_are_taken():
