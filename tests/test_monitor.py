@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replaykit import (
+    Batch,
     CombinedReplay,
     Field,
     HindsightReplay,
@@ -257,6 +258,27 @@ def test_uniform_draws_are_iid(size, lanes):
     assert watcher.warnings() == []
 
 
+def test_large_stratified_batches_are_compared_in_whole():
+    """They come in order of time, so of a stream that drifts the first half alone would look like another one."""
+    buffer = PrioritizedBuffer(2000, FLAT, seed=0)
+    states = np.random.default_rng(0).normal(size=(2000, 3)) + np.linspace(0.0, 9.0, 2000)[:, None]
+    buffer.extend(**stretch(2000, obs=states))
+    watcher = ReplayMonitor(buffer, every=1)
+    for _ in range(30):
+        watcher.record(buffer.sample(500))
+    assert abs(watcher.stats()["energy_distance"]) < 0.02
+
+
+def test_what_can_be_drawn_may_be_too_little_for_the_sample():
+    """Of 30,000 only the newest: told as that, whether the sample happens on it or not."""
+    for seed in range(4):
+        buffer = walk(LatestBuffer(30_000, FLAT), 30_000)
+        watcher = ReplayMonitor(buffer, every=1, seed=seed)
+        watcher.record(buffer.sample(1))
+        stats = watcher.stats()
+        assert stats["probability_undrawable_share"] > 0.999 and stats["probability_top_percent_share"] == 1.0
+
+
 def test_numbers_of_a_batch_are_averaged_over_the_window():
     """TD errors and weights as their functions give them; what is older than the window is out."""
     buffer = walk(PrioritizedBuffer(200, FLAT, seed=0), 200)
@@ -493,6 +515,7 @@ def test_bad_input_is_refused_by_name():
         (lambda: ReplayMonitor(buffer, window=1), ValueError, "window is 1; expected at least 2"),
         (lambda: ReplayMonitor(buffer, max_features=2.5), TypeError, "max_features is 2.5; expected an int"),
         (lambda: ReplayMonitor(buffer, evry=3), TypeError, "evry"),
+        (lambda: ReplayMonitor(buffer).record(Batch(indices=np.zeros(0, int))), ValueError, "batch is empty; expected"),
         (lambda: ReplayMonitor(buffer).record([1, 2]), TypeError, "batch is a list without indices"),
         (lambda: ReplayMonitor(buffer).record(batch, np.ones((4, 1))), ValueError, r"td_errors has shape \(4, 1\)"),
         (lambda: ReplayMonitor(buffer).record(batch, ["a"] * 4), TypeError, "td_errors has dtype"),
