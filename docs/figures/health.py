@@ -75,7 +75,7 @@ def draw_all(path: Path) -> None:
             {key: float(value) for key, value in row.items() if key != "run"} for row in rows if row["run"] == name
         ]
         words = words_for(history[-1]) or ["(nothing)"]
-        wrapped = (textwrap.fill(each, 100, initial_indent="- ", subsequent_indent="  ") for each in words)
+        wrapped = (textwrap.fill(each, 86, initial_indent="- ", subsequent_indent="  ") for each in words)
         (HERE / f"health-{name}.txt").write_text("\n".join(wrapped) + "\n")
         save(draw_panels(history, None, None), DESCRIPTIONS[name], HERE / f"health-{name}.svg")
 
