@@ -24,6 +24,7 @@ from llvmlite import ir
 from numba.core import config, types
 from numba.core.compiler import CompileResult
 from numba.core.imputils import impl_ret_borrowed
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
@@ -168,7 +169,9 @@ class KernelCache:
             checksum, payload = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
             if hashlib.sha256(payload).digest() != checksum:
                 raise ValueError("checksum differs")
-            target_context.refresh()
+            # What machine code needs to run. Numba would load all that is needed to compile, SciPy among it, which takes
+            # longer than everything else until the first batch
+            rtsys.initialize(target_context)
             return CompileResult._rebuild(target_context, *pickle.loads(payload))
         except FileNotFoundError:
             return None
