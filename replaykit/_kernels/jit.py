@@ -169,8 +169,8 @@ class KernelCache:
             checksum, payload = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
             if hashlib.sha256(payload).digest() != checksum:
                 raise ValueError("checksum differs")
-            # What machine code needs to run. Numba itself would load here what is needed to compile, SciPy among it, and
-            # that takes longer than all else until the first batch
+            # What machine code needs to run. Numba would load here all that is needed to compile, SciPy among it, and
+            # that takes longer than whatever else there is to do until the first batch
             rtsys.initialize(target_context)
             return CompileResult._rebuild(target_context, *pickle.loads(payload))
         except FileNotFoundError:
