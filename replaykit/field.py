@@ -102,6 +102,13 @@ class Leaf:
     def __getstate__(self) -> tuple[str, Field]:
         return self.name, self.field
 
+    def fits(self, value: Any) -> bool:
+        """Whether a value of one step can be stored as it is: the usual ones, told quickly."""
+        kind = type(value)
+        if self.shape:
+            return kind is np.ndarray and value.dtype is self.dtype and value.shape == self.shape
+        return kind in self.exact_types or (kind in self.ranged_types and self.low <= value <= self.high)
+
     def __setstate__(self, state: tuple[str, Field]) -> None:
         Leaf.__init__(self, *state)
 

@@ -269,7 +269,9 @@ class PrioritizedBuffer(Replay):
             tree.refuse_empty()
         points = np.empty(batch_size, _FLOAT64)
         storage.rng.random(out=points[:1] if self.draws == "systematic" else points)
+        tree.is_changing = True
         fields = storage.prioritized_batch(tree.nodes, tree.marks, self._settled, points, _SCHEMES[self.draws])
+        tree.is_changing = False
         self._settled_clock = ring.clock
         beta = self._beta if type(self._beta) is float else self.beta
         fields["weights"] = (points**-beta).astype(_FLOAT32)

@@ -90,7 +90,9 @@ class Replay(ABC):
                     storage.episodes.sync()
                 return ring.append_row(row)
         values = (obs, action, reward, next_obs, terminated, truncated)
-        if mask is None and td_error is None and storage.num_envs > 1:
+        if mask is None and td_error is None:
+            if storage.num_envs == 1:
+                return storage.add_one(values, extras)
             indices = storage.add_block(values, extras, storage.lanes)
             if indices is not None:
                 return indices
@@ -220,10 +222,13 @@ class Replay(ABC):
     def _fields(self, batch_size: int) -> dict[str, Any]:
         """The fields of a batch. A buffer may make the same in fewer steps, from windows that nobody changes."""
         draw = self.draw(batch_size)
-        fields = self._transitions(draw.indices)
+        indices = draw.indices
+        if type(indices) is not np.ndarray or indices.dtype is not _INT64 or indices.ndim != 1:
+            indices = as_indices("indices", indices)
+        fields = self._transitions(indices)
         fields["weights"] = self.weigh(draw)
         fields["probabilities"] = draw.probabilities
-        fields["indices"] = draw.indices
+        fields["indices"] = indices
         return fields
 
     def _transitions(self, indices: npt.NDArray[np.int64]) -> dict[str, Any]:

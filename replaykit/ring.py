@@ -178,6 +178,25 @@ class Ring:
         self.gaps = gaps
         return index
 
+    def append_one(self, values: Sequence[Any], ended: bool) -> npt.NDArray[np.int64]:
+        """Store one step of the only lane, field by field; its index, of shape (1,)."""
+        if self.frames:
+            stretch = [np.asarray(value)[None, None] for value in values]
+            return self.append(stretch, np.array([[ended]], np.bool_), None).reshape(-1)
+        index = self.cursor.copy()
+        step = self._cursor_of_lane[0]
+        slot = step % self.capacity
+        gaps, self.gaps = self.gaps, True
+        self.clock += 1
+        if step - self._first_of_lane[0] >= self.capacity:
+            self._first_of_lane[0] = step - self.capacity + 1
+        for i, column in self.columns.items():
+            column[slot] = values[i]
+        self.ended[slot] = ended
+        self._cursor_of_lane[0] = step + 1
+        self.gaps = gaps
+        return index
+
     def append_block(self, data: bytes, steps: int) -> npt.NDArray[np.int64]:
         """Store 0 < T <= L steps of all lanes, in step and all in their rows; their indices, (T E,)."""
         indices = np.empty(steps * self.num_envs, _INT64)

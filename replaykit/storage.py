@@ -22,6 +22,8 @@ kernels = lazy("lanes")
 batches = lazy("batches")
 goals = lazy("goals")
 _UINT8 = np.dtype(np.uint8)
+_LARGEST_BLOCK = 1 << 18
+"""Bytes; memory for more is given back to the system each time, and then every page of the next is a page fault."""
 _SCOPES = {scope: number for number, scope in enumerate((*SCOPES, "random"))}
 
 Seed: TypeAlias = int | np.random.SeedSequence | np.random.Generator | None
@@ -173,17 +175,34 @@ class Storage:
 
     # -- Writing ---------------------------------------------------------------------------------------------
 
+    def add_one(self, values: tuple[Tree, ...], extras: Mapping[str, Tree]) -> npt.NDArray[np.int64]:
+        """Store one step of the only lane, whatever it takes to make its values fit; its index, of shape (1,)."""
+        ring, leaves = self.ring, self.spec.leaves
+        flat: Sequence[Any] = self.spec.flatten(values, extras)
+        if ring.is_packed:
+            fields = [leaves[i].coerce(flat[i], ()).tobytes() for i in ring.order]  # which leave no holes
+            row = b"".join(fields).ljust(ring.row_bytes, b"\0")
+        else:
+            flat = [v if leaf.fits(v) else leaf.coerce(v, ()) for leaf, v in zip(leaves, flat, strict=True)]
+        if ring.clock >= ring.due:
+            self.episodes.sync()
+        if ring.is_packed:
+            return ring.append_row(row)
+        return ring.append_one(flat, flat[self._terminated] or flat[self._truncated])
+
     def add_block(
         self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...]
     ) -> npt.NDArray[np.int64] | None:
         """Store steps of all lanes, as `coerce` and `write` would, but fast; their indices.
 
         None if that takes more: if a value is no array that is stored as it is or not in the row, if lanes are out of
-        step, or if there are no steps or more than a lane holds. Then nothing has been stored.
+        step, or if there are no steps, or so many that another copy of them would take longer. Then nothing has been
+        stored.
         """
         ring = self.ring
         steps = lead[0] if len(lead) > len(self.lanes) else 1
-        if self.pack_block is None or ring.stamps is not None or not 0 < steps <= ring.length:
+        most = min(ring.length, _LARGEST_BLOCK // (ring.row_bytes * self.num_envs) or 1)
+        if self.pack_block is None or ring.stamps is not None or not 0 < steps <= most:
             return None
         data = self.pack_block(lead, *values, extras)
         if data is None:

@@ -66,7 +66,7 @@ class SumTree:
         self.marks[kernels.MIN] = np.inf
         self.is_narrow = depth < 31  # then 4 bytes are enough for the cursors of a descent
         self._cursor_dtype = np.int32 if self.is_narrow else np.int64
-        self._changing = False
+        self.is_changing = False
         self.limit = np.finfo(np.float64).max / (2 << depth)
 
     # -- Writing ---------------------------------------------------------------------------------------------
@@ -107,9 +107,9 @@ class SumTree:
     def assign(self, leaves: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> None:
         """:meth:`set` for arguments that are known to be right, as those of a buffer are."""
         self._repair()
-        self._changing = True
+        self.is_changing = True
         kernels.assign(self.nodes, self.marks, leaves, values)
-        self._changing = False
+        self.is_changing = False
 
     def fill(self, start: int, stop: int, value: float) -> None:
         """Give the leaves in [start, stop) one value. O(stop - start + log C)."""
@@ -119,16 +119,16 @@ class SumTree:
         if not 0.0 <= value <= self.limit:
             raise ValueError(f"value is {value}; expected a finite number in [0, {self.limit:.3g}]")
         self._repair()
-        self._changing = True
+        self.is_changing = True
         kernels.fill(self.nodes, self.marks, start, stop, float(value))
-        self._changing = False
+        self.is_changing = False
 
     def settle(self, settled: npt.NDArray[np.int64], bounds: npt.NDArray[np.int64]) -> None:
         """Give what lanes in step have stored since `settled` the largest value, 1 if there is none; now it has it."""
         self._repair()
-        self._changing = True
+        self.is_changing = True
         kernels.settle(self.nodes, self.marks, settled, bounds, self.capacity)
-        self._changing = False
+        self.is_changing = False
 
     def clear(self) -> None:
         """Set every leaf to 0. O(C)."""
@@ -136,13 +136,13 @@ class SumTree:
 
     def _repair(self) -> None:
         """Recompute every sum if an interrupt cut the last change short. The leaves are what they are."""
-        if not self._changing:
+        if not self.is_changing:
             return
         leaves = self._leaves()
         self.marks[:] = 0.0
         self.marks[kernels.MIN] = np.inf
         kernels.assign(self.nodes, self.marks, np.arange(leaves.size), leaves)
-        self._changing = False
+        self.is_changing = False
 
     # -- Drawing ---------------------------------------------------------------------------------------------
 
@@ -237,7 +237,7 @@ class SumTree:
     @property
     def is_empty(self) -> bool:
         """Whether every leaf is 0."""
-        return self._changing or self.nodes.item(1) == 0.0
+        return self.is_changing or self.nodes.item(1) == 0.0
 
     def refuse_empty(self) -> None:
         """Raise ValueError if every leaf is 0."""

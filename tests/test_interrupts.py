@@ -60,6 +60,8 @@ def test_an_interrupt_anywhere_tears_no_row(name, share):
             assert (batch.obs == batch.action[:, None]).all()
             assert (batch.next_obs == batch.action[:, None]).all()
             assert (batch.reward == batch.action).all()
+            if name in ("sample", "update", "episode"):
+                assert (batch.action == batch.indices).all()
             ring.slots(batch.indices)
         buffer.check()
         buffer.extend(*rows(range(60, 75)))

@@ -81,11 +81,13 @@ def outcome(buffer, fields):
 
 
 def both_ways(spec, fields, lanes=1):
-    """What adding some fields comes to, packed at once, and after every check."""
-    fast, slow = ReplayBuffer(3, spec, num_envs=lanes, seed=0), ReplayBuffer(3, spec, num_envs=lanes, seed=0)
-    slow._storage.pack_row = lambda *_: None
-    slow._storage.pack_block = None
-    return outcome(fast, fields), outcome(slow, fields)
+    """What adding some fields comes to, packed at once, and after every check; or made to fit one by one between."""
+    fast, between, slow = (ReplayBuffer(3, spec, num_envs=lanes, seed=0) for _ in range(3))
+    between._storage.pack_row = lambda *_: None
+    between._storage.pack_block = None
+    by_every_check = outcome(slow, fields | {"mask": np.ones(lanes, np.bool_)})
+    assert outcome(between, fields) == by_every_check
+    return outcome(fast, fields), by_every_check
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -161,3 +163,45 @@ def test_the_usual_step_is_packed():
         core = [values.pop(name) for name in ("obs", "action", "reward", "next_obs", "terminated", "truncated")]
         row = storage.pack_row(*core, values)
         assert row is not None and len(row) == storage.ring.rows.itemsize
+        from replaykit.trees import map_tree
+
+        def twice(tree):
+            return map_tree(lambda array, _path: np.stack([array, array]), tree)
+
+        data = storage.pack_block((2,), *(twice(tree) for tree in core), twice(values))
+        assert data is not None and len(data) == 2 * sum(leaf.field.nbytes for leaf in spec.leaves)
+
+
+@pytest.mark.parametrize("name", ["obs", "action", "reward", "next_obs"])
+def test_byte_swapped_steps_of_lanes_are_stored_right(name):
+    """One field at a time, among others in native order."""
+    spec = Spec(obs=Field((3,)), action=Field((), np.int16), reward=Field((), np.float64))
+    fields = {
+        "obs": np.arange(6, dtype=np.float32).reshape(2, 3), "action": np.array([1, 2], np.int16),
+        "reward": np.array([0.5, 1.5]), "next_obs": np.ones((2, 3), np.float32),
+        "terminated": np.array([True, False]), "truncated": np.array([False, False]),
+    }  # fmt: skip
+    swapped = fields | {name: fields[name].astype(fields[name].dtype.newbyteorder())}
+    outcomes = {outcome(ReplayBuffer(4, spec, num_envs=2, seed=0), given) for given in (fields, swapped)}
+    assert len(outcomes) == 1
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_blocks_past_the_seam_are_stored_as_single_steps_are(lanes):
+    """Every field of every width, and which steps end an episode, by truncation alone."""
+    spec = Spec(obs=Field((3,), np.uint8), action=Field((), np.int16), reward=Field((), np.float64), z=Field((5,)))
+    lead = (7, lanes) if lanes > 1 else (7,)
+    rng = np.random.default_rng(0)
+    buffers = [ReplayBuffer(10 * lanes, spec, num_envs=lanes, seed=0) for _ in range(2)]
+    for _ in range(5):
+        fields = {
+            "obs": rng.integers(0, 255, (*lead, 3), dtype=np.uint8), "action": rng.integers(0, 99, lead, np.int16),
+            "reward": rng.random(lead), "next_obs": rng.integers(0, 255, (*lead, 3), dtype=np.uint8),
+            "terminated": np.zeros(lead, np.bool_), "truncated": rng.random(lead) < 0.3,
+            "z": rng.random((*lead, 5), np.float32),
+        }  # fmt: skip
+        buffers[0].extend(**fields)
+        buffers[1].extend(**fields, mask=np.ones(lanes, np.bool_))  # by every check
+        assert (buffers[0]._storage.ring.rows == buffers[1]._storage.ring.rows).all()
+        assert (buffers[0]._storage.ring.ended == buffers[1]._storage.ring.ended).all()
+        assert pickle.dumps(buffers[0]) == pickle.dumps(buffers[1])

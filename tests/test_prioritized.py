@@ -254,3 +254,27 @@ def test_the_whole_loop_reaches_its_closed_form(alpha, beta):
         total += estimate if update >= 20_000 else 0.0
     expected = high / (1 + ((1 - q) / q) ** (1 / (1 + alpha * (1 - beta))))
     assert total / 20_000 == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_nothing_from_before_a_reset_is_drawn(lanes):
+    """Nor are priorities of lanes that paused, when nothing has looked at the buffer in between."""
+    buffer = PrioritizedBuffer(10 * lanes, FLAT, num_envs=lanes, seed=0)
+    buffer.extend(**stretch(9, lanes))
+    buffer.sample(5)
+    buffer.reset()
+    last = buffer.add(**{name: value[0] for name, value in stretch(1, lanes).items()})
+    assert set(buffer.sample(50).indices.tolist()) <= set(last.tolist())
+    buffer.check()
+
+
+def test_lanes_that_pause_are_drawn_at_once():
+    """The first sample after a mask knows what each lane has."""
+    buffer = PrioritizedBuffer(30, FLAT, num_envs=3, seed=0)
+    added = []
+    for number in range(7):
+        one = {name: value[0] for name, value in stretch(1, 3).items()}
+        mask = np.array([True, number % 2 == 0, number > 3])
+        added += [index for index in buffer.add(**one, mask=mask).tolist() if index >= 0]
+        assert set(buffer.sample(300).indices.tolist()) == set(added)
+        buffer.check()

@@ -246,7 +246,7 @@ def test_bad_arguments_leave_the_tree_unchanged():
 def test_an_interrupted_change_is_repaired():
     """Whatever part of an update was done, the sums are those of the leaves again."""
     tree = tree_of([1.0, 2.0, 3.0, 4.0, 5.0])
-    tree._changing = True
+    tree.is_changing = True
     tree.nodes[1] = 77.0
     tree.nodes[8 + 2] = 9.0
     assert tree.total == 21.0
