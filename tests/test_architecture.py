@@ -31,7 +31,7 @@ LAYERS = [
     {"storage"},
     {"sum_tree"},
     {"replay"},
-    {"buffer", "wrapper"},
+    {"buffer", "wrapper", "diagnostics"},
     {"prioritized", "combined", "hindsight"},
     {"recorders"},
     {"recording"},

@@ -1,0 +1,52 @@
+"""Is my replay healthy? What batches tell about learning, and how far they are from independent uniform draws.
+
+NumPy in, numbers out. Every measure stands beside its expectation under truly uniform, independent draws, so that it
+can be read without a baseline: 1, or 0 where its docstring says so, is i.i.d.
+
+- TD errors: `td_error_stats`, `top_share`.
+- Independence, within a batch and between successive ones: `duplicates`, `overlap`, `same_episode_pairs`,
+  `temporal_distance`, `autocorrelation`, `design_effect`; `correlation_count`, void but of historical interest.
+- Identity, of what is drawn with what is stored: `mean_shift`, `energy_distance`, `relative_age`, `td_lift`,
+  `weighted_td_lift`. Both together: `batch_mean_error`.
+- Importance sampling and priorities: `effective_sample_size`, `weight_stats`, `draw_distribution`, `draw_count_stats`.
+"""
+
+from replaykit.diagnostics.identity import energy_distance, mean_shift, relative_age, td_lift, weighted_td_lift
+from replaykit.diagnostics.independence import (
+    BatchMeanError,
+    autocorrelation,
+    batch_mean_error,
+    correlation_count,
+    design_effect,
+    duplicates,
+    overlap,
+    same_episode_pairs,
+    temporal_distance,
+)
+from replaykit.diagnostics.inputs import Compared
+from replaykit.diagnostics.priorities import draw_count_stats, draw_distribution, effective_sample_size, weight_stats
+from replaykit.diagnostics.td_error import td_error_stats, top_share
+
+__all__ = [
+    "BatchMeanError",
+    "Compared",
+    "autocorrelation",
+    "batch_mean_error",
+    "correlation_count",
+    "design_effect",
+    "draw_count_stats",
+    "draw_distribution",
+    "duplicates",
+    "effective_sample_size",
+    "energy_distance",
+    "mean_shift",
+    "overlap",
+    "relative_age",
+    "same_episode_pairs",
+    "td_error_stats",
+    "td_lift",
+    "temporal_distance",
+    "top_share",
+    "weight_stats",
+    "weighted_td_lift",
+]

@@ -1,0 +1,99 @@
+"""What the measures are given: checked once, and made float64 arrays of one shape."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit.field import as_array, as_float64, as_indices
+from replaykit.trees import leaves_of
+
+
+class Compared(NamedTuple):
+    """A measure beside what it is on average when batches are drawn uniformly and independently.
+
+    Attributes
+    ----------
+    value : float
+        As measured.
+    expected : float
+        The exact expectation under independent uniform draws.
+
+    Examples
+    --------
+    >>> measured = Compared(0.5, 0.25)
+    >>> measured.ratio
+    2.0
+    """
+
+    value: float
+    expected: float
+
+    @property
+    def ratio(self) -> float:
+        """``value / expected``: 1 on average if i.i.d.; nan where nothing is expected."""
+        return self.value / self.expected if self.expected > 0.0 else float("nan")
+
+
+def vector(name: str, values: Any, minimum: int = 1) -> npt.NDArray[np.float64]:
+    """`values` as float64 of shape (B,), at least `minimum` of them."""
+    array = as_float64(name, values)
+    if array.ndim != 1:
+        raise ValueError(f"{name} has shape {array.shape}; expected one axis: reshape it with .reshape(-1)")
+    if array.size < minimum:
+        raise ValueError(f"{name} has {array.size} entries; expected at least {minimum}")
+    return array
+
+
+def nonnegative(name: str, values: Any) -> npt.NDArray[np.float64]:
+    """`values` as float64 of shape (B,), finite and not negative, at least one."""
+    array = vector(name, values)
+    wrong = ~((array >= 0.0) & (array < np.inf))
+    if wrong.any():
+        raise ValueError(f"{name} contains {array[wrong][0]}; expected finite numbers that are not negative")
+    return array
+
+
+def whole(name: str, values: Any) -> npt.NDArray[np.int64]:
+    """`values` as int64 of shape (B,), at least one."""
+    array = as_indices(name, values)
+    if not array.size:
+        raise ValueError(f"{name} is empty; expected at least one entry")
+    return array
+
+
+def count(name: str, value: Any, minimum: int = 1) -> int:
+    """`value` as an int of at least `minimum`."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} is {value!r}; expected an int")
+    if value < minimum:
+        raise ValueError(f"{name} is {value}; expected at least {minimum}")
+    return int(value)
+
+
+def features(name: str, states: Any, minimum: int = 1) -> npt.NDArray[np.float64]:
+    """`states`, an array (B, ...) or a dict or tuple of such, as a finite float64 array of shape (B, D)."""
+    columns = flattened(name, states)
+    if columns.shape[0] < minimum:
+        raise ValueError(f"{name} has {columns.shape[0]} entries; expected at least {minimum}")
+    if not np.isfinite(columns).all():
+        row = int(np.flatnonzero(~np.isfinite(columns).all(axis=1))[0])
+        raise ValueError(f"{name} has NaN or infinite numbers in entry {row}; expected finite states: leave it out")
+    return columns
+
+
+def flattened(name: str, states: Any) -> npt.NDArray[np.float64]:
+    """`states`, an array (B, ...) or a dict or tuple of such, as float64 of shape (B, D); complex as two numbers."""
+    leaves = [(path, as_array(path, leaf)) for path, leaf in leaves_of(states, name)]
+    if not leaves:
+        raise ValueError(f"{name} holds no array; expected at least one")
+    sizes = {path: array.shape[0] if array.ndim else -1 for path, array in leaves}
+    if len(set(sizes.values())) > 1 or -1 in sizes.values():
+        raise ValueError(f"{name} has leading axes {sizes}; expected the same number of entries in every array")
+    return np.concatenate([_columns(path, array) for path, array in leaves], axis=1)
+
+
+def _columns(name: str, array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    if array.dtype.kind == "c":
+        array = np.stack((array.real, array.imag), axis=-1)
+    return as_float64(name, array).reshape(array.shape[0], -1 if array.size else int(np.prod(array.shape[1:])))

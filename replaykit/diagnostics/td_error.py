@@ -1,0 +1,94 @@
+"""How large the TD errors of a batch are, and how they are spread."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit.diagnostics.inputs import nonnegative, vector
+
+QUANTILES = {"q10": 0.1, "q25": 0.25, "q75": 0.75, "q90": 0.9}
+
+
+def td_error_stats(td_errors: Any) -> dict[str, float]:
+    """Mean, spread and concentration of abs(δ) over a batch.
+
+    O(B log B). NaN and infinite errors are counted in `nonfinite` and otherwise left out, so that they show without
+    hiding the rest; if none is left, every other number is nan.
+
+    Parameters
+    ----------
+    td_errors : array-like of shape (B,), float
+        With their sign.
+
+    Returns
+    -------
+    dict of str to float
+        `mean`, `median`, `max` and `std` (of the batch, divided by B) of abs(δ), and its quantiles `q10`, `q25`, `q75`
+        and `q90`, in units of TD error; `bias`, the mean of δ itself, near 0 where predictions are right on average;
+        `top_decile_share`, see :func:`top_share`; and `nonfinite`, how many were left out.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If `td_errors` is empty, has more than one axis, or is not real numbers.
+
+    Examples
+    --------
+    >>> stats = td_error_stats([1.0, -1.0, 4.0, float("nan")])
+    >>> stats["mean"], stats["median"], stats["max"], stats["nonfinite"]
+    (2.0, 1.0, 4.0, 1.0)
+    """
+    errors = vector("td_errors", td_errors)
+    finite = errors[np.isfinite(errors)]
+    missing = float(errors.size - finite.size)
+    if not finite.size:
+        names = ("mean", "median", "max", "std", *QUANTILES, "bias", "top_decile_share")
+        return dict.fromkeys(names, float("nan")) | {"nonfinite": missing}
+    sizes = np.abs(finite)
+    quantiles = np.quantile(sizes, [0.5, *QUANTILES.values()])
+    return {
+        "mean": float(sizes.mean()),
+        "median": float(quantiles[0]),
+        "max": float(sizes.max()),
+        "std": float(sizes.std()),
+        **dict(zip(QUANTILES, quantiles[1:].tolist(), strict=True)),
+        "bias": float(finite.mean()),
+        "top_decile_share": top_share(sizes, 0.1),
+        "nonfinite": missing,
+    }
+
+
+def top_share(values: Any, top: float = 0.1) -> float:
+    """The share of the total that the largest `top` of the values carry.
+
+    From `top`, where all are equal, to 1, where the others are 0; Gaussian errors give 0.26 for the top tenth,
+    exponential ones 0.33. Where B `top` is no whole number, the last value counts in part, so that equal values
+    give `top` for every B. `top` if all are 0. O(B log B).
+
+    Parameters
+    ----------
+    values : array-like of shape (B,), float
+        Not negative: abs(δ), priorities, probabilities.
+    top : float
+        In (0, 1].
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a value is negative, NaN or infinite, there is none, or `top` is outside (0, 1].
+
+    Examples
+    --------
+    >>> top_share([1.0] * 9 + [11.0])
+    0.55
+    """
+    if not 0.0 < top <= 1.0:
+        raise ValueError(f"top is {top}; expected a share in (0, 1]")
+    ordered: npt.NDArray[np.float64] = np.sort(nonnegative("values", values))[::-1]
+    if not ordered[0]:
+        return top
+    ordered = ordered / ordered[0]  # so that no sum overflows
+    room = top * ordered.size
+    counted = np.clip(room - np.arange(ordered.size), 0.0, 1.0)
+    return float((counted * ordered).sum() / ordered.sum())
