@@ -12,12 +12,12 @@ replay         a batch is                                  what it changes of un
 ============== =========================================== ====================================
 """
 
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
 
-from replaykit import ReplayWrapper, Replay
+from replaykit import Replay, ReplayWrapper
 from replaykit.batch import Draw
 
 
@@ -77,23 +77,52 @@ class RecentReplay(ReplayWrapper):
 
 @final
 class DealtReplay(ReplayWrapper):
-    """Prioritized replay whose TD errors are dealt to the wrong transitions: those of a batch, in random order.
+    """Prioritized replay whose probabilities are dealt to other transitions, at random.
 
-    Priorities of the same sizes are written as often and for the same transitions, new transitions still have the
-    largest one, and the weights correct for it all just as well. Only the knowledge of which transition has which TD
-    error is gone. So what this replay does as well as prioritized replay is not due to that knowledge.
+    As many are drawn as often as prioritized replay would, with the same weights, but not those whose TD errors
+    are large: only the knowledge of which they are is gone. So what this replay does as well as prioritized replay is
+    not due to that knowledge.
+
+    Transitions are dealt once in `every` steps, each the place of another that is as old as the deal or older. One that
+    was added since keeps the place of its own, so that here as there a new transition is soon seen. A transition whose
+    receiver has been overwritten is drawn itself.
     """
 
-    def update_priorities(
-        self,
-        indices: npt.ArrayLike,
-        td_errors: npt.ArrayLike | None = None,
-        *,
-        priorities: npt.ArrayLike | None = None,
-    ) -> int:
-        """As the wrapped buffer's, with the errors or priorities in random order."""
+    def __init__(self, inner: Replay, every: int = 500, seed: int = 0) -> None:
+        super().__init__(inner)
+        if inner.num_envs != 1:
+            raise ValueError(f"inner has num_envs={inner.num_envs}; expected 1, as deals are of one stream of steps")
+        self.every, self.seed = every, seed
+        self._deal = 0, np.zeros(0, np.int64), np.zeros(0, np.int64)  # its end, and who gets, and gives, each place
 
-        def deal(values: npt.ArrayLike | None) -> Any:
-            return None if values is None else self.rng.permutation(np.asarray(values))
+    def _dealt(self) -> tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The first index of the present deal, and the receiver and the giver of each from there on."""
+        end = (int(self.newest[0]) + 1) // self.every * self.every
+        size = min(end, self.capacity)
+        if self._deal[0] != end:
+            receivers = end - size + np.random.default_rng((self.seed, end)).permutation(size)
+            self._deal = end, receivers, end - size + np.argsort(receivers)
+        return end - size, self._deal[1], self._deal[2]
 
-        return self.inner.update_priorities(indices, deal(td_errors), priorities=deal(priorities))
+    def draw(self, batch_size: int) -> Draw:
+        """B indices, each in the place of one that prioritized replay draws."""
+        drawn = self.inner.draw(batch_size).indices
+        first, receivers, _ = self._dealt()
+        indices = drawn.copy()
+        is_dealt = drawn < first + receivers.size
+        received = receivers[drawn[is_dealt] - first]
+        indices[is_dealt] = np.where(received >= self.oldest[0], received, drawn[is_dealt])
+        return Draw(indices, self.probability(indices, batch_size))
+
+    def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
+        """That of the one in whose place each is drawn, and its own if nobody is drawn in its."""
+        entries = np.asarray(indices)
+        first, receivers, givers = self._dealt()
+        oldest = self.oldest[0]
+        is_dealt = entries < first + receivers.size
+        own = self.inner.probability(entries, batch_size)
+        places = np.where(is_dealt, entries - first, 0)
+        giver = np.where(is_dealt, givers[places] if givers.size else 0, oldest)
+        given = np.where(giver >= oldest, self.inner.probability(np.maximum(giver, oldest), batch_size), 0.0)
+        is_lost = np.where(is_dealt, receivers[places] < oldest if receivers.size else False, False)
+        return np.where(is_dealt, given + is_lost * own, own)
