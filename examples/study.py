@@ -12,12 +12,8 @@ Saved, in runs/study-.../ beside this script: episodes.csv.gz, snapshots.csv.gz 
 each of these; summary.json and report.txt; and the figures.
 """
 
-import os
-
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[variable] = "1"  # before NumPy is imported, here and in each process: one core, and the same rounding
-
 import argparse
+import os
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path

@@ -1,6 +1,8 @@
 """The study: its samplers' probabilities, its learner's gradient, its statistics, and that results keep."""
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,15 @@ pytest.importorskip("tqdm")
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))  # as when its script is run
 
+import study  # noqa: E402
+from replay_study import analysis, figures, plan, statistics  # noqa: E402
 from replay_study.learner import Adam, Network, learn, targets  # noqa: E402
+from replay_study.measures import everything, of_batch, of_replay  # noqa: E402
+from replay_study.replays import REPLAYS, make_replay, replays_for  # noqa: E402
+from replay_study.report import as_text  # noqa: E402
+from replay_study.run import Agent, Run, discounted, make_env, train  # noqa: E402
 from replay_study.samplers import BlockReplay, DealtReplay, RecentReplay  # noqa: E402
+from replay_study.settings import PROTOCOLS  # noqa: E402
 
 from replaykit import Field, PrioritizedBuffer, ReplayBuffer, Spec  # noqa: E402
 from replaykit.testing import assert_lawful  # noqa: E402
@@ -174,19 +183,18 @@ def test_the_gradient_is_that_of_the_weighted_loss(huber, hidden):
     np.testing.assert_allclose(td_errors, wanted - network(features)[np.arange(16), action], atol=1e-6)
 
 
-def test_adam_steps_as_torch_does():
-    """The same parameters after a few steps on the same gradients."""
-    torch = pytest.importorskip("torch")
+def test_adam_steps_as_the_paper_has_it():
+    """Algorithm 1 of Kingma and Ba, in double precision, on the same gradients."""
     rng = np.random.default_rng(0)
     network = Network((2, 3, 2), rng)
-    twin = torch.tensor(network.parameters.copy(), requires_grad=True)
-    ours, theirs = Adam(network, 0.01), torch.optim.Adam([twin], lr=0.01)
-    for _ in range(5):
-        gradient = rng.normal(size=network.parameters.size).astype(np.float32)
-        ours.step(gradient)
-        twin.grad = torch.tensor(gradient)
-        theirs.step()
-    np.testing.assert_allclose(network.parameters, twin.detach().numpy(), atol=1e-5)
+    optimizer = Adam(network, 0.01)
+    expected, mean, square = network.parameters.astype(np.float64), 0.0, 0.0
+    for step in range(1, 6):
+        gradient = rng.normal(size=expected.size).astype(np.float32)
+        optimizer.step(gradient)
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient.astype(np.float64) ** 2
+        expected -= 0.01 * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
+    np.testing.assert_allclose(network.parameters, expected, atol=1e-6)
 
 
 def test_a_double_target_rates_the_online_choice():
@@ -203,3 +211,412 @@ def test_a_double_target_rates_the_online_choice():
     np.testing.assert_allclose(targets(network, target, Batch, features, True), double, rtol=1e-6)
     np.testing.assert_allclose(targets(network, target, Batch, features, False), 1.0 + Batch.discount * rated.max(1))
     assert (chosen != rated.argmax(1)).any()
+
+
+# -- Runs ----------------------------------------------------------------------------------------------------
+
+
+def tiny(protocol="sound", env="CartPole-v1", replay="uniform", seed=0, **changes):
+    """A run of a moment."""
+    short = {"hidden": (8,), "batch_size": 8, "learning_starts": 16, "snapshots": 2, "greedy_episodes": 1}
+    short |= {"steps": 120, "episodes": None} if protocol == "sound" else {"episodes": 4}
+    settings = replace(PROTOCOLS[protocol][env], **(short | changes))
+    return Run(protocol=protocol, replay=replay, seed=seed, settings=settings)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_replay_of_every_task_trains(protocol):
+    """And each run has a row for each episode and each snapshot, in which all but what cannot be is a number."""
+    for env in PROTOCOLS[protocol]:
+        limit = {"time_limit": 30}
+        for name in replays_for(protocol, env):
+            result = train(tiny(protocol, env, name, **limit))
+            assert len(result.snapshots) == 2 and len(result.episodes) >= 2
+            assert all(np.isfinite(list(row.values())).all() for row in result.snapshots[1:]), (env, name)
+    assert ("hindsight" in replays_for(protocol, "MountainCar-v0")) and "hindsight" not in replays_for(
+        protocol, "Acrobot-v1"
+    )
+
+
+def test_measuring_changes_nothing():
+    """Training is the same, bit for bit, whether or not batches are measured and greedy episodes are played."""
+    for name in ("uniform", "prioritized", "dealt"):
+        measured, alone = train(tiny(replay=name)), train(tiny(replay=name, snapshots=0))
+        assert measured.episodes == alone.episodes and not alone.snapshots
+
+
+def test_all_replays_see_the_same_luck():
+    """While nothing is learned, the runs of a seed are the same with every replay, and another seed differs."""
+    runs = [train(tiny(replay=name, learning_starts=1_000)) for name in ("none", "uniform", "blocks-8")]
+    returns = [[row["return"] for row in run.episodes] for run in runs]
+    assert returns[0] == returns[1] == returns[2]
+    assert train(tiny(seed=1, learning_starts=1_000)).episodes != runs[0].episodes
+
+
+@pytest.mark.parametrize(("protocol", "terminated", "reward"), [("sound", False, -1.0), ("original", True, -10.0)])
+def test_what_a_time_limit_is_depends_on_the_protocol(protocol, terminated, reward):
+    """The sound one tells it from an end of the task; the original does not, and punishes it."""
+    changes = {"time_limit": 20, "steps": 20} if protocol == "sound" else {"time_limit": 20, "episodes": 1}
+    agent = Agent(tiny(protocol, "MountainCar-v0", **changes))
+    agent.train()
+    stored = everything(agent.replay)
+    assert stored.terminated.tolist() == [False] * 19 + [terminated]
+    assert stored.truncated.tolist() == [False] * 19 + [not terminated]
+    assert stored.reward.tolist() == [-1.0] * 19 + [reward]
+    assert stored.discount[-1] == (0.0 if terminated else np.float32(0.99))
+
+
+def test_the_original_protocol_has_the_td_errors_of_insertion_for_good():
+    """They are the stored field, the priorities, and what its statistics are of."""
+    agent = Agent(tiny("original", replay="prioritized"))
+    errors = []
+    find = agent._error
+    agent._error = lambda *step: errors.append(find(*step)) or errors[-1]
+    agent.train()
+    stored = everything(agent.replay)
+    np.testing.assert_allclose(stored.insertion_error, errors, rtol=1e-6)
+    scaled = (np.abs(errors) + 0.01) ** 0.6
+    np.testing.assert_allclose(agent.replay.probability(stored.indices), scaled / scaled.sum())
+    assert np.isin(agent.last_batch[1], stored.insertion_error).all()
+
+
+def test_statistics_of_a_batch_are_those_of_the_original_study():
+    """By its own formulas: absolute errors, and pairs of states that correlate by more than 0.8."""
+    rng = np.random.default_rng(0)
+    states, errors = rng.normal(size=(64, 4)), rng.normal(size=64)
+    found, sizes = of_batch(states, errors), np.abs(errors)
+    correlations = np.abs(np.corrcoef(states))
+    count = sum(correlations[i, j] > 0.8 for i in range(64) for j in range(i))
+    assert found["correlation_count"] == count
+    expected = [sizes.mean(), np.median(sizes), sizes.max(), sizes.std()]
+    assert [found[f"td_{name}"] for name in ("mean", "median", "max", "std")] == pytest.approx(expected)
+
+
+def test_measures_tell_what_the_samplers_do():
+    """On a slow drift: runs raise the design effect and nothing else, windows the age, priorities the TD-lift."""
+    settings = replace(PROTOCOLS["sound"]["CartPole-v1"], capacity=2_000)
+    env = make_env(settings)
+    agent = Agent(tiny())
+    found = {}
+    for name in ("uniform", "blocks-8", "newest-16th", "none", "prioritized", "dealt"):
+        replay = make_replay(name, settings, env, 0)
+        walk = np.cumsum(np.random.default_rng(1).normal(size=(1_601, 4)), axis=0).astype(np.float32)
+        rewards = np.where(np.arange(1_600) % 5, 0.0, 20.0)
+        nothing = np.zeros(1_600, bool)
+        indices = replay.extend(
+            walk[:-1] / 40, nothing * 1, rewards, walk[1:] / 40, nothing, nothing, insertion_error=rewards
+        )
+        replay.update_priorities(indices, rewards + np.random.default_rng(2).normal(size=1_600) / 10)
+        state = replay.rng.bit_generator.state
+        found[name] = of_replay(replay, agent.network, agent.target, settings)
+        assert replay.rng.bit_generator.state == state
+    assert found["uniform"]["design_effect"] == pytest.approx(1.0, abs=0.25)
+    assert found["blocks-8"]["design_effect"] == pytest.approx(8.0, rel=0.25)
+    assert found["blocks-8"]["relative_age"] == pytest.approx(1.0, abs=0.05)
+    assert found["newest-16th"]["relative_age"] == pytest.approx(1 / 16, rel=0.05)
+    assert found["newest-16th"]["design_effect"] == pytest.approx(1.0, abs=0.25)
+    assert found["none"]["design_effect"] == 0.0 and found["none"]["variance_share"] == pytest.approx(0.0, abs=1e-6)
+    assert found["prioritized"]["td_lift"] > 3.0 and found["dealt"]["td_lift"] == pytest.approx(1.0, abs=0.4)
+    assert found["dealt"]["perplexity_share"] == pytest.approx(found["prioritized"]["perplexity_share"])
+
+
+def test_a_discounted_return():
+    """1 + 0.5 x 2 + 0.25 x 4."""
+    assert discounted([1.0, 2.0, 4.0], 0.5) == 3.0
+
+
+# -- Results that keep ---------------------------------------------------------------------------------------
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_interrupted_and_resumed_is_the_same_as_run_through(tmp_path, monkeypatch):
+    """Byte for byte, and nothing is run twice."""
+    runs = [tiny(replay=name, seed=seed) for seed in (0, 1) for name in ("uniform", "prioritized")]
+    through, broken = plan.Store(tmp_path / "through"), plan.Store(tmp_path / "broken")
+    seconds = {"CartPole-v1": 1.0}
+    plan.execute(runs, through, 1, seconds)
+
+    done = []
+
+    def interrupted(run):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(run)
+        return train(run)
+
+    monkeypatch.setattr(plan, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        plan.execute(runs, broken, 1, seconds)
+    assert done == runs[:2] and plan.missing(runs, broken) == runs[2:]
+    monkeypatch.setattr(plan, "train", train)
+    plan.execute(plan.missing(runs, broken), broken, 1, seconds)
+    assert contents(tmp_path / "broken") == contents(tmp_path / "through")
+    assert not plan.missing(runs, broken)
+
+
+def test_processes_give_the_same_results(tmp_path):
+    """However many there are."""
+    runs = [tiny(replay=name) for name in ("dealt", "none", "uniform")]
+    alone, beside = plan.Store(tmp_path / "alone"), plan.Store(tmp_path / "beside")
+    plan.execute(runs, alone, 1, {"CartPole-v1": 1.0})
+    plan.execute(runs, beside, 2, {"CartPole-v1": 1.0})
+    assert contents(tmp_path / "alone") == contents(tmp_path / "beside")
+
+
+def test_a_damaged_or_foreign_result_is_missing(tmp_path):
+    """A file that was cut off, or that another configuration wrote, is not taken for a result."""
+    run, store = tiny(), plan.Store(tmp_path)
+    store.write(run, train(run))
+    text = store.path(run).read_text()
+    assert store.read(run) == train(run)
+    for damaged in ("", text[: len(text) // 2], "[]", text.replace('"seed": 0', '"seed": 1')):
+        store.path(run).write_text(damaged)
+        assert store.read(run) is None
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 2e-3}, {"gamma": 0.98}, {"steps": 121}, {"loss": "squared"}])
+def test_other_settings_are_other_results(tmp_path, change):
+    """They never mix: each result is named by all that it depends on."""
+    run, store = tiny(), plan.Store(tmp_path)
+    other = replace(run, settings=replace(run.settings, **change))
+    store.write(run, train(run))
+    assert store.path(run) != store.path(other) and store.read(other) is None
+
+
+def test_the_plan_has_whole_seeds_first():
+    """So that what an interrupted study has can be compared."""
+    runs = plan.plan("sound", ["CartPole-v1", "MountainCar-v0"], 3, 0.5)
+    assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+    assert len(runs) == len(set(runs)) == 3 * (9 + 10)
+    assert {run.settings.steps for run in runs} == {7_500, 15_000}
+    assert plan.plan("original", ["Acrobot-v1"], 2, 0.1)[0].settings.episodes == 30
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--protocol", "modern"], "invalid choice: 'modern'"),
+        (["--envs", "CartPole-v1", "Pong-v5"], "invalid choice: 'Pong-v5'"),
+        (["--seeds", "1"], "1 is too small; expected at least 2"),
+        (["--seeds", "many"], "'many' is not an integer"),
+        (["--length", "0"], "--length is 0; expected more"),
+        (["--length", "1.5"], "1.5 is not between 0 and 1"),
+        (["--jobs", "0"], "0 is too small"),
+        (["--protocl", "sound"], "unrecognized arguments"),
+    ],
+)
+def test_bad_options_are_refused_by_name(words, message, monkeypatch, capsys):
+    """Before anything is run."""
+    monkeypatch.setattr(sys, "argv", ["study.py", *words])
+    with pytest.raises(SystemExit, match="2"):
+        study.parse_arguments()
+    assert message in capsys.readouterr().err
+
+
+# -- Statistics ----------------------------------------------------------------------------------------------
+
+
+def test_the_interquartile_mean_is_the_trimmed_mean():
+    """As SciPy has it, whether or not four divides the number of scores."""
+    trim_mean = pytest.importorskip("scipy.stats").trim_mean
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 3, 4, 5, 10, 21, 40):
+        scores = rng.standard_cauchy(size)
+        assert statistics.interquartile_mean(scores) == pytest.approx(trim_mean(scores, 0.25))
+
+
+def test_probability_of_improvement_counts_pairs():
+    """Every run against every other, ties half, tasks alike; as the U statistic has it."""
+    first, second = np.array([1.0, 2.0, 2.0]), np.array([0.0, 2.0])
+    assert statistics.probability_of_improvement([(first, second)]) == pytest.approx((1 + 0 + 1 + 0.5 + 1 + 0.5) / 6)
+    both = [(first, second), (second, second)]
+    assert statistics.probability_of_improvement(both) == pytest.approx((4 / 6 + 0.5) / 2)
+    scipy = pytest.importorskip("scipy.stats")
+    x, y = np.random.default_rng(0).normal(size=(2, 30)).round(1)
+    u = scipy.mannwhitneyu(x, y).statistic
+    assert statistics.probability_of_improvement([(x, y)]) == pytest.approx(u / 900)
+
+
+def test_holm_adjusts_as_the_book_does():
+    """0.01, 0.03, 0.04 of three: 3 x 0.01, 2 x 0.03, and not less than the one before."""
+    assert statistics.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert statistics.holm([0.5, 0.9]) == [1.0, 1.0]
+    assert statistics.holm([0.02]) == [0.02]
+
+
+def test_partial_rank_correlation_is_that_of_residuals():
+    """Of ranks, once each is regressed on the third; and a common cause leaves nothing."""
+    scipy = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    x, y, z = rng.normal(size=(3, 50)).round(1)
+    y = y + x + z
+    rows = [scipy.rankdata(row) for row in (x, y, z)]
+    np.testing.assert_array_equal(statistics.ranks(x), rows[0])
+    residuals = [row - np.polyval(np.polyfit(rows[2], row, 1), rows[2]) for row in rows[:2]]
+    assert statistics.partial_rank_correlation(x, y, z) == pytest.approx(np.corrcoef(residuals)[0, 1])
+    assert np.isnan(statistics.partial_rank_correlation(x, np.ones(50), z))
+    cause = rng.normal(size=3_000)
+    noisy = [cause + 0.1 * rng.normal(size=3_000) for _ in range(2)]
+    assert abs(statistics.partial_rank_correlation(*noisy, cause)) < 0.1
+
+
+def test_bootstrap_intervals_cover_the_truth():
+    """Of the mean of 20 runs on each of two tasks: in 95 % of 300 experiments, but for chance and small samples."""
+    rng = np.random.default_rng(0)
+
+    def mean(tasks):
+        return np.mean([task.mean(axis=1) for task in tasks], axis=0)
+
+    covered = 0
+    for _ in range(300):
+        tasks = [rng.normal(1.0, 1.0, 20), rng.normal(3.0, 5.0, 20)]
+        found = statistics.stratified_bootstrap(tasks, mean, resamples=200)
+        assert found.low <= found.estimate <= found.high
+        covered += found.low <= 2.0 <= found.high
+    assert 0.89 <= covered / 300 <= 0.98
+
+
+@pytest.mark.parametrize("scale", [(1.0, 1.0, 1.0), (0.1, 0.1, 5.0), (5.0, 5.0, 0.1)])
+def test_a_verdict_is_rarely_wrong(scale):
+    """With no effect at all, and whichever is the noisiest, at most 5 % of 200 experiments find one but for chance.
+
+    And the three intervals hold together in 95 % of them, effects or none.
+    """
+    rng = np.random.default_rng(0)
+    verdicts, held = [], 0
+    truth = np.array([3.0, -2.0, 1.0])
+    for _ in range(200):
+        noise = np.array(scale) * rng.standard_normal((2, 12, 3))
+        found = statistics.compare_effects(list(noise), resamples=300)
+        verdicts.append(found.verdict)
+        found = statistics.compare_effects(list(noise + truth), resamples=300)
+        intervals = (found.independence, found.identity, found.td)
+        held += all(low <= true <= high for (_, low, high), true in zip(intervals, truth, strict=True))
+    assert sum(verdict != "unresolved" for verdict in verdicts) <= 18  # 5 %, and 2.6 standard errors
+    assert held >= 180
+
+
+@pytest.mark.parametrize(
+    ("effects", "verdict"),
+    [
+        ((5.0, 0.0, 0.0), "supported"),
+        ((-3.0, 3.0, 4.0), "supported"),
+        ((1.0, -1.0, 4.0), "refuted"),
+        ((0.0, 0.0, -4.0), "refuted"),
+        ((2.0, 2.0, 4.0), "unresolved"),
+        ((0.0, 0.0, 0.0), "unresolved"),
+    ],
+)
+def test_the_verdict_follows_from_the_intervals(effects, verdict):
+    """Magnitudes count, and a difference within the noise is none."""
+    noise = np.random.default_rng(0).standard_normal((30, 3))
+    noise -= noise.mean(axis=0)
+    found = statistics.compare_effects([effects + 0.5 * noise])
+    assert found.verdict == verdict
+    assert found.difference.estimate == pytest.approx(abs(effects[0]) + abs(effects[1]) - abs(effects[2]))
+    assert (found.p_value <= 0.05) == (verdict != "unresolved")
+    assert [found.independence.estimate, found.identity.estimate, found.td.estimate] == pytest.approx(effects)
+
+
+def test_a_factor_that_did_not_vary_settles_nothing():
+    """Its effect is unknown, and so is the answer."""
+    found = statistics.compare_effects([np.array([[5.0, 4.0, np.nan], [5.1, 4.1, np.nan], [5.0, 4.0, np.nan]])])
+    assert found.verdict == "unresolved" and found.p_value == 1.0
+
+
+def test_two_seeds_settle_nothing():
+    """With the least that can be resampled, intervals are as good as endless rather than wrong."""
+    found = statistics.compare_effects([np.array([[5.0, 0.0, 0.0], [5.5, 0.1, 0.1]])])
+    assert found.verdict == "unresolved" and np.isfinite(found.difference).all()
+
+
+# -- Analysis ------------------------------------------------------------------------------------------------
+
+
+def rows_of(slopes, seeds=12, noise=1.0, envs=("CartPole-v1", "Acrobot-v1")):
+    """Rows of runs in which each factor has a known effect for each doubling."""
+    rng = np.random.default_rng(0)
+    doublings = {"blocks-8": (2.0, 0.0, 0.0), "blocks-64": (5.0, 0.0, 0.0), "newest-4th": (0.0, 2.0, 0.0)}
+    doublings |= {"newest-16th": (0.0, 4.0, 0.0), "prioritized": (0.0, 0.0, 3.0)}
+    rows = []
+    for seed in range(seeds):
+        for env in envs:
+            luck = 10.0 * rng.normal()
+            for name in replays_for("sound", env):
+                more = np.array(doublings.get(name, (0.0, 0.0, 0.0)))
+                row = {"protocol": "sound", "env": env, "replay": name, "seed": seed} | dict.fromkeys(
+                    analysis.SHOWN, 1.0
+                )
+                row |= {"points": 50.0 + luck + float(more @ slopes) + noise * rng.normal()}
+                logs = {"design_effect_log2": more[0], "relative_age_log2": -more[1], "td_lift_log2": more[2]}
+                rows.append(row | {column: float(value) for column, value in logs.items()})
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("slopes", "verdict"),
+    [((-4.0, 1.0, 0.5), "supported"), ((0.1, 0.1, 5.0), "refuted"), ((0.0, 0.0, 0.0), "unresolved")],
+)
+def test_the_answer_is_found_where_it_is_known(slopes, verdict):
+    """Effects for each doubling, whatever luck seeds have in common, and the verdict in the report's words."""
+    summary = analysis.summarise(rows_of(slopes))
+    together = summary["effects"]["together"]
+    assert [together[name]["estimate"] for name in analysis.FACTORS] == pytest.approx(slopes, abs=0.35)
+    assert together["verdict"] == verdict
+    assert f"H over all tasks is {verdict}." in as_text(summary)
+    json.dumps(analysis._without_nan(summary), allow_nan=False)
+
+
+def test_without_noise_effects_are_exact():
+    """Least squares through the origin: no dose, no effect."""
+    table = analysis.Table(rows_of((-4.0, 1.0, 0.5), noise=0.0))
+    np.testing.assert_allclose(table.effects("Acrobot-v1"), np.tile([-4.0, 1.0, 0.5], (12, 1)))
+    np.testing.assert_allclose(table.strongest("Acrobot-v1"), np.tile([-20.0, 4.0, 1.5], (12, 1)))
+
+
+def test_tables_are_read_as_they_were_written(tmp_path):
+    """To six digits, missing numbers too, and the same rows make the same bytes."""
+    rows = [{"env": "a", "replay": "b", "protocol": "c", "seed": 1, "x": 1 / 3, "y": float("nan")}]
+    for name in ("table.csv", "table.csv.gz"):
+        analysis.write_csv(tmp_path / name, rows)
+        before = (tmp_path / name).read_bytes()
+        analysis.write_csv(tmp_path / name, rows)
+        assert (tmp_path / name).read_bytes() == before
+        (read,) = analysis.read_csv(tmp_path / name)
+        assert read["env"] == "a" and read["seed"] == 1 and read["x"] == pytest.approx(1 / 3, rel=1e-6)
+        assert np.isnan(read["y"])
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_whole_study_ends_in_tables_figures_and_a_report(protocol, tmp_path, capsys):
+    """From few and tiny runs."""
+    runs, envs = [], list(PROTOCOLS[protocol])[:: 2 if protocol == "sound" else 3]
+    for seed in (0, 1):
+        for env in envs:
+            names = replays_for(protocol, env)
+            runs += [tiny(protocol, env, name, seed, time_limit=12) for name in names]
+    store = plan.Store(tmp_path / "results")
+    plan.execute(runs, store, 1, dict.fromkeys(envs, 1.0))
+    study.write_results(runs, store, tmp_path)
+    report = (tmp_path / "report.txt").read_text()
+    assert report in capsys.readouterr().out
+    assert ("H over all tasks is" in report) == (protocol == "sound")
+    assert ("flaws" in report) == (protocol == "original")
+    rows = analysis.read_csv(tmp_path / "runs.csv.gz")
+    assert len(rows) == len(runs)
+    assert len(analysis.read_csv(tmp_path / "snapshots.csv.gz")) == 2 * len(runs)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    again = json.loads(json.dumps(analysis._without_nan(analysis.summarise(rows))))
+    assert again["seeds"] == summary["seeds"] == 2 and again["tasks"].keys() == summary["tasks"].keys()
+    pictures = {path.stem for path in tmp_path.glob("*.png")}
+    assert pictures == {"returns", "values", "measures"} | ({"factors", "effects"} if protocol == "sound" else set())
+
+
+def test_every_replay_has_a_label_and_a_style():
+    """So that figures and tables can name it."""
+    assert set(REPLAYS) == set(figures.STYLES)
+    assert len({choice.label for choice in REPLAYS.values()}) == len(REPLAYS)

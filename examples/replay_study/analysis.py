@@ -1,7 +1,7 @@
-"""From results to the answer: one row for each run, effects of one factor at a time, and a verdict made from intervals.
+"""From results to the answer: a row for each run, effects of one factor at a time, and a verdict made from intervals.
 
-Factors and their units, so that effects can be compared: an effect is what the outcome gains for each *doubling* of what
-was measured of batches, between replays that differ in that alone.
+Factors and their units, so that effects can be compared: an effect is what the outcome gains for each *doubling* of
+what was measured of batches, between replays that differ in that alone.
 
 ============ ========================================= =====================================================
 factor       from ... to ...                           doubling of
@@ -11,8 +11,8 @@ identity     uniform to the newest quarter and 16th    recency: draws half as ol
 td           dealt to prioritized                      the TD-lift: TD errors in the batch twice as large
 ============ ========================================= =====================================================
 
-The outcome is the mean return of greedy episodes at all snapshots, which is the area under the learning curve over equal
-steps, in points: 0 is the worst there is, 100 what a good agent gets.
+The outcome is the mean return of greedy episodes at all snapshots, which is the area under the learning curve over
+equal steps, in points: 0 is the worst there is, 100 what a good agent gets.
 """
 
 import csv
@@ -43,6 +43,24 @@ Row: TypeAlias = dict[str, Any]
 
 WORST_AND_GOOD = {"CartPole-v1": (0.0, 500.0), "Acrobot-v1": (-500.0, -80.0), "MountainCar-v0": (-200.0, -100.0)}
 LOGS = {"design_effect": "design_effect_log2", "relative_age": "relative_age_log2", "td_lift": "td_lift_log2"}
+SHOWN = (
+    "greedy_return",
+    "last_return",
+    "training_return",
+    "overestimation",
+    "design_effect",
+    "td_design_effect",
+    "effective_batch_size",
+    "energy_distance",
+    "relative_age",
+    "same_episode_ratio",
+    "duplicate_ratio",
+    "td_lift",
+    "td_mean",
+    "perplexity_share",
+    "weight_share",
+    "correlation_count",
+)
 FACTORS = ("independence", "identity", "td")
 DOSES = {  # of each factor: the replay with more of it, the one with less, the measure that tells them apart
     "independence": [("blocks-8", "uniform", "design_effect_log2"), ("blocks-64", "uniform", "design_effect_log2")],
@@ -144,7 +162,9 @@ class Table:
         for factor in FACTORS:
             doublings = np.array([self.doublings(env, dose) for dose in DOSES[factor]])  # (doses,)
             gains = np.stack([self.gain(env, more, less) for more, less, _ in DOSES[factor]])  # (doses, seeds)
-            columns.append(doublings @ gains / (doublings @ doublings))  # least squares, through no effect at no dose
+            # Least squares, through no effect at no dose; nan if no dose made a difference
+            square = float(doublings @ doublings) or float("nan")
+            columns.append(doublings @ gains / square)
         return np.stack(columns, axis=1)
 
     def strongest(self, env: str) -> Floats:
@@ -181,9 +201,6 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _task(table: Table, env: str) -> dict[str, Any]:
-    shown = ("greedy_return", "last_return", "training_return", "overestimation", "design_effect", "td_design_effect")
-    shown += ("effective_batch_size", "energy_distance", "relative_age", "td_lift", "perplexity_share", "weight_share")
-    shown += ("correlation_count", "td_mean", "same_episode_ratio", "duplicate_ratio")
     found = {}
     for name in (name for name in table.replays if table.has(env, name)):
         returns = stratified_bootstrap([table.get(env, name, "greedy_return")], _iqm)
@@ -192,7 +209,7 @@ def _task(table: Table, env: str) -> dict[str, Any]:
             "return_iqm": returns._asdict(),
             "gain_over_uniform": gain._asdict(),
             "better_than_uniform": _improvement(table, [env], name)._asdict(),
-            **{column: float(np.nanmean(table.get(env, name, column))) for column in shown},
+            **{column: float(np.nanmean(table.get(env, name, column))) for column in SHOWN},
         }
     contrasts = {
         f"{more} - {less}": {
@@ -218,19 +235,20 @@ def _together(table: Table) -> dict[str, Any]:
     }
 
 
-def _iqm(tasks: Sequence[Floats]) -> float:
-    return interquartile_mean(np.concatenate(tasks))
+def _iqm(tasks: Sequence[Floats]) -> Floats:
+    return interquartile_mean(np.concatenate(tasks, axis=-1))
 
 
-def _mean_of_first(tasks: Sequence[Floats]) -> float:
-    return float(tasks[0].mean())
+def _mean_of_first(tasks: Sequence[Floats]) -> Floats:
+    mean: Floats = tasks[0].mean(axis=-1)
+    return mean
 
 
 def _improvement(table: Table, envs: Sequence[str], name: str) -> Interval:
     """Probability of improvement over uniform replay, both sides of a seed resampled together."""
     pairs = [np.stack([table.get(env, each, "points") for each in (name, "uniform")], axis=1) for env in envs]
     return stratified_bootstrap(
-        pairs, lambda drawn: probability_of_improvement([(pair[:, 0], pair[:, 1]) for pair in drawn]), resamples=1_000
+        pairs, lambda drawn: probability_of_improvement([(pair[..., 0], pair[..., 1]) for pair in drawn])
     )
 
 

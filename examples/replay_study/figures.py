@@ -60,7 +60,7 @@ def _panels(rows: int, columns: int, width: float = 3.1, height: float = 2.3) ->
 
 def _legend(figure: Figure, columns: int = 5) -> None:
     """One for all panels, each name once."""
-    found = {}
+    found: dict[str, Any] = {}
     for axes in figure.axes:
         found |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, fontsize="small")

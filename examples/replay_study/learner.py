@@ -3,6 +3,7 @@
 Shapes: B batch, D features of an observation, A actions.
 """
 
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,7 +20,7 @@ class Network:
     """
 
     def __init__(self, sizes: tuple[int, ...], rng: np.random.Generator) -> None:
-        shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
+        shapes = list(pairwise(sizes))
         bounds = [np.full((fan_in + 1) * fan_out, fan_in**-0.5) for fan_in, fan_out in shapes]
         bound = np.concatenate(bounds)
         self.sizes = sizes
@@ -31,7 +32,7 @@ class Network:
     def _views(self, vector: Floats) -> list[tuple[Floats, Floats]]:
         """Weights (n, m) and biases (m,) of each layer, as parts of a vector."""
         views, start = [], 0
-        for fan_in, fan_out in zip(self.sizes[:-1], self.sizes[1:], strict=True):
+        for fan_in, fan_out in pairwise(self.sizes):
             stop = start + fan_in * fan_out
             views.append((vector[start:stop].reshape(fan_in, fan_out), vector[stop : stop + fan_out]))
             start = stop + fan_out

@@ -7,7 +7,6 @@ import copy
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from replaykit import Batch, Replay
 from replaykit import diagnostics as look
@@ -65,9 +64,9 @@ def of_replay(replay: Replay, network: Network, target: Network, settings: Setti
     dict of str to float
         `design_effect` and `td_design_effect`, of states and of TD errors; `effective_batch_size` and `variance_share`
         by the mean of the states; `energy_distance`, `relative_age`, `same_episode_ratio`, `duplicate_ratio`, each
-        compared with uniform draws; `td_lift`; of all draws `td_mean`, `td_median`, `td_max`, `td_std`, and of one batch
-        `correlation_count`; `perplexity_share` of the draw probabilities; and `weight_share`, the effective sample size
-        of the weights over B.
+        compared with uniform draws; `td_lift`; of all draws `td_mean`, `td_median`, `td_max`, `td_std`, and of one
+        batch `correlation_count`; `perplexity_share` of the draw probabilities; and `weight_share`, the effective
+        sample size of the weights over B.
     """
     replay = copy.deepcopy(replay)
     rng = np.random.default_rng(0)  # which points are compared, nothing else
@@ -101,8 +100,3 @@ def of_replay(replay: Replay, network: Network, target: Network, settings: Setti
         "perplexity_share": drawing["perplexity_share"],
         "weight_share": float(np.mean(weights)),
     }
-
-
-def summary_of_values(values: npt.NDArray[Any]) -> float:
-    """The mean, or nan of nothing."""
-    return float(np.mean(values)) if len(values) else float("nan")

@@ -138,8 +138,8 @@ def _correlations(found: dict[str, Any]) -> str:
     rows = [[env, number(each["iid_given_td"], 2), number(each["td_given_iid"], 2)] for env, each in found.items()]
     header = ["task", "return and effective batch size", "return and TD-lift"]
     warning = (
-        "Warning: do not judge by this. Partial rank correlations over runs mix what a replay does to batches with all else\n"
-        "that it does, and with what good agents see because they are good. They stand here because the original study\n"
-        "meant to use such.\n"
+        "Warning: do not judge by this. Partial rank correlations over runs mix what a replay does to batches with\n"
+        "all else that it does, and with what good agents see because they are good. They stand here because the\n"
+        "original study meant to use such.\n"
     )
     return f"{warning}{table(header, rows)}"

@@ -41,7 +41,7 @@ class Result:
 
 def make_env(settings: Settings) -> Any:
     """The task, with the protocol's time limit."""
-    options = {"disable_env_checker": True, "max_episode_steps": settings.time_limit}
+    options: dict[str, Any] = {"disable_env_checker": True, "max_episode_steps": settings.time_limit}
     if settings.env not in GOAL_TASKS:
         return gymnasium.make(settings.env, **options)
     return goal_mountain_car.GoalMountainCar(gymnasium.make(settings.env, **options))

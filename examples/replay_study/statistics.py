@@ -29,32 +29,42 @@ class Interval(NamedTuple):
     high: float
 
 
-def interquartile_mean(scores: npt.ArrayLike) -> float:
-    """The mean of all scores but the lowest and the highest quarter, each rounded down to whole scores."""
-    ordered = np.sort(np.asarray(scores, np.float64), axis=None)
-    cut = ordered.size // 4
-    return float(ordered[cut : ordered.size - cut].mean())
+def interquartile_mean(scores: npt.ArrayLike) -> Floats:
+    """The mean along the last axis without the lowest and the highest quarter, each rounded down to whole scores."""
+    ordered = np.sort(np.asarray(scores, np.float64), axis=-1)
+    cut = ordered.shape[-1] // 4
+    middle: Floats = ordered[..., cut : ordered.shape[-1] - cut].mean(axis=-1)
+    return middle
 
 
 def stratified_bootstrap(
-    tasks: Sequence[Floats], statistic: Callable[[Sequence[Floats]], float], resamples: int = 2_000, level: float = 0.95
+    tasks: Sequence[Floats],
+    statistic: Callable[[Sequence[Floats]], Floats],
+    resamples: int = 2_000,
+    level: float = 0.95,
 ) -> Interval:
-    """The percentile interval of a statistic of all tasks' scores, runs resampled within each task.
+    """The percentile interval of a statistic of all tasks' scores, seeds resampled within each task.
 
-    Each task has an array of shape (runs,), or (runs, k) of k scores that belong to the same seed.
+    Each task has an array of shape (seeds,), or (seeds, k) of k scores that belong to the same seed. `statistic` is
+    given R resamples at once, arrays of shape (R, seeds) or (R, seeds, k), and returns R numbers.
     """
     rng = np.random.default_rng(0)
-    found = []
-    for _ in range(resamples):
-        found.append(statistic([scores[rng.integers(len(scores), size=len(scores))] for scores in tasks]))
+    found = statistic([scores[rng.integers(len(scores), size=(resamples, len(scores)))] for scores in tasks])
     low, high = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2])
-    return Interval(statistic(tasks), float(low), float(high))
+    estimate = statistic([scores[None] for scores in tasks])
+    return Interval(float(estimate[0]), float(low), float(high))
 
 
-def probability_of_improvement(pairs: Sequence[tuple[Floats, Floats]]) -> float:
-    """How probable it is that a run of the first kind scores above one of the second, ties half; mean over tasks."""
-    each = [(np.sign(first[:, None] - second[None, :]) + 1.0).mean() / 2.0 for first, second in pairs]
-    return float(np.mean(each))
+def probability_of_improvement(pairs: Sequence[tuple[Floats, Floats]]) -> Floats:
+    """How probable it is that a run of the first kind scores above one of the second, ties half; mean over tasks.
+
+    Runs are along the last axis.
+    """
+    each = [
+        (np.sign(first[..., :, None] - second[..., None, :]) + 1.0).mean(axis=(-2, -1)) / 2.0 for first, second in pairs
+    ]
+    mean: Floats = np.mean(each, axis=0)
+    return mean
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -79,7 +89,7 @@ def partial_rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike, given: npt.Arra
     table = np.stack([ranks(x), ranks(y), ranks(given)])
     if (table.std(axis=1) == 0.0).any():
         return float("nan")
-    (_, xy, xz), (_, _, yz), _ = np.corrcoef(table)
+    (_, xy, xz), (_, _, yz), _ = np.atleast_2d(np.corrcoef(table))
     rest = (1.0 - xz**2) * (1.0 - yz**2)
     return float((xy - xz * yz) / np.sqrt(rest)) if rest > 1e-12 else float("nan")
 
@@ -109,13 +119,16 @@ def compare_effects(tasks: Sequence[Floats], resamples: int = RESAMPLES, level: 
     """The comparison of three effects, from one array of shape (seeds, 3) for each task.
 
     A column is one effect, of independence, identity and TD errors, as each seed has it. Effects are means over seeds,
-    then over tasks. Their intervals are ``effect ± c x standard error``, with the c that a bootstrap of the largest of the
-    three deviations, each in standard errors of the resample itself, gives: seeds are resampled within tasks.
+    then over tasks. Their intervals are ``effect ± c x standard error``, with the c that a bootstrap of the largest of
+    the three deviations, each in standard errors of the resample itself, gives: seeds are resampled within tasks.
 
     `p_value` is one minus the highest level at which the difference would still be told from 0.
     """
     rng = np.random.default_rng(0)
     effects = np.mean([task.mean(axis=0) for task in tasks], axis=0)
+    if not np.isfinite(effects).all():  # a factor that did not vary
+        independence, identity, td = (Interval(float(effect), -np.inf, np.inf) for effect in effects)
+        return Comparison(independence, identity, td, Interval(float("nan"), -np.inf, np.inf), 1.0)
     errors = _standard_error([task[None] for task in tasks])[0]
     drawn = [task[rng.integers(len(task), size=(resamples, len(task)))] for task in tasks]  # (R, seeds, 3) each
     deviation = np.abs(np.mean([task.mean(axis=1) for task in drawn], axis=0) - effects)
@@ -133,8 +146,9 @@ def compare_effects(tasks: Sequence[Floats], resamples: int = RESAMPLES, level: 
         least, most = (middle, most) if low > 0.0 or high < 0.0 else (least, middle)
     p_value = (1.0 + float((largest >= least).sum())) / (1.0 + resamples)
 
-    bounds = [Interval(*row) for row in np.stack([effects, *_bounds(effects, errors, width)], axis=1).tolist()]
-    return Comparison(*bounds, Interval(estimate, *_difference(effects, errors, width)), p_value)
+    rows = np.stack([effects, *_bounds(effects, errors, width)], axis=1).tolist()
+    independence, identity, td = (Interval(*row) for row in rows)
+    return Comparison(independence, identity, td, Interval(estimate, *_difference(effects, errors, width)), p_value)
 
 
 def _standard_error(tasks: Sequence[Floats]) -> Floats:
