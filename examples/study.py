@@ -22,13 +22,12 @@ from typing import get_args
 from options import at_least, share
 from replay_study import analysis, figures
 from replay_study.plan import Store, costs, execute, missing, plan
-from replay_study.report import as_text, duration
+from replay_study.report import as_text, duration, write_page
 from replay_study.run import Run
 from replay_study.settings import PROTOCOLS, Protocol
 
 SEEDS = {"sound": 20, "original": 3}
 QUICK = {"sound": (4, 0.5), "original": (2, 0.2)}  # seeds, and the share of a run's length
-ROOT = Path(__file__).resolve().parent / "runs"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -48,7 +47,8 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--jobs", type=at_least(1), default=usable_cores(), help="processes (default: %(default)s, the cores there are)"
     )
-    add("--output", type=Path, help="directory (default: in runs/, beside this script)")
+    add("--output", type=directory, help="directory (default: in runs/, beside this script)")
+    add("--page", type=directory, metavar="DIRECTORY", help="where to write what the documentation's page shows, too")
     options = parser.parse_args()
     seeds, length = QUICK[options.protocol] if options.quick else (SEEDS[options.protocol], 1.0)
     options.seeds = options.seeds or seeds
@@ -56,12 +56,19 @@ def parse_arguments() -> argparse.Namespace:
     if options.length == 0.0:
         parser.error("--length is 0; expected more")
     options.envs = list(dict.fromkeys(options.envs))
-    options.output = options.output or ROOT / f"study-{options.protocol}{'-quick' if options.quick else ''}"
-    try:
-        options.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--output {options.output}: {error}")
+    name = f"study-{options.protocol}{'-quick' if options.quick else ''}"
+    options.output = options.output or directory(str(Path(__file__).resolve().parent / "runs" / name))
     return options
+
+
+def directory(text: str) -> Path:
+    """One that files can be put into, found out now rather than after training."""
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error}") from None
+    return path
 
 
 def usable_cores() -> int:
@@ -85,7 +92,7 @@ def make_missing(runs: list[Run], store: Store, jobs: int) -> None:
     execute(left, store, jobs, seconds)
 
 
-def write_results(runs: list[Run], store: Store, output: Path) -> None:
+def write_results(runs: list[Run], store: Store, output: Path, page: Path | None = None) -> None:
     """Tables, summary, report and figures, all from the results."""
     results = [(run, result) for run in runs if (result := store.read(run)) is not None]
     episodes = [row for run, result in results for row in analysis.long_rows(run, numbered(result.episodes))]
@@ -101,6 +108,8 @@ def write_results(runs: list[Run], store: Store, output: Path) -> None:
     print(text)
     for path in figures.draw_all(output, summary, episodes, snapshots):
         print(f"Figure: {path}")
+    if page is not None:
+        write_page(output, summary, page)
 
 
 def numbered(episodes: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -120,7 +129,7 @@ def main() -> None:
         sys.exit(f"\nInterrupted: {done} of {len(runs)} runs are kept, and the same command goes on with the others.")
     except BrokenProcessPool:
         sys.exit("\nA process was killed, perhaps for memory. The same command goes on; --jobs 1 takes the least.")
-    write_results(runs, store, options.output)
+    write_results(runs, store, options.output, options.page)
 
 
 if __name__ == "__main__":

@@ -406,6 +406,7 @@ def test_the_plan_has_whole_seeds_first():
         (["--length", "0"], "--length is 0; expected more"),
         (["--length", "1.5"], "1.5 is not between 0 and 1"),
         (["--jobs", "0"], "0 is too small"),
+        (["--output", __file__], "argument --output: "),
         (["--protocl", "sound"], "unrecognized arguments"),
     ],
 )
@@ -601,7 +602,7 @@ def test_a_whole_study_ends_in_tables_figures_and_a_report(protocol, tmp_path, c
             runs += [tiny(protocol, env, name, seed, time_limit=12) for name in names]
     store = plan.Store(tmp_path / "results")
     plan.execute(runs, store, 1, dict.fromkeys(envs, 1.0))
-    study.write_results(runs, store, tmp_path)
+    study.write_results(runs, store, tmp_path, tmp_path)
     report = (tmp_path / "report.txt").read_text()
     assert report in capsys.readouterr().out
     assert ("H over all tasks is" in report) == (protocol == "sound")
@@ -612,8 +613,10 @@ def test_a_whole_study_ends_in_tables_figures_and_a_report(protocol, tmp_path, c
     summary = json.loads((tmp_path / "summary.json").read_text())
     again = json.loads(json.dumps(analysis._without_nan(analysis.summarise(rows))))
     assert again["seeds"] == summary["seeds"] == 2 and again["tasks"].keys() == summary["tasks"].keys()
-    pictures = {path.stem for path in tmp_path.glob("*.png")}
-    assert pictures == {"returns", "values", "measures"} | ({"factors", "effects"} if protocol == "sound" else set())
+    pictures = {"returns", "values", "measures"} | ({"factors", "effects"} if protocol == "sound" else set())
+    pages = {f"study-{protocol}-{name}" for name in pictures}
+    assert {path.stem for path in tmp_path.glob("*.png")} == pictures | pages
+    assert f"{len(runs)} runs." in (tmp_path / f"study-{protocol}-verdict.txt").read_text()
 
 
 def test_every_replay_has_a_label_and_a_style():

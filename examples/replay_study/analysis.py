@@ -211,15 +211,18 @@ def _task(table: Table, env: str) -> dict[str, Any]:
             "better_than_uniform": _improvement(table, [env], name)._asdict(),
             **{column: float(np.nanmean(table.get(env, name, column))) for column in SHOWN},
         }
-    contrasts = {
-        f"{more} - {less}": {
+    contrasts = [
+        {
+            "factor": factor,
+            "more": more,
+            "less": less,
             "doublings": table.doublings(env, (more, less, column)),
             **stratified_bootstrap([table.gain(env, more, less)], _mean_of_first)._asdict(),
         }
-        for doses in DOSES.values()
+        for factor, doses in DOSES.items()
         for more, less, column in doses
         if table.has(env, more) and table.has(env, less)
-    }
+    ]
     return {"replays": found, "contrasts": contrasts}
 
 
@@ -289,4 +292,6 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
 def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(part) for part in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -206,7 +206,7 @@ def measures(snapshots: list[Row]) -> Figure:
     for axes, env in zip(panels[0], envs, strict=True):
         axes.set_title(env)
     for axes in panels[-1]:
-        axes.set_xlabel("snapshot")
+        axes.set_xlabel("tenth of training")
     _legend(figure)
     return figure
 
@@ -239,6 +239,11 @@ def effects(summary: dict[str, Any]) -> Figure:
                 place += 1.0
             place += 0.8
         axes.axvline(0.0, color="0.4", linewidth=0.8)
+        # Not further than is of interest: with few seeds some intervals are as good as endless
+        found = [each[factor] for each in groups.values() for factor in (*FACTORS, "difference")]
+        most = max(max(abs(each["low"]), abs(each["high"])) for each in found)
+        room = min(1.05 * most, 6.0 * max(abs(each["estimate"]) for each in found) + 1.0)
+        axes.set_xlim(-room, room)
         axes.set(title=title, ylim=(place - 0.8, -1.0))
         axes.set_yticks(ticks, labels if axes is panels[0, 0] else [""] * len(labels), fontsize="small")
         axes.grid(alpha=0.25, axis="x")

@@ -1,11 +1,28 @@
-"""The summary in words. Every word that judges is made from an interval."""
+"""The summary in words and tables. Every word that judges is made from an interval."""
 
+import csv
+import shutil
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from .replays import REPLAYS
 
+TextTable: TypeAlias = tuple[list[str], list[list[str]]]
+
 QUESTION = "Does it matter more that a batch is i.i.d. than what its TD errors are?"
+ANSWERS = {
+    "supported": "Yes: here both halves of i.i.d. together weigh more than TD errors, doubling for doubling.",
+    "refuted": "No: here TD errors weigh more than both halves of i.i.d. together, doubling for doubling.",
+    "unresolved": "These runs do not tell.",
+}
+ENDLESS = 1e4
+"""Points: an interval that reaches further has no end that could be told, as with two or three seeds."""
+WARNING = """\
+Warning: do not judge by this. Partial rank correlations over runs mix what a replay does to batches with all else that
+it does, and with what good agents see because they are good. They stand here because the original study meant to use
+such.
+"""
 FLAWS = """\
 The original protocol is kept as far as it is settings, its flaws among them:
 - every end of an episode, a time limit too, is learned as terminal and rewarded with -10, which with a discount of
@@ -27,22 +44,130 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
+# -- Tables --------------------------------------------------------------------------------------------------
+
+
+def number(value: float | None, places: int = 1) -> str:
+    """With so many places; a dash for what there is not, and no end for what has none."""
+    if value is None or value != value:
+        return "–"
+    if abs(value) >= ENDLESS:
+        return "∞" if value > 0.0 else "-∞"
+    return f"{round(value, places) + 0.0:.{places}f}"
+
+
+def interval(found: dict[str, float], places: int = 1) -> str:
+    """An estimate and what it lies between."""
+    return f"{number(found['estimate'], places)} [{number(found['low'], places)}, {number(found['high'], places)}]"
+
+
+def tables(summary: dict[str, Any]) -> dict[str, TextTable]:
+    """Every table of the report by name: its header and its rows."""
+    found = {env: _of_task(task) for env, task in summary["tasks"].items()}
+    if len(summary["tasks"]) > 1:
+        found["together"] = _of_all_tasks(summary["together"])
+    if "effects" in summary:
+        found["contrasts"] = _of_contrasts(summary["tasks"])
+        found["effects"] = _of_effects(summary["effects"])
+        found["whole-effects"] = _of_effects(summary["whole_effects"])
+    header = ["task", "return and effective batch size", "return and TD-lift"]
+    rows = [
+        [env, number(each["iid_given_td"], 2), number(each["td_given_iid"], 2)]
+        for env, each in summary["correlations"].items()
+    ]
+    return found | {"correlations": (header, rows)}
+
+
+def _better(name: str, found: dict[str, Any]) -> str:
+    return "" if name == "uniform" else interval(found["better_than_uniform"], 2)
+
+
+def _of_task(task: dict[str, Any]) -> TextTable:
+    header = ["replay", "greedy return, IQM", "better than uniform", "at the end", "design effect", "energy distance"]
+    header += ["relative age", "TD-lift", "Q - return"]
+    columns = {"last_return": 1, "design_effect": 2, "energy_distance": 2, "relative_age": 2, "td_lift": 2}
+    columns |= {"overestimation": 1}
+    rows = [
+        [
+            REPLAYS[name].label,
+            interval(found["return_iqm"]),
+            _better(name, found),
+            *(number(found[column], places) for column, places in columns.items()),
+        ]
+        for name, found in task["replays"].items()
+    ]
+    return header, rows
+
+
+def _of_all_tasks(found: dict[str, Any]) -> TextTable:
+    rows = [[REPLAYS[name].label, interval(each["points_iqm"]), _better(name, each)] for name, each in found.items()]
+    return ["replay", "points, IQM", "better than uniform"], rows
+
+
+def _of_contrasts(tasks: dict[str, Any]) -> TextTable:
+    rows = [
+        [
+            env,
+            each["factor"],
+            f"{REPLAYS[each['more']].label} - {REPLAYS[each['less']].label}",
+            number(each["doublings"]),
+            interval(each),
+        ]
+        for env, task in tasks.items()
+        for each in task["contrasts"]
+    ]
+    return ["task", "factor", "replays", "doublings", "points"], rows
+
+
+def _of_effects(found: dict[str, Any]) -> TextTable:
+    groups = found["tasks"] | {"all tasks": found["together"]}
+    header = ["task", "independence", "identity", "TD errors", "|ind.| + |id.| - |TD|", "p (Holm)", "H is"]
+    rows = [
+        [
+            name,
+            *(interval(each[factor]) for factor in ("independence", "identity", "td", "difference")),
+            f"{each.get('adjusted_p_value', each['p_value']):.3f}",
+            each["verdict"],
+        ]
+        for name, each in groups.items()
+    ]
+    return header, rows
+
+
+# -- Words ---------------------------------------------------------------------------------------------------
+
+
+def verdict(summary: dict[str, Any]) -> str:
+    """The answer, for each task and over all."""
+    effects = summary["effects"]
+    words = [f"{env}: {found['verdict']}" for env, found in effects["tasks"].items()]
+    over_all = effects["together"]["verdict"]
+    tasks = f" By task: {', '.join(words)}." if len(words) > 1 else ""
+    return f"H over all tasks is {over_all}. {ANSWERS[over_all]}{tasks}\n"
+
+
 def as_text(summary: dict[str, Any]) -> str:
     """The whole report."""
+    found = {name: _aligned(*table) for name, table in tables(summary).items()}
     parts = [f"Protocol {summary['protocol']}, {summary['seeds']} seeds. 95 % intervals in brackets.\n"]
-    for env, task in summary["tasks"].items():
-        parts.append(_task(env, task))
-    if len(summary["tasks"]) > 1:
-        parts.append(_together(summary["together"]))
-    if "effects" in summary:
-        parts.append(_effects(summary))
-    parts.append(_correlations(summary["correlations"]))
+    parts += [f"{env}: mean return of greedy episodes over training\n{found[env]}" for env in summary["tasks"]]
+    if "together" in found:
+        parts.append(f"All tasks, in points from 0, the worst, to 100, a good agent\n{found['together']}")
+    if "effects" in found:
+        parts += [
+            f"One factor at a time, paired over seeds, and how strongly it was varied\n{found['contrasts']}",
+            f"{QUESTION}\nH: |independence| + |identity| > |TD errors|, in points for each doubling. The intervals of a "
+            f"row hold together.\n{found['effects']}",
+            f"The same for the strongest dose of each as a whole, which is another question\n{found['whole-effects']}",
+            verdict(summary),
+        ]
+    parts.append(f"{WARNING}{found['correlations']}")
     if summary["protocol"] == "original":
         parts.append(FLAWS)
     return "\n".join(parts)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns of equal width, the first to the left."""
     widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]
     lines = []
@@ -52,94 +177,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def number(value: float | None, places: int = 1) -> str:
-    """With so many places, or a dash for what there is not."""
-    if value is None or value != value:
-        return "-"
-    return f"{value + 0.0:.{places}f}" if abs(value) < 1e5 else f"{value:.2g}"
+# -- The page of the documentation ---------------------------------------------------------------------------
 
 
-def interval(found: dict[str, float], places: int = 1) -> str:
-    """An estimate and what it lies between."""
-    return f"{number(found['estimate'], places)} [{number(found['low'], places)}, {number(found['high'], places)}]"
-
-
-def _task(env: str, task: dict[str, Any]) -> str:
-    header = ["replay", "greedy return, IQM", "better than uniform", "last", "design eff.", "energy d.", "rel. age"]
-    header += ["TD-lift", "Q - return"]
-    rows = [
-        [
-            REPLAYS[name].label,
-            interval(found["return_iqm"]),
-            "" if name == "uniform" else interval(found["better_than_uniform"], 2),
-            number(found["last_return"]),
-            number(found["design_effect"], 2),
-            number(found["energy_distance"], 2),
-            number(found["relative_age"], 2),
-            number(found["td_lift"], 2),
-            number(found["overestimation"]),
-        ]
-        for name, found in task["replays"].items()
-    ]
-    return f"{env}: mean return of greedy episodes over training\n{table(header, rows)}"
-
-
-def _together(found: dict[str, Any]) -> str:
-    rows = [
-        [
-            REPLAYS[name].label,
-            interval(each["points_iqm"]),
-            "" if name == "uniform" else interval(each["better_than_uniform"], 2),
-        ]
-        for name, each in found.items()
-    ]
-    header = ["replay", "points, IQM", "better than uniform"]
-    return f"All tasks, in points from 0, the worst, to 100, a good agent\n{table(header, rows)}"
-
-
-def _effects(summary: dict[str, Any]) -> str:
-    lines = [
-        "One factor at a time, paired over seeds, in points of the whole (strength in doublings of what is measured):"
-    ]
-    rows = [
-        [env, contrast, number(found["doublings"]), interval(found)]
-        for env, task in summary["tasks"].items()
-        for contrast, found in task["contrasts"].items()
-    ]
-    lines.append(table(["task", "replays", "doublings", "points"], rows))
-    titles = {
-        "effects": f"{QUESTION}\nH: |independence| + |identity| > |TD errors|, in points for each doubling.",
-        "whole_effects": "The same for the strongest dose of each as a whole, which is another question:",
-    }
-    for kind, title in titles.items():
-        groups = summary[kind]["tasks"] | {"all tasks": summary[kind]["together"]}
-        rows = [
-            [
-                name,
-                *(interval(found[factor]) for factor in ("independence", "identity", "td", "difference")),
-                f"{found.get('adjusted_p_value', found['p_value']):.3f}",
-                found["verdict"],
-            ]
-            for name, found in groups.items()
-        ]
-        header = ["", "independence", "identity", "TD errors", "|ind.| + |id.| - |TD|", "p (Holm)", "H is"]
-        lines += [title, table(header, rows)]
-    verdict = summary["effects"]["together"]["verdict"]
-    answers = {
-        "supported": "Yes: here both halves of i.i.d. together weigh more than TD errors, doubling for doubling.",
-        "refuted": "No: here TD errors weigh more than both halves of i.i.d. together, doubling for doubling.",
-        "unresolved": "These runs do not tell.",
-    }
-    lines.append(f"H over all tasks is {verdict}. {answers[verdict]}\n")
-    return "\n".join(lines)
-
-
-def _correlations(found: dict[str, Any]) -> str:
-    rows = [[env, number(each["iid_given_td"], 2), number(each["td_given_iid"], 2)] for env, each in found.items()]
-    header = ["task", "return and effective batch size", "return and TD-lift"]
-    warning = (
-        "Warning: do not judge by this. Partial rank correlations over runs mix what a replay does to batches with\n"
-        "all else that it does, and with what good agents see because they are good. They stand here because the\n"
-        "original study meant to use such.\n"
-    )
-    return f"{warning}{table(header, rows)}"
+def write_page(results: Path, summary: dict[str, Any], directory: Path) -> None:
+    """What the page shows, from the same results: tables, verdict, data, and figures."""
+    start = f"study-{summary['protocol']}"
+    for name, (header, rows) in tables(summary).items():
+        with (directory / f"{start}-{name.lower()}.csv").open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    seeds, tasks = summary["seeds"], len(summary["tasks"])
+    runs = seeds * sum(len(task["replays"]) for task in summary["tasks"].values())
+    text = f"{seeds} seeds, {tasks} tasks, {runs} runs."
+    (directory / f"{start}-verdict.txt").write_text(f"{text} {verdict(summary) if 'effects' in summary else ''}\n")
+    shutil.copyfile(results / "runs.csv.gz", directory / f"{start}-runs.csv.gz")
+    for figure in results.glob("*.png"):
+        shutil.copyfile(figure, directory / f"{start}-{figure.name}")
