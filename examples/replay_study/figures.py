@@ -240,9 +240,9 @@ def effects(summary: dict[str, Any]) -> Figure:
             place += 0.8
         axes.axvline(0.0, color="0.4", linewidth=0.8)
         # Not further than is of interest: with few seeds some intervals are as good as endless
-        found = [each[factor] for each in groups.values() for factor in (*FACTORS, "difference")]
-        most = max(max(abs(each["low"]), abs(each["high"])) for each in found)
-        room = min(1.05 * most, 6.0 * max(abs(each["estimate"]) for each in found) + 1.0)
+        found = [list(each[factor].values()) for each in groups.values() for factor in (*FACTORS, "difference")]
+        sizes = np.abs(np.nan_to_num(found, posinf=0.0, neginf=0.0))  # of estimates, lows and highs
+        room = max(min(1.05 * sizes.max(), 6.0 * sizes[:, 0].max()), 1.0)
         axes.set_xlim(-room, room)
         axes.set(title=title, ylim=(place - 0.8, -1.0))
         axes.set_yticks(ticks, labels if axes is panels[0, 0] else [""] * len(labels), fontsize="small")

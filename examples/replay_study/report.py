@@ -156,8 +156,8 @@ def as_text(summary: dict[str, Any]) -> str:
     if "effects" in found:
         parts += [
             f"One factor at a time, paired over seeds, and how strongly it was varied\n{found['contrasts']}",
-            f"{QUESTION}\nH: |independence| + |identity| > |TD errors|, in points for each doubling. The intervals of a "
-            f"row hold together.\n{found['effects']}",
+            f"{QUESTION}\nH: |independence| + |identity| > |TD errors|, in points for each doubling. The intervals of "
+            f"a row hold together.\n{found['effects']}",
             f"The same for the strongest dose of each as a whole, which is another question\n{found['whole-effects']}",
             verdict(summary),
         ]
