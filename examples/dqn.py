@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from replaykit import Replay, record
+from replaykit.diagnostics import ReplayMonitor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,12 @@ class QNetwork(nn.Module):
 
 
 def update(
-    q_net: QNetwork, target_net: QNetwork, optimizer: torch.optim.Optimizer, buffer: Replay, settings: Settings
+    q_net: QNetwork,
+    target_net: QNetwork,
+    optimizer: torch.optim.Optimizer,
+    buffer: Replay,
+    settings: Settings,
+    monitor: ReplayMonitor | None = None,
 ) -> float:
     """Learn from one batch, and tell the buffer how wrong each prediction was; returns the loss."""
     batch = buffer.sample(settings.batch_size).to_torch()  # obs and next_obs (B, D), everything else (B,)
@@ -104,7 +110,10 @@ def update(
     nn.utils.clip_grad_norm_(q_net.parameters(), settings.max_grad_norm)
     optimizer.step()
 
-    buffer.update_priorities(batch.indices, (target - q).detach())
+    td_errors = (target - q).detach()  # (B,)
+    buffer.update_priorities(batch.indices, td_errors)
+    if monitor is not None:
+        monitor.record(batch, td_errors)
     return float(loss.detach())
 
 
@@ -133,7 +142,15 @@ def evaluate(q_net: QNetwork, env_id: str, episodes: int, seed: int) -> npt.NDAr
 
 
 def train(
-    env: Any, buffer: Replay, settings: Settings, rng: np.random.Generator, *, env_id: str, seed: int, eval_seed: int
+    env: Any,
+    buffer: Replay,
+    settings: Settings,
+    rng: np.random.Generator,
+    *,
+    env_id: str,
+    seed: int,
+    eval_seed: int,
+    monitor: ReplayMonitor | None = None,
 ) -> tuple[QNetwork, History]:
     """Train on `env`, single or vector; returns the network with the best weights seen, and what happened.
 
@@ -176,7 +193,7 @@ def train(
             # Learn: as many batches as are due by now, whatever the number of environments
             losses = []
             while batches < settings.batches_by(history.steps):
-                losses.append(update(q_net, target_net, optimizer, buffer, settings))
+                losses.append(update(q_net, target_net, optimizer, buffer, settings, monitor))
                 batches += 1
                 if batches % settings.target_every == 0:
                     move_target(target_net, q_net, settings.target_rate)

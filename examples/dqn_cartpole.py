@@ -5,7 +5,8 @@
     python examples/dqn_cartpole.py --env MountainCar-v0
 
 A run takes half a minute or less on an idle core, MountainCar up to two. It ends with 100 greedy episodes that neither
-training nor the choice of the weights has seen, and saves a picture of the learning curve.
+training nor the choice of the weights has seen, and saves a picture of the learning curve. With --monitor it also saves
+one of the health of the replay, and says in words what is wrong with it.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 from options import at_least, picture
 
 from replaykit import CombinedReplay, LatestBuffer, LinearSchedule, PrioritizedBuffer, Replay, ReplayBuffer
+from replaykit.diagnostics import ReplayMonitor
 
 BUFFERS = ("latest", "uniform", "prioritized", "combined")
 TEST_EPISODES = 100
@@ -124,6 +126,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--total-timesteps", type=at_least(1), help="at most, of all environments together")
     add("--no-double", action="store_true", help="plain DQN rather than Double DQN")
     add("--seed", type=at_least(0), default=0, help="of everything (default: %(default)s)")
+    add("--monitor", action="store_true", help="watch the replay: a second picture, and warnings in words")
     add("--output", type=Path, help="the picture (default: in runs/, beside this script)")
     options = parser.parse_args()
     try:
@@ -173,8 +176,10 @@ def main() -> None:
     else:
         env = gymnasium.make_vec(options.env, num_envs=options.num_envs)
     buffer = make_buffer(options.buffer, env, task, options.n_step, buffer_seed)
+    monitor = ReplayMonitor(buffer) if options.monitor else None
     rng = np.random.default_rng(agent_seed)
-    q_net, history = train(env, buffer, settings, rng, env_id=options.env, seed=train_seed, eval_seed=eval_seed)
+    seeds = {"seed": train_seed, "eval_seed": eval_seed}
+    q_net, history = train(env, buffer, settings, rng, env_id=options.env, monitor=monitor, **seeds)
     env.close()
 
     test_returns = evaluate(q_net, options.env, TEST_EPISODES, test_seed)
@@ -189,6 +194,12 @@ def main() -> None:
     threshold = gymnasium.spec(options.env).reward_threshold
     plot(history, test_returns, threshold, f"{title} --seed {options.seed}", options.output)
     print(f"Learning curve: {options.output}")
+    if monitor is not None:
+        path = options.output.with_stem(f"{options.output.stem}-replay")
+        monitor.plot().savefig(path, dpi=120)
+        print(f"Health of the replay: {path}")
+        found = "nothing is wrong" if monitor.history else f"no batch was examined, as only one in {monitor.every} is"
+        print("\n".join(f"  - {warning}" for warning in monitor.warnings() or [found]))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import replaykit
+import replaykit.diagnostics
 from replaykit import (
     CombinedReplay,
     HindsightReplay,
@@ -68,6 +69,36 @@ def test_imports_go_one_way(path):
     assert heavy <= allowed.get(module, set())
 
 
+def test_the_measures_need_numpy_alone():
+    """Of the package they use what reads arrays and trees; only the monitor, which watches one, knows of buffers."""
+    for path in (PACKAGE / "diagnostics").glob("*.py"):
+        names = {name for name in imports(ast.parse(path.read_text())) if name.startswith("replaykit.")}
+        own = {name for name in names if name.startswith("replaykit.diagnostics.")}
+        allowed = {"replaykit.field", "replaykit.trees"}
+        if path.stem in ("monitor", "ledger", "states"):
+            allowed.add("replaykit.replay")
+        elif path.stem != "__init__":
+            assert not own & {f"replaykit.diagnostics.{name}" for name in ("monitor", "ledger", "states")}
+        assert names - own <= allowed, path.name
+
+
+def test_public_names_of_the_diagnostics_are_listed_and_documented():
+    """`__all__` is complete and sorted as ruff sorts, and everything in it has a docstring with an example."""
+    names = {
+        name
+        for name, thing in vars(replaykit.diagnostics).items()
+        if not name.startswith("_") and not inspect.ismodule(thing)
+    }
+    assert names == set(replaykit.diagnostics.__all__)
+    for name in names:
+        thing = getattr(replaykit.diagnostics, name)
+        assert ">>>" in inspect.getdoc(thing) or name == "BatchMeanError", name
+        if inspect.isfunction(thing):
+            documented = inspect.getdoc(thing).split("Parameters\n----------")[1].split("\n\n")[0]
+            for parameter in inspect.signature(thing).parameters:
+                assert parameter in documented, f"{name}: {parameter}"
+
+
 def test_public_names_are_listed_sorted_and_documented():
     """`__all__` is complete, each name exists, and each class and public method has a docstring."""
     assert replaykit.__all__ == sorted(set(replaykit.__all__))
@@ -91,7 +122,8 @@ def test_public_names_are_listed_sorted_and_documented():
 
 def test_documented_parameters_are_the_signature():
     """Every parameter of a constructor stands in its class's docstring."""
-    for cls in (ReplayBuffer, PrioritizedBuffer, LatestBuffer, CombinedReplay, HindsightReplay):
+    monitor = replaykit.diagnostics.ReplayMonitor
+    for cls in (ReplayBuffer, PrioritizedBuffer, LatestBuffer, CombinedReplay, HindsightReplay, monitor):
         section = inspect.getdoc(cls).split("Parameters\n----------")[1].split("\n\n")[0]
         names = {
             name.strip() for line in section.splitlines() if line and not line.startswith(" ")

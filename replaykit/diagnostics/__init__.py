@@ -9,6 +9,7 @@ can be read without a baseline: 1, or 0 where its docstring says so, is i.i.d.
 - Identity, of what is drawn with what is stored: `mean_shift`, `energy_distance`, `relative_age`, `td_lift`,
   `weighted_td_lift`. Both together: `batch_mean_error`.
 - Importance sampling and priorities: `effective_sample_size`, `weight_stats`, `draw_distribution`, `draw_count_stats`.
+- `ReplayMonitor` records them over training.
 """
 
 from replaykit.diagnostics.identity import energy_distance, mean_shift, relative_age, td_lift, weighted_td_lift
@@ -24,12 +25,14 @@ from replaykit.diagnostics.independence import (
     temporal_distance,
 )
 from replaykit.diagnostics.inputs import Compared
+from replaykit.diagnostics.monitor import ReplayMonitor
 from replaykit.diagnostics.priorities import draw_count_stats, draw_distribution, effective_sample_size, weight_stats
 from replaykit.diagnostics.td_error import td_error_stats, top_share
 
 __all__ = [
     "BatchMeanError",
     "Compared",
+    "ReplayMonitor",
     "autocorrelation",
     "batch_mean_error",
     "correlation_count",

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit.diagnostics.independence import _lane_sizes
-from replaykit.diagnostics.inputs import Compared, features, nonnegative, vector
+from replaykit.diagnostics.inputs import Compared, features, nonnegative, standardised, vector
 from replaykit.field import as_indices
 
 
@@ -36,21 +36,23 @@ def mean_shift(batch: Any, reference: Any) -> float:
     >>> round(mean_shift(stored[rng.integers(10_000, size=64)], stored), 1)
     0.6
     >>> round(mean_shift(stored[:64] + 1.0, stored), 1)  # every feature shifted by one standard deviation
-    63.9
+    53.5
     """
     drawn, others = _alike(batch, reference)
     shift, noise = standardised_shift(drawn, others)
+    shift = shift[np.isfinite(shift)]
     return float((shift**2).mean() / noise) if shift.size else float("nan")
 
 
 def standardised_shift(
     batch: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], float]:
-    """The shift of each varying feature's mean in standard deviations, and its variance ``1/B + 1/M`` under chance."""
-    both = np.concatenate((batch, reference))
-    varies = both.max(axis=0) > both.min(axis=0)
-    shift = (batch[:, varies].mean(axis=0) - reference[:, varies].mean(axis=0)) / both[:, varies].std(axis=0, ddof=1)
-    return shift, 1.0 / batch.shape[0] + 1.0 / reference.shape[0]
+    """Each feature's shift of the mean in standard deviations, nan if constant, and the variance that is chance's."""
+    size, rest = batch.shape[0], reference.shape[0]
+    both, varies = standardised(np.concatenate((batch, reference)))
+    shift = np.full(batch.shape[1], np.nan)
+    shift[varies] = both[:size].mean(axis=0) - both[size:].mean(axis=0)
+    return shift, 1.0 / size + 1.0 / rest
 
 
 def energy_distance(batch: Any, reference: Any) -> float:
@@ -85,26 +87,24 @@ def energy_distance(batch: Any, reference: Any) -> float:
     0.4
     """
     drawn, others = _alike(batch, reference, 2)
-    both = np.concatenate((drawn, others))
-    both = both[:, both.max(axis=0) > both.min(axis=0)]
+    both, _ = standardised(np.concatenate((drawn, others)))
     if not both.shape[1]:
         return 0.0
-    both = (both - both.mean(axis=0)) / both.std(axis=0, ddof=1)
-    distances = _distances(both)
     size, rest = drawn.shape[0], others.shape[0]
-    between = distances[:size, size:].mean()
-    of_batch = distances[:size, :size].sum() / (size * (size - 1.0))
-    of_reference = distances[size:, size:].sum() / (rest * (rest - 1.0))
+    x, y = both[:size], both[size:]
+    between = _distances(x, y).mean()
+    of_batch = _distances(x, x).sum() / (size * (size - 1.0))
+    of_reference = _distances(y, y).sum() / (rest * (rest - 1.0))
     return float((2.0 * between - of_batch - of_reference) / np.sqrt(2.0 * both.shape[1]))
 
 
-def _distances(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Euclidean distances of all pairs; the same point has 0, exactly."""
-    squares = (points**2).sum(axis=1)
-    found = squares[:, None] + squares - 2.0 * (points @ points.T)
+def _distances(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Euclidean distances of all pairs."""
+    of_x, of_y = (x**2).sum(axis=1), (y**2).sum(axis=1)
+    squares = of_x[:, None] + of_y - 2.0 * (x @ y.T)
     # What cancels to rounding error is the same point; a root would make 1e-8 of it
-    found[found < 1e-13 * (1.0 + squares.max())] = 0.0
-    distances: npt.NDArray[np.float64] = np.sqrt(found)
+    squares[squares < 1e-13 * (1.0 + of_x.max() + of_y.max())] = 0.0
+    distances: npt.NDArray[np.float64] = np.sqrt(squares)
     return distances
 
 

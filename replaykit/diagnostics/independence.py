@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replaykit.diagnostics.inputs import Compared, count, features, flattened, nonnegative, whole
+from replaykit.diagnostics.inputs import Compared, count, features, flattened, nonnegative, standardised, whole
 from replaykit.field import as_float64, as_indices
 
 
@@ -164,12 +164,13 @@ def temporal_distance(ages: Any, sizes: Any) -> Compared:
     >>> temporal_distance([0, 1, 2, 3], sizes=100).ratio < 0.1
     True
     """
-    steps, lanes = as_indices("ages", ages).astype(np.float64), _lane_sizes(sizes)
+    steps, lanes = whole("ages", ages), _lane_sizes(sizes)
+    steps = steps - steps.min()  # as integers, of which floats hold only the small ones exactly
     total = lanes.sum()
     between = [(a, b) for a in np.unique(lanes) for b in np.unique(lanes)]
     counts = {size: int((lanes == size).sum()) for size in np.unique(lanes)}
     expected = sum(counts[a] * counts[b] * _distances_between(min(a, b), max(a, b)) for a, b in between) / total**2
-    return Compared(mean_distance(steps), float(expected))
+    return Compared(mean_distance(steps.astype(np.float64)), float(expected))
 
 
 def mean_distance(values: npt.NDArray[np.float64]) -> float:
@@ -178,7 +179,7 @@ def mean_distance(values: npt.NDArray[np.float64]) -> float:
     if size < 2:
         return float("nan")
     places = 2.0 * np.arange(size) - size + 1.0
-    return float((places * np.sort(values - values.min())).sum() * 2.0 / (size * (size - 1)))
+    return float((places * np.sort(values)).sum() * 2.0 / (size * (size - 1)))
 
 
 def _distances_between(short: float, long: float) -> float:
@@ -222,12 +223,11 @@ def autocorrelation(series: Any, lag: int = 1) -> float:
     shift, size = count("lag", lag), values.shape[0]
     if shift >= size:
         raise ValueError(f"lag is {shift}; expected less than the {size} entries of series")
-    values = values[:, values.max(axis=0) > values.min(axis=0)]
+    values, _ = standardised(values)
     if not values.shape[1]:
         return float("nan")
-    values = values - values.mean(axis=0)
-    products = (values[:-shift] * values[shift:]).sum(axis=0) / (values**2).sum(axis=0)
-    return float(products.mean() + (size - shift) / (size * (size - 1.0)))
+    products = (values[:-shift] * values[shift:]).sum(axis=0)
+    return float((products.mean() + (size - shift) / size) / (size - 1.0))
 
 
 def design_effect(batches: Any) -> float:
@@ -258,11 +258,16 @@ def design_effect(batches: Any) -> float:
     """
     values = _batches(batches)
     size = values.shape[1]
-    values = values[:, :, values.max(axis=(0, 1)) > values.min(axis=(0, 1))]
-    if not values.shape[2]:
+    draws, _ = standardised(values.reshape(-1, values.shape[2]))
+    if not draws.shape[1]:
         return float("nan")
-    of_one = values.reshape(-1, values.shape[2]).var(axis=0, ddof=1)
-    return float((size * values.mean(axis=1).var(axis=0, ddof=1) / of_one).mean())
+    means = draws.reshape(-1, size, draws.shape[1]).mean(axis=1)
+    return float(size * _variance(means))
+
+
+def _variance(means: npt.NDArray[np.float64]) -> float:
+    """The variance of the rows, averaged over features: 0 exactly, if they are equal."""
+    return float((means - means[0]).var(axis=0, ddof=1).mean())
 
 
 def _batches(batches: Any) -> npt.NDArray[np.float64]:
@@ -303,7 +308,7 @@ class BatchMeanError(NamedTuple):
 
     @property
     def effective_batch_size(self) -> float:
-        """How many independent uniform draws estimate the buffer's mean as well as a batch does: B / total."""
+        """How many independent uniform draws estimate the buffer's mean as well as a batch does, ``B / total``."""
         return self.batch_size / self.total if self.total > 0.0 else float("inf")
 
 
@@ -344,8 +349,9 @@ def batch_mean_error(batches: Any, population: Any) -> BatchMeanError:
     size = values.shape[1]
     if not stored.shape[1]:
         return BatchMeanError(float("nan"), float("nan"), size)
-    means = values.mean(axis=1)
-    scale = size / stored.var(axis=0)
-    variance = float((scale * means.var(axis=0, ddof=1)).mean())
-    bias = float((scale * (means.mean(axis=0) - stored.mean(axis=0)) ** 2).mean())
+    largest = np.abs(stored).max(axis=0)
+    stored, values = stored / largest, values / largest  # so that no square overflows or vanishes
+    means = (values.mean(axis=1) - stored.mean(axis=0)) / stored.std(axis=0)
+    variance = size * _variance(means)
+    bias = float(size * (means.mean(axis=0) ** 2).mean())
     return BatchMeanError(variance, bias - variance / means.shape[0], size)

@@ -97,3 +97,12 @@ def _columns(name: str, array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     if array.dtype.kind == "c":
         array = np.stack((array.real, array.imag), axis=-1)
     return as_float64(name, array).reshape(array.shape[0], -1 if array.size else int(np.prod(array.shape[1:])))
+
+
+def standardised(states: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """The features that vary, with mean 0 and variance 1, and which of all those are."""
+    varies: npt.NDArray[np.bool_] = states.max(axis=0) > states.min(axis=0)
+    states = states[:, varies]
+    states = states / np.abs(states).max(axis=0, initial=0.0)  # so that no square overflows or vanishes
+    centred = states - states.mean(axis=0)
+    return centred / np.sqrt((centred**2).sum(axis=0) / (states.shape[0] - 1.0)), varies

@@ -24,9 +24,9 @@ def td_error_stats(td_errors: Any) -> dict[str, float]:
     Returns
     -------
     dict of str to float
-        `mean`, `median`, `max` and `std` (of the batch, divided by B) of abs(δ), and its quantiles `q10`, `q25`, `q75`
-        and `q90`, in units of TD error; `bias`, the mean of δ itself, near 0 where predictions are right on average;
-        `top_decile_share`, see :func:`top_share`; and `nonfinite`, how many were left out.
+        `mean`, `median`, `max` and `std` (of the batch, divided by B) of abs(δ), and its quantiles ``q10``,
+        ``q25``, ``q75`` and ``q90``, in units of TD error; `bias`, the mean of δ itself, near 0 where predictions
+        are right on average; `top_decile_share`, see :func:`top_share`; and `nonfinite`, how many were left out.
 
     Raises
     ------
@@ -46,14 +46,15 @@ def td_error_stats(td_errors: Any) -> dict[str, float]:
         names = ("mean", "median", "max", "std", *QUANTILES, "bias", "top_decile_share")
         return dict.fromkeys(names, float("nan")) | {"nonfinite": missing}
     sizes = np.abs(finite)
+    unit = float(sizes.max()) or 1.0  # so that no sum or square overflows
     quantiles = np.quantile(sizes, [0.5, *QUANTILES.values()])
     return {
-        "mean": float(sizes.mean()),
+        "mean": float((sizes / unit).mean()) * unit,
         "median": float(quantiles[0]),
         "max": float(sizes.max()),
-        "std": float(sizes.std()),
+        "std": float((sizes / unit).std()) * unit,
         **dict(zip(QUANTILES, quantiles[1:].tolist(), strict=True)),
-        "bias": float(finite.mean()),
+        "bias": float((finite / unit).mean()) * unit,
         "top_decile_share": top_share(sizes, 0.1),
         "nonfinite": missing,
     }

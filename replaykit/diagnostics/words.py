@@ -1,0 +1,112 @@
+"""What is wrong with a replay, in words."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+Numbers = Mapping[str, float]
+
+
+class Symptom(NamedTuple):
+    """Something that can be wrong: when it is, and what to say then. A comparison with nan is never a symptom."""
+
+    shows: Callable[[Numbers], bool]
+    words: str
+    """With the names of numbers in braces."""
+
+
+SYMPTOMS = (
+    Symptom(
+        lambda x: x["td_error_nonfinite_share"] > 0.0,
+        "{td_error_nonfinite_share:.2%} of the TD errors are NaN or infinite: the network diverges, or a reward is not "
+        "finite. Look at the rewards, lower the learning rate and clip gradients.",
+    ),
+    Symptom(
+        lambda x: x["state_nonfinite_share"] > 0.0,
+        "{state_nonfinite_share:.2%} of the sampled states have NaN or infinite features: the environment, or what "
+        "normalises its observations, is broken.",
+    ),
+    Symptom(
+        lambda x: x["mean_shift"] > 4.0 and x["squared_bias"] <= x["design_effect"],
+        "Batches are worth {effective_batch_size:.1f} independent draws, not {batch_size:.0f}: their transitions "
+        "resemble each other (design effect {design_effect:.1f}, 1 if i.i.d.). Draw them from more episodes: a larger "
+        "capacity, uniform draws, more parallel environments.",
+    ),
+    Symptom(
+        lambda x: x["mean_shift"] > 4.0 and x["squared_bias"] > x["design_effect"],
+        "Batches differ from the buffer in the same way time and again (squared bias of the mean {squared_bias:.1f}, 0 "
+        "if i.i.d.): the agent learns from a part of what is stored. See relative_age and td_lift for which, and "
+        "whether that is meant.",
+    ),
+    Symptom(
+        lambda x: x["energy_distance"] > 0.1,
+        "The states of batches are distributed differently from those stored (energy distance {energy_distance:.2f}, 0 "
+        "if i.i.d.; 0.1 is a shift by half a standard deviation). Lower alpha, or enlarge what is drawn from.",
+    ),
+    Symptom(
+        lambda x: x["same_episode"] > 5.0,
+        "Pairs of the same episode are {same_episode:.0f} times as frequent in batches as chance makes them: batches "
+        "hold runs of neighbouring steps. Draw over the whole buffer.",
+    ),
+    Symptom(
+        lambda x: x["successive_correlation"] > 0.5 and x["mean_shift"] > 2.0,
+        "Successive batches deviate from the buffer in the same direction (correlation {successive_correlation:.2f}, 0 "
+        "if i.i.d.): each repeats the lesson of the one before. Draw over the whole buffer, or train less often.",
+    ),
+    Symptom(
+        lambda x: x["relative_age"] < 0.5,
+        "Sampled transitions are on average {relative_age:.2g} times as old as those stored: most of the buffer goes "
+        "unused. Draw uniformly, or lower the capacity.",
+    ),
+    Symptom(
+        lambda x: x["weight_effective_share"] < 0.25,
+        "Importance weights leave {weight_effective_share:.0%} of a batch: a few transitions with large weights decide "
+        "each step. Raise eps, or lower alpha or beta.",
+    ),
+    Symptom(
+        lambda x: x["weight_mean"] < 0.1,
+        "Importance weights are {weight_mean:.2g} on average, so learning hardly moves. Divide by the largest of the "
+        'batch (weights="batch"), raise eps, or lower beta.',
+    ),
+    Symptom(
+        lambda x: x["probability_undrawable_share"] > 0.5,
+        "{probability_undrawable_share:.1%} of the stored transitions cannot be drawn at all. If that is not meant, "
+        "draw from the whole buffer, or raise eps.",
+    ),
+    Symptom(
+        lambda x: x["probability_top_percent_share"] > 0.5 and x["probability_undrawable_share"] <= 0.5,
+        "1 % of the transitions have {probability_top_percent_share:.0%} of the probability (perplexity "
+        "{probability_perplexity_share:.2%} of the buffer). Raise eps to about a hundredth of a typical TD error or "
+        "more, lower alpha, or clip TD errors.",
+    ),
+    Symptom(
+        lambda x: x["probability_starved_share"] > 0.5 and x["probability_undrawable_share"] <= 0.5,
+        "{probability_starved_share:.1%} of the transitions are drawn less than a tenth as often as uniform draws "
+        "would. Raise eps, lower alpha, or lower the capacity if what is old is not wanted.",
+    ),
+    Symptom(
+        lambda x: x["draws_never_share"] - x["draws_never_expected"] > 0.25,
+        "{draws_never_share:.1%} of the stored transitions have never been drawn; under uniform draws "
+        "{draws_never_expected:.1%} would not have been. Raise eps, or lower alpha.",
+    ),
+    Symptom(
+        lambda x: x["td_error_top_decile_share"] > 0.8,
+        "A tenth of a batch carries {td_error_top_decile_share:.0%} of its TD error: outliers drive learning. Use the "
+        "Huber loss, clip rewards, or look for states that are never predicted.",
+    ),
+    Symptom(
+        lambda x: x["draws_per_transition"] < 1.0,
+        "Each transition is drawn {draws_per_transition:.2f} times before it is overwritten, on average: most "
+        "experience is never learned from. Train more often, or on larger batches.",
+    ),
+    Symptom(
+        lambda x: x["stale_update_share"] > 0.1 or x["stale_share"] > 0.1,
+        "{stale_update_share:.0%} of the priority updates and {stale_share:.0%} of the batches' transitions came after "
+        "the transition was overwritten. Enlarge the capacity, or shorten the delay between sampling and updating.",
+    ),
+)
+"""In the order in which to mend them."""
+
+
+def words_for(numbers: Numbers) -> list[str]:
+    """A sentence or two for each symptom that shows in the numbers of a monitor."""
+    return [symptom.words.format(**numbers) for symptom in SYMPTOMS if symptom.shows(numbers)]

@@ -1,0 +1,497 @@
+"""The measures: against independent computations, and against their expectation under i.i.d. draws.
+
+Where a test says "on average exactly", it averages over every possible outcome, so no statistics are needed: over all
+batches that can be drawn from a small buffer, or over all orders in which given values could have been drawn.
+"""
+
+import itertools
+import math
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from replaykit import Field, LatestBuffer, PrioritizedBuffer, ReplayBuffer, Spec
+from replaykit.diagnostics import (
+    autocorrelation,
+    batch_mean_error,
+    correlation_count,
+    design_effect,
+    draw_count_stats,
+    draw_distribution,
+    duplicates,
+    effective_sample_size,
+    energy_distance,
+    mean_shift,
+    overlap,
+    relative_age,
+    same_episode_pairs,
+    td_error_stats,
+    td_lift,
+    temporal_distance,
+    top_share,
+    weight_stats,
+    weighted_td_lift,
+)
+
+numbers = st.floats(-1e6, 1e6, width=32)
+positive = st.floats(0.0078125, 1e6, width=32)
+
+
+# -- TD errors -----------------------------------------------------------------------------------------------
+
+
+@given(st.lists(numbers, min_size=1, max_size=40))
+def test_td_error_stats_are_those_of_the_standard_library(errors):
+    """Mean, median, maximum, population standard deviation and quantiles of abs(δ), and the mean of δ."""
+    stats = td_error_stats(errors)
+    sizes = [abs(error) for error in errors]
+    assert stats["mean"] == pytest.approx(statistics.fmean(sizes))
+    assert stats["median"] == pytest.approx(statistics.median(sizes))
+    assert stats["max"] == max(sizes)
+    assert stats["std"] == pytest.approx(statistics.pstdev(sizes), abs=1e-6)
+    assert stats["bias"] == pytest.approx(statistics.fmean(errors), abs=1e-9)
+    if len(sizes) > 1:
+        tenths = statistics.quantiles(sizes, n=20, method="inclusive")
+        found = [stats[name] for name in ("q10", "q25", "q75", "q90")]
+        assert found == pytest.approx([tenths[1], tenths[4], tenths[14], tenths[17]])
+    assert stats["nonfinite"] == 0.0
+
+
+@given(st.lists(positive, min_size=1, max_size=40))
+def test_the_top_decile_is_counted_in_parts(values):
+    """As if each value were ten of a tenth of it, of which the largest tenth in number is taken."""
+    parts = sorted((value / 10.0 for value in values for _ in range(10)), reverse=True)
+    assert top_share(values, 0.1) == pytest.approx(sum(parts[: len(values)]) / sum(parts))
+
+
+@given(value=st.floats(0.0, 1e300), size=st.integers(1, 99))
+def test_equal_errors_have_a_tenth_of_the_total_in_their_top_tenth(value, size):
+    """For every batch size, one included, and for errors that are all 0; and nothing of them is spread."""
+    stats = td_error_stats(np.full(size, value))
+    assert stats["top_decile_share"] == pytest.approx(0.1)
+    assert stats["mean"] == pytest.approx(stats["max"]) and stats["median"] == stats["q10"] == value
+
+
+def test_nan_errors_are_counted_and_not_spread():
+    """The rest is what it would be without them; with nothing left all is nan."""
+    stats = td_error_stats([1.0, float("nan"), -3.0, float("inf")])
+    assert stats.pop("nonfinite") == 2.0
+    assert stats == {name: value for name, value in td_error_stats([1.0, -3.0]).items() if name != "nonfinite"}
+    nothing = td_error_stats([float("nan")])
+    assert nothing.pop("nonfinite") == 1.0 and nothing.keys() == stats.keys()
+    assert all(math.isnan(value) for value in nothing.values())
+
+
+# -- The study's count ---------------------------------------------------------------------------------------
+
+
+@given(
+    rows=st.lists(st.lists(st.sampled_from([0.0, 0.1, 0.3, -2.0, 7.5]), min_size=4, max_size=4), max_size=12),
+    threshold=st.sampled_from([0.0, 0.5, 0.8, 0.95]),
+)
+def test_correlation_count_is_the_study_s(rows, threshold):
+    """Pair by pair by the textbook formula, with fractions of a large denominator for what is constant."""
+    expected = 0
+    for x, y in itertools.combinations(rows, 2):
+        if len(set(x)) > 1 and len(set(y)) > 1:
+            r = abs(statistics.correlation(x, y))
+            assume(abs(r - threshold) > 1e-9)
+            expected += r > threshold
+    assert correlation_count(np.reshape(rows, (-1, 4)), threshold) == expected
+
+
+def test_correlation_count_is_void_for_two_features_and_for_one():
+    """Every pair of two-feature states counts, of independent noise too; of one-feature and constant states none."""
+    rng = np.random.default_rng(0)
+    assert correlation_count(rng.normal(size=(64, 2))) == 64 * 63 // 2 == 2016
+    assert correlation_count(rng.normal(size=(64, 1))) == correlation_count(rng.normal(size=64)) == 0
+    assert correlation_count(np.full((64, 3), 0.1)) == correlation_count(np.full((1, 3), 0.1)) == 0
+    states = rng.normal(size=(9, 4))
+    extended = np.concatenate((states, np.full((2, 4), np.nan), np.full((2, 4), 0.7)))
+    assert correlation_count(extended) == correlation_count(states) == correlation_count(states * 1e-200)
+
+
+def test_correlation_count_does_not_tell_consecutive_states_of_cartpole_from_independent_ones():
+    """What was measured of the study: about 1449 ± 133 of 2016 and 1467 ± 181, and 403 for noise of four features."""
+    gymnasium = pytest.importorskip("gymnasium")
+    env = gymnasium.make("CartPole-v1")
+    env.action_space.seed(0)
+    states = [env.reset(seed=0)[0]]
+    while len(states) < 6400:
+        obs, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        states.append(obs if not (terminated or truncated) else env.reset()[0])
+    states = np.array(states)
+    rng = np.random.default_rng(0)
+    together = [correlation_count(states[i : i + 64]) for i in range(0, 6400, 64)]
+    apart = [correlation_count(states[rng.integers(6400, size=64)]) for _ in range(100)]
+    assert 1400 < np.mean(apart) < 1500 and 1400 < np.mean(together) < 1540  # standard errors 13 and 18
+    noise = [correlation_count(rng.normal(size=(64, 4))) for _ in range(100)]
+    assert 390 < np.mean(noise) < 416
+
+
+# -- Expectations, exactly -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [[4], [2, 3], [1, 1, 2]])
+def test_expectations_are_the_average_over_every_batch_that_can_be_drawn(sizes):
+    """Duplicates, overlap, pairs of an episode, distance in time, age: over all N**B batches, on average exactly."""
+    stored = [(lane, age) for lane, size in enumerate(sizes) for age in range(size)]
+    size, lengths = len(stored), sizes  # each lane is an episode
+    measured = {name: [] for name in ("duplicates", "overlap", "episode", "distance", "age")}
+    for draw in itertools.product(range(size), repeat=3):
+        lanes, ages = np.array([stored[i] for i in draw]).T
+        measured["duplicates"].append(duplicates(draw, size))
+        measured["overlap"].append(overlap([0, 0, 1], draw, size))
+        measured["episode"].append(same_episode_pairs(lanes, lengths))
+        measured["distance"].append(temporal_distance(ages, sizes))
+        measured["age"].append(relative_age(ages, sizes))
+    for name, found in measured.items():
+        assert np.mean([each.value for each in found]) == pytest.approx(found[0].expected, rel=1e-12), name
+        assert np.mean([each.ratio for each in found]) == pytest.approx(1.0, rel=1e-12), name
+
+
+@given(st.integers(1, 400))
+def test_the_expected_distance_of_one_lane_is_a_third_of_it(size):
+    """(N² - 1) / (3 N), whatever the numbering; and that of equal lanes in step is the same."""
+    expected = (size**2 - 1) / (3 * size)
+    assert temporal_distance([5, 7], size).expected == pytest.approx(expected)
+    assert temporal_distance([5, 7], [size, 0, size, size]).expected == pytest.approx(expected)
+    assert temporal_distance([-5, -7], size).value == 2.0
+    assert temporal_distance([2**60 + 1, 2**60 + 4], size).value == 3.0
+
+
+def test_expectations_hold_for_any_values_on_average_exactly():
+    """Design effect, autocorrelation, mean shift, energy distance: over every order in which values can be drawn."""
+    values = np.array([[0.0, 1.0], [1.0, 1.0], [5.0, -2.0], [2.0, 0.0], [-3.0, 1.0], [1.0, 8.0]])
+    orders = np.array(list(itertools.permutations(range(6))))
+    effects = [design_effect(values[order].reshape(3, 2, 2)) for order in orders]
+    assert np.mean(effects) == pytest.approx(1.0, rel=1e-12)
+    for lag in (1, 2):
+        assert np.mean([autocorrelation(values[order], lag) for order in orders]) == pytest.approx(0.0, abs=1e-12)
+    shifts = [mean_shift(values[order[:2]], values[order[2:]]) for order in orders]
+    assert np.mean(shifts) == pytest.approx(1.0, rel=1e-12)
+    distances = [energy_distance(values[order[:2]], values[order[2:]]) for order in orders]
+    assert np.mean(distances) == pytest.approx(0.0, abs=1e-12)
+    assert np.ptp(effects) > 1.0 and np.ptp(distances) > 0.5  # what averages to it is not always it
+
+
+def test_the_error_of_batch_means_is_unbiased_exactly():
+    """Over every way to draw two batches of two from three: variance 1, squared bias 0."""
+    stored = np.array([1.0, 2.0, 6.0])
+    errors = [
+        batch_mean_error(stored[list(draws)].reshape(2, 2), stored) for draws in itertools.product(range(3), repeat=4)
+    ]
+    assert np.mean([error.variance for error in errors]) == pytest.approx(1.0, rel=1e-12)
+    assert np.mean([error.squared_bias for error in errors]) == pytest.approx(0.0, abs=1e-12)
+
+
+# -- Independent computations --------------------------------------------------------------------------------
+
+
+states = st.integers(1, 3).flatmap(
+    lambda width: st.tuples(
+        *(
+            st.lists(st.lists(st.integers(-9, 9), min_size=width, max_size=width), min_size=2, max_size=6)
+            for _ in range(2)
+        )
+    )
+)
+
+
+@given(states)
+def test_energy_distance_and_mean_shift_are_what_loops_make_of_them(pair):
+    """Over all pairs of different draws, of the features that vary, standardised over both."""
+    batch, reference = pair
+    both = batch + reference
+    columns = [column for column in zip(*both, strict=True) if len(set(column)) > 1]
+    scaled = [[(x - statistics.fmean(c)) / statistics.stdev(c) for x in c] for c in columns]
+    points = list(zip(*scaled, strict=True)) if columns else [()] * len(both)
+    x, y = points[: len(batch)], points[len(batch) :]
+    between = statistics.fmean(math.dist(a, b) for a in x for b in y)
+    within = [statistics.fmean(math.dist(a, b) for a, b in itertools.combinations(part, 2)) for part in (x, y)]
+    expected = (2.0 * between - sum(within)) / math.sqrt(2.0 * max(len(columns), 1))
+    assert energy_distance(batch, reference) == pytest.approx(expected, abs=1e-6)
+    noise = 1.0 / len(x) + 1.0 / len(y)
+    shifts = [(statistics.fmean(c[: len(x)]) - statistics.fmean(c[len(x) :])) ** 2 / noise for c in scaled]
+    if columns:
+        assert mean_shift(batch, reference) == pytest.approx(statistics.fmean(shifts), abs=1e-9)
+    else:
+        assert math.isnan(mean_shift(batch, reference))
+
+
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=12))
+def test_pairs_are_counted_one_by_one(values):
+    """Distance in time and pairs of the same episode; duplicates as what a set leaves out."""
+    pairs = list(itertools.combinations(values, 2))
+    assert temporal_distance(values, 31).value == pytest.approx(statistics.fmean(abs(a - b) for a, b in pairs))
+    assert same_episode_pairs(values, [4, 2]).value == pytest.approx(statistics.fmean(a == b for a, b in pairs))
+    assert duplicates(values, 31).value == pytest.approx(1.0 - len(set(values)) / len(values))
+    others = [*values[: len(values) // 2], 77]
+    assert overlap(values, others, 31).value == pytest.approx(statistics.fmean(v in others for v in values))
+
+
+def test_design_effect_and_autocorrelation_are_their_formulas():
+    """B Var(batch mean) / Var(one draw), and the corrected correlation of neighbours, by the standard library."""
+    rng = np.random.default_rng(3)
+    batches = rng.exponential(size=(5, 4))
+    means = [statistics.fmean(batch) for batch in batches]
+    expected = 4 * statistics.variance(means) / statistics.variance(batches.ravel().tolist())
+    assert design_effect(batches) == pytest.approx(expected)
+    assert design_effect(np.stack((batches, 3.0 * batches, np.ones((5, 4))), axis=2)) == pytest.approx(expected)
+    centre = statistics.fmean(means)
+    products = sum((a - centre) * (b - centre) for a, b in itertools.pairwise(means))
+    expected = products / sum((a - centre) ** 2 for a in means) + 4 / 20
+    assert autocorrelation(means) == pytest.approx(expected)
+
+
+@given(st.lists(positive, min_size=1, max_size=30))
+def test_effective_sample_size_is_the_square_of_the_sum_by_the_sum_of_squares(weights):
+    """From 1 to B, whatever the scale."""
+    size = effective_sample_size(weights)
+    assert size == pytest.approx(math.fsum(weights) ** 2 / math.fsum(w * w for w in weights))
+    assert 1.0 - 1e-12 <= size <= len(weights) * (1 + 1e-12)
+    assert effective_sample_size(np.array(weights) * 1e250) == pytest.approx(size)
+    stats = weight_stats(weights)
+    assert stats["effective_share"] == pytest.approx(size / len(weights))
+    assert stats["collapsed_share"] == sum(w < 0.01 * max(weights) for w in weights) / len(weights)
+    assert (stats["min"], stats["max"]) == (min(weights), max(weights))
+
+
+@given(st.lists(st.one_of(st.just(0.0), positive), min_size=1, max_size=40).filter(any))
+def test_the_distribution_of_draws_is_what_logarithms_make_of_it(probabilities):
+    """Entropy in units of log N, its perplexity, the largest, and those that are never drawn."""
+    total = math.fsum(probabilities)
+    shares = [p / total for p in probabilities if p]
+    entropy = -math.fsum(share * math.log(share) for share in shares)
+    size, health = len(probabilities), draw_distribution(probabilities)
+    assert health["perplexity_share"] == pytest.approx(math.exp(entropy) / size)
+    if size > 1:
+        assert health["entropy"] == pytest.approx(entropy / math.log(size), abs=1e-9)
+    assert health["largest"] == pytest.approx(max(shares) * size)
+    assert health["undrawable_share"] == pytest.approx(1.0 - len(shares) / size)
+    hundredths = sorted((p / 100.0 for p in probabilities for _ in range(100)), reverse=True)
+    assert health["top_percent_share"] == pytest.approx(sum(hundredths[:size]) / total)
+
+
+def test_uniform_probabilities_are_healthy_whatever_their_scale():
+    """Entropy and perplexity 1, one hundredth of the mass in the top hundredth, nothing undrawable."""
+    for size in (1, 7, 1000):
+        health = draw_distribution(np.full(size, 1e-300))
+        assert health == pytest.approx(
+            {
+                "top_percent_share": 0.01,
+                "entropy": 1.0,
+                "perplexity_share": 1.0,
+                "largest": 1.0,
+                "undrawable_share": 0.0,
+            }
+        )
+
+
+def test_td_lift_of_draws_by_priority_is_told_by_their_probabilities():
+    """A batch that holds each transition in proportion to its probability knows the buffer's mean exactly."""
+    errors, times = np.array([4.0, -1.0, 2.0]), np.array([4, 1, 3])
+    drawn, q = np.repeat(errors, times), np.repeat(times / 8.0, times)
+    assert td_lift(drawn, errors) == pytest.approx((16 + 1 + 6) / 8 / (7 / 3))
+    assert weighted_td_lift(drawn, q) == pytest.approx(td_lift(drawn, errors))
+    assert weighted_td_lift(errors, np.full(3, 1e-300)) == pytest.approx(1.0)
+    assert math.isnan(td_lift([1.0], [0.0, 0.0])) and math.isnan(weighted_td_lift([0.0], [0.5]))
+
+
+def test_the_expected_share_of_what_is_never_drawn_is_poisson_s():
+    """exp(-e) on average, and a dispersion of 1 for counts that scatter as Poisson's do."""
+    stats = draw_count_stats([0, 2, 5], [0.0, 2.0, 1.0])
+    assert stats["never_expected"] == pytest.approx((1.0 + math.exp(-2.0) + math.exp(-1.0)) / 3)
+    assert stats["never_share"] == pytest.approx(1 / 3) and (stats["mean"], stats["max"]) == (7 / 3, 5.0)
+    assert stats["dispersion"] == pytest.approx(16 / 3)
+    counts = np.random.default_rng(0).poisson(3.0, 10_000)
+    stats = draw_count_stats(counts, 3.0)
+    # Within 4.5 standard deviations, which are 0.0015 and 0.022: a false positive rate of 1e-5
+    assert abs(stats["never_share"] - stats["never_expected"]) < 4.5 * np.sqrt(math.exp(-3.0) / 10_000)
+    assert abs(stats["dispersion"] - 1.0) < 4.5 * np.sqrt((2.0 + 1.0 / 3.0) / 10_000)
+
+
+# -- Real buffers: i.i.d. and correlated streams -------------------------------------------------------------
+
+
+def wandering(buffer, size=2000, length=50):
+    """`buffer` with episodes of a random walk in it: neighbours resemble each other."""
+    rng = np.random.default_rng(7)
+    walk = rng.normal(size=(size // length, length, 3)).cumsum(axis=1).reshape(size, 3)
+    ends = np.arange(size) % length == length - 1
+    buffer.extend(walk, np.zeros(size, int), np.zeros(size), walk, ends, np.zeros(size, bool))
+    return buffer
+
+
+WALK = Spec(obs=Field((3,)), action=Field((), np.int64))
+
+
+def measures_of(buffer, batches):
+    """Every measure of many batches of 32, as arrays of what is 1, or 0, if i.i.d.; and states for whole-run ones."""
+    stored = buffer.read(np.arange(2000), "obs").astype(float)
+    rng = np.random.default_rng(11)
+    found, previous = {}, None
+    for batch in batches:
+        values = {
+            "duplicates": duplicates(batch, 2000).ratio,
+            "episode": same_episode_pairs(batch // 50, np.full(40, 50)).ratio,
+            "distance": temporal_distance(batch, 2000).ratio,
+            "age": relative_age(1999 - batch, 2000).ratio,
+            "shift": mean_shift(stored[batch], stored[rng.integers(2000, size=100)]),
+            "energy": 1.0 + energy_distance(stored[batch], stored[rng.integers(2000, size=100)]),
+            "overlap": 1.0 if previous is None else overlap(batch, previous, 2000).ratio,
+        }
+        previous = batch
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    states = np.array([stored[batch] for batch in batches])
+    return {name: np.array(values) for name, values in found.items()}, states, stored
+
+
+def test_every_measure_of_uniform_draws_is_that_of_iid_draws():
+    """Over 1,500 batches of a ReplayBuffer each mean is within 4.5 standard errors of 1: at a rate of 1e-4 in all."""
+    buffer = wandering(ReplayBuffer(2000, WALK, seed=1))
+    found, states, stored = measures_of(buffer, [buffer.sample(32).indices for _ in range(1500)])
+    for name, values in found.items():
+        assert abs(values.mean() - 1.0) < 4.5 * values.std() / np.sqrt(values.size), name
+    # The variance of 1,500 means, of three features: a relative standard error below sqrt(2 / 1500) each
+    assert abs(design_effect(states) - 1.0) < 4.5 * np.sqrt(2.0 / 1500)
+    error = batch_mean_error(states, stored)
+    assert abs(error.total - 1.0) < 4.5 * np.sqrt(2.0 / 1500) and abs(error.squared_bias) < 4.5 * 2.0 / 1500
+    assert error.effective_batch_size == pytest.approx(32 / error.total) and 0.99 < error.variance_share < 1.01
+    assert abs(autocorrelation(states.mean(axis=1))) < 4.5 / np.sqrt(1500)
+
+
+def test_every_measure_of_a_correlated_stream_says_so():
+    """Runs of 32 neighbours from uniform starts: independence is lost, identity is not."""
+    buffer = wandering(ReplayBuffer(2000, WALK, seed=1))
+    rng = np.random.default_rng(2)
+    runs = [np.arange(start, start + 32) % 2000 for start in rng.integers(2000, size=400)]
+    found, states, stored = measures_of(buffer, runs)
+    assert found["duplicates"].mean() == 0.0
+    assert found["episode"].mean() > 10.0
+    assert found["distance"].mean() < 0.2  # (B + 1) / 3 steps, but for the runs around the end
+    assert abs(found["age"].mean() - 1.0) < 0.2
+    assert found["shift"].mean() > 10.0 and found["energy"].mean() > 1.3
+    error = batch_mean_error(states, stored)
+    assert 10.0 < design_effect(states) < 32.0 and error.variance > 10.0 and error.squared_bias < 1.0
+    assert error.effective_batch_size < 3.2
+    inner = temporal_distance(np.arange(100, 132), 2000)
+    assert inner.value == pytest.approx(33 / 3)
+
+
+def test_every_measure_of_the_newest_transitions_says_so():
+    """A LatestBuffer while steps are added: its batches repeat each other, and its variance of 0 is no virtue."""
+    buffer = wandering(LatestBuffer(2000, WALK))
+    batches = [np.arange(1900 + 8 * (k // 4), 1932 + 8 * (k // 4)) for k in range(32)]
+    found, states, stored = measures_of(buffer, batches)
+    assert found["age"].mean() < 0.1 and found["overlap"].mean() > 10.0
+    assert autocorrelation(states.mean(axis=1)) > 0.5
+    same = np.tile(stored[buffer.sample(32).indices], (10, 1, 1))
+    assert design_effect(same) == 0.0
+    error = batch_mean_error(same, stored)
+    bias = 32 * np.mean(((stored[-32:].mean(axis=0) - stored.mean(axis=0)) / stored.std(axis=0)) ** 2)
+    assert error.variance == 0.0 and error.variance_share == 0.0
+    assert error.total == pytest.approx(bias) and error.effective_batch_size == pytest.approx(32 / bias)
+
+
+def test_draws_by_priority_lift_the_td_error():
+    """By Σ P abs(δ) / mean abs(δ), both against the buffer and by the batch's own probabilities."""
+    buffer = wandering(PrioritizedBuffer(2000, WALK, alpha=1.0, eps=0.0, seed=0))
+    errors = np.random.default_rng(5).exponential(size=2000) + 0.1
+    buffer.update_priorities(np.arange(2000), errors)
+    batch = buffer.sample(20_000)
+    expected = (errors**2).sum() / errors.sum() / errors.mean()
+    # A standard error of 0.5 % each; stratified draws have less
+    assert td_lift(errors[batch.indices], errors) == pytest.approx(expected, rel=0.02)
+    assert weighted_td_lift(errors[batch.indices], batch.probabilities) == pytest.approx(expected, rel=0.03)
+
+
+# -- Bad and degenerate input --------------------------------------------------------------------------------
+
+
+def test_batches_of_one_and_constant_states_have_an_answer():
+    """Nan where a pair is needed or nothing varies, and no warning; 0 where everything is alike."""
+    assert math.isnan(same_episode_pairs([3], [5]).value) and math.isnan(temporal_distance([3], 5).value)
+    assert duplicates([3], 5) == (0.0, 0.0) and math.isnan(duplicates([3], 5).ratio)
+    assert duplicates([0, 0], 1) == (0.5, 0.5) and overlap([0], [0], 1) == (1.0, 1.0)
+    assert relative_age([0], 1) == (0.0, 0.0) and temporal_distance([0, 0], 1) == (0.0, 0.0)
+    ones = np.ones((5, 3))
+    assert math.isnan(mean_shift(ones, ones)) and energy_distance(ones, ones) == 0.0
+    assert math.isnan(design_effect(np.ones((4, 5, 3)))) and math.isnan(autocorrelation(ones))
+    assert math.isnan(batch_mean_error(np.ones((4, 5)), np.ones(9)).total)
+    assert math.isnan(effective_sample_size([0.0, 0.0])) and math.isnan(draw_count_stats([0], 0.0)["dispersion"])
+    assert mean_shift([[2.0]], [[1.0], [3.0]]) == pytest.approx(0.0, abs=1e-12)
+    huge = np.array([[1e300, 1.0], [-1e300, 2.0], [1e300, 0.0], [1e299, 5.0]])
+    for measure in (
+        autocorrelation,
+        lambda x: design_effect(x.reshape(2, 2, 2)),
+        lambda x: mean_shift(x[:1], x[1:]),
+        lambda x: energy_distance(x[:2], x),
+        lambda x: batch_mean_error(x.reshape(2, 2, 2), x).total,
+    ):
+        assert measure(huge) == pytest.approx(measure(huge * [1e-300, 1.0]))  # no overflow
+
+
+def test_nested_image_and_complex_states_are_laid_side_by_side():
+    """Dicts and tuples of arrays, of any dtype and shape, as if they were one table."""
+    rng = np.random.default_rng(0)
+    image, flags = rng.integers(0, 256, (9, 2, 3)).astype(np.uint8), rng.random((9, 2)) < 0.5
+    waves = rng.normal(size=9) + 1j * rng.normal(size=9)
+    nested = {"image": image, "rest": (flags, waves)}
+    parts = (image.reshape(9, -1), flags, waves.real[:, None], waves.imag[:, None])
+    table = np.concatenate([part.astype(float) for part in parts], axis=1)
+
+    def rows(tree, where):
+        return {"image": tree["image"][where], "rest": tuple(part[where] for part in tree["rest"])}
+
+    first, second = slice(0, 4), slice(4, 9)
+    for measure in (mean_shift, energy_distance):
+        assert measure(rows(nested, first), rows(nested, second)) == measure(table[first], table[second])
+    assert correlation_count(nested) == correlation_count(table)
+
+
+WRONG = {
+    "no error": (lambda: td_error_stats([]), "td_errors has 0 entries; expected at least 1"),
+    "a column": (lambda: td_error_stats(np.zeros((4, 1))), r"td_errors has shape \(4, 1\); expected one axis"),
+    "words": (lambda: td_error_stats(["a"]), "td_errors has dtype <U1; expected real numbers"),
+    "a negative weight": (lambda: effective_sample_size([1.0, -2.0]), "weights contains -2.0; expected finite"),
+    "a nan weight": (lambda: weight_stats([np.nan]), "weights contains nan"),
+    "no mass": (lambda: draw_distribution([0.0]), "probabilities are all 0; expected at least one"),
+    "a top of 0": (lambda: top_share([1.0], 0.0), "top is 0.0; expected a share"),
+    "a threshold of 1": (lambda: correlation_count(np.eye(3), 1.0), "threshold is 1.0; expected a correlation"),
+    "a scalar state": (lambda: correlation_count(1.0), "states has leading axes"),
+    "no state": (lambda: correlation_count({}), "states holds no array"),
+    "fields of two lengths": (
+        lambda: correlation_count({"a": np.ones(3), "b": np.ones(4)}),
+        "states.a.*states.b.*expected the same number",
+    ),
+    "a nan state": (lambda: mean_shift([[1.0], [np.nan]], [[1.0]]), "batch has NaN or infinite numbers in entry 1"),
+    "one state": (lambda: energy_distance([[1.0]], [[1.0], [2.0]]), "batch has 1 entries; expected at least 2"),
+    "other features": (lambda: mean_shift(np.ones((2, 3)), np.ones((2, 4))), "batch has 3 features and reference 4"),
+    "float indices": (lambda: duplicates([0.5], 3), "indices has dtype float64; expected integers"),
+    "no indices": (lambda: duplicates(np.zeros(0, int), 3), "indices is empty"),
+    "a size of 0": (lambda: duplicates([0], 0), "size is 0; expected at least 1"),
+    "a float size": (lambda: overlap([0], [0], 2.0), "size is 2.0; expected an int"),
+    "no episode": (lambda: same_episode_pairs([0], [0]), "lengths are all 0"),
+    "half a step": (lambda: relative_age([0], 1.5), "sizes is 1.5; expected whole numbers"),
+    "nothing stored": (lambda: temporal_distance([0], [0, 0]), "expected whole numbers of stored steps, at least 1"),
+    "a lag of K": (lambda: autocorrelation([1.0, 2.0], 2), "lag is 2; expected less than the 2 entries"),
+    "one batch": (lambda: design_effect(np.ones((1, 4))), r"batches has shape \(1, 4\); expected \(K, B\)"),
+    "a nan batch": (lambda: design_effect([[1.0, np.nan], [1.0, 2.0]]), "batches contains NaN"),
+    "another population": (lambda: batch_mean_error(np.ones((2, 4)), np.ones((9, 2))), "population has 2 features"),
+    "counts of two shapes": (lambda: draw_count_stats([1, 2], [1.0]), r"expected has shape \(1,\); expected \(2,\)"),
+    "a lift of nan": (lambda: td_lift([np.nan], [1.0]), "td_errors contains nan"),
+    "fewer probabilities": (lambda: weighted_td_lift([1.0, 2.0], [1.0]), "probabilities has 1 entries; expected 2"),
+    "a probability of 0": (lambda: weighted_td_lift([1.0], [0.0]), "probabilities contains 0"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG.values(), ids=WRONG)
+def test_bad_input_is_refused_by_name(call, message):
+    """What, what was expected, and what was got."""
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()

@@ -1,0 +1,586 @@
+"""ReplayMonitor: what it records, that it changes nothing, and what it says when something is wrong."""
+
+import copy
+import dataclasses
+import gc
+import math
+import pickle
+import subprocess
+import sys
+import weakref
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from replaykit import (
+    CombinedReplay,
+    Field,
+    HindsightReplay,
+    LatestBuffer,
+    PrioritizedBuffer,
+    ReplayBuffer,
+    Spec,
+)
+from replaykit.diagnostics import ReplayMonitor, monitor, td_error_stats, weight_stats
+from replaykit.diagnostics.figure import PANELS
+from replaykit.diagnostics.words import SYMPTOMS, words_for
+from replaykit.testing import bits_of, build, configurations, values_of
+from replaykit.trees import leaves_of, map_tree
+from tests.helpers import FLAT, filled, step, stretch
+
+
+def stacked(values, lanes):
+    """Values of each lane as arrays with a leading axis, or those of the only one."""
+    if lanes == 1:
+        return values[0]
+    parts = [dict(leaves_of(value)) for value in values]
+    return map_tree(lambda _leaf, path: np.array([part[path] for part in parts]), values[0])
+
+
+def walk(buffer, steps, seed=0, length=50):
+    """`buffer` with a random walk of FLAT in it, in episodes of `length`."""
+    rng = np.random.default_rng(seed)
+    states = rng.normal(size=(-(-steps // length), length, 3)).cumsum(axis=1).reshape(-1, 3)[:steps]
+    ends = np.arange(steps) % length == length - 1
+    buffer.extend(states, np.zeros(steps, int), np.zeros(steps), states, ends, np.zeros(steps, bool))
+    return buffer
+
+
+# -- It changes nothing --------------------------------------------------------------------------------------
+
+
+@given(
+    configuration=configurations(),
+    actions=st.lists(st.sampled_from(["add", "add", "add", "sample", "sample", "update", "reset"]), max_size=40),
+    every=st.integers(1, 3),
+    masked=st.booleans(),
+)
+def test_batches_are_the_same_with_and_without_it(configuration, actions, every, masked):
+    """Bit for bit, over every stack of buffer and wrappers, through updates, masks, wrap-around and resets."""
+    configuration = dataclasses.replace(configuration, alpha=0.7, eps=0.01)
+    (watched, _), (alone, _) = build(configuration), build(configuration)
+    rng = np.random.default_rng(configuration.seed)
+    lanes, size = configuration.num_envs, 3 + sum(configuration.combined)
+    watcher = ReplayMonitor(watched, every=every)
+    batches = [None, None]
+    for number, action in enumerate(actions):
+        if action == "add":
+            values = {name: [values_of(watched.spec[name], number + e) for e in range(lanes)] for name in watched.spec}
+            values["terminated"], values["truncated"] = rng.random((2, lanes)) < 0.2
+            mask = rng.random(lanes) < 0.7 if masked else None
+            for replay in (watched, alone):
+                replay.add(**{name: stacked(value, lanes) for name, value in values.items()}, mask=mask)
+        elif action == "sample" and len(watched):
+            batches = [replay.sample(size) for replay in (watched, alone)]
+            assert bits_of(batches[0]) == bits_of(batches[1])
+        elif action == "update" and batches[0] is not None:
+            errors = rng.normal(size=size)
+            for replay, batch in zip((watched, alone), batches, strict=True):
+                replay.update_priorities(batch.indices, errors)
+            watcher.record(batches[0], errors)
+        elif action == "reset":
+            watched.reset()
+            alone.reset()
+    assert pickle.dumps(watched.rng) == pickle.dumps(alone.rng)
+    watched.check()
+    assert set(watcher.stats()) == set(ReplayMonitor(alone).stats())
+    assert all(type(value) is float for value in watcher.stats().values())
+
+
+def test_it_keeps_no_batch_alive():
+    """Only a copy of the indices, and of those no more than are needed until the next examination."""
+    buffer = filled(ReplayBuffer(100, FLAT, seed=0), 100)
+    watcher = ReplayMonitor(buffer, every=5)
+    for _ in range(4):
+        batch = buffer.sample(8)
+        watcher.record(batch, batch.reward)
+        gone = weakref.ref(batch.obs)
+        batch.indices[:] = 0  # the caller's own
+    del batch
+    gc.collect()
+    assert gone() is None
+    before = len(pickle.dumps(watcher))
+    for _ in range(400):
+        watcher.record(buffer.sample(8))
+    history = len(pickle.dumps(watcher.history))
+    assert len(pickle.dumps(watcher)) - history < before + 20 * 8 * 300  # the window's numbers
+
+
+def test_a_copy_goes_on_by_itself():
+    """Deep copies and pickles, with the buffer they watch."""
+    buffer = walk(PrioritizedBuffer(200, FLAT, seed=0), 200)
+    watcher = ReplayMonitor(buffer, every=2)
+    watcher.record(buffer.sample(8))
+    others = [copy.deepcopy(watcher), pickle.loads(pickle.dumps(watcher))]
+    for each in (watcher, *others):
+        each.record(each.buffer.sample(8))
+    assert others[0].stats() == pytest.approx(watcher.stats(), nan_ok=True)
+    assert others[1].stats() == pytest.approx(watcher.stats(), nan_ok=True)
+
+
+# -- What it counts ------------------------------------------------------------------------------------------
+
+
+@given(
+    lanes=st.integers(1, 3),
+    length=st.integers(1, 6),
+    actions=st.lists(st.sampled_from(["add", "add", "some", "batch", "batch", "reset"]), max_size=60),
+    every=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_draws_are_counted_by_transition(lanes, length, actions, every, seed):
+    """As a dict of every index ever drawn has it, through wrap-around, masks and resets; stale draws count for none."""
+    buffer = ReplayBuffer(lanes * length, FLAT, num_envs=lanes, seed=seed)
+    watcher, rng, drawn = ReplayMonitor(buffer, every=every), np.random.default_rng(seed), {}
+    for action in actions:
+        if action == "batch" and len(buffer):
+            batch = buffer.sample(4)
+            if rng.random() < 0.2:
+                buffer.add(
+                    **(stretch(1, lanes) if lanes == 1 else {k: v[0] for k, v in stretch(1, lanes).items()})
+                ) if lanes > 1 else buffer.add(**step(1.0))
+            watcher.record(batch)
+            for index in batch.indices.tolist():
+                drawn[index] = drawn.get(index, 0) + 1
+        elif action == "reset":
+            buffer.reset()
+        elif action in ("add", "some"):
+            mask = rng.random(lanes) < 0.5 if action == "some" else None
+            values = step(1.0) if lanes == 1 else {name: value[0] for name, value in stretch(1, lanes).items()}
+            buffer.add(**values, mask=mask)
+    stored = monitor.Stored.of(buffer)
+    if watcher._ledger._drawn:
+        watcher._ledger.settle(stored)
+    living = buffer._storage.ring.living()
+    assert stored.at(np.arange(len(buffer))).tolist() == living.tolist() and stored.has(living).all()
+    if living.size and watcher._batches and (stored.newest <= watcher._ledger._entered).all():
+        counts, expected = watcher._ledger.counts(living)
+        assert counts.tolist() == [drawn.get(index, 0) for index in living.tolist()]
+        assert (expected >= 0.0).all()
+
+
+def test_what_uniform_draws_would_have_drawn_is_added_up_exactly():
+    """B/N summed over the batches since a transition came, while adds and batches take turns."""
+    buffer = ReplayBuffer(50, FLAT, seed=0)
+    filled(buffer, 20)
+    watcher, expected = ReplayMonitor(buffer, every=10), np.zeros(220)
+    for number in range(200):
+        if number:
+            buffer.add(**step(number))
+        watcher.record(buffer.sample(5))
+        expected[: 20 + number] += 5 / len(buffer)
+    living = np.arange(169, 219)
+    assert watcher._ledger.counts(living)[1] == pytest.approx(expected[living], abs=5 / 50 + 1e-9)  # a batch at most
+    stats = watcher.stats()
+    assert stats["draws_per_transition"] == pytest.approx(5.0) and stats["lifetime_batches"] == pytest.approx(50.0)
+    assert stats["draws_never_expected"] == pytest.approx(np.exp(-expected[living]).mean(), rel=0.1)
+    assert stats["draws_mean"] == watcher._ledger.counts(living)[0].mean()
+
+
+# -- What it measures ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [2000, 6000])
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_uniform_draws_are_iid(size, lanes):
+    """Every measure within 4.5 standard errors of its expectation, with a buffer looked at in whole and in part."""
+    buffer = ReplayBuffer(size, FLAT, num_envs=lanes, seed=3)
+    if lanes == 1:
+        walk(buffer, size)
+    else:
+        parts = [walk(ReplayBuffer(size, FLAT), size // lanes, seed=lane) for lane in range(lanes)]
+        columns = [part.read(np.arange(size // lanes), "obs") for part in parts]
+        ends = np.tile(np.arange(size // lanes) % 50 == 49, (lanes, 1)).T
+        states, nothing = np.stack(columns, axis=1), np.zeros((size // lanes, lanes))
+        buffer.extend(states, nothing.astype(int), nothing, states, ends, nothing.astype(bool))
+    watcher = ReplayMonitor(buffer, every=2, window=400)
+    for _ in range(800):
+        batch = buffer.sample(32)
+        watcher.record(batch, td_errors=np.ones(32))
+    stats = watcher.stats()
+    examined = np.array([list(found.values()) for found in watcher._examined])
+    errors = dict(zip(monitor.AVERAGED, examined.std(axis=0) / np.sqrt(400), strict=True))
+    for name in ("duplicates", "overlap", "same_episode", "temporal_distance", "relative_age"):
+        assert abs(stats[name] - 1.0) < 4.5 * errors[name], name
+    assert abs(stats["energy_distance"]) < 4.5 * errors["energy_distance"]
+    for name in ("mean_shift", "design_effect"):
+        assert abs(stats[name] - 1.0) < 4.5 * np.sqrt(2 / 400), name
+    assert abs(stats["successive_correlation"]) < 4.5 * np.sqrt(1 / 400)
+    assert abs(stats["draws_dispersion"] - 1.0) < 4.5 * np.sqrt(2 / min(size, 4096)) + 0.02
+    assert stats["draws_never_share"] == pytest.approx(stats["draws_never_expected"], abs=0.01)
+    assert stats["probability_entropy"] == pytest.approx(1.0)
+    assert stats["probability_perplexity_share"] == pytest.approx(1.0)
+    assert stats["probability_largest"] == pytest.approx(1.0)
+    assert stats["probability_top_percent_share"] == pytest.approx(0.01)
+    assert (stats["weight_mean"], stats["weight_effective_share"], stats["td_lift"]) == (1.0, 1.0, 1.0)
+    assert watcher.warnings() == []
+
+
+def test_numbers_of_a_batch_are_averaged_over_the_window():
+    """TD errors and weights as their functions give them; what is older than the window is out."""
+    buffer = walk(PrioritizedBuffer(200, FLAT, seed=0), 200)
+    buffer.update_priorities(np.arange(200), np.arange(200) * 0.1)
+    watcher, rng = ReplayMonitor(buffer, every=3, window=2), np.random.default_rng(0)
+    expected = []
+    for number in range(1, 13):
+        batch, errors = buffer.sample(16), rng.normal(size=16)
+        watcher.record(batch, errors)
+        if number % 3 == 0:
+            expected.append((td_error_stats(errors), weight_stats(batch.weights)))
+    stats = watcher.stats()
+    for place, prefix in ((0, "td_error"), (1, "weight")):
+        for name in expected[0][place]:
+            if name != "nonfinite":
+                mean = np.mean([found[place][name] for found in expected[-2:]])
+                assert stats[f"{prefix}_{name}"] == pytest.approx(mean), name
+    history = watcher.history
+    assert [row["batches"] for row in history] == [3.0, 6.0, 9.0, 12.0] and history[-1] == stats
+    history[0]["batches"] = 7.0
+    assert watcher.history[0]["batches"] == 3.0
+
+
+def test_priorities_are_judged_from_the_buffer():
+    """Mass, entropy and starved transitions as the priorities have them, and the rest of a beta of 1 from weights."""
+    buffer = walk(PrioritizedBuffer(1000, FLAT, alpha=1.0, eps=0.0, beta=1.0, seed=0), 1000)
+    buffer.update_priorities(np.arange(1000), priorities=np.where(np.arange(1000) < 10, 99.0, 1.0))
+    watcher = ReplayMonitor(buffer, every=1)
+    for _ in range(3):
+        watcher.record(buffer.sample(64))
+    stats = watcher.stats()
+    p = np.where(np.arange(1000) < 10, 99.0, 1.0) / 1980.0
+    assert stats["probability_top_percent_share"] == pytest.approx(0.5)
+    assert stats["probability_entropy"] == pytest.approx(-(p * np.log(p)).sum() / np.log(1000))
+    assert stats["probability_largest"] == pytest.approx(50.0) and stats["probability_starved_share"] == 0.0
+    assert stats["weight_effective_share"] == pytest.approx(0.5, abs=0.03)
+    buffer.update_priorities(np.arange(10), priorities=np.full(10, 9999.0))
+    watcher.record(buffer.sample(64))
+    assert watcher.stats()["probability_starved_share"] == 0.99
+
+
+def test_stacks_of_wrappers_and_goals_are_watched():
+    """Hindsight's goals are derived, so states are compared as they are stored; the newest show as what they are."""
+    goal = Field((2,))
+    spec = Spec(obs={"achieved_goal": goal, "desired_goal": goal}, action=Field(()))
+    inner = PrioritizedBuffer(300, spec, n_step=3, seed=0)
+    buffer = CombinedReplay(HindsightReplay(inner, lambda achieved, desired, info: np.zeros(len(achieved))), latest=4)
+    rng = np.random.default_rng(0)
+    watcher = ReplayMonitor(buffer, every=2)
+    for number in range(600):
+        obs = {"achieved_goal": rng.normal(size=2), "desired_goal": np.ones(2)}
+        buffer.add(obs, 0.0, 0.0, obs, False, number % 20 == 19)
+        if number >= 16:
+            batch = buffer.sample(16)
+            buffer.update_priorities(batch.indices, batch.reward)
+            watcher.record(batch, batch.reward)
+    stats = watcher.stats()
+    assert stats["features"] == stats["features_total"] == 4.0
+    assert 0.5 < stats["mean_shift"] < 2.0 and stats["overlap"] > 1.5
+
+
+# -- Images, nested states, tensors --------------------------------------------------------------------------
+
+
+def test_of_images_a_selection_of_features_is_compared():
+    """The same at all times, and `stats` says how many of how many; fewer states are read where they are large."""
+    spec = Spec(obs={"image": Field((84, 84), np.uint8), "speed": Field((2,))}, action=Field(()))
+    buffer = ReplayBuffer(60, spec, stack=2, seed=0)
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        image = rng.integers(0, 256, (84, 84), dtype=np.uint8)
+        obs = {"image": image, "speed": np.ones(2)}
+        buffer.add(obs, 0.0, 0.0, obs, number % 10 == 9, False)
+    watcher = ReplayMonitor(buffer, every=1, max_features=50)
+    for _ in range(5):
+        watcher.record(buffer.sample(8))
+    stats = watcher.stats()
+    assert (stats["features"], stats["features_total"]) == (50.0, 2 * 84 * 84 + 2.0)
+    assert 32.0 <= stats["reference_states"] < 600.0
+    assert 0.3 < stats["mean_shift"] < 3.0 and stats["state_nonfinite_share"] == 0.0
+
+
+def test_tensors_on_the_cpu_are_taken():
+    """Of the batch and of the errors; one that requires grad is refused with the remedy."""
+    torch = pytest.importorskip("torch")
+    buffer = walk(ReplayBuffer(100, FLAT, seed=0), 100)
+    plain, watcher = ReplayMonitor(buffer, every=1), ReplayMonitor(buffer, every=1)
+    for _ in range(3):
+        batch = buffer.sample(8)
+        plain.record(batch, batch.reward - 1.0)
+        tensors = batch.to_torch()
+        watcher.record(tensors, tensors.reward - 1.0)
+    assert watcher.stats() == pytest.approx(plain.stats(), nan_ok=True)
+    with pytest.raises(TypeError, match=r"td_errors is a torch tensor that requires grad.*detach"):
+        watcher.record(tensors, torch.ones(8, requires_grad=True))
+
+
+# -- Degenerate and bad input --------------------------------------------------------------------------------
+
+
+def test_nothing_is_known_at_first():
+    """An empty buffer may be watched; numbers are nan until a batch is examined, and nothing is wrong."""
+    watcher = ReplayMonitor(ReplayBuffer(10, FLAT))
+    stats = watcher.stats()
+    assert stats.pop("batches") == 0.0
+    assert all(math.isnan(value) for value in stats.values())
+    assert watcher.warnings() == [] and watcher.history == []
+
+
+def test_the_first_batch_may_be_stale():
+    """After a reset, before anything is stored anew; but an index that was never given out is refused then too."""
+    buffer = filled(ReplayBuffer(10, FLAT, seed=0), 10)
+    batch = buffer.sample(4)
+    buffer.reset()
+    watcher = ReplayMonitor(buffer, every=1)
+    watcher.record(batch)
+    assert watcher.stats()["stale_share"] == 1.0
+    buffer.add(**step(1.0))
+    batch.indices[0] = 11
+    with pytest.raises(IndexError, match="contains 11, which was never given out"):
+        watcher.record(batch)
+
+
+@pytest.mark.parametrize("cls", [ReplayBuffer, PrioritizedBuffer, LatestBuffer])
+def test_one_transition_and_batches_of_one_are_enough(cls):
+    """And constant states: what needs more is nan, without a warning of NumPy's."""
+    buffer = filled(cls(5, FLAT, seed=0), 1)
+    watcher = ReplayMonitor(buffer, every=1)
+    for _ in range(3):
+        watcher.record(buffer.sample(1), [0.0])
+    stats = watcher.stats()
+    for name in ("same_episode", "temporal_distance", "mean_shift", "energy_distance", "successive_correlation"):
+        assert math.isnan(stats[name]), name
+    assert (stats["draws_mean"], stats["draws_never_share"], stats["td_error_mean"]) == (3.0, 0.0, 0.0)
+    assert stats["probability_entropy"] == stats["probability_perplexity_share"] == 1.0
+    filled(buffer, 5)
+    watcher.record(buffer.sample(1))
+    watcher.record(buffer.sample(3))
+    assert watcher.stats()["batch_size"] == 3.0
+
+
+def test_nan_errors_and_states_are_reported_and_not_spread():
+    """Their share is told, in words too; the other numbers are those of the rest."""
+    buffer = walk(ReplayBuffer(400, FLAT, seed=0), 300)
+    buffer.extend(**stretch(100, obs=np.full((100, 3), np.nan)))
+    watcher = ReplayMonitor(buffer, every=1)
+    for _ in range(30):
+        watcher.record(buffer.sample(64), np.where(np.arange(64) < 16, np.nan, 2.0))
+    stats = watcher.stats()
+    assert stats["td_error_nonfinite_share"] == 0.25 and stats["td_error_mean"] == 2.0 and stats["td_lift"] == 1.0
+    assert stats["state_nonfinite_share"] == pytest.approx(0.25, abs=0.06)
+    assert 0.3 < stats["mean_shift"] < 3.0 and abs(stats["energy_distance"]) < 0.02
+    words = watcher.warnings()
+    assert words[0].startswith("25.00% of the TD errors are NaN or infinite")
+    assert "of the sampled states have NaN or infinite features" in words[1]
+
+
+def test_infinite_weights_leave_nothing_of_the_others():
+    """As undivided weights of tiny probabilities are in float32; learning is in trouble, recording is not."""
+    buffer = walk(PrioritizedBuffer(50, FLAT, alpha=1.0, beta=1.0, eps=0.0, weights="none", seed=0), 50)
+    watcher = ReplayMonitor(buffer, every=1)
+    batch = buffer.sample(8)
+    batch.weights[:2] = np.inf
+    watcher.record(batch)
+    assert watcher.stats()["weight_effective_share"] == 0.25 and watcher.stats()["weight_collapsed_share"] == 0.75
+
+
+def test_observations_without_numbers_are_watched_too():
+    """Nothing can be said of states then; all the rest is."""
+    buffer = ReplayBuffer(50, Spec(obs=Field((0,)), action=Field(())), seed=0)
+    for number in range(50):
+        buffer.add(np.zeros(0), 0.0, 0.0, np.zeros(0), number % 10 == 9, False)
+    watcher = ReplayMonitor(buffer, every=1)
+    for _ in range(5):
+        watcher.record(buffer.sample(16))
+    stats = watcher.stats()
+    assert stats["features_total"] == 0.0 and math.isnan(stats["mean_shift"]) and stats["same_episode"] > 0.0
+
+
+def test_after_a_reset_stale_batches_count_for_nothing():
+    """They are recorded, and their share is told; what is stored anew starts at 0."""
+    buffer = walk(PrioritizedBuffer(50, FLAT, seed=0), 50)
+    watcher = ReplayMonitor(buffer, every=1)
+    batch = buffer.sample(8)
+    watcher.record(batch)
+    buffer.reset()
+    watcher.record(batch, np.ones(8))
+    stats = watcher.stats()
+    assert stats["size"] == 0.0 and stats["stale_share"] == 0.5 and stats["td_error_mean"] == 1.0
+    filled(buffer, 10)
+    watcher.record(buffer.sample(8))
+    assert watcher.stats()["draws_mean"] == 0.8
+    assert watcher.stats()["draws_never_expected"] == pytest.approx(math.exp(-0.8))
+
+
+def test_bad_input_is_refused_by_name():
+    """A batch that is none, of another buffer, or with errors of another shape; options out of range."""
+    buffer = filled(ReplayBuffer(10, FLAT, seed=0), 10)
+    batch = buffer.sample(4)
+    for call, error, message in (
+        (lambda: ReplayMonitor([1, 2]), TypeError, "buffer is a list; expected a buffer or a wrapper"),
+        (lambda: ReplayMonitor(buffer, every=0), ValueError, "every is 0; expected at least 1"),
+        (lambda: ReplayMonitor(buffer, window=1), ValueError, "window is 1; expected at least 2"),
+        (lambda: ReplayMonitor(buffer, max_features=2.5), TypeError, "max_features is 2.5; expected an int"),
+        (lambda: ReplayMonitor(buffer, evry=3), TypeError, "evry"),
+        (lambda: ReplayMonitor(buffer).record([1, 2]), TypeError, "batch is a list without indices"),
+        (lambda: ReplayMonitor(buffer).record(batch, np.ones((4, 1))), ValueError, r"td_errors has shape \(4, 1\)"),
+        (lambda: ReplayMonitor(buffer).record(batch, ["a"] * 4), TypeError, "td_errors has dtype"),
+        (
+            lambda: ReplayMonitor(ReplayBuffer(9, FLAT)).record(batch),
+            IndexError,
+            "contains [0-9], which was never given out",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_the_history_is_thinned_before_it_is_long(monkeypatch):
+    """Every other row goes, so that it spans all of training at bounded memory."""
+    monkeypatch.setattr(monitor, "_LONGEST_HISTORY", 8)
+    buffer = walk(ReplayBuffer(100, FLAT, seed=0), 100)
+    watcher = ReplayMonitor(buffer, every=1)
+    for _ in range(50):
+        watcher.record(buffer.sample(4))
+    batches = [row["batches"] for row in watcher.history]
+    assert len(batches) <= 8 and batches[-1] == 50.0 and batches[0] < 20.0 and batches == sorted(set(batches))
+
+
+# -- Words ---------------------------------------------------------------------------------------------------
+
+
+def test_no_replay_is_called_sick():
+    """A LatestBuffer: runs of neighbours, the same again and again, of the newest only."""
+    buffer = LatestBuffer(2000, FLAT)
+    walk(buffer, 2000)
+    watcher = ReplayMonitor(buffer, every=10)
+    for number in range(400):
+        buffer.add(**step(0.0, obs=np.full(3, 20.0 * math.sin(number / 40)), terminated=number % 50 == 49))
+        watcher.record(buffer.sample(32), np.ones(32))
+    words = " ".join(watcher.warnings())
+    for told in ("the same episode are", "Successive batches", "as old as those stored", "cannot be drawn at all"):
+        assert told in words
+
+
+def test_collapsed_priorities_are_called_sick():
+    """A tiny eps and a few large errors: little is drawn, and little of the batch is left by its weights."""
+    buffer = walk(PrioritizedBuffer(2000, FLAT, alpha=1.0, beta=1.0, eps=1e-6, weights="buffer", seed=0), 2000)
+    buffer.update_priorities(np.arange(2000), np.arange(2000) < 20)
+    watcher = ReplayMonitor(buffer, every=10)
+    for _ in range(400):
+        batch = buffer.sample(32)
+        watcher.record(batch, np.where(np.arange(32) < 1, 1e3, 1.0))
+    words = " ".join(watcher.warnings())
+    for told in (
+        "1 % of the transitions have 100% of the probability",
+        "less than a tenth as often",
+        "Importance weights are",
+        "never been drawn; under uniform draws",
+        "A tenth of a batch carries",
+    ):
+        assert told in words
+
+
+def test_late_updates_and_hasty_adds_are_called_sick():
+    """Batches that are learned from after their transitions were overwritten, or too seldom drawn at all."""
+    buffer = walk(PrioritizedBuffer(100, FLAT, seed=0), 100)
+    watcher = ReplayMonitor(buffer, every=1)
+    for _ in range(5):
+        batch = buffer.sample(16)
+        walk(buffer, 60)
+        buffer.update_priorities(batch.indices, np.ones(16))
+        watcher.record(batch, np.ones(16))
+    words = " ".join(watcher.warnings())
+    assert "came after the transition was overwritten" in words
+    assert "Each transition is drawn 0.27 times before it is overwritten" in words
+
+
+def test_every_symptom_can_show_and_is_told_with_its_number():
+    """Each by some numbers, in words that can be filled in; none where everything is i.i.d."""
+    healthy = dict.fromkeys(ReplayMonitor(ReplayBuffer(5, FLAT)).stats(), 1.0) | dict.fromkeys(
+        (
+            "td_error_nonfinite_share", "state_nonfinite_share", "squared_bias", "energy_distance", "stale_share",
+            "successive_correlation", "probability_starved_share", "stale_update_share", "probability_undrawable_share",
+        ), 0.0,
+    ) | {"probability_top_percent_share": 0.01, "td_error_top_decile_share": 0.3}  # fmt: skip
+    assert words_for(healthy) == []
+    sick = {name: value * 100.0 + 50.0 for name, value in healthy.items()}
+    low = {"relative_age": 0.1, "weight_effective_share": 0.1, "weight_mean": 0.01, "draws_never_expected": 0.0}
+    low["draws_per_transition"] = 0.5
+    both = words_for(sick | low | {"squared_bias": 0.0})
+    both += words_for(sick | low | {"squared_bias": 1e4, "probability_undrawable_share": 0.0})
+    assert len(set(both)) == len(SYMPTOMS)
+
+
+# -- Figures -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watched():
+    """A monitor with a history."""
+    buffer = walk(PrioritizedBuffer(500, FLAT, seed=0), 500)
+    watcher = ReplayMonitor(buffer, every=2)
+    for _ in range(40):
+        batch = buffer.sample(16)
+        buffer.update_priorities(batch.indices, batch.obs[:, 0])
+        watcher.record(batch, batch.obs[:, 0])
+    return watcher
+
+
+def test_the_figure_shows_every_panel_and_what_iid_draws_give(watched):
+    """On a figure of its own, on axes that are given, and before anything was measured."""
+    matplotlib = pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    figure = watched.plot()
+    assert [axis.get_title() for axis in figure.axes] == [panel.title for panel in PANELS.values()]
+    lines = {line.get_label(): line for line in figure.axes[2].lines}
+    assert lines["i.i.d."].get_ydata()[0] == 1.0
+    drawn = lines["mean squared error"]
+    shifts = [(row["batches"], row["mean_shift"]) for row in watched.history if row["mean_shift"] == row["mean_shift"]]
+    assert np.array_equal(drawn.get_xydata(), shifts)
+    figure.canvas.draw()
+
+    own = Figure()
+    axis = own.add_subplot()
+    assert watched.plot(ax=axis, panels=["states"]) is own and axis.get_title() == PANELS["states"].title
+    assert len(watched.plot(panels="draws").axes) == 1
+    pair = Figure().subplots(1, 2)
+    watched.plot(ax=pair)
+    assert [axis.get_title() for axis in pair] == [panel.title for panel in PANELS.values()][:2]
+    empty = ReplayMonitor(ReplayBuffer(5, FLAT)).plot()
+    empty.canvas.draw()
+    assert "nothing measured yet" in [text.get_text() for text in empty.axes[0].texts]
+    assert matplotlib is sys.modules["matplotlib"]
+
+
+def test_figures_refuse_panels_that_do_not_exist(watched):
+    """And fewer axes than panels."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    with pytest.raises(ValueError, match="panels contains 'weight'; expected some of td_error"):
+        watched.plot(panels=["weight"])
+    with pytest.raises(ValueError, match="panels is empty"):
+        watched.plot(panels=[])
+    with pytest.raises(ValueError, match="ax has 1 axes; expected 2, as panels has"):
+        watched.plot(ax=Figure().add_subplot(), panels=["states", "draws"])
+
+
+def test_diagnostics_import_and_record_without_torch_or_matplotlib():
+    """Neither is imported before `plot`, and the measures need NumPy alone."""
+    program = """
+import sys
+from replaykit import diagnostics
+assert not {"torch", "matplotlib", "numba", "scipy", "gymnasium"} & set(sys.modules)
+from replaykit import Field, ReplayBuffer, Spec
+buffer = ReplayBuffer(9, Spec(obs=Field((2,)), action=Field(())))
+buffer.add([0.0, 1.0], 0.0, 0.0, [1.0, 2.0], False, False)
+monitor = diagnostics.ReplayMonitor(buffer, every=1)
+monitor.record(buffer.sample(4), [1.0, 2.0, 3.0, 4.0])
+assert monitor.stats()["td_error_mean"] == 2.5
+assert not {"torch", "matplotlib", "gymnasium"} & set(sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
