@@ -84,9 +84,9 @@ def _better(name: str, found: dict[str, Any]) -> str:
 
 def _of_task(task: dict[str, Any]) -> TextTable:
     header = ["replay", "greedy return, IQM", "better than uniform", "at the end", "design effect", "energy distance"]
-    header += ["relative age", "TD-lift", "Q - return"]
+    header += ["relative age", "TD-lift", "perplexity", "Q - return"]
     columns = {"last_return": 1, "design_effect": 2, "energy_distance": 2, "relative_age": 2, "td_lift": 2}
-    columns |= {"overestimation": 1}
+    columns |= {"perplexity_share": 2, "overestimation": 1}
     rows = [
         [
             REPLAYS[name].label,
