@@ -106,10 +106,11 @@ def write_results(runs: list[Run], store: Store, output: Path, page: Path | None
     text = as_text(summary)
     (output / "report.txt").write_text(text)
     print(text)
-    for path in figures.draw_all(output, summary, episodes, snapshots):
+    pictures = figures.draw_all(output, summary, episodes, snapshots)
+    for path in pictures:
         print(f"Figure: {path}")
     if page is not None:
-        write_page(output, summary, page)
+        write_page(page, summary, output / "runs.csv.gz", pictures)
 
 
 def numbered(episodes: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from PIL import Image
+
 from .replays import REPLAYS
 
 TextTable: TypeAlias = tuple[list[str], list[list[str]]]
@@ -121,7 +123,7 @@ def _of_contrasts(tasks: dict[str, Any]) -> TextTable:
 
 def _of_effects(found: dict[str, Any]) -> TextTable:
     groups = found["tasks"] | {"all tasks": found["together"]}
-    header = ["task", "independence", "identity", "TD errors", "|ind.| + |id.| - |TD|", "p (Holm)", "H is"]
+    header = ["task", "independence", "identity", "TD errors", "difference", "p (Holm)", "H is"]
     rows = [
         [
             name,
@@ -156,8 +158,8 @@ def as_text(summary: dict[str, Any]) -> str:
     if "effects" in found:
         parts += [
             f"One factor at a time, paired over seeds, and how strongly it was varied\n{found['contrasts']}",
-            f"{QUESTION}\nH: |independence| + |identity| > |TD errors|, in points for each doubling. The intervals of "
-            f"a row hold together.\n{found['effects']}",
+            f"{QUESTION}\nH: |independence| + |identity| > |TD errors|, in points for each doubling: a positive "
+            f"difference.\nThe intervals of a row hold together.\n{found['effects']}",
             f"The same for the strongest dose of each as a whole, which is another question\n{found['whole-effects']}",
             verdict(summary),
         ]
@@ -180,16 +182,18 @@ def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 # -- The page of the documentation ---------------------------------------------------------------------------
 
 
-def write_page(results: Path, summary: dict[str, Any], directory: Path) -> None:
+def write_page(directory: Path, summary: dict[str, Any], runs: Path, pictures: Sequence[Path]) -> None:
     """What the page shows, from the same results: tables, verdict, data, and figures."""
     start = f"study-{summary['protocol']}"
     for name, (header, rows) in tables(summary).items():
         with (directory / f"{start}-{name.lower()}.csv").open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([header, *rows])
     seeds, tasks = summary["seeds"], len(summary["tasks"])
-    runs = seeds * sum(len(task["replays"]) for task in summary["tasks"].values())
-    text = f"{seeds} seeds, {tasks} tasks, {runs} runs."
+    count = seeds * sum(len(task["replays"]) for task in summary["tasks"].values())
+    text = f"{seeds} seeds, {tasks} tasks, {count} runs."
     (directory / f"{start}-verdict.txt").write_text(f"{text} {verdict(summary) if 'effects' in summary else ''}\n")
-    shutil.copyfile(results / "runs.csv.gz", directory / f"{start}-runs.csv.gz")
-    for figure in results.glob("*.png"):
-        shutil.copyfile(figure, directory / f"{start}-{figure.name}")
+    shutil.copyfile(runs, directory / f"{start}-runs.csv.gz")
+    for path in pictures:
+        with Image.open(path) as picture:  # in few colours it takes a third of the space
+            few = picture.convert("RGB").quantize(160, dither=Image.Dither.NONE)
+            few.save(directory / f"{start}-{path.name}", optimize=True)
