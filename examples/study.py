@@ -4,8 +4,8 @@
     python examples/study.py --quick                # a first look, in less than three minutes on two cores
     python examples/study.py --protocol original    # the settings of the study that replaykit grew from
 
-It says beforehand how long it will take. Ctrl-C loses at most the runs in progress, and the same command goes on; each
-run is a file, named by all its settings, so others never mix in. Its parts are in replay_study/, to be read in the
+It says beforehand how long it will take. Ctrl-C loses at most the runs in progress, and the same command goes on: each
+run is kept in a file, named by all its settings, so that others never mix in. Its parts are in replay_study/, to be read in the
 order that its docstring tells; what came out is told in the documentation, page "The study".
 
 Saved, in runs/study-.../ beside this script: episodes.csv.gz, snapshots.csv.gz and runs.csv.gz, which have a row for
@@ -57,7 +57,10 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--length is 0; expected more")
     options.envs = list(dict.fromkeys(options.envs))
     name = f"study-{options.protocol}{'-quick' if options.quick else ''}"
-    options.output = options.output or directory(str(Path(__file__).resolve().parent / "runs" / name))
+    try:
+        options.output = options.output or directory(str(Path(__file__).resolve().parent / "runs" / name))
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"--output {error}")
     return options
 
 
