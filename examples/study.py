@@ -5,8 +5,8 @@
     python examples/study.py --protocol original    # the settings of the study that replaykit grew from
 
 It says beforehand how long it will take. Ctrl-C loses at most the runs in progress, and the same command goes on: each
-run is kept in a file, named by all its settings, so that others never mix in. Its parts are in replay_study/, to be read in the
-order that its docstring tells; what came out is told in the documentation, page "The study".
+run is kept in a file, named by all its settings, so that others never mix in. Its parts are in replay_study/, to be
+read in the order that its docstring tells; what came out is told in the documentation, page "The study".
 
 Saved, in runs/study-.../ beside this script: episodes.csv.gz, snapshots.csv.gz and runs.csv.gz, which have a row for
 each of these; summary.json and report.txt; and the figures.
