@@ -25,7 +25,6 @@ STYLES = {
     "newest-16th": ("#0b7f86", "-."),
     "dealt": ("#e78ac3", "-"),
 }
-VARIED = ("uniform", "blocks-8", "blocks-64", "newest-4th", "newest-16th", "dealt", "prioritized")
 NAMES = {"independence": "independence", "identity": "identity", "td": "TD errors"}
 MEASURES = {  # of the snapshots: what it is called, what an i.i.d. batch has, whether its axis is logarithmic
     "td_lift": ("TD-lift", 1.0, True),
