@@ -135,7 +135,7 @@ def test_correlation_count_does_not_tell_consecutive_states_of_cartpole_from_ind
 # -- Expectations, exactly -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sizes", [[4], [2, 3], [1, 1, 2]])
+@pytest.mark.parametrize("sizes", [[4], [1, 4], [1, 1, 2]])
 def test_expectations_are_the_average_over_every_batch_that_can_be_drawn(sizes):
     """Duplicates, overlap, pairs of an episode, distance in time, age: over all N**B batches, on average exactly."""
     stored = [(lane, age) for lane, size in enumerate(sizes) for age in range(size)]

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replaykit import (
+    Batch,
     CombinedReplay,
     Field,
     HindsightReplay,
@@ -25,6 +26,7 @@ from replaykit import (
 )
 from replaykit.diagnostics import ReplayMonitor, monitor, td_error_stats, weight_stats
 from replaykit.diagnostics.figure import PANELS
+from replaykit.diagnostics.states import Shift, StateReader, summary_of
 from replaykit.diagnostics.words import SYMPTOMS, words_for
 from replaykit.testing import bits_of, build, configurations, values_of
 from replaykit.trees import leaves_of, map_tree
@@ -98,6 +100,7 @@ def test_it_keeps_no_batch_alive():
         watcher.record(batch, batch.reward)
         gone = weakref.ref(batch.obs)
         batch.indices[:] = 0  # the caller's own
+    assert any(indices.any() for indices in watcher._ledger._drawn)
     del batch
     gc.collect()
     assert gone() is None
@@ -161,6 +164,42 @@ def test_draws_are_counted_by_transition(lanes, length, actions, every, seed):
         assert (expected >= 0.0).all()
 
 
+def test_what_uniform_draws_would_have_drawn_is_added_up_after_a_reset():
+    """From the batch on that comes after each add, however many indices were given out before."""
+    buffer = filled(ReplayBuffer(50, FLAT, seed=0), 120)
+    watcher = ReplayMonitor(buffer, every=10)
+    for _ in range(10):
+        watcher.record(buffer.sample(5))
+    stale = buffer.sample(5)
+    buffer.reset()
+    for _ in range(10):  # examined while nothing is stored
+        watcher.record(stale)
+    expected = np.zeros(10)
+    for number in range(10):
+        buffer.add(**step(number))
+        watcher.record(buffer.sample(5))
+        expected[: number + 1] += 5 / (number + 1)
+    assert watcher._ledger.counts(np.arange(120, 130))[1] == pytest.approx(expected)
+
+
+def test_an_episode_longer_than_the_buffer_counts_as_what_is_stored_of_it():
+    """Then every pair is of the same episode, as chance has it."""
+    buffer = filled(ReplayBuffer(10, FLAT, seed=0), 35)
+    watcher = ReplayMonitor(buffer, every=1)
+    watcher.record(buffer.sample(8))
+    assert watcher.stats()["same_episode"] == 1.0
+
+
+def test_successive_batches_are_compared_as_if_with_all_that_is_stored():
+    """The few states that stand for the buffer are the same for both, which would make independent batches alike."""
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(2000, 96, 2))
+    shifts = [Shift.between(draw[:32], draw[32:64], draw[64:]) for draw in draws]
+    assert abs(summary_of(shifts, 32.0)["successive_correlation"]) < 4.5 / np.sqrt(2 * 2000)  # without it 0.5
+    same = [Shift.between(draw[:32], draw[:32], draw[64:]) for draw in draws]
+    assert summary_of(same, 32.0)["successive_correlation"] == pytest.approx(1.0)
+
+
 def test_what_uniform_draws_would_have_drawn_is_added_up_exactly():
     """B/N summed over the batches since a transition came, while adds and batches take turns."""
     buffer = ReplayBuffer(50, FLAT, seed=0)
@@ -208,6 +247,7 @@ def test_uniform_draws_are_iid(size, lanes):
     for name in ("mean_shift", "design_effect"):
         assert abs(stats[name] - 1.0) < 4.5 * np.sqrt(2 / 400), name
     assert abs(stats["successive_correlation"]) < 4.5 * np.sqrt(1 / 400)
+    assert abs(stats["squared_bias"]) < 4.5 * np.sqrt(2) / 400
     assert abs(stats["draws_dispersion"] - 1.0) < 4.5 * np.sqrt(2 / min(size, 4096)) + 0.02
     assert stats["draws_never_share"] == pytest.approx(stats["draws_never_expected"], abs=0.01)
     assert stats["probability_entropy"] == pytest.approx(1.0)
@@ -216,6 +256,27 @@ def test_uniform_draws_are_iid(size, lanes):
     assert stats["probability_top_percent_share"] == pytest.approx(0.01)
     assert (stats["weight_mean"], stats["weight_effective_share"], stats["td_lift"]) == (1.0, 1.0, 1.0)
     assert watcher.warnings() == []
+
+
+def test_large_stratified_batches_are_compared_in_whole():
+    """They come in order of time, so of a stream that drifts the first half alone would look like another one."""
+    buffer = PrioritizedBuffer(2000, FLAT, seed=0)
+    states = np.random.default_rng(0).normal(size=(2000, 3)) + np.linspace(0.0, 9.0, 2000)[:, None]
+    buffer.extend(**stretch(2000, obs=states))
+    watcher = ReplayMonitor(buffer, every=1)
+    for _ in range(30):
+        watcher.record(buffer.sample(500))
+    assert abs(watcher.stats()["energy_distance"]) < 0.02
+
+
+def test_what_can_be_drawn_may_be_too_little_for_the_sample():
+    """Of 30,000 only the newest: told as that, whether the sample happens on it or not."""
+    for seed in range(4):
+        buffer = walk(LatestBuffer(30_000, FLAT), 30_000)
+        watcher = ReplayMonitor(buffer, every=1, seed=seed)
+        watcher.record(buffer.sample(1))
+        stats = watcher.stats()
+        assert stats["probability_undrawable_share"] > 0.999 and stats["probability_top_percent_share"] == 1.0
 
 
 def test_numbers_of_a_batch_are_averaged_over_the_window():
@@ -298,6 +359,37 @@ def test_of_images_a_selection_of_features_is_compared():
     assert (stats["features"], stats["features_total"]) == (50.0, 2 * 84 * 84 + 2.0)
     assert 32.0 <= stats["reference_states"] < 600.0
     assert 0.3 < stats["mean_shift"] < 3.0 and stats["state_nonfinite_share"] == 0.0
+
+
+@given(most=st.integers(1, 40), seed=st.integers(0, 9))
+def test_features_are_those_of_the_stored_states_in_their_order(most, seed):
+    """All of them, or as many as asked for, each once: of nested, stacked and complex observations."""
+    spec = Spec(
+        obs={"a": Field((2, 3), np.uint8), "b": (Field((), np.complex64), Field((4,))), "c": Field((), np.bool_)},
+        action=Field(()),
+    )
+    buffer = ReplayBuffer(6, spec, stack=2)
+    for number in range(9):
+        obs = {
+            "a": np.arange(6).reshape(2, 3) + 10 * number,
+            "b": (np.complex64(number - 1j * number), np.arange(4) / (number + 1)),
+            "c": number % 2 == 0,
+        }
+        buffer.add(obs, 0.0, 0.0, obs, number % 4 == 3, False)
+    indices = np.array([3, 8, 5])
+    complex_part = buffer.read(indices, "obs.b.0")
+    parts = (
+        buffer.read(indices, "obs.a").reshape(3, -1),
+        complex_part.real[:, None],
+        complex_part.imag[:, None],
+        buffer.read(indices, "obs.b.1"),
+        buffer.read(indices, "obs.c")[:, None],
+    )
+    table = np.concatenate([part.astype(float) for part in parts], axis=1)
+    reader = StateReader(buffer, most, np.random.default_rng(seed))
+    assert reader.total == table.shape[1] == 19
+    assert reader.chosen.size == min(most, 19) and (np.diff(reader.chosen) > 0).all()
+    assert np.array_equal(reader.read(indices), table[:, reader.chosen])
 
 
 def test_tensors_on_the_cpu_are_taken():
@@ -423,6 +515,7 @@ def test_bad_input_is_refused_by_name():
         (lambda: ReplayMonitor(buffer, window=1), ValueError, "window is 1; expected at least 2"),
         (lambda: ReplayMonitor(buffer, max_features=2.5), TypeError, "max_features is 2.5; expected an int"),
         (lambda: ReplayMonitor(buffer, evry=3), TypeError, "evry"),
+        (lambda: ReplayMonitor(buffer).record(Batch(indices=np.zeros(0, int))), ValueError, "batch is empty; expected"),
         (lambda: ReplayMonitor(buffer).record([1, 2]), TypeError, "batch is a list without indices"),
         (lambda: ReplayMonitor(buffer).record(batch, np.ones((4, 1))), ValueError, r"td_errors has shape \(4, 1\)"),
         (lambda: ReplayMonitor(buffer).record(batch, ["a"] * 4), TypeError, "td_errors has dtype"),

@@ -51,10 +51,8 @@ def correlation_count(states: Any, threshold: float = 0.8) -> int:
     columns = columns[np.isfinite(columns).all(axis=1)]
     if not columns.size:
         return 0
-    # Compared rather than subtracted: the mean of equal numbers need not be that number
-    columns = columns[columns.max(axis=1) > columns.min(axis=1)]
     largest = np.abs(columns).max(axis=1, keepdims=True, initial=0.0)
-    columns = columns / np.where(largest > 0.0, largest, 1.0)  # so that no square overflows or vanishes
+    columns = columns / np.where(largest > 0.0, largest, 1.0)  # so that no square overflows, and equal features are 1
     centred = columns - columns.mean(axis=1, keepdims=True)
     norms = np.sqrt((centred**2).sum(axis=1, keepdims=True))
     centred = centred / np.where(norms > 0.0, norms, 1.0)

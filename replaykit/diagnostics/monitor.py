@@ -238,7 +238,9 @@ class ReplayMonitor:
         if drawn.shape[0] and reference.shape[0]:
             self._shifts.append(Shift.between(drawn, before, reference))
         if min(drawn.shape[0], reference.shape[0]) > 1:
-            found["energy_distance"] = energy_distance(drawn[:_MOST_DISTANCES], reference[:_MOST_DISTANCES])
+            # Every k-th of the batch: stratified draws come in order of time, so the first ones are the oldest
+            some = drawn[:: -(-drawn.shape[0] // _MOST_DISTANCES)]
+            found["energy_distance"] = energy_distance(some, reference[:_MOST_DISTANCES])
         return found
 
     def _of_probabilities(self, some: Indices, batch_size: int, size: int) -> dict[str, float]:
