@@ -26,7 +26,7 @@ from replay_study.report import as_text, duration, write_page
 from replay_study.run import Run
 from replay_study.settings import PROTOCOLS, Protocol
 
-SEEDS = {"sound": 20, "original": 3}
+SEEDS = {"sound": 30, "original": 3}
 QUICK = {"sound": (4, 0.5), "original": (2, 0.2)}  # seeds, and the share of a run's length
 
 

@@ -120,6 +120,7 @@ def test_the_verdict_follows_from_the_intervals(effects, verdict):
     least, most = [side.min() for side in sides], [side.max() for side in sides]
     bounds = least[0] + least[1] - most[2], most[0] + most[1] - least[2]
     assert found.difference[1:] == pytest.approx(bounds, abs=2e-3)
+    assert bounds[0] <= found.resampled.low <= found.resampled.high <= bounds[1]
     assert (found.p_value <= 0.05) == (verdict != "unresolved")
     assert [found.independence.estimate, found.identity.estimate, found.td.estimate] == pytest.approx(effects)
 

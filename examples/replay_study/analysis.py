@@ -268,7 +268,7 @@ def _compare_all(table: Table, effects_of: Any) -> dict[str, Any]:
 
 
 def _plain(comparison: Comparison) -> dict[str, Any]:
-    intervals = {name: getattr(comparison, name)._asdict() for name in (*FACTORS, "difference")}
+    intervals = {name: getattr(comparison, name)._asdict() for name in (*FACTORS, "difference", "resampled")}
     return intervals | {"p_value": comparison.p_value, "verdict": comparison.verdict}
 
 

@@ -197,7 +197,8 @@ def measures(snapshots: list[Row]) -> Figure:
             if is_log:
                 axes.set_yscale("log")
                 axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-                axes.yaxis.set_minor_formatter(NullFormatter())
+                low, high = axes.get_ylim()
+                axes.yaxis.set_minor_formatter(FuncFormatter(_two_and_five) if high < 30.0 * low else NullFormatter())
             if iid is not None:
                 axes.axhline(iid, color="0.4", linewidth=0.8, zorder=0)
             axes.grid(alpha=0.25)
@@ -208,6 +209,11 @@ def measures(snapshots: list[Row]) -> Figure:
         axes.set_xlabel("tenth of training")
     _legend(figure)
     return figure
+
+
+def _two_and_five(value: float, _: int) -> str:
+    """Labels between powers of ten, where there would be one or none."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
 def _median_line(axes: Axes, rows: list[Row], column: str, name: str) -> None:

@@ -123,11 +123,12 @@ def _of_contrasts(tasks: dict[str, Any]) -> TextTable:
 
 def _of_effects(found: dict[str, Any]) -> TextTable:
     groups = found["tasks"] | {"all tasks": found["together"]}
-    header = ["task", "independence", "identity", "TD errors", "difference", "p (Holm)", "H is"]
+    header = ["task", "independence", "identity", "TD errors", "difference", "resampled", "p (Holm)", "H is"]
     rows = [
         [
             name,
             *(interval(each[factor]) for factor in ("independence", "identity", "td", "difference")),
+            f"[{number(each['resampled']['low'])}, {number(each['resampled']['high'])}]",
             f"{each.get('adjusted_p_value', each['p_value']):.3f}",
             each["verdict"],
         ]
@@ -195,5 +196,5 @@ def write_page(directory: Path, summary: dict[str, Any], runs: Path, pictures: S
     shutil.copyfile(runs, directory / f"{start}-runs.csv.gz")
     for path in pictures:
         with Image.open(path) as picture:  # in few colours it takes a third of the space
-            few = picture.convert("RGB").quantize(160, dither=Image.Dither.NONE)
+            few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
             few.save(directory / f"{start}-{path.name}", optimize=True)

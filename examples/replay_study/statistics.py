@@ -18,6 +18,7 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 Verdict: TypeAlias = Literal["supported", "refuted", "unresolved"]
 
 RESAMPLES = 10_000
+SIGNS = np.array([1.0, 1.0, -1.0])  # of independence, identity and TD errors in the difference
 MOST_ERRORS = 1e6  # standard errors that an interval reaches at most: it is then as good as endless
 
 
@@ -99,14 +100,16 @@ class Comparison:
     """Whether ``|b_independence| + |b_identity|`` is larger than ``|b_td|``, with the effects it comes from.
 
     The intervals of the three effects hold together, 95 times in 100, and `difference` is what follows from them: the
-    sum's least minus the other's most, and the reverse. Resampling the difference itself would not do: magnitudes of
-    noisy numbers are too large on average, the more so the noisier, and one side has two of them.
+    sum's least minus the other's most, and the reverse. That is cautious. `resampled` is the percentile interval of the
+    difference itself, which is bold: magnitudes of noisy numbers are too large on average, the more so the noisier,
+    and one side has two of them. No verdict is made from it.
     """
 
     independence: Interval
     identity: Interval
     td: Interval
     difference: Interval
+    resampled: Interval
     p_value: float
 
     @property
@@ -128,15 +131,18 @@ def compare_effects(tasks: Sequence[Floats], resamples: int = RESAMPLES, level: 
     effects = np.mean([task.mean(axis=0) for task in tasks], axis=0)
     if not np.isfinite(effects).all():  # a factor that did not vary
         independence, identity, td = (Interval(float(effect), -np.inf, np.inf) for effect in effects)
-        return Comparison(independence, identity, td, Interval(float("nan"), -np.inf, np.inf), 1.0)
+        unknown = Interval(float("nan"), -np.inf, np.inf)
+        return Comparison(independence, identity, td, unknown, unknown, 1.0)
     errors = _standard_error([task[None] for task in tasks])[0]
     drawn = [task[rng.integers(len(task), size=(resamples, len(task)))] for task in tasks]  # (R, seeds, 3) each
-    deviation = np.abs(np.mean([task.mean(axis=1) for task in drawn], axis=0) - effects)
+    means = np.mean([task.mean(axis=1) for task in drawn], axis=0)  # (R, 3)
+    deviation = np.abs(means - effects)
     with np.errstate(divide="ignore", invalid="ignore"):
         scaled = np.where(deviation > 0.0, deviation / _standard_error(drawn), 0.0)
     largest = scaled.max(axis=1)
     width = min(float(np.quantile(largest, level, method="higher")), MOST_ERRORS)
-    estimate = float(abs(effects[0]) + abs(effects[1]) - abs(effects[2]))
+    estimate = float(np.abs(effects) @ SIGNS)
+    bold = np.quantile(np.abs(means) @ SIGNS, [0.5 - level / 2, 0.5 + level / 2]).tolist()
 
     # The difference can be told from 0 below some width: found by halving
     least, most = 0.0, MOST_ERRORS
@@ -148,7 +154,8 @@ def compare_effects(tasks: Sequence[Floats], resamples: int = RESAMPLES, level: 
 
     rows = np.stack([effects, *_bounds(effects, errors, width)], axis=1).tolist()
     independence, identity, td = (Interval(*row) for row in rows)
-    return Comparison(independence, identity, td, Interval(estimate, *_difference(effects, errors, width)), p_value)
+    difference = Interval(estimate, *_difference(effects, errors, width))
+    return Comparison(independence, identity, td, difference, Interval(estimate, *bold), p_value)
 
 
 def _standard_error(tasks: Sequence[Floats]) -> Floats:
