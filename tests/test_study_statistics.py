@@ -1,6 +1,8 @@
 """The statistics of the study against independent ones and known answers, and the answer where it is known."""
 
+import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))  # as 
 
 from replay_study import analysis, statistics
 from replay_study.replays import replays_for
-from replay_study.report import as_text
+from replay_study.report import as_text, tables, verdict
 
 # -- Statistics ----------------------------------------------------------------------------------------------
 
@@ -192,3 +194,21 @@ def test_tables_are_read_as_they_were_written(tmp_path):
         (read,) = analysis.read_csv(tmp_path / name)
         assert read["env"] == "a" and read["seed"] == 1 and read["x"] == pytest.approx(1 / 3, rel=1e-6)
         assert np.isnan(read["y"])
+
+
+def test_the_page_says_what_its_runs_say():
+    """The tables and the verdict of the documentation follow from the runs beside them, which have six digits."""
+    figures = Path(__file__).resolve().parents[1] / "docs" / "figures"
+    summary = analysis.summarise(analysis.read_csv(figures / "study-sound-runs.csv.gz"))
+    for name, (header, rows) in tables(summary).items():
+        with (figures / f"study-sound-{name.lower()}.csv").open(newline="") as file:
+            told = list(csv.reader(file))
+        assert told[0] == header and len(told) == len(rows) + 1
+        for line, row in zip(told[1:], rows, strict=True):
+            for cell, value in zip(line, row, strict=True):
+                number = re.compile(r"-?\d+\.\d+")
+                assert number.sub("", cell) == number.sub("", value)
+                assert list(map(float, number.findall(cell))) == pytest.approx(
+                    list(map(float, number.findall(value))), abs=0.11
+                )
+    assert verdict(summary).strip() in (figures / "study-sound-verdict.txt").read_text()
