@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from .analysis import FACTORS, Row
 from .replays import AS_USED, REPLAYS
@@ -155,6 +155,7 @@ def _band(axes: Axes, x: Any, table: Any, name: str) -> None:
     label = REPLAYS[name].label
     axes.plot(x, np.nanmean(table, axis=0), color=colour, linestyle=dashes, linewidth=1.6, label=label)
     axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.grid(alpha=0.25)
 
 
