@@ -130,12 +130,10 @@ def _binned(rows: list[Row], along: str, bins: int = 30) -> tuple[Any, Any]:
 
 
 def _curve(axes: Axes, rows: list[Row], column: str, name: str) -> None:
-    """A column of the snapshots of one replay against their steps."""
-    if not rows:
-        return
-    table, steps = _by_seed(rows, column), _by_seed(rows, "step")
-    same = bool((steps == steps[0]).all())  # with equal episodes rather than steps they are not
-    _band(axes, steps[0] if same else np.arange(1, table.shape[1] + 1), table, name)
+    """A column of the snapshots of one replay against their steps, or their numbers where only episodes are equal."""
+    if rows:
+        place = "step" if rows[0]["protocol"] == "sound" else "snapshot"
+        _band(axes, _by_seed(rows, place)[0], _by_seed(rows, column), name)
 
 
 def _by_seed(rows: list[Row], column: str) -> npt.NDArray[np.float64]:
