@@ -1,0 +1,102 @@
+"""What is measured of the batches that a replay would give, from one state of the buffer and the networks.
+
+Nothing here learns, and all batches come from a copy, so that a run is the same whether or not it is measured.
+"""
+
+import copy
+from typing import Any
+
+import numpy as np
+
+from replaykit import Batch, Replay
+from replaykit import diagnostics as look
+
+from .learner import Floats, Network, targets
+from .settings import Settings
+
+BATCHES = 100  # drawn at each snapshot, K
+POINTS = 400  # of each side of an energy distance
+
+
+def features_of(obs: Any, settings: Settings) -> Floats:
+    """What the network sees: the observation, with its goal if it has one, scaled."""
+    if isinstance(obs, dict):
+        obs = np.concatenate((obs["observation"], obs["desired_goal"]), -1)
+    scaled: Floats = obs * np.array(settings.scales, np.float32) if settings.scales else obs
+    return scaled
+
+
+def state_of(obs: Any) -> Floats:
+    """What the measures compare: the observation, without its goal."""
+    state: Floats = obs["observation"] if isinstance(obs, dict) else obs
+    return state
+
+
+def fresh_td_errors(network: Network, target: Network, batch: Any, settings: Settings) -> Floats:
+    """The TD errors that the networks of this moment have on transitions: (B,)."""
+    values = network(features_of(batch.obs, settings))
+    wanted = targets(network, target, batch, features_of(batch.next_obs, settings), settings.double)
+    errors: Floats = wanted - values[np.arange(len(values)), batch.action]
+    return errors
+
+
+def everything(replay: Replay) -> Batch:
+    """All stored transitions as they were added, oldest first."""
+    while hasattr(replay, "inner"):  # wrappers may make something else of them
+        replay = replay.inner
+    indices = replay.latest(len(replay))
+    return Batch(indices=indices, **replay.reduce(replay.window(indices)))
+
+
+def of_batch(states: Floats, td_errors: Floats) -> dict[str, float]:
+    """The statistics that the original study took of each batch: of abs(δ), and its count of correlated states."""
+    sizes = look.td_error_stats(td_errors)
+    return {f"td_{name}": sizes[name] for name in ("mean", "median", "max", "std")} | {
+        "correlation_count": float(look.correlation_count(states))
+    }
+
+
+def of_replay(replay: Replay, network: Network, target: Network, settings: Settings) -> dict[str, float]:
+    """How independent batches are, how like the buffer, and how large their TD errors are.
+
+    Returns
+    -------
+    dict of str to float
+        `design_effect` and `td_design_effect`, of states and of TD errors; `effective_batch_size` and `variance_share`
+        by the mean of the states; `energy_distance`, `relative_age`, `same_episode_ratio`, `duplicate_ratio`, each
+        compared with uniform draws; `td_lift`; of all draws `td_mean`, `td_median`, `td_max`, `td_std`, and of one
+        batch `correlation_count`; `perplexity_share` of the draw probabilities; and `weight_share`, the effective
+        sample size of the weights over B.
+    """
+    replay = copy.deepcopy(replay)
+    rng = np.random.default_rng(0)  # which points are compared, nothing else
+    stored = everything(replay)
+    size, batch_size = len(stored.indices), settings.batch_size
+    batches = [replay.sample(batch_size) for _ in range(BATCHES)]
+    of_stored = fresh_td_errors(network, target, stored, settings)
+    drawn = np.stack([fresh_td_errors(network, target, batch, settings) for batch in batches])  # (K, B)
+    states = np.stack([state_of(batch.obs) for batch in batches])  # (K, B, D)
+    error = look.batch_mean_error(states, state_of(stored.obs))
+    points = rng.integers(drawn.size, size=POINTS), rng.integers(size, size=POINTS)
+    indices = np.concatenate([batch.indices for batch in batches])
+    lengths = np.unique(replay.episode(stored.indices)[0], return_counts=True)[1]
+    pairs = [look.same_episode_pairs(replay.episode(batch.indices)[0], lengths).ratio for batch in batches]
+    twice = [look.duplicates(batch.indices, size).ratio for batch in batches]
+    weights = [look.effective_sample_size(batch.weights) / batch_size for batch in batches]
+    drawing = look.draw_distribution(replay.probability(stored.indices, batch_size))
+    return {
+        "design_effect": look.design_effect(states),
+        "td_design_effect": look.design_effect(drawn),
+        "effective_batch_size": error.effective_batch_size,
+        "variance_share": error.variance_share,
+        "energy_distance": look.energy_distance(
+            states.reshape(drawn.size, -1)[points[0]], state_of(stored.obs)[points[1]]
+        ),
+        "relative_age": look.relative_age(replay.newest[0] - indices, size).ratio,
+        "same_episode_ratio": float(np.mean(pairs)),
+        "duplicate_ratio": float(np.mean(twice)),
+        "td_lift": look.td_lift(drawn.reshape(-1), of_stored),
+        **of_batch(states[0], drawn.reshape(-1)),
+        "perplexity_share": drawing["perplexity_share"],
+        "weight_share": float(np.mean(weights)),
+    }

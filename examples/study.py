@@ -1,0 +1,140 @@
+"""Does it matter more that a batch is i.i.d. than what its TD errors are? The whole study as one command.
+
+    python examples/study.py                        # the sound protocol
+    python examples/study.py --quick                # a first look, in less than three minutes on two cores
+    python examples/study.py --protocol original    # the settings of the study that replaykit grew from
+
+It says beforehand how long it will take. Ctrl-C loses at most the runs in progress, and the same command goes on: each
+run is kept in a file, named by all its settings, so that others never mix in. Its parts are in replay_study/, to be
+read in the order that its docstring tells; what came out is told in the documentation, page "The study".
+
+Saved, in runs/study-.../ beside this script: episodes.csv.gz, snapshots.csv.gz and runs.csv.gz, which have a row for
+each of these; summary.json and report.txt; and the figures.
+"""
+
+import argparse
+import os
+import sys
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import get_args
+
+from options import at_least, share
+from replay_study import analysis, figures
+from replay_study.plan import Store, costs, execute, missing, plan
+from replay_study.report import as_text, duration, write_page
+from replay_study.run import Run
+from replay_study.settings import PROTOCOLS, Protocol
+
+SEEDS = {"sound": 30, "original": 3}
+QUICK = {"sound": (4, 0.5), "original": (2, 0.2)}  # seeds, and the share of a run's length
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The options, checked."""
+    parser = argparse.ArgumentParser(description="The study of replay as one command.", allow_abbrev=False)
+    add = parser.add_argument
+    add("--protocol", choices=get_args(Protocol), default="sound", help="default: %(default)s")
+    names = list(PROTOCOLS["sound"])
+    add("--envs", choices=names, nargs="+", default=names, help="tasks (default: all)")
+    add(
+        "--seeds",
+        type=at_least(2),
+        help=f"agents of each kind (default: {SEEDS['sound']}, original {SEEDS['original']})",
+    )
+    add("--length", type=share, help="share of the full length of a run, above 0 (default: 1)")
+    add("--quick", action="store_true", help="few seeds and short runs: no more than a first look")
+    add(
+        "--jobs", type=at_least(1), default=usable_cores(), help="processes (default: %(default)s, the cores there are)"
+    )
+    add("--output", type=directory, help="directory (default: in runs/, beside this script)")
+    add("--page", type=directory, metavar="DIRECTORY", help="where to write what the documentation's page shows, too")
+    options = parser.parse_args()
+    seeds, length = QUICK[options.protocol] if options.quick else (SEEDS[options.protocol], 1.0)
+    options.seeds = options.seeds or seeds
+    options.length = length if options.length is None else options.length
+    if options.length == 0.0:
+        parser.error("--length is 0; expected more")
+    options.envs = list(dict.fromkeys(options.envs))
+    name = f"study-{options.protocol}{'-quick' if options.quick else ''}"
+    try:
+        options.output = options.output or directory(str(Path(__file__).resolve().parent / "runs" / name))
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"--output {error}")
+    return options
+
+
+def directory(text: str) -> Path:
+    """One that files can be put into, found out now rather than after training."""
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error}") from None
+    return path
+
+
+def usable_cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_missing(runs: list[Run], store: Store, jobs: int) -> None:
+    """Train whatever has no result yet."""
+    left = missing(runs, store)
+    print(f"{len(runs)} runs, {len(runs) - len(left)} of them done before.", flush=True)
+    if not left:
+        return
+    jobs = min(jobs, len(left))
+    seconds = costs(left)
+    expected = sum(seconds[run.settings.env] for run in left) / jobs
+    print(
+        f"The others will take about {duration(expected)} on {jobs} {'process' if jobs == 1 else 'processes'}.",
+        flush=True,
+    )
+    execute(left, store, jobs, seconds)
+
+
+def write_results(runs: list[Run], store: Store, output: Path, page: Path | None = None) -> None:
+    """Tables, summary, report and figures, all from the results."""
+    results = [(run, result) for run in runs if (result := store.read(run)) is not None]
+    episodes = [row for run, result in results for row in analysis.long_rows(run, numbered(result.episodes))]
+    snapshots = [row for run, result in results for row in analysis.long_rows(run, result.snapshots)]
+    rows = [analysis.run_row(run, result) for run, result in results]
+    analysis.write_csv(output / "episodes.csv.gz", episodes)
+    analysis.write_csv(output / "snapshots.csv.gz", snapshots)
+    analysis.write_csv(output / "runs.csv.gz", rows)
+    summary = analysis.summarise(rows)
+    analysis.write_summary(output / "summary.json", summary)
+    text = as_text(summary)
+    (output / "report.txt").write_text(text)
+    print(text)
+    pictures = figures.draw_all(output, summary, episodes, snapshots)
+    for path in pictures:
+        print(f"Figure: {path}")
+    if page is not None:
+        write_page(page, summary, output / "runs.csv.gz", pictures)
+
+
+def numbered(episodes: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Episodes with their number, from 1."""
+    return [{"episode": float(number), **row} for number, row in enumerate(episodes, 1)]
+
+
+def main() -> None:
+    """Plan, run, analyse, plot."""
+    options = parse_arguments()
+    runs = plan(options.protocol, options.envs, options.seeds, options.length)
+    store = Store(options.output / "results")
+    try:
+        make_missing(runs, store, options.jobs)
+    except KeyboardInterrupt:
+        done = len(runs) - len(missing(runs, store))
+        sys.exit(f"\nInterrupted: {done} of {len(runs)} runs are kept, and the same command goes on with the others.")
+    except BrokenProcessPool:
+        sys.exit("\nA process was killed, perhaps for memory. The same command goes on; --jobs 1 takes the least.")
+    write_results(runs, store, options.output, options.page)
+
+
+if __name__ == "__main__":
+    main()
