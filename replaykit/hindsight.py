@@ -91,9 +91,9 @@ class HindsightReplay(ReplayWrapper):
     array([False,  True,  True,  True, False])
     >>> np.hstack([batch.obs["achieved_goal"], batch.obs["desired_goal"], batch.reward[:, None]])
     array([[ 6., 99., -1.],
-           [ 2.,  9., -1.],
-           [ 0.,  1.,  0.],
+           [ 2.,  3.,  0.],
            [ 0.,  9., -1.],
+           [ 0.,  1.,  0.],
            [ 8., 99., -1.]], dtype=float32)
     """
 
