@@ -99,8 +99,9 @@ discount float32, length int64, weights float32, probabilities float64, indices 
 
     def _fields(self, batch_size: int) -> dict[str, Any]:
         storage = self._storage
-        if self.replace and storage.is_single:
-            return storage.uniform_batch(storage.rng.random(batch_size))
+        packed = storage.packed
+        if self.replace and packed is not None and packed.is_single:
+            return packed.uniform(storage.rng.random(batch_size))
         return super()._fields(batch_size)
 
     def draw(self, batch_size: int) -> Draw:

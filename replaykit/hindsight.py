@@ -127,9 +127,10 @@ class HindsightReplay(ReplayWrapper):
         self._desired = (f"obs.{desired_goal}", f"next_obs.{desired_goal}")
         self._info = tuple(leaf.name for leaf in spec.leaves if leaf.name.partition(".")[0] in spec.extra)
         self._is_vectorised = terminated_fn is None
-        self._is_direct = self._storage.is_single and inner._is_plain
-        if self._is_direct:
-            self._goal = self._storage.places_of_goal(self._achieved[0], self._desired)
+        packed = self._storage.packed
+        self._is_direct = packed is not None and packed.is_single and inner._is_plain
+        if packed is not None:
+            self._goal = packed.places_of_goal(self._achieved[0], self._desired)
             self._leaf = spec.leaves[self._goal[0]]
         self._storage.is_fallible = True
 
@@ -184,11 +185,11 @@ class HindsightReplay(ReplayWrapper):
 
     def _relabel_at_once(self, fields: dict[str, Any], indices: npt.NDArray[np.int64]) -> dict[str, Any]:
         """A batch of single steps with the goals and the rewards that a batch of relabelled windows has."""
-        storage = self._storage
+        packed = self._storage.packed
         chosen = constant(indices.shape[0], False, np.bool_)
-        if self.ratio > 0.0:
-            uniforms = storage.rng.random((2, indices.shape[0]))
-            places, spare = storage.relabel(fields, indices, uniforms, self.ratio, self.strategy, self._goal, chosen)
+        if self.ratio > 0.0 and packed is not None:
+            uniforms = self._storage.rng.random((2, indices.shape[0]))
+            places, spare = packed.relabel(fields, indices, uniforms, self.ratio, self.strategy, self._goal, chosen)
             if places.shape[0]:
                 shape, dtype = (places.shape[0], *self._leaf.shape), self._leaf.dtype
                 achieved = np.ndarray(shape, dtype, spare)

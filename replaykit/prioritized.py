@@ -261,7 +261,8 @@ class PrioritizedBuffer(Replay):
 
     def _fields(self, batch_size: int) -> dict[str, Any]:
         storage, tree = self._storage, self._tree
-        if self.weights != "batch" or not storage.is_single or not tree.is_narrow:
+        packed = storage.packed
+        if self.weights != "batch" or packed is None or not packed.is_single or not tree.is_narrow:
             return super()._fields(batch_size)
         ring = storage.ring
         if ring.gaps or ring.stamps is not None or tree.is_empty:
@@ -270,7 +271,7 @@ class PrioritizedBuffer(Replay):
         points = np.empty(batch_size, _FLOAT64)
         storage.rng.random(out=points[:1] if self.draws == "systematic" else points)
         tree.is_changing = True
-        fields = storage.prioritized_batch(tree.nodes, tree.marks, self._settled, points, _SCHEMES[self.draws])
+        fields = packed.prioritized(tree.nodes, tree.marks, self._settled, points, _SCHEMES[self.draws])
         tree.is_changing = False
         self._settled_clock = ring.clock
         beta = self._beta if type(self._beta) is float else self.beta

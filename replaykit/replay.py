@@ -233,8 +233,9 @@ class Replay(ABC):
 
     def _transitions(self, indices: npt.NDArray[np.int64]) -> dict[str, Any]:
         """``reduce(window(indices))``, in fewer steps where that can be."""
-        if self._is_plain and self._storage.is_packed:
-            return self._storage.transitions(indices)
+        packed = self._storage.packed
+        if self._is_plain and packed is not None:
+            return packed.at(indices)
         return self.reduce(self.window(indices))
 
     def update_priorities(

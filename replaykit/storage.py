@@ -10,50 +10,20 @@ import numpy.typing as npt
 
 from replaykit._kernels import lazy
 from replaykit.batch import Window, constant
-from replaykit.episodes import EPISODE_BYTES, SCOPES, Episodes
-from replaykit.field import Field, FieldNameError
+from replaykit.episodes import EPISODE_BYTES, Episodes
+from replaykit.field import FieldNameError
 from replaykit.frames import Padding
-from replaykit.packing import batch_namer, block_packer, row_packer
+from replaykit.packed_batches import PackedBatches
+from replaykit.packing import block_packer, row_packer
 from replaykit.ring import Layout, Ring, Share
 from replaykit.spec import Spec
 from replaykit.trees import Tree
 
 kernels = lazy("lanes")
-batches = lazy("batches")
-goals = lazy("goals")
-_UINT8 = np.dtype(np.uint8)
 _LARGEST_BLOCK = 1 << 18
 """Bytes; memory for more is given back to the system each time, and then every page of the next is a page fault."""
-_SCOPES = {scope: number for number, scope in enumerate((*SCOPES, "random"))}
 
 Seed: TypeAlias = int | np.random.SeedSequence | np.random.Generator | None
-
-
-class BatchLayout(Layout):
-    """All fields of a batch: those of a transition, and those that are in no row.
-
-    Parameters
-    ----------
-    ring : Ring
-    spec : Spec
-    of_last : sequence of int
-        The leaves that are of the last step of a window, rather than of the first.
-    """
-
-    def __init__(self, ring: Ring, spec: Spec, of_last: Sequence[int]) -> None:
-        names = [leaf.name for leaf in spec.leaves]
-        reward = names.index("reward")
-        derived = {
-            "discount": spec.leaves[reward].field,
-            "length": Field((), np.int64),
-            "weights": Field((), np.float32),
-            "probabilities": Field((), np.float64),
-            "indices": Field((), np.int64),
-        }
-        super().__init__(ring, range(len(names)), derived)
-        self.plan = np.vstack((self.plan, np.zeros_like(self.plan[0])))
-        self.plan[2, of_last] = 1
-        self.places = np.array([reward, names.index("terminated")])
 
 
 @dataclass(slots=True)
@@ -146,10 +116,8 @@ class Storage:
         self._first = Layout(self.ring, of_first)
         self._last = Layout(self.ring, of_last)
         self._flags = Layout(self.ring, (self._terminated, self._truncated))
-        # Where all fields are packed, a batch is made at once; of single steps, drawn at once, too
-        self._batch = BatchLayout(ring, spec, [*of_last, self._terminated, self._truncated]) if ring.is_packed else None
-        self.is_packed = ring.is_packed
-        self.is_single = ring.is_packed and self._window == 1
+        last = [*of_last, self._terminated, self._truncated]
+        self.packed = PackedBatches(ring, self.episodes, spec, last, self._powers) if ring.is_packed else None
         # Where to find each leaf in the fields of first, those of last, and reward and the flags
         order = [*of_first, *of_last, *of_window]
         self._places = [order.index(i) for i in range(len(names))]
@@ -163,10 +131,9 @@ class Storage:
         spec, ring = self.spec, self.ring
         self.pack_row = row_packer(spec, ring.rows.dtype)
         self.pack_block = block_packer(spec, ring.order) if ring.is_packed else None
-        self._name_batch = batch_namer(spec, ("discount", "length", "weights", "probabilities", "indices"))
 
     def __getstate__(self) -> dict[str, Any]:
-        made = ("pack_row", "pack_block", "_name_batch")
+        made = ("pack_row", "pack_block")
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -320,93 +287,6 @@ class Storage:
         ring.refuse(indices, kernels.window(indices, ring.bounds, rewards, ring.ended, reward, length))
         terminated, truncated = ring.gather(indices + (length - 1) * self.num_envs, self._flags)
         return Window(indices, ring.gather(indices, self._first), length, reward, terminated, truncated)
-
-    def transitions(self, indices: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """``reduce(window(indices))``, for packed fields and windows that nobody changes. O(B n).
-
-        All fields are in one block of memory, with room for those that the draw tells.
-
-        Raises
-        ------
-        IndexError
-            If an index is stale or was never given out.
-        """
-        ring, layout = self.ring, self._batch
-        assert layout is not None
-        block, record = layout.block(indices.shape[0])
-        stored, made = (ring.bounds, ring.bytes, ring.row_bytes), (layout.plan, layout.places)
-        if self._window == 1:
-            wrong = batches.batch_at(indices, *stored, *made, self.gamma, block)
-        else:
-            wrong = batches.n_step_batch_at(indices, *stored, ring.ended, self._powers, *made, block)
-        ring.refuse(indices, wrong)
-        return self._name_batch(*np.ndarray((), record, block).item())
-
-    def uniform_batch(self, uniforms: npt.NDArray[np.float64]) -> dict[str, Any]:
-        """All fields of a batch of single steps, packed ones, drawn as `Ring.uniform` draws. O(B)."""
-        ring, layout = self.ring, self._batch
-        assert layout is not None
-        record = layout.records.get(len(uniforms)) or layout.record(len(uniforms))
-        block = np.empty(record.itemsize, _UINT8)
-        batches.uniform_batch(
-            uniforms, ring.bounds, ring.bytes, ring.row_bytes, layout.plan, layout.places, self.gamma, block
-        )
-        return self._name_batch(*np.ndarray((), record, block).item())
-
-    def prioritized_batch(
-        self,
-        nodes: npt.NDArray[np.float64],
-        marks: npt.NDArray[np.float64],
-        settled: npt.NDArray[np.int64],
-        points: npt.NDArray[np.float64],
-        scheme: int,
-    ) -> dict[str, Any]:
-        """All fields but the weights of a batch of single steps drawn from a tree, packed ones. O(B log C).
-
-        `points` holds the uniform numbers of the draw; it becomes the ratios of the probabilities to the least.
-        """
-        ring, layout = self.ring, self._batch
-        assert layout is not None
-        record = layout.records.get(len(points)) or layout.record(len(points))
-        block = np.empty(record.itemsize, _UINT8)
-        batches.prioritized_batch(
-            nodes, marks, settled, points, scheme, ring.bounds, ring.bytes, ring.row_bytes,
-            layout.plan, layout.places, self.gamma, block,
-        )  # fmt: skip
-        return self._name_batch(*np.ndarray((), record, block).item())
-
-    def places_of_goal(self, achieved: str, desired: tuple[str, str]) -> npt.NDArray[np.int64]:
-        """What :meth:`relabel` needs to know of these leaves, an achieved goal and two desired: where they are."""
-        assert self._batch is not None
-        numbers = [self.positions[name] for name in (achieved, *desired)]
-        return np.array([*numbers, self._batch.plan[0, numbers[0]]])
-
-    def relabel(
-        self,
-        fields: dict[str, Any],
-        indices: npt.NDArray[np.int64],
-        uniforms: npt.NDArray[np.float64],
-        ratio: float,
-        scope: str,
-        goal: npt.NDArray[np.int64],
-        chosen: npt.NDArray[np.bool_],
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-        """Give a share of a batch of single steps, packed ones, goals that were achieved in the steps of a scope. O(B).
-
-        Where ``uniforms[0]`` is below `ratio`, `chosen` becomes True, and ``uniforms[1]`` chooses the step. Returns the
-        places of the chosen, and the bytes of 2B goals: what they achieved, and from the middle on their new goals.
-        """
-        ring, layout = self.ring, self._batch
-        assert layout is not None
-        if scope != "random":
-            self.episodes.sync()
-        count, plan = indices.shape[0], layout.plan
-        places, spare = np.empty(count, np.int64), np.empty(2 * count * plan[1].item(goal.item(0)), np.uint8)
-        total = goals.relabel(
-            indices, uniforms, ratio, _SCOPES[scope], ring.bounds, ring.bytes, ring.row_bytes, self.episodes.tables,
-            plan, goal, fields["reward"].base, chosen, places, spare,
-        )  # fmt: skip
-        return places[:total], spare
 
     def read(self, indices: npt.NDArray[np.int64], names: tuple[str, ...]) -> list[npt.NDArray[Any]]:
         """The fields of these names, leaves of the spec, as they are stored: fresh arrays (B, ...).

@@ -29,6 +29,7 @@ LAYERS = [
     {"frames", "packing"},
     {"ring"},
     {"episodes"},
+    {"packed_batches"},
     {"storage"},
     {"sum_tree"},
     {"replay"},

@@ -3,7 +3,7 @@
 A batch is one `block` of memory with a segment for each field. The columns of `plan` are the fields: ``plan[SOURCE]``
 is the place of a field in the packed row, `NO_ROW` of one that is in none, ``plan[SIZE]`` its bytes, and
 ``plan[OF_LAST]`` is 1 if it is of the last step of a window and not of the first. The last five are `discount`,
-`length`, `weights`, `probabilities` and `indices`; ``places[REWARD]`` and ``places[TERMINATED]`` are the numbers of
+`length`, `weights`, `probabilities` and `indices`; ``numbers[REWARD]`` and ``numbers[TERMINATED]`` are the numbers of
 two others.
 """
 
@@ -21,7 +21,7 @@ REWARD, TERMINATED = 0, 1
 
 
 @jit
-def uniform_batch(uniforms, bounds, rows, row_bytes, plan, places, gamma, block):
+def uniform_batch(uniforms, bounds, rows, row_bytes, plan, numbers, gamma, block):
     """A batch of single steps: the ``floor(u N)``-th living index for each u in [0, 1), N their number; of weight 1."""
     count, fields = uniforms.shape[0], plan.shape[1]
     starts = segments(plan[SIZE], count)
@@ -29,7 +29,7 @@ def uniform_batch(uniforms, bounds, rows, row_bytes, plan, places, gamma, block)
     share = 1.0 / uniform(uniforms, bounds, rows, row_bytes, indices)
     slots_of(indices, bounds, rows.shape[0] // row_bytes, slots)
     copy_fields(rows, row_bytes, slots, plan[SOURCE], plan[SIZE], starts, block)
-    _derive(count, plan, places, gamma, starts, block)
+    _derive(count, plan, numbers, gamma, starts, block)
     weights = piece(block, starts[fields + WEIGHTS], count, np.float32)
     probabilities = piece(block, starts[fields + PROBABILITIES], count, np.float64)
     for i in range(count):
@@ -39,7 +39,7 @@ def uniform_batch(uniforms, bounds, rows, row_bytes, plan, places, gamma, block)
 
 @jit
 def prioritized_batch(
-    nodes, marks, settled, points, scheme, bounds, rows, row_bytes, plan, places, gamma, block
+    nodes, marks, settled, points, scheme, bounds, rows, row_bytes, plan, numbers, gamma, block
 ):  # fmt: skip
     """A batch of single steps drawn from the tree by the uniform numbers in `points`, as many as the scheme needs.
 
@@ -63,11 +63,11 @@ def prioritized_batch(
         points[i] = probabilities[i] / least
     indices_of(slots, bounds, capacity, indices)
     copy_fields(rows, row_bytes, slots, plan[SOURCE], plan[SIZE], starts, block)
-    _derive(count, plan, places, gamma, starts, block)
+    _derive(count, plan, numbers, gamma, starts, block)
 
 
 @jit
-def batch_at(indices, bounds, rows, row_bytes, plan, places, gamma, block):
+def batch_at(indices, bounds, rows, row_bytes, plan, numbers, gamma, block):
     """A batch of single steps at these indices, without weights, probabilities and indices.
 
     Returns -1, or the position of the first index that is not stored; then the block is worth nothing.
@@ -77,12 +77,12 @@ def batch_at(indices, bounds, rows, row_bytes, plan, places, gamma, block):
     if wrong < 0:
         starts = segments(plan[SIZE], indices.shape[0])
         copy_fields(rows, row_bytes, slots, plan[SOURCE], plan[SIZE], starts, block)
-        _derive(indices.shape[0], plan, places, gamma, starts, block)
+        _derive(indices.shape[0], plan, numbers, gamma, starts, block)
     return wrong
 
 
 @jit
-def n_step_batch_at(indices, bounds, rows, row_bytes, ended, powers, plan, places, block):
+def n_step_batch_at(indices, bounds, rows, row_bytes, ended, powers, plan, numbers, block):
     """As `batch_at`, of windows of at most ``powers.shape[0] - 1`` steps, where ``powers[k]`` is ``gamma**k``.
 
     Returns are summed in float64, in the order of the steps.
@@ -92,7 +92,7 @@ def n_step_batch_at(indices, bounds, rows, row_bytes, ended, powers, plan, place
     wrong = slots_of(indices, bounds, ended.shape[0], slots)
     if wrong >= 0:
         return wrong
-    steps, reward = powers.shape[0] - 1, places[REWARD]
+    steps, reward = powers.shape[0] - 1, numbers[REWARD]
     for i in range(count):
         announce(rows, row_bytes, slots[i])
         announce(rows, row_bytes, min(slots[i] + (steps - 1) * bounds.shape[1], ended.shape[0] - 1))
@@ -106,39 +106,32 @@ def n_step_batch_at(indices, bounds, rows, row_bytes, ended, powers, plan, place
         rewards = piece(rows, 0, rows.shape[0] // 4, np.float32)
         returns = piece(block, starts[reward], count, np.float32)
         discounts = piece(block, starts[fields + DISCOUNT], count, np.float32)
-        place, stride = plan[SOURCE, reward] // 4, row_bytes // 4
-        _reduce(indices, slots, bounds, ended, powers, rewards, place, stride, returns, discounts, lengths)
+        _reduce(
+            indices, slots, bounds, rows, row_bytes, ended, powers, plan, numbers, rewards, returns, discounts, lengths
+        )
     else:
         rewards = piece(rows, 0, rows.shape[0] // 8, np.float64)
         returns = piece(block, starts[reward], count, np.float64)
         discounts = piece(block, starts[fields + DISCOUNT], count, np.float64)
-        place, stride = plan[SOURCE, reward] // 8, row_bytes // 8
-        _reduce(indices, slots, bounds, ended, powers, rewards, place, stride, returns, discounts, lengths)
+        _reduce(
+            indices, slots, bounds, rows, row_bytes, ended, powers, plan, numbers, rewards, returns, discounts, lengths
+        )
 
     for field in range(fields):
         sources[field] = plan[SOURCE, field] if plan[OF_LAST, field] else NO_ROW
     copy_fields(rows, row_bytes, slots, sources, plan[SIZE], starts, block)
-    terminated = block[starts[places[TERMINATED]] :]
-    if plan[SIZE, reward] == 4:
-        _clear(piece(block, starts[fields + DISCOUNT], count, np.float32), terminated, count)
-    else:
-        _clear(piece(block, starts[fields + DISCOUNT], count, np.float64), terminated, count)
     return wrong
 
 
 @jit
-def _clear(discounts, terminated, count):
-    """Set the discounts to 0 where an episode terminates."""
-    for i in range(count):
-        if terminated[i]:
-            discounts[i] = 0.0
-
-
-@jit
-def _reduce(indices, slots, bounds, ended, powers, rewards, place, stride, returns, discounts, lengths):
-    """Returns, discounts as if nothing terminated, and lengths; `slots` go on to the last step of each window."""
+def _reduce(
+    indices, slots, bounds, rows, row_bytes, ended, powers, plan, numbers, rewards, returns, discounts, lengths
+):  # fmt: skip
+    """Returns, discounts and lengths; `slots` go on to the last step of each window. `rewards` are the rows as such."""
     num_envs, capacity, steps = bounds.shape[1], np.uint64(ended.shape[0]), powers.shape[0] - 1
-    at, width = np.uint64(place), np.uint64(stride)
+    size = plan[SIZE, numbers[REWARD]]
+    at, width = np.uint64(plan[SOURCE, numbers[REWARD]] // size), np.uint64(row_bytes // size)
+    flag = np.uint64(plan[SOURCE, numbers[TERMINATED]])
     for i in range(indices.shape[0]):
         stop = bounds[CURSOR, indices[i] % num_envs if num_envs > 1 else 0] * num_envs
         slot, index, k = np.uint64(slots[i]), indices[i], 1
@@ -152,24 +145,27 @@ def _reduce(indices, slots, bounds, ended, powers, rewards, place, stride, retur
             value += powers[k] * rewards[slot * width + at]
             k += 1
         returns[i] = value
-        discounts[i] = powers[k]
+        discounts[i] = 0.0 if rows[slot * np.uint64(row_bytes) + flag] else powers[k]
         lengths[i] = k
         slots[i] = slot
 
 
 @jit
-def _derive(count, plan, places, gamma, starts, block):
+def _derive(count, plan, numbers, gamma, starts, block):
     """Discounts and lengths of single steps, whose flags are in the block."""
     fields = plan.shape[1]
-    terminated = block[starts[places[TERMINATED]] :]
+    terminated = block[starts[numbers[TERMINATED]] :]
     lengths = piece(block, starts[fields + LENGTH], count, np.int64)
     for i in range(count):
         lengths[i] = 1
     if plan[SIZE, fields + DISCOUNT] == 4:
-        single = piece(block, starts[fields + DISCOUNT], count, np.float32)
-        for i in range(count):
-            single[i] = 0.0 if terminated[i] else gamma
+        _discount(terminated, gamma, piece(block, starts[fields + DISCOUNT], count, np.float32))
     else:
-        double = piece(block, starts[fields + DISCOUNT], count, np.float64)
-        for i in range(count):
-            double[i] = 0.0 if terminated[i] else gamma
+        _discount(terminated, gamma, piece(block, starts[fields + DISCOUNT], count, np.float64))
+
+
+@jit
+def _discount(terminated, gamma, discounts):
+    """Discounts of single steps."""
+    for i in range(discounts.shape[0]):
+        discounts[i] = 0.0 if terminated[i] else gamma
