@@ -38,6 +38,9 @@ class SumTree:
     Methods for writing: `set`, `fill`, `clear`. For drawing: `draw`, `find`. For looking: `get`, `total`, `largest`,
     `smallest`, `check`.
 
+    `assign`, `settle` and `draw_at` are for a buffer, which has checked what it gives; `nodes` and `marks` are the
+    arrays that kernels work on, and `is_changing` tells that a change of them was cut short, to be repaired.
+
     Parameters
     ----------
     capacity : int
