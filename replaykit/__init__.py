@@ -15,19 +15,21 @@
 
 from replaykit._version import __version__
 from replaykit.batch import Batch
-from replaykit.buffer import LatestBuffer, ReplayBuffer
+from replaykit.buffer import Buffer
+from replaykit.buffers import LatestBuffer, PrioritizedBuffer, ReplayBuffer
 from replaykit.combined import CombinedReplay
 from replaykit.field import Field, FieldNameError
 from replaykit.hindsight import HindsightReplay
-from replaykit.prioritized import LinearSchedule, PrioritizedBuffer
 from replaykit.recording import record
 from replaykit.replay import Replay
+from replaykit.schedules import LinearSchedule
 from replaykit.spec import Spec
-from replaykit.sum_tree import SumTree
+from replaykit.distributions.sum_tree import SumTree
 from replaykit.wrapper import ReplayWrapper
 
 __all__ = [
     "Batch",
+    "Buffer",
     "CombinedReplay",
     "Field",
     "FieldNameError",

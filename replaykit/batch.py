@@ -1,13 +1,16 @@
-"""What a sample passes through: a Draw of indices, a Window on the ring at each, and the Batch."""
+"""What a sample passes through: a Draw of indices, a Window of steps at each, and the Batch."""
 
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from replaykit.trees import leaves_of, map_tree
+
+Strategy: TypeAlias = Literal["future", "final", "episode", "random"]
+"""Where hindsight goals come from."""
 
 
 @dataclass(slots=True)
@@ -17,12 +20,12 @@ class Draw:
     Attributes
     ----------
     indices : ndarray of shape (B,), int64
-        Of the drawn transitions.
+        Indices of the drawn transitions.
     probabilities : ndarray of shape (B,), float64
-        Of each drawn transition, its expected share of a batch.
+        The expected share of a batch of each drawn transition.
     least : float or None
-        The smallest positive probability of any stored transition, where weights are normalised by it: with
-        ``weights="buffer"``. Without it they are normalised as with ``weights="batch"``.
+        The smallest positive probability of any stored transition. It is needed to normalise weights with
+        ``weights="buffer"``; without it they are normalised as with ``weights="batch"``.
     """
 
     indices: npt.NDArray[np.int64]
@@ -30,53 +33,112 @@ class Draw:
     least: float | None = None
 
 
-@dataclass(slots=True)
-class Rewrite:
-    """Other values for some rows of one field, put in when a window is reduced.
+class Rewrite(NamedTuple):
+    """Values that replace some rows of fields of a batch when its windows are reduced.
 
     Attributes
     ----------
-    field : str
-        Which one, as in ``"action"``, or ``"obs.desired_goal"`` of a nested one.
+    fields : tuple of str
+        Leaves of the spec that all receive the values, such as ``("action",)`` or ``("obs.goal", "next_obs.goal")``.
     rows : ndarray of shape (R,), int64
+        Numbers of windows.
     values : ndarray of shape (R, ...)
+        In the dtype of the fields.
     """
 
-    field: str
+    fields: tuple[str, ...]
     rows: npt.NDArray[np.int64]
     values: npt.NDArray[Any]
 
 
-@dataclass(slots=True)
-class Window:
-    """What is there: up to n consecutive steps of one episode from each index on.
+class Look(NamedTuple):
+    """What hindsight asks of the later steps of the episodes in a batch.
 
     Attributes
     ----------
-    indices : ndarray of shape (B,), int64
+    leaf : str
+        The achieved goal, such as ``"next_obs.achieved_goal"``.
+    ratio : float
+        The share of the rows of a batch that get another goal.
+    strategy : {"future", "final", "episode", "random"}
+        Where the goals come from.
+    """
+
+    leaf: str
+    ratio: float
+    strategy: Strategy
+
+
+class Ahead(NamedTuple):
+    """The answer to a `Look` at windows of shape (B,) or (B, T), with n steps each. W of the windows get other goals.
+
+    Attributes
+    ----------
+    chosen : ndarray of shape (B,), bool
+        Which rows of the batch get another goal. All T windows of a row get the same.
+    windows : ndarray of shape (W,), int64
+        The numbers of the windows in these rows.
+    places : ndarray of shape (S,), int64
+        Where the rewards of the steps of these windows are in ``window.reward.reshape(M * n)``, window after window.
+    achieved : ndarray of shape (S, ...)
+        The goal that is achieved in each of these steps.
+    wanted : ndarray of shape (S, ...)
+        The new goal of each of these steps.
+    goals : ndarray of shape (W, ...)
+        The new goal of each of these windows.
+    """
+
+    chosen: npt.NDArray[np.bool_]
+    windows: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
+    achieved: npt.NDArray[Any]
+    wanted: npt.NDArray[Any]
+    goals: npt.NDArray[Any]
+
+
+@dataclass(slots=True)
+class Window:
+    """What is there: up to n consecutive steps of one episode from each of M indices on.
+
+    A wrapper may change `reward`, `length`, `terminated` and `truncated` in place or replace them, and add to `rewrites`
+    and `added`.
+
+    Attributes
+    ----------
+    indices : ndarray of shape (M,), int64
         The first step of each window.
-    fields : list
-        Of the first steps, what a reduction needs: the storage's business.
-    length : ndarray of shape (B,), int64
-        Steps in each window, from 1 to n.
-    reward : ndarray of shape (B, n)
-        Of each step; entries past the length are 0.
-    terminated, truncated : ndarray of shape (B,), bool
-        Of the last step of each window.
-    rewritten : tuple of Rewrite
-        What takes the place of stored values, in this order.
-    added : tuple of (str, ndarray of shape (B, ...))
-        Further fields of the batch, by name.
+    shape : tuple of int
+        (B,), or (B, T) if T windows belong to each row of the batch. M is the product.
+    stride : int
+        The difference between the indices of successive steps of a window.
+    reward : ndarray of shape (M, n) or (M, n, ...), float64
+        The reward of each step. Entries past the length are 0.
+    length : ndarray of shape (M,), int64
+        The number of steps in each window, from 1 to n. If a wrapper makes it shorter, `next_obs` is that of the new last
+        step.
+    terminated, truncated : ndarray of shape (M,), bool
+        Flags of the last step of each window.
+    opened : object
+        What the storage needs to reduce the windows. Only the storage reads it.
+    rewrites : list of Rewrite
+        Values that replace stored ones, applied in this order.
+    added : dict of str to ndarray of shape (B, ...)
+        Further fields of the batch.
+    ahead : Ahead or None
+        The answer to the `look` of the wrapper that receives the window, if it was already found.
     """
 
     indices: npt.NDArray[np.int64]
-    fields: list[npt.NDArray[Any]]
+    shape: tuple[int, ...]
+    stride: int
+    reward: npt.NDArray[np.float64]
     length: npt.NDArray[np.int64]
-    reward: npt.NDArray[Any]
     terminated: npt.NDArray[np.bool_]
     truncated: npt.NDArray[np.bool_]
-    rewritten: tuple[Rewrite, ...] = ()
-    added: tuple[tuple[str, npt.NDArray[Any]], ...] = ()
+    opened: Any = None
+    rewrites: list[Rewrite] = field(default_factory=list)
+    added: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    ahead: Ahead | None = None
 
 
 class Batch:

@@ -1,191 +1,427 @@
-"""Uniform replay, and none."""
+"""Buffers: a storage, a distribution and a generator."""
 
-from typing import Any, TypeVar, final
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from replaykit.batch import Draw, constant
-from replaykit.field import as_indices
-from replaykit.frames import Padding
+from replaykit._kernels import lazy
+from replaykit.batch import Draw, Window
+from replaykit.checks import check_count, check_unit
+from replaykit.declared import Declared
+from replaykit.distributions.base import Distribution
+from replaykit.field import as_array, as_float64, as_indices
 from replaykit.replay import Replay
-from replaykit.ring import Share
 from replaykit.spec import Spec
-from replaykit.storage import Seed, Storage, check_count
+from replaykit.storage.base import Indices, Storage
+from replaykit.trees import Tree
 
-AnyBuffer = TypeVar("AnyBuffer", bound=Replay)
+kernels = lazy("lanes")
 
-
-def build_from_env(cls: type[AnyBuffer], env: Any, capacity: int, options: dict[str, Any]) -> AnyBuffer:
-    """A buffer of class `cls` for transitions of `env`, with as many lanes as it has environments."""
-    spec = Spec.from_env(env)
-    num_envs = env.num_envs if hasattr(env, "single_observation_space") else 1
-    if options.setdefault("num_envs", num_envs) != num_envs:
-        raise ValueError(f"num_envs is {options['num_envs']}; expected {num_envs}, as env has")
-    return cls(capacity, spec, **options)  # type: ignore[call-arg, arg-type]
+Seed: TypeAlias = int | np.random.SeedSequence | np.random.Generator | None
 
 
-@final
-class ReplayBuffer(Replay):
-    """Uniform replay: every stored transition is equally likely.
+class Buffer(Replay):
+    """Any storage with any distribution. Final: write a storage, a distribution or a wrapper to make something else.
+
+    `ReplayBuffer`, `PrioritizedBuffer` and `LatestBuffer` are constructors of it.
 
     Parameters
     ----------
-    capacity : int
-        Transitions to hold, C. Rounded up to a multiple of `num_envs`; each lane holds exactly its last C/E.
-    spec : Spec
-        The fields of a transition.
-    num_envs : int
-        Lanes, E: parallel environments that share the buffer.
+    storage : Storage
+        Where transitions are kept.
+    distribution : Distribution
+        Which are drawn, from the same storage.
     n_step : int
         Steps that a sampled transition spans; fewer at an episode's end.
     gamma : float
         Discount of a step, for n-step returns and ``batch.discount``.
-    stack : int
-        Observations in each of a batch, k: the last k of the episode, along a new first axis. For frames, that is
-        fields of `obs` with at least two axes, which are added one by one; other fields are not stacked. An agent's own
-        stacks come from ``FrameStackObservation(record(env, buffer), k)``.
-    padding : {"reset", "zero"}
-        What fills up a stack at an episode's start, its first observation or zeros, as Gymnasium's
-        ``FrameStackObservation`` does (but zeros in a Box that has none as well, where that takes its lower bound).
-    share : {"large", "all", "none"}
-        Which observations are kept once, rather than as the next_obs of a step and as the obs of the following one, or
-        in each of several stacks: those above 1 KB, all, or none. Only what is found to be equal is shared, so
-        batches do not depend on it.
-    replace : bool
-        Whether a transition can be twice in a batch. Without replacement a batch is at most as large as the buffer
-        is full.
     seed : None, int, SeedSequence or Generator
         Same seed and same calls: same batches, bit for bit.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from replaykit import Field, ReplayBuffer, Spec
-    >>> buffer = ReplayBuffer(1000, Spec(obs=Field((3,)), action=Field((), "int64")), seed=0)
-    >>> for step in range(5):
-    ...     index = buffer.add(np.full(3, step), step % 2, 1.0, np.full(3, step + 1), step == 4, False)
-    >>> batch = buffer.sample(2)
-    >>> batch
-    Batch(2: obs (3,) float32, action int64, reward float32, next_obs (3,) float32, terminated bool, truncated bool, \
-discount float32, length int64, weights float32, probabilities float64, indices int64)
-    >>> batch.probabilities
-    array([0.2, 0.2])
+    >>> from replaykit import Buffer, Field, Spec
+    >>> from replaykit.distributions import Proportional
+    >>> from replaykit.storage import LocalStorage
+    >>> storage = LocalStorage(1000, Spec(obs=Field((3,)), action=Field(())))
+    >>> Buffer(storage, Proportional(storage, alpha=0.5), n_step=3, seed=0)
+    Buffer(0 of 1000, num_envs=1, n_step=3)
     """
 
-    def __init__(
-        self,
-        capacity: int,
-        spec: Spec,
-        *,
-        num_envs: int = 1,
-        n_step: int = 1,
-        gamma: float = 0.99,
-        stack: int = 1,
-        padding: Padding = "reset",
-        share: Share = "large",
-        replace: bool = True,
-        seed: Seed = None,
-    ) -> None:
-        if not isinstance(replace, bool):
-            raise TypeError(f"replace is {replace!r}; expected True or False")
-        super().__init__(Storage(capacity, spec, num_envs, n_step, gamma, stack, padding, share, seed))
-        self.replace = replace
-
-    @classmethod
-    def from_env(cls, env: Any, capacity: int, **options: Any) -> "ReplayBuffer":
-        """A buffer for the transitions of a Gymnasium environment, single or vector; `options` as the constructor's."""
-        return build_from_env(cls, env, capacity, options)
-
-    def _fields(self, batch_size: int) -> dict[str, Any]:
-        storage = self._storage
-        packed = storage.packed
-        if self.replace and packed is not None and packed.is_single:
-            return packed.uniform(storage.rng.random(batch_size))
-        return super()._fields(batch_size)
-
-    def draw(self, batch_size: int) -> Draw:
-        """B indices, uniformly. O(B), and O(B E) while lanes hold different steps."""
-        storage = self._storage
-        size = len(storage.ring)
-        if self.replace:
-            uniforms = storage.rng.random(batch_size)
-        elif batch_size > size:
-            raise ValueError(
-                f"batch_size is {batch_size}; expected at most {size}, as many as are stored, without replacement"
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Raise TypeError for a subclass, apart from the constructors in `replaykit.buffers`."""
+        super().__init_subclass__(**options)
+        if cls.__module__ != "replaykit.buffers":
+            raise TypeError(
+                f"{cls.__name__} is a subclass of a buffer; buffers are final: write a ReplayWrapper, or join a Storage "
+                "and a Distribution of your own in a Buffer"
             )
-        else:
-            uniforms = (storage.rng.choice(size, batch_size, replace=False) + 0.5) / size
-        return Draw(storage.ring.uniform(uniforms), constant(batch_size, 1.0 / size, np.float64))
-
-    def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
-        """1/N for every stored index. Raises IndexError for one that is not stored."""
-        check_count("batch_size", batch_size)
-        slots = self._storage.ring.slots(as_indices("indices", indices))
-        return np.full(slots.shape, 1.0 / max(len(self), 1))
-
-
-@final
-class LatestBuffer(Replay):
-    """No replay: a batch of B is the B newest transitions, oldest first.
-
-    What an agent learns from that has no replay memory; the baseline of every study of replay. While fewer than B are
-    stored, they are repeated in turn.
-
-    Parameters
-    ----------
-    capacity, spec, num_envs, n_step, gamma, stack, padding, share, seed
-        As those of `ReplayBuffer`; the capacity bounds the useful batch size.
-
-    Examples
-    --------
-    >>> from replaykit import Field, LatestBuffer, Spec
-    >>> buffer = LatestBuffer(64, Spec(obs=Field(()), action=Field(())))
-    >>> for step in range(5):
-    ...     index = buffer.add(step, 0, 1.0, step + 1, False, False)
-    >>> buffer.sample(3).obs
-    array([2., 3., 4.], dtype=float32)
-    """
 
     def __init__(
-        self,
-        capacity: int,
-        spec: Spec,
-        *,
-        num_envs: int = 1,
-        n_step: int = 1,
-        gamma: float = 0.99,
-        stack: int = 1,
-        padding: Padding = "reset",
-        share: Share = "large",
-        seed: Seed = None,
+        self, storage: Storage, distribution: Distribution, *, n_step: int = 1, gamma: float = 0.99, seed: Seed = None
     ) -> None:
-        super().__init__(Storage(capacity, spec, num_envs, n_step, gamma, stack, padding, share, seed))
+        if not isinstance(storage, Storage):
+            raise TypeError(f"storage is a {type(storage).__name__}; expected a Storage, such as a LocalStorage")
+        if not isinstance(distribution, Distribution):
+            raise TypeError(f"distribution is a {type(distribution).__name__}; expected a Distribution")
+        if distribution.storage is not storage:
+            raise ValueError("distribution draws from another storage; expected one that was built with this storage")
+        self._storage, self._distribution = storage, distribution
+        self._n_step = check_count("n_step", n_step)
+        self._gamma = check_unit("gamma", gamma)
+        self.lock, self.successor = storage.lock, storage.num_envs
+        self.rng = np.random.default_rng(seed)
+        self._stale_updates = 0
+        self._has_priorities = type(distribution).update is not Distribution.update
+        n = min(self._n_step, storage.length)  # no window can be longer than a lane
+        self._powers = np.array([self._gamma**k for k in range(n + 1)])
+        fused = storage.fuse(distribution, self._powers, self.rng)
+        if fused is not None:  # the one place where a faster way is chosen
+            self.serve, self.open = fused  # type: ignore[method-assign, assignment]
+        self._encode_step, self._write = storage.encode_step, storage.write
 
-    @classmethod
-    def from_env(cls, env: Any, capacity: int, **options: Any) -> "LatestBuffer":
-        """A buffer for the transitions of a Gymnasium environment, single or vector; `options` as the constructor's."""
-        return build_from_env(cls, env, capacity, options)
+    @property
+    def storage(self) -> Storage:
+        """Where transitions are kept."""
+        return self._storage
+
+    @property
+    def distribution(self) -> Distribution:
+        """Which transitions are drawn."""
+        return self._distribution
+
+    # -- Writing ---------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        obs: Tree,
+        action: Tree,
+        reward: Any,
+        next_obs: Tree,
+        terminated: Any,
+        truncated: Any,
+        *,
+        mask: npt.ArrayLike | None = None,
+        td_error: Any = None,
+        **extras: Tree,
+    ) -> Indices:
+        """Store one step of every lane, or of those in `mask`; see :meth:`Replay.add`."""
+        if mask is not None or td_error is not None:
+            values = (obs, action, reward, next_obs, terminated, truncated)
+            return self._write_steps(None, values, extras, mask, td_error)
+        block = self._encode_step(obs, action, reward, next_obs, terminated, truncated, extras)
+        lock = self.lock
+        with lock:
+            if lock.sampling:
+                lock.refuse_writing()
+            return self._write(block, 1)
+
+    def extend(
+        self,
+        obs: Tree,
+        action: Tree,
+        reward: Any,
+        next_obs: Tree,
+        terminated: Any,
+        truncated: Any,
+        *,
+        mask: npt.ArrayLike | None = None,
+        td_error: Any = None,
+        **extras: Tree,
+    ) -> Indices:
+        """Store T steps at once; see :meth:`Replay.extend`."""
+        values = (obs, action, reward, next_obs, terminated, truncated)
+        shape = as_array("reward", reward).shape
+        if not shape:
+            raise ValueError(f"reward has shape (); expected {('T', *self._storage.lanes)}; use add for a single step")
+        return self._write_steps(shape[0], values, extras, mask, td_error)
+
+    def _write_steps(
+        self, steps: int | None, values: tuple[Tree, ...], extras: Mapping[str, Tree], mask: Any, td_error: Any
+    ) -> Indices:
+        """Store `steps` steps, or one without an axis for it; entries that the mask leaves out are ignored."""
+        storage, distribution, lock = self._storage, self._distribution, self.lock
+        lead = storage.lanes if steps is None else (steps, *storage.lanes)
+        chosen = self._checked_mask(mask, lead)
+        block = storage.encode(values, extras, lead, chosen)
+        errors = None if td_error is None else self._initial_errors(td_error, lead, chosen)
+        count, flat = 1 if steps is None else steps, None if chosen is None else chosen.reshape(-1)
+        with lock:
+            if lock.sampling:
+                lock.refuse_writing()
+            if errors is None:
+                indices = storage.write(block, count, flat)
+            else:
+                distribution.settle()  # what was added before does not get these priorities
+                indices = storage.write(block, count, flat)
+                slots, priorities = np.empty(errors.size, np.int64), np.empty(errors.size)
+                kept = kernels.select_stored(
+                    indices[indices >= 0], errors, np.inf, distribution.eps, storage.bounds, storage.capacity, slots,
+                    priorities,
+                )  # fmt: skip
+                distribution.update(slots[:kept], priorities[:kept])
+        return indices.reshape(lead or (1,))
+
+    def _checked_mask(self, mask: Any, lead: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:
+        """The mask in the shape of the leading axes, or None if it selects everything."""
+        if mask is None:
+            return None
+        array, lanes = np.asarray(mask), (self._storage.num_envs,)
+        if array.dtype != np.bool_ or array.shape not in (lead, lanes):
+            shapes = " or ".join(map(str, sorted({lead, lanes})))
+            raise ValueError(f"mask has shape {array.shape} and dtype {array.dtype}; expected {shapes} and bool")
+        array = array.reshape(()) if lead == () else np.broadcast_to(array, lead)
+        return None if array.all() else array
+
+    def _initial_errors(
+        self, td_error: Any, lead: tuple[int, ...], mask: npt.NDArray[np.bool_] | None
+    ) -> npt.NDArray[np.float64]:
+        """The TD errors of what will be stored, in one row; raises for another shape and for what is not finite."""
+        errors = as_float64("td_error", td_error)
+        if errors.shape != lead and not (errors.size == 1 and {lead, errors.shape} == {(), (1,)}):
+            raise ValueError(f"td_error has shape {errors.shape}; expected {lead}")
+        errors = errors.reshape(lead)
+        errors = errors.reshape(-1) if mask is None else errors[mask.reshape(lead)]
+        largest = self._distribution.largest_priority
+        wrong = ~(np.abs(errors) <= largest)
+        if wrong.any():
+            raise ValueError(
+                f"td_error contains {errors[wrong][0]}; expected finite numbers of at most {largest:.3g} in magnitude"
+            )
+        return errors
+
+    def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
+        """End the running episodes of the lanes, or of those in `mask`; see :meth:`Replay.end_episode`."""
+        storage = self._storage
+        chosen = self._checked_mask(mask, storage.lanes)
+        with self.lock:
+            if self.lock.sampling:
+                self.lock.refuse_writing()
+            storage.end_episode(np.arange(storage.num_envs) if chosen is None else np.flatnonzero(chosen))
+
+    def clear(self) -> None:
+        """Forget every transition, episode and priority; see :meth:`Replay.clear`."""
+        with self.lock:
+            if self.lock.sampling:
+                self.lock.refuse_writing()
+            self._storage.clear()
+            self._distribution.settle()
+
+    # -- Learning --------------------------------------------------------------------------------------------
+
+    def count_batch(self) -> None:
+        """Count a batch that was served."""
+        self._distribution.batches += 1
+
+    def update_priorities(
+        self,
+        indices: npt.ArrayLike,
+        td_errors: npt.ArrayLike | None = None,
+        *,
+        priorities: npt.ArrayLike | None = None,
+    ) -> int:
+        """Set the priorities of the transitions of a batch; see :meth:`Replay.update_priorities`. O(B log C)."""
+        if (td_errors is None) == (priorities is None):
+            raise TypeError("pass either td_errors or priorities=")
+        name, given = ("td_errors", td_errors) if priorities is None else ("priorities", priorities)
+        entries, values = as_indices("indices", indices), as_float64(name, given)
+        if values.shape != entries.shape:
+            raise ValueError(f"{name} has shape {values.shape}; expected {entries.shape}, that of indices")
+        distribution, storage, size = self._distribution, self._storage, len(entries)
+        limit, eps = distribution.largest_priority, distribution.eps if priorities is None else 0.0
+        slots, kept = np.empty(size, np.int64), np.empty(size)
+        with self.lock:
+            if self.lock.sampling:
+                self.lock.refuse_writing()
+            count = kernels.select_stored(entries, values, limit, eps, storage.bounds, storage.capacity, slots, kept)
+            if count < 0:
+                wrong = -1 - count
+                if not abs(values[wrong]) <= limit:
+                    raise ValueError(
+                        f"{name} contains {values[wrong]}; expected finite numbers of at most {limit:.3g} in magnitude"
+                    )
+                storage.refuse(entries[wrong : wrong + 1])
+            if priorities is not None and size and values.min() < 0.0:
+                raise ValueError(f"priorities contains {values.min()}; expected non-negative numbers")
+            if not self._has_priorities:
+                return 0
+            self._stale_updates += size - count
+            return distribution.update(slots[:count], kept[:count]) if count < size else distribution.update(slots, kept)
+
+    # -- The verbs -------------------------------------------------------------------------------------------
 
     def draw(self, batch_size: int) -> Draw:
-        """The B newest indices, oldest first."""
-        newest = self._storage.ring.newest(batch_size)
-        indices = np.resize(newest, batch_size)
-        return Draw(indices, self._share(np.arange(batch_size) % newest.size, newest.size, batch_size))
+        """Draw stored indices, as the distribution does."""
+        with self.lock:
+            return self._distribution.draw(batch_size, self.rng)
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
-        """1/B for the B newest and 0 for the others; if fewer are stored, their shares. O(B log B)."""
+        """The expected share of each stored index in a batch; see :meth:`Replay.probability`."""
         check_count("batch_size", batch_size)
         entries = as_indices("indices", indices)
-        if not self._storage.ring.slots(entries).size:
-            return np.zeros(0)
-        newest = self._storage.ring.newest(batch_size)
-        order = np.argsort(newest)
-        places = np.searchsorted(newest, entries, sorter=order).clip(max=newest.size - 1)
-        places = order[places]
-        return np.where(newest[places] == entries, self._share(places, newest.size, batch_size), 0.0)
+        with self.lock:
+            return self._distribution.probability(entries, batch_size)
 
-    @staticmethod
-    def _share(places: npt.NDArray[np.int64], size: int, batch_size: int) -> npt.NDArray[np.float64]:
-        """Share of the transition at each place when `size` of them fill a batch in turn."""
-        return (batch_size // size + (places < batch_size % size)) / batch_size
+    def window(self, indices: Indices) -> Window:
+        """Windows of up to `n_step` steps; see :meth:`Replay.window`. O(B n)."""
+        if type(indices) is not np.ndarray or indices.dtype != np.int64 or indices.ndim != 2:
+            indices = as_indices("indices", indices)
+        with self.lock:
+            return self._storage.window(indices, len(self._powers) - 1)
+
+    def reduce(self, window: Window) -> dict[str, Any]:
+        """One transition from each window, by field. O(B n)."""
+        with self.lock:
+            return self._storage.reduce(window, self._powers)
+
+    def weigh(self, draw: Draw) -> npt.NDArray[np.float32]:
+        """The importance weights of a draw, as the distribution gives them."""
+        with self.lock:
+            return self._distribution.weigh(draw, len(self._storage))
+
+    def serve(self, batch_size: int) -> dict[str, Any]:
+        """All fields of a batch, with a storage that has no faster way."""
+        draw = self._checked_draw(batch_size)
+        return self._weighed(self.fetch(draw.indices), draw)
+
+    def least_probability(self, batch_size: int, without: Indices) -> float:
+        """The smallest positive probability of any stored index but those in `without`; inf if there is none."""
+        return self._distribution.least_probability(batch_size, without)
+
+    # -- Looking ---------------------------------------------------------------------------------------------
+
+    def parts(self) -> dict[str, Declared]:
+        """The storage, the distribution and the buffer itself."""
+        return {"storage": self._storage, "distribution": self._distribution, "buffer": self}
+
+    def state(self) -> dict[str, Any]:
+        """The counters and the generator."""
+        return {
+            "batches": self._distribution.batches,
+            "stale_updates": self._stale_updates,
+            "rng": self.rng.bit_generator.state,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take the counters and the generator of another buffer."""
+        self._distribution.batches = state["batches"]
+        self._stale_updates = state["stale_updates"]
+        self.rng.bit_generator.state = state["rng"]
+
+    def _copied_state(self) -> dict[str, Any]:
+        """The states of all parts at one moment. A storage and a distribution that were given copy their own."""
+        own: dict[str, Declared] = {"buffer": self} if type(self) is Buffer else self.parts()
+        with self.lock:
+            return {name: part.state() if part is self else part._copied_state() for name, part in own.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        parts = self.parts()
+        for name, values in state.items():
+            parts[name].load(values)
+
+    @property
+    def spec(self) -> Spec:
+        """The fields of a transition."""
+        return self._storage.spec
+
+    @property
+    def capacity(self) -> int:
+        """Transitions that fit, C, a multiple of `num_envs`."""
+        return self._storage.capacity
+
+    @property
+    def num_envs(self) -> int:
+        """Lanes, E."""
+        return self._storage.num_envs
+
+    @property
+    def n_step(self) -> int:
+        """Steps of a window, n."""
+        return self._n_step
+
+    @property
+    def gamma(self) -> float:
+        """Discount of a step."""
+        return self._gamma
+
+    @property
+    def stack(self) -> int:
+        """Observations in each of a batch, k."""
+        return self._storage.stack
+
+    @property
+    def beta(self) -> float:
+        """The exponent of the weights of the next batch. Set it to a number in [0, 1], or to a schedule."""
+        beta: float = self._with_beta.beta
+        return beta
+
+    @beta.setter
+    def beta(self, value: float | Callable[[int], float]) -> None:
+        with self.lock:
+            self._with_beta.beta = value
+
+    @property
+    def _with_beta(self) -> Any:
+        """The distribution, which must have a beta."""
+        if not hasattr(type(self._distribution), "beta"):
+            raise AttributeError(f"{self!r} prioritizes nothing, so it has no beta")
+        return self._distribution
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays, filled or not. They grow only if observations share few frames."""
+        return self._storage.nbytes
+
+    @property
+    def bounds(self) -> Indices:
+        """The oldest step of each lane and the one that comes next, of shape (2, E)."""
+        return self._storage.bounds
+
+    def __len__(self) -> int:
+        return len(self._storage)
+
+    def latest(self, count: int) -> Indices:
+        """The indices of the `count` transitions added last, oldest first; see :meth:`Replay.latest`."""
+        check_count("count", count)
+        with self.lock:
+            return self._storage.latest(count)
+
+    def episode(self, indices: npt.ArrayLike) -> tuple[Indices, Indices, Indices]:
+        """The episode of each stored index; see :meth:`Replay.episode`."""
+        entries = as_indices("indices", indices)
+        with self.lock:
+            return self._storage.episode(entries)
+
+    def read(self, indices: npt.ArrayLike, field: str) -> npt.NDArray[Any]:
+        """One field of stored transitions as it was added; see :meth:`Replay.read`."""
+        entries = as_indices("indices", indices)
+        with self.lock:
+            return self._storage.read(entries, field)
+
+    def stats(self) -> dict[str, float]:
+        """Numbers for a logger; see :meth:`Replay.stats`."""
+        storage, distribution = self._storage, self._distribution
+        with self.lock:
+            stats = {
+                "size": float(len(storage)),
+                "capacity": float(storage.capacity),
+                "added": float(storage.bounds[1].sum()),
+                "batches": float(distribution.batches),
+                "nbytes": float(storage.nbytes),
+            }
+            if self._has_priorities:
+                stats["stale_updates"] = float(self._stale_updates)
+            return stats | distribution.stats()
+
+    def check(self) -> None:
+        """Verify every invariant of the storage and of the distribution; see :meth:`Replay.check`."""
+        with self.lock:
+            self._storage.check()
+            self._distribution.check()
+
+    def __repr__(self) -> str:
+        lanes = f"num_envs={self.num_envs}, n_step={self.n_step}"
+        stack = f", stack={self.stack}" if self.stack > 1 else ""
+        return f"{type(self).__name__}({len(self)} of {self.capacity}, {lanes}{stack})"

@@ -5,31 +5,33 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
+from replaykit._kernels import lazy
 from replaykit.batch import Draw
+from replaykit.checks import check_count
 from replaykit.field import as_indices
 from replaykit.replay import Replay
-from replaykit.storage import check_count
+from replaykit.storage.base import Indices
 from replaykit.wrapper import ReplayWrapper
+
+kernels = lazy("goals")
 
 
 @final
 class CombinedReplay(ReplayWrapper):
-    """Any replay, with the newest transitions added to every batch in the place of as many draws.
+    """Any replay, with the newest transitions in every batch in place of as many draws.
 
     A batch of B is B - k draws from the whole buffer, the newest transitions among them, followed by the k newest,
-    oldest first. So transition i, drawn with probability P_i before, now makes up a share of
-    ``q_i = ((B - k) P_i + [i is one of the k newest]) / B`` of the batches; `probabilities` are these, and the
-    weights of a
-    prioritized buffer are made from them. A uniform buffer's weights stay 1: that the newest count for more is the
-    point.
+    oldest first. So transition i, drawn with probability P_i before, now has the expected share
+    ``q_i = ((B - k) P_i + [i is one of the k newest]) / B`` of a batch. These are the `probabilities`, and a prioritized
+    buffer makes its weights from them. A uniform buffer's weights stay 1, since the newest are meant to count for more.
 
     Parameters
     ----------
     inner : Replay
         A buffer, or another wrapper.
     latest : int
-        How many of the newest are in every batch, k; all, if fewer are stored. While parallel environments are stepped
-        together, `num_envs` makes it the newest of each; otherwise it is the k added last, of whichever.
+        How many of the newest are in every batch, k; all, if fewer are stored. These are the k transitions added last. If
+        parallel environments are stepped together, ``latest=num_envs`` gives the newest of each.
 
     Raises
     ------
@@ -55,43 +57,52 @@ class CombinedReplay(ReplayWrapper):
 
     def __init__(self, inner: Replay, latest: int = 1) -> None:
         super().__init__(inner)
-        self.latest_count = check_count("latest", latest)
+        self._latest_count = check_count("latest", latest)
+
+    @property
+    def latest_count(self) -> int:
+        """How many of the newest are in every batch, k."""
+        return self._latest_count
 
     def draw(self, batch_size: int) -> Draw:
-        """B - k indices from the wrapped buffer, then the k newest, with the probabilities of the mixture."""
-        newest = self._newest(batch_size)
-        drawn = batch_size - newest.size
-        if not drawn:
-            return Draw(newest, np.full(batch_size, 1.0 / batch_size))
-        draw = self.inner.draw(drawn)
-        of_newest = (drawn * self.inner.probability(newest, drawn) + 1.0) / batch_size
-        of_drawn = (drawn * draw.probabilities + np.isin(draw.indices, newest)) / batch_size
-        least = None
-        if draw.least is not None:
+        """B - k indices from the wrapped replay, then the k newest, with the probabilities of the mixture."""
+        with self.lock:
+            newest = self._newest(batch_size)
+            drawn = batch_size - newest.size
+            if not drawn:
+                return Draw(newest, np.full(batch_size, 1.0 / batch_size))
+            draw = self.inner.draw(drawn)
+            of_newest = self.inner.probability(newest, drawn)
+            indices, mixed = np.empty(batch_size, np.int64), np.empty(batch_size)
+            kernels.combine(draw.indices, draw.probabilities, newest, of_newest, indices, mixed)
+            if draw.least is None:
+                return Draw(indices, mixed)
             of_others = drawn * self.inner.least_probability(drawn, newest) / batch_size
-            least = min(of_others, float(of_newest.min()))
-        return Draw(np.concatenate((draw.indices, newest)), np.concatenate((of_drawn, of_newest)), least)
+            return Draw(indices, mixed, min(of_others, float(mixed[drawn:].min())))
 
-    def _newest(self, batch_size: int) -> npt.NDArray[np.int64]:
-        if self.latest_count > batch_size:
-            raise ValueError(f"batch_size is {batch_size}; expected at least latest={self.latest_count}")
-        return self._storage.ring.newest(self.latest_count)
+    def _newest(self, batch_size: int) -> Indices:
+        if self._latest_count > batch_size:
+            raise ValueError(f"batch_size is {batch_size}; expected at least latest={self._latest_count}")
+        return self.inner.latest(self._latest_count)
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
         """``((B - k) P + [one of the k newest]) / B`` of each stored index."""
         entries = as_indices("indices", indices)
-        self._storage.ring.slots(entries)
-        newest = self._newest(check_count("batch_size", batch_size))
-        drawn = batch_size - newest.size
-        of_inner = drawn * self.inner.probability(entries, drawn) if drawn else np.zeros(entries.shape)
-        return (of_inner + np.isin(entries, newest)) / batch_size
+        check_count("batch_size", batch_size)
+        with self.lock:
+            self.inner.read(entries, "terminated")  # raises for an index that is not stored
+            newest = self._newest(batch_size)
+            drawn = batch_size - newest.size
+            of_inner = drawn * self.inner.probability(entries, drawn) if drawn else np.zeros(entries.shape)
+            return (of_inner + np.isin(entries, newest)) / batch_size
 
-    def least_probability(self, batch_size: int, without: npt.NDArray[np.int64]) -> float:
-        """The smallest positive probability of any stored index but these; inf if there is none."""
-        newest = self._newest(batch_size)
-        drawn = batch_size - newest.size
-        of_others = (
-            drawn * self.inner.least_probability(drawn, np.union1d(newest, without)) / batch_size if drawn else np.inf
-        )
-        of_newest = self.probability(np.setdiff1d(newest, without), batch_size)
-        return float(min(of_others, of_newest.min(initial=np.inf)))
+    def least_probability(self, batch_size: int, without: Indices) -> float:
+        """The smallest positive probability of any stored index but those in `without`; inf if there is none."""
+        with self.lock:
+            newest = self._newest(batch_size)
+            drawn = batch_size - newest.size
+            of_others = np.inf
+            if drawn:
+                of_others = drawn * self.inner.least_probability(drawn, np.union1d(newest, without)) / batch_size
+            of_newest = self.probability(np.setdiff1d(newest, without), batch_size)
+            return float(min(of_others, of_newest.min(initial=np.inf)))

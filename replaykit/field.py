@@ -7,6 +7,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from replaykit._kernels import lazy
+
+kernels = lazy("lanes")
+
+_FLOAT32, _FLOAT64, _INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
+_INTEGERS = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
+_FLOATS = (np.float16, np.float32, np.float64)
+_EXACT_INT = 2**53
+"""A float64 holds every int up to this one."""
+
 
 class FieldNameError(KeyError, TypeError):
     """A field is missing from a transition, or one was given that its spec does not have."""
@@ -71,52 +81,39 @@ def _dimension(size: Any) -> int:
 
 
 class Leaf:
-    """A field at its place in the transition, and the coercion of values into it.
+    """A field at its place in the transition, and the conversion of values to it.
 
-    `name` is how errors call it, such as ``obs.position``. The three other public attributes let ``add`` accept
-    the usual values without a call: an ndarray of `dtype` and `shape`, a scalar whose type is in
-    `exact_types`, or one whose type is in `ranged_types` and which lies in [low, high].
+    Attributes
+    ----------
+    name : str
+        The name in errors, such as ``obs.position``.
+    field : Field
+    dtype, shape
+        Those of the field.
+    scalar_types : frozenset of type
+        For a scalar field, the types of numbers that ``struct.pack`` converts as `coerce` does, or refuses.
     """
 
-    __slots__ = ("dtype", "exact_types", "field", "high", "low", "name", "ranged_types", "shape")
+    __slots__ = ("dtype", "field", "name", "scalar_types", "shape")
 
     def __init__(self, name: str, field: Field) -> None:
         self.name = name
         self.field = field
         self.dtype = field.dtype
         self.shape = field.shape
-        self.exact_types: frozenset[type] = frozenset()
-        self.ranged_types: frozenset[type] = frozenset()
-        self.low: Any = 0
-        self.high: Any = 0
-        if not field.shape:
-            self.exact_types = frozenset((field.dtype.type, bool) if field.dtype.kind == "b" else (field.dtype.type,))
-            if field.dtype.kind in "iu":
-                self.low, self.high = int(np.iinfo(field.dtype).min), int(np.iinfo(field.dtype).max)
-                self.ranged_types = frozenset((int,))
-            elif field.dtype.kind == "f":
-                self.high = float(np.finfo(field.dtype).max)
-                self.low = -self.high
-                self.ranged_types = frozenset((float, np.float64))
+        kinds = {"b": (bool, np.bool_), "i": (int, *_INTEGERS), "u": (int, *_INTEGERS), "f": (float, *_FLOATS)}
+        self.scalar_types: frozenset[type] = frozenset(() if self.shape else kinds.get(self.dtype.kind, ()))
 
-    def __getstate__(self) -> tuple[str, Field]:
-        return self.name, self.field
+    def __reduce__(self) -> tuple[type["Leaf"], tuple[str, Field]]:
+        return Leaf, (self.name, self.field)
 
-    def fits(self, value: Any) -> bool:
-        """Whether a value of one step can be stored as it is: the usual ones, told quickly."""
-        kind = type(value)
-        if self.shape:
-            return kind is np.ndarray and value.dtype is self.dtype and value.shape == self.shape
-        return kind in self.exact_types or (kind in self.ranged_types and self.low <= value <= self.high)
+    def coerce(
+        self, value: Any, lead: tuple[int, ...] = (), mask: npt.NDArray[np.bool_] | None = None
+    ) -> npt.NDArray[Any]:
+        """`value` as an array of shape ``(*lead, *shape)`` and this dtype, if nothing but precision is lost.
 
-    def __setstate__(self, state: tuple[str, Field]) -> None:
-        Leaf.__init__(self, *state)
-
-    def coerce(self, value: Any, lead: tuple[int, ...], mask: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[Any]:
-        """`value` as an array of shape ``(*lead, *shape)`` and this dtype, if nothing of it is lost but precision.
-
-        Where `mask`, of shape `lead`, is given, only the entries it selects are returned, in one row, and only
-        they are checked for fitting.
+        If `mask`, of shape `lead`, is given, only the entries that it selects are checked and returned, with a single
+        leading axis.
         """
         expected = lead + self.shape
         if mask is None and type(value) is np.ndarray and value.dtype is self.dtype and value.shape == expected:
@@ -127,6 +124,21 @@ class Leaf:
         if mask is not None:
             array = array[mask]
         return array if array.dtype is self.dtype else self._cast(array)
+
+    def coerce_scalar(self, value: Any) -> Any:
+        """`coerce` of one value of a scalar field, which returns a Python number, or a 0-d array if there is none.
+
+        Raises OverflowError for a NaN too, since its bits may change when it becomes a Python number.
+        """
+        if type(value) is int and self.dtype.kind == "f" and -_EXACT_INT <= value <= _EXACT_INT:
+            return value  # a float64 holds it exactly
+        array = self.coerce(value)
+        if self.dtype.kind == "c" or self.dtype.itemsize > 8:
+            return array
+        number = array.item()
+        if number != number:
+            raise OverflowError(f"{self.name} is {number}")
+        return number
 
     def _as_array(self, value: Any) -> npt.NDArray[Any]:
         array = as_array(self.name, value)
@@ -147,6 +159,10 @@ class Leaf:
     def _cast(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """`array` in this dtype; refuses what would change by more than rounding."""
         source, target = array.dtype, self.dtype
+        if source is _FLOAT64 and target is _FLOAT32:  # as Gymnasium gives rewards
+            narrowed = np.empty(array.shape, _FLOAT32)
+            if kernels.narrow(array.reshape(-1), narrowed.reshape(-1)) < 0:
+                return narrowed
         if np.can_cast(source, target, "safe"):
             return array.astype(target)
         if target.kind in "biu" and source.kind in "biu":
@@ -202,9 +218,6 @@ def _remedy(source: np.dtype[Any], target: np.dtype[Any]) -> str:
     if source.kind == "O":
         return "give all its entries one shape and a numeric dtype"
     return "declare the field with another dtype in the Spec"
-
-
-_FLOAT64, _INT64 = np.dtype(np.float64), np.dtype(np.int64)
 
 
 def as_float64(name: str, value: Any) -> npt.NDArray[np.float64]:

@@ -2,22 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
-from replaykit.batch import Rewrite, Window, constant
+from replaykit.batch import Ahead, Look, Rewrite, Strategy, Window
+from replaykit.checks import check_choice, check_unit
 from replaykit.field import as_array
 from replaykit.replay import Replay
-from replaykit.storage import check_choice, check_unit
+from replaykit.storage.base import Indices
 from replaykit.trees import map_tree
 from replaykit.wrapper import ReplayWrapper
 
-kernels = lazy("lanes")
+kernels = lazy("goals")
 
-Strategy: TypeAlias = Literal["future", "final", "episode", "random"]
 GoalFunction: TypeAlias = Callable[[Any, Any, dict[str, Any]], Any]
 
 
@@ -97,6 +97,8 @@ class HindsightReplay(ReplayWrapper):
            [ 8., 99., -1.]], dtype=float32)
     """
 
+    may_raise = True
+
     def __init__(
         self,
         inner: Replay,
@@ -116,23 +118,51 @@ class HindsightReplay(ReplayWrapper):
                     "env.unwrapped.compute_reward"
                 )
         check_choice("strategy", strategy, Strategy)
-        self.reward_fn = reward_fn
-        self.terminated_fn = terminated_fn
-        self.strategy: Strategy = strategy
-        self.ratio = check_unit("ratio", ratio)
+        self._reward_fn = reward_fn
+        self._terminated_fn = terminated_fn
+        self._strategy: Strategy = strategy
+        check_unit("ratio", ratio)
         self._refuse_a_second(inner)
         self._refuse_wrong_goals(achieved_goal, desired_goal)
-        spec = self._storage.spec
-        self._achieved = (f"next_obs.{achieved_goal}",)
-        self._desired = (f"obs.{desired_goal}", f"next_obs.{desired_goal}")
-        self._info = tuple(leaf.name for leaf in spec.leaves if leaf.name.partition(".")[0] in spec.extra)
+        self._leaf = f"next_obs.{achieved_goal}"
+        self._desired = f"obs.{desired_goal}", f"next_obs.{desired_goal}"
+        self._info = tuple(leaf.name for leaf in self.spec.leaves if leaf.name.partition(".")[0] in self.spec.extra)
+        self._dtype: np.dtype[Any] = self.spec["reward"].dtype
         self._is_vectorised = terminated_fn is None
-        packed = self._storage.packed
-        self._is_direct = packed is not None and packed.is_single and inner._is_plain
-        if packed is not None:
-            self._goal = packed.places_of_goal(self._achieved[0], self._desired)
-            self._leaf = spec.leaves[self._goal[0]]
-        self._storage.is_fallible = True
+        self.ratio = ratio
+
+    @property
+    def reward_fn(self) -> GoalFunction:
+        """The function that gives the rewards of relabelled steps."""
+        return self._reward_fn
+
+    @property
+    def terminated_fn(self) -> GoalFunction | None:
+        """The function that gives the ends of relabelled steps, or None."""
+        return self._terminated_fn
+
+    @property
+    def strategy(self) -> Strategy:
+        """Where goals are taken from."""
+        return self._strategy
+
+    @property
+    def ratio(self) -> float:
+        """The probability that a transition is relabelled. It can be set at any time."""
+        return self._ratio
+
+    @ratio.setter
+    def ratio(self, value: float) -> None:
+        self._ratio = check_unit("ratio", value)
+        self.look = Look(self._leaf, self._ratio, self._strategy) if self._ratio > 0.0 else None
+
+    def state(self) -> dict[str, Any]:
+        """The ratio, since it can be set."""
+        return {"ratio": self._ratio}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take the ratio of another."""
+        self.ratio = state["ratio"]
 
     @staticmethod
     def _refuse_a_second(inner: Replay) -> None:
@@ -144,7 +174,7 @@ class HindsightReplay(ReplayWrapper):
 
     def _refuse_wrong_goals(self, achieved: str, desired: str) -> None:
         """Raise unless the observations have two goals of one shape and dtype."""
-        spec = self._storage.spec
+        spec = self.spec
         fields = {leaf.name: leaf.field for leaf in spec.leaves}
         if not isinstance(spec["obs"], dict):
             raise TypeError(
@@ -164,117 +194,71 @@ class HindsightReplay(ReplayWrapper):
                 f"obs.{desired} is {fields[f'obs.{desired}']!r}; expected {fields[f'obs.{achieved}']!r}, as "
                 f"obs.{achieved} is, since achieved goals take its place; give both one shape and dtype"
             )
-        if self._storage.stack > 1 and len(fields[f"obs.{achieved}"].shape) >= 2:
+        if self.stack > 1 and len(fields[f"obs.{achieved}"].shape) >= 2:
             raise ValueError(
-                f"stack is {self._storage.stack}, and so obs.{achieved} is a stack of goals; expected single ones; "
+                f"stack is {self.stack}, and so obs.{achieved} is a stack of goals; expected single ones; "
                 "stack the other observations in the environment, with stack=1 here"
             )
 
     # -- The verb --------------------------------------------------------------------------------------------
 
-    def _fields(self, batch_size: int) -> dict[str, Any]:
-        if not self._is_direct:
-            return super()._fields(batch_size)
-        fields = self.inner._fields(batch_size)
-        return self._relabel_at_once(fields, fields["indices"])
-
-    def _transitions(self, indices: npt.NDArray[np.int64]) -> dict[str, Any]:
-        if not self._is_direct:
-            return super()._transitions(indices)
-        return self._relabel_at_once(self.inner._transitions(indices), indices)
-
-    def _relabel_at_once(self, fields: dict[str, Any], indices: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """A batch of single steps with the goals and the rewards that a batch of relabelled windows has."""
-        packed = self._storage.packed
-        chosen = constant(indices.shape[0], False, np.bool_)
-        if self.ratio > 0.0 and packed is not None:
-            uniforms = self._storage.rng.random((2, indices.shape[0]))
-            places, spare = packed.relabel(fields, indices, uniforms, self.ratio, self.strategy, self._goal, chosen)
-            if places.shape[0]:
-                shape, dtype = (places.shape[0], *self._leaf.shape), self._leaf.dtype
-                achieved = np.ndarray(shape, dtype, spare)
-                goals = np.ndarray(shape, dtype, spare, spare.shape[0] // 2)
-                asked = _Goals(achieved, goals, self._info_of(indices[places]) if self._info else {})
-                kernels.put(self._rewards(asked), places, fields["reward"])
-                if self.terminated_fn is not None:
-                    ends = self._ends(asked)
-                    fields["terminated"][places] = ends
-                    fields["discount"][places] = np.where(ends, 0.0, self.gamma)
-        last = [(name, fields.pop(name)) for name in ("weights", "probabilities", "indices")]
-        fields["relabelled"] = chosen
-        fields.update(last)
-        return fields
-
-    def window(self, indices: npt.NDArray[np.int64]) -> Window:
-        """The wrapped buffer's windows, of which a share of `ratio` has another goal. O(B n)."""
-        window = self.inner.window(indices)
-        count = window.length.shape[0]
-        chosen = np.zeros(count, np.bool_)
-        if self.ratio > 0.0:  # at 0 nothing is drawn, so that batches are those of the wrapped buffer
-            uniforms = self._storage.rng.random((2, count))
-            np.less(uniforms[0], self.ratio, out=chosen)
-            rows = chosen.nonzero()[0]
-            if rows.size:
-                self._relabel(window, rows, uniforms[1, rows])
-        window.added = (*window.added, ("relabelled", chosen))
+    def change(self, window: Window) -> Window:
+        """The wrapped replay's windows, with other goals for a share of `ratio` of the rows. O(B n)."""
+        if self.look is None:  # nothing is drawn, so that batches are those of the wrapped replay
+            window.added["relabelled"] = np.zeros(window.shape[0], np.bool_)
+            return window
+        ahead = window.ahead
+        if ahead is None:
+            ahead = self.inner.look_ahead(window, self.look, self.rng.random((2, window.shape[0])))
+        window.added["relabelled"] = ahead.chosen
+        if ahead.windows.size:
+            self._relabel(window, ahead)
         return window
 
-    def _relabel(self, window: Window, rows: npt.NDArray[np.int64], uniforms: npt.NDArray[np.float64]) -> None:
-        """Give the windows in `rows` another goal, and the rewards and the ends that come with it."""
-        anchors, lengths = window.indices[rows], window.length[rows]
-        # Every step of these windows, one window after another: which of them it is of, and its place there
-        if self.n_step == 1:
-            owner = begins = np.arange(rows.size)
-            place, steps = np.zeros(rows.size, np.int64), anchors
-        else:
-            owner, begins = np.repeat(np.arange(rows.size), lengths), lengths.cumsum() - lengths
-            place = np.arange(owner.size) - begins[owner]
-            steps = anchors[owner] + place * self.num_envs
-
-        (outcomes,) = self._storage.read(np.concatenate((self._goal_steps(anchors, uniforms), steps)), self._achieved)
-        goals, achieved = outcomes[: rows.size], outcomes[rows.size :]
-        asked = _Goals(achieved, goals if self.n_step == 1 else goals[owner], self._info_of(steps))
+    def _relabel(self, window: Window, ahead: Ahead) -> None:
+        """Give windows the rewards and the ends that come with their goals."""
+        asked = _Goals(ahead.achieved, ahead.wanted, self._info_of(window, ahead.places) if self._info else {})
         rewards = self._rewards(asked)
-        if self.terminated_fn is not None:
-            ends = self._ends(asked)
-            length = np.minimum.reduceat(np.where(ends, place + 1, lengths[owner]), begins)
-            window.terminated[rows] = ends[begins + length - 1]
-            window.truncated[rows] &= length == lengths
-            window.length[rows] = length
-            rewards[place >= length[owner]] = 0.0
-        window.reward[rows[owner], place] = rewards
-        window.rewritten = (*window.rewritten, *(Rewrite(field, rows, goals) for field in self._desired))
-
-    def _goal_steps(self, anchors: npt.NDArray[np.int64], uniforms: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """The stored step whose outcome becomes the goal of each anchor, chosen by its number in [0, 1)."""
-        storage = self._storage
-        if self.strategy == "random":
-            return storage.ring.uniform(uniforms)
-        return storage.episodes.pick(anchors, uniforms, self.strategy)
-
-    def _info_of(self, steps: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """The extra fields of the steps."""
-        spec = self._storage.spec
-        return spec.unflatten(self._storage.read(steps, self._info), spec.extra) if spec.extra else {}
-
-    def _rewards(self, goals: "_Goals") -> npt.NDArray[Any]:
-        """The rewards of the steps under their goals, checked, in an array of their own."""
-        result = goals.ask("reward_fn", self.reward_fn)
-        if result.dtype.kind not in "biuf":
-            raise TypeError(
-                f"{_called('reward_fn', self.reward_fn)} returned dtype {result.dtype}; expected real numbers"
-            )
-        if result.dtype == self._storage.reward_dtype:
-            rewards = result.copy()
-        else:
-            with np.errstate(over="ignore"):
-                rewards = result.astype(self._storage.reward_dtype)
-        wrong = kernels.first_not_finite(rewards)
+        ends = None if self._terminated_fn is None else self._ends(asked)
+        window.reward = np.ascontiguousarray(window.reward, np.float64)
+        reward = window.reward.reshape(-1)
+        wrong = kernels.put_rewards(rewards, ahead.places, reward, self._dtype.itemsize == 4)
         if wrong >= 0:
             raise ValueError(
-                f"{_called('reward_fn', self.reward_fn)} returned {result[wrong]}; expected finite {rewards.dtype}"
+                f"{_called('reward_fn', self._reward_fn)} returned {rewards[wrong]}; expected finite {self._dtype}"
             )
-        return rewards
+        if ends is not None:
+            self._shorten(window, ahead, ends)
+        window.rewrites.append(Rewrite(self._desired, ahead.windows, ahead.goals))
+
+    def _shorten(self, window: Window, ahead: Ahead, ends: npt.NDArray[np.bool_]) -> None:
+        """End each window at its first step that ends under its goal, whose flag is then the window's."""
+        lengths = window.length[ahead.windows]
+        begins = lengths.cumsum() - lengths
+        place = ahead.places % window.reward.shape[1]
+        length = np.minimum.reduceat(np.where(ends, place + 1, np.repeat(lengths, lengths)), begins)
+        window.reward.reshape(-1)[ahead.places[place >= np.repeat(length, lengths)]] = 0.0
+        window.terminated[ahead.windows] = ends[begins + length - 1]
+        window.truncated[ahead.windows] &= length == lengths
+        window.length[ahead.windows] = length
+
+    def _info_of(self, window: Window, places: Indices) -> dict[str, Any]:
+        """The extra fields of the steps with these places in the windows' rewards."""
+        n = window.reward.shape[1]
+        steps = window.indices[places // n] + places % n * window.stride
+        return self.spec.unflatten([self.inner.read(steps, name) for name in self._info], self.spec.extra)
+
+    def _rewards(self, goals: "_Goals") -> npt.NDArray[Any]:
+        """The rewards of the steps for their goals, as float32 or float64."""
+        result = goals.ask("reward_fn", self._reward_fn)
+        if result.dtype.kind not in "biuf":
+            raise TypeError(
+                f"{_called('reward_fn', self._reward_fn)} returned dtype {result.dtype}; expected real numbers"
+            )
+        if result.dtype == np.float32 or result.dtype == np.float64:
+            return result
+        with np.errstate(over="ignore"):
+            return result.astype(self._dtype)
 
     def _ends(self, goals: "_Goals") -> npt.NDArray[np.bool_]:
         """Whether each of the steps terminates its episode under its goal."""
@@ -286,17 +270,17 @@ class HindsightReplay(ReplayWrapper):
             alone = [self._ask_ends(probe.take(np.array([row])))[0] for row in range(probe.achieved.shape[0])]
             if (self._ask_ends(probe) != alone).any():
                 raise ValueError(
-                    f"{_called('terminated_fn', self.terminated_fn)} answers otherwise for a row alone than for the "
+                    f"{_called('terminated_fn', self._terminated_fn)} answers otherwise for a row alone than for the "
                     f"same among others, so it is not vectorised; {_wrapped('terminated_fn')}"
                 )
             self._is_vectorised = True
         return ends
 
     def _ask_ends(self, goals: "_Goals") -> npt.NDArray[np.bool_]:
-        result = goals.ask("terminated_fn", self.terminated_fn)
+        result = goals.ask("terminated_fn", self._terminated_fn)
         if result.dtype != np.bool_:
             raise TypeError(
-                f"{_called('terminated_fn', self.terminated_fn)} returned dtype {result.dtype}; expected bool"
+                f"{_called('terminated_fn', self._terminated_fn)} returned dtype {result.dtype}; expected bool"
             )
         return result
 

@@ -1,4 +1,4 @@
-"""The forwards that every wrapper shares, spelt out."""
+"""What every wrapper has: the verbs of the replay inside, and the rule by which calls pass through."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,16 +6,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from replaykit.batch import Draw, Window
+from replaykit.batch import Ahead, Draw, Look, Window
+from replaykit.declared import Declared
 from replaykit.replay import Replay
+from replaykit.spec import Spec
+from replaykit.storage.base import Indices
 from replaykit.trees import Tree
+
+_VERBS = ("draw", "probability", "window", "change", "reduce", "weigh", "read", "episode")
+_JOINS = {
+    "serve": {"draw", "window", "change", "reduce", "weigh"},
+    "open": {"draw", "window", "change", "read", "episode"},
+    "fetch": {"window", "change", "reduce"},
+    "look_ahead": {"read", "episode"},
+}
+"""The methods that do what several verbs do, with these verbs. What overrides `read` also changes what is looked for."""
 
 
 class ReplayWrapper(Replay):
-    """A replay that changes how another is replayed: subclass it, override one verb, and the rest goes to `inner`.
+    """A replay that changes how another is replayed. Subclass it and override one verb; the rest goes to `inner`.
 
-    `sample` runs in the outermost wrapper and calls its verbs, so an override takes effect whatever is around it,
-    and wrappers on different verbs commute.
+    Override `change` to change windows, however they were opened; `window` to open other windows; `draw` together with
+    `probability`; `reduce`; or `weigh`. An override takes effect whatever is around the wrapper, and wrappers on different
+    verbs commute. Methods that do several verbs at once are passed on only if none of their verbs is overridden.
+
+    A copy or a pickle of a wrapper is its constructor's arguments and its `state`.
 
     Parameters
     ----------
@@ -23,14 +38,42 @@ class ReplayWrapper(Replay):
         A buffer, or another wrapper.
     """
 
+    look: Look | None = None
+    """What `change` will ask `look_ahead` about its windows, so that the buffer can answer when it opens them."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Decide which methods of several verbs pass through this wrapper: those of which it overrides no verb."""
+        super().__init_subclass__(**options)
+        for join in _JOINS:
+            if getattr(cls, join) not in _allowed(join):
+                raise TypeError(
+                    f"{cls.__name__} overrides {join}, which wrappers around it would bypass; override its verbs: "
+                    f"{', '.join(sorted(_JOINS[join]))}"
+                )
+        own = {verb for verb in _VERBS if getattr(cls, verb) is not getattr(ReplayWrapper, verb)}
+        if ("draw" in own) != ("probability" in own):
+            missing = "probability" if "draw" in own else "draw"
+            raise TypeError(
+                f"{cls.__name__} overrides only one of draw and probability; override {missing}, too, since the "
+                "probabilities of a draw must be those that probability gives"
+            )
+        for join, verbs in _JOINS.items():
+            setattr(cls, join, getattr(Replay if own & verbs else ReplayWrapper, join))
+        if "draw" in own:
+            cls.serve = ReplayWrapper._draw_and_fetch  # type: ignore[method-assign]
+        elif "change" in own and not own & {"window", "read", "episode"}:
+            cls.open = ReplayWrapper._open_and_change  # type: ignore[method-assign]
+        if own and not cls.__module__.startswith("replaykit."):
+            cls.may_raise = True
+
     def __init__(self, inner: Replay) -> None:
         if not isinstance(inner, Replay):
             raise TypeError(f"inner is a {type(inner).__name__}; expected a buffer or another wrapper")
-        super().__init__(inner._storage)
-        cls = type(self)
-        self._is_transparent = cls.window is ReplayWrapper.window and cls.reduce is ReplayWrapper.reduce
-        self._is_plain = inner._is_plain and self._is_transparent
         self.inner = inner
+        self.lock, self.rng, self.successor = inner.lock, inner.rng, inner.successor
+        self.may_raise = type(self).may_raise or inner.may_raise
+
+    # -- Writing ---------------------------------------------------------------------------------------------
 
     def add(
         self,
@@ -44,8 +87,8 @@ class ReplayWrapper(Replay):
         mask: npt.ArrayLike | None = None,
         td_error: Any = None,
         **extras: Tree,
-    ) -> npt.NDArray[np.int64]:
-        """As the wrapped buffer's; see :meth:`Replay.add`."""
+    ) -> Indices:
+        """As the wrapped replay's; see :meth:`Replay.add`."""
         return self.inner.add(
             obs, action, reward, next_obs, terminated, truncated, mask=mask, td_error=td_error, **extras
         )
@@ -62,19 +105,23 @@ class ReplayWrapper(Replay):
         mask: npt.ArrayLike | None = None,
         td_error: Any = None,
         **extras: Tree,
-    ) -> npt.NDArray[np.int64]:
-        """As the wrapped buffer's; see :meth:`Replay.extend`."""
+    ) -> Indices:
+        """As the wrapped replay's; see :meth:`Replay.extend`."""
         return self.inner.extend(
             obs, action, reward, next_obs, terminated, truncated, mask=mask, td_error=td_error, **extras
         )
 
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
-        """As the wrapped buffer's; see :meth:`Replay.end_episode`."""
+        """As the wrapped replay's; see :meth:`Replay.end_episode`."""
         self.inner.end_episode(mask)
 
-    def reset(self) -> None:
-        """As the wrapped buffer's; see :meth:`Replay.reset`."""
-        self.inner.reset()
+    def clear(self) -> None:
+        """As the wrapped replay's; see :meth:`Replay.clear`."""
+        self.inner.clear()
+
+    def count_batch(self) -> None:
+        """As the wrapped replay's."""
+        self.inner.count_batch()
 
     def update_priorities(
         self,
@@ -83,41 +130,84 @@ class ReplayWrapper(Replay):
         *,
         priorities: npt.ArrayLike | None = None,
     ) -> int:
-        """As the wrapped buffer's; see :meth:`Replay.update_priorities`."""
+        """As the wrapped replay's; see :meth:`Replay.update_priorities`."""
         return self.inner.update_priorities(indices, td_errors, priorities=priorities)
 
-    def _transitions(self, indices: npt.NDArray[np.int64]) -> dict[str, Any]:
-        return self.inner._transitions(indices) if self._is_transparent else super()._transitions(indices)
+    # -- The verbs -------------------------------------------------------------------------------------------
 
     def draw(self, batch_size: int) -> Draw:
-        """As the wrapped buffer's."""
+        """As the wrapped replay's."""
         return self.inner.draw(batch_size)
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
-        """As the wrapped buffer's."""
+        """As the wrapped replay's."""
         return self.inner.probability(indices, batch_size)
 
-    def window(self, indices: npt.NDArray[np.int64]) -> Window:
-        """As the wrapped buffer's."""
-        return self.inner.window(indices)
+    def window(self, indices: Indices) -> Window:
+        """The wrapped replay's windows, as `change` makes them."""
+        with self.lock:
+            return self.change(self.inner.window(indices))
+
+    def change(self, window: Window) -> Window:
+        """What a subclass makes of the windows of the wrapped replay: the same, or another `Window`."""
+        return window
 
     def reduce(self, window: Window) -> dict[str, Any]:
-        """As the wrapped buffer's."""
+        """As the wrapped replay's."""
         return self.inner.reduce(window)
 
     def weigh(self, draw: Draw) -> npt.NDArray[np.float32]:
-        """As the wrapped buffer's."""
+        """As the wrapped replay's."""
         return self.inner.weigh(draw)
 
-    def least_probability(self, batch_size: int, without: npt.NDArray[np.int64]) -> float:
-        """As the wrapped buffer's, or as `probability` says, in O(N), where that is overridden."""
+    def least_probability(self, batch_size: int, without: Indices) -> float:
+        """As the wrapped replay's; found from `probability`, in O(N), if that is overridden."""
         if type(self).probability is not ReplayWrapper.probability:
             return super().least_probability(batch_size, without)
         return self.inner.least_probability(batch_size, without)
 
+    # -- Several verbs at once -------------------------------------------------------------------------------
+
+    def serve(self, batch_size: int) -> dict[str, Any]:
+        """As the wrapped replay's, if none of its verbs is overridden."""
+        return self.inner.serve(batch_size)
+
+    def _draw_and_fetch(self, batch_size: int) -> dict[str, Any]:
+        """`serve` of a wrapper that overrides `draw`: the rest in one call."""
+        draw = self._checked_draw(batch_size)
+        return self._weighed(self.fetch(draw.indices), draw)
+
+    def open(self, batch_size: int, look: Look | None = None) -> tuple[Draw, Window]:
+        """As the wrapped replay's, if none of its verbs is overridden."""
+        return self.inner.open(batch_size, look)
+
+    def _open_and_change(self, batch_size: int, look: Look | None = None) -> tuple[Draw, Window]:
+        """`open` of a wrapper that overrides `change`. An outer look is not passed on: it is about the changed windows."""
+        draw, window = self.inner.open(batch_size, self.look)
+        window = self.change(window)
+        window.ahead = None
+        return draw, window
+
+    def fetch(self, indices: Indices) -> dict[str, Any]:
+        """As the wrapped replay's, if none of its verbs is overridden."""
+        return self.inner.fetch(indices)
+
+    def look_ahead(self, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:
+        """As the wrapped replay's, if none of its verbs is overridden."""
+        return self.inner.look_ahead(window, look, uniforms)
+
+    # -- Looking ---------------------------------------------------------------------------------------------
+
+    def parts(self) -> dict[str, Declared]:
+        """The parts of the wrapped replay, and this wrapper if it has state."""
+        parts = self.inner.parts()
+        if type(self).state is not Declared.state:
+            parts[f"{type(self).__name__}{sum(name.startswith(type(self).__name__) for name in parts) or ''}"] = self
+        return parts
+
     @property
     def beta(self) -> float:
-        """As the wrapped buffer's, where it has one; settable as there."""
+        """As the wrapped replay's, if it has one. It can be set as there."""
         return float(self._prioritized.beta)
 
     @beta.setter
@@ -126,23 +216,79 @@ class ReplayWrapper(Replay):
 
     @property
     def _prioritized(self) -> Any:
-        """What is wrapped, which must have a beta."""
+        """The wrapped replay, which must have a beta."""
         if not hasattr(self.inner, "beta"):
             raise AttributeError(f"{self.inner!r} prioritizes nothing, so it has no beta")
         return self.inner
 
     @property
+    def spec(self) -> Spec:
+        """The fields of a transition."""
+        return self.inner.spec
+
+    @property
+    def capacity(self) -> int:
+        """Transitions that fit, C."""
+        return self.inner.capacity
+
+    @property
+    def num_envs(self) -> int:
+        """Environments that are stepped together, E."""
+        return self.inner.num_envs
+
+    @property
+    def n_step(self) -> int:
+        """Steps of a window, n."""
+        return self.inner.n_step
+
+    @property
+    def gamma(self) -> float:
+        """Discount of a step."""
+        return self.inner.gamma
+
+    @property
+    def stack(self) -> int:
+        """Observations in each of a batch, k."""
+        return self.inner.stack
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of the wrapped buffer's arrays."""
+        """Bytes of the wrapped replay's arrays."""
         return self.inner.nbytes
 
+    @property
+    def bounds(self) -> Indices:
+        """As the wrapped replay's."""
+        return self.inner.bounds
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def latest(self, count: int) -> Indices:
+        """As the wrapped replay's; see :meth:`Replay.latest`."""
+        return self.inner.latest(count)
+
+    def episode(self, indices: npt.ArrayLike) -> tuple[Indices, Indices, Indices]:
+        """As the wrapped replay's; see :meth:`Replay.episode`."""
+        return self.inner.episode(indices)
+
+    def read(self, indices: npt.ArrayLike, field: str) -> npt.NDArray[Any]:
+        """As the wrapped replay's; see :meth:`Replay.read`."""
+        return self.inner.read(indices, field)
+
     def stats(self) -> dict[str, float]:
-        """Numbers of the wrapped buffer."""
+        """Numbers of the wrapped replay."""
         return self.inner.stats()
 
     def check(self) -> None:
-        """Verify every invariant of the wrapped buffer."""
+        """Verify every invariant of the wrapped replay."""
         self.inner.check()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.inner!r})"
+
+
+def _allowed(join: str) -> tuple[Any, ...]:
+    """The implementations of a method of several verbs that a wrapper may have."""
+    own = {"serve": ReplayWrapper._draw_and_fetch, "open": ReplayWrapper._open_and_change}
+    return getattr(Replay, join), getattr(ReplayWrapper, join), own.get(join)

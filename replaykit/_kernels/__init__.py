@@ -1,24 +1,27 @@
 """Every function that Numba compiles: arrays and plain numbers in, arrays out.
 
-Importing this package imports no Numba. :func:`lazy` gives a kernel module that is executed, and Numba
-with it, when the first kernel is looked up, that is, when the first buffer is built.
+Importing this package does not import Numba. :func:`lazy` returns a stand-in for a kernel module, which imports the
+module, and Numba with it, when the first kernel is looked up: when the first buffer is built.
 """
 
-import importlib.util
-import sys
-from types import ModuleType
+import importlib
+from typing import Any
 
 
-def lazy(name: str) -> ModuleType:
-    """Kernel module `name`, executed on the first access of one of its attributes."""
-    full_name = f"{__name__}.{name}"
-    if full_name in sys.modules:
-        return sys.modules[full_name]
-    spec = importlib.util.find_spec(full_name)
-    if spec is None or spec.loader is None:
-        raise ModuleNotFoundError(f"no kernel module named {full_name!r}")
-    spec.loader = importlib.util.LazyLoader(spec.loader)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[full_name] = module
-    spec.loader.exec_module(module)
-    return module
+class LazyModule:
+    """A module that is imported on the first access to one of its attributes; safe from several threads."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        module = importlib.import_module(self._name)
+        self.__dict__.update({key: value for key, value in vars(module).items() if not key.startswith("__")})
+        return getattr(module, name)
+
+
+def lazy(name: str) -> Any:
+    """A stand-in for the kernel module `name`."""
+    return LazyModule(f"{__name__}.{name}")

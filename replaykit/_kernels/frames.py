@@ -1,157 +1,164 @@
-"""Kernels of frames kept once: which frame of a step is one that is stored already, and where the others go.
+"""The kernel that writes observations of which each frame is kept once.
 
-Every slot has a row of 2K frame numbers in `table`: the K frames of obs, oldest first, and the K of next_obs. A step
-is given with P frames of each: all K of them, or with a stack the newest, P = 1. Frame f is ``pool[f]``, or
-``overflow[f - len(pool)]``; `free` holds the numbers that nothing refers to, `free_count[0]` of them.
+Every slot has a row of 2K frame numbers in `table`: the K frames of obs, oldest first, and the K of next_obs. A step is
+given with P frames of each: all K of them, or only the newest. Frame f consists of the `size` bytes from ``f * size`` of
+`pool` on, or of `overflow`, which follows it. Frame 0 is all zeros, and number 0 also stands for no frame.
 
-A step's frames are new, or those of the step before it in its lane, or others of its own. So once a frame is missing
-from a row, no later row of the lane has it, and a step that is retired frees what its successor does not have.
+A slot owns the frames in its row until the row is written over, whether its step is stored or not. A frame is shared only
+with the row of the slot before in the lane, or within a row. So the rows that share a frame are neighbours, and a row that
+is written over frees the frames that neither neighbour has.
 """
 
 import numpy as np
 
 from replaykit._kernels.jit import jit
 
-NEW = -1
+NUM_ENVS, CAPACITY, GIVEN, KEPT, SIZE, ZERO, SHARES = 0, 1, 2, 3, 4, 5, 6
+"""In `shape`: E, C, P, K, the bytes of a frame, whether a stack is filled up with zeros, whether frames are shared."""
+COUNT, KNOWN, NUMBERS = 0, 1, 2
+"""In `free`: how many frames are free, how many there are; from NUMBERS on the numbers of the free frames."""
+STEP = 256
+"""Bytes that are compared at a time."""
 
 
 @jit
-def plan(
-    indices, ends, obs, next_obs, shares, zero, first, cursor, ended, table, pool, overflow, free_count, links, sources
-):  # fmt: skip
-    """Where the frames of n new steps come from, before anything is changed; how many free numbers are lacking.
+def write(done, obs, next_obs, indices, begins, shape, written, table, pool, overflow, free):
+    """Write the observations of steps from number `done` on; returns how many are written when no frame is free.
 
-    Fills for each step the row of `links`: the slot of the step before it in its lane or -1, whether it begins an
-    episode, and whether it takes the slot of a stored step; and the row of `sources` for its P frames of obs and P of
-    next_obs: `NEW`, or the place among the 2K of the step before, or 2K more than the place among its own. A frame is
-    the same only if all its bits are.
+    Parameters
+    ----------
+    obs, next_obs : ndarray of uint8
+        P frames for each step, one after another.
+    indices, begins
+        Of the steps, in the order in which they were taken; whether an episode begins at each.
+    written : ndarray of shape (E,), int64
+        The step after the last that was written of each lane. If it is past the step to be written, the earlier write was
+        not published, and is taken back from its end.
     """
-    num_envs, capacity = first.shape[0], table.shape[0]
-    count, given = obs.shape[0], obs.shape[1]
-    width = table.shape[1]
-    kept = width // 2
-    length = capacity // num_envs
-    latest = np.full(num_envs, -1, np.int64)
-    level, lowest = free_count[0], 0
-    for j in range(count):
-        index = indices[j]
-        lane, step = index % num_envs, index // num_envs
-        before = latest[lane]
-        latest[lane] = j
-        links[j, 0] = -1
-        links[j, 1] = 1
-        if before >= 0:
-            links[j, 0] = indices[before] % capacity
-            links[j, 1] = ends[before]
-        elif step > first[lane] and step == cursor[lane]:
-            links[j, 0] = (index - num_envs) % capacity
-            links[j, 1] = ended[links[j, 0]]
-        links[j, 2] = step - length >= first[lane]
-        for p in range(given):
-            place = width - given + p
-            sources[j, p] = NEW
-            if not shares:
-                continue
-            if links[j, 0] >= 0:
-                other = next_obs[before, p] if before >= 0 else _frame(pool, overflow, table[links[j, 0], place])
-                if _equal(obs[j, p], other):
-                    sources[j, p] = place
-            if sources[j, p] == NEW and p > 0 and _equal(obs[j, p], obs[j, p - 1]):
-                sources[j, p] = width + kept - given + p - 1
-        for p in range(given):
-            sources[j, given + p] = NEW
-            if not shares:
-                continue
-            for ahead in range(1, given - p + 1):  # the frame of obs one place on, two on, ..., in the same place
-                q = p + ahead if ahead < given - p else p
-                if _equal(next_obs[j, p], obs[j, q]):
-                    sources[j, given + p] = width + kept - given + q
-                    break
-            if sources[j, given + p] == NEW and p > 0 and _equal(next_obs[j, p], next_obs[j, p - 1]):
-                sources[j, given + p] = width + width - given + p - 1
-        for s in range(2 * given):
-            level -= sources[j, s] == NEW
-        lowest = min(lowest, level)
-        if links[j, 2] and step - length + 1 < cursor[lane]:
-            slot, successor = index % capacity, (index + num_envs) % capacity
+    num_envs, capacity, given, kept = shape[NUM_ENVS], shape[CAPACITY], shape[GIVEN], shape[KEPT]
+    size, shares, width = shape[SIZE], shape[SHARES] != 0, 2 * shape[KEPT]
+    row = np.empty(width, np.int64)
+    for j in range(done, indices.shape[0]):
+        lane = indices[j] % num_envs if num_envs > 1 else 0
+        step, slot = (indices[j] // num_envs if num_envs > 1 else indices[j]), indices[j] % capacity
+        while written[lane] > step:
+            written[lane] -= 1
             for s in range(width):
-                level += _is_dropped(table[slot], s, table[successor], zero)
-    return -lowest
-
-
-@jit
-def write(indices, num_envs, obs, next_obs, links, sources, zero, table, pool, overflow, free, free_count):
-    """Store the frames of n steps as planned, and free those of the steps whose slots they take.
-
-    At an episode's first step a stack is filled up with frame number `zero`, or with the first frame if that is -1.
-    """
-    capacity, width = table.shape
-    given, kept = obs.shape[1], width // 2
-    row = np.empty(width, table.dtype)
-    for j in range(indices.shape[0]):
-        slot, before = indices[j] % capacity, links[j, 0]
-        row[:] = -1
-        # First what is shared with the step before, which may be the one that was in this slot
-        if links[j, 1] == 0:
-            for k in range(kept - given):
-                row[k] = table[before, k + 1]
-        for s in range(2 * given):
-            if 0 <= sources[j, s] < width:
-                row[_place(s, given, width)] = table[before, sources[j, s]]
-        if links[j, 2]:
-            successor = (slot + num_envs) % capacity
-            survivors = row if successor == slot else table[successor]
-            for s in range(width):
-                if _is_dropped(table[slot], s, survivors, zero):
-                    free[free_count[0]] = table[slot, s]
-                    free_count[0] += 1
-        for s in range(2 * given):
-            place = _place(s, given, width)
-            if sources[j, s] >= width:
-                row[place] = row[sources[j, s] - width]
-            elif sources[j, s] == NEW:
-                free_count[0] -= 1
-                row[place] = free[free_count[0]]
-                frame = _frame(pool, overflow, row[place])
-                frame[:] = obs[j, s] if s < given else next_obs[j, s - given]
-        if links[j, 1] != 0:
-            for k in range(kept - given):
-                row[k] = zero if zero >= 0 else row[kept - 1]
+                row[s] = 0
+            _replace_row(table, (written[lane] * num_envs + lane) % capacity, row, num_envs, capacity, free)
+        if free[COUNT] < 2 * given:
+            return j
+        before = (slot - num_envs if slot >= num_envs else slot - num_envs + capacity) * width
+        for p in range(given):
+            start, place = (j * given + p) * size, kept - given + p
+            number = np.int64(table[before + width - given + p])
+            if shares and _is_frame(obs, start, number, size, pool, overflow):
+                row[place] = number
+            elif shares and p > 0 and _same(obs, start, obs, start - size, size):
+                row[place] = row[place - 1]
+            else:
+                row[place] = _store_frame(obs, start, size, pool, overflow, free)
+        for p in range(given):
+            start, number = (j * given + p) * size, 0
+            if shares:
+                for ahead in range(1, given - p + 1):  # the frame of obs one place on, two on, ..., in the same place
+                    q = p + ahead if ahead < given - p else p
+                    if _same(next_obs, start, obs, (j * given + q) * size, size):
+                        number = row[kept - given + q]
+                        break
+                if number == 0 and p > 0 and _same(next_obs, start, next_obs, start - size, size):
+                    number = row[width - given + p - 1]
+            row[width - given + p] = number if number else _store_frame(next_obs, start, size, pool, overflow, free)
+        for k in range(kept - given):  # older frames are those of the step before; a first step has none
+            row[k] = table[before + k + 1] if not begins[j] else 0 if shape[ZERO] else row[kept - 1]
         for k in range(kept - given):
             row[kept + k] = row[k + 1]
-        table[slot] = row
+        _replace_row(table, slot, row, num_envs, capacity, free)
+        written[lane] = step + 1
+    return indices.shape[0]
 
 
 @jit
-def _place(source, given, width):
-    """Where among the 2K of a row the frame is that is given as number `source`: those of obs, then of next_obs."""
-    return width // 2 - given + source if source < given else width - 2 * given + source
-
-
-@jit
-def _frame(pool, overflow, number):
-    """Frame `number`."""
-    return pool[number] if number < pool.shape[0] else overflow[number - pool.shape[0]]
-
-
-@jit
-def _equal(one, other):
-    """Whether two frames are the same, word for word."""
-    for i in range(one.shape[0]):
-        if one[i] != other[i]:
+def _same(one, a, other, b, size):
+    """Whether `size` bytes are equal; compared in parts, so that the compiler can use vectors."""
+    a, b, at, n = np.uint64(a), np.uint64(b), np.uint64(0), np.uint64(size)
+    while at + np.uint64(STEP) <= n:
+        differs = np.uint8(0)
+        for i in range(STEP):
+            differs |= one[a + at + np.uint64(i)] ^ other[b + at + np.uint64(i)]
+        if differs:
             return False
-    return True
+        at += np.uint64(STEP)
+    differs = np.uint8(0)
+    for i in range(size - np.int64(at)):
+        differs |= one[a + at + np.uint64(i)] ^ other[b + at + np.uint64(i)]
+    return differs == 0
 
 
 @jit
-def _is_dropped(row, s, survivors, zero):
-    """Whether the frame at place s of a row, here for the first time, is neither among the survivors nor `zero`."""
-    if row[s] == zero:
+def _is_frame(values, at, number, size, pool, overflow):
+    """Whether the bytes from `at` on are those of frame `number`."""
+    if number == 0:
         return False
-    for k in range(s):
-        if row[k] == row[s]:
-            return False
-    for k in range(survivors.shape[0]):
-        if survivors[k] == row[s]:
-            return False
-    return True
+    start = number * size
+    if start < pool.shape[0]:
+        return _same(values, at, pool, start, size)
+    return _same(values, at, overflow, start - pool.shape[0], size)
+
+
+@jit
+def _store_frame(values, at, size, pool, overflow, free):
+    """Copy the bytes from `at` on to a free frame; its number."""
+    free[COUNT] -= 1
+    number = np.int64(free[NUMBERS + free[COUNT]])
+    start = number * size
+    if start < pool.shape[0]:
+        _copy(values, at, pool, start, size)
+    else:
+        _copy(values, at, overflow, start - pool.shape[0], size)
+    return number
+
+
+@jit
+def _copy(source, a, target, b, size):
+    a, b = np.uint64(a), np.uint64(b)
+    for i in range(size):
+        target[b + np.uint64(i)] = source[a + np.uint64(i)]
+
+
+@jit
+def _replace_row(table, slot, row, num_envs, capacity, free):
+    """Replace the row of a slot, and free the frames that neither the new row nor a neighbour has."""
+    width = row.shape[0]
+    before = slot - num_envs if slot >= num_envs else slot - num_envs + capacity
+    after = slot + num_envs if slot + num_envs < capacity else slot + num_envs - capacity
+    for s in range(width):
+        number = np.int64(table[slot * width + s])
+        if number == 0 or (before != slot and _contains(table, before * width, width, number)):
+            continue
+        if (after != slot and _contains(table, after * width, width, number)) or _contains(row, 0, width, number):
+            continue
+        if not _contains(table, slot * width, s, number):  # once
+            free[NUMBERS + free[COUNT]] = number
+            free[COUNT] += 1
+    for s in range(width):
+        table[slot * width + s] = row[s]
+
+
+@jit
+def _contains(table, start, width, number):
+    for k in range(start, start + width):
+        if table[k] == number:
+            return True
+    return False
+
+
+@jit
+def add_free_frames(free, total):
+    """Frames up to number `total` exist now, and the new ones are free. The lowest are taken first."""
+    count, known = free[COUNT], max(free[KNOWN], 1)
+    for k in range(count - 1, -1, -1):
+        free[NUMBERS + total - known + k] = free[NUMBERS + k]
+    for k in range(total - known):
+        free[NUMBERS + k] = total - 1 - k
+    free[COUNT], free[KNOWN] = count + total - known, total

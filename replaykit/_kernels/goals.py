@@ -1,75 +1,112 @@
-"""Kernels that give single steps of a batch another goal, in the block that the batch is made of; see `batches`."""
+"""Kernels of hindsight: they find the goals of a batch, and put the rewards for them into its windows."""
 
 import numpy as np
 
-from replaykit._kernels.jit import jit, piece, prefetch
-from replaykit._kernels.lanes import pick, segments, slots_of, uniform
+from replaykit._kernels.jit import jit, view
+from replaykit._kernels.lanes import FIRST as OLDEST
+from replaykit._kernels.lanes import TOO_LARGE, nth_stored, prefetch_row
+from replaykit._kernels.store import NUMBER, STARTS, STOPS
+from replaykit._kernels.windows import CHUNK, COUNT, INDICES, LENGTH, META, ONLY, ROW_BYTES, SIZE, SLOTS, START, gather
 
-RANDOM = 3
-"""In place of a scope of `pick`: any stored step."""
-ACHIEVED, DESIRED, NEXT_DESIRED, PLACE = 0, 1, 2, 3
-"""In `goal`: the numbers of three fields, and the place of the achieved goal of next_obs in the row."""
+FUTURE, FINAL, EPISODE, RANDOM = 0, 1, 2, 3
+"""Which steps a goal may come from: the same episode from the step itself on, its last, all of it, or any stored one."""
 
 
 @jit
-def relabel(indices, uniforms, ratio, scope, bounds, rows, row_bytes, tables, plan, goal, block, chosen, places, spare):
-    """Give a share of these transitions another desired goal, and tell which and how many they are.
+def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, column, out):
+    """Choose a share of the groups of windows in a block, and a step whose achieved goal each of them gets.
 
-    A transition is chosen where ``uniforms[0]`` is below `ratio`, and ``uniforms[1]`` chooses the step that its goal
-    was achieved in. `places` are those of the chosen in the batch; the first half of `spare` takes what they
-    achieved, the second their goals.
+    A group is a row of a batch: one window, or as many as there are for each of the G columns of `uniforms`. Group g is
+    chosen if ``uniforms[0, g] < ratio``, and ``uniforms[1, g]`` chooses the step. Returns the numbers W of chosen windows
+    and S of their steps. `column` is that of the achieved goal, of `size` bytes. `out` receives, each from a multiple of
+    8 bytes on and with room for all groups, windows or steps: whether each group is chosen; the numbers of the chosen
+    windows; the place of each step in the windows' rewards; the goal achieved in each step; the goal of each step; the
+    goal of each window.
     """
-    count, capacity, sizes = indices.shape[0], rows.shape[0] // row_bytes, plan[1]
-    total = 0
-    for i in range(count):
-        chosen[i] = uniforms[0, i] < ratio
-        places[total] = i
-        total += chosen[i]
-    anchors, chances = np.empty(total, np.int64), np.empty(total, np.float64)
-    steps, slots = np.empty(total, np.int64), np.empty(total, np.int64)
+    num_envs, groups, count, row_bytes = bounds.shape[1], uniforms.shape[1], plan[META, COUNT], plan[META, ROW_BYTES]
+    width, most, capacity = count // groups, count * n, rows.shape[0] // row_bytes
+    indices, slots = view(block, plan[START, INDICES], count, np.int64), view(block, plan[START, SLOTS], count, np.int64)
+    lengths, chosen = view(block, plan[START, LENGTH], count, np.int64), view(out, 0, groups, np.uint8)
+    to = (groups + 7) // 8 * 8
+    windows, places = view(out, to, count, np.int64), view(out, to + 8 * count, most, np.int64)
+    to += 8 * (count + most)
+    owners, total = np.empty(groups, np.int64), 0
+    for g in range(groups):
+        chosen[g] = uniforms[0, g] < ratio
+        owners[total] = g
+        total += chosen[g]
+    chances, sources, found = np.empty(total, np.float64), np.empty(total, np.int64), np.empty(total, np.int64)
     for j in range(total):
-        anchors[j], chances[j] = indices[places[j]], uniforms[1, places[j]]
+        chances[j] = uniforms[1, owners[j]]
     if scope == RANDOM:
-        uniform(chances, bounds, rows, row_bytes, steps)
+        nth_stored(chances, bounds, capacity, sources, found)
     else:
-        pick(anchors, chances, scope, bounds, tables, steps)
-    slots_of(steps, bounds, capacity, slots)
-    place, size, half = goal[PLACE], sizes[goal[ACHIEVED]], spare.shape[0] // 2
-    for j in range(total):
-        slots[j] = slots[j] * row_bytes + place
-        prefetch(rows, slots[j])
-    starts = segments(sizes, count)
-    achieved, desired, next_desired = starts[goal[ACHIEVED]], starts[goal[DESIRED]], starts[goal[NEXT_DESIRED]]
-    if place % 4 == 0 and size % 4 == 0:
         for j in range(total):
-            slots[j] //= 4
-        rows4 = piece(rows, 0, rows.shape[0] // 4, np.uint32)
-        block4 = piece(block, 0, block.shape[0] // 4, np.uint32)
-        spare4 = piece(spare, 0, spare.shape[0] // 4, np.uint32)
-        _copy(places, total, size // 4, achieved // 4, block4, spare4)
-        _spread(places, slots, size // 4, desired // 4, next_desired // 4, half // 4, rows4, block4, spare4)
-    else:
-        _copy(places, total, size, achieved, block, spare)
-        _spread(places, slots, size, desired, next_desired, half, rows, block, spare)
-    return total
-
-
-@jit
-def _copy(places, total, words, start, block, spare):
-    """What is at some places of a segment, one after another."""
-    source = block[start:]
+            window = owners[j] * width
+            episode, index = tables[NUMBER, slots[window]], indices[window]
+            if episode >= capacity:  # a division takes longer than the rest
+                episode %= capacity
+            last, begin = tables[STOPS, episode], index
+            if scope == FINAL:
+                begin = last
+            elif scope == EPISODE:
+                lane = index % num_envs
+                begin = max(tables[STARTS, episode], bounds[OLDEST, lane] * num_envs + lane)
+            allowed = (last - begin if num_envs == 1 else (last - begin) // num_envs) + 1
+            slot = slots[window] + begin - index + int(chances[j] * allowed) * num_envs
+            sources[j] = slot - capacity if slot >= capacity else slot + capacity if slot < 0 else slot
     for j in range(total):
-        for k in range(words):
-            spare[j * words + k] = source[places[j] * words + k]
+        prefetch_row(rows, row_bytes, sources[j])
+    achieved, wanted, goals, steps = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(count, np.int64), 0
+    for j in range(total):
+        for t in range(width):
+            window = owners[j] * width + t
+            slot = slots[window]
+            windows[j * width + t], goals[j * width + t] = window, sources[j]
+            for k in range(lengths[window]):
+                places[steps], achieved[steps], wanted[steps] = window * n + k, slot, sources[j]
+                steps += 1
+                slot += num_envs
+                if slot >= capacity:
+                    slot -= capacity
+    size, place = plan[SIZE, column], plan[ONLY, column]
+    rows4, out4 = view(rows, 0, rows.shape[0] // 4, np.uint32), view(out, 0, out.shape[0] // 4, np.uint32)
+    for kind in range(3):  # one call of gather for each width of word, so that it is compiled once
+        source, stop = (achieved, steps) if kind == 0 else (wanted, steps) if kind == 1 else (goals, total * width)
+        for begin in range(0, stop, CHUNK):
+            if place % 4 == 0 and size % 4 == 0:
+                gather(rows4, row_bytes // 4, source, begin, min(begin + CHUNK, stop), place // 4, size // 4, out4, to // 4)
+            else:
+                gather(rows, row_bytes, source, begin, min(begin + CHUNK, stop), place, size, out, to)
+        to += (most * size + 7) // 8 * 8
+    return total * width, steps
 
 
 @jit
-def _spread(places, slots, words, one, other, half, rows, block, spare):
-    """Words of the rows to places in two segments, and one after another to the second half of `spare`."""
-    first, second, copy = block[one:], block[other:], spare[half:]
-    for j in range(slots.shape[0]):
-        for k in range(words):
-            word = rows[np.uint64(slots[j] + k)]
-            first[places[j] * words + k] = word
-            second[places[j] * words + k] = word
-            copy[j * words + k] = word
+def put_rewards(rewards, places, reward, is_short):
+    """Write rewards to places, rounded to float32 if `is_short`; returns the first that is not finite then, or -1."""
+    wrong = -1
+    for j in range(rewards.shape[0]):
+        value = np.float64(rewards[j])
+        if not np.isfinite(value) or (is_short and abs(value) >= TOO_LARGE):
+            wrong = j if wrong < 0 else wrong
+        elif is_short:
+            value = np.float64(np.float32(value))
+        reward[places[j]] = value
+    return wrong
+
+
+@jit
+def combine(drawn, shares, newest, of_newest, indices, mixed):
+    """B - k draws and the k newest: all indices, and ``q = ((B - k) P + [one of the newest]) / B`` of each.
+
+    `shares` are the probabilities P of the draws, `of_newest` those of the newest.
+    """
+    k, size = drawn.shape[0], indices.shape[0]
+    for i in range(k):
+        extra = 0.0
+        for j in range(newest.shape[0]):
+            extra = 1.0 if newest[j] == drawn[i] else extra
+        indices[i], mixed[i] = drawn[i], (k * shares[i] + extra) / size
+    for j in range(newest.shape[0]):
+        indices[k + j], mixed[k + j] = newest[j], (k * of_newest[j] + 1.0) / size

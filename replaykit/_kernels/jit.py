@@ -33,12 +33,20 @@ _CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """`function` compiled on first call, without the GIL, its machine code cached; itself with JIT disabled."""
+    """`function` compiled on first call, without the GIL, its machine code cached; itself with JIT disabled.
+
+    Kernels of your own may call those of replaykit: the cache key holds the sources of both.
+    """
     kernel = numba.njit(nogil=True, error_model="numpy")(function)
     if not config.DISABLE_JIT and cache_directory() is not None:
         with contextlib.suppress(OSError):  # sources that cannot be read, as in a zip: no cache
             kernel._cache = KernelCache(function)
     return kernel
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """`function` for use inside kernels only: its code becomes part of each kernel that calls it."""
+    return numba.njit(nogil=True, error_model="numpy", inline="always")(function)
 
 
 def _prefetch(typing_context: Any, array: Any, position: Any) -> Any:
@@ -64,8 +72,8 @@ prefetch = _no_prefetch if config.DISABLE_JIT else intrinsic(_prefetch)
 """``prefetch(array, i)`` in a kernel: start to load the cache line of ``array[i]``, and go on without waiting."""
 
 
-def _piece(typing_context: Any, memory: Any, start: Any, count: Any, dtype: Any) -> Any:
-    """Type and code of :func:`piece`."""
+def _view(typing_context: Any, memory: Any, start: Any, count: Any, dtype: Any) -> Any:
+    """Type and code of :func:`view`."""
     made = types.Array(dtype.dtype, 1, "C", readonly=not memory.mutable)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -82,15 +90,17 @@ def _piece(typing_context: Any, memory: Any, start: Any, count: Any, dtype: Any)
     return made(memory, types.intp, types.intp, dtype), generate
 
 
-def _piece_of(memory: Any, start: Any, count: Any, dtype: Any) -> Any:
-    """What :func:`piece` is without compilation."""
-    return memory[start : start + count * np.dtype(dtype).itemsize].view(dtype)
+def _view_of(memory: Any, start: Any, count: Any, dtype: Any) -> Any:
+    """What :func:`view` is without compilation."""
+    memory = np.frombuffer(memory, np.uint8) if isinstance(memory, bytes) else memory
+    size = np.dtype(dtype).itemsize // memory.itemsize if np.dtype(dtype).itemsize >= memory.itemsize else 1
+    return memory[start : start + count * size].view(dtype)
 
 
-piece = _piece_of if config.DISABLE_JIT else intrinsic(_piece)
-"""``piece(memory, start, count, dtype)`` in a kernel: bytes from `start` on as `count` numbers, without a copy.
+view = _view_of if config.DISABLE_JIT else intrinsic(_view)
+"""``view(memory, start, count, dtype)`` in a kernel: `count` numbers of `dtype` from entry `start` of `memory` on.
 
-Of memory that has them; NumPy's ways to say so take longer to compile than most kernels.
+`memory` is a contiguous array or bytes, and nothing is copied. NumPy's own views take longer to compile than most kernels.
 """
 
 
@@ -128,7 +138,7 @@ def _user_cache() -> Path:
 
 @functools.cache
 def _sources(directory: Path) -> str:
-    """A digest of every kernel's source: a kernel holds the code of those it calls, whichever file they are in."""
+    """A digest of the sources in a directory: a kernel contains the code of the kernels that it calls."""
     digest = hashlib.sha256()
     paths = sorted(directory.glob("*.py"))
     if not paths:
@@ -145,6 +155,7 @@ class KernelCache:
         self._name = function.__name__
         self._version = repr((
             function.__module__,
+            _sources(Path(__file__).parent),
             _sources(Path(function.__code__.co_filename).parent),
             sys.version,
             numba.__version__,

@@ -1,14 +1,12 @@
 """Kernels of the sum tree.
 
-`nodes` is float64 of length 2P, P a power of two: leaf i is ``nodes[P + i]``, the children of node k are
-``nodes[2k]`` and ``nodes[2k + 1]``, the root is ``nodes[1]`` and ``nodes[0]`` is unused. An inner node is
-always recomputed as the sum of its children and never adjusted by a difference, so it is exactly 0 iff all
-leaves under it are.
+`nodes` is float64 of length 2P, P a power of two. Leaf i is ``nodes[P + i]``, the children of node k are ``nodes[2k]`` and
+``nodes[2k + 1]``, the root is ``nodes[1]``, and ``nodes[0]`` is unused. An inner node is always recomputed as the sum of its
+children and never adjusted by a difference. So it is exactly 0 if and only if all leaves under it are 0.
 
-`marks` keeps the extreme leaves cheaply: ``[MAX]`` and ``[MIN]`` bound every positive leaf from above and from below,
-and are attained unless ``[MAX_LOOSE]`` or ``[MIN_LOOSE]`` is 1. After these four come the peaks, which bound each
-block of leaves from above in the same way, and then as many flags that tell for which blocks the bound may no longer
-be attained.
+`extremes` keeps track of the largest and the smallest leaf. ``[MAX]`` and ``[MIN]`` bound every positive leaf from above and
+from below. They are attained unless ``[MAX_LOOSE]`` or ``[MIN_LOOSE]`` is 1. From BLOCKS on there is an upper bound for each
+block of leaves, and then a flag for each block that is 1 if its bound may not be attained.
 """
 
 import math
@@ -16,10 +14,11 @@ import math
 import numpy as np
 
 from replaykit._kernels.jit import jit
+from replaykit._kernels.lanes import indices_of, slots_of
 
-MAX, MAX_LOOSE, MIN, MIN_LOOSE, PEAKS = 0, 1, 2, 3, 4
-STRATIFIED, IID, SYSTEMATIC = 0, 1, 2
-ONE = np.uint64(1)  # indices are unsigned: for a signed one, each access would first ask whether it counts from the end
+MAX, MAX_LOOSE, MIN, MIN_LOOSE, BLOCKS = 0, 1, 2, 3, 4
+STRATIFIED, IID = 0, 1
+ONE = np.uint64(1)  # indices are unsigned: with a signed one, each access first asks whether it counts from the end
 SMALLEST_PROBABILITY = 2.2250738585072014e-308
 
 
@@ -68,38 +67,30 @@ def _last_positive_before(nodes, cursor):
 
 
 @jit
-def draw(nodes, uniforms, scheme, batch_size, cursors, probabilities):
-    """Leaves into `cursors` and their probabilities, for `uniforms` in [0, 1) and a scheme of drawing.
+def draw(nodes, uniforms, scheme, cursors, probabilities):
+    """Leaves into `cursors` and their probabilities, for B numbers in [0, 1) and a scheme.
 
-    Stratified: one uniform point in each of B equal parts of the mass. Systematic: the same point in each.
+    STRATIFIED draws one point in each of B equal parts of the mass, IID draws each anywhere.
     """
-    total = nodes[1]
-    masses = np.empty(batch_size, np.float64)
-    if scheme == IID:
-        for i in range(batch_size):
-            masses[i] = uniforms[i] * total
-    elif scheme == STRATIFIED:
-        for i in range(batch_size):
-            masses[i] = (i + uniforms[i]) / batch_size * total
-    else:
-        for i in range(batch_size):
-            masses[i] = (i + uniforms[0]) / batch_size * total
+    total, size, count = nodes[1], nodes.shape[0] // 2, uniforms.shape[0]
+    masses = np.empty(count, np.float64)
+    for i in range(count):
+        masses[i] = (i + uniforms[i]) / count * total if scheme == STRATIFIED else uniforms[i] * total
     find(nodes, masses, cursors)
-    size = nodes.shape[0] // 2
-    for i in range(batch_size):  # a quotient that underflows is still not 0: what is drawn has a probability
+    for i in range(count):  # what is drawn has a positive probability even if the quotient underflows
         probabilities[i] = max(nodes[size + cursors[i]] / total, SMALLEST_PROBABILITY)
 
 
 @jit
-def assign(nodes, marks, leaves, values):
+def assign(nodes, extremes, leaves, values):
     """Set `leaves` to `values` in order (the last duplicate wins), then recompute their ancestors once each.
 
     Level by level, dropping a parent equal to the one before it: leaves that come sorted, as those of a
     stratified draw do, share most of their ancestors. The levels with few nodes are recomputed as a whole.
     """
     size = nodes.shape[0] // 2
-    peaks, loose = _peaks(marks)
-    shift = _block_shift(nodes, peaks)
+    maxima, loose = _blocks(extremes)
+    shift = _block_shift(nodes, maxima)
     touched = np.empty(leaves.shape[0], np.int64)
     for i in range(leaves.shape[0]):
         leaf = np.uint64(leaves[i])
@@ -109,12 +100,12 @@ def assign(nodes, marks, leaves, values):
         nodes[node] = new
         touched[i] = node
         block = leaf >> np.uint64(shift)
-        if new >= peaks[block]:
-            peaks[block] = new
+        if new >= maxima[block]:
+            maxima[block] = new
             loose[block] = 0.0
-        elif old == peaks[block]:
+        elif old == maxima[block]:
             loose[block] = 1.0
-        _note(marks, old, new)
+        _note(extremes, old, new)
     count = leaves.shape[0]
     while size > 4 * count > 0:
         kept = np.uint64(0)
@@ -137,23 +128,23 @@ def assign(nodes, marks, leaves, values):
 
 
 @jit
-def fill(nodes, marks, start, stop, value):
+def fill(nodes, extremes, start, stop, value):
     """Set the leaves in [start, stop) to one value and recompute their ancestors, about two additions a leaf."""
     if stop <= start:
         return
     size = nodes.shape[0] // 2
-    peaks, loose = _peaks(marks)
-    shift = _block_shift(nodes, peaks)
+    maxima, loose = _blocks(extremes)
+    shift = _block_shift(nodes, maxima)
     for leaf in range(start, stop):
         old = nodes[size + leaf]
         nodes[size + leaf] = value
         block = leaf >> shift
-        if old == peaks[block]:
+        if old == maxima[block]:
             loose[block] = 1.0
-        _note(marks, old, value)
+        _note(extremes, old, value)
     for block in range(start >> shift, ((stop - 1) >> shift) + 1):
-        if value >= peaks[block]:
-            peaks[block] = value
+        if value >= maxima[block]:
+            maxima[block] = value
             loose[block] = 0.0
     low, high = size + start, size + stop - 1
     while low > 1:
@@ -164,54 +155,32 @@ def fill(nodes, marks, start, stop, value):
 
 
 @jit
-def settle(nodes, marks, settled, bounds, capacity):
-    """Give the leaves of the steps that all lanes have taken since ``settled`` the largest value there is, or 1.
-
-    The lanes are in step: step s of all of them has the leaves from ``s * num_envs % capacity`` on. ``bounds[0]`` is
-    the first step of each that is stored, ``bounds[1]`` the one that comes next.
-    """
-    num_envs, cursor = bounds.shape[1], bounds[1, 0]
-    count = min(cursor - settled[0], cursor - bounds[0, 0]) * num_envs
-    if count <= 0:
-        return
-    value = largest(nodes, marks)
-    if value == 0.0:
-        value = 1.0
-    start = (cursor * num_envs - count) % capacity
-    stop = start + count
-    fill(nodes, marks, start, min(stop, capacity), value)
-    fill(nodes, marks, start - start, stop - capacity, value)  # a plain 0 would have Numba compile it once more
-    for lane in range(num_envs):
-        settled[lane] = cursor
+def _note(extremes, old, new):
+    """Update the two bounds for a leaf that changes from `old` to `new`."""
+    if new >= extremes[MAX]:
+        extremes[MAX] = new
+        extremes[MAX_LOOSE] = 0.0
+    elif old == extremes[MAX]:
+        extremes[MAX_LOOSE] = 1.0
+    if 0.0 < new <= extremes[MIN]:
+        extremes[MIN] = new
+        extremes[MIN_LOOSE] = 0.0
+    elif old == extremes[MIN]:
+        extremes[MIN_LOOSE] = 1.0
 
 
 @jit
-def _note(marks, old, new):
-    """Keep the two bounds true when a leaf changes from `old` to `new`."""
-    if new >= marks[MAX]:
-        marks[MAX] = new
-        marks[MAX_LOOSE] = 0.0
-    elif old == marks[MAX]:
-        marks[MAX_LOOSE] = 1.0
-    if 0.0 < new <= marks[MIN]:
-        marks[MIN] = new
-        marks[MIN_LOOSE] = 0.0
-    elif old == marks[MIN]:
-        marks[MIN_LOOSE] = 1.0
-
-
-@jit
-def _peaks(marks):
+def _blocks(extremes):
     """The bounds of the blocks, and the flags of those that may not be attained."""
-    blocks = (marks.shape[0] - PEAKS) // 2
-    return marks[PEAKS : PEAKS + blocks], marks[PEAKS + blocks :]
+    blocks = (extremes.shape[0] - BLOCKS) // 2
+    return extremes[BLOCKS : BLOCKS + blocks], extremes[BLOCKS + blocks :]
 
 
 @jit
-def _block_shift(nodes, peaks):
+def _block_shift(nodes, bounds):
     """log2 of the leaves in a block: both sizes are powers of two."""
     shift = 0
-    while (peaks.shape[0] << shift) < nodes.shape[0] // 2:
+    while (bounds.shape[0] << shift) < nodes.shape[0] // 2:
         shift += 1
     return shift
 
@@ -227,36 +196,105 @@ def _place_of_largest(values, start, stop):
 
 
 @jit
-def largest(nodes, marks):
+def largest(nodes, extremes):
     """The largest leaf, 0 in an empty tree.
 
-    Only a block that might hold it is scanned, so this takes O(sqrt(C)) unless every block has just lost its peak.
+    Only a block that might hold it is scanned, so this takes O(sqrt(C)) unless every block has just lost its largest leaf.
     """
-    if marks[MAX_LOOSE] == 0.0:
-        return marks[MAX]
+    if extremes[MAX_LOOSE] == 0.0:
+        return extremes[MAX]
     size = nodes.shape[0] // 2
-    peaks, loose = _peaks(marks)
-    shift = _block_shift(nodes, peaks)
+    maxima, loose = _blocks(extremes)
+    shift = _block_shift(nodes, maxima)
     begin = size - size  # a plain 0 would have Numba compile what it is given to once more
-    best = _place_of_largest(peaks, begin, peaks.shape[0])
+    best = _place_of_largest(maxima, begin, maxima.shape[0])
     while loose[best] != 0.0:
         start = size + (best << shift)
-        peaks[best] = nodes[_place_of_largest(nodes, start, start + (1 << shift))]
+        maxima[best] = nodes[_place_of_largest(nodes, start, start + (1 << shift))]
         loose[best] = 0.0
-        best = _place_of_largest(peaks, begin, peaks.shape[0])
-    marks[MAX] = peaks[best]
-    marks[MAX_LOOSE] = 0.0
-    return marks[MAX]
+        best = _place_of_largest(maxima, begin, maxima.shape[0])
+    extremes[MAX] = maxima[best]
+    extremes[MAX_LOOSE] = 0.0
+    return extremes[MAX]
 
 
 @jit
-def smallest(nodes, marks):
+def smallest(nodes, extremes):
     """The smallest positive leaf, inf in an empty tree; O(C) only after the leaf that held it has changed."""
-    if marks[MIN_LOOSE] != 0.0:
+    if extremes[MIN_LOOSE] != 0.0:
         least = math.inf
         for leaf in range(nodes.shape[0] // 2, nodes.shape[0]):
             if 0.0 < nodes[leaf] < least:
                 least = nodes[leaf]
-        marks[MIN] = least
-        marks[MIN_LOOSE] = 0.0
-    return marks[MIN]
+        extremes[MIN] = least
+        extremes[MIN_LOOSE] = 0.0
+    return extremes[MIN]
+
+
+# -- The priorities of stored steps follow the bounds of the lanes --------------------------------------------------
+
+
+@jit
+def settle(nodes, extremes, settled, bounds, capacity):
+    """Give new steps the largest value there is, or 1, and 0 to steps that were retired and not replaced.
+
+    `settled` are the bounds that the leaves follow; they become `bounds`. While lanes are in step, the leaves of all lanes
+    are filled together.
+    """
+    num_envs, length = bounds.shape[1], capacity // bounds.shape[1]
+    together, is_settled = True, True
+    for e in range(num_envs):
+        together &= bounds[0, e] == bounds[0, 0] and bounds[1, e] == bounds[1, 0]
+        together &= settled[0, e] == settled[0, 0] and settled[1, e] == settled[1, 0]
+        is_settled &= bounds[0, e] == settled[0, e] and bounds[1, e] == settled[1, e]
+    if is_settled:
+        return
+    value, width = 0.0, num_envs if together else 1
+    for is_new in range(2):  # one call of fill, so that it is compiled once
+        if is_new:
+            value = largest(nodes, extremes)
+            value = 1.0 if value == 0.0 else value
+        for e in range(1 if together else num_envs):
+            if is_new:
+                begin, stop = max(settled[1, e], bounds[0, e]), bounds[1, e]
+            else:
+                begin, stop = max(settled[0, e], bounds[1, e] - length), bounds[0, e]
+            while begin < stop:  # a run of consecutive slots at a time
+                slot = (begin * num_envs + e) % capacity
+                steps = min(stop - begin, (capacity - slot) // num_envs) if together else 1
+                fill(nodes, extremes, slot, slot + steps * width, value)
+                begin += steps
+    for e in range(num_envs):
+        settled[0, e], settled[1, e] = bounds[0, e], bounds[1, e]
+
+
+@jit
+def proportional_draw(nodes, extremes, settled, points, scheme, bounds, capacity, slots, indices, probabilities):
+    """`settle`, and draw stored indices. The `points` become the ratios of the probabilities to the least of them."""
+    settle(nodes, extremes, settled, bounds, capacity)
+    draw(nodes, points, scheme, slots, probabilities)
+    least = math.inf
+    for i in range(points.shape[0]):
+        least = min(least, probabilities[i])
+    for i in range(points.shape[0]):
+        points[i] = probabilities[i] / least
+    indices_of(slots, bounds, capacity, indices)
+
+
+@jit
+def proportional_shares(nodes, extremes, settled, bounds, capacity, indices, shares):
+    """`settle`, and the probabilities of indices; returns the position of the first that is not stored, or -1."""
+    slots, size = np.empty(indices.shape[0], np.int64), nodes.shape[0] // 2
+    wrong = slots_of(indices, bounds, capacity, slots)
+    if wrong < 0:
+        settle(nodes, extremes, settled, bounds, capacity)
+        for i in range(indices.shape[0]):
+            shares[i] = nodes[size + slots[i]] / nodes[1] if nodes[1] > 0.0 else 0.0
+    return wrong
+
+
+@jit
+def update(nodes, extremes, settled, bounds, capacity, leaves, values):
+    """`settle`, and set leaves."""
+    settle(nodes, extremes, settled, bounds, capacity)
+    assign(nodes, extremes, leaves, values)

@@ -1,18 +1,22 @@
-"""Laws that every replay obeys, whatever it wraps: no model needed."""
+"""Laws that every replay obeys, with any storage, distribution and wrappers: no model needed."""
 
+import copy
 import pickle
+from typing import Any
 
 import numpy as np
 
 from replaykit.batch import Batch
 from replaykit.replay import Replay
+from replaykit.storage.base import Storage
 from replaykit.trees import leaves_of
 
 
 def assert_lawful(replay: Replay, batch_size: int) -> Batch:
     """Sample a batch and hold it to the laws of a replay; returns it.
 
-    - Every index is stored, and its probability is what `probability` says.
+    - Every index is stored, and its probability is what `probability` gives.
+    - The batch is bit for bit what a copy gives by `draw`, `window`, `reduce` and `weigh`, one after another.
     - The discount is 0 exactly where terminated, else ``gamma**length`` with a length from 1 to `n_step`.
     - Weights are positive.
     - Every field has B rows, and no array shares memory with the storage.
@@ -23,33 +27,47 @@ def assert_lawful(replay: Replay, batch_size: int) -> Batch:
     AssertionError
         Naming the broken law.
     """
-    ring = replay._storage.ring
-    before = [array.tobytes() for array in ring.arrays()], ring.cursor.copy()
+    storages = [part for part in replay.parts().values() if isinstance(part, Storage)]
+    twin = copy.deepcopy(replay)
+    before = pickle.dumps([part.state() for part in storages])
     global_state = pickle.dumps(np.random.get_state())  # noqa: NPY002
     batch = replay.sample(batch_size)
     assert pickle.dumps(np.random.get_state()) == global_state, "global random state was used"  # noqa: NPY002
-    assert [array.tobytes() for array in ring.arrays()] == before[0], "sampling changed what is stored"
-    assert (ring.cursor == before[1]).all(), "sampling changed the cursors"
-    living = np.isin(batch.indices, ring.living())
-    assert living.all(), f"index {batch.indices[~living][:1]} of the batch is not stored"
+    assert pickle.dumps([part.state() for part in storages]) == before, "sampling changed what is stored"
+    is_stored = np.isin(batch.indices, replay.stored())
+    assert is_stored.all(), f"index {batch.indices[~is_stored][:1]} of the batch is not stored"
     np.testing.assert_allclose(
         batch.probabilities,
         replay.probability(batch.indices, batch_size),
         rtol=1e-12,
-        err_msg="the probabilities of a draw are not those that `probability` tells",
+        err_msg="the probabilities of a draw are not those that `probability` gives",
     )
+    assert bits_of(by_verbs(twin, batch_size)) == bits_of(batch), "a batch is not what the verbs make one by one"
     assert ((batch.length >= 1) & (batch.length <= replay.n_step)).all(), "a window has no step, or too many"
     powers = np.array([replay.gamma**k for k in range(int(batch.length.max()) + 1)])
     expected = np.where(batch.terminated, 0.0, powers[batch.length]).astype(batch.discount.dtype)
     assert (batch.discount == expected).all(), "the discount is not gamma**length * (1 - terminated)"
     assert (batch.weights > 0.0).all(), "a weight is not positive"
+    arrays = [array for part in storages for array in (*part.arrays.values(), *_arrays_in(part.state()))]
     for path, array in leaves_of(dict(batch.items())):
         assert array.shape[0] == batch_size, f"{path} has not one row for each transition"
         assert array.flags.writeable, f"{path} is read-only"
-        for stored in ring.arrays():
+        for stored in arrays:
             assert not np.may_share_memory(array, stored), f"{path} shares memory with the storage"
     replay.check()
     return batch
+
+
+def by_verbs(replay: Replay, batch_size: int) -> Batch:
+    """A batch of `batch_size` made by the verbs, one after another."""
+    draw = replay.draw(batch_size)
+    fields = replay.reduce(replay.window(draw.indices))
+    fields |= {"weights": replay.weigh(draw), "probabilities": draw.probabilities, "indices": draw.indices}
+    return Batch.of(fields)
+
+
+def _arrays_in(state: dict[str, Any]) -> list[Any]:
+    return [value for value in state.values() if isinstance(value, np.ndarray)]
 
 
 def bits_of(batch: Batch) -> dict[str, tuple[str, tuple[int, ...], bytes]]:

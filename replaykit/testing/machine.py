@@ -95,7 +95,7 @@ class ReplayMachine(RuleBasedStateMachine):
                     scaled = initial if errors is None else self.model.scaled(errors[t, e])
                     expected[t, e] = self.model.add(e, grid[t][e], scaled)
 
-        lead = self.replay._storage.lead(steps)
+        lead = (() if steps is None else (steps,)) + ((lanes,) if lanes > 1 else ())
         values = {
             name: _stack([[grid[t][e][name] for e in range(lanes)] for t in range(count)], self.spec[name], lead)
             for name in self.spec
@@ -117,10 +117,10 @@ class ReplayMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.issued) > 20)
     @rule()
-    def reset(self) -> None:
+    def clear(self) -> None:
         """Forget everything."""
-        self.replay.reset()
-        self.model.reset()
+        self.replay.clear()
+        self.model.clear()
 
     # -- Learning --------------------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class ReplayMachine(RuleBasedStateMachine):
         after_draw = copy.deepcopy(self.replay)
         after_draw.draw(batch_size)
         batch = assert_lawful(self.replay, batch_size)
-        self.model.assert_batch(batch, batch_size, after_draw._storage.rng)
+        self.model.assert_batch(batch, batch_size, after_draw.rng)
         again = pickle.loads(pickle.dumps(twin)).sample(batch_size)
         assert bits_of(again) == bits_of(batch), "a copy drew another batch"
 

@@ -138,7 +138,7 @@ class NaiveReplay:
             for step in self.lane(lane)[-1:]:
                 step.ends_episode = True
 
-    def reset(self) -> None:
+    def clear(self) -> None:
         """Forget every transition, but not how many there were."""
         self.steps.clear()
         self.begins = [True] * self.num_envs

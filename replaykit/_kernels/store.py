@@ -1,0 +1,189 @@
+"""The kernel that writes: it retires old steps, writes new ones, advances their episodes and publishes them.
+
+The state of a storage is in three arrays. `rows` has the bytes of a packed row for each slot. `tables` has the rows
+NUMBER, the number of the episode in each slot; STARTS and STOPS, the first and the last index of each episode, at its
+number modulo the capacity; and, once lanes are out of step, STAMPS, when each slot was written. `header` begins with the
+numbers named below. Then come E numbers for each of FIRST to PLACE, and then the layout of the row: the place and the
+bytes of each leaf. The last two leaves are `terminated` and `truncated`.
+"""
+
+import numpy as np
+
+from replaykit._kernels.jit import inlined, jit, view
+
+NUM_ENVS, ROW_BYTES, END, STORED, SPLIT, LANES = 0, 1, 2, 3, 4, 8
+"""In a header: E, the bytes of a row, the place in a row of the flag that ends an episode, the number of transitions
+stored, and the first stamp that is in the tables. A transition written before that has its index for a stamp."""
+FIRST, CURSOR, OVER, EPISODE, PLACE, LANE_ROWS = 0, 1, 2, 3, 4, 5
+"""Of each lane: its oldest step, its next step, whether that begins an episode, the number of the newest episode, and the
+place of that in the tables."""
+NUMBER, STARTS, STOPS, STAMPS = 0, 1, 2, 3
+BOTH, RETIRE, PUBLISH = 0, 1, 2
+"""What `store` does. What is not kept in the rows is written between RETIRE and PUBLISH."""
+
+
+@jit
+def store(data, steps, stage, header, rows, tables, indices):
+    """Store `steps` steps of every lane, at most as many as a lane has slots; or, if `steps` is 0, chosen entries.
+
+    `data` has one leaf after another, each with the values of all entries, step by step and lane by lane. The indices
+    of the entries are written to `indices`, or read from it if `steps` is 0.
+    """
+    num_envs, count, capacity = header[NUM_ENVS], indices.shape[0], rows.shape[0] // header[ROW_BYTES]
+    first, cursor = view(header, LANES, num_envs, np.int64), view(header, LANES + num_envs, num_envs, np.int64)
+    in_step = steps > 0
+    for e in range(num_envs):
+        in_step &= cursor[e] == cursor[0]
+    if stage != PUBLISH:
+        _retire(steps, in_step, first, cursor, capacity // num_envs, indices)
+    if stage != RETIRE:
+        begin = 0
+        for e in range(num_envs):
+            begin += cursor[e]
+        _write(view(data, 0, len(data), np.uint8), in_step, header, rows, capacity, indices)
+        _advance_episodes(begin, in_step, header, rows, tables, capacity, indices)
+        for e in range(num_envs):  # publish
+            cursor[e] += steps
+        if steps == 0:
+            for j in range(count):
+                cursor[indices[j] % num_envs] = indices[j] // num_envs + 1
+        stored = 0
+        for e in range(num_envs):
+            stored += cursor[e] - first[e]
+        header[STORED] = stored
+
+
+@inlined
+def _retire(steps, in_step, first, cursor, length, indices):
+    """Retire the steps that the new ones will overwrite."""
+    num_envs = first.shape[0]
+    if steps > 0:
+        for e in range(num_envs):
+            first[e] = max(first[e], cursor[e] + steps - length)
+    begin = cursor[0] * num_envs
+    for j in range(indices.shape[0]):
+        if in_step:
+            indices[j] = begin + j
+        elif steps > 0:
+            indices[j] = (cursor[j % num_envs] + j // num_envs) * num_envs + j % num_envs
+        else:
+            lane, step = indices[j] % num_envs, indices[j] // num_envs
+            first[lane] = max(first[lane], step + 1 - length)
+
+
+@inlined
+def _write(values, in_step, header, rows, capacity, indices):
+    """Copy the leaves of the entries to their rows, and set the flags that end an episode."""
+    num_envs, row_bytes, end, count = header[NUM_ENVS], header[ROW_BYTES], header[END], indices.shape[0]
+    begin = LANES + LANE_ROWS * num_envs
+    layout = view(header, begin, header.shape[0] - begin, np.int64)
+    terminated, truncated = layout[layout.shape[0] - 4], layout[layout.shape[0] - 2]
+    values4, rows4 = view(values, 0, values.shape[0] // 4, np.uint32), view(rows, 0, rows.shape[0] // 4, np.uint32)
+    done = 0
+    while done < count:  # a run of consecutive slots at a time
+        slot = indices[done] % capacity
+        run = min(count - done, capacity - slot) if in_step else 1
+        start = 0
+        for leaf in range(0, layout.shape[0], 2):
+            place, size = slot * row_bytes + layout[leaf], layout[leaf + 1]
+            source = start + done * size
+            if place % 4 == 0 and size % 4 == 0 and source % 4 == 0:
+                _scatter(values4, source // 4, run, size // 4, rows4, place // 4, row_bytes // 4)
+            else:
+                _scatter(values, source, run, size, rows, place, row_bytes)
+            start += size * count
+        for i in range(run):
+            row = (slot + i) * row_bytes
+            rows[row + end] = rows[row + terminated] | rows[row + truncated]
+        done += run
+
+
+# Indices are unsigned below: with a signed one, each access first asks whether it counts from the end
+
+
+@jit
+def _scatter(values, start, count, words, rows, place, stride):
+    """Copy `words` words to each of `count` rows, from `place` on."""
+    size, step = np.uint64(words), np.uint64(stride)
+    if words <= 4:  # word by word, since a short inner loop costs more
+        for k in range(words):
+            source, target = np.uint64(start + k), np.uint64(place + k)
+            for i in range(count):
+                rows[target + np.uint64(i) * step] = values[source + np.uint64(i) * size]
+    else:
+        for i in range(count):
+            source, target = np.uint64(start) + np.uint64(i) * size, np.uint64(place) + np.uint64(i) * step
+            for k in range(words):
+                rows[target + np.uint64(k)] = values[source + np.uint64(k)]
+
+
+@inlined
+def _advance_episodes(stamp, in_step, header, rows, tables, capacity, indices):
+    """Note the episodes of the entries, whose rows are written, and when they were written."""
+    num_envs, row_bytes, end = header[NUM_ENVS], header[ROW_BYTES], header[END]
+    over, episode, at = LANES + OVER * num_envs, LANES + EPISODE * num_envs, LANES + PLACE * num_envs
+    slot, lane = indices[0] % capacity if indices.shape[0] else 0, 0
+    for j in range(indices.shape[0]):
+        index = indices[j]
+        if not in_step:
+            slot, lane = index % capacity, index % num_envs
+        place = header[at + lane]
+        if header[over + lane] != 0:
+            place = place + num_envs if place + num_envs < capacity else place + num_envs - capacity
+            header[at + lane] = place
+            header[episode + lane] += num_envs
+            tables[STARTS, place] = index
+        tables[NUMBER, slot] = header[episode + lane]
+        tables[STOPS, place] = index
+        header[over + lane] = rows[slot * row_bytes + end]
+        if tables.shape[0] > STAMPS:
+            tables[STAMPS, slot] = stamp + j
+        slot = slot + 1 if slot + 1 < capacity else 0
+        lane = lane + 1 if lane + 1 < num_envs else 0
+
+
+@jit
+def number_entries(mask, bounds, indices, entries):
+    """The index that each entry of a mask (T E,) will have, -1 if it is not chosen; those of the chosen to `entries`."""
+    num_envs, count = bounds.shape[1], 0
+    cursor = bounds[CURSOR].copy()
+    for j in range(mask.shape[0]):
+        indices[j] = -1
+        if mask[j]:
+            lane = j % num_envs
+            indices[j] = entries[count] = cursor[lane] * num_envs + lane
+            cursor[lane] += 1
+            count += 1
+    return count
+
+
+@jit
+def begins_of(ends, header, indices, begins):
+    """Whether an episode begins at each of some entries, the next of their lanes, of which `ends` end one."""
+    num_envs = header[NUM_ENVS]
+    over = header[LANES + OVER * num_envs : LANES + (OVER + 1) * num_envs].copy()
+    for j in range(indices.shape[0]):
+        lane = indices[j] % num_envs if num_envs > 1 else 0
+        begins[j] = over[lane] != 0
+        over[lane] = ends[j]
+
+
+@jit
+def rebuild_tables(header, rows, tables, starts):
+    """Make the episode tables from the end flags of the stored rows, and the first index of each lane's oldest episode."""
+    num_envs, row_bytes, end = header[NUM_ENVS], header[ROW_BYTES], header[END]
+    capacity = rows.shape[0] // row_bytes
+    for e in range(num_envs):
+        first, cursor = header[LANES + e], header[LANES + CURSOR * num_envs + e]
+        episode, stop = header[LANES + EPISODE * num_envs + e], 0
+        for step in range(cursor - 1, first - 1, -1):
+            index = step * num_envs + e
+            slot = index % capacity
+            if step == cursor - 1:
+                stop = index
+            elif rows[slot * row_bytes + end] != 0:
+                tables[STARTS, episode % capacity] = index + num_envs
+                episode, stop = episode - num_envs, index
+            tables[NUMBER, slot] = episode
+            tables[STOPS, episode % capacity] = stop
+            tables[STARTS, episode % capacity] = starts[e]

@@ -1,0 +1,184 @@
+"""The two kernels that make a batch: windows are opened, and each is reduced to one transition.
+
+A batch is a `block` of bytes. The columns of `plan` are its fields: those of a transition, and then the ones named from
+DISCOUNT on. ``plan[START]`` is where a field begins in the block, and ``plan[SIZE]`` the bytes of one of its rows. A field
+that is copied from the rows has its place in the row in ``plan[FIRST]`` or ``plan[LAST]``, depending on which step of a
+window it belongs to, and in ``plan[ONLY]`` for windows of a single step; the others have NO_ROW there. ``plan[META]``
+holds the numbers named below.
+"""
+
+import numpy as np
+
+from replaykit._kernels.jit import inlined, jit, view
+from replaykit._kernels.lanes import CURSOR, nth_stored, prefetch_row, slots_of
+
+START, SIZE, FIRST, LAST, ONLY, META, PLAN_ROWS = 0, 1, 2, 3, 4, 5, 6
+COUNT, ROW_BYTES, END, REWARD, TERMINATED, TRUNCATED = 0, 1, 2, 3, 4, 5
+"""In plan[META]: windows in the block, bytes of a row, the place in it of the flag that ends an episode, three columns."""
+REWARD_PLACE, TERMINATED_PLACE, TRUNCATED_PLACE = 6, 7, 8
+"""In plan[META]: the places of these three columns in the row."""
+DISCOUNT, LENGTH, WEIGHTS, PROBABILITIES, INDICES, SLOTS, REWARDS = -7, -6, -5, -4, -3, -2, -1
+NO_ROW = -1
+BOTH, OPEN, REDUCE = 0, 1, 2
+"""What `transitions` does."""
+CHUNK = 64
+"""Rows from which the fields are copied at a time, so that they stay in the cache."""
+
+
+@jit
+def transitions(bounds, rows, plan, powers, block, stage):
+    """Open windows at the indices and slots in a block (OPEN), and reduce them to transitions (REDUCE), or BOTH.
+
+    Windows have up to ``n = powers.shape[0] - 1`` steps; ``powers[k]`` is ``gamma**k``. After REDUCE the slots are those of
+    the windows' last steps.
+    """
+    count, n, row_bytes = plan[META, COUNT], powers.shape[0] - 1, plan[META, ROW_BYTES]
+    slots = view(block, plan[START, SLOTS], count, np.int64)
+    if stage != REDUCE:
+        for i in range(count):
+            prefetch_row(rows, row_bytes, slots[i])
+        if n > 1:
+            last = rows.shape[0] // row_bytes - 1
+            for i in range(count):
+                prefetch_row(rows, row_bytes, min(slots[i] + (n - 1) * bounds.shape[1], last))
+        _open_windows(bounds, rows, plan, n, slots, block)
+    if stage != OPEN:
+        _reduce_windows(bounds.shape[1], rows, plan, powers, slots, block)
+
+
+@inlined
+def _open_windows(bounds, rows, plan, n, slots, block):
+    """The rewards (B, n), the length and the flags of each window; rewards past its length are 0."""
+    count, num_envs, meta = slots.shape[0], bounds.shape[1], plan[META]
+    size, row_bytes, end = plan[SIZE, meta[REWARD]], np.uint64(meta[ROW_BYTES]), np.uint64(meta[END])
+    place, width = np.uint64(meta[REWARD_PLACE] // size), np.uint64(meta[ROW_BYTES] // size)
+    rows4, rows8 = view(rows, 0, rows.shape[0] // 4, np.float32), view(rows, 0, rows.shape[0] // 8, np.float64)
+    capacity, is_short = np.uint64(rows.shape[0] // meta[ROW_BYTES]), size == 4
+    terminated = view(block, plan[START, meta[TERMINATED]], count, np.uint8)
+    truncated = view(block, plan[START, meta[TRUNCATED]], count, np.uint8)
+    lengths, reward = view(block, plan[START, LENGTH], count, np.int64), view(block, plan[START, REWARDS], count * n, np.float64)
+    indices = view(block, plan[START, INDICES], count, np.int64)
+    for i in range(count):
+        slot, index, k = np.uint64(slots[i]), indices[i], 0
+        stop = bounds[CURSOR, index % num_envs if num_envs > 1 else 0] * num_envs
+        while True:
+            word = slot * width + place
+            reward[np.uint64(i * n + k)] = rows4[word] if is_short else rows8[word]
+            k += 1
+            if k == n or rows[slot * row_bytes + end] or index + num_envs >= stop:
+                break
+            index += num_envs
+            slot += np.uint64(num_envs)
+            if slot >= capacity:
+                slot -= capacity
+        lengths[i] = k
+        terminated[i] = rows[slot * row_bytes + np.uint64(meta[TERMINATED_PLACE])]
+        truncated[i] = rows[slot * row_bytes + np.uint64(meta[TRUNCATED_PLACE])]
+        for j in range(i * n + k, i * n + n):
+            reward[np.uint64(j)] = 0.0
+
+
+@inlined
+def _reduce_windows(num_envs, rows, plan, powers, slots, block):
+    """The fields of the first and of the last step of each window, its return and its discount."""
+    count, n, capacity = slots.shape[0], powers.shape[0] - 1, rows.shape[0] // plan[META, ROW_BYTES]
+    lengths, reward = view(block, plan[START, LENGTH], count, np.int64), view(block, plan[START, REWARDS], count * n, np.float64)
+    for step in range(1 if n == 1 else 2):  # one call of copy_fields, so that it is compiled once
+        if step == 1:
+            for i in range(count):
+                slots[i] += (lengths[i] - 1) * num_envs
+                if slots[i] >= capacity:
+                    slots[i] -= capacity
+        copy_fields(rows, plan, ONLY if n == 1 else FIRST + step, slots, block)
+    ends = view(block, plan[START, plan[META, TERMINATED]], count, np.uint8)
+    to, by = plan[START, plan[META, REWARD]], plan[START, DISCOUNT]
+    returns4, discounts4 = view(block, to, count, np.float32), view(block, by, count, np.float32)
+    returns8, discounts8 = view(block, to, count, np.float64), view(block, by, count, np.float64)
+    is_short = plan[SIZE, plan[META, REWARD]] == 4
+    for i in range(count):
+        value = reward[i * n]
+        for k in range(1, lengths[i]):
+            value += powers[k] * reward[i * n + k]
+        discount = 0.0 if ends[i] else powers[lengths[i]]
+        if is_short:
+            returns4[i], discounts4[i] = value, discount
+        else:
+            returns8[i], discounts8[i] = value, discount
+
+
+@jit
+def copy_fields(rows, plan, kind, slots, block):
+    """Copy the fields of one kind (FIRST, LAST or ONLY) from the rows of slots, in the largest words that fit."""
+    row_bytes, count = plan[META, ROW_BYTES], slots.shape[0]
+    rows4, block4 = view(rows, 0, rows.shape[0] // 4, np.uint32), view(block, 0, block.shape[0] // 4, np.uint32)
+    for begin in range(0, count, CHUNK):
+        stop = min(begin + CHUNK, count)
+        for field in range(plan.shape[1]):
+            place, size, start = plan[kind, field], plan[SIZE, field], plan[START, field]
+            if place < 0:
+                continue
+            if place % 4 == 0 and size % 4 == 0:
+                gather(rows4, row_bytes // 4, slots, begin, stop, place // 4, size // 4, block4, start // 4)
+            else:
+                gather(rows, row_bytes, slots, begin, stop, place, size, block, start)
+
+
+@jit
+def gather(rows, width, slots, begin, stop, place, words, block, start):
+    """Copy `words` words from the rows of slots number `begin` to `stop`, to the same numbers from `start` on."""
+    if words <= 4:  # word by word, since a short inner loop costs more
+        for k in range(words):
+            for i in range(begin, stop):
+                block[np.uint64(start + i * words + k)] = rows[np.uint64(slots[np.uint64(i)] * width + place + k)]
+    else:
+        for i in range(begin, stop):
+            target, source = np.uint64(start + i * words), np.uint64(slots[np.uint64(i)] * width + place)
+            for k in range(words):
+                block[target + np.uint64(k)] = rows[source + np.uint64(k)]
+
+
+@jit
+def transitions_at(given, bounds, rows, plan, powers, block, stage):
+    """`transitions` at these indices; returns the position of the first that is not stored, or -1."""
+    count = given.shape[0]
+    indices, slots = view(block, plan[START, INDICES], count, np.int64), view(block, plan[START, SLOTS], count, np.int64)
+    wrong = slots_of(given, bounds, rows.shape[0] // plan[META, ROW_BYTES], slots)
+    if wrong < 0:
+        for i in range(count):
+            indices[i] = given[i]
+        transitions(bounds, rows, plan, powers, block, stage)
+    return wrong
+
+
+@jit
+def uniform_draw(uniforms, bounds, capacity, slots, indices, probabilities):
+    """Draw the ``floor(u N)``-th stored index for each u in [0, 1)."""
+    total = nth_stored(uniforms, bounds, capacity, slots, indices)
+    for i in range(probabilities.shape[0]):
+        probabilities[i] = 1.0 / total
+
+
+@jit
+def rewrite(plan, block, columns, rows, values):
+    """Write values to some rows of these columns of a block, which have one size."""
+    for c in range(columns.shape[0]):
+        size, start = plan[SIZE, columns[c]], plan[START, columns[c]]
+        if size % 4 == 0:
+            block4, values4 = view(block, 0, block.shape[0] // 4, np.uint32), view(values, 0, values.shape[0] // 4, np.uint32)
+            _spread(block4, start // 4, size // 4, rows, values4)
+        else:
+            _spread(block, start, size, rows, values)
+
+
+@jit
+def _spread(block, start, words, rows, values):
+    for j in range(rows.shape[0]):
+        for k in range(words):
+            block[np.uint64(start + rows[j] * words + k)] = values[np.uint64(j * words + k)]
+
+
+@jit
+def reduce_rewritten(bounds, rows, plan, powers, block, stage, columns, places, values):
+    """`transitions`, and then `rewrite`."""
+    transitions(bounds, rows, plan, powers, block, stage)  # a literal stage would have Numba compile it once more
+    rewrite(plan, block, columns, places, values)

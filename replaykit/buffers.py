@@ -1,0 +1,238 @@
+"""The buffers that most people want: which storage, and which distribution."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, final
+
+from replaykit.buffer import Buffer, Seed
+from replaykit.distributions.latest import Latest
+from replaykit.distributions.proportional import Draws, Proportional, Weights
+from replaykit.distributions.uniform import Uniform
+from replaykit.spec import Spec
+from replaykit.storage.columns import Padding, Share
+from replaykit.storage.local import LocalStorage
+
+Kind = TypeVar("Kind", bound=Buffer)
+
+
+def _from_env(cls: type[Kind], env: Any, capacity: int, **options: Any) -> Kind:
+    """A buffer for the transitions of a Gymnasium environment, single or vector, with a lane for each environment.
+
+    `options` are the constructor's.
+    """
+    spec = Spec.from_env(env)
+    num_envs = env.num_envs if hasattr(env, "single_observation_space") else 1
+    if options.setdefault("num_envs", num_envs) != num_envs:
+        raise ValueError(f"num_envs is {options['num_envs']}; expected {num_envs}, as env has")
+    return cls(capacity, spec, **options)  # type: ignore[arg-type]
+
+
+@final
+class ReplayBuffer(Buffer):
+    """Uniform replay: every stored transition is equally likely.
+
+    Parameters
+    ----------
+    capacity : int
+        Transitions to hold, C. Rounded up to a multiple of `num_envs`; each lane holds exactly its last C/E.
+    spec : Spec
+        The fields of a transition.
+    num_envs : int
+        Lanes, E: parallel environments that share the buffer.
+    n_step : int
+        Steps that a sampled transition spans; fewer at an episode's end.
+    gamma : float
+        Discount of a step, for n-step returns and ``batch.discount``.
+    stack : int
+        Observations in each of a batch, k: the last k of the episode, along a new first axis. Only frames are stacked:
+        fields of `obs` with at least two axes. They are added one by one. If the agent needs stacks itself, use
+        ``FrameStackObservation(record(env, buffer), k)``.
+    padding : {"reset", "zero"}
+        What fills up a stack at an episode's start: its first observation or zeros, as with Gymnasium's
+        ``FrameStackObservation``. (In a Box without zeros, Gymnasium uses the lower bound instead.)
+    share : {"large", "all", "none"}
+        Which observations are kept once, rather than as the next_obs of one step and the obs of the next, or in each of
+        several stacks: those above 1 KB, all, or none. Only equal observations are shared, so batches do not depend on it.
+    replace : bool
+        Whether a transition can be drawn twice for a batch. Without replacement a batch can be at most as large as the
+        number of transitions stored.
+    seed : None, int, SeedSequence or Generator
+        Same seed and same calls: same batches, bit for bit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from replaykit import Field, ReplayBuffer, Spec
+    >>> buffer = ReplayBuffer(1000, Spec(obs=Field((3,)), action=Field((), "int64")), seed=0)
+    >>> for step in range(5):
+    ...     index = buffer.add(np.full(3, step), step % 2, 1.0, np.full(3, step + 1), step == 4, False)
+    >>> batch = buffer.sample(2)
+    >>> batch
+    Batch(2: obs (3,) float32, action int64, reward float32, next_obs (3,) float32, terminated bool, truncated bool, \
+discount float32, length int64, weights float32, probabilities float64, indices int64)
+    >>> batch.probabilities
+    array([0.2, 0.2])
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        spec: Spec,
+        *,
+        num_envs: int = 1,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        stack: int = 1,
+        padding: Padding = "reset",
+        share: Share = "large",
+        replace: bool = True,
+        seed: Seed = None,
+    ) -> None:
+        storage = LocalStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
+        self._uniform = Uniform(storage, replace=replace)
+        super().__init__(storage, self._uniform, n_step=n_step, gamma=gamma, seed=seed)
+
+    from_env = classmethod(_from_env)
+
+    @property
+    def replace(self) -> bool:
+        """Whether a transition can be drawn twice for a batch."""
+        return self._uniform.replace
+
+
+@final
+class LatestBuffer(Buffer):
+    """No replay: a batch of B is the B newest transitions, oldest first.
+
+    What an agent learns from that has no replay memory; the baseline of every study of replay. While fewer than B are
+    stored, they are repeated in turn.
+
+    Parameters
+    ----------
+    capacity, spec, num_envs, n_step, gamma, stack, padding, share, seed
+        As those of `ReplayBuffer`; the capacity bounds the useful batch size.
+
+    Examples
+    --------
+    >>> from replaykit import Field, LatestBuffer, Spec
+    >>> buffer = LatestBuffer(64, Spec(obs=Field(()), action=Field(())))
+    >>> for step in range(5):
+    ...     index = buffer.add(step, 0, 1.0, step + 1, False, False)
+    >>> buffer.sample(3).obs
+    array([2., 3., 4.], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        spec: Spec,
+        *,
+        num_envs: int = 1,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        stack: int = 1,
+        padding: Padding = "reset",
+        share: Share = "large",
+        seed: Seed = None,
+    ) -> None:
+        storage = LocalStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
+        super().__init__(storage, Latest(storage), n_step=n_step, gamma=gamma, seed=seed)
+
+    from_env = classmethod(_from_env)
+
+
+@final
+class PrioritizedBuffer(Buffer):
+    """Proportional prioritized replay: transitions with a large TD error are drawn more often.
+
+    A transition with TD error δ has the priority ``p = abs(δ) + eps``, and is drawn with the probability
+    ``P = p**alpha / sum(p**alpha)``. The weights ``w = (N P)**-beta`` correct learning for that. A new transition gets the
+    largest priority in the buffer just before it is added, so that it is soon seen once; 1 if there is none.
+
+    Parameters
+    ----------
+    capacity, spec, num_envs, n_step, gamma, stack, padding, share, seed
+        As those of `ReplayBuffer`.
+    alpha : float
+        How much priorities count: 0 is uniform replay, 1 is proportional to the priority.
+    beta : float or callable
+        How much of the bias is corrected, from 0 to 1. A number, which can be set at any time, or a schedule: a function of
+        the number of batches sampled so far, such as ``LinearSchedule(0.4, 1.0, steps)``. Anneal it to 1 over training.
+    eps : float
+        Added to every ``abs(td_error)``, so that no transition is starved. In units of TD error: 1e-2 suits errors
+        around 1.
+    draws : {"stratified", "iid"}
+        Whether the batch is drawn one from each of B equal parts of the mass, or independently.
+    weights : {"batch", "buffer", "none"}
+        What weights are divided by: the largest of the batch; the largest that any stored transition would have, which
+        makes all weights small while one transition has a tiny priority, and then learning stalls; or nothing.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an argument out of its range, naming it.
+
+    References
+    ----------
+    Schaul et al. (2016), Prioritized Experience Replay, sections 3.3 and 3.4, appendix B.2.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from replaykit import Field, PrioritizedBuffer, Spec
+    >>> buffer = PrioritizedBuffer(4, Spec(obs=Field(()), action=Field(())), alpha=1.0, beta=1.0, eps=0.0, seed=0)
+    >>> for step in range(4):
+    ...     index = buffer.add(step, 0, 1.0, step + 1, False, False)
+    >>> buffer.update_priorities([0, 1, 2, 3], td_errors=[3.0, 0.0, -1.0, 2.0])
+    4
+    >>> buffer.probability([0, 1, 2, 3])
+    array([0.5       , 0.        , 0.16666667, 0.33333333])
+    >>> batch = buffer.sample(3)
+    >>> batch.indices
+    array([0, 0, 3])
+    >>> batch.weights  # proportional to 1 / probability
+    array([0.6666667, 0.6666667, 1.       ], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        spec: Spec,
+        *,
+        num_envs: int = 1,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        stack: int = 1,
+        padding: Padding = "reset",
+        share: Share = "large",
+        alpha: float = 0.6,
+        beta: float | Callable[[int], float] = 0.4,
+        eps: float = 1e-2,
+        draws: Draws = "stratified",
+        weights: Weights = "batch",
+        seed: Seed = None,
+    ) -> None:
+        storage = LocalStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
+        self._proportional = Proportional(storage, alpha=alpha, beta=beta, eps=eps, draws=draws, weights=weights)
+        super().__init__(storage, self._proportional, n_step=n_step, gamma=gamma, seed=seed)
+
+    from_env = classmethod(_from_env)
+
+    @property
+    def alpha(self) -> float:
+        """How much priorities count."""
+        return self._proportional.alpha
+
+    @property
+    def eps(self) -> float:
+        """Added to the magnitude of every TD error."""
+        return self._proportional.eps
+
+    @property
+    def draws(self) -> Draws:
+        """How the points of a draw lie on the mass."""
+        return self._proportional.draws
+
+    @property
+    def weights(self) -> Weights:
+        """What weights are divided by."""
+        return self._proportional.weights

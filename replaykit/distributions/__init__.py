@@ -1,0 +1,9 @@
+"""Which transitions are drawn, and with what probability."""
+
+from replaykit.distributions.base import Distribution
+from replaykit.distributions.latest import Latest
+from replaykit.distributions.proportional import Proportional
+from replaykit.distributions.sum_tree import SumTree
+from replaykit.distributions.uniform import Uniform
+
+__all__ = ["Distribution", "Latest", "Proportional", "SumTree", "Uniform"]

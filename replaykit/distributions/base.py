@@ -1,0 +1,107 @@
+"""Distribution, the interface of what is drawn."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit.batch import Draw
+from replaykit.declared import Declared
+from replaykit.storage.base import Indices, Storage
+
+Floats = npt.NDArray[np.float64]
+
+
+class Distribution(Declared, ABC):
+    """Which stored transitions are drawn, and with what probability. Subclass it for other priorities.
+
+    A distribution is not called when a transition is added. What was added and what was retired since it was asked last
+    follows from ``storage.bounds``. Arrays that it keeps come from ``storage.allocate``. A subclass calls
+    ``super().__init__`` and writes `draw` and `probability`; `update` if it has priorities; `weigh` if it corrects for its
+    probabilities; and `state` and `load` for what it keeps. Methods get checked arguments, and the buffer holds the lock
+    when it calls them.
+
+    Parameters
+    ----------
+    storage : Storage
+        Whose transitions are drawn.
+
+    Attributes
+    ----------
+    storage : Storage
+    batches : int
+        How many batches the buffer has served.
+    eps : float
+        Added to the magnitude of a TD error to make a priority.
+    largest_priority : float
+        Priorities and TD errors above it are refused.
+    """
+
+    batches = 0
+    eps: float = 0.0
+    largest_priority = float(np.finfo(np.float64).max)
+
+    def __init__(self, storage: Storage) -> None:
+        if not isinstance(storage, Storage):
+            raise TypeError(f"storage is a {type(storage).__name__}; expected a Storage, such as a LocalStorage")
+        self.storage = storage
+
+    @abstractmethod
+    def draw(self, batch_size: int, rng: np.random.Generator) -> Draw:
+        """Draw `batch_size` stored indices; the storage is not empty."""
+
+    @abstractmethod
+    def probability(self, indices: Indices, batch_size: int) -> Floats:
+        """The expected share of each index in a batch of `batch_size`, of shape (B,).
+
+        Raises
+        ------
+        IndexError
+            If an index is not stored; ``storage.slots`` raises it.
+        """
+
+    def update(self, slots: Indices, priorities: Floats) -> int:
+        """Set the priorities of the transitions in `slots`, the last of duplicates; returns how many were applied."""
+        return 0
+
+    def weigh(self, draw: Draw, size: int) -> npt.NDArray[np.float32]:
+        """Importance weights for the probabilities of a draw from `size` stored transitions, of shape (B,)."""
+        return np.ones(len(draw.indices), np.float32)
+
+    def mass(self) -> float:
+        """What the probabilities of this distribution are relative to, for shares between several buffers."""
+        return float(len(self.storage))
+
+    def settle(self) -> None:
+        """Take notice of what was added and retired. Called after `clear`, and before a write that has priorities."""
+
+    def least_probability(self, batch_size: int, without: Indices) -> float:
+        """The smallest positive probability of any stored index but those in `without`; inf if there is none. O(N)."""
+        shares = self.probability(np.setdiff1d(self.storage.stored(), without), batch_size)
+        return float(shares.min(initial=np.inf, where=shares > 0.0))
+
+    # -- For a storage that can make a batch in one call: see Storage.fuse -------------------------------------
+
+    kernels: Any = None
+    """A function that returns two kernels: one that draws, opens and reduces, and one that also looks ahead."""
+
+    def arguments(self, batch_size: int, rng: np.random.Generator) -> tuple[Any, ...]:
+        """The first arguments of these kernels for a batch. Raises what `draw` raises."""
+        raise NotImplementedError
+
+    def finish(self, fields: dict[str, Any], arguments: tuple[Any, ...]) -> None:
+        """Complete a batch that the first kernel has made: add the weights."""
+
+    def complete(self, draw: Draw) -> Draw:
+        """Complete a draw that one of the kernels has made."""
+        return draw
+
+    # -- Looking ---------------------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, float]:
+        """Further numbers for `Replay.stats`."""
+        return {}
+
+    def check(self) -> None:
+        """Verify every invariant. Raises AssertionError."""

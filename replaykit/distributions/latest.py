@@ -1,0 +1,33 @@
+"""The newest transitions are drawn: no replay."""
+
+import numpy as np
+
+from replaykit.batch import Draw
+from replaykit.distributions.base import Distribution, Floats
+from replaykit.storage.base import Indices
+
+
+class Latest(Distribution):
+    """A batch of B is the B newest transitions, oldest first. If fewer are stored, they are repeated in turn."""
+
+    def draw(self, batch_size: int, rng: np.random.Generator) -> Draw:
+        """The newest indices."""
+        newest = self.storage.latest(batch_size)
+        places = np.arange(batch_size) % newest.size
+        return Draw(np.resize(newest, batch_size), _shares(places, newest.size, batch_size))
+
+    def probability(self, indices: Indices, batch_size: int) -> Floats:
+        """1/B for the B newest and 0 for the others; if fewer are stored, their shares. O(B log B)."""
+        if not self.storage.slots(indices).size:
+            return np.zeros(0)
+        newest = self.storage.latest(batch_size)
+        order = np.argsort(newest)
+        found = np.searchsorted(newest, indices, sorter=order).clip(max=newest.size - 1)
+        places = order[found]
+        return np.where(newest[places] == indices, _shares(places, newest.size, batch_size), 0.0)
+
+
+def _shares(places: Indices, size: int, batch_size: int) -> Floats:
+    """The share of the transition at each place if `size` of them fill a batch in turn."""
+    shares: Floats = (batch_size // size + (places < batch_size % size)) / batch_size
+    return shares

@@ -1,0 +1,202 @@
+"""Proportional prioritization: td_error -> priority -> scaled -> probability -> weight."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit._kernels import lazy
+from replaykit.batch import Draw
+from replaykit.checks import check_choice, check_number, check_unit
+from replaykit.distributions.base import Distribution, Floats
+from replaykit.distributions.sum_tree import SCHEMES, SumTree
+from replaykit.storage.base import Indices, Storage
+from replaykit.storage.memory_limit import refuse_more_than_memory
+
+tree_kernels, fused = lazy("tree"), lazy("fused")
+
+Draws: TypeAlias = Literal["stratified", "iid"]
+Weights: TypeAlias = Literal["batch", "buffer", "none"]
+
+_LEAF_BYTES = 32  # of a leaf and its share of the inner nodes, at most
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_SMALLEST_WEIGHT = np.finfo(np.float32).tiny
+
+
+class Proportional(Distribution):
+    """``P = p**alpha / sum(p**alpha)`` on a sum tree over the slots.
+
+    Parameters
+    ----------
+    storage : Storage
+    alpha, beta, eps, draws, weights
+        As those of `PrioritizedBuffer`.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        alpha: float = 0.6,
+        beta: float | Callable[[int], float] = 0.4,
+        eps: float = 1e-2,
+        draws: Draws = "stratified",
+        weights: Weights = "batch",
+    ) -> None:
+        super().__init__(storage)
+        self.alpha = check_number("alpha", alpha, sys.float_info.max, "a finite non-negative number")
+        self.eps = check_number("eps", eps, sys.float_info.max, "a finite non-negative number")
+        check_choice("draws", draws, Draws)
+        check_choice("weights", weights, Weights)
+        self.draws: Draws = draws
+        self.weights: Weights = weights
+        self.beta = beta
+        needed = storage.nbytes + _LEAF_BYTES * storage.capacity
+        refuse_more_than_memory(needed, f"capacity {storage.capacity} with priorities")
+        self.tree = SumTree(storage.capacity, allocate=storage.allocate)
+        self._settled: Indices = storage.allocate("settled", (2, storage.num_envs), np.int64)
+        # So that priorities to the power alpha can be summed, eps and rounding included
+        self.largest_priority = 0.5 * self.tree.limit ** min(1.0, 1.0 / max(self.alpha, 1e-300)) - self.eps
+        if self.largest_priority < 1.0:
+            raise ValueError(f"eps is {eps} and alpha {alpha}; expected smaller ones, as no priority fits beside them")
+        self._scheme = SCHEMES.index(draws)
+        self._arrays = self.tree.nodes, self.tree.extremes, self._settled
+
+    @property
+    def beta(self) -> float:
+        """The exponent of the weights of the next batch. Set it to a number in [0, 1], or to a schedule."""
+        return check_unit("beta", self._beta(self.batches)) if callable(self._beta) else self._beta
+
+    @beta.setter
+    def beta(self, value: float | Callable[[int], float]) -> None:
+        self._beta = value if callable(value) else check_unit("beta", value)
+
+    # -- Priorities ------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Give the transitions added since the last call the largest priority in the buffer, or 1 if there is none.
+
+        So adding costs nothing here, and an interrupted add leaves nothing to undo.
+        """
+        tree_kernels.settle(*self._arrays, self.storage.bounds, self.storage.capacity)
+
+    def update(self, slots: Indices, priorities: Floats) -> int:
+        """Set priorities. O(B log C)."""
+        scaled: Floats = priorities**self.alpha
+        if self.alpha > 1.0:  # a power that underflows is still positive: what has a priority can be drawn
+            scaled[(scaled == 0.0) & (priorities > 0.0)] = sys.float_info.min
+        tree_kernels.update(*self._arrays, self.storage.bounds, self.storage.capacity, slots, scaled)
+        return len(slots)
+
+    # -- Drawing ---------------------------------------------------------------------------------------------
+
+    def draw(self, batch_size: int, rng: np.random.Generator) -> Draw:
+        """Draw indices in proportion to their scaled priorities. O(B log C).
+
+        Raises
+        ------
+        ValueError
+            If every priority is 0.
+        """
+        storage = self.storage
+        slots, indices = np.empty(batch_size, np.int64), np.empty(batch_size, np.int64)
+        probabilities, arguments = np.empty(batch_size), self.arguments(batch_size, rng)
+        tree_kernels.proportional_draw(
+            *arguments, storage.bounds, storage.capacity, slots, indices, probabilities
+        )
+        return self.complete(Draw(indices, probabilities))
+
+    def probability(self, indices: Indices, batch_size: int) -> Floats:
+        """``p**alpha / sum(p**alpha)`` of each stored index, 0 if all are 0. O(B)."""
+        storage, shares = self.storage, np.empty(len(indices))
+        if tree_kernels.proportional_shares(*self._arrays, storage.bounds, storage.capacity, indices, shares) >= 0:
+            storage.refuse(indices)
+        return shares
+
+    def weigh(self, draw: Draw, size: int) -> npt.NDArray[np.float32]:
+        """``w = (N q)**-beta``, divided as `weights` says, for the probabilities q of a draw."""
+        q, beta = draw.probabilities, self.beta
+        if self.weights == "none":
+            with np.errstate(over="ignore"):
+                unscaled: npt.NDArray[np.float32] = ((size * q) ** -beta).astype(np.float32)
+            return unscaled
+        least = draw.least if self.weights == "buffer" and draw.least is not None else np.minimum.reduce(q)
+        weights: npt.NDArray[np.float32] = ((q / least) ** -beta).astype(np.float32)
+        return np.maximum(weights, _SMALLEST_WEIGHT) if self.weights == "buffer" else weights
+
+    def mass(self) -> float:
+        """The sum of all scaled priorities."""
+        self.settle()
+        return self.tree.total
+
+    def least_probability(self, batch_size: int, without: Indices) -> float:
+        """The smallest positive probability of any stored index but those in `without`; inf if there is none."""
+        self.settle()
+        return self._least(self.tree.smallest_without(self.storage.slots(without)))
+
+    def _least(self, scaled: float) -> float:
+        """The probability of a scaled priority, which is positive even if the quotient underflows."""
+        return float(max(scaled / (self.tree.total or 1.0), sys.float_info.min))
+
+    # -- For Storage.fuse ------------------------------------------------------------------------------------
+
+    def kernels(self) -> Any:
+        """See `Distribution.kernels`."""
+        return fused.proportional_batch, fused.proportional_look
+
+    def arguments(self, batch_size: int, rng: np.random.Generator) -> tuple[Any, ...]:
+        """The tree, the bounds it follows, and a number in [0, 1) for each draw."""
+        if self.tree.nodes.item(1) == 0.0:
+            self.settle()
+            self.tree.refuse_empty()  # before anything random is drawn
+        return (*self._arrays, rng.random(batch_size), self._scheme)
+
+    def finish(self, fields: dict[str, Any], arguments: tuple[Any, ...]) -> None:
+        """Add the weights; the kernel has replaced the random numbers by the ratios of probabilities to the least."""
+        if self.weights == "batch":
+            beta = self._beta if type(self._beta) is float else self.beta
+            fields["weights"] = (arguments[3] ** -beta).astype(_FLOAT32)
+        else:
+            draw = self.complete(Draw(fields["indices"], fields["probabilities"]))
+            fields["weights"] = self.weigh(draw, len(self.storage))
+
+    def complete(self, draw: Draw) -> Draw:
+        """Add the least probability of all, if weights are divided by it."""
+        if self.weights == "buffer":
+            draw.least = self._least(self.tree.smallest)
+        return draw
+
+    # -- State -----------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """The scaled priorities of the stored transitions, lane after lane, and beta or its schedule."""
+        self.settle()
+        return {"scaled": self.tree.get(self.storage.stored() % self.storage.capacity), "beta": self._beta}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take the priorities of another. The transitions must have been loaded before."""
+        self.beta = state["beta"]
+        self.tree.clear()
+        self._settled[:] = self.storage.bounds
+        self.tree.set(self.storage.stored() % self.storage.capacity, state["scaled"])
+
+    def stats(self) -> dict[str, float]:
+        """`beta`, and the mean and the maximum of the scaled priorities p**alpha."""
+        self.settle()
+        size = len(self.storage)
+        return {
+            "beta": self.beta,
+            "scaled_priority_mean": self.tree.total / size if size else 0.0,
+            "scaled_priority_max": self.tree.largest,
+        }
+
+    def check(self) -> None:
+        """Verify the tree, and that exactly the stored transitions have a place in it. O(C)."""
+        self.settle()
+        self.tree.check()
+        assert (self._settled == self.storage.bounds).all(), "a transition has not been given its priority"
+        storage = self.storage
+        empty = np.setdiff1d(np.arange(storage.capacity), storage.stored() % storage.capacity)
+        assert (self.tree.get(empty) == 0.0).all(), "a slot that holds no transition has a priority"

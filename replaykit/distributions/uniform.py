@@ -1,0 +1,64 @@
+"""Every stored transition is equally likely."""
+
+from typing import Any
+
+import numpy as np
+
+from replaykit._kernels import lazy
+from replaykit.batch import Draw
+from replaykit.distributions.base import Distribution, Floats
+from replaykit.storage.base import Indices, Storage
+
+windows, fused = lazy("windows"), lazy("fused")
+
+
+class Uniform(Distribution):
+    """Every stored transition is equally likely.
+
+    Parameters
+    ----------
+    storage : Storage
+    replace : bool
+        Whether a transition can be drawn twice for a batch.
+    """
+
+    def __init__(self, storage: Storage, *, replace: bool = True) -> None:
+        super().__init__(storage)
+        if not isinstance(replace, bool):
+            raise TypeError(f"replace is {replace!r}; expected True or False")
+        self.replace = replace
+
+    def draw(self, batch_size: int, rng: np.random.Generator) -> Draw:
+        """Draw indices. O(B), and O(B E) while lanes hold different steps."""
+        storage = self.storage
+        slots, indices = np.empty(batch_size, np.int64), np.empty(batch_size, np.int64)
+        probabilities = np.empty(batch_size)
+        (uniforms,) = self.arguments(batch_size, rng)
+        windows.uniform_draw(uniforms, storage.bounds, storage.capacity, slots, indices, probabilities)
+        return Draw(indices, probabilities)
+
+    def probability(self, indices: Indices, batch_size: int) -> Floats:
+        """1/N for every stored index."""
+        slots = self.storage.slots(indices)
+        return np.full(slots.shape, 1.0 / max(len(self.storage), 1))
+
+    def kernels(self) -> Any:
+        """See `Distribution.kernels`."""
+        return fused.uniform_batch, fused.uniform_look
+
+    def arguments(self, batch_size: int, rng: np.random.Generator) -> tuple[Any, ...]:
+        """A number in [0, 1) for each draw.
+
+        Raises
+        ------
+        ValueError
+            If more is drawn without replacement than is stored.
+        """
+        if self.replace:
+            return (rng.random(batch_size),)
+        size = len(self.storage)
+        if batch_size > size:
+            raise ValueError(
+                f"batch_size is {batch_size}; expected at most {size}, as many as are stored, without replacement"
+            )
+        return ((rng.choice(size, batch_size, replace=False) + 0.5) / size,)

@@ -1,0 +1,312 @@
+"""Storage, the interface of what is stored: a buffer asks it for windows and does not know how it keeps transitions."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit._kernels import lazy
+from replaykit.batch import Ahead, Draw, Look, Window
+from replaykit.checks import check_count
+from replaykit.declared import Declared
+from replaykit.field import Leaf
+from replaykit.spec import Spec
+from replaykit.storage.lock import Lock
+from replaykit.trees import Tree
+
+kernels = lazy("lanes")
+Indices = npt.NDArray[np.int64]
+EMPTY = "the buffer is empty, so nothing can be sampled; add a transition first"
+
+
+class Storage(Declared, ABC):
+    """Where transitions are kept. Subclass it for another medium, or `LocalStorage` for another place of its arrays.
+
+    A storage has E lanes of L slots, and capacity C = L x E. The index of a transition is ``step * E + lane``, with the
+    number of its step in its lane. It is given once. The next step of the lane has the index that is larger by E, and the
+    slot of an index is ``index % C``. Lane e holds the steps in ``[bounds[0, e], bounds[1, e])``, at most its last L.
+
+    A subclass calls ``super().__init__`` and writes the abstract methods: `write`, `end_episode` and `clear`; `window`,
+    `reduce`, `read`, `episode` and `latest`; `state` and `load`. It sets `bounds` and keeps them up to date. Methods get
+    checked arguments, and the buffer holds `lock` when it calls them, apart from `encode`.
+
+    Parameters
+    ----------
+    capacity : int
+        Transitions to hold, C. It is rounded up to a multiple of `num_envs`.
+    spec : Spec
+        The fields of a transition.
+    num_envs : int
+        Lanes, E.
+
+    Attributes
+    ----------
+    spec, num_envs, capacity
+        As given.
+    length : int
+        Slots of each lane, L.
+    bounds : ndarray of shape (2, E), int64
+        The oldest step of each lane, and the step that comes next.
+    lock : Lock
+        Held by every public method of a buffer and its wrappers.
+    arrays : dict of str to ndarray
+        What `allocate` has given.
+    """
+
+    bounds: Indices
+    stack = 1
+    """Observations in each that is read, k."""
+
+    def __init__(self, capacity: int, spec: Spec, num_envs: int = 1) -> None:
+        capacity = check_count("capacity", capacity)
+        if not isinstance(spec, Spec):
+            raise TypeError(f"spec is a {type(spec).__name__}; expected a Spec, such as Spec.from_env(env) gives")
+        self.spec = spec
+        self.num_envs = check_count("num_envs", num_envs)
+        self.lanes = (self.num_envs,) if self.num_envs > 1 else ()
+        self.length = -(-capacity // self.num_envs)
+        self.capacity = self.length * self.num_envs
+        self.lock = Lock()
+        self.arrays: dict[str, npt.NDArray[Any]] = {}
+
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """An array of zeros that belongs to the state of the storage or of its distribution.
+
+        Override it to keep the arrays elsewhere, such as in files. If `name` has been given before, with fewer rows, the new
+        array begins with the former rows.
+        """
+        array = np.zeros(shape, dtype)
+        former = self.arrays.get(name)
+        if former is not None:
+            array[: len(former)] = former
+        self.arrays[name] = array
+        return array
+
+    # -- Writing ---------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        values: tuple[Tree, ...],
+        extras: Mapping[str, Tree],
+        lead: tuple[int, ...],
+        mask: npt.NDArray[np.bool_] | None = None,
+    ) -> Any:
+        """Check the values of steps and convert them to a block for `write`. Changes nothing.
+
+        Parameters
+        ----------
+        values : tuple
+            obs, action, reward, next_obs, terminated and truncated, with the leading axes `lead`.
+        extras : mapping
+            The extra fields.
+        lead : tuple of int
+            (T, E), (E,) for one step, and without E for one lane. If it is ``()``, values that all have an axis of length
+            1 in front are accepted, too.
+        mask : ndarray of the shape `lead`, bool, optional
+            The entries to convert. The others are ignored.
+
+        Returns
+        -------
+        block
+            Here a list with an array of shape (entries, ...) for each leaf of the spec, step after step and lane after
+            lane. A subclass may return something else that its `write` takes.
+
+        Raises
+        ------
+        FieldNameError, ValueError, TypeError, OverflowError
+            For a value that does not fit, naming the first field of the spec that does not.
+        """
+        flat = self.spec.flatten(values, extras)
+        leaves = self.spec.leaves
+        if not lead and _has_leading_axis(flat, leaves):
+            lead, mask = (1,), None if mask is None else mask.reshape(1)
+        count = math.prod(lead) if mask is None else int(mask.sum())
+        arrays = [leaf.coerce(value, lead, mask) for leaf, value in zip(leaves, flat, strict=True)]
+        return [array.reshape(count, *leaf.shape) for leaf, array in zip(leaves, arrays, strict=True)]
+
+    def encode_step(self, *values: Any) -> Any:
+        """`encode` for one step of every lane: the six core fields, and the extras as a dict."""
+        return self.encode(values[:-1], values[-1], self.lanes)
+
+    @abstractmethod
+    def write(self, block: Any, steps: int, mask: npt.NDArray[np.bool_] | None = None) -> Indices:
+        """Store `steps` steps: retire the oldest that they replace, write, and publish the new ones.
+
+        Parameters
+        ----------
+        block
+            What `encode` returned.
+        steps : int
+            T. If it is more than L, the result is as if the steps were written one after another.
+        mask : ndarray of shape (T E,), bool, optional
+            The entries that are in the block; without it all are.
+
+        Returns
+        -------
+        ndarray of shape (T E,), int64
+            The indices, -1 where the mask is False.
+        """
+
+    @abstractmethod
+    def end_episode(self, lanes: Indices) -> None:
+        """The next step of each of these lanes begins another episode. Stored flags stay as they are."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Retire every transition: ``bounds[0]`` becomes ``bounds[1]``. The next step of each lane begins an episode."""
+
+    # -- Reading ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def window(self, indices: Indices, n: int) -> Window:
+        """Windows of up to `n` steps from stored indices on, of shape (B,) or (B, T).
+
+        A window ends with its episode, or at the newest step of its lane.
+
+        Raises
+        ------
+        IndexError
+            If an index is not stored; `refuse` raises it.
+        """
+
+    @abstractmethod
+    def reduce(self, window: Window, powers: npt.NDArray[np.float64]) -> dict[str, Any]:
+        """One transition from each window, by field, nested as the spec has them.
+
+        `next_obs` is that of the last step of the window, ``first + (length - 1) * E``, and the other fields are those of
+        the first. The reward is the sum of ``powers[k] * window.reward[:, k]`` over the length, in float64, rounded to the
+        dtype of the field. `discount`, in the same dtype, is 0 where `window.terminated` and ``powers[length]`` elsewhere.
+        `terminated`, `truncated` and `length` are the window's. Its `rewrites` are applied in order, and the fields
+        `added` come last.
+        """
+
+    @abstractmethod
+    def read(self, indices: Indices, name: str) -> npt.NDArray[Any]:
+        """One leaf of stored transitions, in a fresh array of shape (B, ...); zeros for the index -1."""
+
+    @abstractmethod
+    def episode(self, indices: Indices) -> tuple[Indices, Indices, Indices]:
+        """The number of each index's episode, and the indices of its first and of its last stored step; -1 for -1.
+
+        No two episodes share a number. The first step of an episode may have been overwritten.
+        """
+
+    @abstractmethod
+    def latest(self, count: int) -> Indices:
+        """The indices of the `count` transitions written last, or of all if fewer are stored, oldest first."""
+
+    def look_ahead(self, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:
+        """The goals that hindsight gives to windows; see `look_ahead`."""
+        return look_ahead(self, window, look, uniforms)
+
+    def fuse(
+        self, distribution: Any, powers: npt.NDArray[np.float64], rng: np.random.Generator
+    ) -> tuple[Callable[..., dict[str, Any]], Callable[..., tuple[Draw, Window]]] | None:
+        """Faster functions for `Replay.serve` and `Replay.open` of a buffer with this distribution, or None.
+
+        This is the only place where a faster way is chosen. Its result must be the same bit for bit.
+        """
+        return None
+
+    # -- Looking ---------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Transitions stored, N."""
+        return int((self.bounds[1] - self.bounds[0]).sum())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays, filled or not."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def stored(self) -> Indices:
+        """Every stored index, lane after lane, oldest first. O(N)."""
+        return stored_in(self.bounds, np.arange(self.num_envs), self.num_envs)
+
+    def slots(self, indices: Indices) -> Indices:
+        """The slot of each stored index. Raises IndexError as `refuse` does."""
+        slots = np.empty(indices.shape[0], np.int64)
+        if kernels.slots_of(indices, self.bounds, self.capacity, slots) >= 0:
+            self.refuse(indices)
+        return slots
+
+    def refuse(self, indices: Indices) -> None:
+        """Raise for the first index that is not stored.
+
+        Raises
+        ------
+        IndexError
+            Naming the index, and whether it is stale or was never given out.
+        """
+        lanes, steps = indices % self.num_envs, indices // self.num_envs
+        wrong = (indices < 0) | (steps < self.bounds[0, lanes]) | (steps >= self.bounds[1, lanes])
+        if not wrong.any():
+            return
+        index = int(indices[wrong][0])
+        lane = index % self.num_envs
+        oldest, stop = (int(bound) * self.num_envs + lane for bound in self.bounds[:, lane])
+        if index < 0 or index >= stop:
+            newest = f"the newest of lane {lane} is {stop - self.num_envs}" if stop > lane else f"lane {lane} is empty"
+            raise IndexError(
+                f"indices contains {index}, which was never given out; {newest}; pass indices from add or sample"
+            )
+        raise IndexError(f"indices contains {index}, which is stale; the oldest stored of lane {lane} is {oldest}")
+
+    def check(self) -> None:
+        """Verify the bounds.
+
+        Raises
+        ------
+        AssertionError
+            Naming the broken invariant.
+        """
+        first, cursor = self.bounds
+        assert (first <= cursor).all(), "a lane's oldest step is newer than its newest"
+        assert (cursor - first <= self.length).all(), "a lane holds more than capacity / num_envs transitions"
+        slots = self.stored() % self.capacity
+        assert np.unique(slots).size == slots.size == len(self), "two transitions share a slot"
+
+
+def _has_leading_axis(values: tuple[Any, ...], leaves: tuple[Leaf, ...]) -> bool:
+    """Whether all values have an axis of length 1 before the shape of their leaf."""
+    try:
+        return all(np.shape(value) == (1, *leaf.shape) for value, leaf in zip(values, leaves, strict=True))
+    except (ValueError, TypeError, RuntimeError):  # no array; coerce raises the error that names the field
+        return False
+
+
+def stored_in(bounds: Indices, lanes: Indices, successor: int) -> Indices:
+    """Every index in these bounds: lane after lane, oldest first."""
+    counts = bounds[1] - bounds[0]
+    steps = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - bounds[1], counts)
+    return steps * successor + np.repeat(lanes, counts)
+
+
+def look_ahead(source: Any, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:
+    """Choose rows of a batch and the goals that they get, by `read` and `episode` of a storage or a replay.
+
+    ``uniforms`` has shape (2, B). Row r is chosen if ``uniforms[0, r] < look.ratio``, and ``uniforms[1, r]`` chooses one of
+    the steps that the strategy allows, all equally likely.
+    """
+    width, stride = math.prod(window.shape[1:]), window.stride
+    groups, chosen = window.indices.reshape(-1, width), uniforms[0] < look.ratio
+    rows = chosen.nonzero()[0]
+    first, chances = groups[rows, 0], uniforms[1, rows]
+    if look.strategy == "random":
+        steps = np.empty(rows.size, np.int64)
+        kernels.nth_stored(chances, source.bounds, source.capacity, np.empty_like(steps), steps)
+    else:
+        _, start, last = source.episode(first)
+        oldest = source.bounds[0, first % stride] * stride + first % stride
+        begin = {"future": first, "final": last, "episode": np.maximum(start, oldest)}[look.strategy]
+        steps = begin + (chances * ((last - begin) // stride + 1)).astype(np.int64) * stride
+    goals = np.repeat(source.read(steps, look.leaf), width, axis=0)
+    windows = (rows[:, None] * width + np.arange(width)).reshape(-1)
+    owner = np.repeat(np.arange(windows.size), window.length[windows])
+    ends = window.length[windows].cumsum()
+    place = np.arange(owner.size) - (ends - window.length[windows])[owner]
+    achieved = source.read(window.indices[windows][owner] + place * stride, look.leaf)
+    return Ahead(chosen, windows, windows[owner] * window.reward.shape[1] + place, achieved, goals[owner], goals)

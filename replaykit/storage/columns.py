@@ -1,0 +1,161 @@
+"""Columns: leaves of a transition that are not in its row."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit.checks import check_choice, check_count
+from replaykit.field import Leaf
+from replaykit.spec import Spec
+
+Padding: TypeAlias = Literal["reset", "zero"]
+Share: TypeAlias = Literal["large", "all", "none"]
+Indices: TypeAlias = npt.NDArray[np.int64]
+
+LARGE_FIELD_BYTES = 1024
+"""Fields above this size are not in the packed row."""
+
+
+class Columns(ABC):
+    """Some leaves of the transitions in all slots.
+
+    A storage calls `write` after the steps that it replaces are retired, and before the new ones are published. If the new
+    steps are never published, the next `write` takes their place. All that a column keeps is in arrays that the storage
+    allocates.
+
+    Attributes
+    ----------
+    name : str
+        Unique in the storage.
+    leaves : tuple of int
+        The positions of its leaves in the spec.
+    nbytes : int
+        Bytes of its arrays when they are allocated.
+    """
+
+    name: str
+    leaves: tuple[int, ...]
+    nbytes: int
+
+    @abstractmethod
+    def allocate(self) -> None:
+        """Take the memory."""
+
+    def reserve(self, count: int) -> None:
+        """Raise MemoryError unless there is memory for `count` more steps."""
+
+    @abstractmethod
+    def write(self, values: Sequence[npt.NDArray[Any]], indices: Indices, begins: npt.NDArray[np.bool_]) -> None:
+        """Write the values (n, ...) of each leaf at indices (n,), of which some begin an episode."""
+
+    @abstractmethod
+    def gather(self, indices: Indices, length: Indices) -> list[npt.NDArray[Any]]:
+        """Each leaf at stored indices (B,) in fresh arrays (B, ...); those of next_obs at the last of `length` steps."""
+
+    @abstractmethod
+    def read(self, slots: Indices, leaf: int) -> npt.NDArray[Any]:
+        """One leaf in filled slots, in a fresh array."""
+
+    @abstractmethod
+    def state(self, slots: Any) -> dict[str, npt.NDArray[Any]]:
+        """What is stored in these slots."""
+
+    @abstractmethod
+    def load(self, state: dict[str, Any], slots: Any) -> None:
+        """Take the state of another, whose transitions were in these slots."""
+
+    def check(self) -> None:
+        """Verify every invariant."""
+
+
+class Arrays(Columns):
+    """Large leaves, each in an array of its own."""
+
+    name = "large"
+
+    def __init__(self, storage: Any, leaves: Sequence[int]) -> None:
+        self._storage = storage
+        self.leaves = tuple(leaves)
+        self._spec: list[Leaf] = [storage.spec.leaves[i] for i in leaves]
+        self._is_next = [leaf.name.partition(".")[0] == "next_obs" for leaf in self._spec]
+        self._bytes = sum(leaf.field.nbytes for leaf in self._spec)
+        self.nbytes = self._bytes * storage.capacity
+
+    def allocate(self) -> None:
+        """See `Columns.allocate`."""
+        self._arrays = [
+            self._storage.allocate(f"large.{leaf.name}", (self._storage.capacity, *leaf.shape), leaf.dtype)
+            for leaf in self._spec
+        ]
+
+    def write(self, values: Sequence[npt.NDArray[Any]], indices: Indices, begins: npt.NDArray[np.bool_]) -> None:
+        """See `Columns.write`."""
+        slots = indices % self._storage.capacity
+        for array, value in zip(self._arrays, values, strict=True):
+            array[slots] = value
+
+    def gather(self, indices: Indices, length: Indices) -> list[npt.NDArray[Any]]:
+        """See `Columns.gather`. All arrays are in one block of memory, so that the system does not take back parts of it."""
+        capacity, count = self._storage.capacity, len(indices)
+        last = (indices + (length - 1) * self._storage.num_envs) % capacity
+        order = sorted(range(len(self._arrays)), key=lambda k: -self._arrays[k].dtype.itemsize)  # so all are aligned
+        memory, start = np.empty(count * self._bytes, np.uint8), 0
+        found: dict[int, npt.NDArray[Any]] = {}
+        for k in order:
+            array = self._arrays[k]
+            out: npt.NDArray[Any] = np.ndarray((count, *array.shape[1:]), array.dtype, memory, start)
+            start += out.nbytes
+            found[k] = np.take(array, last if self._is_next[k] else indices % capacity, axis=0, out=out, mode="clip")
+        return [found[k] for k in range(len(self._arrays))]
+
+    def read(self, slots: Indices, leaf: int) -> npt.NDArray[Any]:
+        """See `Columns.read`."""
+        return self._arrays[self.leaves.index(leaf)].take(slots, axis=0)
+
+    def state(self, slots: Any) -> dict[str, npt.NDArray[Any]]:
+        """See `Columns.state`."""
+        return {leaf.name: array[slots] for leaf, array in zip(self._spec, self._arrays, strict=True)}
+
+    def load(self, state: dict[str, Any], slots: Any) -> None:
+        """See `Columns.load`."""
+        for leaf, array in zip(self._spec, self._arrays, strict=True):
+            array[slots] = state[leaf.name]
+
+
+def columns_for(storage: Any, stack: int, padding: Padding, share: Share) -> list[Columns]:
+    """The columns of a storage: large observations as frames, with their next_obs, and other large leaves as arrays."""
+    from replaykit.storage.frames import Frames
+
+    stack = check_count("stack", stack)
+    check_choice("padding", padding, Padding)
+    check_choice("share", share, Share)
+    if stack > 1:
+        _refuse_vectors(storage.spec, stack)
+    leaves = storage.spec.leaves
+    names = [leaf.name for leaf in leaves]
+    smallest = {"large": LARGE_FIELD_BYTES, "all": 0, "none": math.inf}[share]
+    made: list[Columns] = []
+    framed: set[int] = set()
+    for i, leaf in enumerate(leaves):
+        is_stacked = stack > 1 and len(leaf.shape) >= 2
+        if names[i].partition(".")[0] == "obs" and (is_stacked or leaf.field.nbytes > smallest):
+            pair = i, names.index(f"next_{names[i]}")
+            framed.update(pair)
+            made.append(Frames(storage, pair, stack if is_stacked else 1, padding, share != "none"))
+    large = [i for i, leaf in enumerate(leaves) if i not in framed and leaf.field.nbytes > LARGE_FIELD_BYTES]
+    return [*made, Arrays(storage, large)] if large else made
+
+
+def _refuse_vectors(spec: Spec, stack: int) -> None:
+    """Raise if no observation is a frame."""
+    shapes = {leaf.name: leaf.shape for leaf in spec.leaves if leaf.name.partition(".")[0] == "obs"}
+    if not any(len(shape) >= 2 for shape in shapes.values()):
+        found = ", ".join(f"{name} has shape {shape}" for name, shape in shapes.items())
+        raise ValueError(
+            f"stack is {stack}, but {found}; expected frames, of two axes at least; stack vectors in the environment, "
+            "with gymnasium.wrappers.FrameStackObservation"
+        )

@@ -1,0 +1,199 @@
+"""Observations kept once: the next_obs of a step is the obs of the one after it, and stacks overlap."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit._kernels import lazy
+from replaykit.storage.columns import Columns, Indices, Padding
+from replaykit.storage.memory_limit import refuse_more_than_memory
+
+kernels = lazy("frames")
+
+_LARGEST_STACK = 16
+"""A first axis that is longer is not a stack of frames."""
+_SLACK = 32
+"""One frame in so many is set aside for first observations of episodes, which are no step's next_obs."""
+
+
+class Frames(Columns):
+    """An observation and its next_obs, as numbers of frames.
+
+    A frame is what is stored once. With ``stack > 1`` it is one observation, and a batch has the last `stack` of the
+    episode. Without, an observation of shape (k, H, W) is taken for k frames, and any other for one. When a step is added,
+    each of its frames is compared with those that it may share: those of the step before in its lane, and the other frames
+    of its own. Only a frame that equals another bit for bit is shared, so what is read is what was written.
+
+    So a stream needs about one frame a step, and one more for each episode. That much is set aside. If the stream shares
+    less, since observations are changed on their way, the `overflow` grows.
+
+    Parameters
+    ----------
+    storage : LocalStorage
+    leaves : tuple of int
+        The positions of obs and next_obs in the spec.
+    stack : int
+        Observations in each of a batch, k.
+    padding : {"reset", "zero"}
+        What fills up a stack at an episode's start: its first observation, or zeros.
+    shares : bool
+        Whether frames are compared and shared at all, apart from the overlap of stacks.
+    """
+
+    def __init__(self, storage: Any, leaves: tuple[int, int], stack: int, padding: Padding, shares: bool) -> None:
+        self.leaves, self._storage = leaves, storage
+        leaf = self._leaf = storage.spec.leaves[leaves[0]]
+        self.name = f"frames.{leaf.name}"
+        self._given = 1 if stack > 1 else _frames_in(leaf.shape)
+        self._kept = stack * self._given
+        self._frame_shape = leaf.shape[1:] if self._given > 1 else leaf.shape
+        self._size = leaf.field.nbytes // self._given
+        self._shape = (stack, *leaf.shape) if stack > 1 else leaf.shape
+        capacity, num_envs = storage.capacity, storage.num_envs
+        new = (2 if not shares else 3 if self._given % 3 == 0 else 1) * capacity  # three: the planes of a colour image
+        self._pool_frames = new + new // _SLACK + 2 * (self._kept * num_envs + self._given) + 1
+        self.nbytes = self._pool_frames * (self._size + 4) + capacity * 2 * self._kept * 4
+        is_zero = stack > 1 and padding == "zero"
+        self._numbers = np.array(
+            [num_envs, capacity, self._given, self._kept, self._size, is_zero, shares], np.int64
+        )
+
+    def allocate(self) -> None:
+        """See `Columns.allocate`."""
+        capacity = self._storage.capacity
+        self._allocate("written", (self._storage.num_envs,), np.int64)
+        self._allocate("table", (capacity, 2 * self._kept), np.int32)
+        self._allocate("pool", (self._pool_frames, self._size), np.uint8)
+        self._allocate("overflow", (0, self._size), np.uint8)
+        self._allocate("free", (kernels.NUMBERS + self._pool_frames,), np.int32)
+        self._bind()
+
+    def _allocate(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+        self._storage.allocate(f"{self.name}.{name}", shape, dtype)
+
+    def _array(self, name: str) -> npt.NDArray[Any]:
+        array: npt.NDArray[Any] = self._storage.arrays[f"{self.name}.{name}"]
+        return array
+
+    def _bind(self) -> tuple[Any, ...]:
+        """The arguments of the kernel. Frames for which there is memory, and which it does not know of, become free."""
+        written, table, pool, overflow, free = map(self._array, ("written", "table", "pool", "overflow", "free"))
+        total = min(len(pool) + len(overflow), len(free) - kernels.NUMBERS)
+        if free[kernels.KNOWN] < total:
+            kernels.add_free_frames(free, total)
+        flat = self._numbers, written, table.reshape(-1), pool.reshape(-1), overflow.reshape(-1), free
+        self._bound: tuple[Any, ...] | None = flat
+        return flat
+
+    # -- Writing ---------------------------------------------------------------------------------------------
+
+    def reserve(self, count: int) -> None:
+        """See `Columns.reserve`. No frame may be shared, so each step may need 2 P of them."""
+        free = self._array("free")
+        if free[kernels.COUNT] < 2 * self._given * (count + 1):
+            more = 2 * self._given * (count + 1)
+            refuse_more_than_memory(
+                (len(self._array("overflow")) + more) * self._size,
+                f"{self._leaf.name}: the observations share fewer frames than a stream does in which each is the "
+                f"next_obs of the step before; to store at most {more} more frames",
+            )
+
+    def write(self, values: Sequence[npt.NDArray[Any]], indices: Indices, begins: npt.NDArray[np.bool_]) -> None:
+        """See `Columns.write`."""
+        obs, next_obs = (np.ascontiguousarray(value).reshape(-1).view(np.uint8) for value in values)
+        done = kernels.write(0, obs, next_obs, indices, begins, *(self._bound or self._bind()))
+        while done < len(indices):
+            self._grow()
+            done = kernels.write(done, obs, next_obs, indices, begins, *(self._bound or self._bind()))
+
+    def _grow(self, frames: int = 0) -> None:
+        """Make room for at least `frames` more frames, or twice the overflow, whatever an interrupt has left."""
+        self._bound, overflow = None, len(self._array("overflow"))
+        if len(self._array("free")) >= kernels.NUMBERS + self._pool_frames + overflow:  # else an earlier growth goes on
+            overflow += max(overflow, self._pool_frames // 8, 4 * self._given, frames)
+            self._allocate("overflow", (overflow, self._size), np.uint8)
+        self._allocate("free", (kernels.NUMBERS + self._pool_frames + overflow,), np.int32)
+        self._bind()
+
+    # -- Reading ---------------------------------------------------------------------------------------------
+
+    def gather(self, indices: Indices, length: Indices) -> list[npt.NDArray[Any]]:
+        """See `Columns.gather`.
+
+        If the stacks of obs and next_obs overlap in every row, both are views of one block (B, K + 1, ...).
+        """
+        table, kept, capacity = self._array("table"), self._kept, self._storage.capacity
+        last = indices + (length - 1) * self._storage.num_envs
+        obs, next_obs = table.take(indices % capacity, axis=0)[:, :kept], table.take(last % capacity, axis=0)[:, kept:]
+        if kept > 1 and (obs[:, 1:] == next_obs[:, :-1]).all():
+            block = self._frames(np.concatenate((obs, next_obs[:, -1:]), axis=1))
+            return [block[:, :kept], block[:, 1:]]
+        shape = (len(indices), *self._shape)
+        return [self._frames(obs).reshape(shape), self._frames(next_obs).reshape(shape)]
+
+    def _frames(self, numbers: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
+        """Fresh copies of the frames of these numbers (B, K)."""
+        pool, overflow = self._array("pool"), self._array("overflow")
+        out = np.empty((*numbers.shape, self._size), np.uint8)
+        np.take(pool, numbers, axis=0, out=out, mode="clip")
+        if len(overflow):
+            elsewhere = numbers >= len(pool)
+            out[elsewhere] = overflow[numbers[elsewhere] - len(pool)]
+        return out.reshape(-1).view(self._leaf.dtype).reshape(*numbers.shape, *self._frame_shape)
+
+    def read(self, slots: Indices, leaf: int) -> npt.NDArray[Any]:
+        """See `Columns.read`."""
+        numbers = self._array("table").take(slots, axis=0)
+        part = numbers[:, : self._kept] if leaf == self.leaves[0] else numbers[:, self._kept :]
+        return self._frames(part).reshape(len(slots), *self._shape)
+
+    # -- State -----------------------------------------------------------------------------------------------
+
+    def state(self, slots: Any) -> dict[str, npt.NDArray[Any]]:
+        """See `Columns.state`: the frames that are in use, numbered from 1 on, and their numbers."""
+        table = self._array("table")[slots]
+        used = np.unique(table)
+        used = used[used > 0]
+        numbers = np.where(table > 0, np.searchsorted(used, table) + 1, 0).astype(np.int32)
+        frames = self._frames(used[:, None]).reshape(-1).view(np.uint8)
+        return {"numbers": numbers, "frames": frames.reshape(len(used), self._size)}
+
+    def load(self, state: dict[str, Any], slots: Any) -> None:
+        """See `Columns.load`."""
+        frames, pool = state["frames"], self._array("pool")
+        lacking = len(frames) + 1 - len(pool) - len(self._array("overflow"))
+        if lacking > 0:
+            self._grow(lacking)
+        overflow, free = self._array("overflow"), self._array("free")
+        self._array("table")[:] = 0
+        self._array("table")[slots] = state["numbers"]
+        in_pool = min(len(frames), len(pool) - 1)
+        pool[1 : 1 + in_pool] = frames[:in_pool]
+        overflow[: len(frames) - in_pool] = frames[in_pool:]
+        free[kernels.COUNT], free[kernels.KNOWN] = 0, len(frames) + 1
+        self._array("written")[:] = self._storage.bounds[1]
+        self._bind()
+
+    def check(self) -> None:
+        """Every frame but the first is either free or in a row.
+
+        Raises
+        ------
+        AssertionError
+            Naming the broken invariant.
+        """
+        table, free, name = self._array("table"), self._array("free"), self._leaf.name
+        used = np.unique(table)
+        idle = free[kernels.NUMBERS : kernels.NUMBERS + free[kernels.COUNT]]
+        assert np.unique(idle).size == idle.size, f"{name}: a frame is free twice"
+        assert not np.isin(idle, used).any(), f"{name}: a frame in use counts as free"
+        assert np.union1d(idle, used[used > 0]).size == free[kernels.KNOWN] - 1, f"{name}: a frame is lost"
+        assert not self._array("pool")[0].any(), f"{name}: the frame of zeros is not"
+
+
+def _frames_in(shape: tuple[int, ...]) -> int:
+    """Frames in an observation: the first axis of (k, H, W), if it is as short as that of a stack."""
+    is_stack = len(shape) >= 3 and 1 < shape[0] <= min(_LARGEST_STACK, shape[1], shape[2])
+    return shape[0] if is_stack else 1
