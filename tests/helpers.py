@@ -1,5 +1,6 @@
 """Helpers that several test modules share. They use public methods of replaykit only."""
 
+import io
 import os
 import pickle
 import sys
@@ -230,6 +231,21 @@ def tree_of(values: Any) -> SumTree:
     tree = SumTree(len(values))
     tree.set(np.arange(len(values)), values)
     return tree
+
+
+# -- Memory ------------------------------------------------------------------------------------------------------
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
+    """Let the operating system report that `available` bytes of memory are free."""
+
+    def open_file(file: Any, *arguments: Any, **options: Any) -> Any:
+        if file == "/proc/meminfo":
+            return io.StringIO(f"MemAvailable: {available // 1024} kB\n")
+        return open_original(file, *arguments, **options)
+
+    open_original = open
+    monkeypatch.setattr("builtins.open", open_file)
 
 
 # -- Interrupts --------------------------------------------------------------------------------------------------

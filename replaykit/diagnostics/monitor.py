@@ -37,9 +37,9 @@ LATEST = (
 )  # fmt: skip
 """What is as of the last batch examined."""
 
-_MOST_TRANSITIONS = 4_096  # whose probabilities, draws and episodes are looked at
-_MOST_DISTANCES = 128  # states of each side whose distances are taken: that costs the square of their number
-_LONGEST_HISTORY = 10_000
+MOST_TRANSITIONS = 4_096  # whose probabilities, draws and episodes are looked at
+MOST_DISTANCES = 128  # states of each side whose distances are taken: that costs the square of their number
+LONGEST_HISTORY = 10_000
 
 
 class ReplayMonitor:
@@ -177,16 +177,16 @@ class ReplayMonitor:
         latest = self._of_traffic(indices.size)
         if alive.any():
             size = int(stored.sizes.sum())
-            if size <= _MOST_TRANSITIONS:
+            if size <= MOST_TRANSITIONS:
                 some = stored.at(np.arange(size))
             else:
-                some = stored.at(self._rng.integers(size, size=_MOST_TRANSITIONS))
+                some = stored.at(self._rng.integers(size, size=MOST_TRANSITIONS))
             found |= self._of_places(indices[alive], previous, some, stored)
             found |= self._of_states(indices[alive], previous, stored)
             latest |= self._of_probabilities(some, indices.size, size)
         self._examined.append(found)
         self._history.append(self._summary(latest))
-        if len(self._history) > _LONGEST_HISTORY:
+        if len(self._history) > LONGEST_HISTORY:
             del self._history[1::2]
 
     def _of_traffic(self, batch_size: int) -> dict[str, float]:
@@ -239,8 +239,8 @@ class ReplayMonitor:
             self._shifts.append(Shift.between(drawn, before, reference))
         if min(drawn.shape[0], reference.shape[0]) > 1:
             # Every k-th of the batch: stratified draws come in order of time, so the first ones are the oldest
-            some = drawn[:: -(-drawn.shape[0] // _MOST_DISTANCES)]
-            found["energy_distance"] = energy_distance(some, reference[:_MOST_DISTANCES])
+            some = drawn[:: -(-drawn.shape[0] // MOST_DISTANCES)]
+            found["energy_distance"] = energy_distance(some, reference[:MOST_DISTANCES])
         return found
 
     def _of_probabilities(self, some: Indices, batch_size: int, size: int) -> dict[str, float]:

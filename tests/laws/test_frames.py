@@ -54,7 +54,7 @@ def test_batches_do_not_depend_on_sharing(shape, dtype, lanes, length, n_step, s
                 end = data.draw(st.sampled_from([0, 0, 0, 1, 2]), label="end")
                 row.append((obs, 0.0, 0.0, new, end == 1, end == 2))
             grid.append(row)
-        lead = buffers[0]._storage.lead(steps)
+        lead = (() if steps is None else (steps,)) + (() if lanes == 1 else (lanes,))
         if grid:
             arrays = [np.array([[e[i] for e in row] for row in grid]) for i in range(6)]
             arrays = [array.reshape(lead + array.shape[2:]) for array in arrays]

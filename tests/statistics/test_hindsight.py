@@ -6,27 +6,22 @@ import numpy as np
 import pytest
 
 from replaykit import HindsightReplay, ReplayBuffer
-from tests.helpers import GOAL_SPEC, STRATEGIES, UNREACHABLE, goal_episodes, sparse
-
-_OBS, _ACHIEVED = (
-    str([leaf.name for leaf in GOAL_SPEC.leaves].index(name))
-    for name in ("obs.achieved_goal", "next_obs.achieved_goal")
-)
+from tests.helpers import GOAL_SPEC, STRATEGIES, UNREACHABLE, goal_episodes, sparse, stored_indices
 
 
 def allowed_outcomes(buffer, index, strategy):
-    """The numbers (lane, moment) of the outcomes that `index` may be given as a goal, found without the library."""
-    ring = buffer._storage.ring
-    alive = ring.living()
-    outcome = {int(i): tuple(ring.rows[_ACHIEVED][i % ring.capacity]) for i in alive}
+    """The numbers (lane, moment) of the outcomes that `index` may be given as a goal, from the stored flags alone."""
+    stored = stored_indices(buffer)
+    outcome = dict(zip(stored.tolist(), map(tuple, buffer.read(stored, "next_obs.achieved_goal")), strict=True))
     if strategy == "random":
-        return [outcome[int(i)] for i in alive]
-    lane = index % buffer.num_envs
-    of_lane = [int(i) for i in alive if i % buffer.num_envs == lane]
+        return list(outcome.values())
+    ended = dict(
+        zip(stored.tolist(), buffer.read(stored, "terminated") | buffer.read(stored, "truncated"), strict=True)
+    )
     run, runs = [], []
-    for i in of_lane:
+    for i in [i for i in stored.tolist() if i % buffer.num_envs == index % buffer.num_envs]:
         run.append(i)
-        if ring.ended[i % ring.capacity]:
+        if ended[i]:
             runs, run = [*runs, run], []
     (mine,) = (r for r in [*runs, run] if index in r)
     return [
@@ -65,11 +60,11 @@ def test_goals_are_uniform_over_the_allowed_outcomes(strategy, stream, lanes):
         for index, goal in zip(batch.indices.tolist(), map(tuple, batch.obs["desired_goal"]), strict=True):
             counts.setdefault(index, {}).setdefault(goal, 0)
             counts[index][goal] += 1
-    assert sorted(counts) == sorted(buffer._storage.ring.living().tolist())
+    assert sorted(counts) == sorted(stored_indices(buffer).tolist())
     for index, found in counts.items():
         allowed = allowed_outcomes(buffer, index, strategy)
         assert set(found) <= set(allowed)
-        present = tuple(buffer._storage.ring.rows[_OBS][index % buffer.capacity])
+        (present,) = map(tuple, buffer.read([index], "obs.achieved_goal"))
         if strategy in ("future", "final"):
             assert present not in found
         if len(allowed) > 1:

@@ -250,7 +250,7 @@ def test_reading_what_is_not_stored_is_refused(make):
 def test_indices_count_beyond_any_power(make, start):
     """Whatever the counter has reached, indices stay exact."""
     buffer = make(5, FLAT, n_step=2, gamma=0.5, seed=0)
-    buffer._storage.ring.first[:] = buffer._storage.ring.cursor[:] = start
+    buffer._storage.ring.first[:] = buffer._storage.ring.cursor[:] = start  # private
     for number in range(8):
         assert buffer.add(**step(number)) == [start + number]
     batch = assert_lawful(buffer, 6)

@@ -212,10 +212,10 @@ def test_a_wrong_reward_function_changes_nothing(case):
     buffer = goals(reward_fn=reward_fn)
     wrapped = CombinedReplay(buffer)
     for replay in (buffer, wrapped):
-        before = copy.deepcopy(replay._storage.rng.bit_generator.state)
+        before = copy.deepcopy(replay.rng.bit_generator.state)
         with pytest.raises(error, match=match):
             replay.sample(30)
-        assert replay._storage.rng.bit_generator.state == before
+        assert replay.rng.bit_generator.state == before
         assert replay.stats()["batches"] == 0
         replay.check()
     buffer.reward_fn = sparse
