@@ -8,56 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replaykit.diagnostics.inputs import Compared, count, features, flattened, nonnegative, standardised, whole
+from replaykit.diagnostics.arguments import Compared, count, features, nonnegative, standardised, whole
 from replaykit.field import as_float64, as_indices
-
-
-def correlation_count(states: Any, threshold: float = 0.8) -> int:
-    """How many pairs of states have a correlation across their features above `threshold` in magnitude.
-
-    The measure of the study that replaykit grew from, kept so that its numbers can be made again. **Do not judge a
-    sampler by it**: it correlates the features of two states, not the states of two draws. With two features every
-    pair of states has a correlation of 1 or -1, so it is B(B-1)/2 whatever was drawn; with one feature it is 0; with
-    the four of CartPole 64 independent draws give 1449 ± 133 of 2016 and 64 consecutive steps 1467 ± 181, so that it
-    tells nothing. It has no expectation under i.i.d. draws that does not depend on the task. :func:`design_effect` and
-    :func:`same_episode_pairs` measure what it was meant to.
-
-    O(B² D). From 0 to B(B-1)/2.
-
-    Parameters
-    ----------
-    states : array-like of shape (B, D), or (B, ...)
-        A state whose features are all equal correlates with none, nor does one with NaN or infinite features.
-    threshold : float
-        In [0, 1).
-
-    Returns
-    -------
-    int
-
-    Raises
-    ------
-    ValueError, TypeError
-        If `states` has no axis of entries, or `threshold` is outside [0, 1).
-
-    Examples
-    --------
-    >>> correlation_count([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [3.0, 2.0, 1.0], [1.0, 3.0, 1.0], [5.0, 5.0, 5.0]])
-    3
-    """
-    if not 0.0 <= threshold < 1.0:
-        raise ValueError(f"threshold is {threshold}; expected a correlation in [0, 1)")
-    columns = flattened("states", states)
-    columns = columns[np.isfinite(columns).all(axis=1)]
-    if not columns.size:
-        return 0
-    largest = np.abs(columns).max(axis=1, keepdims=True, initial=0.0)
-    columns = columns / np.where(largest > 0.0, largest, 1.0)  # so that no square overflows, and equal features are 1
-    centred = columns - columns.mean(axis=1, keepdims=True)
-    norms = np.sqrt((centred**2).sum(axis=1, keepdims=True))
-    centred = centred / np.where(norms > 0.0, norms, 1.0)
-    correlations = np.abs(centred @ centred.T)
-    return int((correlations[np.triu_indices(columns.shape[0], 1)] > threshold).sum())
 
 
 def duplicates(indices: Any, size: int) -> Compared:
@@ -130,10 +82,10 @@ def same_episode_pairs(episodes: Any, lengths: Any) -> Compared:
     if not stored.sum():
         raise ValueError("lengths are all 0; expected at least one stored step")
     shares = stored / stored.sum()
-    return Compared(pairs_alike(numbers), float((shares**2).sum()))
+    return Compared(share_of_equal_pairs(numbers), float((shares**2).sum()))
 
 
-def pairs_alike(labels: npt.NDArray[np.int64]) -> float:
+def share_of_equal_pairs(labels: npt.NDArray[np.int64]) -> float:
     """The share of the pairs that have the same label; nan for less than two."""
     size = labels.size
     if size < 2:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from replaykit.diagnostics.inputs import nonnegative
+from replaykit.diagnostics.arguments import nonnegative
 from replaykit.diagnostics.td_error import top_share
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from replaykit.diagnostics.inputs import nonnegative, vector
+from replaykit.diagnostics.arguments import nonnegative, vector
 
 QUANTILES = {"q10": 0.1, "q25": 0.25, "q75": 0.75, "q90": 0.9}
 

@@ -5,7 +5,7 @@ import pytest
 
 from replaykit import ReplayBuffer
 from replaykit.diagnostics import ReplayMonitor
-from replaykit.diagnostics.states import Shift, summary_of
+from replaykit.diagnostics.state_features import MeanShift, summarise_shifts
 from tests.helpers import FLAT, random_walk
 
 
@@ -54,7 +54,7 @@ def test_successive_batches_are_compared_as_if_with_all_that_is_stored():
     """The few states that stand for the buffer are the same for both, which would make independent batches alike."""
     rng = np.random.default_rng(0)
     draws = rng.normal(size=(2000, 96, 2))
-    shifts = [Shift.between(draw[:32], draw[32:64], draw[64:]) for draw in draws]
-    assert abs(summary_of(shifts, 32.0)["successive_correlation"]) < 4.5 / np.sqrt(2 * 2000)  # without it 0.5
-    same = [Shift.between(draw[:32], draw[:32], draw[64:]) for draw in draws]
-    assert summary_of(same, 32.0)["successive_correlation"] == pytest.approx(1.0)
+    shifts = [MeanShift.between(draw[:32], draw[32:64], draw[64:]) for draw in draws]
+    assert abs(summarise_shifts(shifts, 32.0)["successive_correlation"]) < 4.5 / np.sqrt(2 * 2000)  # without it 0.5
+    same = [MeanShift.between(draw[:32], draw[:32], draw[64:]) for draw in draws]
+    assert summarise_shifts(same, 32.0)["successive_correlation"] == pytest.approx(1.0)

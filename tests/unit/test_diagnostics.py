@@ -6,13 +6,12 @@ import statistics
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from replaykit.diagnostics import (
     autocorrelation,
     batch_mean_error,
-    correlation_count,
     design_effect,
     draw_count_stats,
     draw_distribution,
@@ -80,51 +79,7 @@ def test_nan_errors_are_counted_and_not_spread():
     assert all(math.isnan(value) for value in nothing.values())
 
 
-# -- The study's count ---------------------------------------------------------------------------------------
-
-
-@given(
-    rows=st.lists(st.lists(st.sampled_from([0.0, 0.1, 0.3, -2.0, 7.5]), min_size=4, max_size=4), max_size=12),
-    threshold=st.sampled_from([0.0, 0.5, 0.8, 0.95]),
-)
-def test_correlation_count_is_the_study_s(rows, threshold):
-    """Pair by pair by the textbook formula, with fractions of a large denominator for what is constant."""
-    expected = 0
-    for x, y in itertools.combinations(rows, 2):
-        if len(set(x)) > 1 and len(set(y)) > 1:
-            r = abs(statistics.correlation(x, y))
-            assume(abs(r - threshold) > 1e-9)
-            expected += r > threshold
-    assert correlation_count(np.reshape(rows, (-1, 4)), threshold) == expected
-
-
-def test_correlation_count_is_void_for_two_features_and_for_one():
-    """Every pair of two-feature states counts, of independent noise too; of one-feature and constant states none."""
-    rng = np.random.default_rng(0)
-    assert correlation_count(rng.normal(size=(64, 2))) == 64 * 63 // 2 == 2016
-    assert correlation_count(rng.normal(size=(64, 1))) == correlation_count(rng.normal(size=64)) == 0
-    assert correlation_count(np.full((64, 3), 0.1)) == correlation_count(np.full((1, 3), 0.1)) == 0
-    states = rng.normal(size=(9, 4))
-    extended = np.concatenate((states, np.full((2, 4), np.nan), np.full((2, 4), 0.7)))
-    assert correlation_count(extended) == correlation_count(states) == correlation_count(states * 1e-200)
-
-
-def test_correlation_count_does_not_tell_consecutive_states_of_cartpole_from_independent_ones():
-    """What was measured of the study: about 1449 ± 133 of 2016 and 1467 ± 181, and 403 for noise of four features."""
-    gymnasium = pytest.importorskip("gymnasium")
-    env = gymnasium.make("CartPole-v1")
-    env.action_space.seed(0)
-    states = [env.reset(seed=0)[0]]
-    while len(states) < 6400:
-        obs, _, terminated, truncated, _ = env.step(env.action_space.sample())
-        states.append(obs if not (terminated or truncated) else env.reset()[0])
-    states = np.array(states)
-    rng = np.random.default_rng(0)
-    together = [correlation_count(states[i : i + 64]) for i in range(0, 6400, 64)]
-    apart = [correlation_count(states[rng.integers(6400, size=64)]) for _ in range(100)]
-    assert 1400 < np.mean(apart) < 1500 and 1400 < np.mean(together) < 1540  # standard errors 13 and 18
-    noise = [correlation_count(rng.normal(size=(64, 4))) for _ in range(100)]
-    assert 390 < np.mean(noise) < 416
+# -- Independent computations --------------------------------------------------------------------------------
 
 
 @given(st.integers(1, 400))
@@ -135,9 +90,6 @@ def test_the_expected_distance_of_one_lane_is_a_third_of_it(size):
     assert temporal_distance([5, 7], [size, 0, size, size]).expected == pytest.approx(expected)
     assert temporal_distance([-5, -7], size).value == 2.0
     assert temporal_distance([2**60 + 1, 2**60 + 4], size).value == 3.0
-
-
-# -- Independent computations --------------------------------------------------------------------------------
 
 
 states = st.integers(1, 3).flatmap(
@@ -304,7 +256,6 @@ def test_nested_image_and_complex_states_are_laid_side_by_side():
     first, second = slice(0, 4), slice(4, 9)
     for measure in (mean_shift, energy_distance):
         assert measure(rows(nested, first), rows(nested, second)) == measure(table[first], table[second])
-    assert correlation_count(nested) == correlation_count(table)
 
 
 WRONG = {
@@ -315,12 +266,11 @@ WRONG = {
     "a nan weight": (lambda: weight_stats([np.nan]), "weights contains nan"),
     "no mass": (lambda: draw_distribution([0.0]), "probabilities are all 0; expected at least one"),
     "a top of 0": (lambda: top_share([1.0], 0.0), "top is 0.0; expected a share"),
-    "a threshold of 1": (lambda: correlation_count(np.eye(3), 1.0), "threshold is 1.0; expected a correlation"),
-    "a scalar state": (lambda: correlation_count(1.0), "states has leading axes"),
-    "no state": (lambda: correlation_count({}), "states holds no array"),
+    "a scalar state": (lambda: mean_shift(1.0, [[1.0]]), "batch has leading axes"),
+    "no state": (lambda: mean_shift({}, [[1.0]]), "batch holds no array"),
     "fields of two lengths": (
-        lambda: correlation_count({"a": np.ones(3), "b": np.ones(4)}),
-        "states.a.*states.b.*expected the same number",
+        lambda: mean_shift({"a": np.ones(3), "b": np.ones(4)}, [[1.0, 1.0]]),
+        "batch.a.*batch.b.*expected the same number",
     ),
     "a nan state": (lambda: mean_shift([[1.0], [np.nan]], [[1.0]]), "batch has NaN or infinite numbers in entry 1"),
     "one state": (lambda: energy_distance([[1.0]], [[1.0], [2.0]]), "batch has 1 entries; expected at least 2"),

@@ -24,10 +24,10 @@ from replaykit import (
     Spec,
 )
 from replaykit.diagnostics import ReplayMonitor, draw_count_stats, monitor, td_error_stats, weight_stats
-from replaykit.diagnostics.figure import PANELS
-from replaykit.diagnostics.ledger import DrawLedger, Stored
-from replaykit.diagnostics.states import StateReader
-from replaykit.diagnostics.words import SYMPTOMS, words_for
+from replaykit.diagnostics.draw_counts import DrawCounts, StoredSteps
+from replaykit.diagnostics.plotting import PANELS
+from replaykit.diagnostics.state_features import StateReader
+from replaykit.diagnostics.symptoms import SYMPTOMS, warnings_for
 from tests.helpers import FLAT, filled, random_walk, step, stored_indices, stretch
 
 # -- It changes nothing --------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def test_a_copy_goes_on_by_itself():
 def test_draws_are_counted_by_transition(lanes, length, actions, every, seed):
     """As a dict of every index ever drawn has it, through wrap-around, masks and resets; stale draws count for none."""
     buffer = ReplayBuffer(lanes * length, FLAT, num_envs=lanes, seed=seed)
-    counter, rng, batches, drawn = DrawLedger(buffer.capacity, lanes), np.random.default_rng(seed), 0, {}
+    counter, rng, batches, drawn = DrawCounts(buffer.capacity, lanes), np.random.default_rng(seed), 0, {}
     values = step(1.0) if lanes == 1 else {name: value[0] for name, value in stretch(1, lanes).items()}
     for action in [*actions, "add", "batch"]:
         if action == "batch" and len(buffer):
@@ -87,11 +87,11 @@ def test_draws_are_counted_by_transition(lanes, length, actions, every, seed):
             if rng.random() < 0.2:
                 buffer.add(**values)
             if not batches:
-                counter.begin(Stored.of(buffer))
-            counter.note(indices, len(buffer))
+                counter.start(StoredSteps.of(buffer))
+            counter.record(indices, len(buffer))
             batches += 1
             if batches % every == 0:
-                counter.settle(Stored.of(buffer))
+                counter.update(StoredSteps.of(buffer))
             for index in indices.tolist():
                 drawn[index] = drawn.get(index, 0) + 1
         elif action == "reset":
@@ -99,10 +99,10 @@ def test_draws_are_counted_by_transition(lanes, length, actions, every, seed):
         elif action in ("add", "some"):
             mask = rng.random(lanes) < 0.5 if action == "some" else None
             buffer.add(**values, mask=mask)
-    stored, indices = Stored.of(buffer), stored_indices(buffer)
-    assert stored.at(np.arange(len(buffer))).tolist() == indices.tolist() and stored.has(indices).all()
+    stored, indices = StoredSteps.of(buffer), stored_indices(buffer)
+    assert stored.indices_at(np.arange(len(buffer))).tolist() == indices.tolist() and stored.contains(indices).all()
     if batches % every:
-        counter.settle(stored)
+        counter.update(stored)
     counts, expected = counter.counts(indices)
     assert counts.tolist() == [drawn.get(index, 0) for index in indices.tolist()]
     assert (expected >= 0.0).all()
@@ -290,9 +290,9 @@ def test_features_are_those_of_the_stored_states_in_their_order(most, seed):
     )
     table = np.concatenate([part.astype(float) for part in parts], axis=1)
     reader = StateReader(buffer, most, np.random.default_rng(seed))
-    assert reader.total == table.shape[1] == 19
-    assert reader.chosen.size == min(most, 19) and (np.diff(reader.chosen) > 0).all()
-    assert np.array_equal(reader.read(indices), table[:, reader.chosen])
+    assert reader.num_features == table.shape[1] == 19
+    assert reader.selected.size == min(most, 19) and (np.diff(reader.selected) > 0).all()
+    assert np.array_equal(reader.read(indices), table[:, reader.selected])
 
 
 def test_tensors_on_the_cpu_are_taken():
@@ -434,7 +434,7 @@ def test_bad_input_is_refused_by_name():
 
 def test_the_history_is_thinned_before_it_is_long(monkeypatch):
     """Every other row goes, so that it spans all of training at bounded memory."""
-    monkeypatch.setattr(monitor, "LONGEST_HISTORY", 8)
+    monkeypatch.setattr(monitor, "MAX_HISTORY", 8)
     buffer = random_walk(ReplayBuffer(100, FLAT, seed=0), 100)
     watcher = ReplayMonitor(buffer, every=1)
     for _ in range(50):
@@ -500,12 +500,12 @@ def test_every_symptom_can_show_and_is_told_with_its_number():
             "successive_correlation", "probability_starved_share", "stale_update_share", "probability_undrawable_share",
         ), 0.0,
     ) | {"probability_top_percent_share": 0.01, "td_error_top_decile_share": 0.3}  # fmt: skip
-    assert words_for(healthy) == []
+    assert warnings_for(healthy) == []
     sick = {name: value * 100.0 + 50.0 for name, value in healthy.items()}
     low = {"relative_age": 0.1, "weight_effective_share": 0.1, "weight_mean": 0.01, "draws_never_expected": 0.0}
     low["draws_per_transition"] = 0.5
-    both = words_for(sick | low | {"squared_bias": 0.0})
-    both += words_for(sick | low | {"squared_bias": 1e4, "probability_undrawable_share": 0.0})
+    both = warnings_for(sick | low | {"squared_bias": 0.0})
+    both += warnings_for(sick | low | {"squared_bias": 1e4, "probability_undrawable_share": 0.0})
     assert len(set(both)) == len(SYMPTOMS)
 
 

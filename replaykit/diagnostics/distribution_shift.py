@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from replaykit.diagnostics.arguments import Compared, features, nonnegative, standardised, vector
 from replaykit.diagnostics.independence import _lane_sizes
-from replaykit.diagnostics.inputs import Compared, features, nonnegative, standardised, vector
 from replaykit.field import as_indices
 
 
