@@ -1,6 +1,14 @@
-"""Profiles of Hypothesis: ci (the default, the same examples every time), dev (quick), deep (thousands, by hand).
+"""Profiles of Hypothesis, chosen by the environment variable HYPOTHESIS_PROFILE.
 
-The profile mutation stops at the first failure without making it small, for breaking the code on purpose.
+- ci: 100 examples for each property, the same ones in every run. The default.
+- quick: 20 examples, the same ones in every run. CI uses it for the suite without compilation, which is slow.
+- dev: 20 random examples, new ones in every run, for work on the code.
+- deep: 5,000 random examples. CI never uses it; run it by hand before a release or after a change of the core:
+  ``HYPOTHESIS_PROFILE=deep python -m pytest -q -n auto tests/laws``.
+- mutation: as ci, but a failing example is not shrunk. For breaking the code on purpose, when any failure is enough.
+
+pytest-randomly shuffles the tests with the fixed seed in pyproject.toml. Tests must pass in any order; pass
+``--randomly-seed=1`` to try another one.
 """
 
 import os
@@ -10,6 +18,7 @@ from hypothesis import HealthCheck, Phase, settings
 # Kernels compile inside tests, so examples have no deadline
 common = settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 settings.register_profile("ci", common, derandomize=True, max_examples=100)
+settings.register_profile("quick", common, derandomize=True, max_examples=20)
 settings.register_profile("dev", common, max_examples=20)
 settings.register_profile("deep", common, max_examples=5000)
 settings.register_profile("mutation", common, derandomize=True, max_examples=100, phases=(Phase.generate,))

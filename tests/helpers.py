@@ -1,23 +1,41 @@
-"""What several test modules use."""
+"""Helpers that several test modules share. They use public methods of replaykit only."""
 
+import io
 import os
 import pickle
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 import replaykit
-from replaykit import Field, PrioritizedBuffer, Replay, Spec
-from replaykit.trees import leaves_of
+from replaykit import (
+    CombinedReplay,
+    Field,
+    LatestBuffer,
+    PrioritizedBuffer,
+    Replay,
+    ReplayBuffer,
+    ReplayWrapper,
+    Spec,
+    SumTree,
+)
 
 PACKAGE = os.path.dirname(replaykit.__file__)
 FLAT = Spec(obs=Field((3,)), action=Field((), np.int64))
 
+BUFFERS = [ReplayBuffer, PrioritizedBuffer, LatestBuffer, lambda *a, **k: CombinedReplay(ReplayBuffer(*a, **k))]
+every_buffer = pytest.mark.parametrize("make", BUFFERS, ids=["uniform", "prioritized", "latest", "combined"])
+
+
+# -- Transitions -------------------------------------------------------------------------------------------------
+
 
 def step(number: float, **changes: Any) -> dict[str, Any]:
-    """One transition of the spec `FLAT`, told by its number."""
+    """One transition of the spec `FLAT` whose values are computed from `number`."""
     fields = {
         "obs": np.full(3, number, np.float32),
         "action": 1,
@@ -45,8 +63,17 @@ def stretch(count: int, lanes: int = 1, **changes: Any) -> dict[str, Any]:
 
 
 def filled(buffer: Replay, count: int) -> Replay:
-    """`buffer` of the spec `FLAT`, with `count` transitions of one lane in it."""
+    """`buffer` after `count` transitions of the spec `FLAT` were added to its only lane."""
     buffer.extend(**stretch(count))
+    return buffer
+
+
+def random_walk(buffer: Replay, steps: int, seed: int = 0, length: int = 50) -> Replay:
+    """`buffer` after a random walk of the spec `FLAT` was added, in episodes of `length` steps."""
+    rng = np.random.default_rng(seed)
+    states = rng.normal(size=(-(-steps // length), length, 3)).cumsum(axis=1).reshape(-1, 3)[:steps]
+    ends = np.arange(steps) % length == length - 1
+    buffer.extend(states, np.zeros(steps, int), np.zeros(steps), states, ends, np.zeros(steps, bool))
     return buffer
 
 
@@ -59,8 +86,31 @@ def prioritized(values: Any, **options: Any) -> PrioritizedBuffer:
     return buffer
 
 
+def frame(number: int, shape: tuple[int, ...] = (84, 84)) -> Any:
+    """A frame that differs for each number."""
+    rows = np.arange(np.prod(shape)).reshape(shape)
+    return ((rows * (number + 1) + number) % 251).astype(np.uint8)
+
+
+# -- What a buffer holds -----------------------------------------------------------------------------------------
+
+
+def stored_indices(replay: Replay) -> Any:
+    """Every stored index, lane after lane, oldest first."""
+    lanes = [
+        np.arange(oldest, newest + 1, replay.num_envs) if oldest >= 0 else np.zeros(0, np.int64)
+        for oldest, newest in zip(replay.oldest, replay.newest, strict=True)
+    ]
+    return np.concatenate(lanes)
+
+
+def lane_sizes(replay: Replay) -> list[int]:
+    """The number of transitions that each lane stores."""
+    return [int((stored_indices(replay) % replay.num_envs == lane).sum()) for lane in range(replay.num_envs)]
+
+
 class unchanged:  # noqa: N801
-    """Context in which an error of a kind is raised, its words match, and the replay stays bit-identical."""
+    """Context in which an error of a given type and message is raised, and the replay stays bit-identical."""
 
     def __init__(self, replay: Replay, error: Any, match: str) -> None:
         self.replay = replay
@@ -76,13 +126,136 @@ class unchanged:  # noqa: N801
         return handled
 
 
+# -- Nested values and batches -----------------------------------------------------------------------------------
+
+
+def leaves_of(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of nested dicts and tuples with its path, such as ``obs.position.0``."""
+    if isinstance(tree, dict | tuple):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from leaves_of(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, tree
+
+
+def map_leaves(function: Callable[..., Any], *trees: Any) -> Any:
+    """`function` of the corresponding leaves of trees of the same structure, in that structure."""
+    first = trees[0]
+    if isinstance(first, dict):
+        return {key: map_leaves(function, *(tree[key] for tree in trees)) for key in first}
+    if isinstance(first, tuple):
+        return tuple(map_leaves(function, *entries) for entries in zip(*trees, strict=True))
+    return function(*trees)
+
+
 def arrays_of(batch: Any) -> dict[str, Any]:
     """The arrays of a batch by path."""
     return dict(leaves_of(dict(batch.items())))
 
 
+def stacked_lanes(values: Any, lanes: int) -> Any:
+    """The values of several lanes, stacked; with one lane, its value as it is."""
+    return values[0] if lanes == 1 else map_leaves(lambda *leaves: np.array(leaves), *values)
+
+
+class StepByStep(ReplayWrapper):
+    """Changes nothing, but overrides `window`, so that batches are made by the verbs instead of the fast way."""
+
+    def window(self, indices: Any) -> Any:
+        return self.inner.window(indices)
+
+
+# -- Goals -------------------------------------------------------------------------------------------------------
+
+GOAL = Field((2,), np.float64)
+GOAL_SPEC = Spec(obs={"achieved_goal": GOAL, "desired_goal": GOAL}, action=Field((), np.int64))
+STRATEGIES = ("future", "final", "episode", "random")
+UNREACHABLE = np.array([-1.0, -1.0])
+
+
+def sparse(achieved_goal: Any, desired_goal: Any, info: Any) -> Any:
+    """-1, and 0 at the goal."""
+    return (achieved_goal == desired_goal).all(axis=-1) - 1.0
+
+
+def reached(achieved_goal: Any, desired_goal: Any, info: Any) -> Any:
+    """Whether the goal is reached."""
+    return (achieved_goal == desired_goal).all(axis=-1)
+
+
+def state(lane: int, moment: int) -> Any:
+    """A goal that holds its lane and the number of its observation there."""
+    return np.array([lane, moment], np.float64)
+
+
+def goal_episodes(buffer: Replay, lengths: Any, ends: str | None = "truncated") -> int:
+    """Add episodes of these lengths to every lane; observation numbers differ between episodes.
+
+    Returns the number of observations of each lane.
+    """
+    lanes, moment = buffer.num_envs, 0
+    for length in lengths:
+        for t in range(length):
+            now, then = (np.stack([state(e, moment + t + dt) for e in range(lanes)]) for dt in (0, 1))
+            goals = np.tile(UNREACHABLE, (lanes, 1))
+            if lanes == 1:
+                now, then, goals = now[0], then[0], goals[0]
+            flags: dict[str, Any] = {"terminated": np.zeros(lanes, bool), "truncated": np.zeros(lanes, bool)}
+            if t == length - 1 and ends is not None:
+                flags[ends][:] = True
+            if lanes == 1:
+                flags = {name: bool(flag[0]) for name, flag in flags.items()}
+            buffer.add(
+                {"achieved_goal": now, "desired_goal": goals},
+                np.zeros((lanes,) if lanes > 1 else (), np.int64),
+                np.full((lanes,) if lanes > 1 else (), -1.0),
+                {"achieved_goal": then, "desired_goal": goals},
+                **flags,
+            )
+        moment += length + 1
+    return moment
+
+
+# -- Sum trees ---------------------------------------------------------------------------------------------------
+
+priorities = st.one_of(
+    st.just(0.0),
+    st.floats(1e-300, 1e300),
+    st.sampled_from([1e-300, 1e300, 1.0, 0.1, 3.0]),
+    st.floats(0.0, 10.0),
+)
+
+
+def tree_of(values: Any) -> SumTree:
+    """A sum tree with these leaves."""
+    tree = SumTree(len(values))
+    tree.set(np.arange(len(values)), values)
+    return tree
+
+
+# -- Memory ------------------------------------------------------------------------------------------------------
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
+    """Let the operating system report that `available` bytes of memory are free."""
+
+    def open_file(file: Any, *arguments: Any, **options: Any) -> Any:
+        if file == "/proc/meminfo":
+            return io.StringIO(f"MemAvailable: {available // 1024} kB\n")
+        return open_original(file, *arguments, **options)
+
+    open_original = open
+    monkeypatch.setattr("builtins.open", open_file)
+
+
+# -- Interrupts --------------------------------------------------------------------------------------------------
+
+
 def interrupted(call: Any, at: int, module: str = "") -> bool:
-    """Run `call`, raising KeyboardInterrupt at the `at`-th line of the package or module; whether there is one."""
+    """Run `call` and raise KeyboardInterrupt at the `at`-th line of the package, or of one module of it.
+
+    Returns whether there was such a line.
+    """
     lines = 0
 
     def trace(frame: Any, event: str, _argument: Any) -> Any:

@@ -18,8 +18,8 @@ import torch
 
 from replaykit import LatestBuffer, PrioritizedBuffer
 from replaykit.diagnostics import ReplayMonitor
-from replaykit.diagnostics.figure import draw_panels
-from replaykit.diagnostics.words import words_for
+from replaykit.diagnostics.plotting import draw_panels
+from replaykit.diagnostics.symptoms import warnings_for
 
 HERE = Path(__file__).resolve().parent
 sys.path += [str(HERE.parents[1]), str(HERE.parents[1] / "examples")]
@@ -74,7 +74,7 @@ def draw_all(path: Path) -> None:
         history = [
             {key: float(value) for key, value in row.items() if key != "run"} for row in rows if row["run"] == name
         ]
-        words = words_for(history[-1]) or ["(nothing)"]
+        words = warnings_for(history[-1]) or ["(nothing)"]
         wrapped = (textwrap.fill(each, 86, initial_indent="- ", subsequent_indent="  ") for each in words)
         (HERE / f"health-{name}.txt").write_text("\n".join(wrapped) + "\n")
         save(draw_panels(history, None, None), DESCRIPTIONS[name], HERE / f"health-{name}.svg")

@@ -48,11 +48,38 @@ def everything(replay: Replay) -> Batch:
     return Batch(indices=indices, **replay.reduce(replay.window(indices)))
 
 
+def correlation_count(states: Floats, threshold: float = 0.8) -> int:
+    """The number of pairs of states whose correlation, across their features, exceeds `threshold` in magnitude.
+
+    The original study measured the independence of a batch by it. Do not judge a sampler by it: it correlates the
+    features of two states, not two draws. With two features, every pair has a correlation of 1 or -1, so the count is
+    B(B-1)/2 for every batch; with one feature it is 0. For the four features of CartPole, 64 independent draws give
+    1449 ± 133 of 2016 pairs, and 64 consecutive steps 1467 ± 181. `replaykit.diagnostics.design_effect` and
+    `same_episode_pairs` measure independence instead.
+
+    `states` has the shape (B, D). A state with NaN or infinite features, or whose features are all equal, correlates
+    with no other.
+    """
+    if not 0.0 <= threshold < 1.0:
+        raise ValueError(f"threshold is {threshold}; expected a correlation in [0, 1)")
+    rows = np.asarray(states, np.float64)
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    if not rows.size:
+        return 0
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    rows = rows / np.where(largest > 0.0, largest, 1.0)  # so that no square overflows, and equal features are all 1
+    centred = rows - rows.mean(axis=1, keepdims=True)
+    norms = np.sqrt((centred**2).sum(axis=1, keepdims=True))
+    centred = centred / np.where(norms > 0.0, norms, 1.0)
+    correlations = np.abs(centred @ centred.T)
+    return int((correlations[np.triu_indices(len(rows), 1)] > threshold).sum())
+
+
 def of_batch(states: Floats, td_errors: Floats) -> dict[str, float]:
     """The statistics that the original study took of each batch: of abs(δ), and its count of correlated states."""
     sizes = look.td_error_stats(td_errors)
     return {f"td_{name}": sizes[name] for name in ("mean", "median", "max", "std")} | {
-        "correlation_count": float(look.correlation_count(states))
+        "correlation_count": float(correlation_count(states))
     }
 
 

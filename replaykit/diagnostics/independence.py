@@ -1,6 +1,6 @@
-"""Are the transitions of a batch, and of successive batches, independent of each other?
+"""Whether the transitions of a batch, and of successive batches, are independent of each other.
 
-The first half of i.i.d. Each measure stands beside its expectation under independent uniform draws.
+Each measure is compared with its expectation under independent uniform draws.
 """
 
 from typing import Any, NamedTuple
@@ -8,118 +8,72 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replaykit.diagnostics.inputs import Compared, count, features, flattened, nonnegative, standardised, whole
+from replaykit.diagnostics.arguments import Compared, count, features, integers, lane_sizes, nonnegative, standardised
 from replaykit.field import as_float64, as_indices
 
 
-def correlation_count(states: Any, threshold: float = 0.8) -> int:
-    """How many pairs of states have a correlation across their features above `threshold` in magnitude.
-
-    The measure of the study that replaykit grew from, kept so that its numbers can be made again. **Do not judge a
-    sampler by it**: it correlates the features of two states, not the states of two draws. With two features every
-    pair of states has a correlation of 1 or -1, so it is B(B-1)/2 whatever was drawn; with one feature it is 0; with
-    the four of CartPole 64 independent draws give 1449 ± 133 of 2016 and 64 consecutive steps 1467 ± 181, so that it
-    tells nothing. It has no expectation under i.i.d. draws that does not depend on the task. :func:`design_effect` and
-    :func:`same_episode_pairs` measure what it was meant to.
-
-    O(B² D). From 0 to B(B-1)/2.
-
-    Parameters
-    ----------
-    states : array-like of shape (B, D), or (B, ...)
-        A state whose features are all equal correlates with none, nor does one with NaN or infinite features.
-    threshold : float
-        In [0, 1).
-
-    Returns
-    -------
-    int
-
-    Raises
-    ------
-    ValueError, TypeError
-        If `states` has no axis of entries, or `threshold` is outside [0, 1).
-
-    Examples
-    --------
-    >>> correlation_count([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [3.0, 2.0, 1.0], [1.0, 3.0, 1.0], [5.0, 5.0, 5.0]])
-    3
-    """
-    if not 0.0 <= threshold < 1.0:
-        raise ValueError(f"threshold is {threshold}; expected a correlation in [0, 1)")
-    columns = flattened("states", states)
-    columns = columns[np.isfinite(columns).all(axis=1)]
-    if not columns.size:
-        return 0
-    largest = np.abs(columns).max(axis=1, keepdims=True, initial=0.0)
-    columns = columns / np.where(largest > 0.0, largest, 1.0)  # so that no square overflows, and equal features are 1
-    centred = columns - columns.mean(axis=1, keepdims=True)
-    norms = np.sqrt((centred**2).sum(axis=1, keepdims=True))
-    centred = centred / np.where(norms > 0.0, norms, 1.0)
-    correlations = np.abs(centred @ centred.T)
-    return int((correlations[np.triu_indices(columns.shape[0], 1)] > threshold).sum())
-
-
 def duplicates(indices: Any, size: int) -> Compared:
-    """The share of a batch that repeats a transition already in it: ``1 - unique / B``.
+    """The share of a batch that repeats other transitions of the batch: ``1 - unique / B``.
 
-    From 0 to 1 - 1/B. Expected: ``1 - N (1 - (1 - 1/N)**B) / B``, for draws with replacement; the ratio is 0 for
-    draws without, and above 1 where few transitions are drawn again and again. O(B log B).
+    The value is between 0 and 1 - 1/B. The expected value, for draws with replacement, is
+    ``1 - N (1 - (1 - 1/N)**B) / B``. The ratio is 0 for draws without replacement, and above 1 if a few transitions are
+    drawn again and again. O(B log B).
 
     Parameters
     ----------
     indices : array-like of shape (B,), int
-        Of one batch.
+        The indices of one batch.
     size : int
-        Transitions that could be drawn, N.
+        The number of transitions that could be drawn, N.
 
     Examples
     --------
     >>> duplicates([3, 3, 7, 3], size=4)
     Compared(value=0.5, expected=0.31640625)
     """
-    drawn, stored = whole("indices", indices), count("size", size)
+    drawn, stored = integers("indices", indices), count("size", size)
     value = 1.0 - np.unique(drawn).size / drawn.size
     distinct = -stored * np.expm1(drawn.size * np.log1p(-1.0 / stored)) if stored > 1 else 1.0
     return Compared(float(value), float(max(1.0 - distinct / drawn.size, 0.0)))
 
 
 def overlap(indices: Any, previous: Any, size: int) -> Compared:
-    """The share of a batch that was in the batch before, too.
+    """The share of a batch that was also in the previous batch.
 
-    From 0 to 1. Expected: ``1 - (1 - 1/N)**B`` with the B of the previous batch; the ratio is above 1 where batches
-    hold on to the same transitions. O(B log B).
+    The value is between 0 and 1. The expected value is ``1 - (1 - 1/N)**B``, where B is the size of the previous batch.
+    The ratio is above 1 if successive batches contain the same transitions. O(B log B).
 
     Parameters
     ----------
     indices, previous : array-like of shape (B,), int
-        Of two successive batches.
+        The indices of two successive batches.
     size : int
-        Transitions that could be drawn, N.
+        The number of transitions that could be drawn, N.
 
     Examples
     --------
     >>> overlap([1, 2, 3, 4], [3, 4, 5, 6], size=2)
     Compared(value=0.5, expected=0.9375)
     """
-    drawn, before, stored = whole("indices", indices), whole("previous", previous), count("size", size)
+    drawn, before, stored = integers("indices", indices), integers("previous", previous), count("size", size)
     missed = (1.0 - 1.0 / stored) ** before.size
     return Compared(float(np.isin(drawn, before).mean()), 1.0 - missed)
 
 
 def same_episode_pairs(episodes: Any, lengths: Any) -> Compared:
-    """The share of the pairs of a batch that come from the same episode.
+    """The share of the pairs of transitions in a batch that come from the same episode.
 
-    Steps of one episode resemble each other, so such pairs carry less news than others. From 0 to 1. Expected:
-    ``sum((L / N)**2)`` over the stored episodes of L steps, N in all, for draws with replacement. A ratio of 1 is
-    i.i.d.; a batch of consecutive steps reaches 1 / expected. nan for a batch of one. O(B log B).
+    Steps of one episode are similar, so such a pair carries less information than two steps of different episodes. The
+    value is between 0 and 1. The expected value, for draws with replacement, is ``sum((L / N)**2)`` over the stored
+    episodes, where L is the number of steps of an episode and N that of all. The ratio is 1 for i.i.d. draws and
+    1 / expected for a batch of consecutive steps. nan for a batch of one. O(B log B).
 
     Parameters
     ----------
     episodes : array-like of shape (B,), int
-        The number of the episode of each transition, as ``buffer.episode(batch.indices)[0]`` gives it.
+        The episode number of each transition, from ``buffer.episode(batch.indices)[0]``.
     lengths : array-like of shape (K,), int or float
-        How many steps of each episode are stored.
+        The number of stored steps of each episode.
 
     Examples
     --------
@@ -130,11 +84,11 @@ def same_episode_pairs(episodes: Any, lengths: Any) -> Compared:
     if not stored.sum():
         raise ValueError("lengths are all 0; expected at least one stored step")
     shares = stored / stored.sum()
-    return Compared(pairs_alike(numbers), float((shares**2).sum()))
+    return Compared(share_of_equal_pairs(numbers), float((shares**2).sum()))
 
 
-def pairs_alike(labels: npt.NDArray[np.int64]) -> float:
-    """The share of the pairs that have the same label; nan for less than two."""
+def share_of_equal_pairs(labels: npt.NDArray[np.int64]) -> float:
+    """The share of the pairs of `labels` that are equal; nan for fewer than two labels."""
     size = labels.size
     if size < 2:
         return float("nan")
@@ -143,27 +97,28 @@ def pairs_alike(labels: npt.NDArray[np.int64]) -> float:
 
 
 def temporal_distance(ages: Any, sizes: Any) -> Compared:
-    """How many steps lie between two transitions of a batch, on average over its pairs.
+    """The mean number of steps between two transitions of a batch, over all pairs.
 
-    Expected for draws with replacement from N consecutive steps: ``(N² - 1) / (3 N)``, about N/3. A ratio of 1 is
-    i.i.d.; near 0, the batch is a run of neighbours; above 1, it is spread further than chance would. Between
-    steps of parallel lanes the difference of their ages counts. nan for a batch of one. O(B log B + E²).
+    The expected value, for draws with replacement from N consecutive steps, is ``(N² - 1) / (3 N)``, about N/3. The
+    ratio is 1 for i.i.d. draws, near 0 for a batch of consecutive steps, and above 1 if the batch is more spread out
+    than i.i.d. draws. The distance between steps of different lanes is the difference of their ages. nan for a batch of
+    one. O(B log B + E²).
 
     Parameters
     ----------
     ages : array-like of shape (B,), int
-        Steps since each transition was added to its lane, 0 for the newest. With one lane any numbering of steps will
-        do, such as ``batch.indices``, since only differences count.
+        Steps since each transition was added to its lane, 0 for the newest. Only differences matter, so with one lane
+        you can pass ``batch.indices``.
     sizes : int, or array-like of shape (E,)
-        How many steps are stored, N; of each lane, if there are several.
+        The number of stored steps, N; with several lanes, the number for each lane.
 
     Examples
     --------
     >>> temporal_distance([0, 1, 2, 3], sizes=100).ratio < 0.1
     True
     """
-    steps, lanes = whole("ages", ages), _lane_sizes(sizes)
-    steps = steps - steps.min()  # as integers, of which floats hold only the small ones exactly
+    steps, lanes = integers("ages", ages), lane_sizes(sizes)
+    steps = steps - steps.min()  # subtract as integers: floats are not exact for large ones
     total = lanes.sum()
     between = [(a, b) for a in np.unique(lanes) for b in np.unique(lanes)]
     counts = {size: int((lanes == size).sum()) for size in np.unique(lanes)}
@@ -172,7 +127,7 @@ def temporal_distance(ages: Any, sizes: Any) -> Compared:
 
 
 def mean_distance(values: npt.NDArray[np.float64]) -> float:
-    """Mean difference of the pairs of `values`, in magnitude; nan for less than two."""
+    """The mean absolute difference over all pairs of `values`; nan for fewer than two."""
     size = values.size
     if size < 2:
         return float("nan")
@@ -181,7 +136,7 @@ def mean_distance(values: npt.NDArray[np.float64]) -> float:
 
 
 def _distances_between(short: float, long: float) -> float:
-    """Sum of abs(i - j) over 0 <= i < short and 0 <= j < long."""
+    """The sum of abs(i - j) over 0 <= i < short and 0 <= j < long."""
     below = (short - 1.0) * short * (short + 1.0) / 6.0  # over j < i, for each i: i (i + 1) / 2
     above = (
         long * (long - 1.0) * (long + 1.0) / 6.0 - (long - short) * (long - short - 1.0) * (long - short + 1.0) / 6.0
@@ -189,28 +144,21 @@ def _distances_between(short: float, long: float) -> float:
     return below + above
 
 
-def _lane_sizes(sizes: Any) -> npt.NDArray[np.float64]:
-    lanes = nonnegative("sizes", np.atleast_1d(as_float64("sizes", sizes)))
-    if (lanes % 1.0).any() or not lanes.sum():
-        raise ValueError(f"sizes is {sizes}; expected whole numbers of stored steps, at least 1 in all")
-    return lanes[lanes > 0.0]
-
-
 def autocorrelation(series: Any, lag: int = 1) -> float:
-    """How much each entry of a series resembles the one `lag` before, corrected for the series' length.
+    """The correlation of a series with itself `lag` entries earlier, corrected for the length of the series.
 
-    ``sum((x[t] - m) (x[t+lag] - m)) / sum((x[t] - m)²)``, plus ``(K - lag) / (K (K - 1))``, which is what independent
-    entries fall below 0 on average: so 0 is i.i.d. on average, for every K and distribution. Towards 1, successive
-    batches tell the same; below 0, they alternate. Averaged over features; those that never change are left out, and
-    it is nan if all are. O(K D).
+    The correlation is ``sum((x[t] - m) (x[t+lag] - m)) / sum((x[t] - m)²)`` with the mean m. For independent entries,
+    its mean is not 0 but ``-(K - lag) / (K (K - 1))``. This bias is subtracted, so i.i.d. entries give 0 on average,
+    for every K and distribution. Values near 1 mean that successive batches are similar; values below 0 mean that they
+    alternate. The result is averaged over features. Constant features are left out; nan if all are constant. O(K D).
 
     Parameters
     ----------
     series : array-like of shape (K,) or (K, D)
-        One number, or D, for each of K successive batches, such as the means of their states. From one state of the
-        buffer: while the buffer itself changes, so do the means, however batches are drawn.
+        One number, or D, for each of K successive batches, such as the means of their states. Draw all batches from the
+        same contents of the buffer: if the buffer changes in between, the means change for that reason alone.
     lag : int
-        At least 1 and below K.
+        At least 1 and less than K.
 
     Examples
     --------
@@ -229,19 +177,22 @@ def autocorrelation(series: Any, lag: int = 1) -> float:
 
 
 def design_effect(batches: Any) -> float:
-    """By what factor the mean of a batch varies more than that of independent draws.
+    """The variance of a batch's mean, relative to that of a batch of independent draws.
 
-    ``B Var(batch mean) / Var(one draw)``: 1 is i.i.d., on average exactly, for every K, B and distribution; B if
-    all draws of a batch are equal; below 1 where draws balance each other, as stratified ones do, down to 0 for a
-    deterministic sampler. ``B / design_effect`` is the *effective batch size*: how many independent draws would be
-    worth as much. It says nothing about *what* is drawn, see :func:`batch_mean_error` for both together. With few
-    batches that each are all alike it is too low by up to 1 part in K. Averaged over features; constant ones are
-    left out, and it is nan if all are. O(K B D).
+    The design effect is ``B Var(batch mean) / Var(one draw)``. Its expectation for i.i.d. draws is exactly 1, for every
+    K, B and distribution. It is B if all draws of a batch are equal, and below 1 if draws balance each other, as
+    stratified draws do. It is 0 for a sampler that always returns the same batch.
+
+    ``B / design_effect`` is the *effective batch size*: the number of independent draws whose mean has the same
+    variance. The design effect does not show a difference between the distributions of batch and buffer;
+    :func:`batch_mean_error` does. If the draws within each batch are equal, the estimate is too low by up to 1 part in
+    K. The result is averaged over features. Constant features are left out; nan if all are constant. O(K B D).
 
     Parameters
     ----------
     batches : array-like of shape (K, B) or (K, B, D)
-        One number, or D, of each of B draws in each of K >= 2 batches; from one state of the buffer.
+        One number, or D, for each of B draws in each of K >= 2 batches. Draw all batches from the same contents of the
+        buffer.
 
     References
     ----------
@@ -264,7 +215,7 @@ def design_effect(batches: Any) -> float:
 
 
 def _variance(means: npt.NDArray[np.float64]) -> float:
-    """The variance of the rows, averaged over features: 0 exactly, if they are equal."""
+    """The variance of the rows, averaged over features; exactly 0 if all rows are equal."""
     return float((means - means[0]).var(axis=0, ddof=1).mean())
 
 
@@ -278,16 +229,18 @@ def _batches(batches: Any) -> npt.NDArray[np.float64]:
 
 
 class BatchMeanError(NamedTuple):
-    """How far batch means lie from the buffer's mean, in units of what independent uniform draws have.
+    """The mean squared error of batch means as estimates of the buffer's mean, relative to independent uniform draws.
 
     Attributes
     ----------
     variance : float
-        Of batch means, 1 if i.i.d.: the design effect, but measured by the variance in the buffer.
+        The variance of the batch means; 1 for i.i.d. draws. It is the design effect, relative to the variance in the
+        buffer.
     squared_bias : float
-        Of their average from the buffer's mean, 0 if i.i.d.; may be a little below, as it is unbiased.
+        The squared difference between the average batch mean and the buffer's mean; 0 for i.i.d. draws. The estimate is
+        unbiased, so it can be slightly below 0.
     batch_size : int
-        B.
+        The batch size, B.
     """
 
     variance: float
@@ -296,33 +249,34 @@ class BatchMeanError(NamedTuple):
 
     @property
     def total(self) -> float:
-        """``variance + squared_bias``: the mean squared error, 1 if i.i.d."""
+        """The mean squared error, ``variance + squared_bias``; 1 for i.i.d. draws."""
         return self.variance + self.squared_bias
 
     @property
     def variance_share(self) -> float:
-        """``variance / (variance + squared_bias)``: 1 if i.i.d., 0 for a deterministic sampler that is off the mean."""
+        """``variance / (variance + squared_bias)``: 1 for i.i.d. draws, 0 if the whole error is bias."""
         return self.variance / self.total if self.total > 0.0 else float("nan")
 
     @property
     def effective_batch_size(self) -> float:
-        """How many independent uniform draws estimate the buffer's mean as well as a batch does, ``B / total``."""
+        """The number of independent uniform draws that estimate the buffer's mean as well as a batch, ``B / total``."""
         return self.batch_size / self.total if self.total > 0.0 else float("inf")
 
 
 def batch_mean_error(batches: Any, population: Any) -> BatchMeanError:
-    """How well batches estimate the mean of what is stored: both halves of i.i.d. in one number.
+    """How well batches estimate the mean of the buffer, which needs both independence and the right distribution.
 
-    With the mean m and variance s² of the population, and K batch means: ``variance = B Var(batch mean) / s²`` and
-    ``squared_bias = B (average batch mean - m)² / s² - variance / K``, averaged over features that vary. A sampler
-    that always draws the same has variance 0 and yet is not better than chance: its bias shows. O(K B D + N D).
+    With the mean m and variance s² of the population and K batch means, ``variance = B Var(batch mean) / s²`` and
+    ``squared_bias = B (average batch mean - m)² / s² - variance / K``. Both are averaged over the features that vary. A
+    sampler that always returns the same batch has variance 0, but its bias is large. O(K B D + N D).
 
     Parameters
     ----------
     batches : array-like of shape (K, B) or (K, B, D)
-        Of K >= 2 batches, from one state of the buffer.
+        One number, or D, for each of B draws in each of K >= 2 batches. Draw all batches from the same contents of the
+        buffer.
     population : array-like of shape (N,) or (N, D)
-        The same of all that is stored.
+        The same numbers for all stored transitions.
 
     Returns
     -------

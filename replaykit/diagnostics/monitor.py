@@ -1,4 +1,4 @@
-"""The measures recorded over training, at little cost."""
+"""`ReplayMonitor`: records the measures during training."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from replaykit.diagnostics.figure import draw_panels
-from replaykit.diagnostics.identity import energy_distance, relative_age, weighted_td_lift
-from replaykit.diagnostics.independence import duplicates, overlap, pairs_alike, temporal_distance
-from replaykit.diagnostics.inputs import Compared, count
-from replaykit.diagnostics.ledger import DrawLedger, Indices, Stored
+from replaykit.diagnostics.arguments import Compared, count
+from replaykit.diagnostics.distribution_shift import energy_distance, relative_age, weighted_td_lift
+from replaykit.diagnostics.draw_counts import DrawCounts, Indices, StoredSteps
+from replaykit.diagnostics.independence import duplicates, overlap, share_of_equal_pairs, temporal_distance
+from replaykit.diagnostics.plotting import draw_panels
 from replaykit.diagnostics.priorities import draw_count_stats, draw_distribution, weight_stats
-from replaykit.diagnostics.states import SHIFT_NAMES, Shift, StateReader, summary_of
+from replaykit.diagnostics.state_features import SHIFT_NAMES, MeanShift, StateReader, summarise_shifts
+from replaykit.diagnostics.symptoms import warnings_for
 from replaykit.diagnostics.td_error import td_error_stats
-from replaykit.diagnostics.words import words_for
 from replaykit.field import as_float64, as_indices
 from replaykit.replay import Replay
 
@@ -26,7 +26,7 @@ AVERAGED = (
     "energy_distance", "state_nonfinite_share", "stale_share",
     *(f"weight_{name}" for name in ("effective_share", "mean", "min", "max", "collapsed_share")),
 )  # fmt: skip
-"""What is averaged over the batches of the window."""
+"""Numbers of a batch, which `stats` averages over the batches of the window."""
 LATEST = (
     "batches", "size", "batch_size", "draws_per_transition", "lifetime_batches", "stale_update_share",
     *(f"probability_{name}" for name in (
@@ -35,27 +35,30 @@ LATEST = (
     *(f"draws_{name}" for name in ("mean", "max", "never_share", "never_expected", "dispersion")),
     "features", "features_total", "reference_states",
 )  # fmt: skip
-"""What is as of the last batch examined."""
+"""Numbers of the buffer, of which `stats` gives the latest."""
 
-_MOST_TRANSITIONS = 4_096  # whose probabilities, draws and episodes are looked at
-_MOST_DISTANCES = 128  # states of each side whose distances are taken: that costs the square of their number
-_LONGEST_HISTORY = 10_000
+MAX_TRANSITIONS = 4_096
+"""Stored transitions whose probabilities, draw counts and episodes are examined."""
+MAX_STATES_FOR_DISTANCES = 128
+"""States of the batch and of the buffer for the energy distance, whose cost is quadratic in their number."""
+MAX_HISTORY = 10_000
+"""Rows of the history. When there are more, every second row is dropped."""
 
 
 class ReplayMonitor:
-    """Watches the batches of any buffer or wrapper: is the replay healthy?
+    """Measures the batches of a buffer or wrapper during training, to show whether the replay is healthy.
 
-    Call :meth:`record` with every batch. It counts which transitions are drawn, and examines one batch in `every`
-    closely: TD errors, importance weights, the distribution of the draws, and how far the batch is from independent
-    uniform draws. It reads the buffer through its public methods, draws from a generator of its own, and changes
-    nothing: batches are bit for bit the same with and without it.
+    Call :meth:`record` with every batch. The monitor counts the draws of each transition. It examines every `every`-th
+    batch in detail: its TD errors, its importance weights, the distribution of the draws, and how far the batch is from
+    independent uniform draws. The monitor reads the buffer through its public methods and has a random generator of its
+    own, so batches are bit-identical with and without it.
 
-    Methods: `record`; for looking `stats`, `history`, `warnings`, `plot`.
+    Methods: `record`; to read the results `stats`, `history`, `warnings`, `plot`.
 
-    States are compared as they are stored, the `obs` of a transition, whatever wrappers make of them; nested ones are
-    laid side by side. Of states with more than `max_features` numbers, such as images, a random selection of as many
-    is compared, the same at all times: ``stats()["features"]`` of ``stats()["features_total"]``. Of more than 4,096
-    transitions a uniform sample of as many stands for all.
+    The states that are compared are the stored `obs`, without the changes that wrappers make. Nested observations are
+    concatenated. If a state has more than `max_features` numbers, as an image does, a random selection of that many is
+    compared, the same at all times: ``stats()["features"]`` of ``stats()["features_total"]``. If more than 4,096
+    transitions are stored, a uniform sample of that many represents them.
 
     Memory: 12 bytes for each slot of the buffer, the indices of `every` batches, and the history. Time: see
     :doc:`/explanation/is-my-replay-healthy`.
@@ -63,15 +66,15 @@ class ReplayMonitor:
     Parameters
     ----------
     buffer : Replay
-        What the batches are sampled from: the outermost wrapper.
+        The buffer or wrapper that batches are sampled from; with several wrappers, the outermost.
     every : int
-        Batches from one that is examined to the next.
+        One batch in `every` is examined.
     window : int
-        Examined batches over which `stats` averages. One batch alone says little.
+        The number of examined batches over which `stats` averages. A single batch is noisy.
     max_features : int
-        Numbers of a state that are compared, at most.
+        The largest number of features of a state that are compared.
     seed : int
-        Of the monitor's own choices: which stored transitions it compares batches with.
+        Seeds the choice of features, and of the stored transitions that batches are compared with.
 
     Examples
     --------
@@ -102,55 +105,55 @@ class ReplayMonitor:
         self.every = count("every", every)
         self.window = count("window", window, 2)
         self._rng = np.random.default_rng(seed)
-        self._states = StateReader(buffer, count("max_features", max_features), self._rng)
-        self._ledger = DrawLedger(buffer.capacity, buffer.num_envs)
+        self._state_reader = StateReader(buffer, count("max_features", max_features), self._rng)
+        self._draw_counts = DrawCounts(buffer.capacity, buffer.num_envs)
         self._batches = 0
         self._draws = 0
         numbers = buffer.stats()
-        self._since = (0, numbers["added"], numbers.get("stale_updates", 0.0))  # draws, adds, stale updates so far
+        self._last_totals = (0, numbers["added"], numbers.get("stale_updates", 0.0))  # draws, adds, stale updates
         self._examined: deque[dict[str, float]] = deque(maxlen=self.window)
-        self._shifts: deque[Shift] = deque(maxlen=self.window)
+        self._shifts: deque[MeanShift] = deque(maxlen=self.window)
         self._history: list[dict[str, float]] = []
 
     # -- Recording -------------------------------------------------------------------------------------------
 
     def record(self, batch: Any, td_errors: Any = None) -> None:
-        """Take notice of a batch; examine it, if it is due.
+        """Count the draws of a batch, and examine it if it is the `every`-th since the last examination.
 
-        What is wrong with a batch is found when it is the first, or one to be examined.
+        To save time, the arguments are checked only for the first batch and for those that are examined.
 
         Parameters
         ----------
         batch : Batch
-            As `sample` gave it, or its tensors on the CPU.
+            A batch of `sample`, or the same as tensors on the CPU.
         td_errors : array-like of shape (B,), float, optional
-            With their sign, as for `update_priorities`. NaN and infinite ones are counted, and left out elsewhere.
+            Signed, as for `update_priorities`. NaN and infinite errors are counted, and left out of the other numbers.
 
         Raises
         ------
         TypeError
-            If `batch` has no indices, as a Batch has, or a tensor requires grad or is not on the CPU.
+            If `batch` has no `indices`, or a tensor requires grad or is not on the CPU.
         ValueError
-            If the shape of `td_errors` is not that of the indices, or the batch is empty.
+            If `td_errors` and the indices differ in shape, or the batch is empty.
         IndexError
-            If an index was never given out. Stale ones are counted, and left out elsewhere.
+            If an index was never given out. Stale indices are no error; they are counted, and left out otherwise.
         """
         if not hasattr(batch, "indices"):
             raise TypeError(f"batch is a {type(batch).__name__} without indices; expected a Batch, as sample gives it")
         indices = as_indices("batch.indices", batch.indices)
-        due = (self._batches + 1) % self.every == 0
-        if due or not self._batches:
+        is_due = (self._batches + 1) % self.every == 0
+        if is_due or not self._batches:
             self._check(indices, td_errors)
         if not self._batches:
-            self._ledger.begin(Stored.of(self.buffer))
-        self._ledger.note(indices.copy(), len(self.buffer))
+            self._draw_counts.start(StoredSteps.of(self.buffer))
+        self._draw_counts.record(indices.copy(), len(self.buffer))
         self._batches += 1
         self._draws += indices.size
-        if due:
+        if is_due:
             self._examine(batch, indices, None if td_errors is None else as_float64("td_errors", td_errors))
 
     def _check(self, indices: Indices, td_errors: Any) -> None:
-        """Refuse what is wrong with a batch. To save time, only of the first batch and of those to be examined."""
+        """Raise an error if the indices or the TD errors are invalid."""
         if not indices.size:
             raise ValueError("batch is empty; expected at least one transition")
         shape = indices.shape if td_errors is None else as_float64("td_errors", td_errors).shape
@@ -166,34 +169,35 @@ class ReplayMonitor:
             )
 
     def _examine(self, batch: Any, indices: Indices, errors: npt.NDArray[np.float64] | None) -> None:
-        stored = Stored.of(self.buffer)
-        previous = self._ledger.previous
-        self._ledger.settle(stored)
-        found = dict.fromkeys(AVERAGED, float("nan"))
-        alive = stored.has(indices)
-        found["stale_share"] = 1.0 - float(alive.mean())
+        stored = StoredSteps.of(self.buffer)
+        previous = self._draw_counts.previous
+        self._draw_counts.update(stored)
+        numbers = dict.fromkeys(AVERAGED, float("nan"))
+        is_stored = stored.contains(indices)
+        numbers["stale_share"] = 1.0 - float(is_stored.mean())
         probabilities = as_float64("batch.probabilities", batch.probabilities)
-        found |= _of_errors(errors, probabilities) | _of_weights(as_float64("batch.weights", batch.weights))
-        latest = self._of_traffic(indices.size)
-        if alive.any():
+        numbers |= _td_error_numbers(errors, probabilities)
+        numbers |= _weight_numbers(as_float64("batch.weights", batch.weights))
+        latest = self._lifetime_numbers(indices.size)
+        if is_stored.any():
             size = int(stored.sizes.sum())
-            if size <= _MOST_TRANSITIONS:
-                some = stored.at(np.arange(size))
+            if size <= MAX_TRANSITIONS:
+                sample = stored.indices_at(np.arange(size))
             else:
-                some = stored.at(self._rng.integers(size, size=_MOST_TRANSITIONS))
-            found |= self._of_places(indices[alive], previous, some, stored)
-            found |= self._of_states(indices[alive], previous, stored)
-            latest |= self._of_probabilities(some, indices.size, size)
-        self._examined.append(found)
+                sample = stored.indices_at(self._rng.integers(size, size=MAX_TRANSITIONS))
+            numbers |= self._position_numbers(indices[is_stored], previous, sample, stored)
+            numbers |= self._state_numbers(indices[is_stored], previous, stored)
+            latest |= self._probability_numbers(sample, indices.size, size)
+        self._examined.append(numbers)
         self._history.append(self._summary(latest))
-        if len(self._history) > _LONGEST_HISTORY:
+        if len(self._history) > MAX_HISTORY:
             del self._history[1::2]
 
-    def _of_traffic(self, batch_size: int) -> dict[str, float]:
-        """How many batches a transition lives for, and how often it is drawn in that time."""
+    def _lifetime_numbers(self, batch_size: int) -> dict[str, float]:
+        """For how many batches a transition is stored, and how often it is drawn in that time."""
         numbers = self.buffer.stats()
-        draws, added, stale = self._since
-        self._since = self._draws, numbers["added"], numbers.get("stale_updates", 0.0)
+        draws, added, stale = self._last_totals
+        self._last_totals = self._draws, numbers["added"], numbers.get("stale_updates", 0.0)
         drawn, new = self._draws - draws, numbers["added"] - added
         return {
             "batches": float(self._batches),
@@ -201,22 +205,24 @@ class ReplayMonitor:
             "batch_size": float(batch_size),
             "draws_per_transition": drawn / new if new else float("inf"),
             "lifetime_batches": numbers["capacity"] * drawn / batch_size / new if new else float("inf"),
-            "stale_update_share": (self._since[2] - stale) / drawn,
-            "features": float(self._states.chosen.size),
-            "features_total": float(self._states.total),
-            "reference_states": float(self._states.most),
+            "stale_update_share": (self._last_totals[2] - stale) / drawn,
+            "features": float(self._state_reader.selected.size),
+            "features_total": float(self._state_reader.num_features),
+            "reference_states": float(self._state_reader.reference_size),
         }
 
-    def _of_places(self, indices: Indices, previous: Indices | None, some: Indices, stored: Stored) -> dict[str, float]:
-        """Where in the buffer a batch comes from, beside uniform draws."""
+    def _position_numbers(
+        self, indices: Indices, previous: Indices | None, sample: Indices, stored: StoredSteps
+    ) -> dict[str, float]:
+        """From which positions of the buffer a batch was drawn, compared with uniform draws."""
         size, ages = int(stored.sizes.sum()), stored.ages(indices)
         age = relative_age(ages, stored.sizes)
-        # The expected share of pairs, sum (L / N)²: the mean of L / N over transitions drawn uniformly
-        _, first, last = self.buffer.episode(some)
-        lanes = some % stored.oldest.size
+        # The expected share of pairs, sum (L / N)², is the mean of L / N over transitions drawn uniformly
+        _, first, last = self.buffer.episode(sample)
+        lanes = sample % stored.oldest.size
         first = np.maximum(first // stored.oldest.size, stored.oldest[lanes])
         lengths = last // stored.oldest.size - first + 1
-        pairs = Compared(pairs_alike(self.buffer.episode(indices)[0]), float(lengths.mean()) / size)
+        pairs = Compared(share_of_equal_pairs(self.buffer.episode(indices)[0]), float(lengths.mean()) / size)
         return {
             "duplicates": duplicates(indices, size).ratio,
             "overlap": overlap(indices, previous, size).ratio if previous is not None else float("nan"),
@@ -226,39 +232,41 @@ class ReplayMonitor:
             "age_steps": age.value,
         }
 
-    def _of_states(self, indices: Indices, previous: Indices | None, stored: Stored) -> dict[str, float]:
-        """How the states of a batch compare with those stored."""
-        if not self._states.total:
+    def _state_numbers(self, indices: Indices, previous: Indices | None, stored: StoredSteps) -> dict[str, float]:
+        """How the states of a batch differ from those stored."""
+        if not self._state_reader.num_features:
             return {}
-        reference = self._states.read(stored.at(self._rng.integers(stored.sizes.sum(), size=self._states.most)))
-        drawn = self._states.read(indices)
-        before = self._states.read(indices[:0] if previous is None else previous[stored.has(previous)])
+        reference = self._state_reader.read(
+            stored.indices_at(self._rng.integers(stored.sizes.sum(), size=self._state_reader.reference_size))
+        )
+        drawn = self._state_reader.read(indices)
+        before = self._state_reader.read(indices[:0] if previous is None else previous[stored.contains(previous)])
         found = {"state_nonfinite_share": 1.0 - float(np.isfinite(drawn).all(axis=1).mean())}
         drawn, before, reference = (states[np.isfinite(states).all(axis=1)] for states in (drawn, before, reference))
         if drawn.shape[0] and reference.shape[0]:
-            self._shifts.append(Shift.between(drawn, before, reference))
+            self._shifts.append(MeanShift.between(drawn, before, reference))
         if min(drawn.shape[0], reference.shape[0]) > 1:
-            # Every k-th of the batch: stratified draws come in order of time, so the first ones are the oldest
-            some = drawn[:: -(-drawn.shape[0] // _MOST_DISTANCES)]
-            found["energy_distance"] = energy_distance(some, reference[:_MOST_DISTANCES])
+            # Every k-th of the batch, because stratified draws are ordered by time and the first ones are the oldest
+            spread = drawn[:: -(-drawn.shape[0] // MAX_STATES_FOR_DISTANCES)]
+            found["energy_distance"] = energy_distance(spread, reference[:MAX_STATES_FOR_DISTANCES])
         return found
 
-    def _of_probabilities(self, some: Indices, batch_size: int, size: int) -> dict[str, float]:
-        """How unequal the draws are meant to be, and how unequal they have been."""
-        p = self.buffer.probability(some, batch_size)
-        draws = draw_count_stats(*self._ledger.counts(some))
+    def _probability_numbers(self, sample: Indices, batch_size: int, size: int) -> dict[str, float]:
+        """How unequal the probabilities of the stored transitions are, and how unequal their draws have been."""
+        p = self.buffer.probability(sample, batch_size)
+        draws = draw_count_stats(*self._draw_counts.counts(sample))
         found = {f"draws_{name}": value for name, value in draws.items()}
         found["probability_starved_share"] = float((p * size < 0.1).mean())
         if p.max() > 0.0:
             shape = draw_distribution(p)
-            # Of a sample, the share carries over, and the entropy follows from it
+            # `p` may be a sample. Its perplexity share estimates the buffer's, and the entropy follows from the share
             shape["entropy"] = 1.0 + np.log(shape["perplexity_share"]) / np.log(size) if size > 1 else 1.0
-        else:  # what can be drawn is so little that none of it is in the sample
+        else:  # so few transitions can be drawn that the sample has none of them
             shape = {"top_percent_share": 1.0, "undrawable_share": 1.0}
         return found | {f"probability_{name}": float(value) for name, value in shape.items()}
 
     def _summary(self, latest: dict[str, float]) -> dict[str, float]:
-        """The numbers of the window."""
+        """The numbers for `stats`: `latest`, and averages over the window."""
         table = np.array([list(found.values()) for found in self._examined])
         known = np.isfinite(table)
         sums = np.where(known, table, 0.0).sum(axis=0)
@@ -267,16 +275,16 @@ class ReplayMonitor:
             dict.fromkeys(LATEST, float("nan"))
             | latest
             | dict(zip(AVERAGED, means.tolist(), strict=True))
-            | summary_of(self._shifts, latest["batch_size"])
+            | summarise_shifts(self._shifts, latest["batch_size"])
         )
 
     # -- Looking ---------------------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, float]:
-        """Numbers for a logger: always the same names, nan where nothing is known yet.
+        """Numbers for a logger: always the same names, with nan for a number that is not known yet.
 
-        What is one number of a batch is averaged over the last `window` batches examined. The names and what to make of
-        them are listed in the documentation of the module.
+        Numbers of a batch are averages over the last `window` examined batches. :doc:`/reference/diagnostics` lists all
+        names.
         """
         if self._history:
             return dict(self._history[-1])
@@ -284,11 +292,11 @@ class ReplayMonitor:
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """What `stats` gave after each batch examined, as a list; every other one is dropped whenever it has 10,000."""
+        """The `stats` after each examined batch. Whenever there are more than 10,000, every second one is dropped."""
         return [dict(row) for row in self._history]
 
     def warnings(self) -> list[str]:
-        """What is wrong, in words: each with the number that shows it, and what to do about it. Empty if all is well.
+        """Messages about everything that looks unhealthy, with the measured number and a remedy; empty if nothing does.
 
         Examples
         --------
@@ -306,20 +314,20 @@ class ReplayMonitor:
         (8, '99.5% of the stored transitions have never been drawn; under uniform draws 4.1% would not have been. \
 Raise eps, or lower alpha.')
         """
-        return words_for(self.stats())
+        return warnings_for(self.stats())
 
     def plot(self, ax: Any = None, panels: Sequence[str] | None = None) -> Any:
-        """The figure of the history: what was measured by batch, with a dashed line at what i.i.d. draws would give.
+        """Plot the history against the number of batches. A dashed line marks the value under i.i.d. draws.
 
         Needs Matplotlib.
 
         Parameters
         ----------
-        ax : Axes, or array of them, optional
-            Where to draw, one panel on each; a new figure without it.
+        ax : Axes, or array of Axes, optional
+            The axes to draw on, one for each panel. By default, a new figure is made.
         panels : sequence of str, optional
-            Of ``"td_error"``, ``"pairs"``, ``"mean"``, ``"states"``, ``"weights"`` and ``"draws"``; all of them, or as
-            many as there are axes.
+            Any of ``"td_error"``, ``"pairs"``, ``"mean"``, ``"states"``, ``"weights"`` and ``"draws"``. By default, all
+            of them, or as many as there are axes.
 
         Returns
         -------
@@ -328,8 +336,10 @@ Raise eps, or lower alpha.')
         return draw_panels(self._history, ax, panels)
 
 
-def _of_errors(errors: npt.NDArray[np.float64] | None, probabilities: npt.NDArray[np.float64]) -> dict[str, float]:
-    """The TD errors of a batch, and how much larger they are than those of the buffer."""
+def _td_error_numbers(
+    errors: npt.NDArray[np.float64] | None, probabilities: npt.NDArray[np.float64]
+) -> dict[str, float]:
+    """Statistics of the TD errors of a batch, and how much larger they are than the buffer's."""
     if errors is None:
         return {}
     found = td_error_stats(errors)
@@ -339,8 +349,8 @@ def _of_errors(errors: npt.NDArray[np.float64] | None, probabilities: npt.NDArra
     return {f"td_error_{name}": value for name, value in found.items()} | {"td_lift": lift}
 
 
-def _of_weights(weights: npt.NDArray[np.float64]) -> dict[str, float]:
-    """What the weights leave of a batch. Undivided ones may be infinite: then the others are left nothing."""
+def _weight_numbers(weights: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Statistics of the weights of a batch. If some are infinite (unnormalised ones may be), the others count as 0."""
     infinite = np.isinf(weights)
     weights = infinite.astype(np.float64) if infinite.any() else weights
     return {f"weight_{name}": value for name, value in weight_stats(weights).items()}

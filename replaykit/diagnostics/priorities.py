@@ -1,22 +1,22 @@
-"""What importance sampling leaves of a batch, and whether prioritized draws are healthy."""
+"""How much importance weights reduce a batch, and how unequally transitions are drawn."""
 
 from typing import Any
 
 import numpy as np
 
-from replaykit.diagnostics.inputs import nonnegative
+from replaykit.diagnostics.arguments import nonnegative
 from replaykit.diagnostics.td_error import top_share
 
 
 def effective_sample_size(weights: Any) -> float:
-    """How many equally weighted draws a weighted batch is worth: ``sum(w)² / sum(w²)``.
+    """The number of equally weighted draws that a weighted batch corresponds to: ``sum(w)² / sum(w²)``.
 
-    From 1, where one weight is everything, to B, where all are equal. nan if all are 0. O(B).
+    It is 1 if only one weight is positive, and B if all weights are equal. nan if all weights are 0. O(B).
 
     Parameters
     ----------
     weights : array-like of shape (B,), float
-        ``batch.weights``: finite, not negative. A common factor does not matter.
+        ``batch.weights``: finite and non-negative. A common factor has no effect.
 
     References
     ----------
@@ -35,22 +35,23 @@ def effective_sample_size(weights: Any) -> float:
 
 
 def weight_stats(weights: Any) -> dict[str, float]:
-    """What the importance weights leave of a batch.
+    """Statistics of the importance weights of a batch.
 
-    O(B). A batch whose weights *collapse* learns from a few transitions only, or, where they are divided by the largest
-    of the buffer, from none: then `mean` falls far below 1.
+    If the weights *collapse*, most of them are close to 0 and the update depends on a few transitions. If weights are
+    divided by the largest in the buffer, all weights of a batch can be close to 0; `mean` is far below 1 then. O(B).
 
     Parameters
     ----------
     weights : array-like of shape (B,), float
-        ``batch.weights``: finite, not negative.
+        ``batch.weights``: finite and non-negative.
 
     Returns
     -------
     dict of str to float
-        `effective_share`, the effective sample size divided by B, in [1/B, 1], 1 where nothing is corrected for;
-        `mean`, by which the step length of learning is scaled; `min` and `max`; and `collapsed_share`, of the
-        weights below 1 % of the batch's largest, in [0, 1], 0 where healthy.
+        - `effective_share`: the effective sample size divided by B, in [1/B, 1]; 1 if all weights are equal.
+        - `mean`: the factor by which the weights scale the step size.
+        - `min` and `max`.
+        - `collapsed_share`: the share of weights below 1 % of the batch's largest, in [0, 1]; 0 is healthy.
 
     Examples
     --------
@@ -69,28 +70,28 @@ def weight_stats(weights: Any) -> dict[str, float]:
 
 
 def draw_distribution(probabilities: Any) -> dict[str, float]:
-    """How unequal the probabilities of the stored transitions are.
-
-    O(N log N).
+    """How unequal the probabilities of the stored transitions are. O(N log N).
 
     Parameters
     ----------
     probabilities : array-like of shape (N,), float
-        ``buffer.probability(indices, batch_size)`` of all that is stored, or of a uniform sample; a common factor
-        does not matter.
+        ``buffer.probability(indices, batch_size)`` for all stored transitions, or for a uniform sample of them. A
+        common factor has no effect.
 
     Returns
     -------
     dict of str to float
-        `top_percent_share`, the mass of the most likely 1 %, in [0.01, 1], 0.01 where uniform; `entropy`, divided by
-        log N, in [0, 1], 1 where uniform; `perplexity_share`, ``exp(entropy) / N``, in [1/N, 1]: the share of the
-        buffer that the draws amount to; `largest`, N times the largest probability, in [1, N], 1 where uniform;
-        and `undrawable_share`, of those with probability 0.
+        - `top_percent_share`: the probability of the most likely 1 % together, in [0.01, 1]; 0.01 if uniform.
+        - `entropy`: the entropy divided by log N, in [0, 1]; 1 if uniform.
+        - `perplexity_share`: ``exp(entropy) / N`` with the undivided entropy, in [1/N, 1]. It is the effective share of
+          the buffer that is drawn.
+        - `largest`: N times the largest probability, in [1, N]; 1 if uniform.
+        - `undrawable_share`: the share of transitions whose probability is 0.
 
     Raises
     ------
     ValueError
-        If all are 0, one is negative, NaN or infinite, or there is none.
+        If all probabilities are 0, one is negative, NaN or infinite, or there are none.
 
     Examples
     --------
@@ -118,29 +119,31 @@ def draw_distribution(probabilities: Any) -> dict[str, float]:
 
 
 def draw_count_stats(counts: Any, expected: Any) -> dict[str, float]:
-    """How often each transition has been drawn, beside uniform draws.
+    """How often transitions have been drawn, compared with uniform draws. O(N).
 
-    O(N). Uniform draws with replacement make the counts Poisson.
+    Under uniform draws with replacement, the counts follow a Poisson distribution.
 
     Parameters
     ----------
     counts : array-like of shape (N,), int
-        How often each stored transition was drawn so far.
+        The number of draws of each stored transition so far.
     expected : float, or array-like of shape (N,)
-        How often uniform draws would have drawn it since it was added: the sum of B/N over the batches since.
+        The expected number under uniform draws: the sum of B/N over all batches since the transition was added.
 
     Returns
     -------
     dict of str to float
-        `mean` and `max` of the counts; `never_share`, of the transitions never drawn so far, and `never_expected`, the
-        same under uniform draws, ``mean(exp(-expected))``; and `dispersion`, ``sum((c - e)²) / sum(e)``: 1 if
-        uniform and independent, below where draws take turns, far above where a few are drawn again and again. nan
-        if nothing is expected.
+        - `mean` and `max` of the counts.
+        - `never_share`: the share of transitions that have never been drawn.
+        - `never_expected`: the same share under uniform draws, ``mean(exp(-expected))``.
+        - `dispersion`: ``sum((c - e)²) / sum(e)`` for counts c and expected counts e; 1 for i.i.d. uniform draws. It is
+          below 1 if transitions are drawn in turn, and far above 1 if a few are drawn again and again. nan if all
+          expected counts are 0.
 
     Raises
     ------
     ValueError
-        If shapes differ, or a number is negative or not finite.
+        If the shapes differ, or a number is negative or not finite.
 
     Examples
     --------

@@ -1,11 +1,11 @@
-"""How large the TD errors of a batch are, and how they are spread."""
+"""The size and spread of the TD errors of a batch."""
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from replaykit.diagnostics.inputs import nonnegative, vector
+from replaykit.diagnostics.arguments import nonnegative, vector
 
 QUANTILES = {"q10": 0.1, "q25": 0.25, "q75": 0.75, "q90": 0.9}
 
@@ -13,25 +13,27 @@ QUANTILES = {"q10": 0.1, "q25": 0.25, "q75": 0.75, "q90": 0.9}
 def td_error_stats(td_errors: Any) -> dict[str, float]:
     """Mean, spread and concentration of abs(δ) over a batch.
 
-    O(B log B). NaN and infinite errors are counted in `nonfinite` and otherwise left out, so that they show without
-    hiding the rest; if none is left, every other number is nan.
+    NaN and infinite TD errors are counted in `nonfinite` and left out of all other numbers. If no TD error is finite,
+    all other numbers are nan. O(B log B).
 
     Parameters
     ----------
     td_errors : array-like of shape (B,), float
-        With their sign.
+        The signed TD errors.
 
     Returns
     -------
     dict of str to float
-        `mean`, `median`, `max` and `std` (of the batch, divided by B) of abs(δ), and its quantiles ``q10``,
-        ``q25``, ``q75`` and ``q90``, in units of TD error; `bias`, the mean of δ itself, near 0 where predictions
-        are right on average; `top_decile_share`, see :func:`top_share`; and `nonfinite`, how many were left out.
+        - `mean`, `median`, `max` and `std` (dividing by B) of abs(δ).
+        - ``q10``, ``q25``, ``q75`` and ``q90``: quantiles of abs(δ).
+        - `bias`: the mean of δ itself, near 0 if predictions are right on average.
+        - `top_decile_share`: the share of the largest tenth, see :func:`top_share`.
+        - `nonfinite`: the number of TD errors that were left out.
 
     Raises
     ------
     ValueError, TypeError
-        If `td_errors` is empty, has more than one axis, or is not real numbers.
+        If `td_errors` is empty, has more than one axis, or does not hold real numbers.
 
     Examples
     --------
@@ -61,23 +63,23 @@ def td_error_stats(td_errors: Any) -> dict[str, float]:
 
 
 def top_share(values: Any, top: float = 0.1) -> float:
-    """The share of the total that the largest `top` of the values carry.
+    """The largest values' share of the total, where `top` is the proportion of values that count as the largest.
 
-    From `top`, where all are equal, to 1, where the others are 0; Gaussian errors give 0.26 for the top tenth,
-    exponential ones 0.33. Where B `top` is no whole number, the last value counts in part, so that equal values
-    give `top` for every B. `top` if all are 0. O(B log B).
+    The result is `top` if all values are equal, and 1 if all other values are 0. For the top tenth, Gaussian TD errors
+    give 0.26 and exponential ones 0.33. If ``top * B`` is not a whole number, the last value counts in part, so equal
+    values give `top` for every B. The result is `top` if all values are 0. O(B log B).
 
     Parameters
     ----------
     values : array-like of shape (B,), float
-        Not negative: abs(δ), priorities, probabilities.
+        Non-negative values, such as abs(δ), priorities or probabilities.
     top : float
         In (0, 1].
 
     Raises
     ------
     ValueError, TypeError
-        If a value is negative, NaN or infinite, there is none, or `top` is outside (0, 1].
+        If a value is negative, NaN or infinite, there are no values, or `top` is outside (0, 1].
 
     Examples
     --------

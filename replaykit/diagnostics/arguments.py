@@ -1,4 +1,4 @@
-"""What the measures are given: checked once, and made float64 arrays of one shape."""
+"""Checks of the measures' arguments, and their conversion to float64 arrays."""
 
 from typing import Any, NamedTuple
 
@@ -10,12 +10,12 @@ from replaykit.trees import leaves_of
 
 
 class Compared(NamedTuple):
-    """A measure beside what it is on average when batches are drawn uniformly and independently.
+    """A measured value and its expectation under independent uniform draws.
 
     Attributes
     ----------
     value : float
-        As measured.
+        The measured value.
     expected : float
         The exact expectation under independent uniform draws.
 
@@ -31,12 +31,12 @@ class Compared(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """``value / expected``: 1 on average if i.i.d.; nan where nothing is expected."""
+        """``value / expected``: 1 on average for i.i.d. draws; nan if `expected` is 0."""
         return self.value / self.expected if self.expected > 0.0 else float("nan")
 
 
 def vector(name: str, values: Any, minimum: int = 1) -> npt.NDArray[np.float64]:
-    """`values` as float64 of shape (B,), at least `minimum` of them."""
+    """`values` as float64 of shape (B,), with at least `minimum` entries."""
     array = as_float64(name, values)
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}; expected one axis: reshape it with .reshape(-1)")
@@ -46,7 +46,7 @@ def vector(name: str, values: Any, minimum: int = 1) -> npt.NDArray[np.float64]:
 
 
 def nonnegative(name: str, values: Any) -> npt.NDArray[np.float64]:
-    """`values` as float64 of shape (B,), finite and not negative, at least one."""
+    """`values` as float64 of shape (B,), finite, non-negative and not empty."""
     array = vector(name, values)
     wrong = ~((array >= 0.0) & (array < np.inf))
     if wrong.any():
@@ -54,8 +54,8 @@ def nonnegative(name: str, values: Any) -> npt.NDArray[np.float64]:
     return array
 
 
-def whole(name: str, values: Any) -> npt.NDArray[np.int64]:
-    """`values` as int64 of shape (B,), at least one."""
+def integers(name: str, values: Any) -> npt.NDArray[np.int64]:
+    """`values` as int64 of shape (B,), not empty."""
     array = as_indices(name, values)
     if not array.size:
         raise ValueError(f"{name} is empty; expected at least one entry")
@@ -71,8 +71,16 @@ def count(name: str, value: Any, minimum: int = 1) -> int:
     return int(value)
 
 
+def lane_sizes(sizes: Any) -> npt.NDArray[np.float64]:
+    """The numbers of stored steps of each lane that is not empty, from a number or a list of numbers."""
+    lanes = nonnegative("sizes", np.atleast_1d(as_float64("sizes", sizes)))
+    if (lanes % 1.0).any() or not lanes.sum():
+        raise ValueError(f"sizes is {sizes}; expected whole numbers of stored steps, at least 1 in all")
+    return lanes[lanes > 0.0]
+
+
 def features(name: str, states: Any, minimum: int = 1) -> npt.NDArray[np.float64]:
-    """`states`, an array (B, ...) or a dict or tuple of such, as a finite float64 array of shape (B, D)."""
+    """`states`, an array (B, ...) or a dict or tuple of such arrays, as a finite float64 array of shape (B, D)."""
     columns = flattened(name, states)
     if columns.shape[0] < minimum:
         raise ValueError(f"{name} has {columns.shape[0]} entries; expected at least {minimum}")
@@ -83,7 +91,7 @@ def features(name: str, states: Any, minimum: int = 1) -> npt.NDArray[np.float64
 
 
 def flattened(name: str, states: Any) -> npt.NDArray[np.float64]:
-    """`states`, an array (B, ...) or a dict or tuple of such, as float64 of shape (B, D); complex as two numbers."""
+    """`states` as float64 of shape (B, D). A complex number becomes two real ones."""
     leaves = [(path, as_array(path, leaf)) for path, leaf in leaves_of(states, name)]
     if not leaves:
         raise ValueError(f"{name} holds no array; expected at least one")
@@ -100,7 +108,7 @@ def _columns(name: str, array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 def standardised(states: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """The features that vary, with mean 0 and variance 1, and which of all those are."""
+    """The features that vary, scaled to mean 0 and variance 1, and a mask of which features vary."""
     varies: npt.NDArray[np.bool_] = states.max(axis=0) > states.min(axis=0)
     states = states[:, varies]
     states = states / np.abs(states).max(axis=0, initial=0.0)  # so that no square overflows or vanishes

@@ -1,4 +1,4 @@
-"""The figure of a monitor's history."""
+"""Plots of a monitor's history."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,7 +7,18 @@ import numpy as np
 
 
 class Panel(NamedTuple):
-    """What is drawn on one pair of axes: names of numbers and their labels, and the level of i.i.d. draws."""
+    """One plot of the figure.
+
+    Attributes
+    ----------
+    title : str
+    lines : dict of str to str
+        The numbers that are drawn, by the monitor's names, and their labels.
+    iid : float, optional
+        The value under i.i.d. draws, drawn as a dashed line.
+    scale : {"linear", "log", "share"}
+        Of the vertical axis; "share" is linear from 0 to 1.
+    """
 
     title: str
     lines: dict[str, str]
@@ -56,7 +67,7 @@ PANELS = {
 
 
 def draw_panels(history: Sequence[dict[str, float]], ax: Any, panels: Sequence[str] | None) -> Any:
-    """Draw the panels on the axes given, or on a new figure; returns the figure."""
+    """Draw panels on the given axes, or on a new figure, and return the figure."""
     names = list(PANELS if panels is None else [panels] if isinstance(panels, str) else panels)
     for name in names:
         if name not in PANELS:
@@ -80,25 +91,25 @@ def _new_axes(number: int) -> tuple[list[Any], Any]:
 
     columns = min(number, 3)
     rows = -(-number // columns)
-    figure = Figure(figsize=(4.4 * columns, 3.3 * rows), layout="constrained")  # not pyplot's: no global state
+    figure = Figure(figsize=(4.4 * columns, 3.3 * rows), layout="constrained")  # without pyplot and its global state
     return list(figure.subplots(rows, columns, squeeze=False).flat)[:number], figure
 
 
 def _draw(panel: Panel, history: Sequence[dict[str, float]], ax: Any) -> None:
     batches = np.array([row["batches"] for row in history])
-    shown = False
+    is_drawn = False
     for name, label in panel.lines.items():
         values = np.array([row[name] for row in history])
         known = np.isfinite(values) & ((values > 0.0) | (panel.scale != "log"))
         if known.any():
             ax.plot(batches[known], values[known], label=label, marker="." if known.sum() < 3 else None)
-            shown = True
+            is_drawn = True
     if panel.iid is not None:
         ax.axhline(panel.iid, color="0.4", linestyle="--", linewidth=1.0, label="i.i.d.")
-    if shown and panel.scale == "log":
+    if is_drawn and panel.scale == "log":
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter("{x:g}")
-        if panel.iid is not None:  # so that what is near i.i.d. looks like it
+        if panel.iid is not None:  # wide limits, so that values near i.i.d. look close to it
             low, high = ax.get_ylim()
             ax.set_ylim(min(low, panel.iid / 15.0), max(high, panel.iid * 15.0))
     elif panel.scale == "share":
@@ -106,7 +117,7 @@ def _draw(panel: Panel, history: Sequence[dict[str, float]], ax: Any) -> None:
     elif panel.iid is not None:
         low, high = ax.get_ylim()
         ax.set_ylim(min(low, panel.iid - 0.05), max(high, panel.iid + 0.25))
-    if not shown:
+    if not is_drawn:
         ax.text(0.5, 0.6, "nothing measured yet", ha="center", va="center", transform=ax.transAxes)
     else:
         ax.legend(fontsize="x-small")

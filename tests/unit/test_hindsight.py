@@ -1,12 +1,9 @@
 """Hindsight replay: which goals are taken, what follows from them, and what is refused."""
 
 import copy
-from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from replaykit import (
     CombinedReplay,
@@ -19,66 +16,15 @@ from replaykit import (
     Spec,
 )
 from replaykit.testing import assert_lawful, bits_of
-from tests.helpers import FLAT, filled
-
-GOAL = Field((2,), np.float64)
-SPEC = Spec(obs={"achieved_goal": GOAL, "desired_goal": GOAL}, action=Field((), np.int64))
-STRATEGIES = ("future", "final", "episode", "random")
-
-
-def sparse(achieved_goal, desired_goal, info):
-    """-1, and 0 at the goal."""
-    return (achieved_goal == desired_goal).all(axis=-1) - 1.0
-
-
-def reached(achieved_goal, desired_goal, info):
-    """Whether it is at the goal."""
-    return (achieved_goal == desired_goal).all(axis=-1)
-
-
-def state(lane, moment):
-    """A goal that tells its lane and the number of its observation there."""
-    return np.array([lane, moment], np.float64)
-
-
-_OBS, _ACHIEVED = (
-    str([leaf.name for leaf in SPEC.leaves].index(name)) for name in ("obs.achieved_goal", "next_obs.achieved_goal")
-)
-UNREACHABLE = np.array([-1.0, -1.0])
-
-
-def walk(buffer, lengths, ends="truncated"):
-    """Fill one buffer with episodes of these lengths in every lane; observation numbers differ between episodes.
-
-    Returns the number of observations of each lane.
-    """
-    lanes, moment = buffer.num_envs, 0
-    for length in lengths:
-        for t in range(length):
-            now, then = (np.stack([state(e, moment + t + dt) for e in range(lanes)]) for dt in (0, 1))
-            goals = np.tile(UNREACHABLE, (lanes, 1))
-            if lanes == 1:
-                now, then, goals = now[0], then[0], goals[0]
-            flags = {"terminated": np.zeros(lanes, bool), "truncated": np.zeros(lanes, bool)}
-            if t == length - 1 and ends is not None:
-                flags[ends][:] = True
-            if lanes == 1:
-                flags = {name: bool(flag[0]) for name, flag in flags.items()}
-            buffer.add(
-                {"achieved_goal": now, "desired_goal": goals},
-                np.zeros((lanes,) if lanes > 1 else (), np.int64),
-                np.full((lanes,) if lanes > 1 else (), -1.0),
-                {"achieved_goal": then, "desired_goal": goals},
-                **flags,
-            )
-        moment += length + 1
-    return moment
+from tests.helpers import FLAT, GOAL, GOAL_SPEC, UNREACHABLE, filled, goal_episodes, reached, sparse, state
 
 
 def test_by_hand():
     """One episode of three steps and its last outcome: goal, reward and end of a window of two steps."""
-    buffer = HindsightReplay(ReplayBuffer(10, SPEC, n_step=2, gamma=0.5, seed=0), sparse, strategy="final", ratio=1.0)
-    walk(buffer, [3])
+    buffer = HindsightReplay(
+        ReplayBuffer(10, GOAL_SPEC, n_step=2, gamma=0.5, seed=0), sparse, strategy="final", ratio=1.0
+    )
+    goal_episodes(buffer, [3])
     batch = assert_lawful(buffer, 50)
     rewards = {0: -1.0 - 0.5, 1: -1.0 + 0.0, 2: 0.0}  # the goal is the outcome of step 2
     lengths = {0: 2, 1: 2, 2: 1}
@@ -98,9 +44,9 @@ def test_by_hand():
 
 def test_a_window_that_reaches_the_new_goal_stops_there():
     """And one that ended at the old goal goes on to its last step, where it does not terminate under the new one."""
-    inner = ReplayBuffer(10, SPEC, n_step=5, gamma=0.5, seed=0)
+    inner = ReplayBuffer(10, GOAL_SPEC, n_step=5, gamma=0.5, seed=0)
     buffer = HindsightReplay(inner, sparse, terminated_fn=reached, ratio=1.0)
-    walk(buffer, [4], ends="terminated")
+    goal_episodes(buffer, [4], ends="terminated")
     window = buffer.window(np.arange(4).repeat(20))
     assert not window.reward[np.arange(5) >= window.length[:, None]].any(), "entries past the length are 0"
     batch = assert_lawful(buffer, 200)
@@ -126,142 +72,11 @@ def test_a_window_that_reaches_the_new_goal_stops_there():
 def test_truncated_belongs_to_the_last_step_used():
     """A window cut short before a truncated step is not truncated."""
     buffer = HindsightReplay(
-        ReplayBuffer(10, SPEC, n_step=5, seed=0), sparse, terminated_fn=reached, strategy="future", ratio=1.0
+        ReplayBuffer(10, GOAL_SPEC, n_step=5, seed=0), sparse, terminated_fn=reached, strategy="future", ratio=1.0
     )
-    walk(buffer, [4], ends="truncated")
+    goal_episodes(buffer, [4], ends="truncated")
     batch = buffer.sample(200)
     np.testing.assert_array_equal(batch.truncated, batch.obs["desired_goal"][:, 1] == 4)
-
-
-def allowed_outcomes(buffer, index, strategy):
-    """The numbers (lane, moment) of the outcomes that `index` may be given as a goal, found without the library."""
-    ring = buffer._storage.ring
-    alive = ring.living()
-    outcome = {int(i): tuple(ring.rows[_ACHIEVED][i % ring.capacity]) for i in alive}
-    if strategy == "random":
-        return [outcome[int(i)] for i in alive]
-    lane = index % buffer.num_envs
-    of_lane = [int(i) for i in alive if i % buffer.num_envs == lane]
-    run, runs = [], []
-    for i in of_lane:
-        run.append(i)
-        if ring.ended[i % ring.capacity]:
-            runs, run = [*runs, run], []
-    (mine,) = (r for r in [*runs, run] if index in r)
-    return [
-        outcome[i] for i in {"future": [i for i in mine if i >= index], "final": mine[-1:], "episode": mine}[strategy]
-    ]
-
-
-STREAMS = {
-    "running": ([6], None, 20),
-    "truncated": ([5, 6], "truncated", 20),
-    "terminated": ([5, 6], "terminated", 20),
-    "half overwritten": ([9, 5], "truncated", 10),
-    "longer than the lane": ([40], None, 7),
-    "wrapped many times": ([3, 5, 1, 7, 2, 6, 4], "terminated", 11),
-    "single steps": ([1, 1, 1], "terminated", 3),
-}
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("stream", STREAMS)
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_goals_are_uniform_over_the_allowed_outcomes(strategy, stream, lanes):
-    """By position: never another outcome, and each allowed one equally often (chi-square, false positive 1e-6 each).
-
-    So never of another episode or lane, and for `future` and `final` never the present state or one before it.
-    """
-    stats = pytest.importorskip("scipy.stats")
-    lengths, ends, length = STREAMS[stream]
-    buffer = HindsightReplay(
-        ReplayBuffer(length * lanes, SPEC, num_envs=lanes, seed=1), sparse, strategy=strategy, ratio=1
-    )
-    walk(buffer, lengths, ends)
-    counts = {}
-    for _ in range(40):
-        batch = buffer.sample(500)
-        for index, goal in zip(batch.indices.tolist(), map(tuple, batch.obs["desired_goal"]), strict=True):
-            counts.setdefault(index, {}).setdefault(goal, 0)
-            counts[index][goal] += 1
-    assert sorted(counts) == sorted(buffer._storage.ring.living().tolist())
-    for index, found in counts.items():
-        allowed = allowed_outcomes(buffer, index, strategy)
-        assert set(found) <= set(allowed)
-        present = tuple(buffer._storage.ring.rows[_OBS][index % buffer.capacity])
-        if strategy in ("future", "final"):
-            assert present not in found
-        if len(allowed) > 1:
-            observed = [found.get(goal, 0) for goal in allowed]
-            assert stats.chisquare(observed).pvalue > 1e-6
-
-
-@pytest.mark.parametrize("strategy", ["future", "final", "episode"])
-def test_share_of_successes(strategy):
-    """Goals all distinct: future H_T / T, final and episode 1 / T; at the last step future always succeeds."""
-    stats = pytest.importorskip("scipy.stats")
-    steps = 10
-    buffer = HindsightReplay(ReplayBuffer(steps, SPEC, seed=0), sparse, strategy=strategy, ratio=1.0)
-    walk(buffer, [steps])
-    count = 60_000
-    batch = buffer.sample(count)
-    expected = {"future": float(sum(Fraction(1, k) for k in range(1, steps + 1)) / steps)}.get(strategy, 1 / steps)
-    success = batch.reward == 0.0
-    assert stats.binomtest(int(success.sum()), count, expected).pvalue > 1e-6
-    if strategy == "future":
-        assert success[batch.indices == steps - 1].all()
-
-
-@pytest.mark.parametrize("ratio", [0.0, 0.2, 0.8, 1.0])
-def test_the_share_of_relabelled_rows_is_binomial(ratio):
-    """With the probability `ratio`, and independent of the transition; the others are as stored."""
-    stats = pytest.importorskip("scipy.stats")
-    buffer = HindsightReplay(ReplayBuffer(50, SPEC, seed=3), sparse, ratio=ratio)
-    walk(buffer, [20, 30])
-    batch = buffer.sample(40_000)
-    assert stats.binomtest(int(batch.relabelled.sum()), 40_000, ratio).pvalue > 1e-6
-    assert (batch.obs["desired_goal"][~batch.relabelled] == UNREACHABLE).all()
-    assert (batch.next_obs["desired_goal"][~batch.relabelled] == UNREACHABLE).all()
-    assert (batch.obs["desired_goal"][batch.relabelled] != UNREACHABLE).all()
-    assert (batch.reward[~batch.relabelled] == -1.0).all()
-    if 0.0 < ratio < 1.0:
-        table = [np.bincount(batch.indices[batch.relabelled == flag], minlength=50) for flag in (False, True)]
-        assert stats.chi2_contingency(table).pvalue > 1e-6
-
-
-@given(
-    n_step=st.integers(1, 4),
-    lanes=st.integers(1, 3),
-    strategy=st.sampled_from(STRATEGIES),
-    terminates=st.booleans(),
-    seed=st.integers(0, 99),
-)
-def test_wrappers_on_different_verbs_commute(n_step, lanes, strategy, terminates, seed):
-    """Hindsight in combined replay or around it: the same bits."""
-    batches = []
-    for order in ((HindsightReplay, CombinedReplay), (CombinedReplay, HindsightReplay)):
-        buffer = PrioritizedBuffer(12 * lanes, SPEC, num_envs=lanes, n_step=n_step, seed=seed)
-        for wrapper in order:
-            if wrapper is CombinedReplay:
-                buffer = CombinedReplay(buffer, latest=2)
-            else:
-                terminated_fn = reached if terminates else None
-                buffer = HindsightReplay(buffer, sparse, strategy=strategy, terminated_fn=terminated_fn)
-        walk(buffer, [5, 3, 8])
-        batches.append([bits_of(buffer.sample(20)) for _ in range(3)])
-    assert batches[0] == batches[1]
-
-
-@given(n_step=st.integers(1, 4), strategy=st.sampled_from(STRATEGIES))
-def test_a_ratio_of_0_changes_nothing(n_step, strategy):
-    """Bit for bit, batch after batch; only that `relabelled` is there, and False."""
-    plain = PrioritizedBuffer(12, SPEC, n_step=n_step, seed=4)
-    walk(plain, [5, 3, 8])
-    wrapped = HindsightReplay(copy.deepcopy(plain), sparse, strategy=strategy, ratio=0.0)
-    for _ in range(3):
-        expected, got = bits_of(plain.sample(9)), bits_of(wrapped.sample(9))
-        assert got.pop("relabelled") == ("bool", (9,), bytes(9))
-        assert got == expected
 
 
 def test_reward_fn_is_called_once_a_batch_with_rows_of_equal_shape():
@@ -275,7 +90,7 @@ def test_reward_fn_is_called_once_a_batch_with_rows_of_equal_shape():
         assert info["deep"]["x"].shape == (*info["cost"].shape, 3)
         return info["cost"]
 
-    spec = Spec(SPEC["obs"], SPEC["action"], cost=Field(()), deep={"x": Field((3,), np.int16)})
+    spec = Spec(GOAL_SPEC["obs"], GOAL_SPEC["action"], cost=Field(()), deep={"x": Field((3,), np.int16)})
     buffer = HindsightReplay(ReplayBuffer(30, spec, n_step=3, gamma=1.0, seed=0), reward_fn)
     for i in range(20):
         obs, next_obs = ({"achieved_goal": state(0, i + d), "desired_goal": UNREACHABLE} for d in (0, 1))
@@ -333,8 +148,8 @@ def test_images_as_goals():
 
 def test_over_a_buffer_without_replay():
     """The newest transitions, relabelled."""
-    buffer = HindsightReplay(LatestBuffer(20, SPEC, seed=0), sparse, strategy="final", ratio=1.0)
-    walk(buffer, [4, 4])
+    buffer = HindsightReplay(LatestBuffer(20, GOAL_SPEC, seed=0), sparse, strategy="final", ratio=1.0)
+    goal_episodes(buffer, [4, 4])
     batch = assert_lawful(buffer, 4)
     assert batch.indices.tolist() == [4, 5, 6, 7]
     assert batch.reward.tolist() == [-1.0, -1.0, -1.0, 0.0]
@@ -351,8 +166,8 @@ def test_a_function_may_change_what_it_is_given():
 
     batches = []
     for reward_fn in (sparse, careless):
-        buffer = HindsightReplay(ReplayBuffer(10, SPEC, n_step=2, seed=0), reward_fn, terminated_fn=reached)
-        walk(buffer, [8])
+        buffer = HindsightReplay(ReplayBuffer(10, GOAL_SPEC, n_step=2, seed=0), reward_fn, terminated_fn=reached)
+        goal_episodes(buffer, [8])
         batches.append([bits_of(assert_lawful(buffer, 20)) for _ in range(3)])
     assert batches[0] == batches[1]
 
@@ -362,8 +177,8 @@ def test_a_function_may_change_what_it_is_given():
 
 def goals(inner=None, reward_fn=sparse, **options):
     """A hindsight replay that is ready to be sampled."""
-    inner = PrioritizedBuffer(10, SPEC, n_step=2, seed=5) if inner is None else inner
-    walk(inner, [5, 9])
+    inner = PrioritizedBuffer(10, GOAL_SPEC, n_step=2, seed=5) if inner is None else inner
+    goal_episodes(inner, [5, 9])
     inner.update_priorities([12], [3.0])
     return HindsightReplay(inner, reward_fn, **options)
 
@@ -397,10 +212,10 @@ def test_a_wrong_reward_function_changes_nothing(case):
     buffer = goals(reward_fn=reward_fn)
     wrapped = CombinedReplay(buffer)
     for replay in (buffer, wrapped):
-        before = copy.deepcopy(replay._storage.rng.bit_generator.state)
+        before = copy.deepcopy(replay.rng.bit_generator.state)
         with pytest.raises(error, match=match):
             replay.sample(30)
-        assert replay._storage.rng.bit_generator.state == before
+        assert replay.rng.bit_generator.state == before
         assert replay.stats()["batches"] == 0
         replay.check()
     buffer.reward_fn = sparse
@@ -475,7 +290,7 @@ def test_a_scalar_terminated_function_works_when_wrapped_as_the_error_says():
 def test_wrong_options_are_refused(options, error, match):
     """By an error that names the option, what it is, and what is expected."""
     with pytest.raises(error, match=match):
-        HindsightReplay(ReplayBuffer(10, SPEC), **({"reward_fn": sparse} | options))
+        HindsightReplay(ReplayBuffer(10, GOAL_SPEC), **({"reward_fn": sparse} | options))
 
 
 def test_specs_without_goals_are_refused():
@@ -513,7 +328,7 @@ def test_a_wrapper_of_ones_own_around_or_inside():
 
 def test_each_function_has_its_own_info():
     """What reward_fn makes of it does not reach terminated_fn."""
-    spec = Spec(SPEC["obs"], SPEC["action"], cost=Field((), np.int64))
+    spec = Spec(GOAL_SPEC["obs"], GOAL_SPEC["action"], cost=Field((), np.int64))
 
     def careless(achieved_goal, desired_goal, info):
         info["cost"][:] = 99
@@ -536,131 +351,18 @@ def test_each_function_has_its_own_info():
 def test_one_key_for_both_goals_is_refused():
     """It is a misprint."""
     with pytest.raises(ValueError, match="achieved_goal and desired_goal are both 'desired_goal'"):
-        HindsightReplay(ReplayBuffer(9, SPEC), sparse, achieved_goal="desired_goal")
+        HindsightReplay(ReplayBuffer(9, GOAL_SPEC), sparse, achieved_goal="desired_goal")
 
 
 def test_a_batch_that_cannot_be_drawn_draws_nothing_at_random():
     """So that the next one is the same under a wrapper that puts the generator back."""
     batches = []
     for wrap in (lambda b: b, lambda b: HindsightReplay(b, sparse, ratio=0.0)):
-        buffer = PrioritizedBuffer(9, SPEC, eps=0.0, seed=0)
-        walk(buffer, [9])
+        buffer = PrioritizedBuffer(9, GOAL_SPEC, eps=0.0, seed=0)
+        goal_episodes(buffer, [9])
         buffer.update_priorities(np.arange(9), np.zeros(9))
         with pytest.raises(ValueError, match="every priority is 0"):
             wrap(buffer).sample(4)
         buffer.update_priorities(np.arange(9), np.ones(9))
         batches.append(wrap(buffer).sample(6).indices.tolist())
     assert batches[0] == batches[1]
-
-
-# -- At once, and step by step ----------------------------------------------------------------------------------
-
-
-class LongWay(ReplayWrapper):
-    """Changes nothing, but takes the long way: window and reduce."""
-
-    def window(self, indices):
-        return self.inner.window(indices)
-
-
-class Doubled(ReplayWrapper):
-    """Doubles the rewards when a window is opened, before goals are replaced."""
-
-    def window(self, indices):
-        window = self.inner.window(indices)
-        window.reward *= 2
-        return window
-
-
-class Negated(ReplayWrapper):
-    """Negates the rewards when a window is reduced."""
-
-    def reduce(self, window):
-        fields = self.inner.reduce(window)
-        fields["reward"] = -fields["reward"]
-        return fields
-
-
-def goals_of(field, seed=0, make=ReplayBuffer, wrap=lambda buffer: buffer, n_step=1, **options):
-    """A replay with goals of this field, of episodes of seven steps that wrap around."""
-    spec = Spec(obs={"x": Field((3,)), "achieved_goal": field, "desired_goal": field}, action=Field((), np.int8))
-    buffer = make(40, spec, seed=seed, n_step=n_step)
-    rng = np.random.default_rng(1)
-
-    def goal():
-        return rng.integers(0, 4, field.shape).astype(field.dtype)
-
-    for number in range(65):
-        obs, next_obs = (
-            {"x": np.full(3, number + dt), "achieved_goal": goal(), "desired_goal": goal()} for dt in (0, 1)
-        )
-        buffer.add(obs, number % 100, -1.0, next_obs, False, number % 7 == 6)
-    return HindsightReplay(wrap(buffer), told, **options)
-
-
-def told(achieved_goal, desired_goal, info):
-    """A reward that tells both goals."""
-    rows = achieved_goal.shape[0]
-    achieved, desired = (goal.reshape(rows, -1).astype(np.float64) for goal in (achieved_goal, desired_goal))
-    return achieved @ np.arange(1.0, achieved.shape[1] + 1) - 100.0 * desired.sum(axis=1)
-
-
-def first_is_equal(achieved_goal, desired_goal, info):
-    """An end that depends on a part of the goals."""
-    return achieved_goal.reshape(len(achieved_goal), -1)[:, 0] == desired_goal.reshape(len(desired_goal), -1)[:, 0]
-
-
-WIDTHS = [
-    Field((3,), "u1"),
-    Field((), "f2"),
-    Field((2,)),
-    Field((), "f8"),
-    Field((5,), "i2"),
-    Field((2, 3)),
-    Field((), "?"),
-]
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("field", WIDTHS, ids=str)
-@pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer, LatestBuffer])
-def test_relabelled_at_once_is_relabelled_step_by_step(make, field, strategy):
-    """Bit for bit, for goals of every width, inside and outside of CombinedReplay."""
-    for terminated_fn in (None, first_is_equal):
-        options = {"strategy": strategy, "ratio": 0.7, "terminated_fn": terminated_fn}
-        fast = goals_of(field, make=make, **options)
-        assert fast._is_direct
-        replays = [fast, goals_of(field, make=make, wrap=LongWay, **options)]
-        outside = [
-            CombinedReplay(goals_of(field, make=make, wrap=wrap, **options), 3) for wrap in (LongWay, lambda b: b)
-        ]
-        inside = [goals_of(field, make=make, wrap=lambda b, w=w: w(CombinedReplay(b, 3)), **options)
-                  for w in (LongWay, lambda b: b)]  # fmt: skip
-        for group in (replays, outside + inside):
-            for batch_size in (1, 4, 50):
-                if batch_size < 3 and group is not replays:
-                    continue
-                batches = [bits_of(replay.sample(batch_size)) for replay in group]
-                assert all(batch == batches[0] for batch in batches)
-                names = list(group[0].sample(5))
-                assert all(list(replay.sample(5)) == names for replay in group[1:])
-
-
-def test_the_discount_is_0_where_a_new_goal_terminates():
-    """And gamma elsewhere, whatever was stored."""
-    batch = goals_of(Field((2,)), terminated_fn=first_is_equal, ratio=0.8).sample(200)
-    assert set(batch.terminated.tolist()) == {True, False}
-    np.testing.assert_array_equal(batch.discount, np.where(batch.terminated, 0.0, 0.99).astype(np.float32))
-
-
-@pytest.mark.parametrize("n_step", [1, 3])
-def test_what_wrappers_change_is_not_passed_over(n_step):
-    """A window or a reduction of one's own counts, inside of hindsight and around it."""
-    for wrap in (Doubled, Negated):
-        inside = goals_of(Field((2,)), wrap=wrap, n_step=n_step, ratio=0.5)
-        plain = goals_of(Field((2,)), n_step=n_step, ratio=0.5)
-        got, before = inside.sample(60), plain.sample(60)
-        factor = np.where(before.relabelled, 1.0, 2.0) if wrap is Doubled else -1.0
-        np.testing.assert_array_equal(got.reward, (before.reward * factor).astype(np.float32))
-    around, plain = Negated(goals_of(Field((2,)), n_step=n_step)), goals_of(Field((2,)), n_step=n_step)
-    np.testing.assert_array_equal(around.sample(60).reward, -plain.sample(60).reward)

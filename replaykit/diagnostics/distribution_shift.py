@@ -1,6 +1,6 @@
-"""Is what a batch shows distributed as what is stored?
+"""How the distribution of a batch differs from that of the buffer.
 
-The second half of i.i.d. Each measure is compared with uniform draws from the buffer.
+Each measure is compared with its expectation under uniform draws from the buffer.
 """
 
 from typing import Any
@@ -8,26 +8,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from replaykit.diagnostics.independence import _lane_sizes
-from replaykit.diagnostics.inputs import Compared, features, nonnegative, standardised, vector
+from replaykit.diagnostics.arguments import Compared, features, lane_sizes, nonnegative, standardised, vector
 from replaykit.field import as_indices
 
 
 def mean_shift(batch: Any, reference: Any) -> float:
-    """How far the mean of a batch lies from the buffer's, squared, in units of what chance makes of it.
+    """The squared difference between the means of batch and buffer, relative to its expectation under i.i.d. draws.
 
-    ``(mean(batch) - mean(reference))² / (s² (1/B + 1/M))`` with the variance s² of both together, averaged over
-    features. 1 if i.i.d., on average exactly, for every B, M and distribution; from 0 to B + M - 1. A batch of
-    neighbours, an unrepresentative one and a small one that is both all raise it: it is one batch's share of
-    :func:`batch_mean_error`. Average it over batches, for one alone it is noisy: its standard deviation is 1.4 with
-    one feature. Constant features are left out; nan if all are. O((B + M) D).
+    The value is ``(mean(batch) - mean(reference))² / (s² (1/B + 1/M))``, averaged over features, where s² is the
+    variance of batch and reference together. It is between 0 and B + M - 1. Its expectation for i.i.d. draws is exactly
+    1, for every B, M and distribution. Dependent draws raise it, and so does a difference in distribution;
+    :func:`batch_mean_error` separates the two. Average it over many batches: for a single one it is noisy, with a
+    standard deviation of 1.4 for one feature. Constant features are left out; nan if all are constant. O((B + M) D).
 
     Parameters
     ----------
-    batch : array-like of shape (B, ...), or dict or tuple of such
-        States, or whatever describes a transition.
+    batch : array-like of shape (B, ...), or dict or tuple of such arrays
+        States, or any other numbers that describe a transition.
     reference : the same of shape (M, ...)
-        Of transitions drawn uniformly from the buffer, with replacement; or of all that is stored.
+        The same numbers for transitions drawn uniformly from the buffer, with replacement, or for all stored ones.
 
     Examples
     --------
@@ -47,7 +46,10 @@ def mean_shift(batch: Any, reference: Any) -> float:
 def standardised_shift(
     batch: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], float]:
-    """Each feature's shift of the mean in standard deviations, nan if constant, and the variance that is chance's."""
+    """The difference of the means in standard deviations, for each feature, and its variance under i.i.d. draws.
+
+    nan for a constant feature.
+    """
     size, rest = batch.shape[0], reference.shape[0]
     both, varies = standardised(np.concatenate((batch, reference)))
     shift = np.full(batch.shape[1], np.nan)
@@ -56,21 +58,23 @@ def standardised_shift(
 
 
 def energy_distance(batch: Any, reference: Any) -> float:
-    """How different the states of a batch are from the buffer's, in any respect: place, spread, shape, clusters.
+    """The energy distance between the states of batch and buffer, which detects any difference in distribution.
 
-    ``(2 E|X - Y| - E|X - X'| - E|Y - Y'|) / sqrt(2 D)`` with X, X' from the batch, Y, Y' from the reference and D
-    features standardised over both together, estimated without bias: each expectation over pairs of different draws.
-    So 0 is i.i.d., on average exactly, for every B, M and distribution, and values a little below 0 occur; the largest
-    possible is ``sqrt(2 / (p (1 - p)))`` with p = B/(B + M). With 4 Gaussian features a shift of every mean by one
-    standard deviation gives 0.41, by half of one 0.11, and half the spread 0.08; chance alone is ± 0.007 at B = 64,
-    M = 256. Constant features are left out; 0 if all are. O((B + M)² D).
+    The distance is ``(2 E|X - Y| - E|X - X'| - E|Y - Y'|) / sqrt(2 D)``, with X, X' from the batch, Y, Y' from the
+    reference, and D features that are standardised over both. Each expectation is a mean over pairs of different draws,
+    so the estimate is unbiased: its expectation for i.i.d. draws is exactly 0, for every B, M and distribution, and it
+    can be slightly below 0. The maximum is ``sqrt(2 / (p (1 - p)))`` with p = B/(B + M).
+
+    As a guide, for 4 Gaussian features: a shift of every mean by one standard deviation gives 0.41, by half a standard
+    deviation 0.11, and half the standard deviation 0.08. I.i.d. draws give 0 ± 0.007 at B = 64 and M = 256. Constant
+    features are left out; 0 if all are constant. O((B + M)² D).
 
     Parameters
     ----------
-    batch : array-like of shape (B, ...), or dict or tuple of such, B >= 2
-        States, or whatever describes a transition.
+    batch : array-like of shape (B, ...), or dict or tuple of such arrays, B >= 2
+        States, or any other numbers that describe a transition.
     reference : the same of shape (M, ...), M >= 2
-        Of transitions drawn uniformly from the buffer, with replacement. A few hundred will do.
+        The same numbers for transitions drawn uniformly from the buffer, with replacement. A few hundred are enough.
 
     References
     ----------
@@ -99,10 +103,10 @@ def energy_distance(batch: Any, reference: Any) -> float:
 
 
 def _distances(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Euclidean distances of all pairs."""
+    """The Euclidean distances between all rows of `x` and all rows of `y`."""
     of_x, of_y = (x**2).sum(axis=1), (y**2).sum(axis=1)
     squares = of_x[:, None] + of_y - 2.0 * (x @ y.T)
-    # What cancels to rounding error is the same point; a root would make 1e-8 of it
+    # A square near rounding error means that both points are equal; its root would be as large as 1e-8
     squares[squares < 1e-13 * (1.0 + of_x.max() + of_y.max())] = 0.0
     distances: npt.NDArray[np.float64] = np.sqrt(squares)
     return distances
@@ -116,39 +120,39 @@ def _alike(batch: Any, reference: Any, minimum: int = 1) -> tuple[npt.NDArray[np
 
 
 def relative_age(ages: Any, sizes: Any) -> Compared:
-    """How old the transitions of a batch are, on average.
+    """The mean age of the transitions of a batch, in steps.
 
-    Expected: ``(N - 1) / 2`` for N consecutive steps; over lanes of several sizes, the mean of all that is stored. A
-    ratio of 1 is i.i.d., 0 the newest only, 2 the oldest only. O(B).
+    The expected value is the mean age of all stored transitions, ``(N - 1) / 2`` for one lane of N steps. The ratio is
+    1 for i.i.d. draws, 0 if only the newest transition is drawn, and 2 if only the oldest is. O(B).
 
     Parameters
     ----------
     ages : array-like of shape (B,), int
         Steps since each transition was added to its lane, 0 for the newest: ``(newest - indices) // num_envs``.
     sizes : int, or array-like of shape (E,)
-        How many steps are stored, N; of each lane, if there are several.
+        The number of stored steps, N; with several lanes, the number for each lane.
 
     Examples
     --------
     >>> relative_age([0, 1, 2, 3], sizes=101)
     Compared(value=1.5, expected=50.0)
     """
-    steps, lanes = vector("ages", as_indices("ages", ages)), _lane_sizes(sizes)
+    steps, lanes = vector("ages", as_indices("ages", ages)), lane_sizes(sizes)
     return Compared(float(steps.mean()), float((lanes * (lanes - 1.0)).sum() / (2.0 * lanes.sum())))
 
 
 def td_lift(td_errors: Any, reference: Any) -> float:
-    """How much larger the TD errors of a batch are than those of the buffer: ``mean abs(δ) / mean abs(δ)``.
+    """The mean of abs(δ) over a batch, divided by its mean over the buffer.
 
-    1 is i.i.d.; above 1 the batch has what is most wrongly predicted, which is what prioritized replay is for. nan
-    if every error of the reference is 0. O(B + M).
+    1 for i.i.d. draws. Above 1, the batch prefers transitions with large TD errors, as prioritized replay is meant to.
+    nan if all TD errors of the reference are 0. O(B + M).
 
     Parameters
     ----------
     td_errors : array-like of shape (B,), float
-        Of the batch; finite.
+        The TD errors of the batch; finite.
     reference : array-like of shape (M,), float
-        Of transitions drawn uniformly from the buffer, or of all; by the same network.
+        The TD errors, from the same network, of transitions drawn uniformly from the buffer, or of all stored ones.
 
     Examples
     --------
@@ -161,21 +165,23 @@ def td_lift(td_errors: Any, reference: Any) -> float:
 
 
 def weighted_td_lift(td_errors: Any, probabilities: Any) -> float:
-    """:func:`td_lift` from the batch alone: its probabilities tell what the buffer's mean would be.
+    """An estimate of :func:`td_lift` from the batch alone.
 
-    ``mean abs(δ) / (sum(abs(δ) / q) / sum(1 / q))``. Exactly 1 where all are drawn alike. What cannot be drawn at all
-    counts on neither side, and with widely different probabilities it is noisy. nan if every error is 0. O(B).
+    The buffer's mean is estimated by weighting each transition with the inverse of its probability q. The lift is
+    ``mean(abs(δ)) / (sum(abs(δ) / q) / sum(1 / q))``, which is exactly 1 if all probabilities are equal. Transitions
+    that cannot be drawn are ignored. The estimate is noisy if the probabilities differ widely. nan if all TD errors are
+    0. O(B).
 
     Parameters
     ----------
     td_errors : array-like of shape (B,), float
-        Of the batch; finite.
+        The TD errors of the batch; finite.
     probabilities : array-like of shape (B,), float
         ``batch.probabilities``, positive.
 
     Examples
     --------
-    >>> weighted_td_lift([4.0, 1.0], [0.4, 0.1])  # ten times as many of the second kind as are drawn of the first
+    >>> weighted_td_lift([4.0, 1.0], [0.4, 0.1])
     1.5625
     """
     errors = nonnegative("td_errors", np.abs(vector("td_errors", td_errors)))

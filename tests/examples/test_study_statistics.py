@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("gymnasium")
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))  # as when its script is run
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))  # as when its script is run
 
 from replay_study import analysis, statistics
 from replay_study.replays import replays_for
@@ -198,7 +198,7 @@ def test_tables_are_read_as_they_were_written(tmp_path):
 
 def test_the_page_says_what_its_runs_say():
     """The tables and the verdict of the documentation follow from the runs beside them, which have six digits."""
-    figures = Path(__file__).resolve().parents[1] / "docs" / "figures"
+    figures = Path(__file__).resolve().parents[2] / "docs" / "figures"
     summary = analysis.summarise(analysis.read_csv(figures / "study-sound-runs.csv.gz"))
     for name, (header, rows) in tables(summary).items():
         with (figures / f"study-sound-{name.lower()}.csv").open(newline="") as file:

@@ -1,4 +1,4 @@
-"""What is wrong with a replay, in words."""
+"""The warnings of a monitor: each symptom of an unhealthy replay, and the message for it."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -7,11 +7,18 @@ Numbers = Mapping[str, float]
 
 
 class Symptom(NamedTuple):
-    """Something that can be wrong: when it is, and what to say then. A comparison with nan is never a symptom."""
+    """Something that can be wrong with a replay. A symptom never shows if its number is nan.
+
+    Attributes
+    ----------
+    shows : callable
+        Whether the numbers of a monitor have the symptom.
+    message : str
+        The warning, a format string with the names of the numbers.
+    """
 
     shows: Callable[[Numbers], bool]
-    words: str
-    """With the names of numbers in braces."""
+    message: str
 
 
 SYMPTOMS = (
@@ -104,9 +111,9 @@ SYMPTOMS = (
         "the transition was overwritten. Enlarge the capacity, or shorten the delay between sampling and updating.",
     ),
 )
-"""In the order in which to mend them."""
+"""In the order in which to fix them."""
 
 
-def words_for(numbers: Numbers) -> list[str]:
-    """A sentence or two for each symptom that shows in the numbers of a monitor."""
-    return [symptom.words.format(**numbers) for symptom in SYMPTOMS if symptom.shows(numbers)]
+def warnings_for(numbers: Numbers) -> list[str]:
+    """The message of each symptom that shows in the numbers of a monitor."""
+    return [symptom.message.format(**numbers) for symptom in SYMPTOMS if symptom.shows(numbers)]

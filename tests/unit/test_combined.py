@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replaykit import CombinedReplay, LatestBuffer, PrioritizedBuffer, ReplayBuffer, ReplayWrapper
-from replaykit.testing import assert_lawful, bits_of
+from replaykit import CombinedReplay, LatestBuffer, PrioritizedBuffer, ReplayBuffer
+from replaykit.testing import assert_lawful
 from tests.helpers import FLAT, filled, prioritized, step, unchanged
 
 
@@ -32,18 +32,6 @@ def test_probabilities_and_weights_are_those_of_the_mixture(values, latest, extr
     w = np.where(q > 0, count * q, np.inf) ** -0.5
     divisor = {"batch": w[batch.indices].max(), "buffer": w.max(), "none": 1.0}[weights]
     np.testing.assert_allclose(batch.weights, w[batch.indices] / divisor, rtol=1e-6)
-
-
-def test_expected_counts_over_uniform():
-    """(B-1)/N for every transition and 1 more for the newest, after wrap-around too."""
-    buffer = CombinedReplay(filled(ReplayBuffer(10, FLAT, seed=0), 24))
-    counts = np.zeros(24)
-    for _ in range(4000):
-        np.add.at(counts, buffer.sample(6).indices, 1)
-    assert (counts[:14] == 0).all()
-    assert counts[23] - 4000 == pytest.approx(2000, abs=5 * np.sqrt(2000))
-    np.testing.assert_allclose(counts[14:23], 2000, atol=5 * np.sqrt(2000))
-    assert (buffer.sample(6).weights == 1.0).all()
 
 
 def test_a_batch_smaller_than_the_newest_is_refused():
@@ -84,37 +72,9 @@ def test_a_wrapper_passes_everything_else_on():
         _ = CombinedReplay(ReplayBuffer(3, FLAT)).beta
 
 
-def test_a_wrapper_that_overrides_nothing_is_the_identity():
-    """Bit for bit, around and inside a wrapper that does."""
-
-    class Plain(ReplayWrapper):
-        pass
-
-    batches = []
-    for wrap in (lambda b: b, Plain, lambda b: Plain(Plain(b))):
-        batches.append(bits_of(wrap(filled(PrioritizedBuffer(9, FLAT, seed=2), 20)).sample(16)))
-        batches.append(bits_of(Plain(wrap(filled(PrioritizedBuffer(9, FLAT, seed=2), 20))).sample(16)))
-    assert all(batch == batches[0] for batch in batches)
-
-
 def test_combined_over_latest_counts_the_newest_twice():
     """The newest is drawn once as one of the newest, and once more."""
     buffer = CombinedReplay(filled(LatestBuffer(9, FLAT), 9))
     batch = assert_lawful(buffer, 4)
     assert batch.indices.tolist() == [6, 7, 8, 8]
     np.testing.assert_allclose(batch.probabilities, [0.25, 0.25, 0.5, 0.5])
-
-
-def test_wrappers_on_different_verbs_commute():
-    """A wrapper of the window inside or outside one of the draw gives the same bits."""
-
-    class Doubled(ReplayWrapper):
-        def window(self, indices):
-            window = self.inner.window(indices)
-            window.reward = window.reward * 2
-            return window
-
-    one = Doubled(CombinedReplay(filled(PrioritizedBuffer(9, FLAT, n_step=3, seed=2), 20), latest=2))
-    two = CombinedReplay(Doubled(filled(PrioritizedBuffer(9, FLAT, n_step=3, seed=2), 20)), latest=2)
-    for _ in range(5):
-        assert bits_of(one.sample(8)) == bits_of(two.sample(8))

@@ -5,6 +5,7 @@ import pytest
 
 from replaykit import CombinedReplay, Field, PrioritizedBuffer, ReplayBuffer, Spec, record
 from replaykit.testing import assert_lawful, bits_of
+from tests.helpers import lane_sizes, stored_indices
 
 gymnasium = pytest.importorskip("gymnasium")
 from gymnasium import spaces  # noqa: E402
@@ -47,16 +48,17 @@ def expected(name, episode, count):
 
 
 def stored(buffer):
-    """Every stored transition, lane by lane, in order."""
-    indices = buffer._storage.ring.living()
-    fields = buffer.reduce(buffer.window(indices))
-    obs, next_obs = fields["obs"], fields["next_obs"]
-    if isinstance(obs, dict):
-        np.testing.assert_array_equal(obs["a"], -obs["b"][0])
-        np.testing.assert_array_equal(next_obs["a"], -next_obs["b"][0])
-        obs, next_obs = obs["a"], next_obs["a"]
-    rows = zip(obs[:, 0], next_obs[:, 0], fields["terminated"], fields["truncated"], strict=True)
-    return [tuple(float(x) if i < 2 else bool(x) for i, x in enumerate(row)) for row in rows]
+    """Every stored transition as it was recorded, lane after lane: obs, next_obs, terminated and truncated."""
+    indices, columns = stored_indices(buffer), []
+    for name in ("obs", "next_obs"):
+        if isinstance(buffer.spec[name], dict):
+            column = buffer.read(indices, f"{name}.a")
+            np.testing.assert_array_equal(column, -buffer.read(indices, f"{name}.b.0"))
+        else:
+            column = buffer.read(indices, name)
+        columns.append(column[:, 0].tolist())
+    columns += [buffer.read(indices, name).tolist() for name in ("terminated", "truncated")]
+    return list(zip(*columns, strict=True))
 
 
 def truth(name, steps):
@@ -85,7 +87,7 @@ def test_a_single_environment(nested, autoreset):
         over = terminated or truncated
     assert stored(buffer) == truth(3, len(buffer))
     assert len(buffer) == 40 if not autoreset else 25 < len(buffer) < 40
-    numbers, *_ = buffer.episode(buffer._storage.ring.living())
+    numbers, *_ = buffer.episode(stored_indices(buffer))
     assert (np.diff(numbers) == [ended for row in truth(3, len(buffer))[:-1] for ended in [row[2] or row[3]]]).all()
 
 
@@ -106,28 +108,11 @@ def test_vector_environments_in_every_mode_store_the_same(vector, mode, nested):
             options = {"reset_mask": done}
             env.reset(options=options)
             assert options == {"reset_mask": done}
-    ring = buffer._storage.ring
-    lengths = (ring.cursor - ring.first).tolist()
-    assert stored_one_step(buffer) == [row for i in range(3) for row in truth(i, lengths[i])]
+    lengths = lane_sizes(buffer)
+    assert stored(buffer) == [row for i in range(3) for row in truth(i, lengths[i])]
     assert min(lengths) >= (20 if mode == AutoresetMode.NEXT_STEP else 30)
     assert (buffer.sample(50).length <= 3).all()
     env.close()
-
-
-def stored_one_step(buffer):
-    """Every stored transition as single steps, whatever n_step the buffer has."""
-    storage = buffer._storage
-    columns = dict(zip([leaf.name for leaf in storage.spec.leaves], storage.ring.columns.values(), strict=True))
-    slots = storage.ring.living() % buffer.capacity
-    if "obs.b.0" in columns:
-        for name in ("obs", "next_obs"):
-            np.testing.assert_array_equal(columns[f"{name}.a"][slots], -columns[f"{name}.b.0"][slots])
-    obs = columns.get("obs", columns.get("obs.a"))[slots]
-    next_obs = columns.get("next_obs", columns.get("next_obs.a"))[slots]
-    flags = columns["terminated"][slots], columns["truncated"][slots]
-    return [
-        (float(a), float(b), bool(c), bool(d)) for a, b, c, d in zip(obs[:, 0], next_obs[:, 0], *flags, strict=True)
-    ]
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
@@ -249,7 +234,7 @@ def test_after_a_step_that_raised_nothing_false_is_stored():
         recorded.step(1)
     recorded.reset()
     recorded.step(1)
-    assert [row[:2] for row in stored_one_step(buffer)] == [(100.0, 101.0), (200.0, 201.0)]
+    assert [row[:2] for row in stored(buffer)] == [(100.0, 101.0), (200.0, 201.0)]
     assert buffer.sample(9).length.max() == 1
 
     vector = SyncVectorEnv([lambda: Counting(0)] * 2)
@@ -314,7 +299,7 @@ def test_after_a_reset_that_raised_nothing_false_is_stored():
         recorded.step(1)
     recorded.reset()
     recorded.step(1)
-    assert [row[:2] for row in stored_one_step(buffer)] == [(100.0, 101.0), (300.0, 301.0)]
+    assert [row[:2] for row in stored(buffer)] == [(100.0, 101.0), (300.0, 301.0)]
     assert buffer.sample(9).length.max() == 1
 
 

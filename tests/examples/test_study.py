@@ -12,7 +12,7 @@ pytest.importorskip("gymnasium")
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))  # as when its script is run
 
 import study  # noqa: E402
@@ -43,25 +43,26 @@ def fill(buffer, steps, first=0):
 @pytest.mark.parametrize("length", [1, 4, 16])
 def test_runs_of_blocks_draw_each_transition_as_often(steps, length):
     """Over every possible start, each stored transition is equally often in a batch, at the seam too."""
-    replay = BlockReplay(fill(ReplayBuffer(20, SPEC, seed=0), steps), length)
-    size, batch_size = len(replay), length
 
-    class Starts:
-        def __init__(self, start):
-            self.start = start
+    class Starts(np.random.Generator):
+        """Draws the start that is set instead of a random one."""
 
-        def integers(self, high, size):
+        start = None
+
+        def integers(self, high, size=None):
             assert high == len(replay)
-            return np.full(size, self.start)
+            return np.full(size, self.start) if self.start is not None else super().integers(high, size=size)
 
+    rng = Starts(np.random.PCG64(0))
+    replay = BlockReplay(fill(ReplayBuffer(20, SPEC, seed=rng), steps), length)
+    size, batch_size = len(replay), length
     counts = dict.fromkeys(replay.latest(size).tolist(), 0)
-    for start in range(size):
-        replay._storage.rng, kept = Starts(start), replay._storage.rng
+    for rng.start in range(size):
         draw = replay.draw(batch_size)
-        replay._storage.rng = kept
         assert np.isin(np.diff(draw.indices), (1, 1 - size)).all()
         for index in draw.indices.tolist():
             counts[index] += 1
+    rng.start = None
     assert set(counts.values()) == {length}
     np.testing.assert_array_equal(draw.probabilities, replay.probability(draw.indices))
     assert replay.probability(replay.latest(size)).sum() == pytest.approx(1.0)

@@ -12,7 +12,7 @@ from replaykit import CombinedReplay, ReplayBuffer
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
-sys.path.append(str(Path(__file__).resolve().parents[1] / "examples" / "reproduce"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "reproduce"))
 
 import cliffwalk
 import combined_grid_world

@@ -1,0 +1,1 @@
+"""Tests of the code in examples/: the reproductions of papers, and the study."""

@@ -1,0 +1,1 @@
+"""Properties of every buffer and wrapper, checked against a model or against each other."""
