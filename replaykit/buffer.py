@@ -286,6 +286,11 @@ class Buffer(Replay):
         draw = self._checked_draw(batch_size)
         return self._weighed(self.fetch(draw.indices), draw)
 
+    def fetch(self, indices: Indices) -> dict[str, Any]:
+        """`window` and `reduce`, as the storage does both. O(B n)."""
+        with self.lock:
+            return self._storage.fetch(indices, self._powers)
+
     def least_probability(self, batch_size: int, without: Indices) -> float:
         """The smallest positive probability of any stored index but those in `without`; inf if there is none."""
         return self._distribution.least_probability(batch_size, without)

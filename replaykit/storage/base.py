@@ -198,6 +198,10 @@ class Storage(Declared, ABC):
     def latest(self, count: int) -> Indices:
         """The indices of the `count` transitions written last, or of all if fewer are stored, oldest first."""
 
+    def fetch(self, indices: Indices, powers: npt.NDArray[np.float64]) -> dict[str, Any]:
+        """`window` and `reduce`. Override it if both can be done faster at once."""
+        return self.reduce(self.window(indices, len(powers) - 1), powers)
+
     def look_ahead(self, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:
         """The goals that hindsight gives to windows; see `look_ahead`."""
         return look_ahead(self, window, look, uniforms)

@@ -191,6 +191,15 @@ class LocalStorage(Storage):
         layout, block = self._transitions_at(flat, _POWERS[n], windows.OPEN)
         return self._window(flat, indices.shape, layout, block, np.ndarray((), layout.windows, block).item())
 
+    def fetch(self, indices: Indices, powers: npt.NDArray[np.float64]) -> dict[str, Any]:
+        """See `Storage.fetch`. O(B n)."""
+        layout, block = self._transitions_at(indices.reshape(-1), powers, windows.BOTH)
+        leaves = np.ndarray((), layout.batch, block).item()[:-3]
+        if self.columns:
+            leaves = list(leaves)
+            self._gather_columns(leaves, indices.reshape(-1), leaves[-1])
+        return self.row.name_transitions(*leaves)
+
     def _transitions_at(self, indices: Indices, powers: npt.NDArray[np.float64], stage: int) -> tuple[Layout, Any]:
         """A block with what the kernel makes of these indices."""
         layout = self.row.layout(indices.size, len(powers) - 1)
