@@ -248,7 +248,9 @@ class Buffer(Replay):
             if not self._has_priorities:
                 return 0
             self._stale_updates += size - count
-            return distribution.update(slots[:count], kept[:count]) if count < size else distribution.update(slots, kept)
+            return (
+                distribution.update(slots[:count], kept[:count]) if count < size else distribution.update(slots, kept)
+            )
 
     # -- The verbs -------------------------------------------------------------------------------------------
 
@@ -259,7 +261,8 @@ class Buffer(Replay):
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
         """The expected share of each stored index in a batch; see :meth:`Replay.probability`."""
-        check_count("batch_size", batch_size)
+        if type(batch_size) is not int or batch_size < 1:
+            check_count("batch_size", batch_size)
         entries = as_indices("indices", indices)
         with self.lock:
             return self._distribution.probability(entries, batch_size)
@@ -389,7 +392,8 @@ class Buffer(Replay):
 
     def latest(self, count: int) -> Indices:
         """The indices of the `count` transitions added last, oldest first; see :meth:`Replay.latest`."""
-        check_count("count", count)
+        if type(count) is not int or count < 1:
+            check_count("count", count)
         with self.lock:
             return self._storage.latest(count)
 

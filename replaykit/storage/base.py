@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,9 @@ from replaykit.storage.lock import Lock
 from replaykit.trees import Tree
 
 kernels = lazy("lanes")
-Indices = npt.NDArray[np.int64]
+Indices: TypeAlias = npt.NDArray[np.int64]
+Serve: TypeAlias = Callable[[int], dict[str, Any]]
+Open: TypeAlias = Callable[..., tuple[Draw, Window]]
 EMPTY = "the buffer is empty, so nothing can be sampled; add a transition first"
 
 
@@ -208,7 +210,7 @@ class Storage(Declared, ABC):
 
     def fuse(
         self, distribution: Any, powers: npt.NDArray[np.float64], rng: np.random.Generator
-    ) -> tuple[Callable[..., dict[str, Any]], Callable[..., tuple[Draw, Window]]] | None:
+    ) -> tuple[Serve, Open] | None:
         """Faster functions for `Replay.serve` and `Replay.open` of a buffer with this distribution, or None.
 
         This is the only place where a faster way is chosen. Its result must be the same bit for bit.

@@ -192,9 +192,12 @@ def row_encoder(
         parts.append(f"{{{i}}}" if code else f"{{{i}}}.tobytes()")
     known["join"] = struct.Struct(layout).pack
     fields = ", ".join(CORE)
-    checks.insert(0, f"""if type(reward) is ndarray and reward.ndim:
+    checks.insert(
+        0,
+        f"""if type(reward) is ndarray and reward.ndim:
             try: return encode_steps((1,), {fields}, extras)
-            except ValueError: return encode(({fields}), extras, ())""")
+            except ValueError: return encode(({fields}), extras, ())""",
+    )
     return _encoder(spec, "", checks, ", ".join(parts), known, encode)
 
 
@@ -296,5 +299,3 @@ def _defined(source: str, name: str, known: dict[str, Any]) -> Any:
     """The function of this name that `source` defines, with the names in `known`."""
     exec(compile(source, f"<replaykit {name}>", "exec"), known)
     return known[name]
-
-
