@@ -141,7 +141,6 @@ class Proportional(Distribution):
     # -- For Storage.fuse ------------------------------------------------------------------------------------
 
     def kernels(self) -> Any:
-        """See `Distribution.kernels`."""
         return fused.proportional_batch, fused.proportional_look
 
     def arguments(self, batch_size: int, rng: np.random.Generator) -> tuple[Any, ...]:

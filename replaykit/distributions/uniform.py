@@ -44,7 +44,6 @@ class Uniform(Distribution):
         return filled(size, 1.0 / max(len(self.storage), 1), np.float64)
 
     def kernels(self) -> Any:
-        """See `Distribution.kernels`."""
         return fused.uniform_batch, fused.uniform_look
 
     def arguments(self, batch_size: int, rng: np.random.Generator) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """LocalStorage: packed rows in arrays of this process."""
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -64,8 +65,8 @@ class LocalStorage(Storage):
         needed = each * self.capacity + sum(columns.nbytes for columns in self.columns)
         refuse_more_than_memory(needed, f"capacity {self.capacity} at {needed // self.capacity} bytes each")
         size = kernels.LANES + kernels.LANE_ROWS * self.num_envs
-        self.header: Indices = self.allocate("header", (size + row.leaf_places.size,), np.int64)
-        self.rows: npt.NDArray[np.uint8] = self.allocate("rows", (self.capacity, row.nbytes), np.uint8)
+        self.header = self.allocate("header", (size + row.leaf_places.size,), np.int64)
+        self.rows = self.allocate("rows", (self.capacity, row.nbytes), np.uint8)
         self.allocate("tables", (kernels.STAMPS, self.capacity), np.int64)
         for columns in self.columns:
             columns.allocate()
@@ -78,8 +79,6 @@ class LocalStorage(Storage):
         self.bounds = self._lanes[:2]
         self.bytes = self.rows.reshape(-1)
         self._columns_of_row = self.rows.view(row.record).reshape(-1)
-        self._numbers: Any = memoryview(self.header)  # type: ignore[arg-type]
-        self._stored: int = kernels.STORED
         self._most_entries = 0 if self.columns else min(self.capacity, max(_LARGEST_BLOCK // row.nbytes, 1))
         if not self.columns and self.num_envs == 1:
             self.encode_step = row.encode_row  # type: ignore[method-assign]
@@ -98,7 +97,6 @@ class LocalStorage(Storage):
         lead: tuple[int, ...],
         mask: npt.NDArray[np.bool_] | None = None,
     ) -> Any:
-        """See `Storage.encode`. The block is bytes, or the arrays of the leaves if that is large or has columns."""
         if mask is None and lead and 0 < math.prod(lead) <= self._most_entries:
             return self.row.encode_steps(lead, *values, extras)
         return super().encode(values, extras, lead, mask)
@@ -108,13 +106,11 @@ class LocalStorage(Storage):
         return self.row.join(super().encode(values, extras, lead))
 
     def encode_step(self, *values: Any) -> Any:
-        """See `Storage.encode_step`."""
         if self.columns:
             return super().encode(values[:-1], values[-1], self.lanes)
         return self.row.encode_steps(self.lanes, *values)
 
     def write(self, block: Any, steps: int, mask: npt.NDArray[np.bool_] | None = None) -> Indices:
-        """See `Storage.write`."""
         if type(block) is bytes and mask is None:
             indices = np.empty(steps * self.num_envs, _INT64)
             kernels.store(block, steps, 0, self.header, self.bytes, self.arrays["tables"], indices)
@@ -163,37 +159,28 @@ class LocalStorage(Storage):
         kernels.store(data, steps, kernels.PUBLISH, *state, indices)
 
     def _keep_stamps(self) -> None:
-        """From now on remember when each slot is written, since lanes get out of step."""
+        """From now on note when each slot is written, since lanes get out of step."""
         if len(self.tables) == kernels.STAMPS:
-            self.allocate("tables", (kernels.STAMPS + 1, self.capacity), np.int64)
             self.header[kernels.SPLIT] = self.bounds[1].sum()
+            self.allocate("tables", (kernels.STAMPS + 1, self.capacity), np.int64)
 
     def end_episode(self, lanes: Indices) -> None:
-        """See `Storage.end_episode`."""
-        filled = lanes[self.bounds[1, lanes] > self.bounds[0, lanes]]
-        newest = (self.bounds[1, filled] - 1) * self.num_envs + filled
-        self.rows[newest % self.capacity, self.row.end] = 1
-        self._lanes[kernels.OVER, lanes] = 1
+        kernels.end_episodes(lanes, self.header, self.bytes)
 
     def clear(self) -> None:
-        """See `Storage.clear`."""
-        self._lanes[kernels.OVER] = 1
-        self.bounds[0] = self.bounds[1]
-        self.header[kernels.STORED] = 0
+        kernels.clear(self.header)
 
     # -- Reading ---------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return int(self._numbers[self._stored])
+        return int(self.header.item(kernels.STORED))
 
     def window(self, indices: Indices, n: int) -> Window:
-        """See `Storage.window`. O(B n)."""
         flat = indices.reshape(-1)
-        layout, block = self._transitions_at(flat, _POWERS[n], windows.OPEN)
+        layout, block = self._transitions_at(flat, _any_powers(n), windows.OPEN)
         return self.window_in(flat, indices.shape, layout, block, np.ndarray((), layout.windows, block).item())
 
     def fetch(self, indices: Indices, powers: npt.NDArray[np.float64]) -> dict[str, Any]:
-        """See `Storage.fetch`. O(B n)."""
         layout, block = self._transitions_at(indices.reshape(-1), powers, windows.BOTH)
         leaves = np.ndarray((), layout.batch, block).item()[:-3]
         if self.columns:
@@ -216,13 +203,13 @@ class LocalStorage(Storage):
         return Window(indices, shape, self.num_envs, fields[-1], length, fields[terminated], fields[truncated], opened)
 
     def reduce(self, window: Window, powers: npt.NDArray[np.float64]) -> dict[str, Any]:
-        """See `Storage.reduce`. O(B n)."""
         layout, block, views = window.opened
         self._take_back(window, views)
         arguments = self.bounds, self.bytes, layout.plan, powers, block, windows.REDUCE
-        rewrites = window.rewrites
+        rewrites, apart = window.rewrites, list[Rewrite]()
         if self.columns:
-            rewrites = [rewrite for rewrite in rewrites if self.positions[rewrite.fields[0]] not in self._column_of]
+            apart = [rewrite for rewrite in rewrites if self.is_in_columns(rewrite.fields[0])]
+            rewrites = [rewrite for rewrite in rewrites if not self.is_in_columns(rewrite.fields[0])]
         if rewrites:
             windows.reduce_rewritten(*arguments, *self._in_block(rewrites[0]))
             for rewrite in rewrites[1:]:
@@ -232,9 +219,10 @@ class LocalStorage(Storage):
         leaves = views[: len(self.spec.leaves) + 2]
         if self.columns:
             leaves = self.with_columns(leaves, window.indices, leaves[-1])
-            for rewrite in window.rewrites:
-                if rewrite not in rewrites:
-                    self._rewrite_columns(leaves, rewrite)
+            for name, rows, values in ((name, rows, values) for names, rows, values in apart for name in names):
+                position = self.positions[name]
+                leaves[position] = leaves[position].copy()  # stacks of obs and next_obs may overlap
+                leaves[position][rows] = values
         fields = self.row.name_transitions(*leaves)
         fields.update(window.added)
         return fields
@@ -263,12 +251,6 @@ class LocalStorage(Storage):
             values = np.ascontiguousarray(np.broadcast_to(values, (len(rows), *leaf.shape)), leaf.dtype)
         return columns, rows, np.ndarray(values.nbytes, _UINT8, values)
 
-    def _rewrite_columns(self, leaves: list[Any], rewrite: Rewrite) -> None:
-        for name in rewrite.fields:
-            position = self.positions[name]
-            leaves[position] = leaves[position].copy()  # stacks of obs and next_obs may overlap
-            leaves[position][rewrite.rows] = rewrite.values
-
     def with_columns(self, fields: Any, indices: Indices, length: Indices) -> list[Any]:
         """The fields of a batch, with the leaves that are in columns."""
         fields = list(fields)
@@ -280,11 +262,9 @@ class LocalStorage(Storage):
     def fuse(
         self, distribution: Any, powers: npt.NDArray[np.float64], rng: np.random.Generator
     ) -> tuple[Serve, Open] | None:
-        """See `Storage.fuse`."""
         return None if distribution.kernels is None else fuse(self, distribution, powers, rng)
 
     def look_ahead(self, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:
-        """See `Storage.look_ahead`."""
         if self.is_in_columns(look.leaf) or not window.indices.size:
             return super().look_ahead(window, look, uniforms)
         layout, block, views = window.opened
@@ -299,7 +279,6 @@ class LocalStorage(Storage):
         return self.positions[leaf] in self._column_of
 
     def read(self, indices: Indices, name: str) -> npt.NDArray[Any]:
-        """See `Storage.read`. O(B)."""
         position = self.positions.get(name)
         if position is None:
             raise FieldNameError(f"unknown field {name!r}; expected one of {', '.join(self.positions)}")
@@ -321,7 +300,6 @@ class LocalStorage(Storage):
         return padded
 
     def episode(self, indices: Indices) -> tuple[Indices, Indices, Indices]:
-        """See `Storage.episode`. O(B)."""
         found = np.full((3, len(indices)), -1, np.int64)
         stored = indices != -1
         numbers = self.tables[kernels.NUMBER, self.slots(indices[stored])]
@@ -331,13 +309,11 @@ class LocalStorage(Storage):
         return number, first, last
 
     def latest(self, count: int) -> Indices:
-        """See `Storage.latest`. O(count), and O(E count) once lanes are out of step."""
         if len(self.tables) == kernels.STAMPS:
-            stop = self._numbers[kernels.LANES + self.num_envs] * self.num_envs
-            return np.arange(stop - min(count, self._numbers[self._stored]), stop)
+            stop = self.bounds.item(1, 0) * self.num_envs
+            return np.arange(stop - min(count, len(self)), stop)
         first, cursor = self.bounds
-        newest = np.stack((np.maximum(first, cursor - count), cursor))
-        tails = stored_in(newest, np.arange(self.num_envs), self.num_envs)
+        tails = stored_in(np.stack((np.maximum(first, cursor - count), cursor)), self.num_envs)
         stamps = self.tables[kernels.STAMPS, tails % self.capacity]
         stamps = np.where(tails < self.header[kernels.SPLIT], tails, stamps)
         return tails[np.argsort(stamps)[-count:]]
@@ -345,10 +321,6 @@ class LocalStorage(Storage):
     # -- State -----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """See `Storage.state`: what is kept for the lanes, the rows of the stored transitions, and their columns.
-
-        The tables of episodes follow from these and from the first index of each lane's oldest episode.
-        """
         slots = self._stored_slots()
         has_stamps = len(self.tables) > kernels.STAMPS
         oldest = self.bounds[0] * self.num_envs + np.arange(self.num_envs)
@@ -365,7 +337,6 @@ class LocalStorage(Storage):
         return state
 
     def load(self, state: dict[str, Any]) -> None:
-        """See `Storage.load`."""
         self._lanes[: kernels.PLACE] = state["lanes"]
         self._lanes[kernels.PLACE] = self._lanes[kernels.EPISODE] % self.capacity
         self.header[kernels.STORED] = (self.bounds[1] - self.bounds[0]).sum()
@@ -389,13 +360,6 @@ class LocalStorage(Storage):
         return np.sort(self.stored() % self.capacity)
 
     def check(self) -> None:
-        """Verify the bounds, the flags, the episodes and the columns.
-
-        Raises
-        ------
-        AssertionError
-            Naming the broken invariant.
-        """
         super().check()
         assert len(self) == (self.bounds[1] - self.bounds[0]).sum(), "the number of stored transitions is wrong"
         slots = self.stored() % self.capacity
@@ -424,12 +388,7 @@ class LocalStorage(Storage):
         assert (first[run == 0] <= indices[0]).all(), "an episode starts after its steps"
 
 
-class _Powers(dict[int, Any]):
-    """For each n an array of n + 1 numbers. To open windows, only how many they are matters."""
-
-    def __missing__(self, n: int) -> npt.NDArray[np.float64]:
-        powers = self[n] = np.ones(n + 1)
-        return powers
-
-
-_POWERS = _Powers()
+@functools.cache
+def _any_powers(n: int) -> npt.NDArray[np.float64]:
+    """An array of n + 1 numbers. To open windows, only how many they are matters."""
+    return np.ones(n + 1)
