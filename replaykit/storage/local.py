@@ -14,9 +14,9 @@ from replaykit.field import FieldNameError
 from replaykit.spec import Spec
 from replaykit.storage.base import Indices, Open, Serve, Storage, stored_in
 from replaykit.storage.columns import Columns, Padding, Share, columns_for
-from replaykit.storage.fused import fuse, looking_ahead
+from replaykit.storage.fused import SCOPES, LookingAhead, fuse, looking_ahead
 from replaykit.storage.memory_limit import refuse_more_than_memory
-from replaykit.storage.row import Layout, Row
+from replaykit.storage.row import LAYOUTS_KEPT, Layout, Row
 from replaykit.trees import Tree
 
 kernels, windows, goals = lazy("store"), lazy("windows"), lazy("goals")
@@ -59,8 +59,10 @@ class LocalStorage(Storage):
         self._column_of = {leaf: columns for columns in self.columns for leaf in columns.leaves}
         self.row = row = Row(spec, list(self._column_of), self._encode_any)
         self.positions = {leaf.name: i for i, leaf in enumerate(spec.leaves)}
+        self._looking: dict[tuple[str, int, int, int], LookingAhead] = {}
         self._columns_named: dict[tuple[str, ...], Indices] = {}
         self._flags = self.positions["terminated"], self.positions["truncated"]
+        self._length = len(spec.leaves) + 1  # the place of the length among the fields of a batch
         each = row.nbytes + 8 * kernels.STAMPS
         needed = each * self.capacity + sum(columns.nbytes for columns in self.columns)
         refuse_more_than_memory(needed, f"capacity {self.capacity} at {needed // self.capacity} bytes each")
@@ -198,15 +200,16 @@ class LocalStorage(Storage):
     def window_in(self, indices: Indices, shape: tuple[int, ...], layout: Layout, block: Any, fields: Any) -> Window:
         """The windows that are open in a block, of which `fields` are views."""
         terminated, truncated = self._flags
-        length = fields[len(self.spec.leaves) + 1]
-        opened = layout, block, fields
-        return Window(indices, shape, self.num_envs, fields[-1], length, fields[terminated], fields[truncated], opened)
+        ends = fields[terminated], fields[truncated]
+        return Window(
+            indices, shape, self.num_envs, fields[-1], fields[self._length], *ends, (layout, block, fields), [], {}
+        )
 
     def reduce(self, window: Window, powers: npt.NDArray[np.float64]) -> dict[str, Any]:
         layout, block, views = window.opened
         self._take_back(window, views)
         arguments = self.bounds, self.bytes, layout.plan, powers, block, windows.REDUCE
-        rewrites, apart = window.rewrites, list[Rewrite]()
+        rewrites = window.rewrites
         if self.columns:
             apart = [rewrite for rewrite in rewrites if self.is_in_columns(rewrite.fields[0])]
             rewrites = [rewrite for rewrite in rewrites if not self.is_in_columns(rewrite.fields[0])]
@@ -216,10 +219,10 @@ class LocalStorage(Storage):
                 windows.rewrite(layout.plan, block, *self._in_block(rewrite))
         else:
             windows.transitions(*arguments)
-        leaves = views[: len(self.spec.leaves) + 2]
+        leaves = views[: self._length + 1]
         if self.columns:
             leaves = self.with_columns(leaves, window.indices, leaves[-1])
-            for name, rows, values in ((name, rows, values) for names, rows, values in apart for name in names):
+            for name, rows, values in [(name, *rewrite[1:]) for rewrite in apart for name in rewrite.fields]:
                 position = self.positions[name]
                 leaves[position] = leaves[position].copy()  # stacks of obs and next_obs may overlap
                 leaves[position][rows] = values
@@ -229,8 +232,7 @@ class LocalStorage(Storage):
 
     def _take_back(self, window: Window, views: Any) -> None:
         """Copy to the block what a wrapper has replaced rather than changed in place."""
-        terminated, truncated = self._flags
-        length = len(self.spec.leaves) + 1
+        (terminated, truncated), length = self._flags, self._length
         if window.reward is not views[-1]:
             views[-1][...] = window.reward
         if window.length is not views[length]:
@@ -270,9 +272,20 @@ class LocalStorage(Storage):
         layout, block, views = window.opened
         self._take_back(window, views)
         n = window.reward.shape[1]
-        looking, answer = looking_ahead(self, look, uniforms, window.indices.size, window.shape[0], n)
-        found = goals.look_ahead(self.bounds, self.bytes, self.tables, layout.plan, block, n, *looking)
-        return answer(*found)
+        column, nbytes, read = self.looking(look.leaf, window.indices.size, window.shape[0], n)
+        out, asked = np.empty(nbytes, _UINT8), (uniforms, look.ratio, SCOPES[look.strategy])
+        state = self.bounds, self.bytes, self.tables
+        return read(out, goals.look_ahead(*state, layout.plan, block, n, *asked, column, out))
+
+    def looking(self, leaf: str, count: int, groups: int, n: int) -> LookingAhead:
+        """`looking_ahead`, kept for the sizes that are in use."""
+        key = leaf, count, groups, n
+        looking = self._looking.get(key)
+        if looking is None:
+            if len(self._looking) >= LAYOUTS_KEPT:
+                self._looking.clear()
+            looking = self._looking[key] = looking_ahead(self, *key)
+        return looking
 
     def is_in_columns(self, leaf: str) -> bool:
         """Whether a leaf is kept apart from the rows."""

@@ -34,7 +34,7 @@ _DERIVED = {
     "indices": Field((), np.int64),
 }
 """Fields of a batch that follow `discount`."""
-_LAYOUTS_KEPT = 16
+LAYOUTS_KEPT = 16
 
 
 class Layout(NamedTuple):
@@ -113,7 +113,7 @@ class Row:
         """The layout for `count` transitions with windows of `n` steps, each field from a multiple of 64 bytes on."""
         layouts = self.layouts(n)
         if count not in layouts:
-            if len(layouts) >= _LAYOUTS_KEPT:
+            if len(layouts) >= LAYOUTS_KEPT:
                 layouts.clear()
             formats: Any = [(np.uint8, (0,)) if f is None else (f.dtype, (count, *f.shape)) for f in self._fields]
             formats[-1] = np.float64, (count, n)
