@@ -57,14 +57,15 @@ def fuse(
         if look is None or (has_columns and storage.is_in_columns(look.leaf)):
             draw_batch(*kernel_arguments)
         else:
-            column, nbytes, read = storage.looking(look.leaf, batch_size, batch_size, n)
-            out, asked = np.empty(nbytes, _UINT8), (rng.random((2, batch_size)), look.ratio, SCOPES[look.strategy])
-            found = draw_and_look(*kernel_arguments, storage.arrays["tables"], *asked, column, out)
-            ahead = read(out, found)
+            leaf, ratio, strategy = look
+            column, nbytes, read = storage.looking(leaf, batch_size, batch_size, n)
+            uniforms, out = rng.random((2, batch_size)), np.empty(nbytes, _UINT8)
+            asked = storage.arrays["tables"], uniforms, ratio, SCOPES[strategy], column, out
+            ahead = read(out, draw_and_look(*kernel_arguments, *asked))
         fields = np.ndarray((), layout.windows, block).item()
-        window = storage.window_in(fields[-2], (batch_size,), layout, block, fields)
-        window.ahead = ahead
-        return complete(Draw(fields[-2], fields[-3])), window
+        indices = fields[-2]
+        window = storage.window_in(indices, (batch_size,), (layout, block, fields), ahead)
+        return complete(Draw(indices, fields[-3])), window
 
     return serve, open_windows
 

@@ -63,6 +63,7 @@ class LocalStorage(Storage):
         self._columns_named: dict[tuple[str, ...], Indices] = {}
         self._flags = self.positions["terminated"], self.positions["truncated"]
         self._length = len(spec.leaves) + 1  # the place of the length among the fields of a batch
+        self._of_window = *self._flags, self._length
         each = row.nbytes + 8 * kernels.STAMPS
         needed = each * self.capacity + sum(columns.nbytes for columns in self.columns)
         refuse_more_than_memory(needed, f"capacity {self.capacity} at {needed // self.capacity} bytes each")
@@ -180,7 +181,8 @@ class LocalStorage(Storage):
     def window(self, indices: Indices, n: int) -> Window:
         flat = indices.reshape(-1)
         layout, block = self._transitions_at(flat, _any_powers(n), windows.OPEN)
-        return self.window_in(flat, indices.shape, layout, block, np.ndarray((), layout.windows, block).item())
+        opened = layout, block, np.ndarray((), layout.windows, block).item()
+        return self.window_in(flat, indices.shape, opened)
 
     def fetch(self, indices: Indices, powers: npt.NDArray[np.float64]) -> dict[str, Any]:
         layout, block = self._transitions_at(indices.reshape(-1), powers, windows.BOTH)
@@ -197,13 +199,15 @@ class LocalStorage(Storage):
             self.refuse(indices)
         return layout, block
 
-    def window_in(self, indices: Indices, shape: tuple[int, ...], layout: Layout, block: Any, fields: Any) -> Window:
-        """The windows that are open in a block, of which `fields` are views."""
-        terminated, truncated = self._flags
-        ends = fields[terminated], fields[truncated]
+    def window_in(
+        self, indices: Indices, shape: tuple[int, ...], opened: tuple[Layout, Any, Any], ahead: Ahead | None = None
+    ) -> Window:
+        """The windows that are open in a block: its layout, the block, and views of its fields."""
+        i, j, k = self._of_window
+        _, _, views = opened
         return Window(
-            indices, shape, self.num_envs, fields[-1], fields[self._length], *ends, (layout, block, fields), [], {}
-        )
+            indices, shape, self.num_envs, views[-1], views[k], views[i], views[j], opened, [], {}, ahead
+        )  # fmt: skip
 
     def reduce(self, window: Window, powers: npt.NDArray[np.float64]) -> dict[str, Any]:
         layout, block, views = window.opened
@@ -232,7 +236,7 @@ class LocalStorage(Storage):
 
     def _take_back(self, window: Window, views: Any) -> None:
         """Copy to the block what a wrapper has replaced rather than changed in place."""
-        (terminated, truncated), length = self._flags, self._length
+        terminated, truncated, length = self._of_window
         if window.reward is not views[-1]:
             views[-1][...] = window.reward
         if window.length is not views[length]:
