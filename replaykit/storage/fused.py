@@ -60,7 +60,7 @@ def fuse(
             leaf, ratio, strategy = look
             column, nbytes, read = storage.looking(leaf, batch_size, batch_size, n)
             uniforms, out = rng.random((2, batch_size)), np.empty(nbytes, _UINT8)
-            asked = storage.arrays["tables"], uniforms, ratio, SCOPES[strategy], column, out
+            asked = storage.tables, uniforms, ratio, SCOPES[strategy], column, out
             ahead = read(out, draw_and_look(*kernel_arguments, *asked))
         fields = np.ndarray((), layout.windows, block).item()
         indices = fields[-2]

@@ -70,7 +70,7 @@ class LocalStorage(Storage):
         size = kernels.LANES + kernels.LANE_ROWS * self.num_envs
         self.header = self.allocate("header", (size + row.leaf_places.size,), np.int64)
         self.rows = self.allocate("rows", (self.capacity, row.nbytes), np.uint8)
-        self.allocate("tables", (kernels.STAMPS, self.capacity), np.int64)
+        tables = self.allocate("tables", (kernels.STAMPS, self.capacity), np.int64)
         for columns in self.columns:
             columns.allocate()
         self.header[[kernels.NUM_ENVS, kernels.ROW_BYTES, kernels.END]] = self.num_envs, row.nbytes, row.end
@@ -81,6 +81,7 @@ class LocalStorage(Storage):
         self._lanes[kernels.PLACE] = self._lanes[kernels.EPISODE] % self.capacity
         self.bounds = self._lanes[:2]
         self.bytes = self.rows.reshape(-1)
+        self._written = self.header, self.bytes, tables
         self._columns_of_row = self.rows.view(row.record).reshape(-1)
         self._most_entries = 0 if self.columns else min(self.capacity, max(_LARGEST_BLOCK // row.nbytes, 1))
         if not self.columns and self.num_envs == 1:
@@ -89,7 +90,7 @@ class LocalStorage(Storage):
     @property
     def tables(self) -> Indices:
         """The tables of episodes, and of the time of writing once lanes are out of step."""
-        return self.arrays["tables"]
+        return self._written[2]
 
     # -- Writing ---------------------------------------------------------------------------------------------
 
@@ -116,7 +117,7 @@ class LocalStorage(Storage):
     def write(self, block: Any, steps: int, mask: npt.NDArray[np.bool_] | None = None) -> Indices:
         if type(block) is bytes and mask is None:
             indices = np.empty(steps * self.num_envs, _INT64)
-            kernels.store(block, steps, 0, self.header, self.bytes, self.arrays["tables"], indices)
+            kernels.store(block, steps, 0, *self._written, indices)
             return indices
         if mask is not None and self.num_envs == 1:  # the only lane is always in step with itself
             indices = np.full(steps, -1, np.int64)
@@ -148,24 +149,23 @@ class LocalStorage(Storage):
 
     def _write_part(self, leaves: list[npt.NDArray[Any]], steps: int, indices: Indices) -> None:
         """Write steps of every lane, whose indices are found, or, if `steps` is 0, the entries of these indices."""
-        state = self.header, self.bytes, self.tables
         data = self.row.join(leaves)
         if not self.columns:
-            kernels.store(data, steps, kernels.BOTH, *state, indices)
+            kernels.store(data, steps, kernels.BOTH, *self._written, indices)
             return
-        kernels.store(data, steps, kernels.RETIRE, *state, indices)
+        kernels.store(data, steps, kernels.RETIRE, *self._written, indices)
         terminated, truncated = (leaves[flag] for flag in self._flags)
         begins = np.empty(len(indices), np.bool_)
         kernels.begins_of(terminated | truncated, self.header, indices, begins)
         for columns in self.columns:
             columns.write([leaves[leaf] for leaf in columns.leaves], indices, begins)
-        kernels.store(data, steps, kernels.PUBLISH, *state, indices)
+        kernels.store(data, steps, kernels.PUBLISH, *self._written, indices)
 
     def _keep_stamps(self) -> None:
         """From now on note when each slot is written, since lanes get out of step."""
         if len(self.tables) == kernels.STAMPS:
             self.header[kernels.SPLIT] = self.bounds[1].sum()
-            self.allocate("tables", (kernels.STAMPS + 1, self.capacity), np.int64)
+            self._written = self.header, self.bytes, self.allocate("tables", (4, self.capacity), np.int64)
 
     def end_episode(self, lanes: Indices) -> None:
         kernels.end_episodes(lanes, self.header, self.bytes)
