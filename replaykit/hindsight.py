@@ -26,49 +26,49 @@ Goals: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]
 
 @final
 class HindsightReplay(ReplayWrapper):
-    """Any replay of a task with goals, in which a share of every batch is given a goal that was achieved.
+    """Any replay of a task with goals, in which a share of every batch gets a goal that was achieved.
 
     A relabelled transition has another ``desired_goal``, in ``obs`` and ``next_obs`` alike, and the reward that
-    `reward_fn` gives for it. With n-step returns the reward of every step of the window is recomputed, and where
-    `terminated_fn` is given, so is its end: a window that reaches the new goal stops there. ``batch.relabelled`` tells
-    which rows they are. What is stored stays as it is.
+    `reward_fn` gives for it. With n-step returns the reward of every step of the window is recomputed. So is its end,
+    if `terminated_fn` is given: a window that reaches the new goal stops there. ``batch.relabelled`` marks these rows.
+    Stored transitions stay as they are.
 
-    A goal is the achieved goal of ``next_obs`` of a stored step, by `strategy`, each allowed step equally likely:
+    A goal is the achieved goal of ``next_obs`` of a stored step. The strategy decides which steps are allowed; each is
+    equally likely:
 
     - ``"future"``: of the same episode, from the replayed step itself on, so strictly later than ``obs``;
-    - ``"final"``: the last of the same episode, which for a running one is the newest;
-    - ``"episode"``: any of the same episode;
-    - ``"random"``: any in the buffer.
+    - ``"final"``: the last step of the same episode, or the newest if the episode is running;
+    - ``"episode"``: any step of the same episode;
+    - ``"random"``: any step in the buffer.
 
-    Of an episode that is partly overwritten, the steps that are left count. A priority is of the transition, with
-    whichever goals it is replayed. The functions are part of the buffer when it is pickled.
+    If an episode is partly overwritten, its remaining steps are allowed. A transition has one priority, whichever goals
+    it is replayed with. The functions are pickled with the replay.
 
     Parameters
     ----------
     inner : Replay
-        A buffer, or another wrapper. Its observations are dicts with an achieved and a desired goal, fields of one
-        shape and dtype.
+        A buffer, or another wrapper. Its observations are dicts with an achieved and a desired goal of one shape and
+        dtype.
     reward_fn : callable
-        ``reward_fn(achieved_goal, desired_goal, info)``, such as ``env.unwrapped.compute_reward`` of Gymnasium-Robotics
-        and its like. Called once a batch, with all steps of all relabelled windows: goals of shape (M, ...), and as
-        `info` a dict of the extra fields of those steps. Returns the rewards, of shape (M,).
+        ``reward_fn(achieved_goal, desired_goal, info)``, such as ``env.unwrapped.compute_reward`` of
+        Gymnasium-Robotics. Called once a batch with all M steps of all relabelled windows: goals of shape (M, ...), and
+        the extra fields of these steps as a dict. Returns the rewards, of shape (M,).
     terminated_fn : callable, optional
-        ``terminated_fn(achieved_goal, desired_goal, info)``, given the same, returns booleans of shape (M,): where the
-        episode terminates under the new goal: a step that ended at its own goal does not end at another. Without it,
-        `terminated` stays as stored, which is right where ends do not depend on the goal; most goal tasks run until a
-        time limit.
+        ``terminated_fn(achieved_goal, desired_goal, info)``, with the same arguments, returns booleans of shape (M,):
+        where the episode terminates under the new goal. Without it `terminated` stays as stored, which is right if the
+        end does not depend on the goal; most goal tasks run until a time limit.
     strategy : {"future", "final", "episode", "random"}
         Where goals are taken from.
     ratio : float
-        Probability that a transition is relabelled; k / (k + 1) for the paper's k goals to each transition.
+        The probability that a transition is relabelled; k / (k + 1) for the paper's k goals to each transition.
     achieved_goal, desired_goal : str
-        Keys of the goals in the observation; of nested ones with dots, as in ``"task.goal"``.
+        Keys of the goals in the observation; with dots if nested, as in ``"task.goal"``.
 
     Raises
     ------
     TypeError, ValueError
-        If the observations have no such goals, or an argument is out of its range. When sampling, if a function
-        returns another shape, or numbers that are not finite. Whatever is raised, the buffer is unchanged.
+        If the observations have no such goals, or an argument is out of its range. When sampling, if a function returns
+        another shape, or numbers that are not finite. The buffer is then unchanged.
     RuntimeError
         When sampling, if a function raises, naming it.
 
