@@ -159,7 +159,7 @@ def stacked_lanes(values: Any, lanes: int) -> Any:
 
 
 class StepByStep(ReplayWrapper):
-    """Changes nothing, but overrides `window`, so that batches are made by the verbs instead of the fast way."""
+    """Changes nothing, but overrides `window`, so that batches are made by the verbs one by one."""
 
     def window(self, indices: Any) -> Any:
         return self.inner.window(indices)
