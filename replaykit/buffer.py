@@ -12,8 +12,7 @@ from replaykit.checks import check_count, check_unit
 from replaykit.declared import Declared
 from replaykit.distributions.base import Distribution
 from replaykit.field import as_array, as_float64, as_indices
-from replaykit.replay import Replay
-from replaykit.spec import Spec
+from replaykit.replay import Replay, Settings
 from replaykit.storage.base import Indices, Storage
 from replaykit.trees import Tree
 
@@ -23,7 +22,7 @@ Seed: TypeAlias = int | np.random.SeedSequence | np.random.Generator | None
 
 
 class Buffer(Replay):
-    """Any storage with any distribution. Final: write a storage, a distribution or a wrapper to make something else.
+    """Any storage with any distribution. Final: to make something else, write a storage, a distribution or a wrapper.
 
     `ReplayBuffer`, `PrioritizedBuffer` and `LatestBuffer` are constructors of it.
 
@@ -51,12 +50,11 @@ class Buffer(Replay):
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Raise TypeError for a subclass, apart from the constructors in `replaykit.buffers`."""
         super().__init_subclass__(**options)
         if cls.__module__ != "replaykit.buffers":
             raise TypeError(
-                f"{cls.__name__} is a subclass of a buffer; buffers are final: write a ReplayWrapper, or join a Storage "
-                "and a Distribution of your own in a Buffer"
+                f"{cls.__name__} is a subclass of a buffer, and buffers are final; write a ReplayWrapper, or join a "
+                "Storage and a Distribution of your own in a Buffer"
             )
 
     def __init__(
@@ -69,14 +67,13 @@ class Buffer(Replay):
         if distribution.storage is not storage:
             raise ValueError("distribution draws from another storage; expected one that was built with this storage")
         self._storage, self._distribution = storage, distribution
-        self._n_step = check_count("n_step", n_step)
-        self._gamma = check_unit("gamma", gamma)
-        self.lock, self.successor = storage.lock, storage.num_envs
-        self.rng = np.random.default_rng(seed)
+        n_step, gamma = check_count("n_step", n_step), check_unit("gamma", gamma)
+        self.settings = Settings(storage.spec, storage.capacity, storage.num_envs, n_step, gamma, storage.stack)
+        self.lock, self.successor, self.rng = storage.lock, storage.num_envs, np.random.default_rng(seed)
         self._stale_updates = 0
         self._has_priorities = type(distribution).update is not Distribution.update
-        n = min(self._n_step, storage.length)  # no window can be longer than a lane
-        self._powers = np.array([self._gamma**k for k in range(n + 1)])
+        longest = min(n_step, storage.length)  # no window can be longer than a lane
+        self._powers = np.array([gamma**k for k in range(longest + 1)])
         fused = storage.fuse(distribution, self._powers, self.rng)
         if fused is not None:  # the one place where a faster way is chosen
             self.serve, self.open = fused  # type: ignore[method-assign, assignment]
@@ -107,7 +104,6 @@ class Buffer(Replay):
         td_error: Any = None,
         **extras: Tree,
     ) -> Indices:
-        """Store one step of every lane, or of those in `mask`; see :meth:`Replay.add`."""
         if mask is not None or td_error is not None:
             values = (obs, action, reward, next_obs, terminated, truncated)
             return self._write_steps(None, values, extras, mask, td_error)
@@ -131,7 +127,6 @@ class Buffer(Replay):
         td_error: Any = None,
         **extras: Tree,
     ) -> Indices:
-        """Store T steps at once; see :meth:`Replay.extend`."""
         values = (obs, action, reward, next_obs, terminated, truncated)
         shape = as_array("reward", reward).shape
         if not shape:
@@ -151,17 +146,14 @@ class Buffer(Replay):
         with lock:
             if lock.sampling:
                 lock.refuse_writing()
-            if errors is None:
-                indices = storage.write(block, count, flat)
-            else:
+            if errors is not None:
                 distribution.settle()  # what was added before does not get these priorities
-                indices = storage.write(block, count, flat)
-                slots, priorities = np.empty(errors.size, np.int64), np.empty(errors.size)
-                kept = kernels.select_stored(
-                    indices[indices >= 0], errors, np.inf, distribution.eps, storage.bounds, storage.capacity, slots,
-                    priorities,
-                )  # fmt: skip
-                distribution.update(slots[:kept], priorities[:kept])
+            indices = storage.write(block, count, flat)
+            if errors is not None:
+                slots, kept, eps = np.empty(errors.size, np.int64), np.empty(errors.size), distribution.eps
+                bounds, written = storage.bounds, indices[indices >= 0]
+                stored = kernels.select_stored(written, errors, np.inf, eps, bounds, storage.capacity, slots, kept)
+                distribution.update(slots[:stored], kept[:stored])
         return indices.reshape(lead or (1,))
 
     def _checked_mask(self, mask: Any, lead: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:
@@ -193,7 +185,6 @@ class Buffer(Replay):
         return errors
 
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
-        """End the running episodes of the lanes, or of those in `mask`; see :meth:`Replay.end_episode`."""
         storage = self._storage
         chosen = self._checked_mask(mask, storage.lanes)
         with self.lock:
@@ -202,7 +193,6 @@ class Buffer(Replay):
             storage.end_episode(np.arange(storage.num_envs) if chosen is None else np.flatnonzero(chosen))
 
     def clear(self) -> None:
-        """Forget every transition, episode and priority; see :meth:`Replay.clear`."""
         with self.lock:
             if self.lock.sampling:
                 self.lock.refuse_writing()
@@ -212,7 +202,6 @@ class Buffer(Replay):
     # -- Learning --------------------------------------------------------------------------------------------
 
     def count_batch(self) -> None:
-        """Count a batch that was served."""
         self._distribution.batches += 1
 
     def update_priorities(
@@ -222,7 +211,6 @@ class Buffer(Replay):
         *,
         priorities: npt.ArrayLike | None = None,
     ) -> int:
-        """Set the priorities of the transitions of a batch; see :meth:`Replay.update_priorities`. O(B log C)."""
         if (td_errors is None) == (priorities is None):
             raise TypeError("pass either td_errors or priorities=")
         name, given = ("td_errors", td_errors) if priorities is None else ("priorities", priorities)
@@ -232,9 +220,10 @@ class Buffer(Replay):
         distribution, storage, size = self._distribution, self._storage, len(entries)
         limit, eps = distribution.largest_priority, distribution.eps if priorities is None else 0.0
         slots, kept = np.empty(size, np.int64), np.empty(size)
-        with self.lock:
-            if self.lock.sampling:
-                self.lock.refuse_writing()
+        lock = self.lock
+        with lock:
+            if lock.sampling:
+                lock.refuse_writing()
             count = kernels.select_stored(entries, values, limit, eps, storage.bounds, storage.capacity, slots, kept)
             if count < 0:
                 wrong = -1 - count
@@ -247,37 +236,35 @@ class Buffer(Replay):
                 raise ValueError(f"priorities contains {values.min()}; expected non-negative numbers")
             if not self._has_priorities:
                 return 0
-            self._stale_updates += size - count
-            return distribution.update(slots[:count], kept[:count]) if count < size else distribution.update(slots, kept)
+            if count < size:
+                self._stale_updates += size - count
+                slots, kept = slots[:count], kept[:count]
+            return distribution.update(slots, kept)
 
     # -- The verbs -------------------------------------------------------------------------------------------
 
     def draw(self, batch_size: int) -> Draw:
-        """Draw stored indices, as the distribution does."""
         with self.lock:
             return self._distribution.draw(batch_size, self.rng)
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
-        """The expected share of each stored index in a batch; see :meth:`Replay.probability`."""
-        check_count("batch_size", batch_size)
+        if type(batch_size) is not int or batch_size < 1:
+            check_count("batch_size", batch_size)
         entries = as_indices("indices", indices)
         with self.lock:
             return self._distribution.probability(entries, batch_size)
 
     def window(self, indices: Indices) -> Window:
-        """Windows of up to `n_step` steps; see :meth:`Replay.window`. O(B n)."""
         if type(indices) is not np.ndarray or indices.dtype != np.int64 or indices.ndim != 2:
             indices = as_indices("indices", indices)
         with self.lock:
             return self._storage.window(indices, len(self._powers) - 1)
 
     def reduce(self, window: Window) -> dict[str, Any]:
-        """One transition from each window, by field. O(B n)."""
         with self.lock:
             return self._storage.reduce(window, self._powers)
 
     def weigh(self, draw: Draw) -> npt.NDArray[np.float32]:
-        """The importance weights of a draw, as the distribution gives them."""
         with self.lock:
             return self._distribution.weigh(draw, len(self._storage))
 
@@ -287,74 +274,35 @@ class Buffer(Replay):
         return self._weighed(self.fetch(draw.indices), draw)
 
     def fetch(self, indices: Indices) -> dict[str, Any]:
-        """`window` and `reduce`, as the storage does both. O(B n)."""
         with self.lock:
             return self._storage.fetch(indices, self._powers)
 
     def least_probability(self, batch_size: int, without: Indices) -> float:
-        """The smallest positive probability of any stored index but those in `without`; inf if there is none."""
         return self._distribution.least_probability(batch_size, without)
 
     # -- Looking ---------------------------------------------------------------------------------------------
 
     def parts(self) -> dict[str, Declared]:
-        """The storage, the distribution and the buffer itself."""
         return {"storage": self._storage, "distribution": self._distribution, "buffer": self}
 
     def state(self) -> dict[str, Any]:
-        """The counters and the generator."""
-        return {
-            "batches": self._distribution.batches,
-            "stale_updates": self._stale_updates,
-            "rng": self.rng.bit_generator.state,
-        }
+        batches, rng = self._distribution.batches, self.rng.bit_generator.state
+        return {"batches": batches, "stale_updates": self._stale_updates, "rng": rng}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take the counters and the generator of another buffer."""
-        self._distribution.batches = state["batches"]
-        self._stale_updates = state["stale_updates"]
+        self._distribution.batches, self._stale_updates = state["batches"], state["stale_updates"]
         self.rng.bit_generator.state = state["rng"]
 
-    def _copied_state(self) -> dict[str, Any]:
+    def copied_state(self) -> dict[str, Any]:
         """The states of all parts at one moment. A storage and a distribution that were given copy their own."""
         own: dict[str, Declared] = {"buffer": self} if type(self) is Buffer else self.parts()
         with self.lock:
-            return {name: part.state() if part is self else part._copied_state() for name, part in own.items()}
+            return {name: part.state() if part is self else part.copied_state() for name, part in own.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         parts = self.parts()
         for name, values in state.items():
             parts[name].load(values)
-
-    @property
-    def spec(self) -> Spec:
-        """The fields of a transition."""
-        return self._storage.spec
-
-    @property
-    def capacity(self) -> int:
-        """Transitions that fit, C, a multiple of `num_envs`."""
-        return self._storage.capacity
-
-    @property
-    def num_envs(self) -> int:
-        """Lanes, E."""
-        return self._storage.num_envs
-
-    @property
-    def n_step(self) -> int:
-        """Steps of a window, n."""
-        return self._n_step
-
-    @property
-    def gamma(self) -> float:
-        """Discount of a step."""
-        return self._gamma
-
-    @property
-    def stack(self) -> int:
-        """Observations in each of a batch, k."""
-        return self._storage.stack
 
     @property
     def beta(self) -> float:
@@ -376,52 +324,41 @@ class Buffer(Replay):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays, filled or not. They grow only if observations share few frames."""
         return self._storage.nbytes
 
     @property
     def bounds(self) -> Indices:
-        """The oldest step of each lane and the one that comes next, of shape (2, E)."""
         return self._storage.bounds
 
     def __len__(self) -> int:
         return len(self._storage)
 
     def latest(self, count: int) -> Indices:
-        """The indices of the `count` transitions added last, oldest first; see :meth:`Replay.latest`."""
-        check_count("count", count)
+        if type(count) is not int or count < 1:
+            check_count("count", count)
         with self.lock:
             return self._storage.latest(count)
 
     def episode(self, indices: npt.ArrayLike) -> tuple[Indices, Indices, Indices]:
-        """The episode of each stored index; see :meth:`Replay.episode`."""
         entries = as_indices("indices", indices)
         with self.lock:
             return self._storage.episode(entries)
 
     def read(self, indices: npt.ArrayLike, field: str) -> npt.NDArray[Any]:
-        """One field of stored transitions as it was added; see :meth:`Replay.read`."""
         entries = as_indices("indices", indices)
         with self.lock:
             return self._storage.read(entries, field)
 
     def stats(self) -> dict[str, float]:
-        """Numbers for a logger; see :meth:`Replay.stats`."""
         storage, distribution = self._storage, self._distribution
         with self.lock:
-            stats = {
-                "size": float(len(storage)),
-                "capacity": float(storage.capacity),
-                "added": float(storage.bounds[1].sum()),
-                "batches": float(distribution.batches),
-                "nbytes": float(storage.nbytes),
-            }
+            stats = {"size": len(storage), "capacity": storage.capacity, "added": storage.bounds[1].sum()}
+            stats |= {"batches": distribution.batches, "nbytes": storage.nbytes}
             if self._has_priorities:
-                stats["stale_updates"] = float(self._stale_updates)
-            return stats | distribution.stats()
+                stats["stale_updates"] = self._stale_updates
+            return {name: float(value) for name, value in (stats | distribution.stats()).items()}
 
     def check(self) -> None:
-        """Verify every invariant of the storage and of the distribution; see :meth:`Replay.check`."""
         with self.lock:
             self._storage.check()
             self._distribution.check()

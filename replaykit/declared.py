@@ -6,9 +6,8 @@ from typing import Any
 class Declared:
     """Base of all that has state: storages, distributions, buffers and wrappers.
 
-    A copy or a pickle is the constructor's arguments and what `state` returns, which `load` takes. So a class says in two
-    methods what it keeps, and everything else is made anew by its constructor. One whose constructor makes all there is
-    needs neither.
+    A copy or a pickle is the constructor's arguments and what `state` returns, which `load` takes. Everything else is
+    made anew by the constructor. A class that keeps nothing else needs neither method.
     """
 
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
@@ -20,9 +19,9 @@ class Declared:
         return made
 
     def state(self) -> dict[str, Any]:
-        """Arrays and plain values that determine what this object does next, apart from the constructor's arguments.
+        """Arrays and plain values from which this object can go on, apart from the constructor's arguments.
 
-        Arrays may be views of what is kept. Only what is stored is in them.
+        Arrays may be views of what is kept. They hold only what is stored.
         """
         return {}
 
@@ -30,10 +29,9 @@ class Declared:
         """Take the state of an object that was built with the same arguments."""
 
     def __reduce__(self) -> Any:
-        args, kwargs = self._arguments
-        return _rebuilt, (type(self), args, kwargs), self._copied_state()
+        return _rebuilt, (type(self), *self._arguments), self.copied_state()
 
-    def _copied_state(self) -> dict[str, Any]:
+    def copied_state(self) -> dict[str, Any]:
         """The state as it is now: later changes of this object do not show in it."""
         return {name: value.copy() if hasattr(value, "copy") else value for name, value in self.state().items()}
 
@@ -42,5 +40,4 @@ class Declared:
 
 
 def _rebuilt(cls: type[Declared], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Build an object as it was built before."""
     return cls(*args, **kwargs)

@@ -17,6 +17,7 @@ from replaykit.trees import map_tree
 from replaykit.wrapper import ReplayWrapper
 
 kernels = lazy("goals")
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 GoalFunction: TypeAlias = Callable[[Any, Any, dict[str, Any]], Any]
 
@@ -217,10 +218,12 @@ class HindsightReplay(ReplayWrapper):
 
     def _relabel(self, window: Window, ahead: Ahead) -> None:
         """Give windows the rewards and the ends that come with their goals."""
-        asked = _Goals(ahead.achieved, ahead.wanted, self._info_of(window, ahead.places) if self._info else {})
+        info = self._info_of(window, ahead.places) if self._info else {}
+        asked = _Goals(ahead.achieved, ahead.wanted, info, self._terminated_fn is not None)
         rewards = self._rewards(asked)
         ends = None if self._terminated_fn is None else self._ends(asked)
-        window.reward = np.ascontiguousarray(window.reward, np.float64)
+        if window.reward.dtype is not _FLOAT64 or not window.reward.flags.c_contiguous:
+            window.reward = np.ascontiguousarray(window.reward, _FLOAT64)
         reward = window.reward.reshape(-1)
         wrong = kernels.put_rewards(rewards, ahead.places, reward, self._dtype.itemsize == 4)
         if wrong >= 0:
@@ -255,7 +258,7 @@ class HindsightReplay(ReplayWrapper):
             raise TypeError(
                 f"{_called('reward_fn', self._reward_fn)} returned dtype {result.dtype}; expected real numbers"
             )
-        if result.dtype == np.float32 or result.dtype == np.float64:
+        if result.dtype is _FLOAT32 or result.dtype is _FLOAT64:
             return result
         with np.errstate(over="ignore"):
             return result.astype(self._dtype)
@@ -287,17 +290,20 @@ class HindsightReplay(ReplayWrapper):
 
 @dataclass(slots=True)
 class _Goals:
-    """What the user's functions are asked about: M steps, the goal achieved in each, and the one it should achieve."""
+    """What the user's functions are asked about: M steps, the goal achieved in each, and the goal it should achieve."""
 
     achieved: npt.NDArray[Any]
     desired: npt.NDArray[Any]
     info: dict[str, Any]
+    is_asked_again: bool
 
     def ask(self, option: str, function: Any) -> npt.NDArray[Any]:
-        """What `function` returns for these goals, which it may change; refuses another shape than (M,)."""
-        info = map_tree(lambda array, _path: array.copy(), self.info) if self.info else {}
+        """What `function` returns for these goals; raises for another shape than (M,). It may change what it is given."""
+        asked = self.achieved, self.desired, self.info
+        if self.is_asked_again:
+            asked = asked[0].copy(), asked[1].copy(), map_tree(lambda array, _path: array.copy(), self.info)
         try:
-            result = function(self.achieved.copy(), self.desired.copy(), info)
+            result = function(*asked)
         except Exception as error:
             raise RuntimeError(
                 f"{_called(option, function)} raised {type(error).__name__}: {error}; it was given {self}, one row for "
@@ -323,7 +329,7 @@ class _Goals:
     def take(self, rows: npt.NDArray[np.int64]) -> "_Goals":
         """Some of the rows."""
         info = map_tree(lambda array, _path: array[rows], self.info)
-        return _Goals(self.achieved[rows], self.desired[rows], info)
+        return _Goals(self.achieved[rows], self.desired[rows], info, True)
 
     def around_reached(self) -> "_Goals":
         """These rows, then the same steps each with what it achieves for its goal, and these rows again."""
@@ -331,6 +337,7 @@ class _Goals:
             np.concatenate((self.achieved, self.achieved, self.achieved)),
             np.concatenate((self.desired, self.achieved, self.desired)),
             map_tree(lambda array, _path: np.concatenate((array, array, array)), self.info),
+            True,
         )
 
 

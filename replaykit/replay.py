@@ -1,7 +1,7 @@
 """The interface of everything that replays, and the one way a batch is made."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,26 +15,38 @@ from replaykit.storage.base import EMPTY, Indices, look_ahead, stored_in
 from replaykit.storage.lock import Lock
 from replaykit.trees import Tree
 
-_INT64 = np.dtype(np.int64)
 _new_batch = Batch.__new__
+
+
+class Settings(NamedTuple):
+    """What a buffer was built with. Its wrappers have the same settings."""
+
+    spec: Spec
+    capacity: int
+    num_envs: int
+    n_step: int
+    gamma: float
+    stack: int
 
 
 class Replay(Declared, ABC):
     """Replayed experience: what a buffer and a wrapper around one have in common.
 
     A batch is a draw of indices, a window of stored steps at each, and a reduction of each window to one transition:
-    ``sample(B) = reduce(window(draw(B)))``. A buffer holds data. A wrapper changes how they are replayed by overriding one
-    of the verbs: subclass `ReplayWrapper` to write one. `sample` is final, so that nothing can bypass a wrapper.
+    ``sample(B) = reduce(window(draw(B)))``. A buffer holds data. A wrapper changes how they are replayed by overriding
+    one of these verbs: subclass `ReplayWrapper` to write one. `sample` is final, so that nothing can bypass a wrapper.
 
     Methods for writing: `add`, `extend`, `end_episode`, `clear`. For learning: `sample`, `update_priorities`. The verbs:
-    `draw`, `probability`, `window`, `reduce`, `weigh`. For looking: `oldest`, `newest`, `latest`, `episode`, `read`,
-    `stats`, `check`. Every public method holds `lock`, so that threads can share a buffer: a batch is one moment of it.
+    `draw`, `probability`, `window`, `reduce`, `weigh`. For looking: `oldest`, `newest`, `latest`, `stored`, `episode`,
+    `read`, `stats`, `check`. Every public method holds `lock`, so that threads can share a buffer: a batch is one moment
+    of it.
 
-    The methods `serve`, `open`, `fetch` and `look_ahead` do what several verbs do one after another. A buffer may have a
-    faster way for them. Each passes through a wrapper only if the wrapper overrides none of its verbs.
+    `serve`, `open`, `fetch` and `look_ahead` do what several verbs do one after another. A buffer may have a faster way.
+    A wrapper passes each of them on only if it overrides none of its verbs.
 
     Attributes
     ----------
+    settings : Settings
     lock : Lock
         The re-entrant lock of the storage.
     rng : numpy.random.Generator
@@ -43,6 +55,7 @@ class Replay(Declared, ABC):
         The difference between the indices of successive steps of a lane.
     """
 
+    settings: Settings
     lock: Lock
     rng: np.random.Generator
     successor: int
@@ -50,7 +63,6 @@ class Replay(Declared, ABC):
     """Whether a batch may fail after something random was drawn, since functions of the user are called."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Raise TypeError for a subclass that overrides `sample`."""
         super().__init_subclass__(**options)
         if cls.sample is not Replay.sample:
             raise TypeError(
@@ -74,9 +86,9 @@ class Replay(Declared, ABC):
         td_error: Any = None,
         **extras: Tree,
     ) -> Indices:
-        """Store one step of every lane, or of those in `mask`.
+        """Store one step of every lane, or of those in `mask`. O(E).
 
-        With ``num_envs > 1`` every argument has a leading axis E. With one lane none has, or all have one of length 1. O(E).
+        With ``num_envs > 1`` every argument has a leading axis E. With one lane none has, or all have one of length 1.
 
         Parameters
         ----------
@@ -97,10 +109,8 @@ class Replay(Declared, ABC):
 
         Raises
         ------
-        FieldNameError
-            A KeyError and TypeError: a field is missing or unknown.
-        ValueError, TypeError, OverflowError
-            A field has another shape, or values that its dtype cannot hold. If an error is raised, the buffer is
+        FieldNameError, ValueError, TypeError, OverflowError
+            A field is missing or unknown, or has another shape, or values that its dtype cannot hold. The buffer is then
             unchanged.
         """
 
@@ -120,23 +130,13 @@ class Replay(Declared, ABC):
     ) -> Indices:
         """Store T steps at once, exactly as T calls of :meth:`add` would. O(T E).
 
-        Parameters
-        ----------
-        obs, action, reward, next_obs, terminated, truncated, **extras
-            With the leading axes (T, E), or (T,) with one lane.
-        mask : array-like of shape (T, E), (T,) with one lane, or (E,), bool, optional
-            Steps that take part.
-        td_error : array-like of shape (T, E), or (T,) with one lane, optional
+        Parameters and errors are those of :meth:`add`, with the leading axes (T, E), or (T,) with one lane. A mask may
+        also have the shape (E,).
 
         Returns
         -------
         ndarray of shape (T, E), or (T,) with one lane, int64
-            The indices, -1 where the mask is False. If there are more steps than a lane holds, the oldest are stale at once.
-
-        Raises
-        ------
-        FieldNameError, ValueError, TypeError, OverflowError
-            As :meth:`add`; the buffer is unchanged.
+            The indices, -1 where the mask is False. If there are more steps than a lane holds, the oldest are stale.
         """
 
     @abstractmethod
@@ -155,15 +155,6 @@ class Replay(Declared, ABC):
 
     def sample(self, batch_size: int) -> Batch:
         """`batch_size` transitions, in fresh arrays. Final.
-
-        Parameters
-        ----------
-        batch_size : int
-            B, at least 1.
-
-        Returns
-        -------
-        Batch
 
         Raises
         ------
@@ -205,7 +196,7 @@ class Replay(Declared, ABC):
         *,
         priorities: npt.ArrayLike | None = None,
     ) -> int:
-        """Set the priorities of the transitions of a batch from what was learned about them.
+        """Set the priorities of the transitions of a batch from what was learned about them. O(B log C).
 
         Every buffer checks the arguments. If nothing is prioritized, nothing else happens.
 
@@ -225,11 +216,9 @@ class Replay(Declared, ABC):
 
         Raises
         ------
-        IndexError
-            If an index was never given out.
-        TypeError, ValueError
-            If indices are not integers, shapes differ, a value is NaN or infinite, or a priority negative. If an error is
-            raised, the buffer is unchanged.
+        IndexError, TypeError, ValueError
+            If an index was never given out, indices are not integers, shapes differ, a value is NaN or infinite, or a
+            priority negative. The buffer is then unchanged.
 
         Examples
         --------
@@ -255,12 +244,12 @@ class Replay(Declared, ABC):
     def window(self, indices: Indices) -> Window:
         """What is there: a :class:`~replaykit.batch.Window` of up to `n_step` steps of one episode from each index on.
 
-        Indices have the shape (B,), or (B, T) if T windows belong to each row of the batch.
+        Indices have the shape (B,), or (B, T) if T windows belong to each row of the batch. O(B n).
         """
 
     @abstractmethod
     def reduce(self, window: Window) -> dict[str, Any]:
-        """One transition from each window, by field."""
+        """One transition from each window, by field. O(B n)."""
 
     @abstractmethod
     def weigh(self, draw: Draw) -> npt.NDArray[np.float32]:
@@ -296,16 +285,13 @@ class Replay(Declared, ABC):
         if not len(self):
             raise ValueError(EMPTY)
         draw = self.draw(batch_size)
-        indices = draw.indices
-        if type(indices) is not np.ndarray or indices.dtype is not _INT64 or indices.ndim != 1:
-            draw.indices = as_indices("indices", indices)
+        draw.indices = as_indices("indices", draw.indices)
         return draw
 
     def _weighed(self, fields: dict[str, Any], draw: Draw) -> dict[str, Any]:
         """The fields of a batch with what follows from the draw."""
         fields["weights"] = self.weigh(draw)
-        fields["probabilities"] = draw.probabilities
-        fields["indices"] = draw.indices
+        fields["probabilities"], fields["indices"] = draw.probabilities, draw.indices
         return fields
 
     # -- Looking ---------------------------------------------------------------------------------------------
@@ -315,34 +301,34 @@ class Replay(Declared, ABC):
         """Everything that has state, by name, in the order in which it must be loaded."""
 
     @property
-    @abstractmethod
     def spec(self) -> Spec:
         """The fields of a transition."""
+        return self.settings.spec
 
     @property
-    @abstractmethod
     def capacity(self) -> int:
         """Transitions that fit, C, a multiple of `num_envs`."""
+        return self.settings.capacity
 
     @property
-    @abstractmethod
     def num_envs(self) -> int:
         """Environments that are stepped together, E: the leading axis of `add`."""
+        return self.settings.num_envs
 
     @property
-    @abstractmethod
     def n_step(self) -> int:
         """Steps of a window, n."""
+        return self.settings.n_step
 
     @property
-    @abstractmethod
     def gamma(self) -> float:
         """Discount of a step."""
+        return self.settings.gamma
 
     @property
-    @abstractmethod
     def stack(self) -> int:
         """Observations in each of a batch, k."""
+        return self.settings.stack
 
     @property
     @abstractmethod
@@ -373,7 +359,7 @@ class Replay(Declared, ABC):
     def stored(self) -> Indices:
         """Every stored index, lane after lane, oldest first. O(N)."""
         with self.lock:
-            return stored_in(self.bounds, np.arange(self.bounds.shape[1]), self.successor)
+            return stored_in(self.bounds, self.successor)
 
     @abstractmethod
     def __len__(self) -> int:
@@ -385,14 +371,10 @@ class Replay(Declared, ABC):
 
     @abstractmethod
     def episode(self, indices: npt.ArrayLike) -> tuple[Indices, Indices, Indices]:
-        """The episode of each stored index: its number, and the indices of its first and its last step. O(1) each.
+        """The number of each stored index's episode, and the indices of its first and its last step. O(1) each.
 
-        No two episodes share a number. The first step may have been overwritten. If the episode is running, the last is the
-        newest step. The index -1 stands for padding: all three are -1 there.
-
-        Returns
-        -------
-        number, first, last : ndarray of shape (B,), int64
+        No two episodes share a number. The first step may have been overwritten. If the episode is running, the last is
+        the newest step. The index -1 stands for padding: all three are -1 there.
         """
 
     @abstractmethod
@@ -413,38 +395,30 @@ class Replay(Declared, ABC):
 
         Raises
         ------
-        IndexError
-            If an index is stale or was never given out.
-        FieldNameError
-            If there is no such field.
+        IndexError, FieldNameError
+            If an index is stale or was never given out, or there is no such field.
 
         Examples
         --------
         >>> from replaykit import Field, ReplayBuffer, Spec
-        >>> buffer = ReplayBuffer(10, Spec(obs={"x": Field(()), "y": Field((2,))}, action=Field(())), n_step=3)
+        >>> buffer = ReplayBuffer(10, Spec(obs={"x": Field(()), "y": Field((2,))}, action=Field(())))
         >>> for step in range(3):
         ...     obs = {"x": step, "y": [step, -step]}
         ...     index = buffer.add(obs, 0, 1.0 + step, obs, False, False)
-        >>> buffer.read([2, 0], "reward")
-        array([3., 1.], dtype=float32)
-        >>> buffer.read([1], "obs.y")
-        array([[ 1., -1.]], dtype=float32)
+        >>> buffer.read([2, 0, -1], "obs.y")
+        array([[ 2., -2.],
+               [ 0.,  0.],
+               [ 0.,  0.]], dtype=float32)
         """
 
     @abstractmethod
     def stats(self) -> dict[str, float]:
         """Numbers for a logger: `size`, `capacity`, `added`, `batches` and `nbytes`.
 
-        A prioritized buffer adds `stale_updates`, `beta`, and of the scaled priorities p**alpha the mean and the maximum,
-        `scaled_priority_mean` and `scaled_priority_max`.
+        A prioritized buffer adds `stale_updates`, `beta`, and of the scaled priorities p**alpha the mean and the
+        maximum, `scaled_priority_mean` and `scaled_priority_max`.
         """
 
     @abstractmethod
     def check(self) -> None:
-        """Verify every invariant. O(C).
-
-        Raises
-        ------
-        AssertionError
-            Naming the broken invariant.
-        """
+        """Verify every invariant; raises AssertionError naming the broken one. O(C)."""

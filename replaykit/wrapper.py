@@ -1,6 +1,7 @@
 """What every wrapper has: the verbs of the replay inside, and the rule by which calls pass through."""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,7 @@ import numpy.typing as npt
 from replaykit.batch import Ahead, Draw, Look, Window
 from replaykit.declared import Declared
 from replaykit.replay import Replay
-from replaykit.spec import Spec
 from replaykit.storage.base import Indices
-from replaykit.trees import Tree
 
 _VERBS = ("draw", "probability", "window", "change", "reduce", "weigh", "read", "episode")
 _JOINS = {
@@ -70,57 +69,24 @@ class ReplayWrapper(Replay):
         if not isinstance(inner, Replay):
             raise TypeError(f"inner is a {type(inner).__name__}; expected a buffer or another wrapper")
         self.inner = inner
-        self.lock, self.rng, self.successor = inner.lock, inner.rng, inner.successor
+        self.settings, self.lock, self.rng, self.successor = inner.settings, inner.lock, inner.rng, inner.successor
         self.may_raise = type(self).may_raise or inner.may_raise
 
-    # -- Writing ---------------------------------------------------------------------------------------------
+    @wraps(Replay.add, updated=())
+    def add(self, *values: Any, **options: Any) -> Indices:
+        return self.inner.add(*values, **options)
 
-    def add(
-        self,
-        obs: Tree,
-        action: Tree,
-        reward: Any,
-        next_obs: Tree,
-        terminated: Any,
-        truncated: Any,
-        *,
-        mask: npt.ArrayLike | None = None,
-        td_error: Any = None,
-        **extras: Tree,
-    ) -> Indices:
-        """As the wrapped replay's; see :meth:`Replay.add`."""
-        return self.inner.add(
-            obs, action, reward, next_obs, terminated, truncated, mask=mask, td_error=td_error, **extras
-        )
-
-    def extend(
-        self,
-        obs: Tree,
-        action: Tree,
-        reward: Any,
-        next_obs: Tree,
-        terminated: Any,
-        truncated: Any,
-        *,
-        mask: npt.ArrayLike | None = None,
-        td_error: Any = None,
-        **extras: Tree,
-    ) -> Indices:
-        """As the wrapped replay's; see :meth:`Replay.extend`."""
-        return self.inner.extend(
-            obs, action, reward, next_obs, terminated, truncated, mask=mask, td_error=td_error, **extras
-        )
+    @wraps(Replay.extend, updated=())
+    def extend(self, *values: Any, **options: Any) -> Indices:
+        return self.inner.extend(*values, **options)
 
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
-        """As the wrapped replay's; see :meth:`Replay.end_episode`."""
         self.inner.end_episode(mask)
 
     def clear(self) -> None:
-        """As the wrapped replay's; see :meth:`Replay.clear`."""
         self.inner.clear()
 
     def count_batch(self) -> None:
-        """As the wrapped replay's."""
         self.inner.count_batch()
 
     def update_priorities(
@@ -130,17 +96,14 @@ class ReplayWrapper(Replay):
         *,
         priorities: npt.ArrayLike | None = None,
     ) -> int:
-        """As the wrapped replay's; see :meth:`Replay.update_priorities`."""
         return self.inner.update_priorities(indices, td_errors, priorities=priorities)
 
     # -- The verbs -------------------------------------------------------------------------------------------
 
     def draw(self, batch_size: int) -> Draw:
-        """As the wrapped replay's."""
         return self.inner.draw(batch_size)
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
-        """As the wrapped replay's."""
         return self.inner.probability(indices, batch_size)
 
     def window(self, indices: Indices) -> Window:
@@ -153,15 +116,12 @@ class ReplayWrapper(Replay):
         return window
 
     def reduce(self, window: Window) -> dict[str, Any]:
-        """As the wrapped replay's."""
         return self.inner.reduce(window)
 
     def weigh(self, draw: Draw) -> npt.NDArray[np.float32]:
-        """As the wrapped replay's."""
         return self.inner.weigh(draw)
 
     def least_probability(self, batch_size: int, without: Indices) -> float:
-        """As the wrapped replay's; found from `probability`, in O(N), if that is overridden."""
         if type(self).probability is not ReplayWrapper.probability:
             return super().least_probability(batch_size, without)
         return self.inner.least_probability(batch_size, without)
@@ -169,7 +129,6 @@ class ReplayWrapper(Replay):
     # -- Several verbs at once -------------------------------------------------------------------------------
 
     def serve(self, batch_size: int) -> dict[str, Any]:
-        """As the wrapped replay's, if none of its verbs is overridden."""
         return self.inner.serve(batch_size)
 
     def _draw_and_fetch(self, batch_size: int) -> dict[str, Any]:
@@ -178,7 +137,6 @@ class ReplayWrapper(Replay):
         return self._weighed(self.fetch(draw.indices), draw)
 
     def open(self, batch_size: int, look: Look | None = None) -> tuple[Draw, Window]:
-        """As the wrapped replay's, if none of its verbs is overridden."""
         return self.inner.open(batch_size, look)
 
     def _open_and_change(self, batch_size: int, look: Look | None = None) -> tuple[Draw, Window]:
@@ -189,11 +147,9 @@ class ReplayWrapper(Replay):
         return draw, window
 
     def fetch(self, indices: Indices) -> dict[str, Any]:
-        """As the wrapped replay's, if none of its verbs is overridden."""
         return self.inner.fetch(indices)
 
     def look_ahead(self, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:
-        """As the wrapped replay's, if none of its verbs is overridden."""
         return self.inner.look_ahead(window, look, uniforms)
 
     # -- Looking ---------------------------------------------------------------------------------------------
@@ -207,7 +163,6 @@ class ReplayWrapper(Replay):
 
     @property
     def beta(self) -> float:
-        """As the wrapped replay's, if it has one. It can be set as there."""
         return float(self._prioritized.beta)
 
     @beta.setter
@@ -222,66 +177,29 @@ class ReplayWrapper(Replay):
         return self.inner
 
     @property
-    def spec(self) -> Spec:
-        """The fields of a transition."""
-        return self.inner.spec
-
-    @property
-    def capacity(self) -> int:
-        """Transitions that fit, C."""
-        return self.inner.capacity
-
-    @property
-    def num_envs(self) -> int:
-        """Environments that are stepped together, E."""
-        return self.inner.num_envs
-
-    @property
-    def n_step(self) -> int:
-        """Steps of a window, n."""
-        return self.inner.n_step
-
-    @property
-    def gamma(self) -> float:
-        """Discount of a step."""
-        return self.inner.gamma
-
-    @property
-    def stack(self) -> int:
-        """Observations in each of a batch, k."""
-        return self.inner.stack
-
-    @property
     def nbytes(self) -> int:
-        """Bytes of the wrapped replay's arrays."""
         return self.inner.nbytes
 
     @property
     def bounds(self) -> Indices:
-        """As the wrapped replay's."""
         return self.inner.bounds
 
     def __len__(self) -> int:
         return len(self.inner)
 
     def latest(self, count: int) -> Indices:
-        """As the wrapped replay's; see :meth:`Replay.latest`."""
         return self.inner.latest(count)
 
     def episode(self, indices: npt.ArrayLike) -> tuple[Indices, Indices, Indices]:
-        """As the wrapped replay's; see :meth:`Replay.episode`."""
         return self.inner.episode(indices)
 
     def read(self, indices: npt.ArrayLike, field: str) -> npt.NDArray[Any]:
-        """As the wrapped replay's; see :meth:`Replay.read`."""
         return self.inner.read(indices, field)
 
     def stats(self) -> dict[str, float]:
-        """Numbers of the wrapped replay."""
         return self.inner.stats()
 
     def check(self) -> None:
-        """Verify every invariant of the wrapped replay."""
         self.inner.check()
 
     def __repr__(self) -> str:

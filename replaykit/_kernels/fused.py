@@ -23,7 +23,10 @@ from replaykit._kernels.windows import (
 def uniform_batch(uniforms, bounds, rows, plan, powers, block, stage):
     """`uniform_draw`, then `transitions`. Every weight is 1."""
     count, capacity = plan[META, COUNT], rows.shape[0] // plan[META, ROW_BYTES]
-    indices, slots = view(block, plan[START, INDICES], count, np.int64), view(block, plan[START, SLOTS], count, np.int64)
+    indices, slots = (
+        view(block, plan[START, INDICES], count, np.int64),
+        view(block, plan[START, SLOTS], count, np.int64),
+    )
     probabilities = view(block, plan[START, PROBABILITIES], count, np.float64)
     weights = view(block, plan[START, WEIGHTS], count, np.float32)
     uniform_draw(uniforms, bounds, capacity, slots, indices, probabilities)
@@ -36,7 +39,10 @@ def uniform_batch(uniforms, bounds, rows, plan, powers, block, stage):
 def proportional_batch(nodes, extremes, settled, points, scheme, bounds, rows, plan, powers, block, stage):
     """`proportional_draw`, then `transitions`. Weights are left out."""
     count, capacity = plan[META, COUNT], rows.shape[0] // plan[META, ROW_BYTES]
-    indices, slots = view(block, plan[START, INDICES], count, np.int64), view(block, plan[START, SLOTS], count, np.int64)
+    indices, slots = (
+        view(block, plan[START, INDICES], count, np.int64),
+        view(block, plan[START, SLOTS], count, np.int64),
+    )
     probabilities = view(block, plan[START, PROBABILITIES], count, np.float64)
     proportional_draw(nodes, extremes, settled, points, scheme, bounds, capacity, slots, indices, probabilities)
     transitions(bounds, rows, plan, powers, block, stage)

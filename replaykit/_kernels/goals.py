@@ -25,7 +25,10 @@ def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, col
     """
     num_envs, groups, count, row_bytes = bounds.shape[1], uniforms.shape[1], plan[META, COUNT], plan[META, ROW_BYTES]
     width, most, capacity = count // groups, count * n, rows.shape[0] // row_bytes
-    indices, slots = view(block, plan[START, INDICES], count, np.int64), view(block, plan[START, SLOTS], count, np.int64)
+    indices, slots = (
+        view(block, plan[START, INDICES], count, np.int64),
+        view(block, plan[START, SLOTS], count, np.int64),
+    )
     lengths, chosen = view(block, plan[START, LENGTH], count, np.int64), view(out, 0, groups, np.uint8)
     to = (groups + 7) // 8 * 8
     windows, places = view(out, to, count, np.int64), view(out, to + 8 * count, most, np.int64)
@@ -75,7 +78,9 @@ def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, col
         source, stop = (achieved, steps) if kind == 0 else (wanted, steps) if kind == 1 else (goals, total * width)
         for begin in range(0, stop, CHUNK):
             if place % 4 == 0 and size % 4 == 0:
-                gather(rows4, row_bytes // 4, source, begin, min(begin + CHUNK, stop), place // 4, size // 4, out4, to // 4)
+                gather(
+                    rows4, row_bytes // 4, source, begin, min(begin + CHUNK, stop), place // 4, size // 4, out4, to // 4
+                )
             else:
                 gather(rows, row_bytes, source, begin, min(begin + CHUNK, stop), place, size, out, to)
         to += (most * size + 7) // 8 * 8

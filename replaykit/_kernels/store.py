@@ -158,6 +158,29 @@ def number_entries(mask, bounds, indices, entries):
 
 
 @jit
+def end_episodes(lanes, header, rows):
+    """End the running episodes of lanes after their newest steps."""
+    num_envs, row_bytes, end = header[NUM_ENVS], header[ROW_BYTES], header[END]
+    capacity = rows.shape[0] // row_bytes
+    for j in range(lanes.shape[0]):
+        lane = lanes[j]
+        cursor = header[LANES + CURSOR * num_envs + lane]
+        header[LANES + OVER * num_envs + lane] = 1
+        if cursor > header[LANES + lane]:
+            rows[((cursor - 1) * num_envs + lane) % capacity * row_bytes + end] = 1
+
+
+@jit
+def clear(header):
+    """Retire every step, and end all episodes."""
+    num_envs = header[NUM_ENVS]
+    for e in range(num_envs):
+        header[LANES + e] = header[LANES + CURSOR * num_envs + e]
+        header[LANES + OVER * num_envs + e] = 1
+    header[STORED] = 0
+
+
+@jit
 def begins_of(ends, header, indices, begins):
     """Whether an episode begins at each of some entries, the next of their lanes, of which `ends` end one."""
     num_envs = header[NUM_ENVS]

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from replaykit.batch import Draw
 from replaykit.declared import Declared
+from replaykit.field import filled
 from replaykit.storage.base import Indices, Storage
 
 Floats = npt.NDArray[np.float64]
@@ -67,7 +68,7 @@ class Distribution(Declared, ABC):
 
     def weigh(self, draw: Draw, size: int) -> npt.NDArray[np.float32]:
         """Importance weights for the probabilities of a draw from `size` stored transitions, of shape (B,)."""
-        return np.ones(len(draw.indices), np.float32)
+        return filled(len(draw.indices), 1.0, np.float32)
 
     def mass(self) -> float:
         """What the probabilities of this distribution are relative to, for shares between several buffers."""

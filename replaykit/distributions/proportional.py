@@ -103,9 +103,7 @@ class Proportional(Distribution):
         storage = self.storage
         slots, indices = np.empty(batch_size, np.int64), np.empty(batch_size, np.int64)
         probabilities, arguments = np.empty(batch_size), self.arguments(batch_size, rng)
-        tree_kernels.proportional_draw(
-            *arguments, storage.bounds, storage.capacity, slots, indices, probabilities
-        )
+        tree_kernels.proportional_draw(*arguments, storage.bounds, storage.capacity, slots, indices, probabilities)
         return self.complete(Draw(indices, probabilities))
 
     def probability(self, indices: Indices, batch_size: int) -> Floats:
@@ -143,7 +141,6 @@ class Proportional(Distribution):
     # -- For Storage.fuse ------------------------------------------------------------------------------------
 
     def kernels(self) -> Any:
-        """See `Distribution.kernels`."""
         return fused.proportional_batch, fused.proportional_look
 
     def arguments(self, batch_size: int, rng: np.random.Generator) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ import numpy as np
 from replaykit._kernels import lazy
 from replaykit.batch import Draw
 from replaykit.distributions.base import Distribution, Floats
+from replaykit.field import filled
 from replaykit.storage.base import Indices, Storage
 
 windows, fused = lazy("windows"), lazy("fused")
@@ -39,11 +40,10 @@ class Uniform(Distribution):
 
     def probability(self, indices: Indices, batch_size: int) -> Floats:
         """1/N for every stored index."""
-        slots = self.storage.slots(indices)
-        return np.full(slots.shape, 1.0 / max(len(self.storage), 1))
+        size = len(self.storage.slots(indices))
+        return filled(size, 1.0 / max(len(self.storage), 1), np.float64)
 
     def kernels(self) -> Any:
-        """See `Distribution.kernels`."""
         return fused.uniform_batch, fused.uniform_look
 
     def arguments(self, batch_size: int, rng: np.random.Generator) -> tuple[Any, ...]:

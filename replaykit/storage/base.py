@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,20 +18,21 @@ from replaykit.storage.lock import Lock
 from replaykit.trees import Tree
 
 kernels = lazy("lanes")
-Indices = npt.NDArray[np.int64]
+Indices: TypeAlias = npt.NDArray[np.int64]
+Serve: TypeAlias = Callable[[int], dict[str, Any]]
+Open: TypeAlias = Callable[..., tuple[Draw, Window]]
 EMPTY = "the buffer is empty, so nothing can be sampled; add a transition first"
 
 
 class Storage(Declared, ABC):
     """Where transitions are kept. Subclass it for another medium, or `LocalStorage` for another place of its arrays.
 
-    A storage has E lanes of L slots, and capacity C = L x E. The index of a transition is ``step * E + lane``, with the
-    number of its step in its lane. It is given once. The next step of the lane has the index that is larger by E, and the
-    slot of an index is ``index % C``. Lane e holds the steps in ``[bounds[0, e], bounds[1, e])``, at most its last L.
+    A storage has E lanes of L slots, and the capacity C = L x E. The index of a transition is ``step * E + lane``, with
+    the number of its step in its lane. It is given once. The next step of the lane has the index that is larger by E, and
+    an index is stored in slot ``index % C``. Lane e holds the steps in ``[bounds[0, e], bounds[1, e])``, at most its last L.
 
-    A subclass calls ``super().__init__`` and writes the abstract methods: `write`, `end_episode` and `clear`; `window`,
-    `reduce`, `read`, `episode` and `latest`; `state` and `load`. It sets `bounds` and keeps them up to date. Methods get
-    checked arguments, and the buffer holds `lock` when it calls them, apart from `encode`.
+    A subclass calls ``super().__init__``, sets `bounds`, and writes the abstract methods. It need not check arguments,
+    and the buffer holds `lock` when it calls them, apart from `encode`.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ class Storage(Declared, ABC):
     length : int
         Slots of each lane, L.
     bounds : ndarray of shape (2, E), int64
-        The oldest step of each lane, and the step that comes next.
+        The oldest step of each lane, and the step that comes next. The subclass keeps it up to date.
     lock : Lock
         Held by every public method of a buffer and its wrappers.
     arrays : dict of str to ndarray
@@ -64,24 +65,20 @@ class Storage(Declared, ABC):
         capacity = check_count("capacity", capacity)
         if not isinstance(spec, Spec):
             raise TypeError(f"spec is a {type(spec).__name__}; expected a Spec, such as Spec.from_env(env) gives")
-        self.spec = spec
-        self.num_envs = check_count("num_envs", num_envs)
+        self.spec, self.num_envs = spec, check_count("num_envs", num_envs)
         self.lanes = (self.num_envs,) if self.num_envs > 1 else ()
         self.length = -(-capacity // self.num_envs)
         self.capacity = self.length * self.num_envs
-        self.lock = Lock()
-        self.arrays: dict[str, npt.NDArray[Any]] = {}
+        self.lock, self.arrays = Lock(), dict[str, npt.NDArray[Any]]()
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An array of zeros that belongs to the state of the storage or of its distribution.
+        """An array of zeros for the storage or its distribution. Override it to keep arrays elsewhere, such as in files.
 
-        Override it to keep the arrays elsewhere, such as in files. If `name` has been given before, with fewer rows, the new
-        array begins with the former rows.
+        If `name` was given before, with fewer rows, the new array begins with the former rows.
         """
         array = np.zeros(shape, dtype)
-        former = self.arrays.get(name)
-        if former is not None:
-            array[: len(former)] = former
+        if name in self.arrays:
+            array[: len(self.arrays[name])] = self.arrays[name]
         self.arrays[name] = array
         return array
 
@@ -103,21 +100,21 @@ class Storage(Declared, ABC):
         extras : mapping
             The extra fields.
         lead : tuple of int
-            (T, E), (E,) for one step, and without E for one lane. If it is ``()``, values that all have an axis of length
-            1 in front are accepted, too.
+            (T, E), or (E,) for one step; without E for one lane. If it is ``()``, values that all have a leading axis of
+            length 1 are accepted, too.
         mask : ndarray of the shape `lead`, bool, optional
             The entries to convert. The others are ignored.
 
         Returns
         -------
         block
-            Here a list with an array of shape (entries, ...) for each leaf of the spec, step after step and lane after
+            Here a list with an array of shape (entries, ...) for each of ``spec.leaves``, step after step and lane after
             lane. A subclass may return something else that its `write` takes.
 
         Raises
         ------
         FieldNameError, ValueError, TypeError, OverflowError
-            For a value that does not fit, naming the first field of the spec that does not.
+            Naming the first field of the spec whose value does not fit.
         """
         flat = self.spec.flatten(values, extras)
         leaves = self.spec.leaves
@@ -135,19 +132,9 @@ class Storage(Declared, ABC):
     def write(self, block: Any, steps: int, mask: npt.NDArray[np.bool_] | None = None) -> Indices:
         """Store `steps` steps: retire the oldest that they replace, write, and publish the new ones.
 
-        Parameters
-        ----------
-        block
-            What `encode` returned.
-        steps : int
-            T. If it is more than L, the result is as if the steps were written one after another.
-        mask : ndarray of shape (T E,), bool, optional
-            The entries that are in the block; without it all are.
-
-        Returns
-        -------
-        ndarray of shape (T E,), int64
-            The indices, -1 where the mask is False.
+        The block is from `encode`; with a mask (T E,) of bool, it holds only the entries that the mask selects. If there
+        are more than L steps, the result is as if they were written one after another. Returns the indices (T E,), -1
+        where the mask is False.
         """
 
     @abstractmethod
@@ -164,12 +151,8 @@ class Storage(Declared, ABC):
     def window(self, indices: Indices, n: int) -> Window:
         """Windows of up to `n` steps from stored indices on, of shape (B,) or (B, T).
 
-        A window ends with its episode, or at the newest step of its lane.
-
-        Raises
-        ------
-        IndexError
-            If an index is not stored; `refuse` raises it.
+        A window ends with its episode, or at the newest step of its lane. `refuse` raises IndexError for an index that is
+        not stored.
         """
 
     @abstractmethod
@@ -208,7 +191,7 @@ class Storage(Declared, ABC):
 
     def fuse(
         self, distribution: Any, powers: npt.NDArray[np.float64], rng: np.random.Generator
-    ) -> tuple[Callable[..., dict[str, Any]], Callable[..., tuple[Draw, Window]]] | None:
+    ) -> tuple[Serve, Open] | None:
         """Faster functions for `Replay.serve` and `Replay.open` of a buffer with this distribution, or None.
 
         This is the only place where a faster way is chosen. Its result must be the same bit for bit.
@@ -228,7 +211,7 @@ class Storage(Declared, ABC):
 
     def stored(self) -> Indices:
         """Every stored index, lane after lane, oldest first. O(N)."""
-        return stored_in(self.bounds, np.arange(self.num_envs), self.num_envs)
+        return stored_in(self.bounds, self.num_envs)
 
     def slots(self, indices: Indices) -> Indices:
         """The slot of each stored index. Raises IndexError as `refuse` does."""
@@ -238,13 +221,7 @@ class Storage(Declared, ABC):
         return slots
 
     def refuse(self, indices: Indices) -> None:
-        """Raise for the first index that is not stored.
-
-        Raises
-        ------
-        IndexError
-            Naming the index, and whether it is stale or was never given out.
-        """
+        """Raise IndexError for the first index that is not stored, naming it, and whether it is stale."""
         lanes, steps = indices % self.num_envs, indices // self.num_envs
         wrong = (indices < 0) | (steps < self.bounds[0, lanes]) | (steps >= self.bounds[1, lanes])
         if not wrong.any():
@@ -260,13 +237,7 @@ class Storage(Declared, ABC):
         raise IndexError(f"indices contains {index}, which is stale; the oldest stored of lane {lane} is {oldest}")
 
     def check(self) -> None:
-        """Verify the bounds.
-
-        Raises
-        ------
-        AssertionError
-            Naming the broken invariant.
-        """
+        """Verify every invariant; raises AssertionError naming the broken one."""
         first, cursor = self.bounds
         assert (first <= cursor).all(), "a lane's oldest step is newer than its newest"
         assert (cursor - first <= self.length).all(), "a lane holds more than capacity / num_envs transitions"
@@ -282,11 +253,11 @@ def _has_leading_axis(values: tuple[Any, ...], leaves: tuple[Leaf, ...]) -> bool
         return False
 
 
-def stored_in(bounds: Indices, lanes: Indices, successor: int) -> Indices:
-    """Every index in these bounds: lane after lane, oldest first."""
+def stored_in(bounds: Indices, successor: int) -> Indices:
+    """Every index in the bounds of some lanes: lane after lane, oldest first."""
     counts = bounds[1] - bounds[0]
     steps = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - bounds[1], counts)
-    return steps * successor + np.repeat(lanes, counts)
+    return np.asarray(steps * successor + np.repeat(np.arange(len(counts)), counts))
 
 
 def look_ahead(source: Any, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:

@@ -56,9 +56,7 @@ class Frames(Columns):
         self._pool_frames = new + new // _SLACK + 2 * (self._kept * num_envs + self._given) + 1
         self.nbytes = self._pool_frames * (self._size + 4) + capacity * 2 * self._kept * 4
         is_zero = stack > 1 and padding == "zero"
-        self._numbers = np.array(
-            [num_envs, capacity, self._given, self._kept, self._size, is_zero, shares], np.int64
-        )
+        self._numbers = np.array([num_envs, capacity, self._given, self._kept, self._size, is_zero, shares], np.int64)
 
     def allocate(self) -> None:
         """See `Columns.allocate`."""

@@ -1,17 +1,20 @@
 """LocalStorage: packed rows in arrays of this process."""
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
-from replaykit.batch import Ahead, Draw, Look, Rewrite, Window
+from replaykit.batch import Ahead, Look, Rewrite, Window
 from replaykit.field import FieldNameError
 from replaykit.spec import Spec
-from replaykit.storage.base import EMPTY, Indices, Storage, stored_in
+from replaykit.storage.base import Indices, Open, Serve, Storage, stored_in
 from replaykit.storage.columns import Columns, Padding, Share, columns_for
+from replaykit.storage.fused import fuse, looking_ahead
 from replaykit.storage.memory_limit import refuse_more_than_memory
 from replaykit.storage.row import Layout, Row
 from replaykit.trees import Tree
@@ -20,9 +23,7 @@ kernels, windows, goals = lazy("store"), lazy("windows"), lazy("goals")
 
 _LARGEST_BLOCK = 1 << 18
 """Bytes that are encoded at a time. Larger memory is returned to the system each time, and costs page faults."""
-_SCOPES = {"future": 0, "final": 1, "episode": 2, "random": 3}
-"""The numbers of the strategies in the kernels."""
-_UINT8, _INT64, _BOOL = np.dtype(np.uint8), np.dtype(np.int64), np.dtype(np.bool_)
+_UINT8, _INT64 = np.dtype(np.uint8), np.dtype(np.int64)
 
 
 class LocalStorage(Storage):
@@ -58,13 +59,14 @@ class LocalStorage(Storage):
         self._column_of = {leaf: columns for columns in self.columns for leaf in columns.leaves}
         self.row = row = Row(spec, list(self._column_of), self._encode_any)
         self.positions = {leaf.name: i for i, leaf in enumerate(spec.leaves)}
+        self._columns_named: dict[tuple[str, ...], Indices] = {}
         self._flags = self.positions["terminated"], self.positions["truncated"]
         each = row.nbytes + 8 * kernels.STAMPS
         needed = each * self.capacity + sum(columns.nbytes for columns in self.columns)
         refuse_more_than_memory(needed, f"capacity {self.capacity} at {needed // self.capacity} bytes each")
         size = kernels.LANES + kernels.LANE_ROWS * self.num_envs
-        self.header: Indices = self.allocate("header", (size + row.leaf_places.size,), np.int64)
-        self.rows: npt.NDArray[np.uint8] = self.allocate("rows", (self.capacity, row.nbytes), np.uint8)
+        self.header = self.allocate("header", (size + row.leaf_places.size,), np.int64)
+        self.rows = self.allocate("rows", (self.capacity, row.nbytes), np.uint8)
         self.allocate("tables", (kernels.STAMPS, self.capacity), np.int64)
         for columns in self.columns:
             columns.allocate()
@@ -75,10 +77,8 @@ class LocalStorage(Storage):
         self._lanes[kernels.EPISODE] = np.arange(self.num_envs) - self.num_envs
         self._lanes[kernels.PLACE] = self._lanes[kernels.EPISODE] % self.capacity
         self.bounds = self._lanes[:2]
-        self._bytes = self.rows.reshape(-1)
+        self.bytes = self.rows.reshape(-1)
         self._columns_of_row = self.rows.view(row.record).reshape(-1)
-        self._numbers: Any = memoryview(self.header)  # type: ignore[arg-type]
-        self._stored: int = kernels.STORED
         self._most_entries = 0 if self.columns else min(self.capacity, max(_LARGEST_BLOCK // row.nbytes, 1))
         if not self.columns and self.num_envs == 1:
             self.encode_step = row.encode_row  # type: ignore[method-assign]
@@ -97,8 +97,7 @@ class LocalStorage(Storage):
         lead: tuple[int, ...],
         mask: npt.NDArray[np.bool_] | None = None,
     ) -> Any:
-        """See `Storage.encode`. The block is bytes, or the arrays of the leaves if that is large or has columns."""
-        if mask is None and lead and 0 < np.prod(lead) <= self._most_entries:
+        if mask is None and lead and 0 < math.prod(lead) <= self._most_entries:
             return self.row.encode_steps(lead, *values, extras)
         return super().encode(values, extras, lead, mask)
 
@@ -107,16 +106,14 @@ class LocalStorage(Storage):
         return self.row.join(super().encode(values, extras, lead))
 
     def encode_step(self, *values: Any) -> Any:
-        """See `Storage.encode_step`."""
         if self.columns:
             return super().encode(values[:-1], values[-1], self.lanes)
         return self.row.encode_steps(self.lanes, *values)
 
     def write(self, block: Any, steps: int, mask: npt.NDArray[np.bool_] | None = None) -> Indices:
-        """See `Storage.write`."""
         if type(block) is bytes and mask is None:
             indices = np.empty(steps * self.num_envs, _INT64)
-            kernels.store(block, steps, 0, self.header, self._bytes, self.arrays["tables"], indices)
+            kernels.store(block, steps, 0, self.header, self.bytes, self.arrays["tables"], indices)
             return indices
         if mask is not None and self.num_envs == 1:  # the only lane is always in step with itself
             indices = np.full(steps, -1, np.int64)
@@ -148,7 +145,7 @@ class LocalStorage(Storage):
 
     def _write_part(self, leaves: list[npt.NDArray[Any]], steps: int, indices: Indices) -> None:
         """Write steps of every lane, whose indices are found, or, if `steps` is 0, the entries of these indices."""
-        state = self.header, self._bytes, self.tables
+        state = self.header, self.bytes, self.tables
         data = self.row.join(leaves)
         if not self.columns:
             kernels.store(data, steps, kernels.BOTH, *state, indices)
@@ -162,79 +159,70 @@ class LocalStorage(Storage):
         kernels.store(data, steps, kernels.PUBLISH, *state, indices)
 
     def _keep_stamps(self) -> None:
-        """From now on remember when each slot is written, since lanes get out of step."""
+        """From now on note when each slot is written, since lanes get out of step."""
         if len(self.tables) == kernels.STAMPS:
-            self.allocate("tables", (kernels.STAMPS + 1, self.capacity), np.int64)
             self.header[kernels.SPLIT] = self.bounds[1].sum()
+            self.allocate("tables", (kernels.STAMPS + 1, self.capacity), np.int64)
 
     def end_episode(self, lanes: Indices) -> None:
-        """See `Storage.end_episode`."""
-        filled = lanes[self.bounds[1, lanes] > self.bounds[0, lanes]]
-        newest = (self.bounds[1, filled] - 1) * self.num_envs + filled
-        self.rows[newest % self.capacity, self.row.end] = 1
-        self._lanes[kernels.OVER, lanes] = 1
+        kernels.end_episodes(lanes, self.header, self.bytes)
 
     def clear(self) -> None:
-        """See `Storage.clear`."""
-        self._lanes[kernels.OVER] = 1
-        self.bounds[0] = self.bounds[1]
-        self.header[kernels.STORED] = 0
+        kernels.clear(self.header)
 
     # -- Reading ---------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return int(self._numbers[self._stored])
+        return int(self.header.item(kernels.STORED))
 
     def window(self, indices: Indices, n: int) -> Window:
-        """See `Storage.window`. O(B n)."""
         flat = indices.reshape(-1)
-        layout, block = self._transitions_at(flat, _POWERS[n], windows.OPEN)
-        return self._window(flat, indices.shape, layout, block, np.ndarray((), layout.windows, block).item())
+        layout, block = self._transitions_at(flat, _any_powers(n), windows.OPEN)
+        return self.window_in(flat, indices.shape, layout, block, np.ndarray((), layout.windows, block).item())
 
     def fetch(self, indices: Indices, powers: npt.NDArray[np.float64]) -> dict[str, Any]:
-        """See `Storage.fetch`. O(B n)."""
         layout, block = self._transitions_at(indices.reshape(-1), powers, windows.BOTH)
         leaves = np.ndarray((), layout.batch, block).item()[:-3]
         if self.columns:
-            leaves = list(leaves)
-            self._gather_columns(leaves, indices.reshape(-1), leaves[-1])
+            leaves = self.with_columns(leaves, indices.reshape(-1), leaves[-1])
         return self.row.name_transitions(*leaves)
 
     def _transitions_at(self, indices: Indices, powers: npt.NDArray[np.float64], stage: int) -> tuple[Layout, Any]:
         """A block with what the kernel makes of these indices."""
         layout = self.row.layout(indices.size, len(powers) - 1)
         block = np.empty(layout.nbytes, np.uint8)
-        if windows.transitions_at(indices, self.bounds, self._bytes, layout.plan, powers, block, stage) >= 0:
+        if windows.transitions_at(indices, self.bounds, self.bytes, layout.plan, powers, block, stage) >= 0:
             self.refuse(indices)
         return layout, block
 
-    def _window(self, indices: Indices, shape: tuple[int, ...], layout: Layout, block: Any, fields: Any) -> Window:
+    def window_in(self, indices: Indices, shape: tuple[int, ...], layout: Layout, block: Any, fields: Any) -> Window:
         """The windows that are open in a block, of which `fields` are views."""
         terminated, truncated = self._flags
         length = fields[len(self.spec.leaves) + 1]
         opened = layout, block, fields
-        return Window(
-            indices, shape, self.num_envs, fields[-1], length, fields[terminated], fields[truncated], opened
-        )
+        return Window(indices, shape, self.num_envs, fields[-1], length, fields[terminated], fields[truncated], opened)
 
     def reduce(self, window: Window, powers: npt.NDArray[np.float64]) -> dict[str, Any]:
-        """See `Storage.reduce`. O(B n)."""
         layout, block, views = window.opened
         self._take_back(window, views)
-        rewrites = [self._in_block(rewrite) for rewrite in window.rewrites if self._is_packed(rewrite)]
-        plan, last = layout.plan, windows.REDUCE
-        if rewrites:
-            windows.reduce_rewritten(self.bounds, self._bytes, plan, powers, block, last, *rewrites[0])
-            for rewrite in rewrites[1:]:
-                windows.rewrite(plan, block, *rewrite)
-        else:
-            windows.transitions(self.bounds, self._bytes, plan, powers, block, last)
-        leaves = list(views[: len(self.spec.leaves) + 2])
+        arguments = self.bounds, self.bytes, layout.plan, powers, block, windows.REDUCE
+        rewrites, apart = window.rewrites, list[Rewrite]()
         if self.columns:
-            self._gather_columns(leaves, window.indices, views[len(self.spec.leaves) + 1])
-            for rewrite in window.rewrites:
-                if not self._is_packed(rewrite):
-                    self._rewrite_columns(leaves, rewrite)
+            apart = [rewrite for rewrite in rewrites if self.is_in_columns(rewrite.fields[0])]
+            rewrites = [rewrite for rewrite in rewrites if not self.is_in_columns(rewrite.fields[0])]
+        if rewrites:
+            windows.reduce_rewritten(*arguments, *self._in_block(rewrites[0]))
+            for rewrite in rewrites[1:]:
+                windows.rewrite(layout.plan, block, *self._in_block(rewrite))
+        else:
+            windows.transitions(*arguments)
+        leaves = views[: len(self.spec.leaves) + 2]
+        if self.columns:
+            leaves = self.with_columns(leaves, window.indices, leaves[-1])
+            for name, rows, values in ((name, rows, values) for names, rows, values in apart for name in names):
+                position = self.positions[name]
+                leaves[position] = leaves[position].copy()  # stacks of obs and next_obs may overlap
+                leaves[position][rows] = values
         fields = self.row.name_transitions(*leaves)
         fields.update(window.added)
         return fields
@@ -243,118 +231,54 @@ class LocalStorage(Storage):
         """Copy to the block what a wrapper has replaced rather than changed in place."""
         terminated, truncated = self._flags
         length = len(self.spec.leaves) + 1
-        own = views[-1], views[length], views[terminated], views[truncated]
-        given = window.reward, window.length, window.terminated, window.truncated
-        for view, value in zip(own, given, strict=True):
-            if value is not view:
-                view[...] = value
-
-    def _is_packed(self, rewrite: Rewrite) -> bool:
-        """Whether the fields of a rewrite are in the rows."""
-        return self.positions[rewrite.fields[0]] not in self._column_of
+        if window.reward is not views[-1]:
+            views[-1][...] = window.reward
+        if window.length is not views[length]:
+            views[length][...] = window.length
+        if window.terminated is not views[terminated]:
+            views[terminated][...] = window.terminated
+        if window.truncated is not views[truncated]:
+            views[truncated][...] = window.truncated
 
     def _in_block(self, rewrite: Rewrite) -> tuple[Indices, Indices, npt.NDArray[np.uint8]]:
         """The columns of the plan, the rows and the bytes of a rewrite."""
-        positions = [self.positions[name] for name in rewrite.fields]
-        leaf = self.spec.leaves[positions[0]]
-        values = np.ascontiguousarray(np.broadcast_to(rewrite.values, (len(rewrite.rows), *leaf.shape)), leaf.dtype)
-        return np.array(positions), rewrite.rows, np.ndarray(values.nbytes, _UINT8, values)
+        names, rows, values = rewrite
+        columns = self._columns_named.get(names)
+        if columns is None:
+            columns = self._columns_named[names] = np.array([self.positions[name] for name in names])
+        leaf = self.spec.leaves[columns[0]]
+        if values.dtype is not leaf.dtype or values.shape[1:] != leaf.shape or not values.flags.c_contiguous:
+            values = np.ascontiguousarray(np.broadcast_to(values, (len(rows), *leaf.shape)), leaf.dtype)
+        return columns, rows, np.ndarray(values.nbytes, _UINT8, values)
 
-    def _rewrite_columns(self, leaves: list[Any], rewrite: Rewrite) -> None:
-        for name in rewrite.fields:
-            position = self.positions[name]
-            leaves[position] = leaves[position].copy()  # stacks of obs and next_obs may overlap
-            leaves[position][rewrite.rows] = rewrite.values
-
-    def _gather_columns(self, leaves: list[Any], indices: Indices, length: Indices) -> None:
-        """Put the leaves that are in columns among those of a batch."""
+    def with_columns(self, fields: Any, indices: Indices, length: Indices) -> list[Any]:
+        """The fields of a batch, with the leaves that are in columns."""
+        fields = list(fields)
         for columns in self.columns:
             for position, values in zip(columns.leaves, columns.gather(indices, length), strict=True):
-                leaves[position] = values
+                fields[position] = values
+        return fields
 
     def fuse(
         self, distribution: Any, powers: npt.NDArray[np.float64], rng: np.random.Generator
-    ) -> tuple[Callable[..., dict[str, Any]], Callable[..., tuple[Draw, Window]]] | None:
-        """See `Storage.fuse`. The functions call a kernel that is made of the kernels that draw, open and reduce."""
-        if distribution.kernels is None:
-            return None
-        draw_batch, draw_and_look = distribution.kernels()
-        row, n = self.row, len(powers) - 1
-        bounds, rows, name, layouts, layout_of = self.bounds, self._bytes, row.name_batch, row.layouts(n), row.layout
-        arguments, finish, columns = distribution.arguments, distribution.finish, bool(self.columns)
-        both, only_open, last = windows.BOTH, windows.OPEN, len(self.spec.leaves)
-        numbers, stored = self._numbers, self._stored
-
-        def serve(batch_size: int) -> dict[str, Any]:
-            if not numbers[stored]:
-                raise ValueError(EMPTY)
-            layout = layouts.get(batch_size) or layout_of(batch_size, n)
-            block, given = np.empty(layout.nbytes, _UINT8), arguments(batch_size, rng)
-            draw_batch(*given, bounds, rows, layout.plan, powers, block, both)
-            leaves = np.ndarray((), layout.batch, block).item()
-            if columns:
-                leaves = list(leaves)
-                self._gather_columns(leaves, leaves[-1], leaves[last + 1])
-            fields = name(*leaves)
-            finish(fields, given)
-            return fields
-
-        def open_windows(batch_size: int, look: Look | None = None) -> tuple[Draw, Window]:
-            if not numbers[stored]:
-                raise ValueError(EMPTY)
-            layout = layouts.get(batch_size) or layout_of(batch_size, n)
-            block, given = np.empty(layout.nbytes, _UINT8), arguments(batch_size, rng)
-            draw_arguments = *given, bounds, rows, layout.plan, powers, block, only_open
-            ahead = None
-            if look is None or self.positions[look.leaf] in self._column_of:
-                draw_batch(*draw_arguments)
-            else:
-                uniforms = rng.random((2, batch_size))
-                looking, read = self._looking(look, uniforms, batch_size, batch_size, n)
-                ahead = read(*draw_and_look(*draw_arguments, self.arrays["tables"], *looking))
-            fields = np.ndarray((), layout.windows, block).item()
-            window = self._window(fields[-2], (batch_size,), layout, block, fields)
-            window.ahead = ahead
-            return distribution.complete(Draw(fields[-2], fields[-3])), window
-
-        return serve, open_windows
+    ) -> tuple[Serve, Open] | None:
+        return None if distribution.kernels is None else fuse(self, distribution, powers, rng)
 
     def look_ahead(self, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:
-        """See `Storage.look_ahead`."""
-        if self.positions[look.leaf] in self._column_of or not window.indices.size:
+        if self.is_in_columns(look.leaf) or not window.indices.size:
             return super().look_ahead(window, look, uniforms)
         layout, block, views = window.opened
         self._take_back(window, views)
         n = window.reward.shape[1]
-        looking, read = self._looking(look, uniforms, window.indices.size, window.shape[0], n)
-        found = goals.look_ahead(self.bounds, self._bytes, self.tables, layout.plan, block, n, *looking)
-        return read(*found)
+        looking, answer = looking_ahead(self, look, uniforms, window.indices.size, window.shape[0], n)
+        found = goals.look_ahead(self.bounds, self.bytes, self.tables, layout.plan, block, n, *looking)
+        return answer(*found)
 
-    def _looking(
-        self, look: Look, uniforms: npt.NDArray[np.float64], count: int, groups: int, n: int
-    ) -> tuple[tuple[Any, ...], Callable[[int, int], Ahead]]:
-        """The last arguments of the kernel that looks ahead, and a function that reads its answer."""
-        column = self.positions[look.leaf]
-        leaf = self.spec.leaves[column]
-        shape, dtype, new = leaf.shape, leaf.dtype, np.ndarray
-        first, step = (groups + 7) // 8 * 8, (count * n * leaf.field.nbytes + 7) // 8 * 8
-        places, values = first + 8 * count, first + 8 * (count + count * n)
-        out = np.empty(values + 3 * step, _UINT8)
-
-        def read(chosen: int, steps: int) -> Ahead:
-            return Ahead(
-                new(groups, _BOOL, out),
-                new(chosen, _INT64, out, first),
-                new(steps, _INT64, out, places),
-                new((steps, *shape), dtype, out, values),
-                new((steps, *shape), dtype, out, values + step),
-                new((chosen, *shape), dtype, out, values + 2 * step),
-            )
-
-        return (uniforms, look.ratio, _SCOPES[look.strategy], column, out), read
+    def is_in_columns(self, leaf: str) -> bool:
+        """Whether a leaf is kept apart from the rows."""
+        return self.positions[leaf] in self._column_of
 
     def read(self, indices: Indices, name: str) -> npt.NDArray[Any]:
-        """See `Storage.read`. O(B)."""
         position = self.positions.get(name)
         if position is None:
             raise FieldNameError(f"unknown field {name!r}; expected one of {', '.join(self.positions)}")
@@ -376,7 +300,6 @@ class LocalStorage(Storage):
         return padded
 
     def episode(self, indices: Indices) -> tuple[Indices, Indices, Indices]:
-        """See `Storage.episode`. O(B)."""
         found = np.full((3, len(indices)), -1, np.int64)
         stored = indices != -1
         numbers = self.tables[kernels.NUMBER, self.slots(indices[stored])]
@@ -386,13 +309,11 @@ class LocalStorage(Storage):
         return number, first, last
 
     def latest(self, count: int) -> Indices:
-        """See `Storage.latest`. O(count), and O(E count) once lanes are out of step."""
         if len(self.tables) == kernels.STAMPS:
-            stop = int(self.bounds[1, 0]) * self.num_envs
-            return np.arange(stop - min(count, len(self)), stop, dtype=np.int64)
+            stop = self.bounds.item(1, 0) * self.num_envs
+            return np.arange(stop - min(count, len(self)), stop)
         first, cursor = self.bounds
-        newest = np.stack((np.maximum(first, cursor - count), cursor))
-        tails = stored_in(newest, np.arange(self.num_envs), self.num_envs)
+        tails = stored_in(np.stack((np.maximum(first, cursor - count), cursor)), self.num_envs)
         stamps = self.tables[kernels.STAMPS, tails % self.capacity]
         stamps = np.where(tails < self.header[kernels.SPLIT], tails, stamps)
         return tails[np.argsort(stamps)[-count:]]
@@ -400,10 +321,6 @@ class LocalStorage(Storage):
     # -- State -----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """See `Storage.state`: what is kept for the lanes, the rows of the stored transitions, and their columns.
-
-        The tables of episodes follow from these and from the first index of each lane's oldest episode.
-        """
         slots = self._stored_slots()
         has_stamps = len(self.tables) > kernels.STAMPS
         oldest = self.bounds[0] * self.num_envs + np.arange(self.num_envs)
@@ -420,7 +337,6 @@ class LocalStorage(Storage):
         return state
 
     def load(self, state: dict[str, Any]) -> None:
-        """See `Storage.load`."""
         self._lanes[: kernels.PLACE] = state["lanes"]
         self._lanes[kernels.PLACE] = self._lanes[kernels.EPISODE] % self.capacity
         self.header[kernels.STORED] = (self.bounds[1] - self.bounds[0]).sum()
@@ -430,7 +346,7 @@ class LocalStorage(Storage):
             self._keep_stamps()
             self.header[kernels.SPLIT] = state["split"]
             self.tables[kernels.STAMPS, slots] = state["stamps"]
-        kernels.rebuild_tables(self.header, self._bytes, self.tables, np.asarray(state["starts"], np.int64))
+        kernels.rebuild_tables(self.header, self.bytes, self.tables, np.asarray(state["starts"], np.int64))
         for columns in self.columns:
             prefix = f"{columns.name}."
             columns.load({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, slots)
@@ -444,13 +360,6 @@ class LocalStorage(Storage):
         return np.sort(self.stored() % self.capacity)
 
     def check(self) -> None:
-        """Verify the bounds, the flags, the episodes and the columns.
-
-        Raises
-        ------
-        AssertionError
-            Naming the broken invariant.
-        """
         super().check()
         assert len(self) == (self.bounds[1] - self.bounds[0]).sum(), "the number of stored transitions is wrong"
         slots = self.stored() % self.capacity
@@ -479,12 +388,7 @@ class LocalStorage(Storage):
         assert (first[run == 0] <= indices[0]).all(), "an episode starts after its steps"
 
 
-class _Powers(dict[int, Any]):
-    """For each n an array of n + 1 numbers. To open windows, only how many they are matters."""
-
-    def __missing__(self, n: int) -> npt.NDArray[np.float64]:
-        powers = self[n] = np.ones(n + 1)
-        return powers
-
-
-_POWERS = _Powers()
+@functools.cache
+def _any_powers(n: int) -> npt.NDArray[np.float64]:
+    """An array of n + 1 numbers. To open windows, only how many they are matters."""
+    return np.ones(n + 1)

@@ -5,8 +5,9 @@ generated as source for its types and shapes, as ``dataclasses`` generates an ``
 in place, and hand any other value to `Leaf.coerce`.
 """
 
+import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,19 +38,7 @@ _LAYOUTS_KEPT = 16
 
 
 class Layout(NamedTuple):
-    """A block that holds `count` transitions, each field from a multiple of 64 bytes on.
-
-    Attributes
-    ----------
-    batch : dtype
-        A record of all fields of a batch.
-    windows : dtype
-        The same, followed by the rewards of the windows.
-    plan : ndarray
-        The plan of the kernels.
-    nbytes : int
-        The size of the block.
-    """
+    """A block of some transitions: the record of a batch, the record with windows' rewards, the plan, and the bytes."""
 
     batch: np.dtype[Any]
     windows: np.dtype[Any]
@@ -63,26 +52,18 @@ class Row:
     Leaves of whole 8-byte words come first, then those of whole 4-byte words, so that they can be moved as such. The two
     flags are last, and after them the flag that ends an episode. The row is filled up to whole words of 8 bytes.
 
+    `packed` has the positions of the leaves in the row, in the order in which they lie there, and `place` where each of
+    them begins. `end` is the place of the flag that ends an episode. `encode_row` converts the six core fields and a dict
+    of the extras of one step of one lane to bytes; `encode_steps` those of many steps, after their leading axes, leaf
+    after leaf. `name_batch` makes all leaves and derived fields a nested dict, `name_transitions` those up to the length.
+
     Parameters
     ----------
     spec : Spec
     apart : collection of int
         The positions of the leaves that are not in the row.
-
-    Attributes
-    ----------
-    packed : list of int
-        The positions of the leaves in the row, in the order in which they lie there.
-    place : dict of int to int
-        Where each of these begins.
-    end, nbytes : int
-        The place of the flag that ends an episode, and the bytes of a row.
-    encode_row : callable
-        The six core fields and a dict of the extras of one step of one lane, to bytes.
-    encode_steps : callable
-        The leading axes, the core fields and the extras of many steps, to the bytes of one leaf after another.
-    name_batch, name_transitions : callable
-        All leaves, the discount and the fields of `_DERIVED`, or only the first of these, to a nested dict.
+    encode : callable
+        Encodes values that need more than the usual checks.
     """
 
     def __init__(self, spec: Spec, apart: Sequence[int], encode: Encode) -> None:
@@ -98,14 +79,11 @@ class Row:
         self.end = ends[-1]
         self.nbytes = (self.end + 8) // 8 * 8
         self.leaf_places = np.array([(self.place[i], sizes[i]) for i in self.packed], np.int64).reshape(-1)
-        self.record = np.dtype({
-            "names": [str(i) for i in self.packed],
-            "formats": [(leaves[i].dtype, leaves[i].shape) for i in self.packed],
-            "offsets": [self.place[i] for i in self.packed],
-            "itemsize": self.nbytes,
-        })  # fmt: skip
-        self.encode_steps = _nothing if apart else steps_encoder(spec, self.packed, encode)
-        self.encode_row = _nothing if apart else row_encoder(spec, self.packed, encode, self.encode_steps)
+        formats = {i: (leaves[i].dtype, leaves[i].shape) for i in self.packed}
+        self.record = _record(self.packed, formats, self.place, self.nbytes)
+        if not apart:
+            self.encode_steps = steps_encoder(spec, self.packed, encode)
+            self.encode_row = row_encoder(spec, self.packed, encode, self.encode_steps)
         self.name_batch = batch_namer(spec, ("discount", *_DERIVED))
         self.name_transitions = batch_namer(spec, ("discount", "length"))
         self._plan_for(names, sizes, flags)
@@ -115,7 +93,7 @@ class Row:
         """The parts of the plan that do not depend on the number of transitions."""
         k, leaves, reward = kernels, self.spec.leaves, names.index("reward")
         derived = [leaves[reward].field, *_DERIVED.values(), Field((), np.int64), Field((), np.float64)]
-        self._fields = [leaf.field if i in self.place else None for i, leaf in enumerate(leaves)] + derived
+        self._fields = [*(leaf.field if i in self.place else None for i, leaf in enumerate(leaves)), *derived]
         plan = np.full((k.PLAN_ROWS, len(self._fields)), k.NO_ROW, np.int64)
         plan[k.SIZE] = [*sizes, *(field.nbytes for field in derived)]
         for i in self.packed:
@@ -131,39 +109,32 @@ class Row:
         return self._layouts.setdefault(n, {})
 
     def layout(self, count: int, n: int) -> Layout:
-        """The layout for `count` transitions with windows of `n` steps."""
+        """The layout for `count` transitions with windows of `n` steps, each field from a multiple of 64 bytes on."""
         layouts = self.layouts(n)
-        made = layouts.get(count)
-        if made is None:
+        if count not in layouts:
             if len(layouts) >= _LAYOUTS_KEPT:
                 layouts.clear()
-            formats = [(np.dtype(np.uint8), (0,)) if f is None else (f.dtype, (count, *f.shape)) for f in self._fields]
-            formats[-1] = (formats[-1][0], (count, n))
-            sizes = [(dtype.itemsize * int(np.prod(shape, dtype=np.int64)) + 63) // 64 * 64 for dtype, shape in formats]
-            starts = np.cumsum([0, *sizes]).tolist()
+            formats: Any = [(np.uint8, (0,)) if f is None else (f.dtype, (count, *f.shape)) for f in self._fields]
+            formats[-1] = np.float64, (count, n)
+            sizes = [(np.dtype(dtype).itemsize * math.prod(shape) + 63) // 64 * 64 for dtype, shape in formats]
+            *starts, nbytes = np.cumsum([0, *sizes]).tolist()
             plan = self._plan.copy()
-            plan[kernels.START], plan[kernels.META, kernels.COUNT] = starts[:-1], count
-
-            def record(places: list[int]) -> np.dtype[Any]:
-                return np.dtype({
-                    "names": [str(i) for i in places],
-                    "formats": [formats[i] for i in places],
-                    "offsets": [starts[i] for i in places],
-                    "itemsize": starts[-1],
-                })  # fmt: skip
-
-            served = list(range(len(sizes) - 2))
-            made = Layout(record(served), record([*served, len(sizes) - 1]), plan, starts[-1])
-            layouts[count] = made
-        return made
+            plan[kernels.START], plan[kernels.META, kernels.COUNT] = starts, count
+            served = range(len(sizes) - 2)
+            batch, windows = (_record(f, formats, starts, nbytes) for f in (served, [*served, len(sizes) - 1]))
+            layouts[count] = Layout(batch, windows, plan, nbytes)
+        return layouts[count]
 
     def join(self, leaves: Sequence[npt.NDArray[Any]]) -> bytes:
         """The bytes of the packed leaves of some entries, one leaf after another."""
-        return b"".join([np.ascontiguousarray(leaves[i]) for i in self.packed])
+        return b"".join([np.ascontiguousarray(leaves[i]).data for i in self.packed])
 
 
-def _nothing(*_: Any) -> None:
-    """The encoder of a row that does not hold all leaves."""
+def _record(fields: Iterable[int], formats: Any, places: Any, nbytes: int) -> np.dtype[Any]:
+    """A record of fields with these formats at these places."""
+    names, offsets = [str(i) for i in fields], [places[i] for i in fields]
+    kinds = [formats[i] for i in fields]
+    return np.dtype({"names": names, "formats": kinds, "offsets": offsets, "itemsize": nbytes})
 
 
 def row_encoder(
@@ -192,9 +163,12 @@ def row_encoder(
         parts.append(f"{{{i}}}" if code else f"{{{i}}}.tobytes()")
     known["join"] = struct.Struct(layout).pack
     fields = ", ".join(CORE)
-    checks.insert(0, f"""if type(reward) is ndarray and reward.ndim:
+    checks.insert(
+        0,
+        f"""if type(reward) is ndarray and reward.ndim:
             try: return encode_steps((1,), {fields}, extras)
-            except ValueError: return encode(({fields}), extras, ())""")
+            except ValueError: return encode(({fields}), extras, ())""",
+    )
     return _encoder(spec, "", checks, ", ".join(parts), known, encode)
 
 
@@ -286,15 +260,11 @@ def batch_namer(spec: Spec, others: Sequence[str]) -> Callable[..., dict[str, An
         return leaves[-1]
 
     body = written({name: spec[name] for name in spec} | dict.fromkeys(others))
-    named: Callable[..., dict[str, Any]] = _defined(
-        f"def named({', '.join(leaves)}):\n    return {body}\n", "named", known
-    )
-    return named
+    source = f"def named({', '.join(leaves)}):\n    return {body}\n"
+    return _defined(source, "named", known)  # type: ignore[no-any-return]
 
 
 def _defined(source: str, name: str, known: dict[str, Any]) -> Any:
     """The function of this name that `source` defines, with the names in `known`."""
     exec(compile(source, f"<replaykit {name}>", "exec"), known)
     return known[name]
-
-

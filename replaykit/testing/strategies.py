@@ -167,9 +167,7 @@ def build(
     replay: Replay
     if storage is not None or distribution is not None:
         if storage is None:
-            place: Storage = LocalStorage(
-                c.capacity, spec, c.num_envs, stack=c.stack, padding=c.padding, share=c.share
-            )
+            place: Storage = LocalStorage(c.capacity, spec, c.num_envs, stack=c.stack, padding=c.padding, share=c.share)
         else:
             place = storage(c.capacity, spec, c.num_envs)
         if distribution is not None:
