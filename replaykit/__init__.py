@@ -18,13 +18,13 @@ from replaykit.batch import Batch
 from replaykit.buffer import Buffer
 from replaykit.buffers import LatestBuffer, PrioritizedBuffer, ReplayBuffer
 from replaykit.combined import CombinedReplay
+from replaykit.distributions.sum_tree import SumTree
 from replaykit.field import Field, FieldNameError
 from replaykit.hindsight import HindsightReplay
 from replaykit.recording import record
 from replaykit.replay import Replay
 from replaykit.schedules import LinearSchedule
 from replaykit.spec import Spec
-from replaykit.distributions.sum_tree import SumTree
 from replaykit.wrapper import ReplayWrapper
 
 __all__ = [

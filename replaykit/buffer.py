@@ -1,7 +1,7 @@
 """Buffers: a storage, a distribution and a generator."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +13,13 @@ from replaykit.declared import Declared
 from replaykit.distributions.base import Distribution
 from replaykit.field import as_array, as_float64, as_indices
 from replaykit.replay import Replay, Settings
+from replaykit.spec import Spec
 from replaykit.storage.base import Indices, Storage
 from replaykit.trees import Tree
 
 kernels = lazy("lanes")
 
+Kind = TypeVar("Kind", bound="Buffer")
 Seed: TypeAlias = int | np.random.SeedSequence | np.random.Generator | None
 
 
@@ -78,6 +80,17 @@ class Buffer(Replay):
         if fused is not None:  # the one place where a faster way is chosen
             self.serve, self.open = fused  # type: ignore[method-assign, assignment]
         self._encode_step, self._write = storage.encode_step, storage.write
+
+    @classmethod
+    def from_env(cls: type[Kind], env: Any, capacity: int, **options: Any) -> Kind:
+        """A `ReplayBuffer`, `PrioritizedBuffer` or `LatestBuffer` for a Gymnasium environment, single or vector.
+
+        It has a lane for each environment. The other options are those of the constructor.
+        """
+        num_envs = env.num_envs if hasattr(env, "single_observation_space") else 1
+        if options.setdefault("num_envs", num_envs) != num_envs:
+            raise ValueError(f"num_envs is {options['num_envs']}; expected {num_envs}, as env has")
+        return cls(capacity, Spec.from_env(env), **options)  # type: ignore[arg-type]
 
     @property
     def storage(self) -> Storage:

@@ -1,7 +1,7 @@
 """The buffers that most people want: which storage, and which distribution."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar, final
+from typing import final
 
 from replaykit.buffer import Buffer, Seed
 from replaykit.distributions.latest import Latest
@@ -10,20 +10,6 @@ from replaykit.distributions.uniform import Uniform
 from replaykit.spec import Spec
 from replaykit.storage.columns import Padding, Share
 from replaykit.storage.local import LocalStorage
-
-Kind = TypeVar("Kind", bound=Buffer)
-
-
-def _from_env(cls: type[Kind], env: Any, capacity: int, **options: Any) -> Kind:
-    """A buffer for the transitions of a Gymnasium environment, single or vector, with a lane for each environment.
-
-    `options` are the constructor's.
-    """
-    spec = Spec.from_env(env)
-    num_envs = env.num_envs if hasattr(env, "single_observation_space") else 1
-    if options.setdefault("num_envs", num_envs) != num_envs:
-        raise ValueError(f"num_envs is {options['num_envs']}; expected {num_envs}, as env has")
-    return cls(capacity, spec, **options)  # type: ignore[arg-type]
 
 
 @final
@@ -51,7 +37,8 @@ class ReplayBuffer(Buffer):
         ``FrameStackObservation``. (In a Box without zeros, Gymnasium uses the lower bound instead.)
     share : {"large", "all", "none"}
         Which observations are kept once, rather than as the next_obs of one step and the obs of the next, or in each of
-        several stacks: those above 1 KB, all, or none. Only equal observations are shared, so batches do not depend on it.
+        several stacks: those above 1 KB, all, or none. Only equal observations are shared, so batches do not depend on
+        it.
     replace : bool
         Whether a transition can be drawn twice for a batch. Without replacement a batch can be at most as large as the
         number of transitions stored.
@@ -90,8 +77,6 @@ discount float32, length int64, weights float32, probabilities float64, indices 
         storage = LocalStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
         self._uniform = Uniform(storage, replace=replace)
         super().__init__(storage, self._uniform, n_step=n_step, gamma=gamma, seed=seed)
-
-    from_env = classmethod(_from_env)
 
     @property
     def replace(self) -> bool:
@@ -137,16 +122,14 @@ class LatestBuffer(Buffer):
         storage = LocalStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
         super().__init__(storage, Latest(storage), n_step=n_step, gamma=gamma, seed=seed)
 
-    from_env = classmethod(_from_env)
-
 
 @final
 class PrioritizedBuffer(Buffer):
     """Proportional prioritized replay: transitions with a large TD error are drawn more often.
 
-    A transition with TD error δ has the priority ``p = abs(δ) + eps``, and is drawn with the probability
-    ``P = p**alpha / sum(p**alpha)``. The weights ``w = (N P)**-beta`` correct learning for that. A new transition gets the
-    largest priority in the buffer just before it is added, so that it is soon seen once; 1 if there is none.
+    A transition with TD error δ has the priority ``p = abs(δ) + eps``, and is drawn with the probability ``P = p**alpha
+    / sum(p**alpha)``. The weights ``w = (N P)**-beta`` correct learning for that. A new transition gets the largest
+    priority in the buffer just before it is added, so that it is soon seen once; 1 if there is none.
 
     Parameters
     ----------
@@ -155,8 +138,9 @@ class PrioritizedBuffer(Buffer):
     alpha : float
         How much priorities count: 0 is uniform replay, 1 is proportional to the priority.
     beta : float or callable
-        How much of the bias is corrected, from 0 to 1. A number, which can be set at any time, or a schedule: a function of
-        the number of batches sampled so far, such as ``LinearSchedule(0.4, 1.0, steps)``. Anneal it to 1 over training.
+        How much of the bias is corrected, from 0 to 1. A number, which can be set at any time, or a schedule: a
+        function of the number of batches sampled so far, such as ``LinearSchedule(0.4, 1.0, steps)``. Anneal it to 1
+        over training.
     eps : float
         Added to every ``abs(td_error)``, so that no transition is starved. In units of TD error: 1e-2 suits errors
         around 1.
@@ -214,8 +198,6 @@ class PrioritizedBuffer(Buffer):
         storage = LocalStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
         self._proportional = Proportional(storage, alpha=alpha, beta=beta, eps=eps, draws=draws, weights=weights)
         super().__init__(storage, self._proportional, n_step=n_step, gamma=gamma, seed=seed)
-
-    from_env = classmethod(_from_env)
 
     @property
     def alpha(self) -> float:

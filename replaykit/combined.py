@@ -21,17 +21,17 @@ class CombinedReplay(ReplayWrapper):
     """Any replay, with the newest transitions in every batch in place of as many draws.
 
     A batch of B is B - k draws from the whole buffer, the newest transitions among them, followed by the k newest,
-    oldest first. So transition i, drawn with probability P_i before, now has the expected share
-    ``q_i = ((B - k) P_i + [i is one of the k newest]) / B`` of a batch. These are the `probabilities`, and a prioritized
-    buffer makes its weights from them. A uniform buffer's weights stay 1, since the newest are meant to count for more.
+    oldest first. So transition i, drawn with probability P_i before, now has the expected share ``q_i = ((B - k) P_i +
+    [i is one of the k newest]) / B`` of a batch. These are the `probabilities`, and a prioritized buffer makes its
+    weights from them. A uniform buffer's weights stay 1, since the newest are meant to count for more.
 
     Parameters
     ----------
     inner : Replay
         A buffer, or another wrapper.
     latest : int
-        How many of the newest are in every batch, k; all, if fewer are stored. These are the k transitions added last. If
-        parallel environments are stepped together, ``latest=num_envs`` gives the newest of each.
+        How many of the newest are in every batch, k; all, if fewer are stored. These are the k transitions added last.
+        If parallel environments are stepped together, ``latest=num_envs`` gives the newest of each.
 
     Raises
     ------

@@ -36,13 +36,13 @@ class Replay(Declared, ABC):
     ``sample(B) = reduce(window(draw(B)))``. A buffer holds data. A wrapper changes how they are replayed by overriding
     one of these verbs: subclass `ReplayWrapper` to write one. `sample` is final, so that nothing can bypass a wrapper.
 
-    Methods for writing: `add`, `extend`, `end_episode`, `clear`. For learning: `sample`, `update_priorities`. The verbs:
-    `draw`, `probability`, `window`, `reduce`, `weigh`. For looking: `oldest`, `newest`, `latest`, `stored`, `episode`,
-    `read`, `stats`, `check`. Every public method holds `lock`, so that threads can share a buffer: a batch is one moment
-    of it.
+    Methods for writing: `add`, `extend`, `end_episode`, `clear`. For learning: `sample`, `update_priorities`. The
+    verbs: `draw`, `probability`, `window`, `reduce`, `weigh`. For looking: `oldest`, `newest`, `latest`, `stored`,
+    `episode`, `read`, `stats`, `check`. Every public method holds `lock`, so that threads can share a buffer: a batch
+    is one moment of it.
 
-    `serve`, `open`, `fetch` and `look_ahead` do what several verbs do one after another. A buffer may have a faster way.
-    A wrapper passes each of them on only if it overrides none of its verbs.
+    `serve`, `open`, `fetch` and `look_ahead` do what several verbs do one after another. A buffer may have a faster
+    way. A wrapper passes each of them on only if it overrides none of its verbs.
 
     Attributes
     ----------
@@ -66,8 +66,8 @@ class Replay(Declared, ABC):
         super().__init_subclass__(**options)
         if cls.sample is not Replay.sample:
             raise TypeError(
-                f"{cls.__name__} overrides sample, which wrappers around it would bypass; override draw, window, reduce "
-                "or weigh"
+                f"{cls.__name__} overrides sample, which wrappers around it would bypass; override draw, window, "
+                "reduce or weigh"
             )
 
     # -- Writing ---------------------------------------------------------------------------------------------
@@ -93,8 +93,8 @@ class Replay(Declared, ABC):
         Parameters
         ----------
         obs, action, reward, next_obs, terminated, truncated
-            As the spec describes them. `next_obs` is the true last observation at an episode's end, not the first of the
-            next episode.
+            As the spec describes them. `next_obs` is the true last observation at an episode's end, not the first of
+            the next episode.
         mask : array-like of shape (E,), bool, optional
             Lanes that take part. The values of the other lanes are ignored.
         td_error : float or array-like of shape (E,), optional
@@ -110,8 +110,8 @@ class Replay(Declared, ABC):
         Raises
         ------
         FieldNameError, ValueError, TypeError, OverflowError
-            A field is missing or unknown, or has another shape, or values that its dtype cannot hold. The buffer is then
-            unchanged.
+            A field is missing or unknown, or has another shape, or values that its dtype cannot hold. The buffer is
+            then unchanged.
         """
 
     @abstractmethod
@@ -277,7 +277,7 @@ class Replay(Declared, ABC):
         return self.reduce(self.window(indices))
 
     def look_ahead(self, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:
-        """`read` and `episode` of the steps that hindsight asks about; see :func:`replaykit.storage.base.look_ahead`."""
+        """`read` and `episode` of the steps that hindsight asks about."""
         return look_ahead(self, window, look, uniforms)
 
     def _checked_draw(self, batch_size: int) -> Draw:

@@ -1,7 +1,6 @@
 """What every wrapper has: the verbs of the replay inside, and the rule by which calls pass through."""
 
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -19,15 +18,16 @@ _JOINS = {
     "fetch": {"window", "change", "reduce"},
     "look_ahead": {"read", "episode"},
 }
-"""The methods that do what several verbs do, with these verbs. What overrides `read` also changes what is looked for."""
+"""The methods that do what several verbs do, and their verbs. Goals that are looked for depend on `read`, too."""
 
 
 class ReplayWrapper(Replay):
     """A replay that changes how another is replayed. Subclass it and override one verb; the rest goes to `inner`.
 
     Override `change` to change windows, however they were opened; `window` to open other windows; `draw` together with
-    `probability`; `reduce`; or `weigh`. An override takes effect whatever is around the wrapper, and wrappers on different
-    verbs commute. Methods that do several verbs at once are passed on only if none of their verbs is overridden.
+    `probability`; `reduce`; or `weigh`. An override takes effect whatever is around the wrapper, and wrappers on
+    different verbs commute. Methods that do several verbs at once are passed on only if none of their verbs is
+    overridden.
 
     A copy or a pickle of a wrapper is its constructor's arguments and its `state`.
 
@@ -72,13 +72,14 @@ class ReplayWrapper(Replay):
         self.settings, self.lock, self.rng, self.successor = inner.settings, inner.lock, inner.rng, inner.successor
         self.may_raise = type(self).may_raise or inner.may_raise
 
-    @wraps(Replay.add, updated=())
     def add(self, *values: Any, **options: Any) -> Indices:
         return self.inner.add(*values, **options)
 
-    @wraps(Replay.extend, updated=())
     def extend(self, *values: Any, **options: Any) -> Indices:
         return self.inner.extend(*values, **options)
+
+    # What help() and inspect.signature() show
+    add.__wrapped__, extend.__wrapped__ = Replay.add, Replay.extend  # type: ignore[attr-defined]
 
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
         self.inner.end_episode(mask)
@@ -140,7 +141,7 @@ class ReplayWrapper(Replay):
         return self.inner.open(batch_size, look)
 
     def _open_and_change(self, batch_size: int, look: Look | None = None) -> tuple[Draw, Window]:
-        """`open` of a wrapper that overrides `change`. An outer look is not passed on: it is about the changed windows."""
+        """`open` of a wrapper that overrides `change`; an outer look is about the changed windows, so it ends here."""
         draw, window = self.inner.open(batch_size, self.look)
         window = self.change(window)
         window.ahead = None

@@ -17,11 +17,10 @@ Floats = npt.NDArray[np.float64]
 class Distribution(Declared, ABC):
     """Which stored transitions are drawn, and with what probability. Subclass it for other priorities.
 
-    A distribution is not called when a transition is added. What was added and what was retired since it was asked last
-    follows from ``storage.bounds``. Arrays that it keeps come from ``storage.allocate``. A subclass calls
-    ``super().__init__`` and writes `draw` and `probability`; `update` if it has priorities; `weigh` if it corrects for its
-    probabilities; and `state` and `load` for what it keeps. Methods get checked arguments, and the buffer holds the lock
-    when it calls them.
+    A distribution is not called when a transition is added. What was added and retired since it was last asked follows
+    from ``storage.bounds``. A subclass calls ``super().__init__`` and writes `draw` and `probability`; `update` if it
+    has priorities; `weigh` if it corrects for its probabilities; and `state` and `load` for what it keeps, in arrays
+    from ``storage.allocate``. It need not check arguments, and the buffer holds the lock when it calls them.
 
     Parameters
     ----------
@@ -36,7 +35,7 @@ class Distribution(Declared, ABC):
     eps : float
         Added to the magnitude of a TD error to make a priority.
     largest_priority : float
-        Priorities and TD errors above it are refused.
+        Larger priorities and TD errors are refused.
     """
 
     batches = 0
@@ -54,13 +53,7 @@ class Distribution(Declared, ABC):
 
     @abstractmethod
     def probability(self, indices: Indices, batch_size: int) -> Floats:
-        """The expected share of each index in a batch of `batch_size`, of shape (B,).
-
-        Raises
-        ------
-        IndexError
-            If an index is not stored; ``storage.slots`` raises it.
-        """
+        """The expected share of each index in a batch. ``storage.slots`` raises IndexError where it is not stored."""
 
     def update(self, slots: Indices, priorities: Floats) -> int:
         """Set the priorities of the transitions in `slots`, the last of duplicates; returns how many were applied."""

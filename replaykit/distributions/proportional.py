@@ -83,7 +83,6 @@ class Proportional(Distribution):
         tree_kernels.settle(*self._arrays, self.storage.bounds, self.storage.capacity)
 
     def update(self, slots: Indices, priorities: Floats) -> int:
-        """Set priorities. O(B log C)."""
         scaled: Floats = priorities**self.alpha
         if self.alpha > 1.0:  # a power that underflows is still positive: what has a priority can be drawn
             scaled[(scaled == 0.0) & (priorities > 0.0)] = sys.float_info.min
@@ -93,13 +92,6 @@ class Proportional(Distribution):
     # -- Drawing ---------------------------------------------------------------------------------------------
 
     def draw(self, batch_size: int, rng: np.random.Generator) -> Draw:
-        """Draw indices in proportion to their scaled priorities. O(B log C).
-
-        Raises
-        ------
-        ValueError
-            If every priority is 0.
-        """
         storage = self.storage
         slots, indices = np.empty(batch_size, np.int64), np.empty(batch_size, np.int64)
         probabilities, arguments = np.empty(batch_size), self.arguments(batch_size, rng)
@@ -125,12 +117,10 @@ class Proportional(Distribution):
         return np.maximum(weights, _SMALLEST_WEIGHT) if self.weights == "buffer" else weights
 
     def mass(self) -> float:
-        """The sum of all scaled priorities."""
         self.settle()
         return self.tree.total
 
     def least_probability(self, batch_size: int, without: Indices) -> float:
-        """The smallest positive probability of any stored index but those in `without`; inf if there is none."""
         self.settle()
         return self._least(self.tree.smallest_without(self.storage.slots(without)))
 
@@ -173,14 +163,12 @@ class Proportional(Distribution):
         return {"scaled": self.tree.get(self.storage.stored() % self.storage.capacity), "beta": self._beta}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take the priorities of another. The transitions must have been loaded before."""
         self.beta = state["beta"]
         self.tree.clear()
         self._settled[:] = self.storage.bounds
         self.tree.set(self.storage.stored() % self.storage.capacity, state["scaled"])
 
     def stats(self) -> dict[str, float]:
-        """`beta`, and the mean and the maximum of the scaled priorities p**alpha."""
         self.settle()
         size = len(self.storage)
         return {
@@ -190,7 +178,6 @@ class Proportional(Distribution):
         }
 
     def check(self) -> None:
-        """Verify the tree, and that exactly the stored transitions have a place in it. O(C)."""
         self.settle()
         self.tree.check()
         assert (self._settled == self.storage.bounds).all(), "a transition has not been given its priority"

@@ -39,7 +39,6 @@ class Uniform(Distribution):
         return Draw(indices, probabilities)
 
     def probability(self, indices: Indices, batch_size: int) -> Floats:
-        """1/N for every stored index."""
         size = len(self.storage.slots(indices))
         return filled(size, 1.0 / max(len(self.storage), 1), np.float64)
 
@@ -47,13 +46,7 @@ class Uniform(Distribution):
         return fused.uniform_batch, fused.uniform_look
 
     def arguments(self, batch_size: int, rng: np.random.Generator) -> tuple[Any, ...]:
-        """A number in [0, 1) for each draw.
-
-        Raises
-        ------
-        ValueError
-            If more is drawn without replacement than is stored.
-        """
+        """A number in [0, 1) for each draw; raises ValueError for too many without replacement."""
         if self.replace:
             return (rng.random(batch_size),)
         size = len(self.storage)

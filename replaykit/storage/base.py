@@ -28,8 +28,9 @@ class Storage(Declared, ABC):
     """Where transitions are kept. Subclass it for another medium, or `LocalStorage` for another place of its arrays.
 
     A storage has E lanes of L slots, and the capacity C = L x E. The index of a transition is ``step * E + lane``, with
-    the number of its step in its lane. It is given once. The next step of the lane has the index that is larger by E, and
-    an index is stored in slot ``index % C``. Lane e holds the steps in ``[bounds[0, e], bounds[1, e])``, at most its last L.
+    the number of its step in its lane. It is given once. The next step of the lane has the index that is larger by E,
+    and an index is stored in slot ``index % C``. Lane e holds the steps in ``[bounds[0, e], bounds[1, e])``, at most
+    its last L.
 
     A subclass calls ``super().__init__``, sets `bounds`, and writes the abstract methods. It need not check arguments,
     and the buffer holds `lock` when it calls them, apart from `encode`.
@@ -72,7 +73,8 @@ class Storage(Declared, ABC):
         self.lock, self.arrays = Lock(), dict[str, npt.NDArray[Any]]()
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An array of zeros for the storage or its distribution. Override it to keep arrays elsewhere, such as in files.
+        """An array of zeros for the storage or its distribution. Override it to keep arrays elsewhere, such as in
+        files.
 
         If `name` was given before, with fewer rows, the new array begins with the former rows.
         """
@@ -100,16 +102,16 @@ class Storage(Declared, ABC):
         extras : mapping
             The extra fields.
         lead : tuple of int
-            (T, E), or (E,) for one step; without E for one lane. If it is ``()``, values that all have a leading axis of
-            length 1 are accepted, too.
+            (T, E), or (E,) for one step; without E for one lane. If it is ``()``, values that all have a leading axis
+            of length 1 are accepted, too.
         mask : ndarray of the shape `lead`, bool, optional
             The entries to convert. The others are ignored.
 
         Returns
         -------
         block
-            Here a list with an array of shape (entries, ...) for each of ``spec.leaves``, step after step and lane after
-            lane. A subclass may return something else that its `write` takes.
+            Here a list with an array of shape (entries, ...) for each of ``spec.leaves``, step after step and lane
+            after lane. A subclass may return something else that its `write` takes.
 
         Raises
         ------
@@ -132,9 +134,9 @@ class Storage(Declared, ABC):
     def write(self, block: Any, steps: int, mask: npt.NDArray[np.bool_] | None = None) -> Indices:
         """Store `steps` steps: retire the oldest that they replace, write, and publish the new ones.
 
-        The block is from `encode`; with a mask (T E,) of bool, it holds only the entries that the mask selects. If there
-        are more than L steps, the result is as if they were written one after another. Returns the indices (T E,), -1
-        where the mask is False.
+        The block is from `encode`; with a mask (T E,) of bool, it holds only the entries that the mask selects. If
+        there are more than L steps, the result is as if they were written one after another. Returns the indices (T
+        E,), -1 where the mask is False.
         """
 
     @abstractmethod
@@ -143,7 +145,7 @@ class Storage(Declared, ABC):
 
     @abstractmethod
     def clear(self) -> None:
-        """Retire every transition: ``bounds[0]`` becomes ``bounds[1]``. The next step of each lane begins an episode."""
+        """Retire every transition: ``bounds[0]`` becomes ``bounds[1]``. All episodes end."""
 
     # -- Reading ---------------------------------------------------------------------------------------------
 
@@ -151,19 +153,19 @@ class Storage(Declared, ABC):
     def window(self, indices: Indices, n: int) -> Window:
         """Windows of up to `n` steps from stored indices on, of shape (B,) or (B, T).
 
-        A window ends with its episode, or at the newest step of its lane. `refuse` raises IndexError for an index that is
-        not stored.
+        A window ends with its episode, or at the newest step of its lane. `refuse` raises IndexError for an index that
+        is not stored.
         """
 
     @abstractmethod
     def reduce(self, window: Window, powers: npt.NDArray[np.float64]) -> dict[str, Any]:
         """One transition from each window, by field, nested as the spec has them.
 
-        `next_obs` is that of the last step of the window, ``first + (length - 1) * E``, and the other fields are those of
-        the first. The reward is the sum of ``powers[k] * window.reward[:, k]`` over the length, in float64, rounded to the
-        dtype of the field. `discount`, in the same dtype, is 0 where `window.terminated` and ``powers[length]`` elsewhere.
-        `terminated`, `truncated` and `length` are the window's. Its `rewrites` are applied in order, and the fields
-        `added` come last.
+        `next_obs` is that of the last step of the window, ``first + (length - 1) * E``, and the other fields are those
+        of the first. The reward is the sum of ``powers[k] * window.reward[:, k]`` over the length, in float64, rounded
+        to the dtype of the field. `discount`, in the same dtype, is 0 where `window.terminated` and ``powers[length]``
+        elsewhere. `terminated`, `truncated` and `length` are the window's. Its `rewrites` are applied in order, and the
+        fields `added` come last.
         """
 
     @abstractmethod
@@ -263,8 +265,8 @@ def stored_in(bounds: Indices, successor: int) -> Indices:
 def look_ahead(source: Any, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:
     """Choose rows of a batch and the goals that they get, by `read` and `episode` of a storage or a replay.
 
-    ``uniforms`` has shape (2, B). Row r is chosen if ``uniforms[0, r] < look.ratio``, and ``uniforms[1, r]`` chooses one of
-    the steps that the strategy allows, all equally likely.
+    ``uniforms`` has shape (2, B). Row r is chosen if ``uniforms[0, r] < look.ratio``, and ``uniforms[1, r]`` chooses
+    one of the steps that the strategy allows, all equally likely.
     """
     width, stride = math.prod(window.shape[1:]), window.stride
     groups, chosen = window.indices.reshape(-1, width), uniforms[0] < look.ratio

@@ -29,11 +29,11 @@ _UINT8, _INT64 = np.dtype(np.uint8), np.dtype(np.int64)
 class LocalStorage(Storage):
     """Transitions in packed rows, large observations in columns. Override `allocate` to place the arrays elsewhere.
 
-    The small fields of a transition lie side by side in one row, so reading a transition is one cache miss. Fields above
-    1 KB are in columns of their own, and large observations are kept once each.
+    The small fields of a transition lie side by side in one row, so reading a transition is one cache miss. Fields
+    above 1 KB are in columns of their own, and large observations are kept once each.
 
-    A write retires the oldest rows (advances ``bounds[0]``), writes, and publishes the new rows (advances ``bounds[1]``).
-    If it is interrupted, no row that counts as stored is half written.
+    A write retires the oldest rows (advances ``bounds[0]``), writes, and publishes the new rows (advances
+    ``bounds[1]``). If it is interrupted, no row that counts as stored is half written.
 
     Parameters
     ----------

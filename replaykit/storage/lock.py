@@ -12,8 +12,8 @@ _RLock: Any = type(threading.RLock())
 class Lock(_RLock):  # type: ignore[misc]
     """A re-entrant lock, which every public method of a replay holds while it runs.
 
-    `sampling` is True while the thread that holds it makes a batch: functions of the user that run then must not write. A
-    copy or a pickle of a lock is a new lock, and a forked child has a free one.
+    `sampling` is True while the thread that holds it makes a batch: functions of the user that run then must not write.
+    A copy or a pickle of a lock is a new lock, and a forked child has a free one.
     """
 
     sampling: bool
@@ -32,8 +32,8 @@ class Lock(_RLock):  # type: ignore[misc]
             Always.
         """
         raise RuntimeError(
-            "a batch is being made, and a function that runs meanwhile, such as reward_fn or a wrapper's method, tried to "
-            "write to the buffer; write before or after sample()"
+            "a batch is being made, and a function that is called for it, such as reward_fn or a wrapper's method, "
+            "tried to write to the buffer; write before or after sample()"
         )
 
     def __reduce__(self) -> Any:

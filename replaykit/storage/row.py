@@ -49,13 +49,14 @@ class Layout(NamedTuple):
 class Row:
     """The layout of the packed row of a spec, and the functions that go with it.
 
-    Leaves of whole 8-byte words come first, then those of whole 4-byte words, so that they can be moved as such. The two
-    flags are last, and after them the flag that ends an episode. The row is filled up to whole words of 8 bytes.
+    Leaves of whole 8-byte words come first, then those of whole 4-byte words, so that they can be moved as such. The
+    two flags are last, and after them the flag that ends an episode. The row is filled up to whole words of 8 bytes.
 
     `packed` has the positions of the leaves in the row, in the order in which they lie there, and `place` where each of
-    them begins. `end` is the place of the flag that ends an episode. `encode_row` converts the six core fields and a dict
-    of the extras of one step of one lane to bytes; `encode_steps` those of many steps, after their leading axes, leaf
-    after leaf. `name_batch` makes all leaves and derived fields a nested dict, `name_transitions` those up to the length.
+    them begins. `end` is the place of the flag that ends an episode. `encode_row` converts the six core fields and a
+    dict of the extras of one step of one lane to bytes; `encode_steps` those of many steps, after their leading axes,
+    leaf after leaf. `name_batch` makes all leaves and derived fields a nested dict, `name_transitions` those up to the
+    length.
 
     Parameters
     ----------
@@ -142,8 +143,8 @@ def row_encoder(
 ) -> Callable[..., Any]:
     """A function of the six core fields and a dict of the extras of one step, which returns the bytes of its row.
 
-    Values with a leading axis of length 1 go to `encode_steps`. Values in a container of another kind than the spec's, or
-    with a number out of range, go to `encode`.
+    Values with a leading axis of length 1 go to `encode_steps`. Values in a container of another kind than the spec's,
+    or with a number out of range, go to `encode`.
     """
     known: dict[str, Any] = {"encode_steps": encode_steps}
     checks, layout, parts = [], "=", []
