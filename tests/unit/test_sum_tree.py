@@ -158,7 +158,8 @@ def test_bad_arguments_leave_the_tree_unchanged():
         with pytest.raises(TypeError):
             tree.fill(start, 2, 1.0)
     for uniforms, size, scheme in (
-        ([np.nan], 1, "iid"), ([1.0], 1, "iid"), ([-0.1], 1, "iid"), ([0.1], 6, "iid"), ([0.1] * 2, 2, "systematic"), ([0.1], 2, "stratified"),
+        ([np.nan], 1, "iid"), ([1.0], 1, "iid"), ([-0.1], 1, "iid"), ([0.1], 6, "iid"), ([0.1] * 2, 2, "other"),
+        ([0.1], 2, "stratified"),
         ([[0.1]], 1, "stratified"), ([0.1], 1, "uniform"), ([], 0, "iid"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match="uniforms|scheme|batch_size"):
