@@ -35,7 +35,7 @@ both = pytest.mark.parametrize("kernels", [COMPILED, PLAIN], ids=["compiled", "p
 
 
 def random_bounds(rng, num_envs, length):
-    """Bounds of lanes that hold up to `length` steps each; in every third case all the same steps, in some cases none."""
+    """Bounds of lanes that hold up to `length` steps each: all the same in every third case, and none in some."""
     cursor = rng.integers(0, 4 * length, num_envs)
     if rng.random() < 0.35:
         cursor[:] = cursor[0]
