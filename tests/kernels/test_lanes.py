@@ -59,10 +59,8 @@ def test_the_nth_stored_index_is_counted_in_order(kernels, num_envs):
         np.testing.assert_array_equal(indices, order)
         np.testing.assert_array_equal(slots, order % capacity)
         if order.size:
-            ends = np.array([0.0, np.nextafter(1.0, 0.0)])
-            assert kernels.lanes.nth_stored(
-                ends, bounds, capacity, slots[:2].repeat(2)[:2], indices := np.empty(2, int)
-            )
+            ends, (slots, indices) = np.array([0.0, np.nextafter(1.0, 0.0)]), np.empty((2, 2), np.int64)
+            kernels.lanes.nth_stored(ends, bounds, capacity, slots, indices)
             assert indices.tolist() == [order[0], order[-1]]
 
 

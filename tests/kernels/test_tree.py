@@ -110,13 +110,16 @@ def test_what_is_drawn_has_a_positive_probability(kernels):
 class Priorities:
     """A dict of index to priority, told of bounds as a distribution is: late."""
 
-    def __init__(self):
-        self.values = {}
+    def __init__(self, capacity):
+        self.capacity, self.values = capacity, {}
 
     def settle(self, stored):
-        """Retired indices are dropped, and new ones get the largest of those that are left, or 1."""
-        self.values = {index: value for index, value in self.values.items() if index in stored}
-        initial = max(self.values.values(), default=0.0) or 1.0
+        """New steps get the largest priority just before they came, so of those that they replace, too; or 1.
+
+        Steps that were retired and not replaced do not count.
+        """
+        filled = {index % self.capacity for index in stored}
+        initial = max((v for index, v in self.values.items() if index % self.capacity in filled), default=0.0) or 1.0
         self.values = {index: self.values.get(index, initial) for index in stored}
 
 
@@ -126,7 +129,7 @@ def test_priorities_follow_the_bounds(kernels, num_envs, length):
     """Lanes in step and not, seldom and often asked, longer than a lap, cleared; all but `settle` settle first."""
     rng, capacity = np.random.default_rng(num_envs * length), num_envs * length
     for _ in range(12):
-        (nodes, extremes), model = empty(capacity), Priorities()
+        (nodes, extremes), model = empty(capacity), Priorities(capacity)
         bounds, settled = np.zeros((2, num_envs), np.int64), np.zeros((2, num_envs), np.int64)
         state = nodes, extremes, settled, bounds, capacity
         together = rng.random() < 0.5
