@@ -141,7 +141,7 @@ class Buffer(Replay):
         **extras: Tree,
     ) -> Indices:
         values = (obs, action, reward, next_obs, terminated, truncated)
-        shape = as_array("reward", reward).shape
+        shape = reward.shape if type(reward) is np.ndarray else as_array("reward", reward).shape
         if not shape:
             raise ValueError(f"reward has shape (); expected {('T', *self._storage.lanes)}; use add for a single step")
         return self._write_steps(shape[0], values, extras, mask, td_error)
@@ -152,7 +152,7 @@ class Buffer(Replay):
         """Store `steps` steps, or one without an axis for it; entries that the mask leaves out are ignored."""
         storage, distribution, lock = self._storage, self._distribution, self.lock
         lead = storage.lanes if steps is None else (steps, *storage.lanes)
-        chosen = self._checked_mask(mask, lead)
+        chosen = None if mask is None else self._checked_mask(mask, lead)
         block = storage.encode(values, extras, lead, chosen)
         errors = None if td_error is None else self._initial_errors(td_error, lead, chosen)
         count, flat = 1 if steps is None else steps, None if chosen is None else chosen.reshape(-1)
@@ -167,12 +167,10 @@ class Buffer(Replay):
                 bounds, written = storage.bounds, indices[indices >= 0]
                 stored = kernels.select_stored(written, errors, np.inf, eps, bounds, storage.capacity, slots, kept)
                 distribution.update(slots[:stored], kept[:stored])
-        return indices.reshape(lead or (1,))
+        return indices.reshape(lead) if len(lead) > 1 else indices
 
     def _checked_mask(self, mask: Any, lead: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:
         """The mask in the shape of the leading axes, or None if it selects everything."""
-        if mask is None:
-            return None
         array, lanes = np.asarray(mask), (self._storage.num_envs,)
         if array.dtype != np.bool_ or array.shape not in (lead, lanes):
             shapes = " or ".join(map(str, sorted({lead, lanes})))
@@ -199,7 +197,7 @@ class Buffer(Replay):
 
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
         storage = self._storage
-        chosen = self._checked_mask(mask, storage.lanes)
+        chosen = None if mask is None else self._checked_mask(mask, storage.lanes)
         with self.lock:
             if self.lock.sampling:
                 self.lock.refuse_writing()

@@ -249,10 +249,3 @@ def as_indices(name: str, value: Any) -> npt.NDArray[np.int64]:
     if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise IndexError(f"{name} contains {array.max()}, which was never given out")
     return array.astype(np.int64)
-
-
-def filled(size: int, value: float, dtype: type) -> npt.NDArray[Any]:
-    """An array of one value; takes less time than ``np.full``."""
-    array: npt.NDArray[Any] = np.empty(size, dtype)
-    array.fill(value)
-    return array

@@ -129,6 +129,7 @@ class HindsightReplay(ReplayWrapper):
         self._desired = f"obs.{desired_goal}", f"next_obs.{desired_goal}"
         self._info = tuple(leaf.name for leaf in self.spec.leaves if leaf.name.partition(".")[0] in self.spec.extra)
         self._dtype: np.dtype[Any] = self.spec["reward"].dtype
+        self._is_short = self._dtype.itemsize == 4
         self._is_vectorised = terminated_fn is None
         self.ratio = ratio
 
@@ -205,34 +206,31 @@ class HindsightReplay(ReplayWrapper):
 
     def change(self, window: Window) -> Window:
         """The wrapped replay's windows, with other goals for a share of `ratio` of the rows. O(B n)."""
-        if self.look is None:  # nothing is drawn, so that batches are those of the wrapped replay
+        look, ahead = self.look, window.ahead
+        if look is None:  # nothing is drawn, so that batches are those of the wrapped replay
             window.added["relabelled"] = np.zeros(window.shape[0], np.bool_)
             return window
-        ahead = window.ahead
         if ahead is None:
-            ahead = self.inner.look_ahead(window, self.look, self.rng.random((2, window.shape[0])))
-        window.added["relabelled"] = ahead.chosen
-        if ahead.windows.size:
-            self._relabel(window, ahead)
-        return window
-
-    def _relabel(self, window: Window, ahead: Ahead) -> None:
-        """Give windows the rewards and the ends that come with their goals."""
-        info = self._info_of(window, ahead.places) if self._info else {}
-        asked = _Goals(ahead.achieved, ahead.wanted, info, self._terminated_fn is not None)
+            ahead = self.inner.look_ahead(window, look, self.rng.random((2, window.shape[0])))
+        chosen, windows, places, achieved, wanted, goals = ahead
+        window.added["relabelled"] = chosen
+        if not len(windows):
+            return window
+        asked = _Goals(achieved, wanted, self._info_of(window, places) if self._info else {})
         rewards = self._rewards(asked)
         ends = None if self._terminated_fn is None else self._ends(asked)
-        if window.reward.dtype is not _FLOAT64 or not window.reward.flags.c_contiguous:
-            window.reward = np.ascontiguousarray(window.reward, _FLOAT64)
-        reward = window.reward.reshape(-1)
-        wrong = kernels.put_rewards(rewards, ahead.places, reward, self._dtype.itemsize == 4)
+        reward = window.reward
+        if reward.dtype is not _FLOAT64 or not reward.flags.c_contiguous:
+            reward = window.reward = np.ascontiguousarray(reward, _FLOAT64)
+        wrong = kernels.put_rewards(rewards, places, reward.reshape(-1), self._is_short)
         if wrong >= 0:
             raise ValueError(
                 f"{_called('reward_fn', self._reward_fn)} returned {rewards[wrong]}; expected finite {self._dtype}"
             )
         if ends is not None:
             self._shorten(window, ahead, ends)
-        window.rewrites.append(Rewrite(self._desired, ahead.windows, ahead.goals))
+        window.rewrites.append(Rewrite(self._desired, windows, goals))
+        return window
 
     def _shorten(self, window: Window, ahead: Ahead, ends: npt.NDArray[np.bool_]) -> None:
         """End each window at its first step that ends under its goal, whose flag is then the window's."""
@@ -253,7 +251,7 @@ class HindsightReplay(ReplayWrapper):
 
     def _rewards(self, goals: "_Goals") -> npt.NDArray[Any]:
         """The rewards of the steps for their goals, as float32 or float64."""
-        result = goals.ask("reward_fn", self._reward_fn)
+        result = goals.ask("reward_fn", self._reward_fn, self._terminated_fn is not None)
         if result.dtype.kind not in "biuf":
             raise TypeError(
                 f"{_called('reward_fn', self._reward_fn)} returned dtype {result.dtype}; expected real numbers"
@@ -280,7 +278,7 @@ class HindsightReplay(ReplayWrapper):
         return ends
 
     def _ask_ends(self, goals: "_Goals") -> npt.NDArray[np.bool_]:
-        result = goals.ask("terminated_fn", self._terminated_fn)
+        result = goals.ask("terminated_fn", self._terminated_fn, True)
         if result.dtype != np.bool_:
             raise TypeError(
                 f"{_called('terminated_fn', self._terminated_fn)} returned dtype {result.dtype}; expected bool"
@@ -295,22 +293,23 @@ class _Goals:
     achieved: npt.NDArray[Any]
     desired: npt.NDArray[Any]
     info: dict[str, Any]
-    is_asked_again: bool
 
-    def ask(self, option: str, function: Any) -> npt.NDArray[Any]:
-        """What `function` returns for these goals; raises for another shape than (M,). It may change what it is given."""
-        asked = self.achieved, self.desired, self.info
-        if self.is_asked_again:
-            asked = asked[0].copy(), asked[1].copy(), map_tree(lambda array, _path: array.copy(), self.info)
+    def ask(self, option: str, function: Any, is_kept: bool) -> npt.NDArray[Any]:
+        """What `function` returns, of shape (M,). It may change what it is given, which is a copy if that `is_kept`."""
+        achieved, desired, info = self.achieved, self.desired, self.info
+        if is_kept:
+            achieved, desired = achieved.copy(), desired.copy()
+            info = map_tree(lambda array, _path: array.copy(), info)
         try:
-            result = function(*asked)
+            result = function(achieved, desired, info)
         except Exception as error:
             raise RuntimeError(
                 f"{_called(option, function)} raised {type(error).__name__}: {error}; it was given {self}, one row for "
                 "each step"
             ) from error
-        is_array = type(result) is np.ndarray
-        array = result if is_array else as_array(f"what {_called(option, function)} returned", result)
+        array = result
+        if type(result) is not np.ndarray:
+            array = as_array(f"what {_called(option, function)} returned", result)
         if array.shape != self.achieved.shape[:1]:
             raise ValueError(
                 f"{_called(option, function)} returned shape {array.shape}; expected {self.achieved.shape[:1]}, one "
@@ -329,7 +328,7 @@ class _Goals:
     def take(self, rows: npt.NDArray[np.int64]) -> "_Goals":
         """Some of the rows."""
         info = map_tree(lambda array, _path: array[rows], self.info)
-        return _Goals(self.achieved[rows], self.desired[rows], info, True)
+        return _Goals(self.achieved[rows], self.desired[rows], info)
 
     def around_reached(self) -> "_Goals":
         """These rows, then the same steps each with what it achieves for its goal, and these rows again."""
@@ -337,7 +336,6 @@ class _Goals:
             np.concatenate((self.achieved, self.achieved, self.achieved)),
             np.concatenate((self.desired, self.achieved, self.desired)),
             map_tree(lambda array, _path: np.concatenate((array, array, array)), self.info),
-            True,
         )
 
 

@@ -166,23 +166,19 @@ class Replay(Declared, ABC):
         lock = self.lock
         with lock:
             outer, lock.sampling = lock.sampling, True
+            state = self.rng.bit_generator.state if self.may_raise else None
             try:
-                fields = self._serve_or_restore(batch_size) if self.may_raise else self.serve(batch_size)
+                fields = self.serve(batch_size)
                 self.count_batch()
+            except BaseException:
+                if state is not None:  # the next batch is the one that this would have been
+                    self.rng.bit_generator.state = state
+                raise
             finally:
                 lock.sampling = outer
         batch = _new_batch(Batch)
         batch.__dict__ = fields
         return batch
-
-    def _serve_or_restore(self, batch_size: int) -> dict[str, Any]:
-        """`serve`; if it fails, the next batch is the one that this would have been."""
-        state = self.rng.bit_generator.state
-        try:
-            return self.serve(batch_size)
-        except BaseException:
-            self.rng.bit_generator.state = state
-            raise
 
     @abstractmethod
     def count_batch(self) -> None:

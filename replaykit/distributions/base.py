@@ -8,7 +8,6 @@ import numpy.typing as npt
 
 from replaykit.batch import Draw
 from replaykit.declared import Declared
-from replaykit.field import filled
 from replaykit.storage.base import Indices, Storage
 
 Floats = npt.NDArray[np.float64]
@@ -61,7 +60,9 @@ class Distribution(Declared, ABC):
 
     def weigh(self, draw: Draw, size: int) -> npt.NDArray[np.float32]:
         """Importance weights for the probabilities of a draw from `size` stored transitions, of shape (B,)."""
-        return filled(len(draw.indices), 1.0, np.float32)
+        weights: npt.NDArray[np.float32] = np.empty(len(draw.indices), np.float32)
+        weights.fill(1.0)
+        return weights
 
     def mass(self) -> float:
         """What the probabilities of this distribution are relative to, for shares between several buffers."""

@@ -7,7 +7,6 @@ import numpy as np
 from replaykit._kernels import lazy
 from replaykit.batch import Draw
 from replaykit.distributions.base import Distribution, Floats
-from replaykit.field import filled
 from replaykit.storage.base import Indices, Storage
 
 windows, fused = lazy("windows"), lazy("fused")
@@ -39,8 +38,9 @@ class Uniform(Distribution):
         return Draw(indices, probabilities)
 
     def probability(self, indices: Indices, batch_size: int) -> Floats:
-        size = len(self.storage.slots(indices))
-        return filled(size, 1.0 / max(len(self.storage), 1), np.float64)
+        shares: Floats = np.empty(len(self.storage.slots(indices)))
+        shares.fill(1.0 / max(len(self.storage), 1))
+        return shares
 
     def kernels(self) -> Any:
         return fused.uniform_batch, fused.uniform_look

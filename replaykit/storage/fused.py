@@ -1,7 +1,7 @@
 """The faster way to a batch: one kernel call for what several verbs do, made of the same kernels."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 windows, store = lazy("windows"), lazy("store")
 
-_SCOPES = {"future": 0, "final": 1, "episode": 2, "random": 3}
+SCOPES = {"future": 0, "final": 1, "episode": 2, "random": 3}
 """The numbers of the strategies in the kernels."""
 _UINT8, _INT64, _BOOL = np.dtype(np.uint8), np.dtype(np.int64), np.dtype(np.bool_)
 
@@ -54,39 +54,46 @@ def fuse(
         block, given = np.empty(layout.nbytes, _UINT8), arguments(batch_size, rng)
         kernel_arguments = *given, bounds, rows, layout.plan, powers, block, only_open
         ahead = None
-        if look is None or storage.is_in_columns(look.leaf):
+        if look is None or (has_columns and storage.is_in_columns(look.leaf)):
             draw_batch(*kernel_arguments)
         else:
-            uniforms = rng.random((2, batch_size))
-            looking, answer = looking_ahead(storage, look, uniforms, batch_size, batch_size, n)
-            ahead = answer(*draw_and_look(*kernel_arguments, storage.tables, *looking))
+            leaf, ratio, strategy = look
+            column, nbytes, read = storage.looking(leaf, batch_size, batch_size, n)
+            uniforms, out = rng.random((2, batch_size)), np.empty(nbytes, _UINT8)
+            asked = storage.tables, uniforms, ratio, SCOPES[strategy], column, out
+            ahead = read(out, draw_and_look(*kernel_arguments, *asked))
         fields = np.ndarray((), layout.windows, block).item()
-        window = storage.window_in(fields[-2], (batch_size,), layout, block, fields)
-        window.ahead = ahead
-        return complete(Draw(fields[-2], fields[-3])), window
+        indices = fields[-2]
+        window = storage.window_in(indices, (batch_size,), (layout, block, fields), ahead)
+        return complete(Draw(indices, fields[-3])), window
 
     return serve, open_windows
 
 
-def looking_ahead(
-    storage: "LocalStorage", look: Look, uniforms: npt.NDArray[np.float64], count: int, groups: int, n: int
-) -> tuple[tuple[Any, ...], Callable[[int, int], Ahead]]:
-    """The last arguments of a kernel that looks ahead, and a function that makes its results an `Ahead`."""
-    column = storage.positions[look.leaf]
-    leaf = storage.spec.leaves[column]
-    shape, dtype, new = leaf.shape, leaf.dtype, np.ndarray
-    first, step = (groups + 7) // 8 * 8, (count * n * leaf.field.nbytes + 7) // 8 * 8
+class LookingAhead(NamedTuple):
+    """How a kernel is asked to look ahead: the column of the achieved goal, and the bytes that its answer takes.
+
+    `read` makes an `Ahead` of these bytes and of what the kernel returns.
+    """
+
+    column: int
+    nbytes: int
+    read: Callable[[npt.NDArray[np.uint8], tuple[int, int]], Ahead]
+
+
+def looking_ahead(storage: "LocalStorage", leaf: str, count: int, groups: int, n: int) -> LookingAhead:
+    """How to look ahead for `count` windows of n steps in `groups` rows of a batch; see the kernel `look_ahead`."""
+    column, new = storage.positions[leaf], np.ndarray
+    field = storage.spec.leaves[column].field
+    shape, dtype = field.shape, field.dtype
+    first, step = (groups + 7) // 8 * 8, (count * n * field.nbytes + 7) // 8 * 8
     places, values = first + 8 * count, first + 8 * (count + count * n)
-    out = np.empty(values + 3 * step, _UINT8)
 
-    def answer(chosen: int, steps: int) -> Ahead:
-        return Ahead(
-            new(groups, _BOOL, out),
-            new(chosen, _INT64, out, first),
-            new(steps, _INT64, out, places),
-            new((steps, *shape), dtype, out, values),
-            new((steps, *shape), dtype, out, values + step),
-            new((chosen, *shape), dtype, out, values + 2 * step),
-        )
+    def read(out: npt.NDArray[np.uint8], found: tuple[int, int]) -> Ahead:
+        chosen, steps = found
+        windows = new(chosen, _INT64, out, first)
+        achieved, wanted = new((steps, *shape), dtype, out, values), new((steps, *shape), dtype, out, values + step)
+        goals = new((chosen, *shape), dtype, out, values + 2 * step)
+        return Ahead(new(groups, _BOOL, out), windows, new(steps, _INT64, out, places), achieved, wanted, goals)
 
-    return (uniforms, look.ratio, _SCOPES[look.strategy], column, out), answer
+    return LookingAhead(column, values + 3 * step, read)

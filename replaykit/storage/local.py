@@ -14,9 +14,9 @@ from replaykit.field import FieldNameError
 from replaykit.spec import Spec
 from replaykit.storage.base import Indices, Open, Serve, Storage, stored_in
 from replaykit.storage.columns import Columns, Padding, Share, columns_for
-from replaykit.storage.fused import fuse, looking_ahead
+from replaykit.storage.fused import SCOPES, LookingAhead, fuse, looking_ahead
 from replaykit.storage.memory_limit import refuse_more_than_memory
-from replaykit.storage.row import Layout, Row
+from replaykit.storage.row import LAYOUTS_KEPT, Layout, Row
 from replaykit.trees import Tree
 
 kernels, windows, goals = lazy("store"), lazy("windows"), lazy("goals")
@@ -59,15 +59,18 @@ class LocalStorage(Storage):
         self._column_of = {leaf: columns for columns in self.columns for leaf in columns.leaves}
         self.row = row = Row(spec, list(self._column_of), self._encode_any)
         self.positions = {leaf.name: i for i, leaf in enumerate(spec.leaves)}
+        self._looking: dict[tuple[str, int, int, int], LookingAhead] = {}
         self._columns_named: dict[tuple[str, ...], Indices] = {}
         self._flags = self.positions["terminated"], self.positions["truncated"]
+        self._length = len(spec.leaves) + 1  # the place of the length among the fields of a batch
+        self._of_window = *self._flags, self._length
         each = row.nbytes + 8 * kernels.STAMPS
         needed = each * self.capacity + sum(columns.nbytes for columns in self.columns)
         refuse_more_than_memory(needed, f"capacity {self.capacity} at {needed // self.capacity} bytes each")
         size = kernels.LANES + kernels.LANE_ROWS * self.num_envs
         self.header = self.allocate("header", (size + row.leaf_places.size,), np.int64)
         self.rows = self.allocate("rows", (self.capacity, row.nbytes), np.uint8)
-        self.allocate("tables", (kernels.STAMPS, self.capacity), np.int64)
+        tables = self.allocate("tables", (kernels.STAMPS, self.capacity), np.int64)
         for columns in self.columns:
             columns.allocate()
         self.header[[kernels.NUM_ENVS, kernels.ROW_BYTES, kernels.END]] = self.num_envs, row.nbytes, row.end
@@ -78,6 +81,7 @@ class LocalStorage(Storage):
         self._lanes[kernels.PLACE] = self._lanes[kernels.EPISODE] % self.capacity
         self.bounds = self._lanes[:2]
         self.bytes = self.rows.reshape(-1)
+        self._written = self.header, self.bytes, tables
         self._columns_of_row = self.rows.view(row.record).reshape(-1)
         self._most_entries = 0 if self.columns else min(self.capacity, max(_LARGEST_BLOCK // row.nbytes, 1))
         if not self.columns and self.num_envs == 1:
@@ -86,7 +90,7 @@ class LocalStorage(Storage):
     @property
     def tables(self) -> Indices:
         """The tables of episodes, and of the time of writing once lanes are out of step."""
-        return self.arrays["tables"]
+        return self._written[2]
 
     # -- Writing ---------------------------------------------------------------------------------------------
 
@@ -113,7 +117,7 @@ class LocalStorage(Storage):
     def write(self, block: Any, steps: int, mask: npt.NDArray[np.bool_] | None = None) -> Indices:
         if type(block) is bytes and mask is None:
             indices = np.empty(steps * self.num_envs, _INT64)
-            kernels.store(block, steps, 0, self.header, self.bytes, self.arrays["tables"], indices)
+            kernels.store(block, steps, 0, *self._written, indices)
             return indices
         if mask is not None and self.num_envs == 1:  # the only lane is always in step with itself
             indices = np.full(steps, -1, np.int64)
@@ -145,24 +149,23 @@ class LocalStorage(Storage):
 
     def _write_part(self, leaves: list[npt.NDArray[Any]], steps: int, indices: Indices) -> None:
         """Write steps of every lane, whose indices are found, or, if `steps` is 0, the entries of these indices."""
-        state = self.header, self.bytes, self.tables
         data = self.row.join(leaves)
         if not self.columns:
-            kernels.store(data, steps, kernels.BOTH, *state, indices)
+            kernels.store(data, steps, kernels.BOTH, *self._written, indices)
             return
-        kernels.store(data, steps, kernels.RETIRE, *state, indices)
+        kernels.store(data, steps, kernels.RETIRE, *self._written, indices)
         terminated, truncated = (leaves[flag] for flag in self._flags)
         begins = np.empty(len(indices), np.bool_)
         kernels.begins_of(terminated | truncated, self.header, indices, begins)
         for columns in self.columns:
             columns.write([leaves[leaf] for leaf in columns.leaves], indices, begins)
-        kernels.store(data, steps, kernels.PUBLISH, *state, indices)
+        kernels.store(data, steps, kernels.PUBLISH, *self._written, indices)
 
     def _keep_stamps(self) -> None:
         """From now on note when each slot is written, since lanes get out of step."""
         if len(self.tables) == kernels.STAMPS:
             self.header[kernels.SPLIT] = self.bounds[1].sum()
-            self.allocate("tables", (kernels.STAMPS + 1, self.capacity), np.int64)
+            self._written = self.header, self.bytes, self.allocate("tables", (4, self.capacity), np.int64)
 
     def end_episode(self, lanes: Indices) -> None:
         kernels.end_episodes(lanes, self.header, self.bytes)
@@ -178,7 +181,8 @@ class LocalStorage(Storage):
     def window(self, indices: Indices, n: int) -> Window:
         flat = indices.reshape(-1)
         layout, block = self._transitions_at(flat, _any_powers(n), windows.OPEN)
-        return self.window_in(flat, indices.shape, layout, block, np.ndarray((), layout.windows, block).item())
+        opened = layout, block, np.ndarray((), layout.windows, block).item()
+        return self.window_in(flat, indices.shape, opened)
 
     def fetch(self, indices: Indices, powers: npt.NDArray[np.float64]) -> dict[str, Any]:
         layout, block = self._transitions_at(indices.reshape(-1), powers, windows.BOTH)
@@ -195,18 +199,21 @@ class LocalStorage(Storage):
             self.refuse(indices)
         return layout, block
 
-    def window_in(self, indices: Indices, shape: tuple[int, ...], layout: Layout, block: Any, fields: Any) -> Window:
-        """The windows that are open in a block, of which `fields` are views."""
-        terminated, truncated = self._flags
-        length = fields[len(self.spec.leaves) + 1]
-        opened = layout, block, fields
-        return Window(indices, shape, self.num_envs, fields[-1], length, fields[terminated], fields[truncated], opened)
+    def window_in(
+        self, indices: Indices, shape: tuple[int, ...], opened: tuple[Layout, Any, Any], ahead: Ahead | None = None
+    ) -> Window:
+        """The windows that are open in a block: its layout, the block, and views of its fields."""
+        i, j, k = self._of_window
+        _, _, views = opened
+        return Window(
+            indices, shape, self.num_envs, views[-1], views[k], views[i], views[j], opened, [], {}, ahead
+        )  # fmt: skip
 
     def reduce(self, window: Window, powers: npt.NDArray[np.float64]) -> dict[str, Any]:
         layout, block, views = window.opened
         self._take_back(window, views)
         arguments = self.bounds, self.bytes, layout.plan, powers, block, windows.REDUCE
-        rewrites, apart = window.rewrites, list[Rewrite]()
+        rewrites = window.rewrites
         if self.columns:
             apart = [rewrite for rewrite in rewrites if self.is_in_columns(rewrite.fields[0])]
             rewrites = [rewrite for rewrite in rewrites if not self.is_in_columns(rewrite.fields[0])]
@@ -216,10 +223,10 @@ class LocalStorage(Storage):
                 windows.rewrite(layout.plan, block, *self._in_block(rewrite))
         else:
             windows.transitions(*arguments)
-        leaves = views[: len(self.spec.leaves) + 2]
+        leaves = views[: self._length + 1]
         if self.columns:
             leaves = self.with_columns(leaves, window.indices, leaves[-1])
-            for name, rows, values in ((name, rows, values) for names, rows, values in apart for name in names):
+            for name, rows, values in [(name, *rewrite[1:]) for rewrite in apart for name in rewrite.fields]:
                 position = self.positions[name]
                 leaves[position] = leaves[position].copy()  # stacks of obs and next_obs may overlap
                 leaves[position][rows] = values
@@ -229,8 +236,7 @@ class LocalStorage(Storage):
 
     def _take_back(self, window: Window, views: Any) -> None:
         """Copy to the block what a wrapper has replaced rather than changed in place."""
-        terminated, truncated = self._flags
-        length = len(self.spec.leaves) + 1
+        terminated, truncated, length = self._of_window
         if window.reward is not views[-1]:
             views[-1][...] = window.reward
         if window.length is not views[length]:
@@ -270,9 +276,20 @@ class LocalStorage(Storage):
         layout, block, views = window.opened
         self._take_back(window, views)
         n = window.reward.shape[1]
-        looking, answer = looking_ahead(self, look, uniforms, window.indices.size, window.shape[0], n)
-        found = goals.look_ahead(self.bounds, self.bytes, self.tables, layout.plan, block, n, *looking)
-        return answer(*found)
+        column, nbytes, read = self.looking(look.leaf, window.indices.size, window.shape[0], n)
+        out, asked = np.empty(nbytes, _UINT8), (uniforms, look.ratio, SCOPES[look.strategy])
+        state = self.bounds, self.bytes, self.tables
+        return read(out, goals.look_ahead(*state, layout.plan, block, n, *asked, column, out))
+
+    def looking(self, leaf: str, count: int, groups: int, n: int) -> LookingAhead:
+        """`looking_ahead`, kept for the sizes that are in use."""
+        key = leaf, count, groups, n
+        looking = self._looking.get(key)
+        if looking is None:
+            if len(self._looking) >= LAYOUTS_KEPT:
+                self._looking.clear()
+            looking = self._looking[key] = looking_ahead(self, *key)
+        return looking
 
     def is_in_columns(self, leaf: str) -> bool:
         """Whether a leaf is kept apart from the rows."""

@@ -27,6 +27,8 @@ _FORMATS = {
     "f4": "f", "f8": "d",
 }  # fmt: skip
 """The format of Python's struct for each dtype of a scalar."""
+_WRONG = (ValueError, TypeError, OverflowError, struct.error)
+"""What a value that does not fit may raise."""
 _DERIVED = {
     "length": Field((), np.int64),
     "weights": Field((), np.float32),
@@ -34,7 +36,7 @@ _DERIVED = {
     "indices": Field((), np.int64),
 }
 """Fields of a batch that follow `discount`."""
-_LAYOUTS_KEPT = 16
+LAYOUTS_KEPT = 16
 
 
 class Layout(NamedTuple):
@@ -113,7 +115,7 @@ class Row:
         """The layout for `count` transitions with windows of `n` steps, each field from a multiple of 64 bytes on."""
         layouts = self.layouts(n)
         if count not in layouts:
-            if len(layouts) >= _LAYOUTS_KEPT:
+            if len(layouts) >= LAYOUTS_KEPT:
                 layouts.clear()
             formats: Any = [(np.uint8, (0,)) if f is None else (f.dtype, (count, *f.shape)) for f in self._fields]
             formats[-1] = np.float64, (count, n)
@@ -168,7 +170,7 @@ def row_encoder(
         0,
         f"""if type(reward) is ndarray and reward.ndim:
             try: return encode_steps((1,), {fields}, extras)
-            except ValueError: return encode(({fields}), extras, ())""",
+            except wrong: return encode(({fields}), extras, ())""",
     )
     return _encoder(spec, "", checks, ", ".join(parts), known, encode)
 
@@ -193,7 +195,7 @@ def _encoder(
     spec: Spec, first: str, checks: list[str], parts: str, known: dict[str, Any], encode: Encode
 ) -> Callable[..., Any]:
     """A function that takes a step apart, checks its leaves and joins them. Numbers in braces stand for the leaves."""
-    known |= {"ndarray": np.ndarray, "error": struct.error, "encode": encode}
+    known |= {"ndarray": np.ndarray, "wrong": _WRONG, "encode": encode}
     lines: list[str] = []
     leaves: list[str] = []
     extras = {name: spec[name] for name in spec.extra}
@@ -215,7 +217,7 @@ def encoded({first}{", ".join(CORE)}, extras):
     try:
         {checked}
         return join({parts.format(*leaves)})
-    except (OverflowError, error):
+    except wrong:  # the first error, in the order of the spec
         return {other}
 """
     return _defined(source, "encoded", known)  # type: ignore[no-any-return]
