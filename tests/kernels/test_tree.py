@@ -136,6 +136,8 @@ def test_priorities_follow_the_bounds(kernels, num_envs, length):
         for _ in range(rng.integers(1, 15)):
             steps = rng.integers(0, 2 * length + 1, num_envs) // rng.integers(1, 4)
             bounds[1] += steps[0] if together else steps
+            if rng.random() < 0.3:  # lanes come into step
+                bounds[1] = bounds[1].max()
             bounds[0] = np.maximum(bounds[0], bounds[1] - length)
             if rng.random() < 0.1:
                 bounds[0] = bounds[1]

@@ -198,8 +198,8 @@ def test_fields_are_gathered_in_words_of_any_number(kernels):
 def test_rewrites_replace_some_rows_of_some_fields(kernels, num_envs, n):
     """In both fields alike, after the reduction; other rows and fields stay."""
     for rng, ring in rings(num_envs, n):
-        pair = ["obs", "next_obs"] if "obs" in ring.names else ["obs.a", "next_obs.a"]
-        for pair in (pair, ["z"] if "z" in ring.names else ["action"]):
+        both_obs = ["obs", "next_obs"] if "obs" in ring.names else ["obs.a", "next_obs.a"]
+        for pair in (both_obs, ["z"] if "z" in ring.names else ["action"]):
             indices = rng.choice(ring.stored, 20)
             plan, block, fields = ring.block(indices)
             rows = rng.permutation(20)[: rng.integers(0, 8)]
