@@ -65,7 +65,7 @@ def test_batches_do_not_depend_on_sharing(shape, dtype, lanes, length, n_step, s
         if data.draw(st.booleans(), label="masked") and lead:
             count = int(np.prod(lead))
             mask = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)), np.bool_).reshape(lead)
-        after = data.draw(st.sampled_from(["", "", "", "end_episode", "reset"]), label="after")
+        after = data.draw(st.sampled_from(["", "", "", "end_episode", "clear"]), label="after")
         for buffer in buffers:
             (buffer.add if steps is None else buffer.extend)(*arrays, mask=mask)
             if after:

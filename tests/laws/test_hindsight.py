@@ -59,8 +59,7 @@ def test_a_ratio_of_0_changes_nothing(n_step, strategy):
 class Doubled(ReplayWrapper):
     """Doubles the rewards when a window is opened, before goals are replaced."""
 
-    def window(self, indices):
-        window = self.inner.window(indices)
+    def change(self, window):
         window.reward *= 2
         return window
 

@@ -29,7 +29,7 @@ CALLS = {
     "sample": lambda b: b.sample(5),
     "update": lambda b: b.update_priorities(np.arange(20, 30), np.linspace(0, 3, 10)),
     "episode": lambda b: b.episode([25]),
-    "reset": lambda b: b.reset(),
+    "clear": lambda b: b.clear(),
 }
 
 
@@ -47,7 +47,7 @@ def test_an_interrupt_anywhere_tears_no_row(name, share):
             buffer.add(*row(30))  # something pending, too
         if not interrupted(lambda b=buffer: CALLS[name](b), at):
             break
-        if len(buffer) and name not in ("update", "reset"):
+        if len(buffer) and name not in ("update", "clear"):
             (newest,) = buffer.newest
             stored = stored_indices(buffer)
             largest = buffer.probability(stored, 2 * len(buffer)).max()

@@ -14,12 +14,12 @@ from tests.helpers import stacked_lanes
 
 @given(
     configuration=configurations(),
-    actions=st.lists(st.sampled_from(["add", "add", "add", "sample", "sample", "update", "reset"]), max_size=40),
+    actions=st.lists(st.sampled_from(["add", "add", "add", "sample", "sample", "update", "clear"]), max_size=40),
     every=st.integers(1, 3),
     masked=st.booleans(),
 )
 def test_batches_are_the_same_with_and_without_it(configuration, actions, every, masked):
-    """Bit for bit, over every stack of buffer and wrappers, through updates, masks, wrap-around and resets."""
+    """Bit for bit, over every stack of buffer and wrappers, through updates, masks, wrap-around and clears."""
     configuration = dataclasses.replace(configuration, alpha=0.7, eps=0.01)
     (watched, _), (alone, _) = build(configuration), build(configuration)
     rng = np.random.default_rng(configuration.seed)
@@ -41,9 +41,9 @@ def test_batches_are_the_same_with_and_without_it(configuration, actions, every,
             for replay, batch in zip((watched, alone), batches, strict=True):
                 replay.update_priorities(batch.indices, errors)
             watcher.record(batches[0], errors)
-        elif action == "reset":
-            watched.reset()
-            alone.reset()
+        elif action == "clear":
+            watched.clear()
+            alone.clear()
     assert pickle.dumps(watched.rng) == pickle.dumps(alone.rng)
     watched.check()
     assert set(watcher.stats()) == set(ReplayMonitor(alone).stats())

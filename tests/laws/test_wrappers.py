@@ -22,8 +22,7 @@ def test_wrappers_on_different_verbs_commute():
     """A wrapper of the window inside or outside one of the draw gives the same bits."""
 
     class Doubled(ReplayWrapper):
-        def window(self, indices):
-            window = self.inner.window(indices)
+        def change(self, window):
             window.reward = window.reward * 2
             return window
 

@@ -11,6 +11,7 @@ import pytest
 import replaykit
 import replaykit.diagnostics
 from replaykit import (
+    Buffer,
     CombinedReplay,
     HindsightReplay,
     LatestBuffer,
@@ -19,29 +20,42 @@ from replaykit import (
     ReplayBuffer,
     ReplayWrapper,
 )
+from replaykit.distributions import Distribution
+from replaykit.storage import Storage
 
 PACKAGE = Path(replaykit.__file__).parent
 LAYERS = [
     {"_version"},
-    {"_kernels", "memory"},
-    {"field", "trees"},
+    {"_kernels", "checks", "declared", "trees"},
+    {"field", "schedules"},
     {"spec", "batch"},
-    {"frames", "packing"},
-    {"ring"},
-    {"episodes"},
-    {"packed_batches"},
     {"storage"},
-    {"sum_tree"},
+    {"distributions"},
     {"replay"},
-    {"buffer", "wrapper", "diagnostics"},
-    {"prioritized", "combined", "hindsight"},
+    {"buffer", "wrapper"},
+    {"buffers", "combined", "hindsight"},
     {"recorders"},
     {"recording"},
-    {"testing"},
+    {"diagnostics", "testing"},
 ]
+STORAGE_LAYERS = [{"lock", "memory_limit"}, {"base"}, {"row", "columns"}, {"frames"}, {"fused"}, {"local"}]
+LONGEST_MODULE, LARGEST_CORE = 420, 5300
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {"torch", "gymnasium", "numba", "llvmlite", "matplotlib", "scipy", "hypothesis", "tqdm"}
+
+
+def name_of(path):
+    """How the parameters of a test name a source file."""
+    return str(path.relative_to(PACKAGE))
+
+
+every_source = pytest.mark.parametrize("path", SOURCES, ids=name_of)
+
+
+def part_of(path):
+    """The module or subpackage that a source file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imports(tree, top_level_only=False):
@@ -54,10 +68,10 @@ def imports(tree, top_level_only=False):
             yield node.module
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@every_source
 def test_imports_go_one_way(path):
     """A module imports from lower layers only, and heavy packages only where they are used."""
-    module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    module = part_of(path)
     tree = ast.parse(path.read_text())
     if module == "__init__":
         return
@@ -68,6 +82,61 @@ def test_imports_go_one_way(path):
     allowed = {"_kernels": {"numba", "llvmlite"}, "recorders": {"gymnasium"}, "testing": {"hypothesis"}}
     heavy = {name.split(".")[0] for name in imports(tree, top_level_only=True)} & HEAVY
     assert heavy <= allowed.get(module, set())
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "storage").glob("*.py")), ids=name_of)
+def test_imports_inside_the_storage_go_one_way(path):
+    """From `LocalStorage` down to the lock, except for imports inside of functions and for types."""
+    level = {module: level for level, modules in enumerate(STORAGE_LAYERS) for module in modules}
+    if path.stem == "__init__":
+        return
+    for name in imports(ast.parse(path.read_text()), top_level_only=True):
+        if name.startswith("replaykit.storage."):
+            assert level[name.split(".")[2]] < level[path.stem], f"{path.stem} imports {name}"
+
+
+def test_only_constructors_know_the_local_storage():
+    """Everything else asks the interface `Storage`, so that another storage takes its place everywhere."""
+    for path in SOURCES:
+        if part_of(path) in ("storage", "buffers", "testing"):
+            continue
+        tree = ast.parse(path.read_text())
+        assert "replaykit.storage.local" not in set(imports(tree)), path
+        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+        assert "LocalStorage" not in names, path
+
+
+@every_source
+def test_private_names_are_those_of_the_module(path):
+    """Outside of `storage`, private attributes are reached from `self`, `cls` and the module's own classes only.
+
+    Not those of a storage, a distribution or a wrapped replay. Exceptions are other objects of the same class, and
+    Numba's, whose interface for caches has such names.
+    """
+    allowed = {
+        "declared": {"_arguments"},
+        "spec": {"_trees"},
+        "_kernels": {"_cache", "_getvalue", "_rebuild", "_reduce"},
+    }
+    if part_of(path) == "storage":
+        return
+    tree = ast.parse(path.read_text())
+    own = {"self", "cls", "super()"} | {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+            is_own = ast.unparse(node.value) in own or node.attr in allowed.get(part_of(path), set())
+            assert is_own, f"{ast.unparse(node)} in line {node.lineno}"
+
+
+def test_the_core_stays_small():
+    """A module is read at a sitting, and the core, without diagnostics and testing kit, in a day."""
+    lengths = {
+        name_of(path): sum(1 for line in path.read_text().splitlines() if line.strip())
+        for path in SOURCES
+        if part_of(path) not in ("diagnostics", "testing")
+    }
+    assert max(lengths.values()) <= LONGEST_MODULE, max(lengths, key=lengths.get)
+    assert sum(lengths.values()) <= LARGEST_CORE
 
 
 def test_the_measures_need_numpy_alone():
@@ -145,11 +214,19 @@ def test_every_class_of_replay_is_abstract_or_final():
     """Nothing inherits from a class that can be used."""
     for cls in (ReplayBuffer, PrioritizedBuffer, LatestBuffer, CombinedReplay, HindsightReplay):
         assert getattr(cls, "__final__", sys.version_info < (3, 11))  # typing.final leaves no trace before 3.11
-        assert cls.__bases__[0] in (Replay, ReplayWrapper)
-    assert inspect.isabstract(Replay)
+        assert cls.__bases__[0] in (Buffer, ReplayWrapper)
+    for interface in (Replay, Storage, Distribution):
+        assert inspect.isabstract(interface)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_buffers_refuse_subclasses():
+    """So what a buffer does in one call cannot bypass an override; `Buffer` joins other storages and distributions."""
+    for cls in (Buffer, ReplayBuffer, PrioritizedBuffer, LatestBuffer):
+        with pytest.raises(TypeError, match="Mine is a subclass of a buffer.*write a ReplayWrapper"):
+            type("Mine", (cls,), {})
+
+
+@every_source
 def test_no_global_random_state(path):
     """No call of np.random's global functions or of `random`, except to look that nobody calls them."""
     for node in ast.walk(ast.parse(path.read_text())):
@@ -188,11 +265,12 @@ except ModuleNotFoundError as error:
 
 
 def test_kernels_are_compiled_only_with_the_allowed_options():
-    """No parallel, no fastmath, no signatures, no bare cache: kernels go through one decorator."""
+    """No parallel, no fastmath, no signatures, no bare cache: kernels go through `jit` and `inlined`."""
     for path in (PACKAGE / "_kernels").glob("*.py"):
         source = path.read_text()
         for word in ("parallel=True", "fastmath=True", "prange", "cache=True)"):
             assert word not in source, f"{path.name}: {word}"
         if path.name not in ("jit.py", "__init__.py"):
             functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
-            assert all([ast.unparse(d) for d in node.decorator_list] == ["jit"] for node in functions)
+            decorators = [[ast.unparse(decorator) for decorator in node.decorator_list] for node in functions]
+            assert all(found in (["jit"], ["inlined"]) for found in decorators), path.name

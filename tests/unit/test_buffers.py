@@ -33,11 +33,11 @@ def test_batch_size_must_be_a_positive_int(make, batch_size, error):
 
 @every_buffer
 def test_sampling_an_empty_buffer_is_refused(make):
-    """Before anything is stored, and again after a reset."""
+    """Before anything is stored, and again after a clear."""
     buffer = make(4, FLAT, seed=0)
     with unchanged(buffer, ValueError, "the buffer is empty"):
         buffer.sample(1)
-    filled(buffer, 3).reset()
+    filled(buffer, 3).clear()
     with unchanged(buffer, ValueError, "the buffer is empty"):
         buffer.sample(1)
 
@@ -235,10 +235,11 @@ def test_a_cut_separates_episodes_without_changing_their_flags():
 def test_reading_what_is_not_stored_is_refused(make):
     """Stale and unissued indices are told apart."""
     buffer = filled(make(4, FLAT, seed=0), 6)
-    for call in (buffer.window, lambda i: buffer.probability(i, 2), buffer.episode):
+    calls = (buffer.window, lambda i: buffer.probability(i, 2), buffer.episode, lambda i: buffer.read(i, "obs"))
+    for call in calls:
         with unchanged(buffer, IndexError, "contains 1, which is stale; the oldest stored of lane 0 is 2"):
             call(np.array([2, 1]))
-        for wrong in (6, -1, 10**15):
+        for wrong in (6, -2, 10**15, *((-1,) if call in calls[:2] else ())):
             with unchanged(
                 buffer, IndexError, f"contains {wrong}, which was never given out; the newest of lane 0 is 5"
             ):
@@ -250,7 +251,11 @@ def test_reading_what_is_not_stored_is_refused(make):
 def test_indices_count_beyond_any_power(make, start):
     """Whatever the counter has reached, indices stay exact."""
     buffer = make(5, FLAT, n_step=2, gamma=0.5, seed=0)
-    buffer._storage.ring.first[:] = buffer._storage.ring.cursor[:] = start  # private
+    storage = buffer.parts()["storage"]
+    state = storage.state()
+    lanes = state["lanes"].copy()
+    lanes[:2] = start  # the bounds of the lane
+    storage.load(state | {"lanes": lanes})
     for number in range(8):
         assert buffer.add(**step(number)) == [start + number]
     batch = assert_lawful(buffer, 6)
@@ -287,11 +292,11 @@ def test_fields_of_no_size_are_stored(lanes):
     assert buffer.sample(5).action.shape == (5, 2, 0)
 
 
-def test_reset_forgets_everything_but_the_count():
+def test_clear_forgets_everything_but_the_count():
     """Transitions, episodes and priorities are gone; old indices are stale and none is given out twice."""
     buffer = filled(PrioritizedBuffer(8, FLAT, alpha=1.0, seed=0), 5)
     buffer.update_priorities(np.arange(5), np.full(5, 100.0))
-    buffer.reset()
+    buffer.clear()
     assert len(buffer) == 0
     assert buffer.update_priorities([0, 4], [1.0, 1.0]) == 0
     assert buffer.add(**step(0)).tolist() == [5]
@@ -302,11 +307,11 @@ def test_reset_forgets_everything_but_the_count():
 
 
 @pytest.mark.parametrize("look", [True, False])
-def test_no_priority_survives_a_reset(look):
+def test_no_priority_survives_a_clear(look):
     """Nor where a new transition takes the slot of one that had a large priority, looked at in between or not."""
     buffer = filled(PrioritizedBuffer(4, FLAT, alpha=1.0, eps=0.0, seed=0), 4)
     buffer.update_priorities(np.arange(4), priorities=[100.0, 1.0, 1.0, 1.0])
-    buffer.reset()
+    buffer.clear()
     if look:
         buffer.stats()
     buffer.add(**step(0))

@@ -49,7 +49,7 @@ def test_a_batch_smaller_than_the_newest_is_refused():
 
 
 def test_a_wrapper_passes_everything_else_on():
-    """Adds, updates, episodes, resets, beta and numbers are the wrapped buffer's."""
+    """Adds, updates, episodes, clears, beta and numbers are the wrapped buffer's."""
     inner = PrioritizedBuffer(8, FLAT, alpha=1.0, beta=0.3, eps=0.0, seed=0)
     buffer = CombinedReplay(CombinedReplay(inner), latest=2)
     buffer.add(**step(0), td_error=3.0)
@@ -66,7 +66,7 @@ def test_a_wrapper_passes_everything_else_on():
     assert buffer.nbytes == inner.nbytes
     assert repr(buffer) == "CombinedReplay(CombinedReplay(PrioritizedBuffer(3 of 8, num_envs=1, n_step=1)))"
     assert_lawful(buffer, 6)
-    buffer.reset()
+    buffer.clear()
     assert len(inner) == 0
     with pytest.raises(AttributeError, match="prioritizes nothing, so it has no beta"):
         _ = CombinedReplay(ReplayBuffer(3, FLAT)).beta

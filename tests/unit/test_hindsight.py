@@ -218,7 +218,7 @@ def test_a_wrong_reward_function_changes_nothing(case):
         assert replay.rng.bit_generator.state == before
         assert replay.stats()["batches"] == 0
         replay.check()
-    buffer.reward_fn = sparse
+    buffer = HindsightReplay(buffer.inner, sparse)
     assert bits_of(buffer.sample(30)) == bits_of(twin.sample(30))
 
 
@@ -249,7 +249,7 @@ def test_a_terminated_function_that_is_not_vectorised_is_detected(case):
     buffer = goals(terminated_fn=terminated_fn)
     with pytest.raises(error, match=match):
         buffer.sample(30)
-    buffer.terminated_fn = reached
+    buffer = HindsightReplay(buffer.inner, sparse, terminated_fn=reached)
     assert bits_of(buffer.sample(30)) == bits_of(goals(terminated_fn=reached).sample(30))
 
 

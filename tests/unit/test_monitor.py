@@ -72,12 +72,12 @@ def test_a_copy_goes_on_by_itself():
 @given(
     lanes=st.integers(1, 3),
     length=st.integers(1, 6),
-    actions=st.lists(st.sampled_from(["add", "add", "some", "batch", "batch", "reset"]), max_size=60),
+    actions=st.lists(st.sampled_from(["add", "add", "some", "batch", "batch", "clear"]), max_size=60),
     every=st.integers(1, 4),
     seed=st.integers(0, 99),
 )
 def test_draws_are_counted_by_transition(lanes, length, actions, every, seed):
-    """As a dict of every index ever drawn has it, through wrap-around, masks and resets; stale draws count for none."""
+    """As a dict of every index ever drawn has it, through wrap-around, masks and clears; stale draws count for none."""
     buffer = ReplayBuffer(lanes * length, FLAT, num_envs=lanes, seed=seed)
     counter, rng, batches, drawn = DrawCounts(buffer.capacity, lanes), np.random.default_rng(seed), 0, {}
     values = step(1.0) if lanes == 1 else {name: value[0] for name, value in stretch(1, lanes).items()}
@@ -94,8 +94,8 @@ def test_draws_are_counted_by_transition(lanes, length, actions, every, seed):
                 counter.update(StoredSteps.of(buffer))
             for index in indices.tolist():
                 drawn[index] = drawn.get(index, 0) + 1
-        elif action == "reset":
-            buffer.reset()
+        elif action == "clear":
+            buffer.clear()
         elif action in ("add", "some"):
             mask = rng.random(lanes) < 0.5 if action == "some" else None
             buffer.add(**values, mask=mask)
@@ -108,14 +108,14 @@ def test_draws_are_counted_by_transition(lanes, length, actions, every, seed):
     assert (expected >= 0.0).all()
 
 
-def test_what_uniform_draws_would_have_drawn_is_added_up_after_a_reset():
+def test_what_uniform_draws_would_have_drawn_is_added_up_after_a_clear():
     """From the batch on that comes after each add, however many indices were given out before."""
     buffer = filled(ReplayBuffer(50, FLAT, seed=0), 120)
     watcher = ReplayMonitor(buffer, every=10)
     for _ in range(10):
         watcher.record(buffer.sample(5))
     stale = buffer.sample(5)
-    buffer.reset()
+    buffer.clear()
     for _ in range(10):  # examined while nothing is stored
         watcher.record(stale)
     expected, counts = np.zeros(10), np.zeros(10)
@@ -323,10 +323,10 @@ def test_nothing_is_known_at_first():
 
 
 def test_the_first_batch_may_be_stale():
-    """After a reset, before anything is stored anew; but an index that was never given out is refused then too."""
+    """After a clear, before anything is stored anew; but an index that was never given out is refused then too."""
     buffer = filled(ReplayBuffer(10, FLAT, seed=0), 10)
     batch = buffer.sample(4)
-    buffer.reset()
+    buffer.clear()
     watcher = ReplayMonitor(buffer, every=1)
     watcher.record(batch)
     assert watcher.stats()["stale_share"] == 1.0
@@ -392,13 +392,13 @@ def test_observations_without_numbers_are_watched_too():
     assert stats["features_total"] == 0.0 and math.isnan(stats["mean_shift"]) and stats["same_episode"] > 0.0
 
 
-def test_after_a_reset_stale_batches_count_for_nothing():
+def test_after_a_clear_stale_batches_count_for_nothing():
     """They are recorded, and their share is told; what is stored anew starts at 0."""
     buffer = random_walk(PrioritizedBuffer(50, FLAT, seed=0), 50)
     watcher = ReplayMonitor(buffer, every=1)
     batch = buffer.sample(8)
     watcher.record(batch)
-    buffer.reset()
+    buffer.clear()
     watcher.record(batch, np.ones(8))
     stats = watcher.stats()
     assert stats["size"] == 0.0 and stats["stale_share"] == 0.5 and stats["td_error_mean"] == 1.0

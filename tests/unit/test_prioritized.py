@@ -222,12 +222,12 @@ def test_beta_is_settable_and_schedulable():
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
-def test_nothing_from_before_a_reset_is_drawn(lanes):
+def test_nothing_from_before_a_clear_is_drawn(lanes):
     """Nor are priorities of lanes that paused, when nothing has looked at the buffer in between."""
     buffer = PrioritizedBuffer(10 * lanes, FLAT, num_envs=lanes, seed=0)
     buffer.extend(**stretch(9, lanes))
     buffer.sample(5)
-    buffer.reset()
+    buffer.clear()
     last = buffer.add(**{name: value[0] for name, value in stretch(1, lanes).items()})
     assert set(buffer.sample(50).indices.tolist()) <= set(last.tolist())
     buffer.check()

@@ -158,7 +158,8 @@ def test_bad_arguments_leave_the_tree_unchanged():
         with pytest.raises(TypeError):
             tree.fill(start, 2, 1.0)
     for uniforms, size, scheme in (
-        ([np.nan], 1, "iid"), ([1.0], 1, "iid"), ([-0.1], 1, "iid"), ([0.1], 6, "iid"), ([0.1] * 2, 2, "systematic"),
+        ([np.nan], 1, "iid"), ([1.0], 1, "iid"), ([-0.1], 1, "iid"), ([0.1], 6, "iid"), ([0.1] * 2, 2, "other"),
+        ([0.1], 2, "stratified"),
         ([[0.1]], 1, "stratified"), ([0.1], 1, "uniform"), ([], 0, "iid"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match="uniforms|scheme|batch_size"):
@@ -173,14 +174,24 @@ def test_bad_arguments_leave_the_tree_unchanged():
     assert tree.nodes.tobytes() == before
 
 
-def test_an_interrupted_change_is_repaired():
-    """Whatever part of an update was done, the sums are those of the leaves again."""
+def test_a_tree_is_printed_with_its_size_and_sum():
+    """In one line."""
     tree = tree_of([1.0, 2.0, 3.0, 4.0, 5.0])
-    tree.is_changing = True
-    tree.nodes[1] = 77.0
-    tree.nodes[8 + 2] = 9.0
-    assert tree.total == 21.0
-    assert tree.largest == 9.0
-    tree.check()
-    assert repr(tree) == "SumTree(5, total=21)"
+    assert repr(tree) == "SumTree(5, total=15)"
     assert len(tree) == 5
+
+
+def test_arrays_may_come_from_elsewhere():
+    """An allocator gives the arrays; a tree on arrays that hold one already goes on with it."""
+    arrays = {}
+
+    def allocate(name, shape, dtype):
+        return arrays.setdefault(name, np.zeros(shape, dtype))
+
+    tree = SumTree(5, allocate=allocate)
+    tree.set([0, 3], [0.5, 2.0])
+    assert tree.nodes is arrays["nodes"]
+    assert tree.nbytes == sum(array.nbytes for array in arrays.values())
+    again = SumTree(5, allocate=allocate)
+    assert (again.total, again.smallest, again.largest) == (2.5, 0.5, 2.0)
+    again.check()

@@ -1,0 +1,175 @@
+"""The kernel that writes, against lists of the steps of each lane."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from replaykit._kernels import store as names
+from tests.kernels.forms import both
+
+# Places and sizes of the leaves: words and single bytes, few and many, from places in the data that are whole words and
+# that are not. The last two are the flags; the flag that ends an episode follows, and the row is filled up.
+LEAVES = [(0, 24), (24, 5), (32, 4), (36, 2), (38, 1), (39, 1)]
+END, ROW_BYTES = 40, 48
+
+
+class Model:
+    """What a ring of E lanes of L slots holds: for each lane its steps, as (index, bytes, ends, episode, stamp)."""
+
+    def __init__(self, num_envs, length):
+        self.num_envs, self.length = num_envs, length
+        self.capacity = num_envs * length
+        self.lanes = [[] for _ in range(num_envs)]
+        self.cursor = [0] * num_envs
+        self.over = [True] * num_envs
+        self.episode = [e - num_envs for e in range(num_envs)]
+        self.starts = {}
+        self.rows = np.zeros((self.capacity, ROW_BYTES), np.uint8)
+
+    def retire(self, lane, steps):
+        """Drop what `steps` more steps of a lane leave no room for."""
+        while self.lanes[lane] and len(self.lanes[lane]) + steps > self.length:
+            self.lanes[lane].pop(0)
+
+    def write(self, lane, leaves, stamp):
+        """Write one step of a lane."""
+        index = self.cursor[lane] * self.num_envs + lane
+        if self.over[lane]:
+            self.episode[lane] += self.num_envs
+            self.starts[self.episode[lane]] = index
+        self.cursor[lane] += 1
+        for (place, size), leaf in zip(LEAVES, leaves, strict=True):
+            self.rows[index % self.capacity, place : place + size] = leaf
+        ends = int(leaves[-1][0] or leaves[-2][0])
+        self.rows[index % self.capacity, END] = ends
+        self.over[lane] = bool(ends)
+        self.lanes[lane].append(SimpleNamespace(index=index, ends=ends, episode=self.episode[lane], stamp=stamp))
+        return index
+
+    def first(self, lane):
+        """The oldest step of a lane."""
+        return self.cursor[lane] - len(self.lanes[lane])
+
+
+def state_of(num_envs, length, has_stamps):
+    """Arrays of an empty storage, as the module describes them."""
+    header = np.zeros(names.LANES + names.LANE_ROWS * num_envs + 2 * len(LEAVES), np.int64)
+    header[[names.NUM_ENVS, names.ROW_BYTES, names.END]] = num_envs, ROW_BYTES, END
+    lanes = header[names.LANES : names.LANES + names.LANE_ROWS * num_envs].reshape(names.LANE_ROWS, num_envs)
+    lanes[names.OVER] = 1
+    lanes[names.EPISODE] = np.arange(num_envs) - num_envs
+    lanes[names.PLACE] = lanes[names.EPISODE] % (num_envs * length)
+    header[-2 * len(LEAVES) :] = np.array(LEAVES).reshape(-1)
+    rows = np.zeros(num_envs * length * ROW_BYTES, np.uint8)
+    tables = np.full((names.STAMPS + has_stamps, num_envs * length), -7, np.int64)
+    return header, rows, tables, lanes
+
+
+def assert_same(model, header, rows, tables, lanes):
+    """Every number that means something is that of the model."""
+    capacity = model.capacity
+    np.testing.assert_array_equal(rows.reshape(-1, ROW_BYTES), model.rows)
+    assert lanes[names.FIRST].tolist() == [model.first(e) for e in range(model.num_envs)]
+    assert lanes[names.CURSOR].tolist() == model.cursor
+    assert lanes[names.OVER].tolist() == model.over
+    assert lanes[names.EPISODE].tolist() == model.episode
+    assert lanes[names.PLACE].tolist() == [number % capacity for number in model.episode]
+    assert header[names.STORED] == sum(map(len, model.lanes))
+    for lane in model.lanes:
+        for step in lane:
+            assert tables[names.NUMBER, step.index % capacity] == step.episode
+            assert tables[names.STARTS, step.episode % capacity] == model.starts[step.episode]
+            newest = max(other.index for other in lane if other.episode == step.episode)
+            assert tables[names.STOPS, step.episode % capacity] == newest
+            if len(tables) > names.STAMPS:
+                assert tables[names.STAMPS, step.index % capacity] == step.stamp
+
+
+def random_leaves(rng, count):
+    """Bytes of each leaf for `count` entries; both flags are rare."""
+    leaves = [rng.integers(0, 256, (count, size), np.uint8) for _, size in LEAVES[:-2]]
+    return [*leaves, *((rng.random((2, count, 1)) < 0.25).astype(np.uint8))]
+
+
+def joined(leaves):
+    """One leaf after another, as a block of bytes."""
+    return b"".join(leaf.tobytes() for leaf in leaves)
+
+
+@both
+@pytest.mark.parametrize(
+    ("num_envs", "length", "has_stamps"), [(1, 5, False), (1, 1, False), (3, 4, False), (3, 4, True), (2, 1, True)]
+)
+def test_steps_are_retired_written_and_published(kernels, num_envs, length, has_stamps):
+    """Steps of all lanes or of some, at once or in two stages, ends of episodes, clears, and tables made anew."""
+    rng = np.random.default_rng(num_envs * 10 + length)
+    for _ in range(12):
+        model = Model(num_envs, length)
+        header, rows, tables, lanes = state_of(num_envs, length, has_stamps)
+        for _ in range(rng.integers(1, 40)):
+            action = rng.choice(["store", "store", "store", "store", "some", "some", "end", "clear", "rebuild"])
+            if action in ("store", "some"):
+                steps, stages = int(rng.integers(0, length + 1)), rng.random() < 0.5
+                mask = np.ones(steps * num_envs, np.bool_)
+                if action == "some":
+                    mask &= rng.random(mask.size) < rng.choice([0.2, 0.8])
+                indices, entries = np.full(mask.size, -9), np.full(int(mask.sum()), -9)
+                if action == "some":
+                    count = kernels.store.number_entries(mask, lanes[:2], indices, entries)
+                    assert count == entries.size
+                    np.testing.assert_array_equal(indices[mask], entries)
+                    assert (indices[~mask] == -1).all()
+                leaves = random_leaves(rng, entries.size)
+                data, given = joined(leaves), (0 if action == "some" else steps)
+                found = entries if action == "some" else indices
+                for e in range(num_envs):
+                    model.retire(e, int(mask.reshape(-1, num_envs)[:, e].sum()))
+                chosen = [j % num_envs for j in np.flatnonzero(mask)]
+                if stages and not (action == "store" and steps == 0):
+                    kernels.store.store(data, given, names.RETIRE, header, rows, tables, found)
+                    assert_retired(model, header, rows, lanes)
+                    begins = np.zeros(found.size, np.bool_)
+                    ends = (leaves[-1] | leaves[-2]).reshape(-1).astype(np.bool_)
+                    if not has_stamps or action == "some":
+                        kernels.store.begins_of(ends, header, found, begins)
+                        assert begins.tolist() == begins_in(model, chosen, ends)
+                    kernels.store.store(data, given, names.PUBLISH, header, rows, tables, found)
+                else:
+                    kernels.store.store(data, given, names.BOTH, header, rows, tables, found)
+                stamp = sum(model.cursor)
+                expected = [model.write(e, [leaf[j] for leaf in leaves], stamp + j) for j, e in enumerate(chosen)]
+                assert found.tolist() == expected
+            elif action == "end":
+                ended = np.flatnonzero(rng.random(num_envs) < 0.6)
+                kernels.store.end_episodes(ended, header, rows)
+                for e in ended:
+                    model.over[e] = True
+                    if model.lanes[e]:
+                        model.lanes[e][-1].ends = 1
+                        model.rows[model.lanes[e][-1].index % model.capacity, END] = 1
+            elif action == "clear":
+                kernels.store.clear(header)
+                model.lanes, model.over = [[] for _ in range(num_envs)], [True] * num_envs
+            else:
+                starts = np.array([model.starts[lane[0].episode] if lane else -5 for lane in model.lanes])
+                tables[: names.STAMPS] = -3
+                kernels.store.rebuild_tables(header, rows, tables, starts)
+            assert_same(model, header, rows, tables, lanes)
+
+
+def assert_retired(model, header, rows, lanes):
+    """The oldest are gone, and nothing else has changed."""
+    np.testing.assert_array_equal(rows.reshape(-1, ROW_BYTES), model.rows)
+    assert lanes[names.FIRST].tolist() == [model.first(e) for e in range(model.num_envs)]
+    assert lanes[names.CURSOR].tolist() == model.cursor
+    assert header[names.STORED] == sum(map(len, model.lanes)), "retired steps still count"
+
+
+def begins_in(model, chosen, ends):
+    """Whether an episode begins at each of the next entries of these lanes, which end episodes or do not."""
+    over, begins = list(model.over), []
+    for lane, end in zip(chosen, ends.tolist(), strict=True):
+        begins.append(over[lane])
+        over[lane] = end
+    return begins
