@@ -91,8 +91,9 @@ class Leaf:
 
     def __init__(self, name: str, field: Field) -> None:
         self.name, self.field, self.dtype, self.shape = name, field, field.dtype, field.shape
+        is_number = not self.shape and self.dtype.itemsize <= 8
         kinds = {"b": (bool, np.bool_), "i": (int, *_INTEGERS), "u": (int, *_INTEGERS), "f": (float, *_FLOATS)}
-        self.scalar_types: frozenset[type] = frozenset(() if self.shape else kinds.get(self.dtype.kind, ()))
+        self.scalar_types: frozenset[type] = frozenset(kinds.get(self.dtype.kind, ()) if is_number else ())
 
     def __reduce__(self) -> tuple[type["Leaf"], tuple[str, Field]]:
         return Leaf, (self.name, self.field)
