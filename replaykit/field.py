@@ -83,8 +83,8 @@ def _dimension(size: Any) -> int:
 class Leaf:
     """A field at its place in the transition, and the conversion of values to it.
 
-    `name` is how errors call it, such as ``obs.position``. For a scalar field, `scalar_types` are the types of numbers that
-    ``struct.pack`` either converts as `coerce` does, or refuses.
+    `name` is how errors call it, such as ``obs.position``. For a scalar field, `scalar_types` are the types of numbers
+    that ``struct.pack`` either converts as `coerce` does, or refuses.
     """
 
     __slots__ = ("dtype", "field", "name", "scalar_types", "shape")

@@ -308,7 +308,7 @@ class Replay(Declared, ABC):
 
     @property
     def num_envs(self) -> int:
-        """Environments that are stepped together, E: the leading axis of `add`."""
+        """Environments that are stepped together, E, the leading axis of `add`."""
         return self.settings.num_envs
 
     @property

@@ -113,7 +113,7 @@ class ReplayWrapper(Replay):
             return self.change(self.inner.window(indices))
 
     def change(self, window: Window) -> Window:
-        """What a subclass makes of the windows of the wrapped replay: the same, or another `Window`."""
+        """What a subclass makes of the windows of the wrapped replay: the same, or another window."""
         return window
 
     def reduce(self, window: Window) -> dict[str, Any]:

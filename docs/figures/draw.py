@@ -143,14 +143,13 @@ def draw_schemes() -> None:
     tree = SumTree(4)
     tree.set([0, 1, 2, 3], [3.0, 0.0, 1.0, 2.0])
     left, unit = 110, 80
-    drawing = Drawing(640, 290, "Four points on the mass: one in each quarter, anywhere, or at equal distances")
+    drawing = Drawing(640, 228, "Four points on the mass: one in each quarter, or anywhere")
     for leaf, (start, stop) in {0: (0, 3), 2: (3, 4), 3: (4, 6)}.items():
         drawing.box(left + start * unit, 10, (stop - start) * unit, 28)
         drawing.text(left + (start + stop) / 2 * unit, 29, f"leaf {leaf}", size=13)
     rows = {
         "stratified": (np.array([0.7, 0.2, 0.35, 0.6]) + np.arange(4)) / 4,
         "iid": np.array([0.08, 0.16, 0.41, 0.93]),
-        "systematic": (0.4 + np.arange(4)) / 4,
     }
     for row, (scheme, places) in enumerate(rows.items()):
         y = 85 + 62 * row
@@ -165,12 +164,12 @@ def draw_schemes() -> None:
         words = ", ".join(f"leaf {leaf}: {counts[leaf]}" for leaf in (0, 2, 3))
         drawing.text(left + 6 * unit, y + 30, words, MUTED, 13, anchor="end")
     for boundary in (3, 4):
-        drawing.line(left + boundary * unit, 38, left + boundary * unit, 225, "currentColor", 0.8)
-    drawing.text(left, 278, "0", MUTED, 13)
-    drawing.text(left + 6 * unit, 278, "6", MUTED, 13)
-    drawing.line(left, 258, left + 6 * unit, 258, MUTED)
+        drawing.line(left + boundary * unit, 38, left + boundary * unit, 163, "currentColor", 0.8)
+    drawing.text(left, 216, "0", MUTED, 13)
+    drawing.text(left + 6 * unit, 216, "6", MUTED, 13)
+    drawing.line(left, 196, left + 6 * unit, 196, MUTED)
     for boundary in (3, 4):
-        drawing.text(left + boundary * unit, 278, boundary, MUTED, 13)
+        drawing.text(left + boundary * unit, 216, boundary, MUTED, 13)
     drawing.save("schemes.svg")
 
 
@@ -311,6 +310,59 @@ def draw_frames() -> None:
     drawing.save("frames.svg")
 
 
+def draw_house() -> None:
+    """The floors of the package: each imports only from floors below."""
+    floors = [
+        (("recording", "testing", "diagnostics"), "around a buffer"),
+        (("CombinedReplay", "HindsightReplay", "your wrapper"), "change one verb"),
+        (("ReplayBuffer", "PrioritizedBuffer", "LatestBuffer"), "which storage, which distribution"),
+        (("Buffer", "ReplayWrapper"), "the verbs, forwarded"),
+        (("Replay",), "the verbs; sample, once"),
+        (("Uniform", "Proportional", "Latest", "yours"), "Distribution: which"),
+        (("LocalStorage", "Row", "Columns", "yours"), "Storage: what is there"),
+        (("Spec", "Field", "Batch", "Window", "Draw"), "names, shapes, dtypes"),
+        (("store", "windows", "tree", "goals", "frames"), "kernels"),
+    ]
+    width, height, left, right = 760, 46, 250, 740
+    drawing = Drawing(width, len(floors) * height + 20, "The floors of the package; imports go down only")
+    for floor, (rooms, title) in enumerate(floors):
+        y = 10 + floor * height
+        drawing.text(12, y + 25, title, MUTED, 13.5, anchor="start")
+        size = (right - left - 6 * (len(rooms) - 1)) / len(rooms)
+        for room, name in enumerate(rooms):
+            x = left + room * (size + 6)
+            is_yours = name.startswith("your")
+            drawing.box(x, y, size, height - 10, ACCENT if is_yours else "currentColor")
+            drawing.text(x + size / 2, y + 23, name, ACCENT if is_yours else "currentColor", 13.5)
+    drawing.arrow(left - 14, 16, left - 14, len(floors) * height - 4, MUTED)
+    drawing.save("house.svg")
+
+
+def draw_flows() -> None:
+    """The three data flows: add, sample and update, from the call down to the arrays and back."""
+    flows = [
+        ("add", ["values", "encode: check, pack", "lock", "store: retire, write,|episodes, publish", "indices"]),
+        ("sample", ["B", "lock", "draw: settle, find", "open windows,|reduce windows", "Batch"]),
+        ("update", ["indices, TD errors", "check, drop stale", "lock", "settle, set leaves,|recompute sums", "count"]),
+    ]
+    drawing = Drawing(760, 226, "Each call goes down through the floors once: to the lock, one kernel, and back")
+    for row, (name, steps) in enumerate(flows):
+        y = 12 + 72 * row
+        drawing.text(12, y + 30, name, size=15, anchor="start", bold=True)
+        for place, words in enumerate(steps):
+            x = 84 + place * 136
+            is_kernel = "|" in words or words.startswith("draw")
+            drawing.box(x, y, 118, 50, ACCENT if is_kernel else "currentColor")
+            lines = words.split("|")
+            for number, line in enumerate(lines):
+                drawing.text(x + 59, y + 30 - 8 * (len(lines) - 1) + 17 * number, line, size=12)
+            if place:
+                drawing.arrow(x - 18, y + 25, x - 1, y + 25, MUTED)
+    drawing.save("flows.svg")
+
+
 if __name__ == "__main__":
     for draw in (draw_query, draw_update, draw_schemes, draw_ring, draw_verbs, draw_hindsight, draw_frames):
         draw()
+    draw_house()
+    draw_flows()

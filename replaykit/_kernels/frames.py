@@ -1,12 +1,12 @@
 """The kernel that writes observations of which each frame is kept once.
 
 Every slot has a row of 2K frame numbers in `table`: the K frames of obs, oldest first, and the K of next_obs. A step is
-given with P frames of each: all K of them, or only the newest. Frame f consists of the `size` bytes from ``f * size`` of
-`pool` on, or of `overflow`, which follows it. Frame 0 is all zeros, and number 0 also stands for no frame.
+given with P frames of each: all K of them, or only the newest. Frame f consists of the `size` bytes from ``f * size``
+of `pool` on, or of `overflow`, which follows it. Frame 0 is all zeros, and number 0 also stands for no frame.
 
-A slot owns the frames in its row until the row is written over, whether its step is stored or not. A frame is shared only
-with the row of the slot before in the lane, or within a row. So the rows that share a frame are neighbours, and a row that
-is written over frees the frames that neither neighbour has.
+A slot owns the frames in its row until the row is written over, whether its step is stored or not. A frame is shared
+only with the row of the slot before in the lane, or within a row. So the rows that share a frame are neighbours, and a
+row that is written over frees the frames that neither neighbour has.
 """
 
 import numpy as np
@@ -32,8 +32,8 @@ def write(done, obs, next_obs, indices, begins, shape, written, table, pool, ove
     indices, begins
         Of the steps, in the order in which they were taken; whether an episode begins at each.
     written : ndarray of shape (E,), int64
-        The step after the last that was written of each lane. If it is past the step to be written, the earlier write was
-        not published, and is taken back from its end.
+        The step after the last that was written of each lane. If it is past the step to be written, the earlier write
+        was not published, and is taken back from its end.
     """
     num_envs, capacity, given, kept = shape[NUM_ENVS], shape[CAPACITY], shape[GIVEN], shape[KEPT]
     size, shares, width = shape[SIZE], shape[SHARES] != 0, 2 * shape[KEPT]

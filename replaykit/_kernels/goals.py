@@ -17,11 +17,11 @@ def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, col
     """Choose a share of the groups of windows in a block, and a step whose achieved goal each of them gets.
 
     A group is a row of a batch: one window, or as many as there are for each of the G columns of `uniforms`. Group g is
-    chosen if ``uniforms[0, g] < ratio``, and ``uniforms[1, g]`` chooses the step. Returns the numbers W of chosen windows
-    and S of their steps. `column` is that of the achieved goal, of `size` bytes. `out` receives, each from a multiple of
-    8 bytes on and with room for all groups, windows or steps: whether each group is chosen; the numbers of the chosen
-    windows; the place of each step in the windows' rewards; the goal achieved in each step; the goal of each step; the
-    goal of each window.
+    chosen if ``uniforms[0, g] < ratio``, and ``uniforms[1, g]`` chooses the step. Returns the numbers W of chosen
+    windows and S of their steps. `column` is that of the achieved goal, of `size` bytes. `out` receives, each from a
+    multiple of 8 bytes on and with room for all groups, windows or steps: whether each group is chosen; the numbers of
+    the chosen windows; the place of each step in the windows' rewards; the goal achieved in each step; the goal of each
+    step; the goal of each window.
     """
     num_envs, groups, count, row_bytes = bounds.shape[1], uniforms.shape[1], plan[META, COUNT], plan[META, ROW_BYTES]
     width, most, capacity = count // groups, count * n, rows.shape[0] // row_bytes

@@ -100,7 +100,8 @@ def _view_of(memory: Any, start: Any, count: Any, dtype: Any) -> Any:
 view = _view_of if config.DISABLE_JIT else intrinsic(_view)
 """``view(memory, start, count, dtype)`` in a kernel: `count` numbers of `dtype` from entry `start` of `memory` on.
 
-`memory` is a contiguous array or bytes, and nothing is copied. NumPy's own views take longer to compile than most kernels.
+`memory` is a contiguous array or bytes, and nothing is copied. NumPy's own views take longer to compile than most
+kernels.
 """
 
 

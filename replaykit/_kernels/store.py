@@ -2,9 +2,9 @@
 
 The state of a storage is in three arrays. `rows` has the bytes of a packed row for each slot. `tables` has the rows
 NUMBER, the number of the episode in each slot; STARTS and STOPS, the first and the last index of each episode, at its
-number modulo the capacity; and, once lanes are out of step, STAMPS, when each slot was written. `header` begins with the
-numbers named below. Then come E numbers for each of FIRST to PLACE, and then the layout of the row: the place and the
-bytes of each leaf. The last two leaves are `terminated` and `truncated`.
+number modulo the capacity; and, once lanes are out of step, STAMPS, when each slot was written. `header` begins with
+the numbers named below. Then come E numbers for each of FIRST to PLACE, and then the layout of the row: the place and
+the bytes of each leaf. The last two leaves are `terminated` and `truncated`.
 """
 
 import numpy as np
@@ -15,8 +15,8 @@ NUM_ENVS, ROW_BYTES, END, STORED, SPLIT, LANES = 0, 1, 2, 3, 4, 8
 """In a header: E, the bytes of a row, the place in a row of the flag that ends an episode, the number of transitions
 stored, and the first stamp that is in the tables. A transition written before that has its index for a stamp."""
 FIRST, CURSOR, OVER, EPISODE, PLACE, LANE_ROWS = 0, 1, 2, 3, 4, 5
-"""Of each lane: its oldest step, its next step, whether that begins an episode, the number of the newest episode, and the
-place of that in the tables."""
+"""Of each lane: its oldest step, its next step, whether that begins an episode, the number of the newest episode, and
+the place of that in the tables."""
 NUMBER, STARTS, STOPS, STAMPS = 0, 1, 2, 3
 BOTH, RETIRE, PUBLISH = 0, 1, 2
 """What `store` does. What is not kept in the rows is written between RETIRE and PUBLISH."""

@@ -1,12 +1,12 @@
 """Kernels of the sum tree.
 
-`nodes` is float64 of length 2P, P a power of two. Leaf i is ``nodes[P + i]``, the children of node k are ``nodes[2k]`` and
-``nodes[2k + 1]``, the root is ``nodes[1]``, and ``nodes[0]`` is unused. An inner node is always recomputed as the sum of its
-children and never adjusted by a difference. So it is exactly 0 if and only if all leaves under it are 0.
+`nodes` is float64 of length 2P, P a power of two. Leaf i is ``nodes[P + i]``, the children of node k are ``nodes[2k]``
+and ``nodes[2k + 1]``, the root is ``nodes[1]``, and ``nodes[0]`` is unused. An inner node is always recomputed as the
+sum of its children and never adjusted by a difference. So it is exactly 0 if and only if all leaves under it are 0.
 
-`extremes` keeps track of the largest and the smallest leaf. ``[MAX]`` and ``[MIN]`` bound every positive leaf from above and
-from below. They are attained unless ``[MAX_LOOSE]`` or ``[MIN_LOOSE]`` is 1. From BLOCKS on there is an upper bound for each
-block of leaves, and then a flag for each block that is 1 if its bound may not be attained.
+`extremes` keeps track of the largest and the smallest leaf. ``[MAX]`` and ``[MIN]`` bound every positive leaf from
+above and from below. They are attained unless ``[MAX_LOOSE]`` or ``[MIN_LOOSE]`` is 1. From BLOCKS on there is an upper
+bound for each block of leaves, and then a flag for each block that is 1 if its bound may not be attained.
 """
 
 import math
@@ -199,7 +199,8 @@ def _place_of_largest(values, start, stop):
 def largest(nodes, extremes):
     """The largest leaf, 0 in an empty tree.
 
-    Only a block that might hold it is scanned, so this takes O(sqrt(C)) unless every block has just lost its largest leaf.
+    Only a block that might hold it is scanned, so this takes O(sqrt(C)) unless every block has just lost its largest
+    leaf.
     """
     if extremes[MAX_LOOSE] == 0.0:
         return extremes[MAX]
@@ -238,8 +239,8 @@ def smallest(nodes, extremes):
 def settle(nodes, extremes, settled, bounds, capacity):
     """Give new steps the largest value there is, or 1, and 0 to steps that were retired and not replaced.
 
-    `settled` are the bounds that the leaves follow; they become `bounds`. While lanes are in step, the leaves of all lanes
-    are filled together.
+    `settled` are the bounds that the leaves follow; they become `bounds`. While lanes are in step, the leaves of all
+    lanes are filled together.
     """
     num_envs, length = bounds.shape[1], capacity // bounds.shape[1]
     together, is_settled = True, True

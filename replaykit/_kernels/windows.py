@@ -1,10 +1,10 @@
 """The two kernels that make a batch: windows are opened, and each is reduced to one transition.
 
 A batch is a `block` of bytes. The columns of `plan` are its fields: those of a transition, and then the ones named from
-DISCOUNT on. ``plan[START]`` is where a field begins in the block, and ``plan[SIZE]`` the bytes of one of its rows. A field
-that is copied from the rows has its place in the row in ``plan[FIRST]`` or ``plan[LAST]``, depending on which step of a
-window it belongs to, and in ``plan[ONLY]`` for windows of a single step; the others have NO_ROW there. ``plan[META]``
-holds the numbers named below.
+DISCOUNT on. ``plan[START]`` is where a field begins in the block, and ``plan[SIZE]`` the bytes of one of its rows. A
+field that is copied from the rows has its place in the row in ``plan[FIRST]`` or ``plan[LAST]``, depending on which
+step of a window it belongs to, and in ``plan[ONLY]`` for windows of a single step; the others have NO_ROW there.
+``plan[META]`` holds the numbers named below.
 """
 
 import numpy as np
@@ -29,8 +29,8 @@ CHUNK = 64
 def transitions(bounds, rows, plan, powers, block, stage):
     """Open windows at the indices and slots in a block (OPEN), and reduce them to transitions (REDUCE), or BOTH.
 
-    Windows have up to ``n = powers.shape[0] - 1`` steps; ``powers[k]`` is ``gamma**k``. After REDUCE the slots are those of
-    the windows' last steps.
+    Windows have up to ``n = powers.shape[0] - 1`` steps; ``powers[k]`` is ``gamma**k``. After REDUCE the slots are
+    those of the windows' last steps.
     """
     count, n, row_bytes = plan[META, COUNT], powers.shape[0] - 1, plan[META, ROW_BYTES]
     slots = view(block, plan[START, SLOTS], count, np.int64)

@@ -79,7 +79,7 @@ class Distribution(Declared, ABC):
     # -- For a storage that can make a batch in one call: see Storage.fuse -------------------------------------
 
     kernels: Any = None
-    """A function that returns two kernels: one that draws, opens and reduces, and one that also looks ahead."""
+    """A function that returns two kernels, one that draws, opens and reduces, and one that also looks ahead."""
 
     def arguments(self, batch_size: int, rng: np.random.Generator) -> tuple[Any, ...]:
         """The first arguments of these kernels for a batch. Raises what `draw` raises."""
@@ -95,7 +95,7 @@ class Distribution(Declared, ABC):
     # -- Looking ---------------------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, float]:
-        """Further numbers for `Replay.stats`."""
+        """Further numbers for ``stats`` of the buffer."""
         return {}
 
     def check(self) -> None:

@@ -32,7 +32,7 @@ class Proportional(Distribution):
     ----------
     storage : Storage
     alpha, beta, eps, draws, weights
-        As those of `PrioritizedBuffer`.
+        As those of `replaykit.PrioritizedBuffer`.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ class SumTree:
     capacity : int
         Leaves, C; any number of at least 1.
     allocate : callable, optional
-        ``allocate(name, shape, dtype)`` returns an array of zeros, such as `Storage.allocate`.
+        ``allocate(name, shape, dtype)`` returns an array of zeros, such as ``storage.allocate``.
 
     References
     ----------

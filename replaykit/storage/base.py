@@ -163,9 +163,9 @@ class Storage(Declared, ABC):
 
         `next_obs` is that of the last step of the window, ``first + (length - 1) * E``, and the other fields are those
         of the first. The reward is the sum of ``powers[k] * window.reward[:, k]`` over the length, in float64, rounded
-        to the dtype of the field. `discount`, in the same dtype, is 0 where `window.terminated` and ``powers[length]``
-        elsewhere. `terminated`, `truncated` and `length` are the window's. Its `rewrites` are applied in order, and the
-        fields `added` come last.
+        to the dtype of the field. `discount`, in the same dtype, is 0 where ``window.terminated`` and
+        ``powers[length]`` elsewhere. `terminated`, `truncated` and `length` are the window's. Its `rewrites` are
+        applied in order, and the fields `added` come last.
         """
 
     @abstractmethod
@@ -194,7 +194,7 @@ class Storage(Declared, ABC):
     def fuse(
         self, distribution: Any, powers: npt.NDArray[np.float64], rng: np.random.Generator
     ) -> tuple[Serve, Open] | None:
-        """Faster functions for `Replay.serve` and `Replay.open` of a buffer with this distribution, or None.
+        """Faster functions for ``serve`` and ``open`` of a buffer with this distribution, or None.
 
         This is the only place where a faster way is chosen. Its result must be the same bit for bit.
         """

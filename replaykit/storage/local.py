@@ -40,7 +40,7 @@ class LocalStorage(Storage):
     capacity, spec, num_envs
         As those of `Storage`.
     stack, padding, share
-        As those of `ReplayBuffer`.
+        As those of `replaykit.ReplayBuffer`.
     """
 
     def __init__(

@@ -148,7 +148,7 @@ def build(
     model : type
         `NaiveReplay`, or a subclass of it.
     storage : callable, optional
-        Of a capacity, a spec and a number of lanes: the storage to use in place of a `LocalStorage`. Observations are
+        Of a capacity, a spec and a number of lanes: the storage to use in place of a ``LocalStorage``. Observations are
         then not stacked.
     distribution : callable, optional
         Of a storage: the distribution to use in place of that of the configuration's kind. The model must know its
