@@ -20,12 +20,11 @@ class Draw:
     Attributes
     ----------
     indices : ndarray of shape (B,), int64
-        Indices of the drawn transitions.
     probabilities : ndarray of shape (B,), float64
         The expected share of a batch of each drawn transition.
     least : float or None
-        The smallest positive probability of any stored transition. It is needed to normalise weights with
-        ``weights="buffer"``; without it they are normalised as with ``weights="batch"``.
+        The smallest positive probability of any stored transition, by which weights are normalised with
+        ``weights="buffer"``. Without it, they are normalised as with ``weights="batch"``.
     """
 
     indices: npt.NDArray[np.int64]
@@ -52,16 +51,9 @@ class Rewrite(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What hindsight asks of the later steps of the episodes in a batch.
+    """What hindsight asks about an episode's steps: the leaf of the achieved goal, the share of rows, and which steps.
 
-    Attributes
-    ----------
-    leaf : str
-        The achieved goal, such as ``"next_obs.achieved_goal"``.
-    ratio : float
-        The share of the rows of a batch that get another goal.
-    strategy : {"future", "final", "episode", "random"}
-        Where the goals come from.
+    The leaf is such as ``"next_obs.achieved_goal"``.
     """
 
     leaf: str
@@ -70,7 +62,8 @@ class Look(NamedTuple):
 
 
 class Ahead(NamedTuple):
-    """The answer to a `Look` at windows of shape (B,) or (B, T), with n steps each. W of the windows get other goals.
+    """The answer to a `Look` at windows of shape (B,) or (B, T) with n steps each. W windows, of S steps, get other
+    goals.
 
     Attributes
     ----------
@@ -79,11 +72,9 @@ class Ahead(NamedTuple):
     windows : ndarray of shape (W,), int64
         The numbers of the windows in these rows.
     places : ndarray of shape (S,), int64
-        Where the rewards of the steps of these windows are in ``window.reward.reshape(M * n)``, window after window.
-    achieved : ndarray of shape (S, ...)
-        The goal that is achieved in each of these steps.
-    wanted : ndarray of shape (S, ...)
-        The new goal of each of these steps.
+        Where the rewards of their steps are in ``window.reward.reshape(M * n)``, window after window.
+    achieved, wanted : ndarray of shape (S, ...)
+        The goal achieved in each of these steps, and its new goal.
     goals : ndarray of shape (W, ...)
         The new goal of each of these windows.
     """
@@ -100,8 +91,7 @@ class Ahead(NamedTuple):
 class Window:
     """What is there: up to n consecutive steps of one episode from each of M indices on.
 
-    A wrapper may change `reward`, `length`, `terminated` and `truncated` in place or replace them, and add to `rewrites`
-    and `added`.
+    A wrapper may change or replace `reward`, `length`, `terminated` and `truncated`, and add to `rewrites` and `added`.
 
     Attributes
     ----------
@@ -114,12 +104,11 @@ class Window:
     reward : ndarray of shape (M, n) or (M, n, ...), float64
         The reward of each step. Entries past the length are 0.
     length : ndarray of shape (M,), int64
-        The number of steps in each window, from 1 to n. If a wrapper makes it shorter, `next_obs` is that of the new last
-        step.
+        The number of steps, from 1 to n. If it is made shorter, `next_obs` is that of the new last step.
     terminated, truncated : ndarray of shape (M,), bool
-        Flags of the last step of each window.
+        Flags of the last step.
     opened : object
-        What the storage needs to reduce the windows. Only the storage reads it.
+        Only the storage reads it, to reduce the windows.
     rewrites : list of Rewrite
         Values that replace stored ones, applied in this order.
     added : dict of str to ndarray of shape (B, ...)
@@ -147,7 +136,7 @@ class Batch:
     Every field is an attribute and a key: ``batch.reward is batch["reward"]``. Nested observations and actions are
     dicts and tuples of arrays. The learning target is always ``batch.reward + batch.discount * q_next``.
 
-    Stacks of frames in `obs` and `next_obs` overlap, so they may be views of one array: copy one before changing it.
+    Stacks of frames in `obs` and `next_obs` may be views of one array, since they overlap: copy one before changing it.
 
     Attributes
     ----------
@@ -164,13 +153,13 @@ class Batch:
     length : array of shape (B,), int64
         Steps of the window: `n_step`, or fewer at an episode's end and at the newest step.
     weights : array of shape (B,), float32
-        Importance-sampling weights; 1 where nothing is corrected for.
+        Importance-sampling weights; 1 if nothing is corrected for.
     probabilities : array of shape (B,), float64
-        Of each transition, its expected share of the batch.
+        The expected share of the batch of each transition.
     indices : array of shape (B,), int64
         For ``update_priorities``.
     relabelled : array of shape (B,), bool
-        Under a `HindsightReplay` only: which transitions have another goal than they were stored with.
+        Only with a `HindsightReplay`: whether a transition has another goal than it was stored with.
 
     Examples
     --------
@@ -245,18 +234,10 @@ class Batch:
         return f"Batch({len(self)}: {', '.join(fields)})"
 
     def to_torch(self, device: Any = None) -> "Batch":
-        """The same batch with tensors for arrays, on the CPU sharing their memory.
+        """The same batch as tensors on `device`. On the CPU, the default, they share the memory of the arrays.
 
-        Parameters
-        ----------
-        device : torch.device or str, optional
-            Where the tensors go; without one, or with the CPU, nothing is copied. Copies to a CUDA device go
-            through pinned memory and do not wait.
-
-        Raises
-        ------
-        TypeError
-            For a dtype that torch does not have, naming the field.
+        Copies to a CUDA device go through pinned memory and do not block. Raises TypeError, naming the field, for a
+        dtype that torch does not have.
         """
         import torch
 
@@ -272,16 +253,3 @@ class Batch:
             return tensor.pin_memory().to(target, non_blocking=True) if target.type == "cuda" else tensor.to(target)
 
         return Batch.of(map_tree(convert, self.__dict__))
-
-
-_constants: dict[tuple[int, float, type], npt.NDArray[Any]] = {}
-
-
-def constant(size: int, value: float, dtype: type) -> npt.NDArray[Any]:
-    """A fresh array of one value: copying a kept one takes a fraction of the time of filling a new one."""
-    kept = _constants.get((size, value, dtype))
-    if kept is None:
-        if len(_constants) >= 64:
-            _constants.clear()
-        kept = _constants[size, value, dtype] = np.full(size, value, dtype)
-    return kept.copy()

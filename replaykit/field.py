@@ -83,26 +83,17 @@ def _dimension(size: Any) -> int:
 class Leaf:
     """A field at its place in the transition, and the conversion of values to it.
 
-    Attributes
-    ----------
-    name : str
-        The name in errors, such as ``obs.position``.
-    field : Field
-    dtype, shape
-        Those of the field.
-    scalar_types : frozenset of type
-        For a scalar field, the types of numbers that ``struct.pack`` converts as `coerce` does, or refuses.
+    `name` is how errors call it, such as ``obs.position``. For a scalar field, `scalar_types` are the types of numbers that
+    ``struct.pack`` either converts as `coerce` does, or refuses.
     """
 
     __slots__ = ("dtype", "field", "name", "scalar_types", "shape")
 
     def __init__(self, name: str, field: Field) -> None:
-        self.name = name
-        self.field = field
-        self.dtype = field.dtype
-        self.shape = field.shape
+        self.name, self.field, self.dtype, self.shape = name, field, field.dtype, field.shape
+        is_number = not self.shape and self.dtype.itemsize <= 8
         kinds = {"b": (bool, np.bool_), "i": (int, *_INTEGERS), "u": (int, *_INTEGERS), "f": (float, *_FLOATS)}
-        self.scalar_types: frozenset[type] = frozenset(() if self.shape else kinds.get(self.dtype.kind, ()))
+        self.scalar_types: frozenset[type] = frozenset(kinds.get(self.dtype.kind, ()) if is_number else ())
 
     def __reduce__(self) -> tuple[type["Leaf"], tuple[str, Field]]:
         return Leaf, (self.name, self.field)
@@ -115,27 +106,30 @@ class Leaf:
         If `mask`, of shape `lead`, is given, only the entries that it selects are checked and returned, with a single
         leading axis.
         """
-        expected = lead + self.shape
-        if mask is None and type(value) is np.ndarray and value.dtype is self.dtype and value.shape == expected:
-            return value
-        array = self._as_array(value)
-        if array.shape != expected:
+        array = value if type(value) is np.ndarray else self._as_array(value)
+        if array.shape != lead + self.shape:
             raise ValueError(self._wrong_shape(array.shape, lead))
         if mask is not None:
             array = array[mask]
-        return array if array.dtype is self.dtype else self._cast(array)
+        if array.dtype is self.dtype:
+            return array
+        if array.dtype is _FLOAT64 and self.dtype is _FLOAT32:  # as Gymnasium gives rewards
+            array = array if array.flags.carray else array.copy()
+            narrowed = np.empty(array.shape, _FLOAT32)
+            flat = (array, narrowed) if array.ndim == 1 else (array.reshape(-1), narrowed.reshape(-1))
+            if kernels.narrow(*flat) < 0:
+                return narrowed
+        return self._cast(array)
 
     def coerce_scalar(self, value: Any) -> Any:
         """`coerce` of one value of a scalar field, which returns a Python number, or a 0-d array if there is none.
 
-        Raises OverflowError for a NaN too, since its bits may change when it becomes a Python number.
+        Raises OverflowError for a NaN, too, since its bits may change when it becomes a Python number.
         """
         if type(value) is int and self.dtype.kind == "f" and -_EXACT_INT <= value <= _EXACT_INT:
             return value  # a float64 holds it exactly
         array = self.coerce(value)
-        if self.dtype.kind == "c" or self.dtype.itemsize > 8:
-            return array
-        number = array.item()
+        number = array if self.dtype.kind == "c" or self.dtype.itemsize > 8 else array.item()
         if number != number:
             raise OverflowError(f"{self.name} is {number}")
         return number
@@ -159,19 +153,12 @@ class Leaf:
     def _cast(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """`array` in this dtype; refuses what would change by more than rounding."""
         source, target = array.dtype, self.dtype
-        if source is _FLOAT64 and target is _FLOAT32:  # as Gymnasium gives rewards
-            narrowed = np.empty(array.shape, _FLOAT32)
-            if kernels.narrow(array.reshape(-1), narrowed.reshape(-1)) < 0:
-                return narrowed
         if np.can_cast(source, target, "safe"):
             return array.astype(target)
         if target.kind in "biu" and source.kind in "biu":
             low, high = (0, 1) if target.kind == "b" else (int(np.iinfo(target).min), int(np.iinfo(target).max))
-            outside = (
-                [int(extreme) for extreme in (array.min(), array.max()) if not low <= int(extreme) <= high]
-                if array.size
-                else []
-            )
+            extremes = [int(array.min()), int(array.max())] if array.size else []
+            outside = [extreme for extreme in extremes if not low <= extreme <= high]
             if outside:
                 raise OverflowError(
                     f"{self.name} contains {outside[0]}; expected {target} values in [{low}, {high}]; "
@@ -195,11 +182,12 @@ class Leaf:
 
 
 def as_array(name: str, value: Any) -> npt.NDArray[Any]:
-    """`value` as an array; refuses what has none, or one that hides something."""
-    if isinstance(value, np.ma.MaskedArray):
+    """`value`, which may be a CPU tensor, as an array; refuses a masked array."""
+    kind = type(value)
+    if kind is not list and isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; expected every entry to count: pass .filled(...)")
     try:
-        if type(value).__module__.partition(".")[0] != "torch":
+        if kind is list or kind.__module__.partition(".")[0] != "torch":
             return np.asarray(value)
         if not value.requires_grad and value.device.type == "cpu":
             array: npt.NDArray[Any] = value.numpy()
@@ -224,13 +212,9 @@ def as_float64(name: str, value: Any) -> npt.NDArray[np.float64]:
     """`value`, which may be a CPU tensor, as float64; refuses what is not real numbers."""
     if type(value) is np.ndarray and (value.dtype is _FLOAT32 or value.dtype is _FLOAT64):
         return value.astype(_FLOAT64, copy=not value.flags.carray)
-    array = value if type(value) is np.ndarray else as_array(name, value)
-    if array.dtype is _FLOAT64:
-        return array
+    array = as_array(name, value)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers")
-    if array.dtype.itemsize <= 8:  # nothing overflows
-        return array.astype(_FLOAT64)
     with np.errstate(over="ignore"):
         return array.astype(np.float64)
 
@@ -239,11 +223,9 @@ def as_indices(name: str, value: Any) -> npt.NDArray[np.int64]:
     """`value`, which may be a CPU tensor, as int64 of shape (B,); refuses floats and booleans."""
     if type(value) is np.ndarray and value.dtype is _INT64 and value.ndim == 1:
         return value if value.flags.carray else value.copy()  # kernels are compiled for ordinary arrays
-    array = value if type(value) is np.ndarray else as_array(name, value)
+    array = as_array(name, value)
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}; expected (B,)")
-    if array.dtype is _INT64:
-        return array
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name} has dtype {array.dtype}; expected integers, as add and sample give them")
     if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:

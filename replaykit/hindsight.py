@@ -1,7 +1,7 @@
 """Hindsight experience replay: transitions are replayed as if another goal had been meant."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, TypeAlias, final
 
 import numpy as np
@@ -20,53 +20,55 @@ kernels = lazy("goals")
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 GoalFunction: TypeAlias = Callable[[Any, Any, dict[str, Any]], Any]
+Goals: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]
+"""M steps: the goal achieved in each, the goal it should achieve, and the extra fields."""
 
 
 @final
 class HindsightReplay(ReplayWrapper):
-    """Any replay of a task with goals, in which a share of every batch is given a goal that was achieved.
+    """Any replay of a task with goals, in which a share of every batch gets a goal that was achieved.
 
     A relabelled transition has another ``desired_goal``, in ``obs`` and ``next_obs`` alike, and the reward that
-    `reward_fn` gives for it. With n-step returns the reward of every step of the window is recomputed, and where
-    `terminated_fn` is given, so is its end: a window that reaches the new goal stops there. ``batch.relabelled`` tells
-    which rows they are. What is stored stays as it is.
+    `reward_fn` gives for it. With n-step returns the reward of every step of the window is recomputed. So is its end,
+    if `terminated_fn` is given: a window that reaches the new goal stops there. ``batch.relabelled`` marks these rows.
+    Stored transitions stay as they are.
 
-    A goal is the achieved goal of ``next_obs`` of a stored step, by `strategy`, each allowed step equally likely:
+    A goal is the achieved goal of ``next_obs`` of a stored step. The strategy decides which steps are allowed; each is
+    equally likely:
 
     - ``"future"``: of the same episode, from the replayed step itself on, so strictly later than ``obs``;
-    - ``"final"``: the last of the same episode, which for a running one is the newest;
-    - ``"episode"``: any of the same episode;
-    - ``"random"``: any in the buffer.
+    - ``"final"``: the last step of the same episode, or the newest if the episode is running;
+    - ``"episode"``: any step of the same episode;
+    - ``"random"``: any step in the buffer.
 
-    Of an episode that is partly overwritten, the steps that are left count. A priority is of the transition, with
-    whichever goals it is replayed. The functions are part of the buffer when it is pickled.
+    If an episode is partly overwritten, its remaining steps are allowed. A transition has one priority, whichever goals
+    it is replayed with. The functions are pickled with the replay.
 
     Parameters
     ----------
     inner : Replay
-        A buffer, or another wrapper. Its observations are dicts with an achieved and a desired goal, fields of one
-        shape and dtype.
+        A buffer, or another wrapper. Its observations are dicts with an achieved and a desired goal of one shape and
+        dtype.
     reward_fn : callable
-        ``reward_fn(achieved_goal, desired_goal, info)``, such as ``env.unwrapped.compute_reward`` of Gymnasium-Robotics
-        and its like. Called once a batch, with all steps of all relabelled windows: goals of shape (M, ...), and as
-        `info` a dict of the extra fields of those steps. Returns the rewards, of shape (M,).
+        ``reward_fn(achieved_goal, desired_goal, info)``, such as ``env.unwrapped.compute_reward`` of
+        Gymnasium-Robotics. Called once a batch with all M steps of all relabelled windows: goals of shape (M, ...), and
+        the extra fields of these steps as a dict. Returns the rewards, of shape (M,).
     terminated_fn : callable, optional
-        ``terminated_fn(achieved_goal, desired_goal, info)``, given the same, returns booleans of shape (M,): where the
-        episode terminates under the new goal: a step that ended at its own goal does not end at another. Without it,
-        `terminated` stays as stored, which is right where ends do not depend on the goal; most goal tasks run until a
-        time limit.
+        ``terminated_fn(achieved_goal, desired_goal, info)``, with the same arguments, returns booleans of shape (M,):
+        where the episode terminates under the new goal. Without it `terminated` stays as stored, which is right if the
+        end does not depend on the goal; most goal tasks run until a time limit.
     strategy : {"future", "final", "episode", "random"}
         Where goals are taken from.
     ratio : float
-        Probability that a transition is relabelled; k / (k + 1) for the paper's k goals to each transition.
+        The probability that a transition is relabelled; k / (k + 1) for the paper's k goals to each transition.
     achieved_goal, desired_goal : str
-        Keys of the goals in the observation; of nested ones with dots, as in ``"task.goal"``.
+        Keys of the goals in the observation; with dots if nested, as in ``"task.goal"``.
 
     Raises
     ------
     TypeError, ValueError
-        If the observations have no such goals, or an argument is out of its range. When sampling, if a function
-        returns another shape, or numbers that are not finite. Whatever is raised, the buffer is unchanged.
+        If the observations have no such goals, or an argument is out of its range. When sampling, if a function returns
+        another shape, or numbers that are not finite. The buffer is then unchanged.
     RuntimeError
         When sampling, if a function raises, naming it.
 
@@ -216,8 +218,8 @@ class HindsightReplay(ReplayWrapper):
         window.added["relabelled"] = chosen
         if not len(windows):
             return window
-        asked = _Goals(achieved, wanted, self._info_of(window, places) if self._info else {})
-        rewards = self._rewards(asked)
+        asked = achieved, wanted, self._info_of(window, places) if self._info else {}
+        rewards = self._rewards(asked if self._terminated_fn is None else _map(np.copy, asked))
         ends = None if self._terminated_fn is None else self._ends(asked)
         reward = window.reward
         if reward.dtype is not _FLOAT64 or not reward.flags.c_contiguous:
@@ -249,26 +251,33 @@ class HindsightReplay(ReplayWrapper):
         steps = window.indices[places // n] + places % n * window.stride
         return self.spec.unflatten([self.inner.read(steps, name) for name in self._info], self.spec.extra)
 
-    def _rewards(self, goals: "_Goals") -> npt.NDArray[Any]:
+    def _rewards(self, goals: Goals) -> npt.NDArray[Any]:
         """The rewards of the steps for their goals, as float32 or float64."""
-        result = goals.ask("reward_fn", self._reward_fn, self._terminated_fn is not None)
+        result = _ask("reward_fn", self._reward_fn, goals)
         if result.dtype.kind not in "biuf":
             raise TypeError(
                 f"{_called('reward_fn', self._reward_fn)} returned dtype {result.dtype}; expected real numbers"
             )
         if result.dtype is _FLOAT32 or result.dtype is _FLOAT64:
-            return result
+            return result if result.flags.carray else result.copy()
         with np.errstate(over="ignore"):
-            return result.astype(self._dtype)
+            return np.asarray(result, self._dtype)
 
-    def _ends(self, goals: "_Goals") -> npt.NDArray[np.bool_]:
+    def _ends(self, goals: Goals) -> npt.NDArray[np.bool_]:
         """Whether each of the steps terminates its episode under its goal."""
         ends = self._ask_ends(goals)
-        missed = np.zeros(0, np.int64) if self._is_vectorised else goals.missed()[:8]
+        if self._is_vectorised:
+            return ends
+        achieved, desired, _ = goals
+        missed = (achieved != desired).reshape(len(ends), -1).any(axis=1).nonzero()[0][:8]
         if missed.size:
-            # Many a compute_terminated takes the norm over all rows: then a row's answer depends on the others
-            probe = goals.take(missed).around_reached()
-            alone = [self._ask_ends(probe.take(np.array([row])))[0] for row in range(probe.achieved.shape[0])]
+            # Many a compute_terminated takes the norm over all rows: then a row's answer depends on the others. So ask
+            # for some rows, the same steps with what they achieve for their goals, and these rows again, and one by one
+            achieved, desired, info = _map(itemgetter(np.tile(missed, 3)), goals)
+            desired[missed.size : 2 * missed.size] = achieved[: missed.size]
+            probe = achieved, desired, info
+            rows = [np.array([k]) for k in range(len(achieved))]
+            alone = [self._ask_ends(_map(itemgetter(row), probe))[0] for row in rows]
             if (self._ask_ends(probe) != alone).any():
                 raise ValueError(
                     f"{_called('terminated_fn', self._terminated_fn)} answers otherwise for a row alone than for the "
@@ -277,8 +286,8 @@ class HindsightReplay(ReplayWrapper):
             self._is_vectorised = True
         return ends
 
-    def _ask_ends(self, goals: "_Goals") -> npt.NDArray[np.bool_]:
-        result = goals.ask("terminated_fn", self._terminated_fn, True)
+    def _ask_ends(self, goals: Goals) -> npt.NDArray[np.bool_]:
+        result = _ask("terminated_fn", self._terminated_fn, _map(np.copy, goals))
         if result.dtype != np.bool_:
             raise TypeError(
                 f"{_called('terminated_fn', self._terminated_fn)} returned dtype {result.dtype}; expected bool"
@@ -286,57 +295,34 @@ class HindsightReplay(ReplayWrapper):
         return result
 
 
-@dataclass(slots=True)
-class _Goals:
-    """What the user's functions are asked about: M steps, the goal achieved in each, and the goal it should achieve."""
+def _map(function: Callable[[Any], Any], goals: Goals) -> Goals:
+    """`function` of every array."""
+    achieved, desired, info = goals
+    return function(achieved), function(desired), map_tree(lambda array, _path: function(array), info)
 
-    achieved: npt.NDArray[Any]
-    desired: npt.NDArray[Any]
-    info: dict[str, Any]
 
-    def ask(self, option: str, function: Any, is_kept: bool) -> npt.NDArray[Any]:
-        """What `function` returns, of shape (M,). It may change what it is given, which is a copy if that `is_kept`."""
-        achieved, desired, info = self.achieved, self.desired, self.info
-        if is_kept:
-            achieved, desired = achieved.copy(), desired.copy()
-            info = map_tree(lambda array, _path: array.copy(), info)
-        try:
-            result = function(achieved, desired, info)
-        except Exception as error:
-            raise RuntimeError(
-                f"{_called(option, function)} raised {type(error).__name__}: {error}; it was given {self}, one row for "
-                "each step"
-            ) from error
-        array = result
-        if type(result) is not np.ndarray:
-            array = as_array(f"what {_called(option, function)} returned", result)
-        if array.shape != self.achieved.shape[:1]:
-            raise ValueError(
-                f"{_called(option, function)} returned shape {array.shape}; expected {self.achieved.shape[:1]}, one "
-                f"number for each row of {self}; {_wrapped(option)}"
-            )
-        return array
-
-    def __str__(self) -> str:
-        return f"achieved_goal and desired_goal of shape {self.achieved.shape}, {self.achieved.dtype}"
-
-    def missed(self) -> npt.NDArray[np.int64]:
-        """The rows in which the goal is not what is achieved."""
-        differs = (self.achieved != self.desired).reshape(self.achieved.shape[0], -1)
-        return np.flatnonzero(differs.any(axis=1))
-
-    def take(self, rows: npt.NDArray[np.int64]) -> "_Goals":
-        """Some of the rows."""
-        info = map_tree(lambda array, _path: array[rows], self.info)
-        return _Goals(self.achieved[rows], self.desired[rows], info)
-
-    def around_reached(self) -> "_Goals":
-        """These rows, then the same steps each with what it achieves for its goal, and these rows again."""
-        return _Goals(
-            np.concatenate((self.achieved, self.achieved, self.achieved)),
-            np.concatenate((self.desired, self.achieved, self.desired)),
-            map_tree(lambda array, _path: np.concatenate((array, array, array)), self.info),
+def _ask(option: str, function: Any, goals: Goals) -> npt.NDArray[Any]:
+    """The answer of a function of the user's for M steps, of shape (M,). It may change what it is given."""
+    count = len(goals[0])
+    try:
+        result = function(*goals)
+    except Exception as error:
+        raise RuntimeError(
+            f"{_called(option, function)} raised {type(error).__name__}: {error}; it was given {_described(goals)}, one "
+            "row for each step"
+        ) from error
+    if type(result) is not np.ndarray:
+        result = as_array(f"what {_called(option, function)} returned", result)
+    if result.shape != (count,):
+        raise ValueError(
+            f"{_called(option, function)} returned shape {result.shape}; expected {(count,)}, one number for each row "
+            f"of {_described(goals)}; {_wrapped(option)}"
         )
+    return result  # type: ignore[no-any-return]
+
+
+def _described(goals: Goals) -> str:
+    return f"achieved_goal and desired_goal of shape {goals[0].shape}, {goals[0].dtype}"
 
 
 def _called(option: str, function: Any) -> str:

@@ -165,9 +165,9 @@ class Replay(Declared, ABC):
             batch_size = check_count("batch_size", batch_size)
         lock = self.lock
         with lock:
-            outer, lock.sampling = lock.sampling, True
-            state = self.rng.bit_generator.state if self.may_raise else None
+            outer, state = lock.sampling, self.rng.bit_generator.state if self.may_raise else None
             try:
+                lock.sampling = True
                 fields = self.serve(batch_size)
                 self.count_batch()
             except BaseException:

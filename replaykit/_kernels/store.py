@@ -47,10 +47,10 @@ def store(data, steps, stage, header, rows, tables, indices):
         if steps == 0:
             for j in range(count):
                 cursor[indices[j] % num_envs] = indices[j] // num_envs + 1
-        stored = 0
-        for e in range(num_envs):
-            stored += cursor[e] - first[e]
-        header[STORED] = stored
+    stored = 0
+    for e in range(num_envs):
+        stored += cursor[e] - first[e]
+    header[STORED] = stored
 
 
 @inlined

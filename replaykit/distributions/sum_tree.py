@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
-from replaykit.field import as_float64, as_indices
 from replaykit.checks import check_count
+from replaykit.field import as_float64, as_indices
 
 kernels = lazy("tree")
 
@@ -27,9 +27,9 @@ def _zeros(_name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDAr
 class SumTree:
     r"""A binary tree over C leaves in which every node is the sum of its two children.
 
-    Leaf i holds a non-negative value. Laid side by side the leaves make up a line of length `total`, and a point
-    drawn uniformly on that line lies on leaf i with probability ``value[i] / total``. The sums tell which leaf a
-    point lies on in log2 C steps. With the values 3, 0, 1, 2::
+    Leaf i holds a non-negative value. Side by side the leaves make up a line of length `total`, and a point drawn
+    uniformly on that line lies on leaf i with probability ``value[i] / total``. The sums lead to the leaf under a point
+    in log2 C steps. With the values 3, 0, 1, 2::
 
                        6                 find(3.5):
                     /     \                at 6: left sum 3, and 3.5 >= 3: go right with 3.5 - 3 = 0.5
@@ -39,24 +39,18 @@ class SumTree:
         leaf   0     1   2     3
         mass  [0,3)  -  [3,4) [4,6)
 
-    A leaf of value 0 covers nothing, and is never found. Sums are float64 and are always recomputed from the
-    children, never adjusted by a difference. So they do not drift: each is exactly what a fresh tree with the same values
-    would have.
+    A leaf of value 0 covers nothing, and is never found. Sums are float64 and are always recomputed from the children,
+    never adjusted by a difference. So they do not drift: each is exactly that of a fresh tree with the same values.
 
     Methods for writing: `set`, `fill`, `clear`. For drawing: `draw`, `find`. For looking: `get`, `total`, `largest`,
-    `smallest`, `check`.
+    `smallest`, `check`. The kernels work on the arrays `nodes` and `extremes`.
 
     Parameters
     ----------
     capacity : int
         Leaves, C; any number of at least 1.
     allocate : callable, optional
-        ``allocate(name, shape, dtype)`` returns an array of zeros for what the tree keeps, such as `Storage.allocate`.
-
-    Attributes
-    ----------
-    nodes, extremes : ndarray, float64
-        The arrays that the kernels work on.
+        ``allocate(name, shape, dtype)`` returns an array of zeros, such as `Storage.allocate`.
 
     References
     ----------
@@ -81,26 +75,26 @@ class SumTree:
         self.extremes = allocate("extremes", (kernels.BLOCKS + 2 * self._blocks,), np.float64)
         if not self.nodes[1]:
             self.extremes[kernels.MIN] = np.inf
+        self._leaves = self.nodes[1 << depth :]
         self.limit = np.finfo(np.float64).max / (2 << depth)
+
+    def __getstate__(self) -> tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        return self.capacity, self.nodes, self.extremes
+
+    def __setstate__(self, state: tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]) -> None:
+        arrays = {"nodes": state[1], "extremes": state[2]}
+        SumTree.__init__(self, state[0], allocate=lambda name, _shape, _dtype: arrays[name])
 
     # -- Writing ---------------------------------------------------------------------------------------------
 
     def set(self, leaves: npt.ArrayLike, values: npt.ArrayLike) -> None:
-        """Give `leaves` new values; of a leaf named twice the last one counts.
-
-        Runtime O(B log C), less the ancestors that the leaves share.
-
-        Parameters
-        ----------
-        leaves : array-like of shape (B,), int
-        values : array-like of shape (B,), float
+        """Give `leaves` (B,) the `values` (B,); of a leaf named twice the last counts. O(B log C).
 
         Raises
         ------
-        IndexError
-            If a leaf lies outside [0, C).
-        ValueError
-            If a value is NaN, infinite, negative or above `limit`, or the shapes differ. The tree is unchanged.
+        IndexError, ValueError
+            If a leaf lies outside [0, C), a value is NaN, infinite, negative or above `limit`, or the shapes differ.
+            The tree is then unchanged.
 
         Examples
         --------
@@ -109,13 +103,12 @@ class SumTree:
         >>> tree.get([0, 1, 2])
         array([2., 0., 1.])
         """
-        leaves = self._checked(leaves)
-        values = as_float64("values", values)
+        leaves, values = self._checked(leaves), as_float64("values", values)
         if values.shape != leaves.shape:
             raise ValueError(f"values has shape {values.shape}; expected {leaves.shape}, that of leaves")
-        if values.size and not (values.min() >= 0.0 and values.max() <= self.limit):
-            wrong = values[~((values >= 0.0) & (values <= self.limit))][0]
-            raise ValueError(f"values contains {wrong}; expected finite numbers in [0, {self.limit:.3g}]")
+        wrong = ~((values >= 0.0) & (values <= self.limit))
+        if wrong.any():
+            raise ValueError(f"values contains {values[wrong][0]}; expected finite numbers in [0, {self.limit:.3g}]")
         kernels.assign(self.nodes, self.extremes, leaves, values)
 
     def fill(self, start: int, stop: int, value: float) -> None:
@@ -136,10 +129,10 @@ class SumTree:
     def draw(
         self, uniforms: npt.ArrayLike, batch_size: int, scheme: str = "stratified"
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Leaves drawn in proportion to their values, and their probabilities.
+        """Leaves drawn in proportion to their values, and their probabilities, each of shape (B,). O(B log C).
 
-        Runtime O(B log C). With "stratified" the line is cut into B equal parts, and one point is drawn in each. With "iid"
-        each point is drawn anywhere on the line. In both schemes a leaf is expected B times its probability.
+        With "stratified" the line is cut into B equal parts, and one point is drawn in each. With "iid" each point is
+        drawn anywhere. In both schemes a leaf is expected B times its probability.
 
         Parameters
         ----------
@@ -148,15 +141,10 @@ class SumTree:
             B.
         scheme : {"stratified", "iid"}
 
-        Returns
-        -------
-        leaves : ndarray of shape (B,), int64
-        probabilities : ndarray of shape (B,), float64
-
         Raises
         ------
         TypeError, ValueError
-            If every leaf is 0, or an argument is none of these.
+            If every leaf is 0, or an argument is wrong.
 
         Examples
         --------
@@ -167,8 +155,7 @@ class SumTree:
         """
         if scheme not in SCHEMES:
             raise ValueError(f"scheme is {scheme!r}; expected one of {', '.join(map(repr, SCHEMES))}")
-        points = as_float64("uniforms", uniforms)
-        expected = (check_count("batch_size", batch_size),)
+        points, expected = as_float64("uniforms", uniforms), (check_count("batch_size", batch_size),)
         if points.shape != expected or not ((points >= 0.0) & (points < 1.0)).all():
             raise ValueError(f"uniforms has shape {points.shape}; expected {expected}, with numbers in [0, 1)")
         self.refuse_empty()
@@ -177,23 +164,9 @@ class SumTree:
         return leaves, probabilities
 
     def find(self, mass: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Leaves at which the running sum of the values first exceeds `mass`.
+        """Leaves at which the running sum of the values first exceeds `mass`, of shape (B,). O(B log C).
 
-        Runtime O(B log C). Never returns a leaf of value 0.
-
-        Parameters
-        ----------
-        mass : array-like of shape (B,), float
-            Points in [0, total).
-
-        Returns
-        -------
-        ndarray of shape (B,), int64
-
-        Raises
-        ------
-        ValueError
-            If the tree is empty, or a point lies outside [0, total).
+        Never returns a leaf of value 0. Raises ValueError if the tree is empty, or a point lies outside [0, total).
 
         Examples
         --------
@@ -230,8 +203,7 @@ class SumTree:
 
     def get(self, leaves: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """The values of `leaves`, of shape (B,). Raises IndexError for one outside [0, C)."""
-        values: npt.NDArray[np.float64] = self._leaves()[self._checked(leaves)]
-        return values
+        return np.asarray(self._leaves[self._checked(leaves)])
 
     @property
     def total(self) -> float:
@@ -253,12 +225,9 @@ class SumTree:
         smallest = self.smallest
         if smallest not in self.get(leaves):
             return smallest
-        others = self._leaves().copy()
+        others = self._leaves.copy()
         others[leaves] = 0.0
         return float(others.min(initial=np.inf, where=others > 0.0))
-
-    def _leaves(self) -> npt.NDArray[np.float64]:
-        return self.nodes[self.nodes.shape[0] // 2 :]
 
     def _checked(self, leaves: npt.ArrayLike) -> npt.NDArray[np.int64]:
         indices = as_indices("leaves", leaves)
@@ -273,14 +242,8 @@ class SumTree:
         return self.nodes.nbytes + self.extremes.nbytes
 
     def check(self) -> None:
-        """Verify that every node is the sum of its children and every bound holds. O(C).
-
-        Raises
-        ------
-        AssertionError
-            Naming the broken invariant.
-        """
-        nodes, leaves = self.nodes, self._leaves()
+        """Verify that every node is the sum of its children and every bound holds; raises AssertionError. O(C)."""
+        nodes, leaves = self.nodes, self._leaves
         assert (leaves >= 0.0).all() and np.isfinite(leaves).all(), "a leaf is negative or not finite"
         assert (leaves[self.capacity :] == 0.0).all(), "a leaf beyond the capacity is not 0"
         if leaves.size > 1:

@@ -23,9 +23,9 @@ LARGE_FIELD_BYTES = 1024
 class Columns(ABC):
     """Some leaves of the transitions in all slots.
 
-    A storage calls `write` after the steps that it replaces are retired, and before the new ones are published. If the new
-    steps are never published, the next `write` takes their place. All that a column keeps is in arrays that the storage
-    allocates.
+    A storage calls `write` after the steps that it replaces are retired, and before the new ones are published. If the
+    new steps are never published, the next `write` takes their place. All that a column keeps is in arrays that the
+    storage allocates.
 
     Attributes
     ----------

@@ -22,12 +22,13 @@ class Frames(Columns):
     """An observation and its next_obs, as numbers of frames.
 
     A frame is what is stored once. With ``stack > 1`` it is one observation, and a batch has the last `stack` of the
-    episode. Without, an observation of shape (k, H, W) is taken for k frames, and any other for one. When a step is added,
-    each of its frames is compared with those that it may share: those of the step before in its lane, and the other frames
-    of its own. Only a frame that equals another bit for bit is shared, so what is read is what was written.
+    episode. Without, an observation of shape (k, H, W) is taken for k frames, and any other for one. When a step is
+    added, each of its frames is compared with those that it may share: those of the step before in its lane, and the
+    other frames of its own. Only a frame that equals another bit for bit is shared, so what is read is what was
+    written.
 
-    So a stream needs about one frame a step, and one more for each episode. That much is set aside. If the stream shares
-    less, since observations are changed on their way, the `overflow` grows.
+    So a stream needs about one frame a step, and one more for each episode. That much is set aside. If the stream
+    shares less, since observations are changed on their way, the `overflow` grows.
 
     Parameters
     ----------

@@ -63,9 +63,8 @@ def fuse(
             asked = storage.tables, uniforms, ratio, SCOPES[strategy], column, out
             ahead = read(out, draw_and_look(*kernel_arguments, *asked))
         fields = np.ndarray((), layout.windows, block).item()
-        indices = fields[-2]
-        window = storage.window_in(indices, (batch_size,), (layout, block, fields), ahead)
-        return complete(Draw(indices, fields[-3])), window
+        draw = complete(Draw(fields[-2], fields[-3]))
+        return draw, storage.window_in(fields[-2], (batch_size,), (layout, block, fields), ahead)
 
     return serve, open_windows
 

@@ -257,9 +257,9 @@ class LocalStorage(Storage):
             values = np.ascontiguousarray(np.broadcast_to(values, (len(rows), *leaf.shape)), leaf.dtype)
         return columns, rows, np.ndarray(values.nbytes, _UINT8, values)
 
-    def with_columns(self, fields: Any, indices: Indices, length: Indices) -> list[Any]:
+    def with_columns(self, views: Any, indices: Indices, length: Indices) -> list[Any]:
         """The fields of a batch, with the leaves that are in columns."""
-        fields = list(fields)
+        fields = list(views)
         for columns in self.columns:
             for position, values in zip(columns.leaves, columns.gather(indices, length), strict=True):
                 fields[position] = values

@@ -24,13 +24,18 @@ class Lock(_RLock):  # type: ignore[misc]
         _locks.add(self)
 
     def refuse_writing(self) -> None:
-        """Raise the error for a write in the middle of a sample.
+        """Raise RuntimeError if the thread that holds the lock is in the middle of a sample.
 
-        Raises
-        ------
-        RuntimeError
-            Always.
+        It is not if `sampling` was left behind by an interrupt: then it does not hold the lock a second time.
         """
+        self.release()
+        try:
+            is_nested = self._is_owned()
+        finally:
+            self.acquire()
+        if not is_nested:
+            self.sampling = False
+            return
         raise RuntimeError(
             "a batch is being made, and a function that is called for it, such as reward_fn or a wrapper's method, "
             "tried to write to the buffer; write before or after sample()"
