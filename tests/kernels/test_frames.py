@@ -1,0 +1,192 @@
+"""The kernel that writes frames, against lists of the observations of each episode."""
+
+import numpy as np
+import pytest
+
+from replaykit._kernels import frames as names
+from tests.kernels.forms import both
+
+
+class Pool:
+    """The arrays of the frames of a ring, and the stacks that each slot should read as, in lists of bytes."""
+
+    def __init__(self, kernels, num_envs, length, given, kept, size, is_zero=False, shares=True, room=1000):
+        self.kernels, self.num_envs, self.capacity = kernels.frames, num_envs, num_envs * length
+        self.given, self.kept, self.size, self.is_zero = given, kept, size, is_zero
+        self.shape = np.array([num_envs, self.capacity, given, kept, size, is_zero, shares])
+        self.written = np.zeros(num_envs, np.int64)
+        self.table = np.zeros(self.capacity * 2 * kept, np.int32)
+        self.pool, self.overflow = np.zeros(room * size, np.uint8), np.zeros(0, np.uint8)
+        self.free = np.zeros(names.NUMBERS + room, np.int32)
+        kernels.frames.add_free_frames(self.free, room)
+        self.expected = {}
+        self.stacks = [None] * num_envs
+
+    def write(self, steps):
+        """Write steps: (index, frames of obs, frames of next_obs, whether an episode begins)."""
+        obs, next_obs = (np.array([step[k] for step in steps], np.uint8).reshape(-1) for k in (1, 2))
+        indices, begins = np.array([step[0] for step in steps]), np.array([step[3] for step in steps])
+        state = self.shape, self.written, self.table, self.pool, self.overflow, self.free
+        done = 0
+        while (done := self.kernels.write(done, obs, next_obs, indices, begins, *state)) < len(steps):
+            assert self.free[names.COUNT] < 2 * self.given, "stopped while frames are free"
+            more = len(self.overflow) // self.size + 3
+            self.overflow = np.concatenate((self.overflow, np.zeros(more * self.size - self.overflow.size, np.uint8)))
+            self.free = np.concatenate((self.free, np.zeros(3, np.int32)))
+            self.kernels.add_free_frames(self.free, len(self.free) - names.NUMBERS)
+            state = self.shape, self.written, self.table, self.pool, self.overflow, self.free
+        for index, one, two, begin in steps:
+            lane = index % self.num_envs
+            one, two = ([bytes(frame) for frame in frames] for frames in (one, two))
+            older = self.kept - self.given
+            before = self.stacks[lane]
+            if begin:
+                before = [bytes(self.size) if self.is_zero else one[0]] * self.kept
+            now = [*before[self.kept - older :], *one] if older else one
+            then = [*now[self.kept - older :], *two] if older else two
+            self.expected[index % self.capacity] = now + then
+            self.stacks[lane] = now
+
+    def check(self):
+        """Every slot reads as it was written, and every frame is either free or in a row."""
+        rows = self.table.reshape(self.capacity, -1)
+        memory = np.concatenate((self.pool, self.overflow)).reshape(-1, self.size)
+        for slot, frames in self.expected.items():
+            assert [bytes(memory[number]) for number in rows[slot]] == frames, slot
+        idle = self.free[names.NUMBERS :][: self.free[names.COUNT]].tolist()
+        used = set(rows[rows > 0].tolist())
+        assert len(set(idle)) == len(idle)
+        assert not set(idle) & used, "a frame in use counts as free"
+        assert set(idle) | used == set(range(1, self.free[names.KNOWN])), "a frame is lost"
+        assert not memory[0].any()
+        return len(used)
+
+
+def frame(number, size):
+    """A frame that differs for each number; it is zeros for 0."""
+    return ((np.arange(size) * 7 + 3) * number % 251).astype(np.uint8)
+
+
+CASES = [  # lanes, slots of each, frames given and kept, bytes
+    (1, 1, 1, 1, 5), (1, 6, 1, 1, 300), (3, 4, 1, 1, 256), (1, 6, 1, 4, 9), (3, 4, 1, 3, 513), (1, 5, 4, 4, 7),
+    (2, 3, 3, 3, 260), (1, 2, 2, 2, 4), (2, 1, 1, 2, 3),
+]  # fmt: skip
+
+
+@both
+@pytest.mark.parametrize(("num_envs", "length", "given", "kept", "size"), CASES)
+def test_what_is_written_is_read_and_no_frame_is_lost(kernels, num_envs, length, given, kept, size):
+    """Streams that go on, shift, stand still and jump; laps, episodes, growth, zeros, sharing or not."""
+    rng = np.random.default_rng(size)
+    for trial in range(14):
+        is_zero, shares, room = bool(trial % 2) and kept > given, trial % 3 > 0, 1000 if trial % 4 else 2 * given + 1
+        pool = Pool(kernels, num_envs, length, given, kept, size, is_zero, shares, room)
+        steps_of, newest = [0] * num_envs, [None] * num_envs
+        for _ in range(rng.integers(1, 12)):
+            steps = []
+            for _ in range(rng.integers(0, 2 * num_envs)):
+                lane = int(rng.integers(num_envs))
+                jump = newest[lane] is None or rng.random() < 0.2
+                obs = [frame(rng.integers(0, 6), size) for _ in range(given)] if jump else newest[lane]
+                move = rng.choice(["still", "shifted", "new", "repeated"])
+                new = [frame(rng.integers(0, 6), size) for _ in range(given)]
+                next_obs = {"still": obs, "shifted": [*obs[1:], new[0]], "new": new, "repeated": [new[0]] * given}[move]
+                begins = newest[lane] is None or rng.random() < 0.25
+                steps.append((steps_of[lane] * num_envs + lane, obs, next_obs, begins))
+                steps_of[lane] += 1
+                newest[lane] = next_obs
+            # At most as many of a lane as it has slots, as a storage writes them
+            counts = np.bincount([step[0] % num_envs for step in steps], minlength=num_envs)
+            parts = [steps] if (counts <= length).all() else [[step] for step in steps]
+            for part in parts:
+                if part:
+                    pool.write(part)
+                    pool.check()
+            assert pool.written.tolist() == steps_of
+
+
+@both
+@pytest.mark.parametrize(("given", "kept"), [(1, 1), (1, 4), (4, 4)])
+def test_a_stream_takes_one_frame_a_step(kernels, given, kept):
+    """And one more for each episode, or as many as an observation has; without sharing all of obs and next_obs."""
+    for shares in (True, False):
+        pool = Pool(kernels, 1, 20, given, kept, 40, shares=shares)
+        stream = [frame(number, 40) for number in range(1, 50)]
+        steps = [(i, stream[i : i + given], stream[i + 1 : i + 1 + given], i in (0, 6)) for i in range(12)]
+        pool.write(steps)
+        # The step at which an episode begins goes on from the last frame here, so nothing is stored twice
+        assert pool.check() == (12 + given if shares else 2 * given * 12)
+        still = [(12 + i, stream[11 : 11 + given], stream[11 : 11 + given], False) for i in range(5)]
+        used = pool.check()
+        pool.write(still)
+        if shares:
+            assert pool.check() - used <= given
+
+
+@both
+def test_repeated_frames_of_one_observation_are_kept_once(kernels):
+    """As a stack at the start of an episode has them, in obs and in next_obs."""
+    pool = Pool(kernels, 1, 4, 4, 4, 30)
+    first, second = frame(1, 30), frame(2, 30)
+    pool.write([(0, [first] * 4, [*[first] * 3, second], True)])
+    assert pool.check() == 2
+    pool.write([(1, [*[first] * 3, second], [second] * 4, False)])
+    assert pool.check() == 2
+    pool.write([(2, [first] * 4, [frame(3, 30)] * 4, True)])
+    assert pool.check() == 4
+
+
+@both
+def test_a_frame_that_differs_in_one_bit_is_not_shared(kernels):
+    """In the first byte, in the last, and beyond whole parts of what is compared at a time."""
+    for size in (1, 255, 256, 257, 600):
+        one = frame(3, size)
+        for place in {0, size - 1, size // 2}:
+            pool, other = Pool(kernels, 1, 3, 1, 1, size), one.copy()
+            other[place] = int(other[place]) ^ 1
+            pool.write([(0, [one], [one], True), (1, [other], [one], False)])
+            assert pool.check() == 3, (size, place)  # the third is `one` again, which no neighbour of its place has
+
+
+@both
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_rows_that_were_not_published_are_taken_back(kernels, num_envs):
+    """A write of a step that was written before frees what later rows of the lane held."""
+    pool = Pool(kernels, num_envs, 6, 1, 3, 20)
+    pool.write([(i * num_envs, [frame(i + 1, 20)], [frame(i + 2, 20)], i == 0) for i in range(4)])
+    pool.check()
+    stacks = [frame(i, 20) for i in (1, 1, 2)]  # of obs of step 1
+    state = {slot: frames for slot, frames in pool.expected.items() if slot < 2 * num_envs}
+    pool.write([(i * num_envs, [frame(90 + i, 20)], [frame(91 + i, 20)], False) for i in (4, 5)])
+    pool.stacks[0] = [bytes(one) for one in stacks]
+    pool.expected = state
+    pool.write([(2 * num_envs, [frame(60, 20)], [frame(61, 20)], False)])
+    assert pool.written[0] == 3
+    rows = pool.table.reshape(pool.capacity, -1)
+    assert not rows[[3 * num_envs, 4 * num_envs, 5 * num_envs]].any(), "a stale row is left"
+    pool.check()
+
+
+@both
+def test_new_frames_are_taken_lowest_first(kernels):
+    """After those that are free already; number 0 stands for none."""
+    free = np.zeros(names.NUMBERS + 9, np.int32)
+    kernels.frames.add_free_frames(free, 4)
+    assert free[: names.NUMBERS + 3].tolist() == [3, 4, 3, 2, 1]
+    free[names.COUNT] = 1  # 2 and 1 are in use
+    kernels.frames.add_free_frames(free, 7)
+    assert free[: names.NUMBERS + 4].tolist() == [4, 7, 6, 5, 4, 3]
+    kernels.frames.add_free_frames(free, 7)
+    assert free[: names.NUMBERS + 4].tolist() == [4, 7, 6, 5, 4, 3]
+
+
+@both
+def test_a_write_stops_where_no_frame_is_free(kernels):
+    """And says how many steps it has written; it goes on from there."""
+    pool = Pool(kernels, 1, 9, 1, 1, 6, room=6)  # five frames, and the frame of zeros
+    obs, next_obs = (np.concatenate([frame(10 * k + i + 1, 6) for i in range(4)]).astype(np.uint8) for k in (1, 2))
+    state = pool.shape, pool.written, pool.table, pool.pool, pool.overflow, pool.free
+    indices, begins = np.arange(4), np.zeros(4, np.bool_)
+    assert pool.kernels.write(0, obs, next_obs, indices, begins, *state) == 2
+    assert pool.kernels.write(2, obs, next_obs, indices, begins, *state) == 2
+    assert pool.written.tolist() == [2]

@@ -1,0 +1,211 @@
+"""Copies and pickles carry what is stored and no more, and go on bit for bit."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from replaykit import (
+    Buffer,
+    CombinedReplay,
+    Field,
+    HindsightReplay,
+    LatestBuffer,
+    LinearSchedule,
+    PrioritizedBuffer,
+    ReplayBuffer,
+    Spec,
+)
+from replaykit.storage import Lock
+from replaykit.testing import bits_of, build, configurations, values_of
+from tests.helpers import FLAT, GOAL_SPEC, filled, goal_episodes, prioritized, sparse, stacked_lanes, stretch
+from tests.laws.third_party import ListedPriorities, ListStorage
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda replay: pickle.loads(pickle.dumps(replay))}
+copied = pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+OWN = {"storage": ListStorage, "distribution": ListedPriorities}
+FRAME = Spec(obs=Field((84, 84), np.uint8), action=Field(()))
+
+
+@given(
+    configuration=configurations(),
+    actions=st.lists(
+        st.sampled_from(["add", "add", "add", "some", "error", "end", "update", "sample", "clear", "copy"]), max_size=25
+    ),
+    parts=st.sampled_from(
+        [{}, {}, {"storage": ListStorage}, {"storage": ListStorage, "distribution": ListedPriorities}]
+    ),
+)
+def test_a_copy_at_any_moment_goes_on_bit_for_bit(configuration, actions, parts):
+    """Lanes out of step, running episodes, pending priorities, after clears, copies of copies, of every kind."""
+    replay, _ = build(configuration, **parts)
+    replays, lanes = [replay, replay], replay.num_envs
+    rng = np.random.default_rng(configuration.seed)
+    size = 1 + sum(configuration.combined)
+    for number, action in enumerate([*actions, "copy", "add", "sample", "some", "sample", "update", "sample"]):
+        if action == "copy":
+            one = copy.deepcopy(replays[0]) if replays[0] is replays[1] else replays[0]
+            replays = [one, pickle.loads(pickle.dumps(replays[1]))]
+            continue
+        ends, flips = rng.random((2, lanes)) < 0.2, rng.random(lanes) < 0.6
+        errors, seed = rng.normal(size=lanes), int(rng.integers(99))
+        for which in replays[: 1 if replays[0] is replays[1] else 2]:
+            values = {name: [values_of(which.spec[name], 3 * number + e) for e in range(lanes)] for name in which.spec}
+            values["terminated"], values["truncated"] = ends
+            given_values = {name: stacked_lanes(value, lanes) for name, value in values.items()}
+            if action in ("add", "some", "error"):
+                td_error = None if action != "error" else errors if lanes > 1 else errors[0]
+                which.add(**given_values, mask=flips if action == "some" else None, td_error=td_error)
+            elif action == "end":
+                which.end_episode(flips)
+            elif action == "clear":
+                which.clear()
+            elif action == "update" and len(which):
+                chosen = np.random.default_rng(seed).choice(which.stored(), 4)
+                which.update_priorities(chosen, np.arange(4.0))
+        if action == "sample" and len(replays[0]):
+            batches = [bits_of(which.sample(size)) for which in replays[: 1 if replays[0] is replays[1] else 2]]
+            assert batches[0] == batches[-1]
+    for which in replays:
+        which.check()
+    one, two = (pickle.dumps(pickle.loads(pickle.dumps(which))) for which in replays)
+    assert one == two
+
+
+MANY = 1_000_000
+MAKES = {
+    "uniform": lambda: ReplayBuffer(MANY, FLAT, seed=0),
+    "prioritized": lambda: PrioritizedBuffer(MANY, FLAT, seed=0),
+    "latest": lambda: LatestBuffer(MANY, FLAT, seed=0),
+    "combined": lambda: CombinedReplay(PrioritizedBuffer(MANY, FLAT, n_step=3, seed=0)),
+}
+
+
+@pytest.mark.parametrize("name", MAKES)
+def test_a_nearly_empty_buffer_pickles_to_a_few_kilobytes(name):
+    """Whatever its capacity, as if the room that is left were not there; and its copy is as large."""
+    buffer = filled(MAKES[name](), 20)
+    pickled = pickle.dumps(buffer)
+    assert len(pickled) < 6000
+    twin = pickle.loads(pickled)
+    assert twin.nbytes == buffer.nbytes
+    assert bits_of(twin.sample(8)) == bits_of(buffer.sample(8))
+
+
+def test_a_cleared_buffer_pickles_to_a_few_kilobytes():
+    """Full before, in lanes that are in step and in lanes that are not."""
+    for lanes in (1, 4):
+        buffer = PrioritizedBuffer(20_000, FLAT, num_envs=lanes, seed=0)
+        buffer.extend(**stretch(20_000 // lanes + 7, lanes))
+        assert len(pickle.dumps(buffer)) > 500_000
+        if lanes > 1:
+            buffer.add(**{n: v[0] for n, v in stretch(1, lanes).items()}, mask=[True, False, True, True])
+        buffer.clear()
+        assert len(pickle.dumps(buffer)) < 6000
+        twin = pickle.loads(pickle.dumps(buffer))
+        for replay in (buffer, twin):
+            replay.extend(**stretch(3, lanes))
+        assert bits_of(buffer.sample(9)) == bits_of(twin.sample(9))
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+def test_a_pickle_holds_each_stored_frame_once(stack):
+    """A stream of T frames is T + 1 of them, and a cleared buffer has none."""
+    buffer = ReplayBuffer(60, FRAME, stack=stack, seed=0)
+    frames = np.random.default_rng(0).integers(0, 255, (101, 84, 84), np.uint8)
+    zeros, none = np.zeros(100), np.zeros(100, np.bool_)
+    buffer.extend(frames[:20], zeros[:20], zeros[:20], frames[1:21], none[:20], none[:20])
+    assert 21 * 84 * 84 < len(pickle.dumps(buffer)) < 22 * 84 * 84 + 6000
+    buffer.extend(frames[:100], zeros, zeros, frames[1:], none, none)
+    older = stack - 1  # of the stack of the oldest step
+    assert (61 + older) * 84 * 84 < len(pickle.dumps(buffer)) < (62 + older) * 84 * 84 + 9000
+    buffer.clear()
+    assert len(pickle.dumps(buffer)) < 6000
+    twin = pickle.loads(pickle.dumps(buffer))
+    for replay in (buffer, twin):
+        replay.extend(frames[:30], zeros[:30], zeros[:30], frames[1:31], none[:30], none[:30])
+        replay.check()
+    assert bits_of(buffer.sample(9)) == bits_of(twin.sample(9))
+
+
+def test_a_copy_shares_nothing_with_its_original():
+    """No array, no generator and no lock."""
+    buffer = CombinedReplay(filled(PrioritizedBuffer(50, FLAT, seed=0), 30))
+    twin = copy.deepcopy(buffer)
+    storage, other = (replay.parts()["storage"] for replay in (buffer, twin))
+    for name, array in storage.arrays.items():
+        assert not np.shares_memory(array, other.arrays[name]), name
+    assert twin.rng is not buffer.rng
+    assert twin.lock is not buffer.lock
+    assert twin.lock is other.lock is twin.inner.lock
+    assert isinstance(pickle.loads(pickle.dumps(buffer.lock)), Lock)
+
+
+@copied
+def test_a_buffer_that_was_given_its_parts_takes_them_along(copied):
+    """The copy of a `Buffer` draws from the copy of its storage."""
+    storage = ListStorage(8, FLAT)
+    buffer = filled(Buffer(storage, ListedPriorities(storage), seed=0), 11)
+    buffer.update_priorities([9, 10], [4.0, 5.0])
+    twin = copied(buffer)
+    assert twin.distribution.storage is twin.storage
+    assert twin.storage is not storage
+    assert bits_of(twin.sample(9)) == bits_of(buffer.sample(9))
+
+
+@copied
+def test_what_was_set_later_is_carried(copied):
+    """Beta as a number and as a schedule, with its count of batches; the ratio of hindsight."""
+    buffer = prioritized([1.0, 2.0], beta=0.1)
+    buffer.beta = LinearSchedule(0.4, 1.0, steps=10)
+    buffer.sample(2)
+    twin = copied(buffer)
+    assert twin.beta == buffer.beta == LinearSchedule(0.4, 1.0, steps=10)(1)
+    twin.sample(2)
+    assert (twin.beta, buffer.beta) == tuple(LinearSchedule(0.4, 1.0, steps=10)(n) for n in (2, 1))
+    buffer.beta = 0.7
+    assert copied(CombinedReplay(buffer)).beta == 0.7
+
+    goals = HindsightReplay(PrioritizedBuffer(9, GOAL_SPEC, seed=0), sparse, ratio=0.8)
+    goal_episodes(goals, [5])
+    goals.ratio = 0.0
+    assert copied(goals).ratio == 0.0
+    assert bits_of(copied(goals).sample(5)) == bits_of(goals.sample(5))
+    stacked = CombinedReplay(goals)
+    stacked.inner.ratio = 0.3
+    assert copied(stacked).inner.ratio == 0.3
+
+
+@copied
+def test_counters_go_on(copied):
+    """Of batches, of stale updates and of what was added."""
+    buffer = filled(PrioritizedBuffer(3, FLAT, seed=0), 5)
+    buffer.sample(2)
+    buffer.update_priorities([0, 4], [1.0, 1.0])
+    assert copied(buffer).stats() == buffer.stats()
+    assert buffer.stats()["stale_updates"] == buffer.stats()["batches"] == 1.0
+
+
+def test_a_generator_that_was_given_is_copied_as_it_is_now():
+    """Not as it was when the buffer was built; and the given one goes on with the buffer."""
+    rng = np.random.default_rng(5)
+    buffer = filled(ReplayBuffer(9, FLAT, seed=rng), 9)
+    buffer.sample(4)
+    twin = copy.deepcopy(buffer)
+    assert bits_of(twin.sample(4)) == bits_of(buffer.sample(4))
+    assert rng.bit_generator.state == buffer.rng.bit_generator.state == twin.rng.bit_generator.state
+
+
+def test_adding_after_a_pickle_was_made_does_not_change_it():
+    """Arrays of the state are copied at the moment of the pickle, and deep copies are whole."""
+    buffer = filled(PrioritizedBuffer(5, FLAT, seed=0), 7)
+    reduced = buffer.__reduce__()
+    before = pickle.dumps(buffer)
+    buffer.extend(**stretch(5))
+    build_again, arguments, state = reduced
+    twin = build_again(*arguments)
+    twin.__setstate__(state)
+    assert pickle.dumps(twin) == before
