@@ -1,4 +1,4 @@
-"""Checks of plain arguments: counts, numbers and choices. Each error names the argument, what is expected and what was given."""
+"""Checks of plain arguments; each error names the argument, what is expected and what was given."""
 
 from numbers import Real
 from typing import Any, get_args

@@ -308,8 +308,8 @@ def _ask(option: str, function: Any, goals: Goals) -> npt.NDArray[Any]:
         result = function(*goals)
     except Exception as error:
         raise RuntimeError(
-            f"{_called(option, function)} raised {type(error).__name__}: {error}; it was given {_described(goals)}, one "
-            "row for each step"
+            f"{_called(option, function)} raised {type(error).__name__}: {error}; it was given "
+            f"{_described(goals)}, one row for each step"
         ) from error
     if type(result) is not np.ndarray:
         result = as_array(f"what {_called(option, function)} returned", result)

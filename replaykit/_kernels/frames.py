@@ -59,7 +59,7 @@ def write(done, obs, next_obs, indices, begins, shape, written, table, pool, ove
             else:
                 row[place] = _store_frame(obs, start, size, pool, overflow, free)
         for p in range(given):
-            start, number = (j * given + p) * size, 0
+            start, number = (j * given + p) * size, np.int64(0)
             if shares:
                 for ahead in range(1, given - p + 1):  # the frame of obs one place on, two on, ..., in the same place
                     q = p + ahead if ahead < given - p else p

@@ -9,7 +9,7 @@ from replaykit._kernels.store import NUMBER, STARTS, STOPS
 from replaykit._kernels.windows import CHUNK, COUNT, INDICES, LENGTH, META, ONLY, ROW_BYTES, SIZE, SLOTS, START, gather
 
 FUTURE, FINAL, EPISODE, RANDOM = 0, 1, 2, 3
-"""Which steps a goal may come from: the same episode from the step itself on, its last, all of it, or any stored one."""
+"""Where goals come from: the same episode from the step itself on, its last step, all of it, or any stored step."""
 
 
 @jit

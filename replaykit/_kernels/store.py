@@ -144,7 +144,7 @@ def _advance_episodes(stamp, in_step, header, rows, tables, capacity, indices):
 
 @jit
 def number_entries(mask, bounds, indices, entries):
-    """The index that each entry of a mask (T E,) will have, -1 if it is not chosen; those of the chosen to `entries`."""
+    """The index that each entry of a mask (T E,) will get, -1 where it is False; `entries` gets only the indices."""
     num_envs, count = bounds.shape[1], 0
     cursor = bounds[CURSOR].copy()
     for j in range(mask.shape[0]):
@@ -193,7 +193,7 @@ def begins_of(ends, header, indices, begins):
 
 @jit
 def rebuild_tables(header, rows, tables, starts):
-    """Make the episode tables from the end flags of the stored rows, and the first index of each lane's oldest episode."""
+    """Make the episode tables from the end flags of the rows and the first index of each lane's oldest episode."""
     num_envs, row_bytes, end = header[NUM_ENVS], header[ROW_BYTES], header[END]
     capacity = rows.shape[0] // row_bytes
     for e in range(num_envs):

@@ -14,7 +14,7 @@ from replaykit._kernels.lanes import CURSOR, nth_stored, prefetch_row, slots_of
 
 START, SIZE, FIRST, LAST, ONLY, META, PLAN_ROWS = 0, 1, 2, 3, 4, 5, 6
 COUNT, ROW_BYTES, END, REWARD, TERMINATED, TRUNCATED = 0, 1, 2, 3, 4, 5
-"""In plan[META]: windows in the block, bytes of a row, the place in it of the flag that ends an episode, three columns."""
+"""In plan[META]: windows in the block, bytes of a row, the place of the flag that ends an episode, three columns."""
 REWARD_PLACE, TERMINATED_PLACE, TRUNCATED_PLACE = 6, 7, 8
 """In plan[META]: the places of these three columns in the row."""
 DISCOUNT, LENGTH, WEIGHTS, PROBABILITIES, INDICES, SLOTS, REWARDS = -7, -6, -5, -4, -3, -2, -1

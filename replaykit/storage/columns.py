@@ -45,7 +45,7 @@ class Columns(ABC):
     def allocate(self) -> None:
         """Take the memory."""
 
-    def reserve(self, count: int) -> None:
+    def reserve(self, count: int) -> None:  # noqa: B027
         """Raise MemoryError unless there is memory for `count` more steps."""
 
     @abstractmethod
@@ -54,7 +54,7 @@ class Columns(ABC):
 
     @abstractmethod
     def gather(self, indices: Indices, length: Indices) -> list[npt.NDArray[Any]]:
-        """Each leaf at stored indices (B,) in fresh arrays (B, ...); those of next_obs at the last of `length` steps."""
+        """Each leaf at stored indices (B,), in fresh arrays (B, ...); next_obs at the last of `length` steps."""
 
     @abstractmethod
     def read(self, slots: Indices, leaf: int) -> npt.NDArray[Any]:
@@ -68,7 +68,7 @@ class Columns(ABC):
     def load(self, state: dict[str, Any], slots: Any) -> None:
         """Take the state of another, whose transitions were in these slots."""
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027
         """Verify every invariant."""
 
 
@@ -86,20 +86,18 @@ class Arrays(Columns):
         self.nbytes = self._bytes * storage.capacity
 
     def allocate(self) -> None:
-        """See `Columns.allocate`."""
         self._arrays = [
             self._storage.allocate(f"large.{leaf.name}", (self._storage.capacity, *leaf.shape), leaf.dtype)
             for leaf in self._spec
         ]
 
     def write(self, values: Sequence[npt.NDArray[Any]], indices: Indices, begins: npt.NDArray[np.bool_]) -> None:
-        """See `Columns.write`."""
         slots = indices % self._storage.capacity
         for array, value in zip(self._arrays, values, strict=True):
             array[slots] = value
 
     def gather(self, indices: Indices, length: Indices) -> list[npt.NDArray[Any]]:
-        """See `Columns.gather`. All arrays are in one block of memory, so that the system does not take back parts of it."""
+        """See `Columns.gather`. The arrays share one block of memory, since freeing several costs page faults."""
         capacity, count = self._storage.capacity, len(indices)
         last = (indices + (length - 1) * self._storage.num_envs) % capacity
         order = sorted(range(len(self._arrays)), key=lambda k: -self._arrays[k].dtype.itemsize)  # so all are aligned
@@ -113,15 +111,12 @@ class Arrays(Columns):
         return [found[k] for k in range(len(self._arrays))]
 
     def read(self, slots: Indices, leaf: int) -> npt.NDArray[Any]:
-        """See `Columns.read`."""
-        return self._arrays[self.leaves.index(leaf)].take(slots, axis=0)
+        return np.asarray(self._arrays[self.leaves.index(leaf)].take(slots, axis=0))
 
     def state(self, slots: Any) -> dict[str, npt.NDArray[Any]]:
-        """See `Columns.state`."""
         return {leaf.name: array[slots] for leaf, array in zip(self._spec, self._arrays, strict=True)}
 
     def load(self, state: dict[str, Any], slots: Any) -> None:
-        """See `Columns.load`."""
         for leaf, array in zip(self._spec, self._arrays, strict=True):
             array[slots] = state[leaf.name]
 

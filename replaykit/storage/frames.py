@@ -60,7 +60,6 @@ class Frames(Columns):
         self._numbers = np.array([num_envs, capacity, self._given, self._kept, self._size, is_zero, shares], np.int64)
 
     def allocate(self) -> None:
-        """See `Columns.allocate`."""
         capacity = self._storage.capacity
         self._allocate("written", (self._storage.num_envs,), np.int64)
         self._allocate("table", (capacity, 2 * self._kept), np.int32)
@@ -100,7 +99,6 @@ class Frames(Columns):
             )
 
     def write(self, values: Sequence[npt.NDArray[Any]], indices: Indices, begins: npt.NDArray[np.bool_]) -> None:
-        """See `Columns.write`."""
         obs, next_obs = (np.ascontiguousarray(value).reshape(-1).view(np.uint8) for value in values)
         done = kernels.write(0, obs, next_obs, indices, begins, *(self._bound or self._bind()))
         while done < len(indices):
@@ -140,10 +138,9 @@ class Frames(Columns):
         if len(overflow):
             elsewhere = numbers >= len(pool)
             out[elsewhere] = overflow[numbers[elsewhere] - len(pool)]
-        return out.reshape(-1).view(self._leaf.dtype).reshape(*numbers.shape, *self._frame_shape)
+        return np.asarray(out.reshape(-1).view(self._leaf.dtype).reshape(*numbers.shape, *self._frame_shape))
 
     def read(self, slots: Indices, leaf: int) -> npt.NDArray[Any]:
-        """See `Columns.read`."""
         numbers = self._array("table").take(slots, axis=0)
         part = numbers[:, : self._kept] if leaf == self.leaves[0] else numbers[:, self._kept :]
         return self._frames(part).reshape(len(slots), *self._shape)
@@ -160,7 +157,6 @@ class Frames(Columns):
         return {"numbers": numbers, "frames": frames.reshape(len(used), self._size)}
 
     def load(self, state: dict[str, Any], slots: Any) -> None:
-        """See `Columns.load`."""
         frames, pool = state["frames"], self._array("pool")
         lacking = len(frames) + 1 - len(pool) - len(self._array("overflow"))
         if lacking > 0:
