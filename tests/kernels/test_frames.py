@@ -137,6 +137,35 @@ def test_repeated_frames_of_one_observation_are_kept_once(kernels):
 
 
 @both
+@pytest.mark.parametrize("room", [3, 6, 1000])
+def test_frames_are_shared_wherever_they_are_kept(kernels, room):
+    """In the memory set aside and in the overflow."""
+    pool, stream = Pool(kernels, 1, 9, 1, 1, 40, room=room), [frame(number, 40) for number in range(1, 12)]
+    for i in range(9):
+        pool.write([(i, stream[i : i + 1], stream[i + 1 : i + 2], i == 0)])
+    assert pool.check() == 10
+
+
+@both
+def test_a_frame_of_zeros_is_stored_as_any_other(kernels):
+    """Number 0 stands for no frame, so it is not given to an observation."""
+    pool, zeros = Pool(kernels, 1, 4, 1, 1, 8), np.zeros(8, np.uint8)
+    pool.write([(0, [zeros], [zeros], True), (1, [zeros], [zeros], False)])
+    assert pool.check() == 1
+    assert pool.table[:4].all()
+
+
+@both
+def test_an_observation_shares_with_the_nearest_place_ahead(kernels):
+    """So that a stack that stands still is soon made of as few frames as it has different ones side by side."""
+    pool = Pool(kernels, 1, 2, 4, 4, 20)
+    still = [frame(number, 20) for number in (1, 2, 1, 3)]
+    for i in range(4):
+        pool.write([(i, still, still, i == 0)])
+    assert pool.check() == 3
+
+
+@both
 def test_a_frame_that_differs_in_one_bit_is_not_shared(kernels):
     """In the first byte, in the last, and beyond whole parts of what is compared at a time."""
     for size in (1, 255, 256, 257, 600):

@@ -10,7 +10,7 @@ from replaykit.batch import Rewrite
 from replaykit.distributions import Distribution, Proportional, Uniform
 from replaykit.storage import LocalStorage, Storage
 from replaykit.testing import SPECS, assert_lawful, bits_of, values_of
-from tests.helpers import FLAT, every_buffer, filled, frame, stacked_lanes, step, stretch, unchanged
+from tests.helpers import FLAT, every_buffer, filled, frame, interrupted, stacked_lanes, step, stretch, unchanged
 from tests.laws.third_party import ListStorage
 
 both_storages = pytest.mark.parametrize("make", [LocalStorage, ListStorage])
@@ -263,14 +263,12 @@ def test_interfaces_have_no_more_than_their_abstract_methods():
 
 def test_rows_of_frames_that_were_never_published_are_written_again():
     """A write that ends between retiring and publishing leaves stale rows; the next write takes their place."""
-    from tests.helpers import interrupted
-
-    spec = Spec(obs=Field((84, 84), np.uint8), action=Field(()))
+    spec = Spec(obs=Field((3, 4), np.uint8), action=Field(()))
     at = 0
     while True:
         at += 1
         buffer = PrioritizedBuffer(6, spec, stack=3, num_envs=2, seed=0)
-        frames = [np.stack([frame(i), frame(i + 50)]) for i in range(20)]
+        frames = [np.stack([frame(i, (3, 4)), frame(i + 50, (3, 4))]) for i in range(20)]
         zeros, none = np.zeros(2), np.zeros(2, np.bool_)
         for i in range(8):
             buffer.add(frames[i], zeros, zeros, frames[i + 1], none, none)
