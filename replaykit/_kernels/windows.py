@@ -56,10 +56,8 @@ def _open_windows(bounds, rows, plan, n, slots, block):
     capacity, is_short = np.uint64(rows.shape[0] // meta[ROW_BYTES]), size == 4
     terminated = view(block, plan[START, meta[TERMINATED]], count, np.uint8)
     truncated = view(block, plan[START, meta[TRUNCATED]], count, np.uint8)
-    lengths, reward = (
-        view(block, plan[START, LENGTH], count, np.int64),
-        view(block, plan[START, REWARDS], count * n, np.float64),
-    )
+    lengths = view(block, plan[START, LENGTH], count, np.int64)
+    reward = view(block, plan[START, REWARDS], count * n, np.float64)
     indices = view(block, plan[START, INDICES], count, np.int64)
     for i in range(count):
         slot, index, k = np.uint64(slots[i]), indices[i], 0
@@ -85,10 +83,8 @@ def _open_windows(bounds, rows, plan, n, slots, block):
 def _reduce_windows(num_envs, rows, plan, powers, slots, block):
     """The fields of the first and of the last step of each window, its return and its discount."""
     count, n, capacity = slots.shape[0], powers.shape[0] - 1, rows.shape[0] // plan[META, ROW_BYTES]
-    lengths, reward = (
-        view(block, plan[START, LENGTH], count, np.int64),
-        view(block, plan[START, REWARDS], count * n, np.float64),
-    )
+    lengths = view(block, plan[START, LENGTH], count, np.int64)
+    reward = view(block, plan[START, REWARDS], count * n, np.float64)
     for step in range(1 if n == 1 else 2):  # one call of copy_fields, so that it is compiled once
         if step == 1:
             for i in range(count):
@@ -147,10 +143,8 @@ def gather(rows, width, slots, begin, stop, place, words, block, start):
 def transitions_at(given, bounds, rows, plan, powers, block, stage):
     """`transitions` at these indices; returns the position of the first that is not stored, or -1."""
     count = given.shape[0]
-    indices, slots = (
-        view(block, plan[START, INDICES], count, np.int64),
-        view(block, plan[START, SLOTS], count, np.int64),
-    )
+    indices = view(block, plan[START, INDICES], count, np.int64)
+    slots = view(block, plan[START, SLOTS], count, np.int64)
     wrong = slots_of(given, bounds, rows.shape[0] // plan[META, ROW_BYTES], slots)
     if wrong < 0:
         for i in range(count):
@@ -169,17 +163,18 @@ def uniform_draw(uniforms, bounds, capacity, slots, indices, probabilities):
 
 @jit
 def rewrite(plan, block, columns, rows, values):
-    """Write values to some rows of these columns of a block, which have one size."""
+    """Write values to rows of these columns of a block, which have one size; returns a row that is not in it, or -1."""
+    for j in range(rows.shape[0]):
+        if rows[j] < 0 or rows[j] >= plan[META, COUNT]:
+            return rows[j]
     for c in range(columns.shape[0]):
         size, start = plan[SIZE, columns[c]], plan[START, columns[c]]
         if size % 4 == 0:
-            block4, values4 = (
-                view(block, 0, block.shape[0] // 4, np.uint32),
-                view(values, 0, values.shape[0] // 4, np.uint32),
-            )
-            _spread(block4, start // 4, size // 4, rows, values4)
+            block4 = view(block, 0, block.shape[0] // 4, np.uint32)
+            _spread(block4, start // 4, size // 4, rows, view(values, 0, values.shape[0] // 4, np.uint32))
         else:
             _spread(block, start, size, rows, values)
+    return -1
 
 
 @jit
@@ -191,6 +186,6 @@ def _spread(block, start, words, rows, values):
 
 @jit
 def reduce_rewritten(bounds, rows, plan, powers, block, stage, columns, places, values):
-    """`transitions`, and then `rewrite`."""
+    """`transitions`, and then `rewrite`, whose result is returned."""
     transitions(bounds, rows, plan, powers, block, stage)  # a literal stage would have Numba compile it once more
-    rewrite(plan, block, columns, places, values)
+    return rewrite(plan, block, columns, places, values)
