@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.adapters import PEERS, load
-from benchmarks.adapters.base import GAMMA, HINDSIGHT_RATIO, N_STEP, Library, NotOfferedError
+from benchmarks.adapters.base import GAMMA, HINDSIGHT_RATIO, N_STEP, Buffer, Library, NotOfferedError
 from benchmarks.data import PART_OF_FRAMES, SCREEN, STACK, FrameTask, Task
 
 BATCH = 64
@@ -106,11 +106,33 @@ def check_hindsight(library: Library) -> None:
     assert (goals[relabelled, 0] >= time[relabelled]).mean() > 0.95, "goals lie in the past"
 
 
-def check_images(library: Library, once: bool) -> None:
+def check_composed(library: Library) -> None:
+    """Wrappers do their work around each other: the newest transition is in every batch, and goals are replaced."""
+    task = Task(CAPACITY, obs=10, action=4, goal=3, episode=50)
+    buffer = library.composed(task, ("prioritized", "hindsight", "combined"), N_STEP)
+    fields = buffer.read(buffer.sampling(BATCH)())
+    newest = next(task.fill()).obs["observation"][-1]
+    assert (as_array(fields["obs"]["observation"])[-1] == newest).all(), "the newest transition is missing"
+    assert (as_array(fields["obs"]["desired_goal"])[:, 0] >= 0.0).any(), "no goal is replaced"
+    assert np.unique(as_array(fields["weights"])).size > BATCH / 4, "priorities have no effect"
+
+
+def check_masked(library: Library) -> None:
+    """Only the lanes of the mask store a step."""
+    task = Task(CAPACITY, lanes=8)
+    buffer, step = library.uniform(task), task.one()
+    add = buffer.adding_some(step._replace(reward=step.reward - 7.0), np.arange(8) % 2 == 0)
+    for _ in range(CAPACITY // 8):
+        add()
+    share = (as_array(buffer.read(buffer.sampling(1000)())["reward"]) == -7.0).mean()
+    assert abs(share - 0.5) < 0.1, f"{share:.0%} are of the lanes in the mask"
+
+
+def check_images(build: Callable[[FrameTask], Buffer]) -> None:
     """Both stacks are those that were stored, whichever axis the library has them along."""
     task = FrameTask(2 * PART_OF_FRAMES)
     frames = next(task.fill())
-    buffer = library.images(task, once)
+    buffer = build(task)
     fields = buffer.read(buffer.sampling(BATCH)())
     obs, next_obs = (np.asarray(fields[name]) for name in ("obs", "next_obs"))
     if obs.shape[-1] == STACK:
@@ -131,8 +153,12 @@ CHECKS: dict[str, Callable[[Library], None]] = {
     "prioritized": check_prioritized,
     "n-step": check_n_step,
     "hindsight": check_hindsight,
-    "images, stored": lambda library: check_images(library, once=False),
-    "images, once": lambda library: check_images(library, once=True),
+    "composed": check_composed,
+    "masked": check_masked,
+    "images, stored": lambda library: check_images(lambda task: library.images(task, once=False)),
+    "images, once": lambda library: check_images(lambda task: library.images(task, once=True)),
+    "stacks": lambda library: check_images(library.stacks),
+    "single frames": lambda library: check_images(library.single_frames),
 }
 
 

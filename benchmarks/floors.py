@@ -5,6 +5,7 @@ Only for comparison: nothing is checked, no field is taken out of its row, and e
 
 from collections.abc import Callable
 from functools import cache
+from itertools import cycle, pairwise
 from typing import Any
 
 import numba
@@ -151,6 +152,19 @@ def screen_copies(batch_size: int) -> dict[str, Workload]:
         kept[:] = memory[start : start + size]
 
     return {"memory copy": Workload(fresh_copy, (starts,)), "copy to a kept array": Workload(copy, (starts,))}
+
+
+def step_copies(observations: list[Any], capacity: int) -> Workload:
+    """Copies of the obs and next_obs of successive steps to the next places of two arrays."""
+    obs_stored, next_obs_stored = (np.ones((capacity, *observations[0].shape), np.uint8) for _ in range(2))
+    steps, places = cycle(pairwise(observations)), cycle(range(capacity))
+
+    def call() -> None:
+        place, (obs, next_obs) = next(places), next(steps)
+        obs_stored[place] = obs
+        next_obs_stored[place] = next_obs
+
+    return Workload(call)
 
 
 @cache

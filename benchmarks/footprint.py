@@ -1,8 +1,8 @@
-"""Memory that a library's buffer takes: ``python -m benchmarks.footprint LIBRARY KIND BATCHES``, a process for each.
+"""Memory that a library's buffer takes: ``python -m benchmarks.footprint LIBRARY CHECKOUT KIND BATCHES``
 
 KIND is small (a million transitions of 17 float32), stored or once (stacks of frames). The resident memory is read
-before the buffer is built and at its peak, while it is filled; then so many batches are sampled, and what stays is
-told. Linux only.
+before the buffer is built and at its peak, while it is filled. Then so many batches are sampled, and the bytes that
+stay are reported. Each call of this module is a process of its own. Linux only.
 """
 
 import gc
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.adapters import load
 from benchmarks.adapters.base import Buffer, Library, NotOfferedError
+from benchmarks.checkouts import import_replaykit
 from benchmarks.data import PART_OF_FRAMES, FrameTask, Task
 
 BATCH = 256
@@ -69,7 +70,8 @@ def kept_after(buffer: Buffer, batches: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure what the command line names, and print it as JSON."""
-    name, kind, batches = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    name, checkout, kind, batches = *sys.argv[1:4], int(sys.argv[4])
+    import_replaykit(checkout)
     library, task = load(name), TASKS[kind]
     try:
         build(library, kind, 2 * PART_OF_FRAMES).sampling(BATCH)()  # compile, and import what is imported late

@@ -60,6 +60,9 @@ def main() -> None:
     parser.add_argument("--format", choices=("svg", "png"), default="svg", help="of the figures (default: %(default)s)")
     options = parser.parse_args()
     results = json.loads(options.results.read_text())
+    if "architecture" in results:  # a run of two versions
+        table(options.output / "benchmark-architecture.csv", architecture_table(results["architecture"]))
+        return
     rows = {row["key"]: row for section in results["sections"] for row in section["rows"]}
     for name, draw in (("overview", overview), ("capacity", capacity), ("training", training)):
         figure, description = draw(rows)
@@ -186,6 +189,9 @@ def section_table(section: dict[str, Any]) -> list[list[str]]:
     lines = [[f"call{unit}", "replaykit", *(["over its floor"] if floors else []), *(NAMES[name] for name in present)]]
     for row in section["rows"]:
         figures = row["figures"]
+        if "replaykit" not in figures:
+            lines.append([row["title"], "–", *[""] * floors, *["–"] * len(present)])
+            continue
         ours = figures["replaykit"]["value"]
         line = [row["title"], _number(ours)]
         if floors:
@@ -203,6 +209,18 @@ def targets_table(targets: list[dict[str, Any]]) -> list[list[str]]:
     for target in targets:
         verdict = "met" if target["met"] else "**missed**"
         lines.append([target["title"], f"{target['value']:.2g}", f"{target['must']:g}", verdict])
+    return lines
+
+
+def architecture_table(judged: list[dict[str, Any]]) -> list[list[str]]:
+    """What the architecture must reach, before and after."""
+    lines = [["call", "before", "after", "ratio", "over", "at most", ""]]
+    for line in judged:
+        unit = line["unit"].replace("us", "µs")
+        before, after = ("–" if line[name] is None else f"{_number(line[name])} {unit}" for name in ("before", "after"))
+        ratio, must = (f"{line['ratio']['value']:.2f}" if line["ratio"] else "–"), line["must"]
+        verdict = {True: "met", False: "**missed**", None: ""}[line["met"]]
+        lines.append([line["title"], before, after, ratio, line["over"], "" if must is None else f"{must:g}", verdict])
     return lines
 
 

@@ -1,10 +1,11 @@
 """How a call is timed: in turn with all others, in many short rounds, with caches warm or cold."""
 
+import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -13,14 +14,17 @@ from benchmarks.adapters.base import Call
 SLICE = 0.015
 """Seconds that a workload is called for in a round."""
 
+TURNS, TURN = 5, 0.005
+"""Two versions take so many turns each in a round, of so many seconds."""
+
 COLD_CALLS = 7
 """Calls of a cold workload in a round."""
 
 EVICTED_BYTES = 64 * 2**20
 LOW, SPREAD = 20, (10, 90)
-"""Percentiles of the rounds: the figure, and what is told of its spread."""
+"""Percentiles of the rounds: the figure, and the ends of its spread."""
 
-
+Clock: TypeAlias = Callable[[], float]
 SEEDS = np.random.SeedSequence(0)
 
 
@@ -74,86 +78,122 @@ class Row:
         return self.workloads | self.floors
 
 
-def measure(rows: list[Row], rounds: int, tick: Callable[[], Any]) -> list[dict[str, Any]]:
-    """The rows with their figures, in microseconds.
+@dataclass
+class Measured:
+    """A row after its measurement: the values of all rounds of each library, floor or version.
 
-    A round goes through all rows, and in each through all that is in it, beginning with another one each time. Each is
-    called for `SLICE` seconds, and the round's figure is the mean; a cold one is called a few times, each after the
-    caches were swept, and the round's figure is the median. `tick` is called after each.
+    Round k of one name is measured beside round k of every other name.
     """
-    cache = np.ones(EVICTED_BYTES // 8)
-    calls = {(row.key, name): _calls(row, workload) for row, name, workload in _all(rows)}
-    rounded: dict[tuple[str, str], list[float]] = {place: [] for place in calls}
+
+    key: str
+    title: str
+    unit: str
+    values: dict[str, list[float]] = field(default_factory=dict)
+    floors: tuple[str, ...] = ()
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, Any]:
+        """The row as it is reported and saved, with a low percentile of each name's rounds."""
+        return {
+            "key": self.key,
+            "title": self.title,
+            "figures": {name: figure(values, self.unit) for name, values in self.values.items()},
+            "floors": list(self.floors),
+            "absent": self.absent,
+        }
+
+
+class Timer:
+    """Times the workloads of some rows. A new timer calls each of them a few times, so that all is compiled.
+
+    The clock is the wall's, since some libraries work in several threads. The CPU time of this thread, which does not
+    count what other processes do, is the better one where none does.
+    """
+
+    def __init__(self, rows: list[Row], seconds: float = SLICE, clock: Clock = time.perf_counter) -> None:
+        self.clock = clock
+        self.rows = {row.key: row for row in rows}
+        self.cache = np.ones(EVICTED_BYTES // 8 if any(row.cold for row in rows) else 0)
+        self.calls = {
+            (row.key, name): _calls(row, workload, seconds) for row in rows for name, workload in row.everything.items()
+        }
+
+    def time(self, key: str, name: str) -> float:
+        """Microseconds of a call in one round.
+
+        A warm workload is called for the timer's seconds, and the result is the mean. A cold one is called a few times,
+        each time after the caches were swept, and the result is the median.
+        """
+        row, count = self.rows[key], self.calls[key, name]
+        workload = row.everything[name]
+        workload.prepare(count)
+        gc.disable()
+        seconds = self._cold(workload.call, count) if row.cold else _warm(workload.call, count, self.clock)
+        gc.enable()
+        return 1e6 * seconds
+
+    def _cold(self, call: Call, count: int) -> float:
+        spent = []
+        for _ in range(count):
+            self.cache.sum()
+            start = self.clock()
+            call()
+            spent.append(self.clock() - start)
+        return float(np.median(spent))
+
+
+@contextlib.contextmanager
+def few_objects() -> Iterator[None]:
+    """A time in which the garbage collector does not look at the objects that exist at its start."""
     gc.collect()
     gc.freeze()
-    for turn in range(rounds):
-        gc.collect()
-        for row in rows:
-            names = list(row.everything)
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                workload, count = row.everything[name], calls[row.key, name]
-                workload.prepare(count)
-                gc.disable()
-                seconds = _cold(workload.call, count, cache) if row.cold else _warm(workload.call, count)
-                gc.enable()
-                rounded[row.key, name].append(1e6 * seconds)
-                tick()
-    gc.unfreeze()
-    return [
-        row_of(
-            row.key,
-            row.title,
-            {name: figure(rounded[row.key, name], "us") for name in row.everything},
-            list(row.floors),
-            row.absent,
-        )
-        for row in rows
-    ]
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
-def _all(rows: list[Row]) -> Iterator[tuple[Row, str, Workload]]:
-    for row in rows:
-        for name, workload in row.everything.items():
-            yield row, name, workload
+def measure(rows: list[Row], rounds: int, tick: Callable[[], Any]) -> list[Measured]:
+    """The rows with their times in microseconds.
+
+    A round goes through all rows, and in each through all names, beginning with another one each time. `tick` is called
+    after each.
+    """
+    timer = Timer(rows)
+    measured = {row.key: measured_of(row, list(row.everything)) for row in rows}
+    with few_objects():
+        for turn in range(rounds):
+            gc.collect()
+            for row in rows:
+                names = list(row.everything)
+                first = turn % len(names) if names else 0
+                for name in names[first:] + names[:first]:
+                    measured[row.key].values[name].append(timer.time(row.key, name))
+                    tick()
+    return list(measured.values())
 
 
-def _calls(row: Row, workload: Workload) -> int:
-    """How often a workload is called in a round; by finding out, everything is compiled."""
+def measured_of(row: Row, names: list[str]) -> Measured:
+    """The row without values yet, in microseconds, for these names."""
+    return Measured(row.key, row.title, "us", {name: [] for name in names}, tuple(row.floors), row.absent)
+
+
+def _calls(row: Row, workload: Workload, seconds: float) -> int:
+    """Calls of a workload in so many seconds. Calling it to find out also compiles everything."""
     for count in (3, 10):
         workload.prepare(count)
-        seconds = _warm(workload.call, count)
-    return COLD_CALLS if row.cold else int(np.clip(SLICE / seconds, 3, 10_000))
+        of_call = _warm(workload.call, count, time.perf_counter)
+    return COLD_CALLS if row.cold else int(np.clip(seconds / of_call, 3, 10_000))
 
 
-def _warm(call: Call, count: int) -> float:
-    start = time.perf_counter()
+def _warm(call: Call, count: int, clock: Clock) -> float:
+    start = clock()
     for _ in range(count):
         call()
-    return (time.perf_counter() - start) / count
+    return (clock() - start) / count
 
 
-def _cold(call: Call, count: int, cache: Any) -> float:
-    spent = []
-    for _ in range(count):
-        cache.sum()
-        start = time.perf_counter()
-        call()
-        spent.append(time.perf_counter() - start)
-    return float(np.median(spent))
-
-
-def figure(values: list[float], unit: str) -> dict[str, Any]:
-    """A low percentile of the rounds, and their spread."""
-    value, low, high = (round(float(np.percentile(values, p)), 4) for p in (LOW, *SPREAD))
+def figure(values: list[float], unit: str, percentile: float = LOW) -> dict[str, Any]:
+    """A percentile of the rounds, and their spread."""
+    value, low, high = (round(float(np.percentile(values, p)), 4) for p in (percentile, *SPREAD))
     return {"value": value, "low": low, "high": high, "unit": unit, "rounds": len(values)}
-
-
-def row_of(
-    key: str,
-    title: str,
-    figures: dict[str, dict[str, Any]],
-    floors: list[str] | None = None,
-    absent: dict[str, str] | None = None,
-) -> dict[str, Any]:
-    """A row as it is kept: the figures of libraries and floors, the floors' names, and why libraries are absent."""
-    return {"key": key, "title": title, "figures": figures, "floors": floors or [], "absent": absent or {}}

@@ -37,6 +37,10 @@ class Buffer(ABC):
         """A call that stores one step of every lane."""
         raise NotOfferedError("not tried")
 
+    def adding_some(self, step: Steps, mask: Any) -> Call:
+        """A call that stores one step of the lanes in `mask`."""
+        raise NotOfferedError("not tried")
+
     def extending(self, steps: Steps) -> Call:
         """A call that stores a stretch of steps."""
         raise NotOfferedError("has no call for it")
@@ -73,6 +77,10 @@ class Library:
         """A full buffer with uniform sampling."""
         raise NotOfferedError("has no uniform buffer")
 
+    def empty(self, task: Task) -> Buffer:
+        """A buffer with uniform sampling to which nothing was added."""
+        raise NotOfferedError("not tried")
+
     def prioritized(self, task: Task) -> Buffer:
         """A full buffer with proportional priorities, those of a normal TD error."""
         raise NotOfferedError("has no prioritized buffer")
@@ -88,6 +96,18 @@ class Library:
     def images(self, task: FrameTask, once: bool) -> Buffer:
         """A full buffer of stacked frames: stored as they come, or in the form that takes the least memory."""
         raise NotOfferedError("has no such storage of frames")
+
+    def stacks(self, task: FrameTask) -> Buffer:
+        """A full buffer to which stacks of frames are added, with the library's defaults."""
+        return self.images(task, once=False)
+
+    def single_frames(self, task: FrameTask) -> Buffer:
+        """A full buffer to which single frames are added; a sample has stacks of them."""
+        raise NotOfferedError("leaves stacks to the environment")
+
+    def composed(self, task: Task, layers: tuple[str, ...], n_step: int = 1) -> Buffer:
+        """A full buffer, uniform or prioritized, in the wrappers hindsight or combined; the innermost layer first."""
+        raise NotOfferedError("not tried")
 
 
 def settle_priorities(buffer: Buffer, capacity: int) -> None:

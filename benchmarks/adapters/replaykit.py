@@ -1,5 +1,6 @@
 """replaykit: the buffers and wrappers as its tutorial has them."""
 
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
@@ -17,7 +18,7 @@ from benchmarks.adapters.base import (
     settle_priorities,
 )
 from benchmarks.data import GOAL_KEYS, SCREEN, STACK, FrameTask, Steps, Task
-from replaykit import Field, HindsightReplay, PrioritizedBuffer, Replay, ReplayBuffer, Spec
+from replaykit import CombinedReplay, Field, HindsightReplay, PrioritizedBuffer, Replay, ReplayBuffer, Spec
 
 
 class ReplaykitBuffer(Buffer):
@@ -33,6 +34,10 @@ class ReplaykitBuffer(Buffer):
         add = self.replay.add
         obs, action, reward, next_obs, terminated, truncated = step
         return lambda: add(obs, action, reward, next_obs, terminated, truncated)
+
+    def adding_some(self, step: Steps, mask: Any) -> Call:
+        add = self.replay.add
+        return lambda: add(*step, mask=mask)
 
     def extending(self, steps: Steps) -> Call:
         extend = self.replay.extend
@@ -60,18 +65,28 @@ class Replaykit(Library):
     importing = "import replaykit"
 
     def uniform(self, task: Task) -> ReplaykitBuffer:
-        return ReplaykitBuffer(_filled(ReplayBuffer(task.capacity, _spec(task), num_envs=task.lanes, seed=0), task))
+        return self.composed(task, ("uniform",))
+
+    def empty(self, task: Task) -> ReplaykitBuffer:
+        return ReplaykitBuffer(ReplayBuffer(task.capacity, _spec(task), num_envs=task.lanes, seed=0))
 
     def prioritized(self, task: Task) -> ReplaykitBuffer:
-        replay = PrioritizedBuffer(task.capacity, _spec(task), num_envs=task.lanes, alpha=ALPHA, beta=BETA, seed=0)
-        buffer = ReplaykitBuffer(_filled(replay, task))
-        settle_priorities(buffer, task.capacity)
-        return buffer
+        return self.composed(task, ("prioritized",))
 
     def n_step(self, task: Task) -> ReplaykitBuffer:
-        return ReplaykitBuffer(
-            _filled(ReplayBuffer(task.capacity, _spec(task), n_step=N_STEP, gamma=GAMMA, seed=0), task)
-        )
+        return self.composed(task, ("uniform",), N_STEP)
+
+    def composed(self, task: Task, layers: tuple[str, ...], n_step: int = 1) -> ReplaykitBuffer:
+        options: dict[str, Any] = {"num_envs": task.lanes, "n_step": n_step, "gamma": GAMMA, "seed": 0}
+        replay: Replay
+        if layers[0] == "prioritized":
+            replay = PrioritizedBuffer(task.capacity, _spec(task), alpha=ALPHA, beta=BETA, **options)
+            settle_priorities(ReplaykitBuffer(_filled(replay, task)), task.capacity)
+        else:
+            replay = _filled(ReplayBuffer(task.capacity, _spec(task), **options), task)
+        for layer in layers[1:]:
+            replay = WRAPPERS[layer](replay)
+        return ReplaykitBuffer(replay)
 
     def hindsight(self, task: Task) -> ReplaykitBuffer:
         no_reward = np.zeros(task.capacity, np.float32)
@@ -91,6 +106,25 @@ class Replaykit(Library):
         for steps in task.fill():
             replay.extend(*steps._replace(obs=steps.obs[:, -1], next_obs=steps.next_obs[:, -1]))
         return ReplaykitBuffer(replay)
+
+    def stacks(self, task: FrameTask) -> ReplaykitBuffer:
+        """Stacks whose frames are found to be equal, and stored once."""
+        spec = Spec(obs=Field((STACK, *SCREEN), np.uint8), action=Field((), np.int64))
+        return ReplaykitBuffer(_filled(ReplayBuffer(task.capacity, spec, seed=0), task))
+
+    def single_frames(self, task: FrameTask) -> ReplaykitBuffer:
+        return self.images(task, once=True)
+
+
+def _is_reached(achieved: Any, desired: Any, info: Any) -> Any:
+    """A reward function that costs as little as a vectorised one can: 1 at the goal, by its first number."""
+    return (achieved[:, 0] == desired[:, 0]).astype(np.float32)
+
+
+WRAPPERS: dict[str, Callable[[Replay], Replay]] = {
+    "combined": CombinedReplay,
+    "hindsight": lambda inner: HindsightReplay(inner, _is_reached, ratio=HINDSIGHT_RATIO),
+}
 
 
 def _spec(task: Task) -> Spec:

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.adapters.base import Library
 from benchmarks.footprint import STATUS
-from benchmarks.processes import run
-from benchmarks.timing import figure, row_of
+from benchmarks.processes import Subject
+from benchmarks.timing import Measured
 
 TITLES = {
     "small": "peak, 1e6 transitions, D=17, A=6",
@@ -15,34 +14,38 @@ TITLES = {
 }
 
 
-def results(libraries: list[Library], quick: bool, tick: Callable[[], Any]) -> list[dict[str, Any]]:
-    """Rows of ratios to the bytes of the rows, and one of the bytes that replaykit's sampling keeps."""
+def results(subjects: list[Subject], quick: bool, tick: Callable[[], Any]) -> list[Measured]:
+    """Rows of ratios to the bytes of the rows, and the bytes that replaykit's sampling keeps."""
     if not STATUS.exists():
         return []
     rows = []
     for kind, title in _titles(quick).items():
-        row = row_of(f"memory-{kind}", title, {})
-        for library in libraries:
-            found = run("-m", "benchmarks.footprint", library.name, kind, "0")
+        row = Measured(f"memory-{kind}", title, "x")
+        for subject in subjects:
+            found = subject.run("footprint", kind, "0")
             if "absent" in found:
-                row["absent"][library.name] = found["absent"]
+                row.absent[subject.name] = found["absent"]
             else:
-                row["figures"][library.name] = figure([found["peak"] / found["rows"]], "x")
+                row.values[subject.name] = [found["peak"] / found["rows"]]
             tick()
         rows.append(row)
     batches = 20_000 if quick else 1_000_000
-    found = run("-m", "benchmarks.footprint", "replaykit", "small", str(batches))
-    tick()
-    kept = {
-        "replaykit": figure([found["grown"] / batches], "B"),
-        "of that, Python's": figure([found["traced"] / batches], "B"),
-    }
-    return [*rows, row_of("memory-kept", f"kept of each of {batches} batches of 256", kept)]
+    kept = Measured("memory-kept", f"kept of each of {batches} batches of 256", "B")
+    traced = Measured("memory-traced", "of that, Python's objects", "B")
+    for subject in _ours(subjects):
+        found = subject.run("footprint", "small", str(batches))
+        kept.values[subject.name], traced.values[subject.name] = [found["grown"] / batches], [found["traced"] / batches]
+        tick()
+    return [*rows, kept, traced]
 
 
-def ticks(libraries: list[Library], quick: bool) -> int:
+def _ours(subjects: list[Subject]) -> list[Subject]:
+    return [subject for subject in subjects if subject.is_replaykit]
+
+
+def ticks(subjects: list[Subject], quick: bool) -> int:
     """How often `results` calls its `tick`."""
-    return len(_titles(quick)) * len(libraries) + 1 if STATUS.exists() else 0
+    return len(_titles(quick)) * len(subjects) + len(_ours(subjects)) if STATUS.exists() else 0
 
 
 def _titles(quick: bool) -> dict[str, str]:

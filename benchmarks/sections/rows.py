@@ -1,11 +1,12 @@
 """How the sections make their rows: buffers are built once, and what a library lacks is noted."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks.adapters.base import Buffer, Library, NotOfferedError
+from benchmarks.adapters.base import Buffer, Call, Library, NotOfferedError
 from benchmarks.data import FrameTask, Task
 from benchmarks.timing import Fresh, Row, Workload
 
@@ -39,11 +40,23 @@ def make_row(
     return row
 
 
+def only_replaykit(libraries: list[Library]) -> list[Library]:
+    """For rows of what the other libraries do not have."""
+    return [library for library in libraries if library.name == "replaykit"]
+
+
 def _add(row: Row, library: Library, build: Callable[[Library], Workload]) -> None:
     try:
         row.workloads[library.name] = build(library)
     except NotOfferedError as reason:
         row.absent[library.name] = str(reason)
+
+
+def in_turn(calls: list[Call]) -> Workload:
+    """The calls one after the other, again and again."""
+    endless = itertools.cycle(calls)
+    following = Fresh(lambda rng, count: itertools.islice(endless, count))
+    return Workload(lambda: following.take()(), (following,))
 
 
 def fresh_errors(batch_size: int) -> Fresh:

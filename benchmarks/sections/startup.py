@@ -1,64 +1,114 @@
-"""Start-up, each in a process of its own: the import, and the first batch, with a cold and a warm compile cache."""
+"""Start-up, each in a process of its own: the import, and first batches, with a cold and a warm compile cache."""
 
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.adapters.base import Library
-from benchmarks.processes import run
-from benchmarks.timing import figure, row_of
+from benchmarks.processes import Subject, run
+from benchmarks.timing import Measured
 
 IMPORT = """
-import json, time
+import json, sys, time
 start = time.perf_counter()
+sys.path.insert(0, {checkout!r})
 {importing}
 print(json.dumps({{"seconds": time.perf_counter() - start}}))
 """
+KINDS = {"uniform": "first uniform batch", "prioritized": "then a prioritized one", "n_step": "then one of 3 steps"}
+"""First batches of one process. Each buffer compiles what the ones before it did not."""
 
 
-def results(libraries: list[Library], quick: bool, tick: Callable[[], Any]) -> list[dict[str, Any]]:
-    """Rows of seconds. The libraries take turns; compile caches are in directories made for this.
+def results(subjects: list[Subject], quick: bool, tick: Callable[[], Any]) -> list[Measured]:
+    """Rows of seconds. The subjects take turns; compile caches are in directories made for this.
 
-    Only replaykit keeps one: what tianshou and flashbax compile, they compile in each process.
+    Only replaykit keeps a compile cache: what tianshou and flashbax compile, they compile in each process.
     """
-    imports, warm, cold = (defaultdict[str, list[float]](list) for _ in range(3))
+    rows = _Rows()
     with tempfile.TemporaryDirectory() as kept:
-        first_batch("replaykit", kept)  # fills the cache
-        tick()
-        for _ in range(repeats(quick)):
-            imports["import numpy"].append(import_of("import numpy"))
-            for library in libraries:
-                imports[library.name].append(import_of(library.importing))
-                warm[library.name].append(first_batch(library.name, kept))
+        for subject in _ours(subjects):  # fill the caches
+            first_batches(subject, f"{kept}/{subject.name}", *KINDS)
+            tick()
+        for turn in range(repeats(quick)):
+            rows.imports.values.setdefault("import numpy", []).append(import_of("import numpy"))
+            for subject in subjects[turn % len(subjects) :] + subjects[: turn % len(subjects)]:
+                rows.measure_warm(subject, f"{kept}/{subject.name}")
+                if subject.is_replaykit and turn < repeats_cold(quick):
+                    rows.measure_cold(subject)
                 tick()
-            with tempfile.TemporaryDirectory() as empty:
-                cold["replaykit"].append(first_batch("replaykit", empty))
-    figures = ({name: figure(values, "s") for name, values in seconds.items()} for seconds in (imports, warm, cold))
-    titles = ("import", "first batch, compile cache warm", "first batch, compile cache cold")
-    keys = ("import", "first-batch-warm", "first-batch-cold")
-    rows = [row_of(key, title, found) for key, title, found in zip(keys, titles, figures, strict=True)]
-    rows[0]["floors"] = ["import numpy"]
-    rows[2]["absent"] = {library.name: "keeps no compile cache" for library in libraries if library.name != "replaykit"}
-    return rows
+    rows.cold.absent = {subject.name: "keeps no compile cache" for subject in subjects if not subject.is_replaykit}
+    return rows.everything
 
 
-def ticks(libraries: list[Library], quick: bool) -> int:
+class _Rows:
+    """The rows of this section, and how a subject's next values are added to them."""
+
+    def __init__(self) -> None:
+        self.imports = Measured("import", "import", "s", floors=("import numpy",))
+        self.warm = Measured("first-batch-warm", "first batch, compile cache warm", "s")
+        self.cold = Measured("first-batch-cold", "first batch, compile cache cold", "s")
+        self.sequence = {
+            (state, kind): Measured(f"first-{kind}-{state}", f"{title}, compile cache {state}", "s")
+            for state in ("warm", "cold")
+            for kind, title in KINDS.items()
+        }
+
+    @property
+    def everything(self) -> list[Measured]:
+        return [self.imports, self.warm, self.cold, *self.sequence.values()]
+
+    def measure_warm(self, subject: Subject, kept: str) -> None:
+        """Processes with the compile cache `kept`."""
+        self._append(self.imports, subject, import_of(subject.importing, subject.checkout))
+        self._append(self.warm, subject, first_batch(subject, kept))
+        if subject.is_replaykit:
+            self._append_sequence("warm", subject, kept)
+
+    def measure_cold(self, subject: Subject) -> None:
+        """Processes with empty compile caches."""
+        with tempfile.TemporaryDirectory() as empty:
+            self._append(self.cold, subject, first_batch(subject, empty))
+        with tempfile.TemporaryDirectory() as empty:
+            self._append_sequence("cold", subject, empty)
+
+    def _append_sequence(self, state: str, subject: Subject, cache: str) -> None:
+        for kind, seconds in first_batches(subject, cache, *KINDS).items():
+            self._append(self.sequence[state, kind], subject, seconds)
+
+    @staticmethod
+    def _append(row: Measured, subject: Subject, seconds: float) -> None:
+        row.values.setdefault(subject.name, []).append(seconds)
+
+
+def _ours(subjects: list[Subject]) -> list[Subject]:
+    return [subject for subject in subjects if subject.is_replaykit]
+
+
+def ticks(subjects: list[Subject], quick: bool) -> int:
     """How often `results` calls its `tick`."""
-    return 1 + len(libraries) * repeats(quick)
+    return len(_ours(subjects)) + len(subjects) * repeats(quick)
 
 
 def repeats(quick: bool) -> int:
     """Processes for each figure."""
-    return 1 if quick else 10
+    return 1 if quick else 8
 
 
-def import_of(statement: str) -> float:
+def repeats_cold(quick: bool) -> int:
+    """Processes for each figure with an empty cache."""
+    return 1 if quick else 3
+
+
+def import_of(statement: str, checkout: str = "") -> float:
     """Seconds that a statement takes in a fresh process."""
-    return float(run("-c", IMPORT.format(importing=statement))["seconds"])
+    return float(run("-c", IMPORT.format(importing=statement, checkout=checkout))["seconds"])
 
 
-def first_batch(library: str, cache: str) -> float:
-    """Seconds from before the import of a library to its first batch, with compile caches in that directory."""
-    found = run("-m", "benchmarks.first_batch", library, REPLAYKIT_CACHE_DIR=cache, NUMBA_CACHE_DIR=cache)
-    return float(found["seconds"])
+def first_batch(subject: Subject, cache: str) -> float:
+    """Seconds from before the import of a library to its first batch: a prioritized one where it has it."""
+    found = first_batches(subject, cache, "prioritized") or first_batches(subject, cache, "uniform")
+    return next(iter(found.values()))
+
+
+def first_batches(subject: Subject, cache: str, *kinds: str) -> dict[str, float]:
+    """Seconds to the first batch of each kind, in one process, with compile caches in that directory."""
+    return subject.run("first_batch", *kinds, REPLAYKIT_CACHE_DIR=cache, NUMBA_CACHE_DIR=cache)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from benchmarks.adapters.base import N_STEP, Library
 from benchmarks.data import Task
 from benchmarks.floors import Rows
-from benchmarks.sections.rows import Shelf, make_row
+from benchmarks.sections.rows import Shelf, make_row, only_replaykit
 from benchmarks.timing import Row, Workload
 
 TASK = Task(1_000_000)
@@ -32,7 +32,7 @@ def n_step_rows(libraries: list[Library], quick: bool) -> list[Row]:
 def hindsight_rows(libraries: list[Library], quick: bool) -> list[Row]:
     """Rewards are free: what a user's function costs is not the library's."""
     shelf, floor = Shelf(), Rows(GOALS)
-    only = [library for library in libraries if library.name == "replaykit"]
+    only = only_replaykit(libraries)
 
     def uniform(library: Library) -> Workload:
         return Workload(shelf.get(library, "uniform", GOALS).sampling(BATCH))

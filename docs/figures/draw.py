@@ -314,12 +314,12 @@ def draw_house() -> None:
     """The floors of the package: each imports only from floors below."""
     floors = [
         (("recording", "testing", "diagnostics"), "around a buffer"),
-        (("CombinedReplay", "HindsightReplay", "your wrapper"), "change one verb"),
-        (("ReplayBuffer", "PrioritizedBuffer", "LatestBuffer"), "which storage, which distribution"),
-        (("Buffer", "ReplayWrapper"), "the verbs, forwarded"),
-        (("Replay",), "the verbs; sample, once"),
-        (("Uniform", "Proportional", "Latest", "yours"), "Distribution: which"),
-        (("LocalStorage", "Row", "Columns", "yours"), "Storage: what is there"),
+        (("CombinedReplay", "HindsightReplay", "your wrapper"), "wrappers"),
+        (("ReplayBuffer", "PrioritizedBuffer", "LatestBuffer"), "constructors of buffers"),
+        (("Buffer", "ReplayWrapper"), "bases of buffers and wrappers"),
+        (("Replay",), "the verbs, and sample"),
+        (("Uniform", "Proportional", "Latest", "your distribution"), "distributions: which?"),
+        (("LocalStorage", "Row", "Columns", "your storage"), "storages: what is there?"),
         (("Spec", "Field", "Batch", "Window", "Draw"), "names, shapes, dtypes"),
         (("store", "windows", "tree", "goals", "frames"), "kernels"),
     ]
@@ -334,28 +334,28 @@ def draw_house() -> None:
             is_yours = name.startswith("your")
             drawing.box(x, y, size, height - 10, ACCENT if is_yours else "currentColor")
             drawing.text(x + size / 2, y + 23, name, ACCENT if is_yours else "currentColor", 13.5)
-    drawing.arrow(left - 14, 16, left - 14, len(floors) * height - 4, MUTED)
+    drawing.arrow(left - 14, 10, left - 14, len(floors) * height, MUTED)
     drawing.save("house.svg")
 
 
 def draw_flows() -> None:
     """The three data flows: add, sample and update, from the call down to the arrays and back."""
     flows = [
-        ("add", ["values", "encode: check, pack", "lock", "store: retire, write,|episodes, publish", "indices"]),
-        ("sample", ["B", "lock", "draw: settle, find", "open windows,|reduce windows", "Batch"]),
-        ("update", ["indices, TD errors", "check, drop stale", "lock", "settle, set leaves,|recompute sums", "count"]),
+        ("add", ["values", "encode:_check, convert", "lock", "store:_retire, write, publish", "indices"]),
+        ("sample", ["batch size", "lock", "draw:|settle, find leaves", "open windows,|reduce windows", "batch"]),
+        ("update", ["indices,_TD errors", "lock", "drop stale|indices", "settle, set leaves,|recompute sums", "count"]),
     ]
-    drawing = Drawing(760, 226, "Each call goes down through the floors once: to the lock, one kernel, and back")
+    drawing = Drawing(760, 226, "The steps of add, sample and update: values are encoded before the lock is taken")
     for row, (name, steps) in enumerate(flows):
         y = 12 + 72 * row
         drawing.text(12, y + 30, name, size=15, anchor="start", bold=True)
         for place, words in enumerate(steps):
             x = 84 + place * 136
-            is_kernel = "|" in words or words.startswith("draw")
+            is_kernel = "|" in words or words.startswith("store")
             drawing.box(x, y, 118, 50, ACCENT if is_kernel else "currentColor")
-            lines = words.split("|")
+            lines = words.replace("_", "|").split("|")
             for number, line in enumerate(lines):
-                drawing.text(x + 59, y + 30 - 8 * (len(lines) - 1) + 17 * number, line, size=12)
+                drawing.text(x + 59, y + 29.5 - 8.5 * (len(lines) - 1) + 17 * number, line, size=12)
             if place:
                 drawing.arrow(x - 18, y + 25, x - 1, y + 25, MUTED)
     drawing.save("flows.svg")

@@ -163,14 +163,18 @@ def uniform_draw(uniforms, bounds, capacity, slots, indices, probabilities):
 
 @jit
 def rewrite(plan, block, columns, rows, values):
-    """Write values to some rows of these columns of a block, which have one size."""
-    block4, values4 = view(block, 0, block.shape[0] // 4, np.uint32), view(values, 0, values.shape[0] // 4, np.uint32)
+    """Write values to rows of these columns of a block, which have one size; returns a row that is not in it, or -1."""
+    for j in range(rows.shape[0]):
+        if rows[j] < 0 or rows[j] >= plan[META, COUNT]:
+            return rows[j]
     for c in range(columns.shape[0]):
         size, start = plan[SIZE, columns[c]], plan[START, columns[c]]
         if size % 4 == 0:
-            _spread(block4, start // 4, size // 4, rows, values4)
+            block4 = view(block, 0, block.shape[0] // 4, np.uint32)
+            _spread(block4, start // 4, size // 4, rows, view(values, 0, values.shape[0] // 4, np.uint32))
         else:
             _spread(block, start, size, rows, values)
+    return -1
 
 
 @jit
@@ -182,6 +186,6 @@ def _spread(block, start, words, rows, values):
 
 @jit
 def reduce_rewritten(bounds, rows, plan, powers, block, stage, columns, places, values):
-    """`transitions`, and then `rewrite`."""
+    """`transitions`, and then `rewrite`, whose result is returned."""
     transitions(bounds, rows, plan, powers, block, stage)  # a literal stage would have Numba compile it once more
-    rewrite(plan, block, columns, places, values)
+    return rewrite(plan, block, columns, places, values)

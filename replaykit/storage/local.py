@@ -215,18 +215,21 @@ class LocalStorage(Storage):
         arguments = self.bounds, self.bytes, layout.plan, powers, block, windows.REDUCE
         rewrites = window.rewrites
         if self.columns:
+            rewrites = [Rewrite((name,), *rewrite[1:]) for rewrite in rewrites for name in rewrite.fields]
             apart = [rewrite for rewrite in rewrites if self.is_in_columns(rewrite.fields[0])]
             rewrites = [rewrite for rewrite in rewrites if not self.is_in_columns(rewrite.fields[0])]
         if rewrites:
-            windows.reduce_rewritten(*arguments, *self._in_block(rewrites[0]))
+            wrong = windows.reduce_rewritten(*arguments, *self._in_block(rewrites[0]))
             for rewrite in rewrites[1:]:
-                windows.rewrite(layout.plan, block, *self._in_block(rewrite))
+                wrong = max(wrong, windows.rewrite(layout.plan, block, *self._in_block(rewrite)), key=abs)
+            if wrong != -1:
+                raise IndexError(f"rewrites has the row {wrong}; expected rows in [0, {len(window.indices)})")
         else:
             windows.transitions(*arguments)
         leaves = views[: self._length + 1]
         if self.columns:
             leaves = self.with_columns(leaves, window.indices, leaves[-1])
-            for name, rows, values in [(name, *rewrite[1:]) for rewrite in apart for name in rewrite.fields]:
+            for (name,), rows, values in apart:
                 position = self.positions[name]
                 leaves[position] = leaves[position].copy()  # stacks of obs and next_obs may overlap
                 leaves[position][rows] = values
@@ -252,9 +255,11 @@ class LocalStorage(Storage):
         columns = self._columns_named.get(names)
         if columns is None:
             columns = self._columns_named[names] = np.array([self.positions[name] for name in names])
-        leaf = self.spec.leaves[columns[0]]
-        if values.dtype is not leaf.dtype or values.shape[1:] != leaf.shape or not values.flags.c_contiguous:
-            values = np.ascontiguousarray(np.broadcast_to(values, (len(rows), *leaf.shape)), leaf.dtype)
+        leaf, shape = self.spec.leaves[columns[0]], (len(rows), *self.spec.leaves[columns[0]].shape)
+        if type(values) is not np.ndarray or values.dtype is not leaf.dtype or values.shape != shape:
+            values = np.broadcast_to(values, shape).astype(leaf.dtype)
+        elif not values.flags.carray:
+            values = values.copy()
         return columns, rows, np.ndarray(values.nbytes, _UINT8, values)
 
     def with_columns(self, views: Any, indices: Indices, length: Indices) -> list[Any]:

@@ -1,0 +1,43 @@
+"""The sections of the benchmark: those that are timed in this process, and those that need processes of their own."""
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.adapters.base import Library
+from benchmarks.sections import (
+    add,
+    frames,
+    images,
+    inputs,
+    memory,
+    pauses,
+    per,
+    startup,
+    training,
+    uniform,
+    views,
+    wrappers,
+)
+from benchmarks.timing import Row
+
+RowsOf = Callable[[list[Library], bool], list[Row]]
+TIMED: dict[str, tuple[str, RowsOf]] = {
+    "add": ("Adding", add.rows),
+    "inputs": ("Adding what environments give", inputs.rows),
+    "uniform": ("Uniform sampling", uniform.rows),
+    "per": ("Prioritized replay", per.rows),
+    "nstep": ("Returns of three steps", views.n_step_rows),
+    "her": ("Hindsight goals", views.hindsight_rows),
+    "wrappers": ("Wrappers, beside the buffers inside", wrappers.rows),
+    "images": ("Stacks of frames", images.rows),
+    "frames": ("Adding frames", frames.rows),
+    "training": ("A training step with its network", training.rows),
+}
+IN_PROCESSES: dict[str, tuple[str, Any]] = {
+    "pauses": ("The longest add", pauses),
+    "startup": ("Start-up", startup),
+    "memory": ("Memory, over the bytes of the rows", memory),
+}
+SECTIONS = (*TIMED, *IN_PROCESSES)
+ARCHITECTURE = ("add", "inputs", "wrappers", "frames", "pauses", "startup")
+"""The sections that `benchmarks.architecture` reads."""
