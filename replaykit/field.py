@@ -122,7 +122,9 @@ class Leaf:
         if type(value) is int and self.dtype.kind == "f" and -_EXACT_INT <= value <= _EXACT_INT:
             return value  # a float64 holds it exactly
         array = self.coerce(value)
-        number = array if self.dtype.kind == "c" or self.dtype.itemsize > 8 else array.item()
+        if self.dtype.kind == "c" or self.dtype.itemsize > 8:
+            return array
+        number = array.item()
         if number != number:
             raise OverflowError(f"{self.name} is {number}")
         return number
