@@ -122,7 +122,9 @@ class Leaf:
         if type(value) is int and self.dtype.kind == "f" and -_EXACT_INT <= value <= _EXACT_INT:
             return value  # a float64 holds it exactly
         array = self.coerce(value)
-        number = array if self.dtype.kind == "c" or self.dtype.itemsize > 8 else array.item()
+        if self.dtype.kind == "c" or self.dtype.itemsize > 8:
+            return array
+        number = array.item()
         if number != number:
             raise OverflowError(f"{self.name} is {number}")
         return number
@@ -150,12 +152,10 @@ class Leaf:
             return array.astype(target)
         if target.kind in "biu" and source.kind in "biu":
             low, high = (0, 1) if target.kind == "b" else (int(np.iinfo(target).min), int(np.iinfo(target).max))
-            extremes = (int(array.min()), int(array.max())) if array.size else ()
-            for extreme in extremes:
+            for extreme in (int(array.min()), int(array.max())) if array.size else ():
                 if not low <= extreme <= high:
-                    raise OverflowError(
-                        f"{self.name} contains {extreme}; expected {target} values in [{low}, {high}]; {_WIDEN}"
-                    )
+                    limits = f"{target} values in [{low}, {high}]"
+                    raise OverflowError(f"{self.name} contains {extreme}; expected {limits}; {_WIDEN}")
             return array.astype(target)
         if (target.kind == "f" and source.kind in "iuf") or (target.kind == "c" and source.kind in "iufc"):
             with np.errstate(over="ignore", under="ignore", invalid="ignore"):
@@ -167,9 +167,8 @@ class Leaf:
             return cast
         remedy = "declare the field with another dtype in the Spec"
         if source.kind == "f" and target.kind in "biu":
-            remedy = (
-                f"round it and call .astype({str(target)!r}) if that is meant, or declare a floating field in the Spec"
-            )
+            rounded = f"round it and call .astype({str(target)!r}) if that is meant"
+            remedy = f"{rounded}, or declare a floating field in the Spec"
         elif source.kind == "O":
             remedy = "give all its entries one shape and a numeric dtype"
         raise TypeError(f"{self.name} has dtype {source}; expected {target}, or one that casts to it safely; {remedy}")

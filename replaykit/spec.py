@@ -147,16 +147,7 @@ class Spec:
     def unflatten(self, flat: Sequence[Any], names: tuple[str, ...]) -> dict[str, Tree]:
         """The trees of the fields of these names, from the values of their leaves, in order."""
         leaves = iter(flat)
-        return {name: _filled(self._trees[name], leaves) for name in names}
-
-
-def _filled(tree: Tree, leaves: Iterator[Any]) -> Tree:
-    """`tree` with the next of `leaves` for each of its fields."""
-    if type(tree) is Field:
-        return next(leaves)
-    if type(tree) is dict:
-        return {key: next(leaves) if type(entry) is Field else _filled(entry, leaves) for key, entry in tree.items()}
-    return tuple(_filled(entry, leaves) for entry in tree)
+        return {name: map_tree(lambda _field, _path: next(leaves), self._trees[name]) for name in names}
 
 
 def _frozen(tree: Tree, name: str) -> Tree:
