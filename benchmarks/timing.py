@@ -17,6 +17,12 @@ SLICE = 0.015
 TURNS, TURN = 5, 0.005
 """Two versions take so many turns each in a round, of so many seconds."""
 
+FIRST_CALLS = 3, 10, 10, 10
+"""Calls before the first round: everything is compiled, and the fastest show how many calls a round may have."""
+
+FIRST_PART = 10
+"""A round begins with a tenth of its calls that are not timed."""
+
 COLD_CALLS = 7
 """Calls of a cold workload in a round."""
 
@@ -115,19 +121,32 @@ class Timer:
         self.rows = {row.key: row for row in rows}
         self.cache = np.ones(EVICTED_BYTES // 8 if any(row.cold for row in rows) else 0)
         self.calls = {
-            (row.key, name): _calls(row, workload, seconds) for row in rows for name, workload in row.everything.items()
+            (row.key, name): self._calls(row, workload, seconds)
+            for row in rows
+            for name, workload in row.everything.items()
         }
+
+    def _calls(self, row: Row, workload: Workload, seconds: float) -> int:
+        """Calls of a workload in so many seconds. Calling it to find out also compiles everything."""
+        fastest = np.inf
+        for count in FIRST_CALLS:
+            workload.prepare(count)
+            fastest = min(fastest, _warm(workload.call, count, self.clock))
+        return COLD_CALLS if row.cold else int(np.clip(seconds / fastest, 3, 10_000))
 
     def time(self, key: str, name: str) -> float:
         """Microseconds of a call in one round.
 
-        A warm workload is called for the timer's seconds, and the result is the mean. A cold one is called a few times,
-        each time after the caches were swept, and the result is the median.
+        A warm workload is called for the timer's seconds, and the result is the mean; before that it is called some
+        more times, until the caches hold its data. A cold one is called a few times, each time after the caches were
+        swept, and the result is the median.
         """
         row, count = self.rows[key], self.calls[key, name]
-        workload = row.everything[name]
-        workload.prepare(count)
+        workload, first_calls = row.everything[name], 0 if row.cold else 1 + count // FIRST_PART
+        workload.prepare(first_calls + count)
         gc.disable()
+        for _ in range(first_calls):
+            workload.call()
         seconds = self._cold(workload.call, count) if row.cold else _warm(workload.call, count, self.clock)
         gc.enable()
         return 1e6 * seconds
@@ -176,14 +195,6 @@ def measure(rows: list[Row], rounds: int, tick: Callable[[], Any]) -> list[Measu
 def measured_of(row: Row, names: list[str]) -> Measured:
     """The row without values yet, in microseconds, for these names."""
     return Measured(row.key, row.title, "us", {name: [] for name in names}, tuple(row.floors), row.absent)
-
-
-def _calls(row: Row, workload: Workload, seconds: float) -> int:
-    """Calls of a workload in so many seconds. Calling it to find out also compiles everything."""
-    for count in (3, 10):
-        workload.prepare(count)
-        of_call = _warm(workload.call, count, time.perf_counter)
-    return COLD_CALLS if row.cold else int(np.clip(seconds / of_call, 3, 10_000))
 
 
 def _warm(call: Call, count: int, clock: Clock) -> float:

@@ -23,7 +23,7 @@ from benchmarks.timing import TURNS, Measured, figure
 
 MEDIAN = 50
 NAMES = BEFORE, AFTER = "before", "after"
-ROUNDS_OF_A_LAUNCH = 10
+ROUNDS_OF_A_LAUNCH = 8
 """At most, before the workers are started anew."""
 
 

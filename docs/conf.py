@@ -1,6 +1,7 @@
 """How the documentation is built: without the network, and with every warning an error."""
 
 import doctest
+import inspect
 
 import replaykit
 
@@ -36,3 +37,18 @@ from replaykit import *
 html_theme = "furo"
 html_title = f"replaykit {version}"
 html_show_sphinx = False
+
+
+def setup(app):
+    """Show the signature of a class's `__init__`: Sphinx would show that of `Declared.__new__`."""
+
+    def signature_of(_app, kind, _name, obj, _options, signature, _annotation):
+        if kind == "class" and signature == "(*args, **kwargs)":
+            if obj.__init__ is object.__init__:
+                return "", None
+            parameters = list(inspect.signature(obj.__init__).parameters.values())[1:]
+            bare = [parameter.replace(annotation=parameter.empty) for parameter in parameters]
+            return str(inspect.Signature(bare)), None
+        return None
+
+    app.connect("autodoc-process-signature", signature_of)

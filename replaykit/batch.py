@@ -15,16 +15,10 @@ Strategy: TypeAlias = Literal["future", "final", "episode", "random"]
 
 @dataclass(slots=True)
 class Draw:
-    """Which transitions, and with what probability.
+    """Indices (B,) of transitions, and the expected share of a batch of each, as `probabilities` (B,).
 
-    Attributes
-    ----------
-    indices : ndarray of shape (B,), int64
-    probabilities : ndarray of shape (B,), float64
-        The expected share of a batch of each drawn transition.
-    least : float or None
-        The smallest positive probability of any stored transition, by which weights are normalised with
-        ``weights="buffer"``. Without it, they are normalised as with ``weights="batch"``.
+    `least` is the smallest positive probability of any stored transition, by which weights are normalised with
+    ``weights="buffer"``. Without it, they are normalised as with ``weights="batch"``.
     """
 
     indices: npt.NDArray[np.int64]
@@ -33,16 +27,10 @@ class Draw:
 
 
 class Rewrite(NamedTuple):
-    """Values that replace some rows of fields of a batch when its windows are reduced.
+    """Values (R, ...) that replace those of R rows of some fields of a batch when its windows are reduced.
 
-    Attributes
-    ----------
-    fields : tuple of str
-        Leaves of the spec that all receive the values, such as ``("action",)`` or ``("obs.goal", "next_obs.goal")``.
-    rows : ndarray of shape (R,), int64
-        Numbers of windows.
-    values : ndarray of shape (R, ...)
-        In the dtype of the fields.
+    All `fields` receive the values, which have their dtype. They are leaves of the spec, such as ``("action",)`` or
+    ``("obs.goal", "next_obs.goal")``. `rows` (R,) are the numbers of windows.
     """
 
     fields: tuple[str, ...]
@@ -51,9 +39,9 @@ class Rewrite(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What hindsight asks about an episode's steps: the leaf of the achieved goal, the share of rows, and which steps.
+    """What hindsight needs to know of later steps: their achieved goals, for a share `ratio` of the rows of a batch.
 
-    The leaf is such as ``"next_obs.achieved_goal"``.
+    `leaf` is the achieved goal, such as ``"next_obs.achieved_goal"``.
     """
 
     leaf: str
@@ -62,8 +50,7 @@ class Look(NamedTuple):
 
 
 class Ahead(NamedTuple):
-    """The answer to a `Look` at windows of shape (B,) or (B, T) with n steps each. W windows, of S steps, get other
-    goals.
+    """The answer to a `Look` at windows of shape (B,) or (B, T), n steps each: other goals for W windows of S steps.
 
     Attributes
     ----------
@@ -89,32 +76,30 @@ class Ahead(NamedTuple):
 
 @dataclass(slots=True)
 class Window:
-    """What is there: up to n consecutive steps of one episode from each of M indices on.
+    """Up to n consecutive steps of one episode from each of M indices on.
 
     A wrapper may change or replace `reward`, `length`, `terminated` and `truncated`, and add to `rewrites` and `added`.
 
     Attributes
     ----------
     indices : ndarray of shape (M,), int64
-        The first step of each window.
+        The first step of each window. Those of successive steps differ by `stride`.
     shape : tuple of int
         (B,), or (B, T) if T windows belong to each row of the batch. M is the product.
-    stride : int
-        The difference between the indices of successive steps of a window.
     reward : ndarray of shape (M, n) or (M, n, ...), float64
         The reward of each step. Entries past the length are 0.
     length : ndarray of shape (M,), int64
         The number of steps, from 1 to n. If it is made shorter, `next_obs` is that of the new last step.
     terminated, truncated : ndarray of shape (M,), bool
         Flags of the last step.
-    opened : object
-        Only the storage reads it, to reduce the windows.
     rewrites : list of Rewrite
         Values that replace stored ones, applied in this order.
     added : dict of str to ndarray of shape (B, ...)
         Further fields of the batch.
     ahead : Ahead or None
         The answer to the `look` of the wrapper that receives the window, if it was already found.
+    opened
+        Only for the storage that made the window.
     """
 
     indices: npt.NDArray[np.int64]
@@ -210,9 +195,7 @@ class Batch:
 
     def __len__(self) -> int:
         """B, the number of transitions."""
-        for _, array in leaves_of(self.__dict__):
-            return int(array.shape[0])
-        return 0
+        return next((int(array.shape[0]) for _, array in leaves_of(self.__dict__)), 0)
 
     def keys(self) -> KeysView[str]:
         """The names of the fields."""
@@ -227,10 +210,8 @@ class Batch:
         return self.__dict__.items()
 
     def __repr__(self) -> str:
-        fields = (
-            f"{path} {tuple(array.shape[1:])} {array.dtype}" if len(array.shape) > 1 else f"{path} {array.dtype}"
-            for path, array in leaves_of(self.__dict__)
-        )
+        leaves = ((path, tuple(array.shape[1:]), array.dtype) for path, array in leaves_of(self.__dict__))
+        fields = (f"{path} {shape} {dtype}" if shape else f"{path} {dtype}" for path, shape, dtype in leaves)
         return f"Batch({len(self)}: {', '.join(fields)})"
 
     def to_torch(self, device: Any = None) -> "Batch":

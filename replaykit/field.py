@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ _INTEGERS = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint
 _FLOATS = (np.float16, np.float32, np.float64)
 _EXACT_INT = 2**53
 """A float64 holds every int up to this one."""
+_WIDEN = "widen the field's dtype in the Spec or clip the value"
+Array: TypeAlias = npt.NDArray[Any]
 
 
 class FieldNameError(KeyError, TypeError):
@@ -38,10 +40,8 @@ class Field:
 
     Raises
     ------
-    TypeError
-        For a dtype that is none of these, such as object or str.
-    ValueError
-        For a negative dimension.
+    TypeError, ValueError
+        For a dtype that is none of these, such as object or str, or a negative dimension.
 
     Examples
     --------
@@ -53,16 +53,18 @@ class Field:
     dtype: np.dtype[Any]
 
     def __init__(self, shape: tuple[int, ...] | int = (), dtype: npt.DTypeLike = np.float32) -> None:
-        shape = tuple(_dimension(size) for size in (shape if isinstance(shape, tuple | list) else (shape,)))
-        if any(size < 0 for size in shape):
-            raise ValueError(f"Field shape has a negative dimension: {shape}")
+        sizes = shape if isinstance(shape, tuple | list) else (shape,)
+        for size in sizes:
+            if isinstance(size, bool | np.bool_) or not isinstance(size, int | np.integer):
+                raise TypeError(f"Field shape contains {size!r}; expected ints")
+        sizes = tuple(map(int, sizes))
+        if min(sizes, default=0) < 0:
+            raise ValueError(f"Field shape has a negative dimension: {sizes}")
         native = np.dtype(dtype).newbyteorder("=")
         if native.kind not in "biufc":
-            raise TypeError(
-                f"Field dtype is {native}; expected a boolean, integer, floating or complex dtype, "
-                "which is what a dense array can store"
-            )
-        object.__setattr__(self, "shape", shape)
+            wanted = "a boolean, integer, floating or complex dtype, which is what a dense array can store"
+            raise TypeError(f"Field dtype is {native}; expected {wanted}")
+        object.__setattr__(self, "shape", sizes)
         object.__setattr__(self, "dtype", np.dtype(native.type))
 
     def __repr__(self) -> str:
@@ -72,12 +74,6 @@ class Field:
     def nbytes(self) -> int:
         """Bytes of one value."""
         return math.prod(self.shape) * self.dtype.itemsize
-
-
-def _dimension(size: Any) -> int:
-    if isinstance(size, bool | np.bool_) or not isinstance(size, int | np.integer):
-        raise TypeError(f"Field shape contains {size!r}; expected ints")
-    return int(size)
 
 
 class Leaf:
@@ -98,13 +94,10 @@ class Leaf:
     def __reduce__(self) -> tuple[type["Leaf"], tuple[str, Field]]:
         return Leaf, (self.name, self.field)
 
-    def coerce(
-        self, value: Any, lead: tuple[int, ...] = (), mask: npt.NDArray[np.bool_] | None = None
-    ) -> npt.NDArray[Any]:
+    def coerce(self, value: Any, lead: tuple[int, ...] = (), mask: npt.NDArray[np.bool_] | None = None) -> Array:
         """`value` as an array of shape ``(*lead, *shape)`` and this dtype, if nothing but precision is lost.
 
-        If `mask`, of shape `lead`, is given, only the entries that it selects are checked and returned, with a single
-        leading axis.
+        With a `mask` of shape `lead`, only its entries are checked and returned, with a single leading axis.
         """
         array = value if type(value) is np.ndarray else self._as_array(value)
         if array.shape != lead + self.shape:
@@ -129,12 +122,14 @@ class Leaf:
         if type(value) is int and self.dtype.kind == "f" and -_EXACT_INT <= value <= _EXACT_INT:
             return value  # a float64 holds it exactly
         array = self.coerce(value)
-        number = array if self.dtype.kind == "c" or self.dtype.itemsize > 8 else array.item()
+        if self.dtype.kind == "c" or self.dtype.itemsize > 8:
+            return array
+        number = array.item()
         if number != number:
             raise OverflowError(f"{self.name} is {number}")
         return number
 
-    def _as_array(self, value: Any) -> npt.NDArray[Any]:
+    def _as_array(self, value: Any) -> Array:
         array = as_array(self.name, value)
         if array.dtype.kind == "O" and type(value) is int:
             raise OverflowError(f"{self.name} is {value}; expected a number that fits {self.dtype}")
@@ -150,38 +145,36 @@ class Leaf:
             return f"{message}; use extend for a stretch of steps, or num_envs= for parallel environments"
         return f"{message}; give it that shape, or declare another in the Spec"
 
-    def _cast(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def _cast(self, array: Array) -> Array:
         """`array` in this dtype; refuses what would change by more than rounding."""
         source, target = array.dtype, self.dtype
         if np.can_cast(source, target, "safe"):
             return array.astype(target)
         if target.kind in "biu" and source.kind in "biu":
             low, high = (0, 1) if target.kind == "b" else (int(np.iinfo(target).min), int(np.iinfo(target).max))
-            extremes = [int(array.min()), int(array.max())] if array.size else []
-            outside = [extreme for extreme in extremes if not low <= extreme <= high]
-            if outside:
-                raise OverflowError(
-                    f"{self.name} contains {outside[0]}; expected {target} values in [{low}, {high}]; "
-                    "widen the field's dtype in the Spec or clip the value"
-                )
+            for extreme in (int(array.min()), int(array.max())) if array.size else ():
+                if not low <= extreme <= high:
+                    limits = f"{target} values in [{low}, {high}]"
+                    raise OverflowError(f"{self.name} contains {extreme}; expected {limits}; {_WIDEN}")
             return array.astype(target)
         if (target.kind == "f" and source.kind in "iuf") or (target.kind == "c" and source.kind in "iufc"):
             with np.errstate(over="ignore", under="ignore", invalid="ignore"):
                 cast = array.astype(target)
                 lost = np.isinf(cast) & np.isfinite(array)
             if lost.any():
-                raise OverflowError(
-                    f"{self.name} contains {array[lost].flat[0]}; expected {target} values of at most "
-                    f"{np.finfo(target).max:.4g} in magnitude; widen the field's dtype in the Spec or clip the value"
-                )
+                limit = f"{target} values of at most {np.finfo(target).max:.4g} in magnitude"
+                raise OverflowError(f"{self.name} contains {array[lost].flat[0]}; expected {limit}; {_WIDEN}")
             return cast
-        raise TypeError(
-            f"{self.name} has dtype {source}; expected {target}, or one that casts to it safely; "
-            f"{_remedy(source, target)}"
-        )
+        remedy = "declare the field with another dtype in the Spec"
+        if source.kind == "f" and target.kind in "biu":
+            rounded = f"round it and call .astype({str(target)!r}) if that is meant"
+            remedy = f"{rounded}, or declare a floating field in the Spec"
+        elif source.kind == "O":
+            remedy = "give all its entries one shape and a numeric dtype"
+        raise TypeError(f"{self.name} has dtype {source}; expected {target}, or one that casts to it safely; {remedy}")
 
 
-def as_array(name: str, value: Any) -> npt.NDArray[Any]:
+def as_array(name: str, value: Any) -> Array:
     """`value`, which may be a CPU tensor, as an array; refuses a masked array."""
     kind = type(value)
     if kind is not list and isinstance(value, np.ma.MaskedArray):
@@ -190,7 +183,7 @@ def as_array(name: str, value: Any) -> npt.NDArray[Any]:
         if kind is list or kind.__module__.partition(".")[0] != "torch":
             return np.asarray(value)
         if not value.requires_grad and value.device.type == "cpu":
-            array: npt.NDArray[Any] = value.numpy()
+            array: Array = value.numpy()
             return array
     except ValueError as error:
         raise ValueError(f"{name} cannot be read as an array: {error}") from error
@@ -198,14 +191,6 @@ def as_array(name: str, value: Any) -> npt.NDArray[Any]:
         raise TypeError(f"{name} cannot be read as an array: {error}; pass .detach().cpu() of a tensor") from error
     state = "requires grad" if value.requires_grad else f"is on {value.device}"
     raise TypeError(f"{name} is a torch tensor that {state}; expected an array on the CPU: pass .detach().cpu()")
-
-
-def _remedy(source: np.dtype[Any], target: np.dtype[Any]) -> str:
-    if source.kind == "f" and target.kind in "biu":
-        return f"round it and call .astype({str(target)!r}) if that is meant, or declare a floating field in the Spec"
-    if source.kind == "O":
-        return "give all its entries one shape and a numeric dtype"
-    return "declare the field with another dtype in the Spec"
 
 
 def as_float64(name: str, value: Any) -> npt.NDArray[np.float64]:

@@ -33,8 +33,7 @@ class HindsightReplay(ReplayWrapper):
     if `terminated_fn` is given: a window that reaches the new goal stops there. ``batch.relabelled`` marks these rows.
     Stored transitions stay as they are.
 
-    A goal is the achieved goal of ``next_obs`` of a stored step. The strategy decides which steps are allowed; each is
-    equally likely:
+    A goal is the achieved goal of ``next_obs`` of a stored step. Each step that `strategy` allows is equally likely:
 
     - ``"future"``: of the same episode, from the replayed step itself on, so strictly later than ``obs``;
     - ``"final"``: the last step of the same episode, or the newest if the episode is running;
@@ -58,7 +57,6 @@ class HindsightReplay(ReplayWrapper):
         where the episode terminates under the new goal. Without it `terminated` stays as stored, which is right if the
         end does not depend on the goal; most goal tasks run until a time limit.
     strategy : {"future", "final", "episode", "random"}
-        Where goals are taken from.
     ratio : float
         The probability that a transition is relabelled; k / (k + 1) for the paper's k goals to each transition.
     achieved_goal, desired_goal : str
@@ -116,17 +114,17 @@ class HindsightReplay(ReplayWrapper):
         super().__init__(inner)
         for name, function in (("reward_fn", reward_fn), ("terminated_fn", terminated_fn)):
             if not callable(function) and not (name == "terminated_fn" and function is None):
-                raise TypeError(
-                    f"{name} is {function!r}; expected a function of (achieved_goal, desired_goal, info), such as "
-                    "env.unwrapped.compute_reward"
-                )
+                wanted = "a function of (achieved_goal, desired_goal, info), such as env.unwrapped.compute_reward"
+                raise TypeError(f"{name} is {function!r}; expected {wanted}")
         check_choice("strategy", strategy, Strategy)
-        self._reward_fn = reward_fn
-        self._terminated_fn = terminated_fn
-        self._strategy: Strategy = strategy
         check_unit("ratio", ratio)
-        self._refuse_a_second(inner)
+        layer: Any = inner
+        while isinstance(layer, ReplayWrapper):
+            if isinstance(layer, HindsightReplay):
+                raise ValueError("inner is relabelled by a HindsightReplay already; expected one of them at most")
+            layer = layer.inner
         self._refuse_wrong_goals(achieved_goal, desired_goal)
+        self._reward_fn, self._terminated_fn, self._strategy = reward_fn, terminated_fn, strategy
         self._leaf = f"next_obs.{achieved_goal}"
         self._desired = f"obs.{desired_goal}", f"next_obs.{desired_goal}"
         self._info = tuple(leaf.name for leaf in self.spec.leaves if leaf.name.partition(".")[0] in self.spec.extra)
@@ -161,53 +159,38 @@ class HindsightReplay(ReplayWrapper):
         self.look = Look(self._leaf, self._ratio, self._strategy) if self._ratio > 0.0 else None
 
     def state(self) -> dict[str, Any]:
-        """The ratio, since it can be set."""
         return {"ratio": self._ratio}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take the ratio of another."""
         self.ratio = state["ratio"]
-
-    @staticmethod
-    def _refuse_a_second(inner: Replay) -> None:
-        layer: Any = inner
-        while isinstance(layer, ReplayWrapper):
-            if isinstance(layer, HindsightReplay):
-                raise ValueError("inner is relabelled by a HindsightReplay already; expected one of them at most")
-            layer = layer.inner
 
     def _refuse_wrong_goals(self, achieved: str, desired: str) -> None:
         """Raise unless the observations have two goals of one shape and dtype."""
-        spec = self.spec
-        fields = {leaf.name: leaf.field for leaf in spec.leaves}
-        if not isinstance(spec["obs"], dict):
-            raise TypeError(
-                f"obs is {spec['obs']!r}; expected a dict with the goals {achieved!r} and {desired!r}, as the "
-                "environments of Gymnasium-Robotics have"
-            )
+        obs, fields = self.spec["obs"], {leaf.name: leaf.field for leaf in self.spec.leaves}
+        if not isinstance(obs, dict):
+            wanted = f"a dict with the goals {achieved!r} and {desired!r}"
+            raise TypeError(f"obs is {obs!r}; expected {wanted}, as the environments of Gymnasium-Robotics have")
         for option, key in (("achieved_goal", achieved), ("desired_goal", desired)):
             if f"obs.{key}" not in fields:
-                raise ValueError(
-                    f"obs has no field {key!r}, only {', '.join(map(repr, spec['obs']))}; expected one with the "
-                    f"goal; pass its key as {option}="
-                )
+                got = f"obs has no field {key!r}, only {', '.join(map(repr, obs))}"
+                raise ValueError(f"{got}; expected one with the goal; pass its key as {option}=")
         if achieved == desired:
             raise ValueError(f"achieved_goal and desired_goal are both {achieved!r}; expected two fields of obs")
-        if fields[f"obs.{achieved}"] != fields[f"obs.{desired}"]:
+        field, other = fields[f"obs.{achieved}"], fields[f"obs.{desired}"]
+        if field != other:
             raise ValueError(
-                f"obs.{desired} is {fields[f'obs.{desired}']!r}; expected {fields[f'obs.{achieved}']!r}, as "
-                f"obs.{achieved} is, since achieved goals take its place; give both one shape and dtype"
+                f"obs.{desired} is {other!r}; expected {field!r}, as obs.{achieved} is, since achieved goals take its "
+                "place; give both one shape and dtype"
             )
-        if self.stack > 1 and len(fields[f"obs.{achieved}"].shape) >= 2:
+        if self.stack > 1 and len(field.shape) >= 2:
             raise ValueError(
-                f"stack is {self.stack}, and so obs.{achieved} is a stack of goals; expected single ones; "
-                "stack the other observations in the environment, with stack=1 here"
+                f"stack is {self.stack}, and so obs.{achieved} is a stack of goals; expected single ones; stack the "
+                "other observations in the environment, with stack=1 here"
             )
 
     # -- The verb --------------------------------------------------------------------------------------------
 
     def change(self, window: Window) -> Window:
-        """The wrapped replay's windows, with other goals for a share of `ratio` of the rows. O(B n)."""
         look, ahead = self.look, window.ahead
         if look is None:  # nothing is drawn, so that batches are those of the wrapped replay
             window.added["relabelled"] = np.zeros(window.shape[0], np.bool_)
@@ -226,24 +209,12 @@ class HindsightReplay(ReplayWrapper):
             reward = window.reward = np.ascontiguousarray(reward, _FLOAT64)
         wrong = kernels.put_rewards(rewards, places, reward.reshape(-1), self._is_short)
         if wrong >= 0:
-            raise ValueError(
-                f"{_called('reward_fn', self._reward_fn)} returned {rewards[wrong]}; expected finite {self._dtype}"
-            )
+            name = _called("reward_fn", self._reward_fn)
+            raise ValueError(f"{name} returned {rewards[wrong]}; expected finite {self._dtype}")
         if ends is not None:
             self._shorten(window, ahead, ends)
         window.rewrites.append(Rewrite(self._desired, windows, goals))
         return window
-
-    def _shorten(self, window: Window, ahead: Ahead, ends: npt.NDArray[np.bool_]) -> None:
-        """End each window at its first step that ends under its goal, whose flag is then the window's."""
-        lengths = window.length[ahead.windows]
-        begins = lengths.cumsum() - lengths
-        place = ahead.places % window.reward.shape[1]
-        length = np.minimum.reduceat(np.where(ends, place + 1, np.repeat(lengths, lengths)), begins)
-        window.reward.reshape(-1)[ahead.places[place >= np.repeat(length, lengths)]] = 0.0
-        window.terminated[ahead.windows] = ends[begins + length - 1]
-        window.truncated[ahead.windows] &= length == lengths
-        window.length[ahead.windows] = length
 
     def _info_of(self, window: Window, places: Indices) -> dict[str, Any]:
         """The extra fields of the steps with these places in the windows' rewards."""
@@ -253,11 +224,7 @@ class HindsightReplay(ReplayWrapper):
 
     def _rewards(self, goals: Goals) -> npt.NDArray[Any]:
         """The rewards of the steps for their goals, as float32 or float64."""
-        result = _ask("reward_fn", self._reward_fn, goals)
-        if result.dtype.kind not in "biuf":
-            raise TypeError(
-                f"{_called('reward_fn', self._reward_fn)} returned dtype {result.dtype}; expected real numbers"
-            )
+        result = _ask("reward_fn", self._reward_fn, goals, "biuf", "real numbers")
         if result.dtype is _FLOAT32 or result.dtype is _FLOAT64:
             return result if result.flags.carray else result.copy()
         with np.errstate(over="ignore"):
@@ -276,8 +243,7 @@ class HindsightReplay(ReplayWrapper):
             achieved, desired, info = _map(itemgetter(np.tile(missed, 3)), goals)
             desired[missed.size : 2 * missed.size] = achieved[: missed.size]
             probe = achieved, desired, info
-            rows = [np.array([k]) for k in range(len(achieved))]
-            alone = [self._ask_ends(_map(itemgetter(row), probe))[0] for row in rows]
+            alone = [self._ask_ends(_map(itemgetter([row]), probe))[0] for row in range(len(achieved))]
             if (self._ask_ends(probe) != alone).any():
                 raise ValueError(
                     f"{_called('terminated_fn', self._terminated_fn)} answers otherwise for a row alone than for the "
@@ -287,12 +253,18 @@ class HindsightReplay(ReplayWrapper):
         return ends
 
     def _ask_ends(self, goals: Goals) -> npt.NDArray[np.bool_]:
-        result = _ask("terminated_fn", self._terminated_fn, _map(np.copy, goals))
-        if result.dtype != np.bool_:
-            raise TypeError(
-                f"{_called('terminated_fn', self._terminated_fn)} returned dtype {result.dtype}; expected bool"
-            )
-        return result
+        return _ask("terminated_fn", self._terminated_fn, _map(np.copy, goals), "b", "bool")
+
+    def _shorten(self, window: Window, ahead: Ahead, ends: npt.NDArray[np.bool_]) -> None:
+        """End each window at its first step that ends under its goal, whose flag is then the window's."""
+        lengths = window.length[ahead.windows]
+        begins = lengths.cumsum() - lengths
+        place = ahead.places % window.reward.shape[1]
+        length = np.minimum.reduceat(np.where(ends, place + 1, np.repeat(lengths, lengths)), begins)
+        window.reward.reshape(-1)[ahead.places[place >= np.repeat(length, lengths)]] = 0.0
+        window.terminated[ahead.windows] = ends[begins + length - 1]
+        window.truncated[ahead.windows] &= length == lengths
+        window.length[ahead.windows] = length
 
 
 def _map(function: Callable[[Any], Any], goals: Goals) -> Goals:
@@ -301,24 +273,25 @@ def _map(function: Callable[[Any], Any], goals: Goals) -> Goals:
     return function(achieved), function(desired), map_tree(lambda array, _path: function(array), info)
 
 
-def _ask(option: str, function: Any, goals: Goals) -> npt.NDArray[Any]:
-    """The answer of a function of the user's for M steps, of shape (M,). It may change what it is given."""
+def _ask(option: str, function: Any, goals: Goals, kinds: str, expected: str) -> npt.NDArray[Any]:
+    """The answer of the user's `function` for M steps, of shape (M,). It may change `goals`."""
     count = len(goals[0])
     try:
         result = function(*goals)
     except Exception as error:
-        raise RuntimeError(
-            f"{_called(option, function)} raised {type(error).__name__}: {error}; it was given "
-            f"{_described(goals)}, one row for each step"
-        ) from error
+        raised = f"{_called(option, function)} raised {type(error).__name__}: {error}"
+        raise RuntimeError(f"{raised}; it was given {_described(goals)}, one row for each step") from error
     if type(result) is not np.ndarray:
         result = as_array(f"what {_called(option, function)} returned", result)
-    if result.shape != (count,):
+    array: npt.NDArray[Any] = result
+    if array.shape != (count,):
         raise ValueError(
-            f"{_called(option, function)} returned shape {result.shape}; expected {(count,)}, one number for each row "
+            f"{_called(option, function)} returned shape {array.shape}; expected {(count,)}, one number for each row "
             f"of {_described(goals)}; {_wrapped(option)}"
         )
-    return result  # type: ignore[no-any-return]
+    if array.dtype.kind not in kinds:
+        raise TypeError(f"{_called(option, function)} returned dtype {array.dtype}; expected {expected}")
+    return array
 
 
 def _described(goals: Goals) -> str:
@@ -326,13 +299,10 @@ def _described(goals: Goals) -> str:
 
 
 def _called(option: str, function: Any) -> str:
-    """What an error calls a function of the user's."""
     return f"{option} {getattr(function, '__qualname__', None) or repr(function)}"
 
 
 def _wrapped(option: str) -> str:
     """How to make a function that takes one pair of goals fit."""
-    return (
-        "if it takes one goal at a time, wrap it: lambda achieved, desired, info: "
-        f"np.array([{option}(a, d, {{}}) for a, d in zip(achieved, desired)])"
-    )
+    loop = f"[{option}(a, d, {{}}) for a, d in zip(achieved, desired)]"
+    return f"if it takes one goal at a time, wrap it: lambda achieved, desired, info: np.array({loop})"

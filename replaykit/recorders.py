@@ -21,13 +21,11 @@ def recorder_of(env: Any, buffer: Replay) -> "RecordSingle | RecordVector":
     if num_envs != buffer.num_envs:
         raise ValueError(f"env has {num_envs} environments; expected {buffer.num_envs}, the buffer's num_envs")
     if buffer.spec.extra:
-        raise ValueError(
-            f"the buffer's spec has the extra fields {buffer.spec.extra}, which an environment does not give; "
-            "add its transitions by hand"
-        )
-    fields = [(leaf.name, leaf.shape) for leaf in Spec.from_env(env).leaves]
-    if fields != [(leaf.name, leaf.shape) for leaf in buffer.spec.leaves]:
-        raise ValueError(f"env gives transitions of {Spec.from_env(env)}; expected the buffer's {buffer.spec}")
+        extra = f"the extra fields {buffer.spec.extra}, which an environment does not give"
+        raise ValueError(f"the buffer's spec has {extra}; add its transitions by hand")
+    spec = Spec.from_env(env)
+    if [(leaf.name, leaf.shape) for leaf in spec.leaves] != [(leaf.name, leaf.shape) for leaf in buffer.spec.leaves]:
+        raise ValueError(f"env gives transitions of {spec}; expected the buffer's {buffer.spec}")
     return RecordVector(env, buffer) if isinstance(env, gymnasium.vector.VectorEnv) else RecordSingle(env, buffer)
 
 
@@ -39,7 +37,10 @@ class RecordSingle(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.buffer = buffer
         self._obs: Any = None
         self._over = True
-        self._autoreset = any(isinstance(layer, gymnasium.wrappers.Autoreset) for layer in _layers(env))
+        layer, self._autoreset = env, False
+        while isinstance(layer, gymnasium.Wrapper):
+            self._autoreset |= isinstance(layer, gymnasium.wrappers.Autoreset)
+            layer = layer.env
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment; an episode that was running ends here."""
@@ -53,9 +54,8 @@ class RecordSingle(gymnasium.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the environment and store the transition."""
         if self._obs is None or (self._over and not self._autoreset):
-            raise gymnasium.error.ResetNeeded(
-                "the episode is over or has not begun, or its last step raised; call reset() before step()"
-            )
+            reason = "the episode is over or has not begun, or its last step raised"
+            raise gymnasium.error.ResetNeeded(f"{reason}; call reset() before step()")
         before, taken = self._obs, _copy(action)  # the environment may change either
         self._obs = None  # not known until the step has been stored
         obs, reward, terminated, truncated, info = self.env.step(action)
@@ -75,15 +75,13 @@ class RecordVector(gymnasium.vector.VectorWrapper[Any, Any, Any, Any, Any]):
         self._over = np.ones(env.num_envs, np.bool_)
         self._mode = _autoreset_mode(env)
 
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environments, or those in ``options["reset_mask"]``; episodes that were running there end here."""
-        options = dict(options) if options is not None else None  # Gymnasium takes the mask out of the dict it is given
-        mask = None if options is None else options.get("reset_mask")
+        options = None if options is None else dict(options)  # Gymnasium takes the mask out of the dict it is given
+        mask = (options or {}).get("reset_mask")
         lanes = np.ones(self.num_envs, np.bool_) if mask is None else np.array(mask, np.bool_)
         interrupted, self._obs = self._obs is None, None  # not known until the reset is done
-        obs, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        obs, info = self.env.reset(seed=seed, options=options)
         self.buffer.end_episode(~self._over if interrupted else lanes & ~self._over)
         self._over = self._over & ~lanes
         self._obs = _copy(obs)
@@ -120,26 +118,18 @@ class RecordVector(gymnasium.vector.VectorWrapper[Any, Any, Any, Any, Any]):
             return obs
         obs = _copy(obs)
         for lane in np.flatnonzero(info["_final_obs"]).tolist():
-            _set_entry(obs, lane, _entry(info["final_obs"], lane))
+            final = dict(leaves_of(_entry(info["final_obs"], lane)))  # its keys may be in another order
+            for path, array in leaves_of(obs):
+                array[lane] = final[path]
         return obs
-
-
-def _layers(env: Any) -> list[Any]:
-    """The environment and every wrapper around it."""
-    layers = [env]
-    while isinstance(layers[-1], gymnasium.Wrapper):
-        layers.append(layers[-1].env)
-    return layers
 
 
 def _autoreset_mode(env: gymnasium.vector.VectorEnv[Any, Any, Any]) -> AutoresetMode:
     # The attribute first: the metadata are shared between environments of a class, whatever the mode of each
     mode = getattr(env.unwrapped, "autoreset_mode", None) or env.metadata.get("autoreset_mode")
     if mode is None:
-        raise ValueError(
-            "env does not tell its autoreset mode; set env.metadata['autoreset_mode'] to one of "
-            "gymnasium.vector.AutoresetMode"
-        )
+        remedy = "set env.metadata['autoreset_mode'] to one of gymnasium.vector.AutoresetMode"
+        raise ValueError(f"env does not tell its autoreset mode; {remedy}")
     return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
 
 
@@ -151,10 +141,3 @@ def _copy(obs: Any) -> Any:
 def _entry(values: Any, lane: int) -> Any:
     """One lane of a structure of arrays with a leading axis."""
     return map_tree(lambda value, _path: value[lane], values)
-
-
-def _set_entry(values: Any, lane: int, entry: Any) -> None:
-    """Overwrite one lane of a structure of arrays, whatever the order of the keys."""
-    parts = dict(leaves_of(entry))
-    for path, array in leaves_of(values):
-        array[lane] = parts[path]

@@ -8,9 +8,9 @@ from replaykit.replay import Replay
 def record(env: Any, buffer: Replay) -> Any:
     """`env`, wrapped so that every step is stored in `buffer` as the transition it really was.
 
-    The wrapped environment is used as before. At an episode's end `next_obs` is the true last observation in each of
-    Gymnasium's autoreset modes: with NEXT_STEP the dummy step on which an environment is reset is not stored, with
-    SAME_STEP the observation is taken from ``info["final_obs"]``, and with DISABLED lanes that ended wait for
+    Use the result like `env`. At an episode's end `next_obs` is the true last observation in each of Gymnasium's
+    autoreset modes: with NEXT_STEP the dummy step on which an environment is reset is not stored, with SAME_STEP the
+    observation is taken from ``info["final_obs"]``, and with DISABLED lanes that ended wait for
     ``reset(options={"reset_mask": ...})``. A reset in the middle of an episode ends the episode in the buffer.
 
     With SAME_STEP, ``info["final_obs"]`` is wrong for an environment that returns one array again and again, since its
@@ -22,16 +22,11 @@ def record(env: Any, buffer: Replay) -> Any:
     buffer : Replay
         With as many lanes as `env` has environments, and the fields of its transitions.
 
-    Returns
-    -------
-    gymnasium.Wrapper or gymnasium.vector.VectorWrapper
-
     Raises
     ------
-    TypeError
-        If `env` is no Gymnasium environment or `buffer` no replay.
-    ValueError
-        If the number of environments or the fields differ, or a vector environment does not tell its autoreset mode.
+    TypeError, ValueError
+        If `env` is no Gymnasium environment or `buffer` no replay, if the number of environments or the fields differ,
+        or if the autoreset mode of a vector environment is unknown.
 
     Examples
     --------

@@ -29,10 +29,9 @@ class Spec:
 
     Raises
     ------
-    TypeError
-        If a leaf is not a `Field`.
-    ValueError
-        If an extra field has a name that a batch or ``add`` uses, or the reward is no float32 or float64 scalar.
+    TypeError, ValueError
+        If a leaf is not a `Field`, an extra field has a name that a batch or ``add`` uses, or the reward is no float32
+        or float64 scalar.
 
     Examples
     --------
@@ -50,19 +49,11 @@ class Spec:
             raise ValueError(f"reward is {reward!r}; expected Field((), 'float32') or Field((), 'float64')")
         for name in extra:
             if name in _RESERVED or name.startswith("_") or not name.isidentifier():
-                raise ValueError(
-                    f"extra field {name!r} has a name that replaykit uses itself, or is no identifier; choose another"
-                )
-        flag = Field((), np.bool_)
-        self._trees: dict[str, Tree] = {
-            "obs": _frozen(obs, "obs"),
-            "action": _frozen(action, "action"),
-            "reward": reward,
-            "next_obs": _frozen(obs, "obs"),
-            "terminated": flag,
-            "truncated": flag,
-            **{name: _frozen(tree, name) for name, tree in extra.items()},
-        }
+                reason = "has a name that replaykit uses itself, or is no identifier"
+                raise ValueError(f"extra field {name!r} {reason}; choose another")
+        obs, action, flag = _frozen(obs, "obs"), _frozen(action, "action"), Field((), np.bool_)
+        self._trees: dict[str, Tree] = dict(zip(CORE, (obs, action, reward, obs, flag, flag), strict=True))
+        self._trees |= {name: _frozen(tree, name) for name, tree in extra.items()}
         self.extra = tuple(extra)
         self.leaves: tuple[Leaf, ...] = tuple(Leaf(path, field) for path, field in leaves_of(self._trees))
         self.is_flat = all(isinstance(tree, Field) for tree in self._trees.values())
@@ -71,10 +62,7 @@ class Spec:
     def from_spaces(cls, observation_space: Any, action_space: Any, **extra: Tree) -> "Spec":
         """The spec of transitions of an environment with these Gymnasium spaces (those of a single environment).
 
-        Raises
-        ------
-        TypeError
-            For a space whose samples have no fixed shape: Text, Sequence, Graph, OneOf, and unknown ones.
+        Raises TypeError for a space whose samples have no fixed shape: Text, Sequence, Graph, OneOf, and unknown ones.
 
         Examples
         --------
@@ -108,11 +96,8 @@ class Spec:
         for name in ("obs", "action"):
             if name not in transition:
                 raise FieldNameError(f"the example has no {name!r}; expected at least 'obs' and 'action'")
-        trees = {
-            name: map_tree(_field_of, tree, name)
-            for name, tree in transition.items()
-            if name not in ("next_obs", "terminated", "truncated", "reward")
-        }
+        given = {name: tree for name, tree in transition.items() if name not in CORE[2:]}
+        trees = {name: map_tree(_field_of, tree, name) for name, tree in given.items()}
         reward = transition.get("reward", 0.0)
         is_double = isinstance(reward, np.ndarray | np.floating) and reward.dtype == np.float64
         return cls(reward=Field((), np.float64 if is_double else np.float32), **trees)
@@ -135,22 +120,23 @@ class Spec:
         return hash(repr(self))
 
     def __repr__(self) -> str:
-        trees = {"obs": self._trees["obs"], "action": self._trees["action"]}
-        if self._trees["reward"].dtype != np.float32:
-            trees["reward"] = self._trees["reward"]
-        trees |= {name: self._trees[name] for name in self.extra}
-        return f"Spec({', '.join(f'{name}={tree!r}' for name, tree in trees.items())})"
+        reward = ("reward",) if self._trees["reward"].dtype != np.float32 else ()
+        names = ("obs", "action", *reward, *self.extra)
+        return f"Spec({', '.join(f'{name}={self._trees[name]!r}' for name in names)})"
 
     def flatten(self, values: tuple[Tree, ...], extras: Mapping[str, Tree]) -> tuple[Any, ...]:
         """The values of the leaves, in order, of the core fields and the extras.
 
-        Raises
-        ------
-        FieldNameError
-            If a field or a key of a nested one is missing or unknown.
+        Raises FieldNameError if a field or a key of a nested one is missing or unknown.
         """
-        if extras or self.extra:
-            values += self._ordered_extras(extras)
+        for name in extras:
+            if name not in self.extra:
+                meant = _nearest(name, (*self.extra, *CORE, "mask", "td_error"))
+                raise FieldNameError(f"unknown field {name!r}; expected {', '.join((*CORE, *self.extra))}{meant}")
+        for name in self.extra:
+            if name not in extras:
+                raise FieldNameError(f"field {name!r} is missing; the spec has it, so pass {name}=")
+            values += (extras[name],)
         if self.is_flat:
             return values
         flat: list[Any] = []
@@ -158,34 +144,14 @@ class Spec:
             _flatten(tree, value, name, flat)
         return tuple(flat)
 
-    def _ordered_extras(self, extras: Mapping[str, Tree]) -> tuple[Tree, ...]:
-        for name in extras:
-            if name not in self.extra:
-                known = ", ".join((*CORE, *self.extra))
-                meant = _nearest(name, (*self.extra, *CORE, "mask", "td_error"))
-                raise FieldNameError(f"unknown field {name!r}; expected {known}{meant}")
-        for name in self.extra:
-            if name not in extras:
-                raise FieldNameError(f"field {name!r} is missing; the spec has it, so pass {name}=")
-        return tuple(extras[name] for name in self.extra)
-
     def unflatten(self, flat: Sequence[Any], names: tuple[str, ...]) -> dict[str, Tree]:
         """The trees of the fields of these names, from the values of their leaves, in order."""
         leaves = iter(flat)
-        return {name: _filled(self._trees[name], leaves) for name in names}
-
-
-def _filled(tree: Tree, leaves: Iterator[Any]) -> Tree:
-    """The structure of a tree of fields with the next of `leaves` for each of them."""
-    if type(tree) is Field:
-        return next(leaves)
-    if type(tree) is dict:
-        return {key: next(leaves) if type(entry) is Field else _filled(entry, leaves) for key, entry in tree.items()}
-    return tuple(_filled(entry, leaves) for entry in tree)
+        return {name: map_tree(lambda _field, _path: next(leaves), self._trees[name]) for name in names}
 
 
 def _frozen(tree: Tree, name: str) -> Tree:
-    """A copy of a tree of fields; refuses leaves that are none, and keys that are not str."""
+    """A copy of a tree of fields; refuses other leaves, and keys that are not str."""
     if isinstance(tree, Mapping):
         for key in tree:
             if not isinstance(key, str):
@@ -204,9 +170,8 @@ def _flatten(tree: Tree, value: Tree, path: str, flat: list[Any]) -> None:
             raise TypeError(f"{path} is a {type(value).__name__}; expected a dict with the keys {list(tree)}")
         for key in value:
             if key not in tree:
-                raise FieldNameError(
-                    f"{path} has the unknown key {key!r}; expected {list(tree)}{_nearest(key, tuple(tree))}"
-                )
+                meant = _nearest(key, tuple(tree))
+                raise FieldNameError(f"{path} has the unknown key {key!r}; expected {list(tree)}{meant}")
         for key, field in tree.items():
             if key not in value:
                 raise FieldNameError(f"{path} lacks the key {key!r}; expected {list(tree)}, got {list(value)}")

@@ -141,7 +141,7 @@ class ReplayWrapper(Replay):
         return self.inner.open(batch_size, look)
 
     def _open_and_change(self, batch_size: int, look: Look | None = None) -> tuple[Draw, Window]:
-        """`open` of a wrapper that overrides `change`; an outer look is about the changed windows, so it ends here."""
+        """`open` of a wrapper that overrides `change`. An outer look asks about changed windows, so it stops here."""
         draw, window = self.inner.open(batch_size, self.look)
         window = self.change(window)
         window.ahead = None

@@ -25,15 +25,9 @@ STEP = 256
 def write(done, obs, next_obs, indices, begins, shape, written, table, pool, overflow, free):
     """Write the observations of steps from number `done` on; returns how many are written when no frame is free.
 
-    Parameters
-    ----------
-    obs, next_obs : ndarray of uint8
-        P frames for each step, one after another.
-    indices, begins
-        Of the steps, in the order in which they were taken; whether an episode begins at each.
-    written : ndarray of shape (E,), int64
-        The step after the last that was written of each lane. If it is past the step to be written, the earlier write
-        was not published, and is taken back from its end.
+    `obs` and `next_obs` have the bytes of P frames for each step, in the order in which the steps were taken, and
+    `begins` whether an episode begins at each. `written` (E,) is the step after the last that was written of each lane.
+    If it is past the step to be written, the earlier write was not published, and is taken back from its end.
     """
     num_envs, capacity, given, kept = shape[NUM_ENVS], shape[CAPACITY], shape[GIVEN], shape[KEPT]
     size, shares, width = shape[SIZE], shape[SHARES] != 0, 2 * shape[KEPT]

@@ -25,10 +25,8 @@ def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, col
     """
     num_envs, groups, count, row_bytes = bounds.shape[1], uniforms.shape[1], plan[META, COUNT], plan[META, ROW_BYTES]
     width, most, capacity = count // groups, count * n, rows.shape[0] // row_bytes
-    indices, slots = (
-        view(block, plan[START, INDICES], count, np.int64),
-        view(block, plan[START, SLOTS], count, np.int64),
-    )
+    indices = view(block, plan[START, INDICES], count, np.int64)
+    slots = view(block, plan[START, SLOTS], count, np.int64)
     lengths, chosen = view(block, plan[START, LENGTH], count, np.int64), view(out, 0, groups, np.uint8)
     to = (groups + 7) // 8 * 8
     windows, places = view(out, to, count, np.int64), view(out, to + 8 * count, most, np.int64)
@@ -75,14 +73,13 @@ def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, col
     size, place = plan[SIZE, column], plan[ONLY, column]
     rows4, out4 = view(rows, 0, rows.shape[0] // 4, np.uint32), view(out, 0, out.shape[0] // 4, np.uint32)
     for kind in range(3):  # one call of gather for each width of word, so that it is compiled once
-        source, stop = (achieved, steps) if kind == 0 else (wanted, steps) if kind == 1 else (goals, total * width)
-        for begin in range(0, stop, CHUNK):
+        source, last = (achieved, steps) if kind == 0 else (wanted, steps) if kind == 1 else (goals, total * width)
+        for begin in range(0, last, CHUNK):
+            stop = min(begin + CHUNK, last)
             if place % 4 == 0 and size % 4 == 0:
-                gather(
-                    rows4, row_bytes // 4, source, begin, min(begin + CHUNK, stop), place // 4, size // 4, out4, to // 4
-                )
+                gather(rows4, row_bytes // 4, source, begin, stop, place // 4, size // 4, out4, to // 4)
             else:
-                gather(rows, row_bytes, source, begin, min(begin + CHUNK, stop), place, size, out, to)
+                gather(rows, row_bytes, source, begin, stop, place, size, out, to)
         to += (most * size + 7) // 8 * 8
     return total * width, steps
 

@@ -1,10 +1,9 @@
 """The one way a kernel is compiled, and where its machine code is kept.
 
-Numba's own ``cache=True`` raises at import where nothing is writable, raises from the user's call on a
-truncated file and never heals, and runs whatever machine code a flipped bit left. :class:`KernelCache`
-keeps each compiled kernel in one file that starts with a checksum, under a name that holds everything the
-code depends on. A file that is missing, unreadable or damaged is a miss; a directory that cannot be written
-means that kernels are compiled once per process.
+Numba's own ``cache=True`` raises at import if no directory is writable, raises from the user's call on every truncated
+file, and runs damaged machine code. :class:`KernelCache` keeps each compiled kernel in one file that starts with a
+checksum. The file's name depends on everything the code depends on. A file that is missing, unreadable or damaged is
+compiled again. If the directory cannot be written, kernels are compiled once per process.
 """
 
 import contextlib
@@ -65,7 +64,7 @@ def _prefetch(typing_context: Any, array: Any, position: Any) -> Any:
 
 
 def _no_prefetch(array: Any, position: Any) -> None:
-    """What :func:`prefetch` is without compilation."""
+    """:func:`prefetch` without compilation."""
 
 
 prefetch = _no_prefetch if config.DISABLE_JIT else intrinsic(_prefetch)
@@ -91,9 +90,9 @@ def _view(typing_context: Any, memory: Any, start: Any, count: Any, dtype: Any) 
 
 
 def _view_of(memory: Any, start: Any, count: Any, dtype: Any) -> Any:
-    """What :func:`view` is without compilation."""
+    """:func:`view` without compilation."""
     memory = np.frombuffer(memory, np.uint8) if isinstance(memory, bytes) else memory
-    size = np.dtype(dtype).itemsize // memory.itemsize if np.dtype(dtype).itemsize >= memory.itemsize else 1
+    size = max(np.dtype(dtype).itemsize // memory.itemsize, 1)
     return memory[start : start + count * size].view(dtype)
 
 
@@ -118,8 +117,7 @@ def cache_directory() -> Path | None:
     try:
         directory = Path(chosen) / "replaykit" if chosen else _user_cache() / "replaykit"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
+        tempfile.TemporaryFile(dir=directory).close()
         if hasattr(os, "getuid"):  # the files hold code: nobody else may write them
             status = directory.stat()
             if status.st_uid != os.getuid() or status.st_mode & 0o022:
@@ -154,17 +152,10 @@ class KernelCache:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._name = function.__name__
-        self._version = repr((
-            function.__module__,
-            _sources(Path(__file__).parent),
-            _sources(Path(function.__code__.co_filename).parent),
-            sys.version,
-            numba.__version__,
-            np.__version__,
-            config.BOUNDSCHECK,
-            config.OPT,
-            config.DEBUGINFO_DEFAULT,
-        ))  # fmt: skip
+        sources = _sources(Path(__file__).parent), _sources(Path(function.__code__.co_filename).parent)
+        versions = sys.version, numba.__version__, np.__version__
+        options = config.BOUNDSCHECK, config.OPT, config.DEBUGINFO_DEFAULT
+        self._version = repr((function.__module__, *sources, *versions, *options))
 
     @property
     def cache_path(self) -> str:
@@ -181,13 +172,13 @@ class KernelCache:
             checksum, payload = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
             if hashlib.sha256(payload).digest() != checksum:
                 raise ValueError("checksum differs")
-            # What machine code needs to run. Numba would load here all that is needed to compile, SciPy among it, and
-            # that takes longer than whatever else there is to do until the first batch
+            # All that machine code needs to run. Numba would load the whole compiler here, and SciPy with it, which
+            # takes longer than everything else until the first batch
             rtsys.initialize(target_context)
             return CompileResult._rebuild(target_context, *pickle.loads(payload))
         except FileNotFoundError:
             return None
-        except Exception:  # whatever is wrong with a cached file, compiling again is right
+        except Exception:  # a damaged file: compile again
             with contextlib.suppress(OSError):
                 path.unlink()
             return None
@@ -197,7 +188,9 @@ class KernelCache:
         path = self._path(signature, result.codegen)
         if path is None:
             return
-        try:
+        with contextlib.suppress(
+            Exception
+        ):  # a full disk or a kernel that does not pickle costs the cache, not the call
             payload = dumps(result._reduce())
             descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
             try:
@@ -207,8 +200,6 @@ class KernelCache:
             except BaseException:
                 os.unlink(temporary)
                 raise
-        except Exception:  # a full disk or a kernel that does not pickle costs the cache, never the call
-            return
 
     def _path(self, signature: Any, codegen: Any) -> Path | None:
         directory = cache_directory()

@@ -48,11 +48,9 @@ def find(nodes, masses, cursors):
 
 @jit
 def _last_positive_before(nodes, cursor):
-    """Last positive leaf before a zero leaf on which a query landed.
+    """Last positive leaf before a zero leaf on which a query landed, because a sum was rounded up.
 
-    In exact arithmetic none lands there: a query is always less than the node it is in. A sum that was rounded up
-    lets the remainder of a mass reach the sum of the right child, and the query then runs off its end; the
-    positive leaf that it passed last is the answer.
+    In exact arithmetic a query is always less than the node it is in. The answer is the positive leaf passed last.
     """
     size = nodes.shape[0] // 2
     node = cursor
@@ -68,7 +66,7 @@ def _last_positive_before(nodes, cursor):
 
 @jit
 def draw(nodes, uniforms, scheme, cursors, probabilities):
-    """Leaves into `cursors` and their probabilities, for B numbers in [0, 1) and a scheme.
+    """Leaves into `cursors` and their probabilities, for B numbers in [0, 1).
 
     STRATIFIED draws one point in each of B equal parts of the mass, IID draws each anywhere.
     """
@@ -83,33 +81,29 @@ def draw(nodes, uniforms, scheme, cursors, probabilities):
 
 @jit
 def assign(nodes, extremes, leaves, values):
-    """Set `leaves` to `values` in order (the last duplicate wins), then recompute their ancestors once each.
+    """Set `leaves` to `values` in order (the last duplicate wins), then recompute their ancestors level by level.
 
-    Level by level, dropping a parent equal to the one before it: leaves that come sorted, as those of a
-    stratified draw do, share most of their ancestors. The levels with few nodes are recomputed as a whole.
+    A parent equal to the one before it is dropped: sorted leaves, as those of a stratified draw, share most of their
+    ancestors. The levels with few nodes are recomputed as a whole.
     """
     size = nodes.shape[0] // 2
-    maxima, loose = _blocks(extremes)
-    shift = _block_shift(nodes, maxima)
+    maxima, loose, shift = _blocks(nodes, extremes)
     touched = np.empty(leaves.shape[0], np.int64)
     for i in range(leaves.shape[0]):
-        leaf = np.uint64(leaves[i])
+        leaf, new = np.uint64(leaves[i]), values[i]
         node = leaf + np.uint64(size)
         old = nodes[node]
-        new = values[i]
         nodes[node] = new
         touched[i] = node
         block = leaf >> np.uint64(shift)
         if new >= maxima[block]:
-            maxima[block] = new
-            loose[block] = 0.0
+            maxima[block], loose[block] = new, 0.0
         elif old == maxima[block]:
             loose[block] = 1.0
         _note(extremes, old, new)
     count = leaves.shape[0]
     while size > 4 * count > 0:
-        kept = np.uint64(0)
-        previous = np.uint64(0)
+        kept, previous = np.uint64(0), np.uint64(0)
         for i in range(count):
             parent = np.uint64(touched[i]) >> ONE
             touched[kept] = parent
@@ -133,8 +127,7 @@ def fill(nodes, extremes, start, stop, value):
     if stop <= start:
         return
     size = nodes.shape[0] // 2
-    maxima, loose = _blocks(extremes)
-    shift = _block_shift(nodes, maxima)
+    maxima, loose, shift = _blocks(nodes, extremes)
     for leaf in range(start, stop):
         old = nodes[size + leaf]
         nodes[size + leaf] = value
@@ -144,12 +137,10 @@ def fill(nodes, extremes, start, stop, value):
         _note(extremes, old, value)
     for block in range(start >> shift, ((stop - 1) >> shift) + 1):
         if value >= maxima[block]:
-            maxima[block] = value
-            loose[block] = 0.0
+            maxima[block], loose[block] = value, 0.0
     low, high = size + start, size + stop - 1
     while low > 1:
-        low >>= 1
-        high >>= 1
+        low, high = low >> 1, high >> 1
         for parent in range(low, high + 1):
             nodes[parent] = nodes[2 * parent] + nodes[2 * parent + 1]
 
@@ -158,31 +149,22 @@ def fill(nodes, extremes, start, stop, value):
 def _note(extremes, old, new):
     """Update the two bounds for a leaf that changes from `old` to `new`."""
     if new >= extremes[MAX]:
-        extremes[MAX] = new
-        extremes[MAX_LOOSE] = 0.0
+        extremes[MAX], extremes[MAX_LOOSE] = new, 0.0
     elif old == extremes[MAX]:
         extremes[MAX_LOOSE] = 1.0
     if 0.0 < new <= extremes[MIN]:
-        extremes[MIN] = new
-        extremes[MIN_LOOSE] = 0.0
+        extremes[MIN], extremes[MIN_LOOSE] = new, 0.0
     elif old == extremes[MIN]:
         extremes[MIN_LOOSE] = 1.0
 
 
 @jit
-def _blocks(extremes):
-    """The bounds of the blocks, and the flags of those that may not be attained."""
-    blocks = (extremes.shape[0] - BLOCKS) // 2
-    return extremes[BLOCKS : BLOCKS + blocks], extremes[BLOCKS + blocks :]
-
-
-@jit
-def _block_shift(nodes, bounds):
-    """log2 of the leaves in a block: both sizes are powers of two."""
-    shift = 0
-    while (bounds.shape[0] << shift) < nodes.shape[0] // 2:
+def _blocks(nodes, extremes):
+    """The bounds of the blocks, the flags of those that may not be attained, and log2 of the leaves in a block."""
+    count, shift = (extremes.shape[0] - BLOCKS) // 2, 0
+    while (count << shift) < nodes.shape[0] // 2:  # both are powers of two
         shift += 1
-    return shift
+    return extremes[BLOCKS : BLOCKS + count], extremes[BLOCKS + count :], shift
 
 
 @jit
@@ -197,16 +179,11 @@ def _place_of_largest(values, start, stop):
 
 @jit
 def largest(nodes, extremes):
-    """The largest leaf, 0 in an empty tree.
-
-    Only a block that might hold it is scanned, so this takes O(sqrt(C)) unless every block has just lost its largest
-    leaf.
-    """
+    """The largest leaf, 0 in an empty tree. O(sqrt C), unless every block has just lost its largest leaf."""
     if extremes[MAX_LOOSE] == 0.0:
         return extremes[MAX]
     size = nodes.shape[0] // 2
-    maxima, loose = _blocks(extremes)
-    shift = _block_shift(nodes, maxima)
+    maxima, loose, shift = _blocks(nodes, extremes)
     begin = size - size  # a plain 0 would have Numba compile what it is given to once more
     best = _place_of_largest(maxima, begin, maxima.shape[0])
     while loose[best] != 0.0:
@@ -214,8 +191,7 @@ def largest(nodes, extremes):
         maxima[best] = nodes[_place_of_largest(nodes, start, start + (1 << shift))]
         loose[best] = 0.0
         best = _place_of_largest(maxima, begin, maxima.shape[0])
-    extremes[MAX] = maxima[best]
-    extremes[MAX_LOOSE] = 0.0
+    extremes[MAX], extremes[MAX_LOOSE] = maxima[best], 0.0
     return extremes[MAX]
 
 
@@ -227,8 +203,7 @@ def smallest(nodes, extremes):
         for leaf in range(nodes.shape[0] // 2, nodes.shape[0]):
             if 0.0 < nodes[leaf] < least:
                 least = nodes[leaf]
-        extremes[MIN] = least
-        extremes[MIN_LOOSE] = 0.0
+        extremes[MIN], extremes[MIN_LOOSE] = least, 0.0
     return extremes[MIN]
 
 

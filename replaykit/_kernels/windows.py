@@ -56,10 +56,8 @@ def _open_windows(bounds, rows, plan, n, slots, block):
     capacity, is_short = np.uint64(rows.shape[0] // meta[ROW_BYTES]), size == 4
     terminated = view(block, plan[START, meta[TERMINATED]], count, np.uint8)
     truncated = view(block, plan[START, meta[TRUNCATED]], count, np.uint8)
-    lengths, reward = (
-        view(block, plan[START, LENGTH], count, np.int64),
-        view(block, plan[START, REWARDS], count * n, np.float64),
-    )
+    lengths = view(block, plan[START, LENGTH], count, np.int64)
+    reward = view(block, plan[START, REWARDS], count * n, np.float64)
     indices = view(block, plan[START, INDICES], count, np.int64)
     for i in range(count):
         slot, index, k = np.uint64(slots[i]), indices[i], 0
@@ -85,10 +83,8 @@ def _open_windows(bounds, rows, plan, n, slots, block):
 def _reduce_windows(num_envs, rows, plan, powers, slots, block):
     """The fields of the first and of the last step of each window, its return and its discount."""
     count, n, capacity = slots.shape[0], powers.shape[0] - 1, rows.shape[0] // plan[META, ROW_BYTES]
-    lengths, reward = (
-        view(block, plan[START, LENGTH], count, np.int64),
-        view(block, plan[START, REWARDS], count * n, np.float64),
-    )
+    lengths = view(block, plan[START, LENGTH], count, np.int64)
+    reward = view(block, plan[START, REWARDS], count * n, np.float64)
     for step in range(1 if n == 1 else 2):  # one call of copy_fields, so that it is compiled once
         if step == 1:
             for i in range(count):
@@ -147,10 +143,8 @@ def gather(rows, width, slots, begin, stop, place, words, block, start):
 def transitions_at(given, bounds, rows, plan, powers, block, stage):
     """`transitions` at these indices; returns the position of the first that is not stored, or -1."""
     count = given.shape[0]
-    indices, slots = (
-        view(block, plan[START, INDICES], count, np.int64),
-        view(block, plan[START, SLOTS], count, np.int64),
-    )
+    indices = view(block, plan[START, INDICES], count, np.int64)
+    slots = view(block, plan[START, SLOTS], count, np.int64)
     wrong = slots_of(given, bounds, rows.shape[0] // plan[META, ROW_BYTES], slots)
     if wrong < 0:
         for i in range(count):

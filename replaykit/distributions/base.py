@@ -65,11 +65,11 @@ class Distribution(Declared, ABC):
         return weights
 
     def mass(self) -> float:
-        """What the probabilities of this distribution are relative to, for shares between several buffers."""
+        """The sum that probabilities are divided by. A mixture of buffers draws from each in proportion to it."""
         return float(len(self.storage))
 
     def settle(self) -> None:
-        """Take notice of what was added and retired. Called after `clear`, and before a write that has priorities."""
+        """Give new transitions their priority, and drop retired ones. Called after `clear`, and before some writes."""
 
     def least_probability(self, batch_size: int, without: Indices) -> float:
         """The smallest positive probability of any stored index but those in `without`; inf if there is none. O(N)."""

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,9 @@ kernels = lazy("tree")
 SCHEMES = ("stratified", "iid")
 """How the points of a draw lie on the mass, in the order of the kernels' numbers."""
 
-
-Allocate = Callable[[str, tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]]
-
-
-def _zeros(_name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    return np.zeros(shape, dtype)
+Leaves: TypeAlias = npt.NDArray[np.int64]
+Values: TypeAlias = npt.NDArray[np.float64]
+Allocate: TypeAlias = Callable[[str, tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]]
 
 
 class SumTree:
@@ -68,33 +65,22 @@ class SumTree:
 
     def __init__(self, capacity: int, *, allocate: Allocate | None = None) -> None:
         self.capacity = check_count("capacity", capacity)
-        allocate = _zeros if allocate is None else allocate
+        allocate = allocate or (lambda _name, shape, dtype: np.zeros(shape, dtype))
         depth = (self.capacity - 1).bit_length()
         self._blocks = 1 << (depth // 2)
         self.nodes = allocate("nodes", (2 << depth,), np.float64)
         self.extremes = allocate("extremes", (kernels.BLOCKS + 2 * self._blocks,), np.float64)
         if not self.nodes[1]:
             self.extremes[kernels.MIN] = np.inf
-        self._leaves = self.nodes[1 << depth :]
         self.limit = np.finfo(np.float64).max / (2 << depth)
-
-    def __getstate__(self) -> tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        return self.capacity, self.nodes, self.extremes
-
-    def __setstate__(self, state: tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]) -> None:
-        arrays = {"nodes": state[1], "extremes": state[2]}
-        SumTree.__init__(self, state[0], allocate=lambda name, _shape, _dtype: arrays[name])
 
     # -- Writing ---------------------------------------------------------------------------------------------
 
     def set(self, leaves: npt.ArrayLike, values: npt.ArrayLike) -> None:
         """Give `leaves` (B,) the `values` (B,); of a leaf named twice the last counts. O(B log C).
 
-        Raises
-        ------
-        IndexError, ValueError
-            If a leaf lies outside [0, C), a value is NaN, infinite, negative or above `limit`, or the shapes differ.
-            The tree is then unchanged.
+        If a leaf lies outside [0, C), IndexError is raised; if a value is NaN, infinite, negative or above `limit`, or
+        the shapes differ, ValueError. The tree is then unchanged.
 
         Examples
         --------
@@ -126,25 +112,12 @@ class SumTree:
 
     # -- Drawing ---------------------------------------------------------------------------------------------
 
-    def draw(
-        self, uniforms: npt.ArrayLike, batch_size: int, scheme: str = "stratified"
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    def draw(self, uniforms: npt.ArrayLike, batch_size: int, scheme: str = "stratified") -> tuple[Leaves, Values]:
         """Leaves drawn in proportion to their values, and their probabilities, each of shape (B,). O(B log C).
 
-        With "stratified" the line is cut into B equal parts, and one point is drawn in each. With "iid" each point is
-        drawn anywhere. In both schemes a leaf is expected B times its probability.
-
-        Parameters
-        ----------
-        uniforms : array-like of shape (B,), float64 in [0, 1)
-        batch_size : int
-            B.
-        scheme : {"stratified", "iid"}
-
-        Raises
-        ------
-        TypeError, ValueError
-            If every leaf is 0, or an argument is wrong.
+        `batch_size` is B, and `uniforms` are B numbers in [0, 1). With "stratified" the line is cut into B equal parts,
+        and one point is drawn in each. With "iid" each point is drawn anywhere. In both schemes a leaf is expected B
+        times its probability. Raises ValueError if every leaf is 0.
 
         Examples
         --------
@@ -163,17 +136,10 @@ class SumTree:
         kernels.draw(self.nodes, points, SCHEMES.index(scheme), leaves, probabilities)
         return leaves, probabilities
 
-    def find(self, mass: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    def find(self, mass: npt.ArrayLike) -> Leaves:
         """Leaves at which the running sum of the values first exceeds `mass`, of shape (B,). O(B log C).
 
         Never returns a leaf of value 0. Raises ValueError if the tree is empty, or a point lies outside [0, total).
-
-        Examples
-        --------
-        >>> tree = SumTree(4)
-        >>> tree.set([0, 1, 2], [3.0, 0.0, 1.0])
-        >>> tree.find([0.0, 2.9, 3.0])
-        array([0, 0, 2])
         """
         self.refuse_empty()
         masses = as_float64("mass", mass).copy()
@@ -182,16 +148,15 @@ class SumTree:
         inside = (masses >= 0.0) & (masses < self.total)
         if not inside.all():
             raise ValueError(f"mass contains {masses[~inside][0]}; expected points in [0, {self.total})")
-        leaves = np.empty(masses.shape[0], np.int64)
+        leaves = np.empty(len(masses), np.int64)
         kernels.find(self.nodes, masses, leaves)
         return leaves
 
     def refuse_empty(self) -> None:
         """Raise ValueError if every leaf is 0."""
         if self.nodes[1] == 0.0:
-            raise ValueError(
-                "every priority is 0, so nothing can be drawn; set one to a positive number first, or use eps > 0"
-            )
+            remedy = "set one to a positive number first, or use eps > 0"
+            raise ValueError(f"every priority is 0, so nothing can be drawn; {remedy}")
 
     # -- Looking ---------------------------------------------------------------------------------------------
 
@@ -201,7 +166,7 @@ class SumTree:
     def __repr__(self) -> str:
         return f"SumTree({self.capacity}, total={self.total:.6g})"
 
-    def get(self, leaves: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    def get(self, leaves: npt.ArrayLike) -> Values:
         """The values of `leaves`, of shape (B,). Raises IndexError for one outside [0, C)."""
         return np.asarray(self._leaves[self._checked(leaves)])
 
@@ -220,7 +185,7 @@ class SumTree:
         """The smallest positive value, inf if there is none. O(1), and O(C) after a leaf that held it has changed."""
         return float(kernels.smallest(self.nodes, self.extremes))
 
-    def smallest_without(self, leaves: npt.NDArray[np.int64]) -> float:
+    def smallest_without(self, leaves: Leaves) -> float:
         """The smallest positive value of all leaves but these; O(C) only if one of these holds the smallest."""
         smallest = self.smallest
         if smallest not in self.get(leaves):
@@ -229,7 +194,11 @@ class SumTree:
         others[leaves] = 0.0
         return float(others.min(initial=np.inf, where=others > 0.0))
 
-    def _checked(self, leaves: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    @property
+    def _leaves(self) -> Values:
+        return self.nodes[self.nodes.shape[0] // 2 :]
+
+    def _checked(self, leaves: npt.ArrayLike) -> Leaves:
         indices = as_indices("leaves", leaves)
         outside = (indices < 0) | (indices >= self.capacity)
         if outside.any():

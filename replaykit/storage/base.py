@@ -47,7 +47,7 @@ class Storage(Declared, ABC):
     Attributes
     ----------
     spec, num_envs, capacity
-        As given.
+        As given; the capacity is rounded up.
     length : int
         Slots of each lane, L.
     bounds : ndarray of shape (2, E), int64
@@ -55,12 +55,12 @@ class Storage(Declared, ABC):
     lock : Lock
         Held by every public method of a buffer and its wrappers.
     arrays : dict of str to ndarray
-        What `allocate` has given.
+        The arrays that `allocate` returned, by name.
     """
 
     bounds: Indices
     stack = 1
-    """Observations in each that is read, k."""
+    """Frames in each observation of a batch, k."""
 
     def __init__(self, capacity: int, spec: Spec, num_envs: int = 1) -> None:
         capacity = check_count("capacity", capacity)
@@ -174,9 +174,9 @@ class Storage(Declared, ABC):
 
     @abstractmethod
     def episode(self, indices: Indices) -> tuple[Indices, Indices, Indices]:
-        """The number of each index's episode, and the indices of its first and of its last stored step; -1 for -1.
+        """The number of each index's episode, the index of its first step, and of its last stored step.
 
-        No two episodes share a number. The first step of an episode may have been overwritten.
+        No two episodes share a number. The first step may have been overwritten. All three are -1 for the index -1.
         """
 
     @abstractmethod

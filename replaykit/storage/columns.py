@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from replaykit.checks import check_choice, check_count
 from replaykit.field import Leaf
-from replaykit.spec import Spec
 
 Padding: TypeAlias = Literal["reset", "zero"]
 Share: TypeAlias = Literal["large", "all", "none"]
 Indices: TypeAlias = npt.NDArray[np.int64]
+Flags: TypeAlias = npt.NDArray[np.bool_]
+Array: TypeAlias = npt.NDArray[Any]
 
 LARGE_FIELD_BYTES = 1024
 """Fields above this size are not in the packed row."""
@@ -49,19 +50,19 @@ class Columns(ABC):
         """Raise MemoryError unless there is memory for `count` more steps."""
 
     @abstractmethod
-    def write(self, values: Sequence[npt.NDArray[Any]], indices: Indices, begins: npt.NDArray[np.bool_]) -> None:
+    def write(self, values: Sequence[Array], indices: Indices, begins: Flags) -> None:
         """Write the values (n, ...) of each leaf at indices (n,), of which some begin an episode."""
 
     @abstractmethod
-    def gather(self, indices: Indices, length: Indices) -> list[npt.NDArray[Any]]:
+    def gather(self, indices: Indices, length: Indices) -> list[Array]:
         """Each leaf at stored indices (B,), in fresh arrays (B, ...); next_obs at the last of `length` steps."""
 
     @abstractmethod
-    def read(self, slots: Indices, leaf: int) -> npt.NDArray[Any]:
+    def read(self, slots: Indices, leaf: int) -> Array:
         """One leaf in filled slots, in a fresh array."""
 
     @abstractmethod
-    def state(self, slots: Any) -> dict[str, npt.NDArray[Any]]:
+    def state(self, slots: Any) -> dict[str, Array]:
         """What is stored in these slots."""
 
     @abstractmethod
@@ -78,42 +79,39 @@ class Arrays(Columns):
     name = "large"
 
     def __init__(self, storage: Any, leaves: Sequence[int]) -> None:
-        self._storage = storage
-        self.leaves = tuple(leaves)
+        self._storage, self.leaves = storage, tuple(leaves)
         self._spec: list[Leaf] = [storage.spec.leaves[i] for i in leaves]
         self._is_next = [leaf.name.partition(".")[0] == "next_obs" for leaf in self._spec]
         self._bytes = sum(leaf.field.nbytes for leaf in self._spec)
         self.nbytes = self._bytes * storage.capacity
 
     def allocate(self) -> None:
-        self._arrays = [
-            self._storage.allocate(f"large.{leaf.name}", (self._storage.capacity, *leaf.shape), leaf.dtype)
-            for leaf in self._spec
-        ]
+        allocate, capacity = self._storage.allocate, self._storage.capacity
+        self._arrays = [allocate(f"large.{leaf.name}", (capacity, *leaf.shape), leaf.dtype) for leaf in self._spec]
 
-    def write(self, values: Sequence[npt.NDArray[Any]], indices: Indices, begins: npt.NDArray[np.bool_]) -> None:
+    def write(self, values: Sequence[Array], indices: Indices, begins: Flags) -> None:
         slots = indices % self._storage.capacity
         for array, value in zip(self._arrays, values, strict=True):
             array[slots] = value
 
-    def gather(self, indices: Indices, length: Indices) -> list[npt.NDArray[Any]]:
+    def gather(self, indices: Indices, length: Indices) -> list[Array]:
         """See `Columns.gather`. The arrays share one block of memory, since freeing several costs page faults."""
         capacity, count = self._storage.capacity, len(indices)
         last = (indices + (length - 1) * self._storage.num_envs) % capacity
         order = sorted(range(len(self._arrays)), key=lambda k: -self._arrays[k].dtype.itemsize)  # so all are aligned
         memory, start = np.empty(count * self._bytes, np.uint8), 0
-        found: dict[int, npt.NDArray[Any]] = {}
+        found: dict[int, Array] = {}
         for k in order:
             array = self._arrays[k]
-            out: npt.NDArray[Any] = np.ndarray((count, *array.shape[1:]), array.dtype, memory, start)
+            out: Array = np.ndarray((count, *array.shape[1:]), array.dtype, memory, start)
             start += out.nbytes
             found[k] = np.take(array, last if self._is_next[k] else indices % capacity, axis=0, out=out, mode="clip")
         return [found[k] for k in range(len(self._arrays))]
 
-    def read(self, slots: Indices, leaf: int) -> npt.NDArray[Any]:
+    def read(self, slots: Indices, leaf: int) -> Array:
         return np.asarray(self._arrays[self.leaves.index(leaf)].take(slots, axis=0))
 
-    def state(self, slots: Any) -> dict[str, npt.NDArray[Any]]:
+    def state(self, slots: Any) -> dict[str, Array]:
         return {leaf.name: array[slots] for leaf, array in zip(self._spec, self._arrays, strict=True)}
 
     def load(self, state: dict[str, Any], slots: Any) -> None:
@@ -128,29 +126,23 @@ def columns_for(storage: Any, stack: int, padding: Padding, share: Share) -> lis
     stack = check_count("stack", stack)
     check_choice("padding", padding, Padding)
     check_choice("share", share, Share)
-    if stack > 1:
-        _refuse_vectors(storage.spec, stack)
     leaves = storage.spec.leaves
-    names = [leaf.name for leaf in leaves]
-    smallest = {"large": LARGE_FIELD_BYTES, "all": 0, "none": math.inf}[share]
-    made: list[Columns] = []
-    framed: set[int] = set()
-    for i, leaf in enumerate(leaves):
-        is_stacked = stack > 1 and len(leaf.shape) >= 2
-        if names[i].partition(".")[0] == "obs" and (is_stacked or leaf.field.nbytes > smallest):
-            pair = i, names.index(f"next_{names[i]}")
-            framed.update(pair)
-            made.append(Frames(storage, pair, stack if is_stacked else 1, padding, share != "none"))
-    large = [i for i, leaf in enumerate(leaves) if i not in framed and leaf.field.nbytes > LARGE_FIELD_BYTES]
-    return [*made, Arrays(storage, large)] if large else made
-
-
-def _refuse_vectors(spec: Spec, stack: int) -> None:
-    """Raise if no observation is a frame."""
-    shapes = {leaf.name: leaf.shape for leaf in spec.leaves if leaf.name.partition(".")[0] == "obs"}
-    if not any(len(shape) >= 2 for shape in shapes.values()):
-        found = ", ".join(f"{name} has shape {shape}" for name, shape in shapes.items())
+    observations = {i: leaf for i, leaf in enumerate(leaves) if leaf.name.partition(".")[0] == "obs"}
+    if stack > 1 and all(len(leaf.shape) < 2 for leaf in observations.values()):
+        found = ", ".join(f"{leaf.name} has shape {leaf.shape}" for leaf in observations.values())
         raise ValueError(
             f"stack is {stack}, but {found}; expected frames, of two axes at least; stack vectors in the environment, "
             "with gymnasium.wrappers.FrameStackObservation"
         )
+    smallest = {"large": LARGE_FIELD_BYTES, "all": 0, "none": math.inf}[share]
+    names = [leaf.name for leaf in leaves]
+    made: list[Columns] = []
+    framed: set[int] = set()
+    for i, leaf in observations.items():
+        is_stacked = stack > 1 and len(leaf.shape) >= 2
+        if is_stacked or leaf.field.nbytes > smallest:
+            pair = i, names.index(f"next_{leaf.name}")
+            framed.update(pair)
+            made.append(Frames(storage, pair, stack if is_stacked else 1, padding, share != "none"))
+    large = [i for i, leaf in enumerate(leaves) if i not in framed and leaf.field.nbytes > LARGE_FIELD_BYTES]
+    return [*made, Arrays(storage, large)] if large else made

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
-from replaykit.storage.columns import Columns, Indices, Padding
+from replaykit.storage.columns import Array, Columns, Flags, Indices, Padding
 from replaykit.storage.memory_limit import refuse_more_than_memory
 
 kernels = lazy("frames")
@@ -21,7 +21,7 @@ _SLACK = 32
 class Frames(Columns):
     """An observation and its next_obs, as numbers of frames.
 
-    A frame is what is stored once. With ``stack > 1`` it is one observation, and a batch has the last `stack` of the
+    A frame is stored once. With ``stack > 1`` it is one observation, and a batch has the last `stack` of the
     episode. Without, an observation of shape (k, H, W) is taken for k frames, and any other for one. When a step is
     added, each of its frames is compared with those that it may share: those of the step before in its lane, and the
     other frames of its own. Only a frame that equals another bit for bit is shared, so what is read is what was
@@ -30,28 +30,22 @@ class Frames(Columns):
     So a stream needs about one frame a step, and one more for each episode. That much is set aside. If the stream
     shares less, since observations are changed on their way, the `overflow` grows.
 
-    Parameters
-    ----------
-    storage : LocalStorage
-    leaves : tuple of int
-        The positions of obs and next_obs in the spec.
-    stack : int
-        Observations in each of a batch, k.
-    padding : {"reset", "zero"}
-        What fills up a stack at an episode's start: its first observation, or zeros.
-    shares : bool
-        Whether frames are compared and shared at all, apart from the overlap of stacks.
+    `leaves` are the positions of obs and next_obs in the spec. At an episode's start a stack is padded with the first
+    observation if `padding` is "reset", with zeros if it is "zero". If `shares` is False, frames are not compared, and
+    only the overlap of stacks is shared.
     """
 
     def __init__(self, storage: Any, leaves: tuple[int, int], stack: int, padding: Padding, shares: bool) -> None:
         self.leaves, self._storage = leaves, storage
         leaf = self._leaf = storage.spec.leaves[leaves[0]]
         self.name = f"frames.{leaf.name}"
-        self._given = 1 if stack > 1 else _frames_in(leaf.shape)
+        shape = leaf.shape
+        is_stack = stack == 1 and len(shape) >= 3 and 1 < shape[0] <= min(_LARGEST_STACK, shape[1], shape[2])
+        self._given = shape[0] if is_stack else 1  # frames in an observation
         self._kept = stack * self._given
-        self._frame_shape = leaf.shape[1:] if self._given > 1 else leaf.shape
+        self._frame_shape = shape[1:] if is_stack else shape
         self._size = leaf.field.nbytes // self._given
-        self._shape = (stack, *leaf.shape) if stack > 1 else leaf.shape
+        self._shape = (stack, *shape) if stack > 1 else shape
         capacity, num_envs = storage.capacity, storage.num_envs
         new = (2 if not shares else 3 if self._given % 3 == 0 else 1) * capacity  # three: the planes of a colour image
         self._pool_frames = new + new // _SLACK + 2 * (self._kept * num_envs + self._given) + 1
@@ -71,8 +65,8 @@ class Frames(Columns):
     def _allocate(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
         self._storage.allocate(f"{self.name}.{name}", shape, dtype)
 
-    def _array(self, name: str) -> npt.NDArray[Any]:
-        array: npt.NDArray[Any] = self._storage.arrays[f"{self.name}.{name}"]
+    def _array(self, name: str) -> Array:
+        array: Array = self._storage.arrays[f"{self.name}.{name}"]
         return array
 
     def _bind(self) -> tuple[Any, ...]:
@@ -88,17 +82,15 @@ class Frames(Columns):
     # -- Writing ---------------------------------------------------------------------------------------------
 
     def reserve(self, count: int) -> None:
-        """See `Columns.reserve`. No frame may be shared, so each step may need 2 P of them."""
-        free = self._array("free")
-        if free[kernels.COUNT] < 2 * self._given * (count + 1):
-            more = 2 * self._given * (count + 1)
+        more = 2 * self._given * (count + 1)  # if no frame is shared
+        if self._array("free")[kernels.COUNT] < more:
             refuse_more_than_memory(
                 (len(self._array("overflow")) + more) * self._size,
                 f"{self._leaf.name}: the observations share fewer frames than a stream does in which each is the "
                 f"next_obs of the step before; to store at most {more} more frames",
             )
 
-    def write(self, values: Sequence[npt.NDArray[Any]], indices: Indices, begins: npt.NDArray[np.bool_]) -> None:
+    def write(self, values: Sequence[Array], indices: Indices, begins: Flags) -> None:
         obs, next_obs = (np.ascontiguousarray(value).reshape(-1).view(np.uint8) for value in values)
         done = kernels.write(0, obs, next_obs, indices, begins, *(self._bound or self._bind()))
         while done < len(indices):
@@ -116,11 +108,8 @@ class Frames(Columns):
 
     # -- Reading ---------------------------------------------------------------------------------------------
 
-    def gather(self, indices: Indices, length: Indices) -> list[npt.NDArray[Any]]:
-        """See `Columns.gather`.
-
-        If the stacks of obs and next_obs overlap in every row, both are views of one block (B, K + 1, ...).
-        """
+    def gather(self, indices: Indices, length: Indices) -> list[Array]:
+        """See `Columns.gather`. If stacks overlap in all rows, both are views of one block (B, K + 1, ...)."""
         table, kept, capacity = self._array("table"), self._kept, self._storage.capacity
         last = indices + (length - 1) * self._storage.num_envs
         obs, next_obs = table.take(indices % capacity, axis=0)[:, :kept], table.take(last % capacity, axis=0)[:, kept:]
@@ -130,7 +119,7 @@ class Frames(Columns):
         shape = (len(indices), *self._shape)
         return [self._frames(obs).reshape(shape), self._frames(next_obs).reshape(shape)]
 
-    def _frames(self, numbers: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
+    def _frames(self, numbers: npt.NDArray[np.int32]) -> Array:
         """Fresh copies of the frames of these numbers (B, K)."""
         pool, overflow = self._array("pool"), self._array("overflow")
         out = np.empty((*numbers.shape, self._size), np.uint8)
@@ -140,15 +129,15 @@ class Frames(Columns):
             out[elsewhere] = overflow[numbers[elsewhere] - len(pool)]
         return np.asarray(out.reshape(-1).view(self._leaf.dtype).reshape(*numbers.shape, *self._frame_shape))
 
-    def read(self, slots: Indices, leaf: int) -> npt.NDArray[Any]:
+    def read(self, slots: Indices, leaf: int) -> Array:
         numbers = self._array("table").take(slots, axis=0)
         part = numbers[:, : self._kept] if leaf == self.leaves[0] else numbers[:, self._kept :]
         return self._frames(part).reshape(len(slots), *self._shape)
 
     # -- State -----------------------------------------------------------------------------------------------
 
-    def state(self, slots: Any) -> dict[str, npt.NDArray[Any]]:
-        """See `Columns.state`: the frames that are in use, numbered from 1 on, and their numbers."""
+    def state(self, slots: Any) -> dict[str, Array]:
+        """See `Columns.state`: the frames in use, numbered from 1 on, and the rows of these numbers."""
         table = self._array("table")[slots]
         used = np.unique(table)
         used = used[used > 0]
@@ -172,13 +161,7 @@ class Frames(Columns):
         self._bind()
 
     def check(self) -> None:
-        """Every frame but the first is either free or in a row.
-
-        Raises
-        ------
-        AssertionError
-            Naming the broken invariant.
-        """
+        """Every frame but the first is either free or in a row."""
         table, free, name = self._array("table"), self._array("free"), self._leaf.name
         used = np.unique(table)
         idle = free[kernels.NUMBERS : kernels.NUMBERS + free[kernels.COUNT]]
@@ -186,9 +169,3 @@ class Frames(Columns):
         assert not np.isin(idle, used).any(), f"{name}: a frame in use counts as free"
         assert np.union1d(idle, used[used > 0]).size == free[kernels.KNOWN] - 1, f"{name}: a frame is lost"
         assert not self._array("pool")[0].any(), f"{name}: the frame of zeros is not"
-
-
-def _frames_in(shape: tuple[int, ...]) -> int:
-    """Frames in an observation: the first axis of (k, H, W), if it is as short as that of a stack."""
-    is_stack = len(shape) >= 3 and 1 < shape[0] <= min(_LARGEST_STACK, shape[1], shape[2])
-    return shape[0] if is_stack else 1

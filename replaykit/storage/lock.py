@@ -26,7 +26,7 @@ class Lock(_RLock):  # type: ignore[misc]
     def refuse_writing(self) -> None:
         """Raise RuntimeError if the thread that holds the lock is in the middle of a sample.
 
-        It is not if `sampling` was left behind by an interrupt: then it does not hold the lock a second time.
+        An interrupt can leave `sampling` set. Then the lock is held only once, and `sampling` is reset instead.
         """
         self.release()
         try:

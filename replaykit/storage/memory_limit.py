@@ -1,4 +1,4 @@
-"""What the machine can give: storage that would not fit is refused before it is taken."""
+"""Memory that the machine has: storage that does not fit is refused before it is allocated."""
 
 import contextlib
 import math
@@ -6,19 +6,11 @@ import os
 
 
 def refuse_more_than_memory(needed: int, purpose: str) -> None:
-    """Raise if the machine has less memory than is needed.
-
-    Raises
-    ------
-    MemoryError
-        Naming the bytes needed and those available.
-    """
+    """Raise MemoryError if the machine has less memory than is needed, naming both sizes."""
     available = _available_bytes()
     if needed > available:
-        raise MemoryError(
-            f"{purpose} needs {_size(needed)}; this machine has {_size(available)} available; lower the capacity or "
-            "store smaller dtypes"
-        )
+        sizes = f"needs {_size(needed)}; this machine has {_size(available)} available"
+        raise MemoryError(f"{purpose} {sizes}; lower the capacity or store smaller dtypes")
 
 
 def _size(count: float) -> str:
@@ -26,7 +18,7 @@ def _size(count: float) -> str:
 
 
 def _available_bytes() -> float:
-    """Memory that can be taken without swapping, also in a container with a limit; inf where nothing tells."""
+    """Memory that can be taken without swapping, also in a container with a limit; inf if unknown."""
     with contextlib.suppress(OSError, KeyError, ValueError), open("/proc/meminfo") as meminfo:
         sizes = dict(line.split(":") for line in meminfo)
         return min(int(sizes["MemAvailable"].split()[0]) * 1024, _container_limit())
@@ -36,7 +28,7 @@ def _available_bytes() -> float:
 
 
 def _container_limit() -> float:
-    """What a container may use; inf without a limit."""
+    """Memory that a container may use; inf without a limit."""
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError), open(limit) as file:  # no such file, or "max"
             return int(file.read())

@@ -25,9 +25,9 @@ def assert_tree(kernels, nodes, extremes, leaves):
     np.testing.assert_array_equal(nodes[1:size], nodes[2::2] + nodes[3::2])
     assert kernels.tree.largest(nodes, extremes) == max(leaves)
     assert kernels.tree.smallest(nodes, extremes) == min((v for v in leaves if v > 0), default=np.inf)
-    maxima, loose = kernels.tree._blocks(extremes)
+    maxima, loose, shift = kernels.tree._blocks(nodes, extremes)
     blocks = nodes[size:].reshape(maxima.size, -1).max(axis=1)
-    assert maxima.size << kernels.tree._block_shift(nodes, maxima) == size
+    assert maxima.size << shift == size
     assert (blocks <= maxima).all()
     assert (blocks == maxima)[loose == 0.0].all()
 
