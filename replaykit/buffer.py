@@ -289,7 +289,8 @@ class Buffer(Replay):
             return self._storage.fetch(indices, self._powers)
 
     def least_probability(self, batch_size: int, without: Indices) -> float:
-        return self._distribution.least_probability(batch_size, without)
+        with self.lock:
+            return self._distribution.least_probability(batch_size, without)
 
     # -- Looking ---------------------------------------------------------------------------------------------
 

@@ -253,7 +253,8 @@ class Replay(Declared, ABC):
 
     def least_probability(self, batch_size: int, without: Indices) -> float:
         """The smallest positive probability of any stored index but those in `without`; inf if there is none. O(N)."""
-        shares = self.probability(np.setdiff1d(self.stored(), without), batch_size)
+        with self.lock:
+            shares = self.probability(np.setdiff1d(self.stored(), without), batch_size)
         return float(shares.min(initial=np.inf, where=shares > 0.0))
 
     # -- Several verbs at once -------------------------------------------------------------------------------
