@@ -350,8 +350,7 @@ class Replay(Declared, ABC):
             return self._in_lanes(self.bounds[1] - 1)
 
     def _in_lanes(self, steps: Indices) -> Indices:
-        first, cursor = self.bounds
-        return np.where(cursor > first, steps * self.successor + np.arange(len(steps)), -1)
+        return np.where(self.bounds[1] > self.bounds[0], steps * self.successor + np.arange(len(steps)), -1)
 
     def stored(self) -> Indices:
         """Every stored index, lane after lane, oldest first. O(N)."""
