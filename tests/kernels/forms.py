@@ -4,6 +4,7 @@ from types import FunctionType, SimpleNamespace
 
 import numpy as np
 import pytest
+from numba import config
 
 from replaykit._kernels import frames, fused, goals, jit, lanes, store, tree, windows
 
@@ -31,7 +32,8 @@ def _plain():
 COMPILED = SimpleNamespace(**{module.__name__.rpartition(".")[2]: module for module in MODULES})
 PLAIN = _plain()
 
-both = pytest.mark.parametrize("kernels", [COMPILED, PLAIN], ids=["compiled", "plain"])
+FORMS = {"plain": PLAIN} if config.DISABLE_JIT else {"compiled": COMPILED, "plain": PLAIN}
+both = pytest.mark.parametrize("kernels", FORMS.values(), ids=FORMS)
 
 
 def random_bounds(rng, num_envs, length):
