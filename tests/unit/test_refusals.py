@@ -1,0 +1,361 @@
+"""What is refused, by an error that names the argument, what is expected and what was given; nothing changes."""
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+
+from replaykit import (
+    CombinedReplay,
+    Field,
+    FieldNameError,
+    HindsightReplay,
+    LatestBuffer,
+    LinearSchedule,
+    PrioritizedBuffer,
+    ReplayBuffer,
+    Spec,
+)
+from replaykit.diagnostics import ReplayMonitor
+from tests.helpers import FLAT, GOAL_SPEC, every_buffer, filled, sparse, step, stretch, unchanged
+
+NAN, INF = float("nan"), float("inf")
+
+
+def refused(error, *words):
+    """A context in which an error is raised whose message has all of the words, in this order."""
+    return pytest.raises(error, match="(?s)" + ".*".join(map(re.escape, words)))
+
+
+# -- Rewards -----------------------------------------------------------------------------------------------------
+
+WRONG_REWARDS = [
+    (NAN, ValueError, "nan"),
+    (INF, ValueError, "inf"),
+    (-INF, ValueError, "-inf"),
+    (np.float32(NAN), ValueError, "nan"),
+    (np.float64(INF), ValueError, "inf"),
+    (np.array(NAN), ValueError, "nan"),
+    (np.array(-INF, np.float32), ValueError, "-inf"),
+    (1e39, OverflowError, "1e+39"),
+    (np.float64(-1e39), OverflowError, "-1e+39"),
+]
+
+
+@every_buffer
+@pytest.mark.parametrize(("reward", "error", "got"), WRONG_REWARDS)
+@pytest.mark.parametrize("options", [{}, {"td_error": 1.0}, {"mask": np.array([True])}], ids=["plain", "error", "mask"])
+def test_a_reward_that_is_no_finite_number_of_the_dtype_is_refused(make, reward, error, got, options):
+    """By `add`, with one step of one lane, with and without a leading axis."""
+    buffer = filled(make(10, FLAT, seed=0), 15)
+    for one in (step(1), {name: np.asarray(value)[None] for name, value in step(1).items()}):
+        given = np.asarray(reward)[None] if isinstance(one["action"], np.ndarray) else reward
+        with unchanged(buffer, error, rf"reward contains {re.escape(got)}; expected .*float32"):
+            buffer.add(**one | {"reward": given}, **options)
+
+
+@every_buffer
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, object])
+@pytest.mark.parametrize("place", [0, 1, 5, 11])
+def test_one_reward_of_many_that_is_not_finite_is_refused(make, dtype, place):
+    """By `add` of several lanes and `extend`, in any memory layout."""
+    buffer = make(12, FLAT, num_envs=3, seed=0)
+    buffer.extend(**stretch(5, lanes=3))
+    for value in (NAN, INF, -INF):
+        many = stretch(4, lanes=3)
+        many["reward"] = many["reward"].astype(np.float64 if dtype is object else dtype)
+        many["reward"].reshape(-1)[place] = value
+        if dtype is object:
+            many["reward"] = many["reward"].tolist()
+        with unchanged(buffer, ValueError, f"reward contains {value}; expected finite"):
+            buffer.extend(**many)
+        if dtype is not object:
+            many["reward"] = np.asfortranarray(many["reward"])
+            with unchanged(buffer, ValueError, f"reward contains {value}; expected finite"):
+                buffer.extend(**many)
+        one = {name: leaf[place // 3] for name, leaf in many.items()}
+        with unchanged(buffer, ValueError, f"reward contains {value}; expected finite"):
+            buffer.add(**one)
+
+
+def test_rewards_that_a_mask_leaves_out_are_ignored():
+    """A lane that waits may give anything."""
+    buffer = ReplayBuffer(8, FLAT, num_envs=2)
+    one = {name: leaf[0] for name, leaf in stretch(1, lanes=2).items()}
+    one["reward"] = np.array([1.0, NAN])
+    assert buffer.add(**one, mask=[True, False]).tolist() == [0, -1]
+    with unchanged(buffer, ValueError, "reward contains nan"):
+        buffer.add(**one, mask=[False, True])
+
+
+def test_the_largest_rewards_are_stored_and_their_sum_may_overflow():
+    """Refused is only what cannot be stored."""
+    buffer = ReplayBuffer(4, FLAT, n_step=2, gamma=1.0)
+    largest = np.finfo(np.float32).max
+    for reward in (float(largest), largest, np.float64(largest), -float(largest)):
+        buffer.add(**step(0, reward=reward))
+    assert buffer.read([0, 1, 2, 3], "reward").tolist() == [largest] * 3 + [-largest]
+    assert np.isinf(buffer.sample(50).reward).any()
+
+
+def test_nan_in_observations_is_stored_and_reported():
+    """`check` warns, naming the field and where; `ReplayMonitor` counts them."""
+    buffer = ReplayBuffer(8, FLAT, seed=0)
+    filled(buffer, 4)
+    buffer.add(**step(0, obs=np.array([0.0, NAN, 0.0], np.float32)))
+    with pytest.warns(RuntimeWarning, match=r"obs .*NaN.* index 4"):
+        buffer.check()
+    buffer = filled(ReplayBuffer(8, FLAT), 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        buffer.check()
+
+
+# -- Hyperparameters ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["alpha", "eps", "weights", "draws", "n_step", "gamma", "capacity", "num_envs", "stack", "spec", "nbytes"]
+)
+def test_what_cannot_be_set_later_says_so(name):
+    """And stays as it was, also in the distribution."""
+    buffer = filled(PrioritizedBuffer(10, FLAT), 5)
+    for target in (buffer, CombinedReplay(buffer)) if name not in ("alpha", "eps", "weights", "draws") else (buffer,):
+        before = getattr(target, name)
+        with refused(AttributeError, name, "cannot be set", "build"):
+            setattr(target, name, before)
+        assert getattr(target, name) == before
+
+
+@pytest.mark.parametrize("name", ["alpha", "eps", "draws", "weights"])
+def test_the_distribution_of_a_buffer_is_as_fixed_as_the_buffer(name):
+    """Setting only half of what follows from a hyperparameter would be silent."""
+    buffer = filled(PrioritizedBuffer(10, FLAT), 5)
+    with refused(AttributeError, name):
+        setattr(buffer.distribution, name, 0.5)
+    with refused(AttributeError, "replace"):
+        ReplayBuffer(10, FLAT).distribution.replace = False
+
+
+def test_a_misspelt_attribute_is_refused_with_the_nearest_name():
+    """It would otherwise be set, and do nothing."""
+    with refused(AttributeError, "bata", "did you mean 'beta'"):
+        PrioritizedBuffer(10, FLAT).bata = 0.5
+    with refused(AttributeError, "Ratio", "did you mean 'ratio'"):
+        HindsightReplay(ReplayBuffer(10, GOAL_SPEC), sparse).Ratio = 0.5
+    with refused(AttributeError, "latest_cuont", "latest_count"):
+        CombinedReplay(ReplayBuffer(10, FLAT)).latest_cuont = 2
+
+
+SCHEDULES = [
+    (LinearSchedule(0.4, 1.5, 10), ValueError, "1.5"),
+    (LinearSchedule(-0.1, 1.0, 10), ValueError, "-0.1"),
+    (lambda batches: 0.4 + batches / 5000, ValueError, "beta"),
+    (lambda batches: 3.0, ValueError, "3.0"),
+    (lambda batches: NAN, ValueError, "nan"),
+    (lambda batches: "0.4", TypeError, "'0.4'"),
+    (lambda batches: None, TypeError, "None"),
+    (lambda: 0.4, TypeError, "number of batches"),
+    (2, ValueError, "2"),
+    (NAN, ValueError, "nan"),
+    ("0.4", TypeError, "'0.4'"),
+    (True, TypeError, "True"),
+]
+
+
+@pytest.mark.parametrize(("beta", "error", "got"), SCHEDULES)
+def test_a_beta_or_schedule_out_of_its_range_is_refused_when_it_is_given(beta, error, got):
+    """By the constructor and by assignment, which then changes nothing."""
+    with refused(error, "beta", got):
+        PrioritizedBuffer(10, FLAT, beta=beta)
+    buffer = PrioritizedBuffer(10, FLAT, beta=0.25)
+    with refused(error, "beta", got):
+        buffer.beta = beta
+    assert buffer.beta == 0.25
+
+
+def test_a_schedule_that_ends_is_taken():
+    """One that cannot be asked about steps far ahead is asked about those that it has."""
+    betas = np.linspace(0.4, 1.0, 50).tolist()
+    assert PrioritizedBuffer(10, FLAT, beta=lambda batches: betas[batches]).beta == 0.4
+
+
+@pytest.mark.parametrize(("start", "end", "steps", "name"), [("a", 1.0, 9, "start"), (0.0, NAN, 9, "end"), (0, 1, 0, "steps")])
+def test_a_linear_schedule_of_no_numbers_is_refused(start, end, steps, name):
+    """Named when it is made."""
+    with refused((TypeError, ValueError), name, "expected"):
+        LinearSchedule(start, end, steps)
+
+
+@pytest.mark.parametrize("ratio", [1.1, -0.1, NAN, "0.5", True, None])
+def test_a_ratio_is_checked_when_it_is_set(ratio):
+    """As in the constructor."""
+    replay = HindsightReplay(ReplayBuffer(10, GOAL_SPEC), sparse)
+    with refused((TypeError, ValueError), "ratio", "expected"):
+        replay.ratio = ratio
+    assert replay.ratio == 0.8
+
+
+# -- Batch sizes -------------------------------------------------------------------------------------------------
+
+
+@every_buffer
+@pytest.mark.parametrize("batch_size", [10**10, 10**13, 10**25])
+def test_a_batch_larger_than_memory_is_refused_before_anything_is_drawn(make, batch_size):
+    """Named with the bytes that it needs, by `sample` and by `draw`."""
+    buffer = filled(make(10, FLAT, seed=0), 12)
+    for verb in (buffer.sample, buffer.draw):
+        with unchanged(buffer, MemoryError, rf"batch_size {batch_size} .*needs .*GiB"):
+            verb(batch_size)
+    buffer.sample(3)
+
+
+# -- Constructors ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", ["0", 1.5, -1, True, NAN, object(), [1, 2], np.random.RandomState(0)])
+def test_a_seed_of_another_kind_is_refused(seed):
+    """A RandomState would be shared and reseeded by others."""
+    with refused((TypeError, ValueError), "seed", "expected None, a non-negative int, a SeedSequence or a Generator"):
+        ReplayBuffer(10, FLAT, seed=seed)
+
+
+@pytest.mark.parametrize("seed", [None, 0, np.int64(7), 2**80, np.random.SeedSequence(1), np.random.default_rng(1)])
+def test_every_documented_seed_is_taken(seed):
+    """From None to generators."""
+    assert len(ReplayBuffer(10, FLAT, seed=seed)) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float33", None, object, "U5", "M8[s]", np.void, str, [("a", int)], 3])
+def test_a_dtype_that_cannot_be_stored_is_refused(dtype):
+    """None is no dtype here, though NumPy takes it for float64."""
+    with refused(TypeError, "Field dtype is", "expected"):
+        Field((3,), dtype)
+
+
+@pytest.mark.parametrize("capacity", ["10", 1.5, 0, -1, True, None, NAN, [5], 1e6])
+def test_a_capacity_of_another_kind_is_refused(capacity):
+    """Floats, too, even whole ones."""
+    with refused((TypeError, ValueError), "capacity is", "expected an int of at least 1"):
+        ReplayBuffer(capacity, FLAT)
+
+
+def test_names_that_collide_in_a_spec_are_refused():
+    """A path names one leaf, and an extra field is not a method of the batch."""
+    with refused(ValueError, "obs.a.b"):
+        Spec(obs={"a.b": Field(), "a": {"b": Field()}}, action=Field())
+    with refused(ValueError, "action.1"):
+        Spec(obs=Field(), action={"1": Field(), "x": {"": Field()}, "x.": Field(), "1.": (Field(),)} | {"1.0": Field()})
+    for name in ("of", "keys", "to_torch", "discount", "obs", "mask", "td_error", "_x", "1x", "class"):
+        with refused(ValueError, repr(name)):
+            Spec(obs=Field(), action=Field(), **{name: Field()})
+    assert Spec(obs={"a.b": Field(), "a": Field()}, action=Field()).leaves[0].name == "obs.a.b"
+
+
+def test_spaces_in_place_of_fields_are_pointed_to_from_spaces():
+    """A newcomer's first mistake."""
+    spaces = pytest.importorskip("gymnasium").spaces
+    box, discrete = spaces.Box(-1, 1, (3,)), spaces.Discrete(2)
+    with refused(TypeError, "obs", "expected a Field", "Spec.from_spaces"):
+        Spec(box, discrete)
+    for wrong in (box, discrete):
+        with refused(TypeError, "spec", "expected a Spec", "Spec.from_spaces"):
+            ReplayBuffer(10, wrong)
+
+
+MISSPELT = [
+    (lambda: ReplayBuffer(10, FLAT, nstep=3), "nstep", "n_step"),
+    (lambda: PrioritizedBuffer(10, FLAT, aplha=0.5), "aplha", "alpha"),
+    (lambda: PrioritizedBuffer(10, FLAT, Gamma=0.5), "Gamma", "gamma"),
+    (lambda: LatestBuffer(10, FLAT, n_envs=2), "n_envs", "num_envs"),
+    (lambda: CombinedReplay(ReplayBuffer(10, FLAT), lastest=2), "lastest", "latest"),
+    (lambda: HindsightReplay(ReplayBuffer(10, GOAL_SPEC), sparse, startegy="final"), "startegy", "strategy"),
+]
+
+
+@pytest.mark.parametrize(("build", "name", "nearest"), MISSPELT)
+def test_a_misspelt_option_is_refused_with_the_nearest_name(build, name, nearest):
+    """And never swallowed."""
+    with refused(TypeError, name, f"did you mean {nearest!r}"):
+        build()
+
+
+def test_a_misspelt_option_of_from_env_is_refused_with_the_nearest_name():
+    """It goes the way of the constructor's."""
+    env = pytest.importorskip("gymnasium").make("CartPole-v1")
+    with refused(TypeError, "sede", "did you mean 'seed'"):
+        ReplayBuffer.from_env(env, 10, sede=3)
+    with refused(TypeError, "env", "expected a Gymnasium environment"):
+        ReplayBuffer.from_env(10, env)
+
+
+FOREIGN = {
+    "spec first": lambda: ReplayBuffer(FLAT, 10),
+    "Stable-Baselines3": lambda: ReplayBuffer(10, "observation_space", "action_space", "cpu"),
+    "Stable-Baselines3 by name": lambda: ReplayBuffer(buffer_size=10, observation_space=1, action_space=2),
+    "cpprb": lambda: ReplayBuffer(32, {"obs": {"shape": 3}, "act": {"shape": 1}}),
+    "Tianshou": lambda: PrioritizedBuffer(100, 10, 0.6, 0.4),
+    "RLlib": lambda: ReplayBuffer(capacity=10, storage_unit="timesteps"),
+    "nothing": lambda: ReplayBuffer(),
+}
+
+
+@pytest.mark.parametrize("build", FOREIGN.values(), ids=FOREIGN)
+def test_a_constructor_in_another_order_is_refused_with_ours(build):
+    """The error shows how a buffer is built here."""
+    with refused(TypeError, "(capacity, spec"):
+        build()
+
+
+# -- Fields ------------------------------------------------------------------------------------------------------
+
+
+@every_buffer
+def test_done_is_refused_and_told_apart(make):
+    """One flag cannot say whether an episode terminated or was truncated."""
+    buffer = filled(make(10, FLAT, seed=0), 3)
+    one = {name: value for name, value in step(1).items() if name not in ("terminated", "truncated")}
+    many = {name: value for name, value in stretch(4).items() if name not in ("terminated", "truncated")}
+    for call in (
+        lambda: buffer.add(**one, done=True),
+        lambda: buffer.add(*one.values(), done=True),
+        lambda: buffer.add(*one.values(), False, False, done=True),
+        lambda: buffer.extend(**many, done=np.zeros(4, bool)),
+    ):
+        with unchanged(buffer, FieldNameError, "(?s)done.*terminated.*truncated"):
+            call()
+    for call in (lambda: buffer.add(*one.values(), True), lambda: buffer.add(**one, terminated=True)):
+        with unchanged(buffer, FieldNameError, "truncated.* is missing"):
+            call()
+
+
+LEAVES = ["obs", "action", "reward", "next_obs", "terminated", "truncated"]
+
+
+@every_buffer
+@pytest.mark.parametrize("wrong", LEAVES)
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_extend_blames_the_field_of_another_length(make, wrong, lanes):
+    """Whichever it is, the reward included."""
+    buffer = make(30, FLAT, num_envs=lanes, seed=0)
+    for length in (3, 5, 1, 0):
+        many = stretch(4, lanes=lanes)
+        many[wrong] = stretch(length, lanes=lanes)[wrong]
+        with unchanged(buffer, ValueError, rf"^{wrong} has shape \({length},.*expected \(4,"):
+            buffer.extend(**many)
+    many = stretch(4, lanes=lanes)
+    many[wrong] = many[wrong][0]
+    with unchanged(buffer, ValueError, f"^{wrong} has shape"):
+        buffer.extend(**many)
+
+
+def test_the_monitor_reports_nan_in_observations():
+    """As a share of the states, and as a warning."""
+    buffer = ReplayBuffer(8, FLAT, seed=0)
+    for number in range(4):
+        buffer.add(**step(0, obs=np.array([0.0, NAN if number == 2 else 1.0, number], np.float32)))
+    monitor = ReplayMonitor(buffer, every=1)
+    monitor.record(buffer.sample(64))
+    assert 0.1 < monitor.stats()["state_nonfinite_share"] < 0.4
+    assert any("NaN" in warning for warning in monitor.warnings())
