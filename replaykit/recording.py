@@ -13,8 +13,8 @@ def record(env: Any, buffer: Replay) -> Any:
     observation is taken from ``info["final_obs"]``, and with DISABLED lanes that ended wait for
     ``reset(options={"reset_mask": ...})``. A reset in the middle of an episode ends the episode in the buffer.
 
-    With SAME_STEP, ``info["final_obs"]`` is wrong for an environment that returns one array again and again, since its
-    reset overwrites the array: use another mode there, or copy the observations in a wrapper.
+    With SAME_STEP, do not use an environment that returns one array again and again unless a wrapper copies its
+    observations: its reset overwrites ``info["final_obs"]``.
 
     Parameters
     ----------
