@@ -174,10 +174,9 @@ class Batch:
         raise AttributeError(f"this batch has no field {name!r}; it has {', '.join(self.__dict__)}")
 
     def __getitem__(self, name: str) -> Any:
-        try:
-            return self.__dict__[name]
-        except KeyError:
-            raise KeyError(f"this batch has no field {name!r}; it has {', '.join(self.__dict__)}") from None
+        if name not in self.__dict__:
+            raise KeyError(f"this batch has no field {name!r}; it has {', '.join(self.__dict__)}")
+        return self.__dict__[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self.__dict__

@@ -157,9 +157,8 @@ class Buffer(Replay):
         largest = self._distribution.largest_priority
         wrong = ~(np.abs(errors) <= largest)
         if wrong.any():
-            raise ValueError(
-                f"td_error contains {errors[wrong][0]}; expected finite numbers of at most {largest:.3g} in magnitude"
-            )
+            expected = f"finite numbers of at most {largest:.3g} in magnitude"
+            raise ValueError(f"td_error contains {errors[wrong][0]}; expected {expected}")
         return errors
 
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
@@ -200,9 +199,8 @@ class Buffer(Replay):
             if count < 0:
                 wrong = -1 - count
                 if not abs(values[wrong]) <= limit:
-                    raise ValueError(
-                        f"{name} contains {values[wrong]}; expected finite numbers of at most {limit:.3g} in magnitude"
-                    )
+                    expected = f"finite numbers of at most {limit:.3g} in magnitude"
+                    raise ValueError(f"{name} contains {values[wrong]}; expected {expected}")
                 storage.refuse(entries[wrong : wrong + 1])
             if priorities is not None and size and values.min() < 0.0:
                 raise ValueError(f"priorities contains {values.min()}; expected non-negative numbers")
@@ -238,10 +236,7 @@ class Buffer(Replay):
         with self.lock:
             return self._distribution.weigh(draw, len(self._storage))
 
-    def serve(self, batch_size: int) -> dict[str, Any]:
-        """All fields of a batch, with a storage that has no faster way."""
-        draw = self._checked_draw(batch_size)
-        return self._weighed(self.fetch(draw.indices), draw)
+    serve = Replay._draw_and_fetch  # with a storage that has no faster way
 
     def fetch(self, indices: Indices) -> dict[str, Any]:
         with self.lock:
@@ -276,8 +271,7 @@ class Buffer(Replay):
     @property
     def beta(self) -> float:
         """The exponent of the weights of the next batch. Set it to a number in [0, 1], or to a schedule."""
-        beta: float = self._with_beta.beta
-        return beta
+        return float(self._with_beta.beta)
 
     @beta.setter
     def beta(self, value: float | Callable[[int], float]) -> None:

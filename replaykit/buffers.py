@@ -119,15 +119,10 @@ class PrioritizedBuffer(Buffer):
     eps : float
         Added to every ``abs(td_error)``, so that no transition is starved; 1e-2 suits TD errors around 1.
     draws : {"stratified", "iid"}
-        Whether the batch is drawn one from each of B equal parts of the mass, or independently.
+        Whether one transition is drawn from each of B equal parts of the mass, or all independently.
     weights : {"batch", "buffer", "none"}
         What weights are divided by: the largest of the batch; the largest of any stored transition, where one tiny
         priority makes all weights so small that learning stalls; or nothing.
-
-    Raises
-    ------
-    ValueError, TypeError
-        For an argument out of its range, naming it.
 
     References
     ----------

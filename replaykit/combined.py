@@ -32,12 +32,7 @@ class CombinedReplay(ReplayWrapper):
         A buffer, or another wrapper.
     latest : int
         How many of the transitions added last are in every batch, k; all, if fewer are stored. If parallel environments
-        are stepped together, ``latest=num_envs`` gives the newest of each.
-
-    Raises
-    ------
-    ValueError
-        When sampling fewer than `latest`.
+        are stepped together, ``latest=num_envs`` gives the newest of each. A smaller batch raises ValueError.
 
     References
     ----------

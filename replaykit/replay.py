@@ -79,7 +79,8 @@ class Replay(Declared, ABC):
     ) -> Indices:  # fmt: skip
         """Store one step of every lane, or of those in `mask`. O(E).
 
-        With ``num_envs > 1`` every argument has a leading axis E. With one lane none has, or all have one of length 1.
+        Returns the indices of the stored transitions, of shape (E,), int64; -1 where the mask is False. With
+        ``num_envs > 1`` every argument has a leading axis E. With one lane none has, or all have one of length 1.
 
         Parameters
         ----------
@@ -91,11 +92,6 @@ class Replay(Declared, ABC):
             For the initial priority, if it is known. Every buffer checks it; a prioritized one uses it.
         **extras
             The spec's extra fields.
-
-        Returns
-        -------
-        ndarray of shape (E,), int64
-            The indices of the stored transitions, -1 where the mask is False.
 
         Raises
         ------
@@ -110,13 +106,8 @@ class Replay(Declared, ABC):
     ) -> Indices:  # fmt: skip
         """Store T steps at once, exactly as T calls of :meth:`add` would. O(T E).
 
-        Parameters and errors are those of :meth:`add`, with the leading axes (T, E), or (T,) with one lane; a mask may
-        also have the shape (E,).
-
-        Returns
-        -------
-        ndarray of shape (T, E), or (T,) with one lane, int64
-            The indices, -1 where the mask is False. If there are more steps than a lane holds, the oldest are stale.
+        Parameters, errors and indices are those of :meth:`add`, with the leading axes (T, E), or (T,) with one lane. A
+        mask may also have the shape (E,). If there are more steps than a lane holds, the oldest indices are stale.
         """
 
     @abstractmethod
@@ -167,7 +158,8 @@ class Replay(Declared, ABC):
     ) -> int:
         """Set the priorities of the transitions of a batch from what was learned about them. O(B log C).
 
-        Every buffer checks the arguments. A buffer without priorities does nothing else.
+        Every buffer checks the arguments. A buffer without priorities does nothing else. Returns how many entries were
+        applied: those that were not stale, or 0 without priorities.
 
         Parameters
         ----------
@@ -177,11 +169,6 @@ class Replay(Declared, ABC):
             With their sign; the priority is ``abs(td_error) + eps``.
         priorities : array-like of shape (B,), float
             Instead of `td_errors`: the priorities themselves, non-negative.
-
-        Returns
-        -------
-        int
-            How many entries were applied: those that were not stale, or 0 without priorities.
 
         Raises
         ------
@@ -232,6 +219,11 @@ class Replay(Declared, ABC):
         """`draw`, `window`, `reduce` and `weigh`: all fields of a batch."""
         draw, window = self.open(batch_size)
         return self._weighed(self.reduce(window), draw)
+
+    def _draw_and_fetch(self, batch_size: int) -> dict[str, Any]:
+        """`serve` where windows need not be seen: `draw`, `fetch` and `weigh`."""
+        draw = self._checked_draw(batch_size)
+        return self._weighed(self.fetch(draw.indices), draw)
 
     def open(self, batch_size: int, look: Look | None = None) -> tuple[Draw, Window]:
         """`draw` and `window`. If `look` is given, the answer of `look_ahead` may be in ``window.ahead``."""
