@@ -17,8 +17,8 @@ Strategy: TypeAlias = Literal["future", "final", "episode", "random"]
 class Draw:
     """Indices (B,) of transitions, and the expected share of a batch of each, as `probabilities` (B,).
 
-    `least` is the smallest positive probability of any stored transition, by which weights are normalised with
-    ``weights="buffer"``. Without it, they are normalised as with ``weights="batch"``.
+    `least` is the smallest positive probability of any stored transition, which ``weights="buffer"`` normalises by. If
+    it is None, weights are normalised as with ``weights="batch"``.
     """
 
     indices: npt.NDArray[np.int64]
@@ -27,10 +27,9 @@ class Draw:
 
 
 class Rewrite(NamedTuple):
-    """Values (R, ...) that replace those of R rows of some fields of a batch when its windows are reduced.
+    """Values (R, ...) for R windows, of the numbers `rows` (R,), that replace stored ones when windows are reduced.
 
-    All `fields` receive the values, which have their dtype. They are leaves of the spec, such as ``("action",)`` or
-    ``("obs.goal", "next_obs.goal")``. `rows` (R,) are the numbers of windows.
+    All `fields` receive them: leaves of the spec of one dtype, such as ``("obs.goal", "next_obs.goal")``.
     """
 
     fields: tuple[str, ...]

@@ -236,7 +236,9 @@ class Buffer(Replay):
         with self.lock:
             return self._distribution.weigh(draw, len(self._storage))
 
-    serve = Replay._draw_and_fetch  # with a storage that has no faster way
+    def serve(self, batch_size: int) -> dict[str, Any]:
+        """All fields of a batch, with a storage that has no faster way."""
+        return self._draw_and_fetch(batch_size)
 
     def fetch(self, indices: Indices) -> dict[str, Any]:
         with self.lock:

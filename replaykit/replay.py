@@ -58,7 +58,7 @@ class Replay(Declared, ABC):
     rng: np.random.Generator
     successor: int
     may_raise = False
-    """Whether a batch may fail after something random was drawn, since functions of the user are called."""
+    """Whether a batch may fail after something random was drawn, since it calls functions of the user."""
     spec: Spec = read_only("settings.spec", "The fields of a transition.")
     capacity: int = read_only("settings.capacity", "Transitions that fit, C, a multiple of `num_envs`.")
     num_envs: int = read_only("settings.num_envs", "Environments stepped together, E, the leading axis of `add`.")

@@ -33,17 +33,12 @@ def _passed_on(method: Method) -> Method:
 
 
 class ReplayWrapper(Replay):
-    """A replay that changes how another is replayed. Subclass it and override one verb; the rest goes to `inner`.
+    """A replay that changes how `inner`, a buffer or another wrapper, is replayed. Subclass it and override one verb.
 
     Override `change` to change windows, however they were opened; `window` to open other windows; `draw` together with
     `probability`; `reduce`; or `weigh`. An override takes effect whatever is around the wrapper, and wrappers on
-    different verbs commute. Methods that do several verbs at once are passed on only if none of their verbs is
-    overridden. A copy or a pickle of a wrapper is its constructor's arguments and its `state`.
-
-    Parameters
-    ----------
-    inner : Replay
-        A buffer, or another wrapper.
+    different verbs commute. Everything else is passed on to `inner`; methods that do several verbs at once, only if
+    none of their verbs is overridden. A copy or a pickle is the constructor's arguments and the `state`.
     """
 
     look: Look | None = None
@@ -52,7 +47,7 @@ class ReplayWrapper(Replay):
     def __init_subclass__(cls, **options: Any) -> None:
         """Decide which methods of several verbs pass through this wrapper: those of which it overrides no verb."""
         super().__init_subclass__(**options)
-        made = Replay._draw_and_fetch, ReplayWrapper._open_and_change
+        made = ReplayWrapper._draw_and_fetch, ReplayWrapper._open_and_change
         for join, verbs in _JOINS.items():
             if getattr(cls, join) not in (getattr(Replay, join), getattr(ReplayWrapper, join), *made):
                 remedy = f"override its verbs: {', '.join(sorted(verbs))}"
@@ -67,7 +62,7 @@ class ReplayWrapper(Replay):
         for join, verbs in _JOINS.items():
             setattr(cls, join, getattr(Replay if own & verbs else ReplayWrapper, join))
         if "draw" in own:
-            cls.serve = Replay._draw_and_fetch
+            cls.serve = ReplayWrapper._draw_and_fetch
         elif "change" in own and not own & {"window", "read", "episode"}:
             cls.open = ReplayWrapper._open_and_change  # type: ignore[assignment]
         if own and not cls.__module__.startswith("replaykit."):
