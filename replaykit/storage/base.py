@@ -19,6 +19,8 @@ from replaykit.trees import Tree
 
 kernels = lazy("lanes")
 Indices: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Flags: TypeAlias = npt.NDArray[np.bool_]
 Serve: TypeAlias = Callable[[int], dict[str, Any]]
 Open: TypeAlias = Callable[..., tuple[Draw, Window]]
 EMPTY = "the buffer is empty, so nothing can be sampled; add a transition first"
