@@ -38,12 +38,8 @@ class Field:
     shape : tuple of int
         Without any batch or lane axis; ``()`` for a scalar.
     dtype : dtype-like
-        Any boolean, integer, floating or complex dtype of NumPy; stored in native byte order.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For any other dtype, such as object or str, or a negative dimension.
+        Any boolean, integer, floating or complex dtype of NumPy; stored in native byte order. Another one, such as
+        object or str, raises TypeError.
 
     Examples
     --------
@@ -129,9 +125,8 @@ class Leaf:
         return number
 
     def _wrong_shape(self, got: tuple[int, ...], lead: tuple[int, ...]) -> str:
-        message = f"{self.name} has shape {got}; expected {lead + self.shape}"
-        if lead:
-            message += f", {lead} for the leading axes and {self.shape} for the field"
+        parts = f", {lead} for the leading axes and {self.shape} for the field" if lead else ""
+        message = f"{self.name} has shape {got}; expected {lead + self.shape}{parts}"
         if math.prod(got) == math.prod(lead + self.shape):
             return f"{message}; reshape it"
         if not lead and len(got) == len(self.shape) + 1 and got[1:] == self.shape:

@@ -25,12 +25,8 @@ class Spec:
     reward : Field, optional
         A float32 or float64 scalar; float32 unless given.
     **extra : Field, or dict or tuple of them
-        Further fields, given to ``add`` by keyword and found in the batch under the same name.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For a leaf that is no `Field`, an extra field with a name that a batch or ``add`` uses, and any other reward.
+        Further fields, given to ``add`` by keyword and found in the batch under the same name. Names that a batch or
+        ``add`` uses are refused.
 
     Examples
     --------
@@ -123,10 +119,7 @@ class Spec:
         return f"Spec({', '.join(f'{name}={self._trees[name]!r}' for name in names)})"
 
     def flatten(self, values: tuple[Tree, ...], extras: Mapping[str, Tree]) -> tuple[Any, ...]:
-        """The values of the leaves, in order, of the core fields and the extras.
-
-        Raises FieldNameError if a field or a key of a nested one is missing or unknown.
-        """
+        """The values of the leaves, in order. Raises FieldNameError for a missing or unknown field or nested key."""
         for name in extras:
             if name not in self.extra:
                 meant = _nearest(name, (*self.extra, *CORE, "mask", "td_error"))
@@ -205,7 +198,6 @@ def _from_space(space: Any, path: str) -> Tree:
         return tuple(_from_space(entry, f"{path}.{i}") for i, entry in enumerate(space.spaces))
     if isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete):
         return Field(tuple(space.shape or ()), space.dtype)
-    raise TypeError(
-        f"{path} is a {type(space).__name__} space, which has no dense storage; expected Box, Discrete, MultiBinary, "
-        "MultiDiscrete, or a Dict or Tuple of them; flatten or encode it to one of these first"
-    )
+    got = f"{path} is a {type(space).__name__} space, which has no dense storage"
+    accepted = "Box, Discrete, MultiBinary, MultiDiscrete, or a Dict or Tuple of them"
+    raise TypeError(f"{got}; expected {accepted}; flatten or encode it to one of these first")

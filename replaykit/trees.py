@@ -14,16 +14,21 @@ def entries_of(tree: Tree) -> Iterable[tuple[Any, Tree]]:
 
 def leaves_of(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every leaf of a tree and its path, such as ``obs.position.0``; `path` is that of the tree itself."""
-    if not isinstance(tree, Mapping | tuple):
+    if isinstance(tree, Mapping):
+        for key, entry in tree.items():
+            yield from leaves_of(entry, f"{path}.{key}" if path else str(key))
+    elif isinstance(tree, tuple):
+        for i, entry in enumerate(tree):
+            yield from leaves_of(entry, f"{path}.{i}" if path else str(i))
+    else:
         yield path, tree
-        return
-    for key, entry in entries_of(tree):
-        yield from leaves_of(entry, f"{path}.{key}" if path else str(key))
 
 
 def map_tree(function: Callable[[Any, str], Any], tree: Tree, path: str = "") -> Tree:
     """`function` of every leaf and its path, in the same structure."""
-    if not isinstance(tree, Mapping | tuple):
-        return function(tree, path)
-    made = {key: map_tree(function, entry, f"{path}.{key}" if path else str(key)) for key, entry in entries_of(tree)}
-    return made if isinstance(tree, Mapping) else tuple(made.values())
+    prefix = f"{path}." if path else ""
+    if isinstance(tree, Mapping):
+        return {key: map_tree(function, entry, f"{prefix}{key}") for key, entry in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(map_tree(function, entry, f"{prefix}{i}") for i, entry in enumerate(tree))
+    return function(tree, path)

@@ -1,5 +1,6 @@
 """The faster way to a batch: one kernel call for what several verbs do, made of the same kernels."""
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -9,6 +10,7 @@ import numpy.typing as npt
 from replaykit._kernels import lazy
 from replaykit.batch import Ahead, Draw, Look, Window
 from replaykit.storage.base import EMPTY, Floats, Open, Serve
+from replaykit.storage.row import LAYOUTS_KEPT
 
 if TYPE_CHECKING:
     from replaykit.storage.local import LocalStorage
@@ -25,14 +27,15 @@ def fuse(storage: "LocalStorage", distribution: Any, powers: Floats, rng: np.ran
     """Functions of a batch size that do `draw`, `window`, `reduce` and `weigh`, or only `draw` and `window`."""
     draw_batch, draw_and_look = distribution.kernels()
     bounds, rows, header, stored, n = storage.bounds, storage.bytes, storage.header, store.STORED, len(powers) - 1
-    layout_of, name, length = storage.row.layout, storage.row.name_batch, len(storage.spec.leaves) + 1
+    layout_of = functools.lru_cache(LAYOUTS_KEPT)(lambda count: storage.row.layout(count, n))
+    name, length = storage.row.name_batch, len(storage.spec.leaves) + 1
     arguments, finish, complete = distribution.arguments, distribution.finish, distribution.complete
     both, only_open, has_columns = windows.BOTH, windows.OPEN, bool(storage.columns)
 
     def serve(batch_size: int) -> dict[str, Any]:
         if not header.item(stored):
             raise ValueError(EMPTY)
-        layout = layout_of(batch_size, n)
+        layout = layout_of(batch_size)
         block, given = np.empty(layout.nbytes, _UINT8), arguments(batch_size, rng)
         draw_batch(*given, bounds, rows, layout.plan, powers, block, both)
         fields = np.ndarray((), layout.batch, block).item()
@@ -45,7 +48,7 @@ def fuse(storage: "LocalStorage", distribution: Any, powers: Floats, rng: np.ran
     def open_windows(batch_size: int, look: Look | None = None) -> tuple[Draw, Window]:
         if not header.item(stored):
             raise ValueError(EMPTY)
-        layout = layout_of(batch_size, n)
+        layout = layout_of(batch_size)
         block, given = np.empty(layout.nbytes, _UINT8), arguments(batch_size, rng)
         kernel_arguments = *given, bounds, rows, layout.plan, powers, block, only_open
         ahead = None

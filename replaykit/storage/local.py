@@ -31,10 +31,8 @@ class LocalStorage(Storage):
     """Transitions in packed rows, large observations in columns. Override `allocate` to place the arrays elsewhere.
 
     The small fields of a transition lie side by side in one row, so reading a transition is one cache miss. Fields
-    above 1 KB are in columns of their own, and large observations are kept once each.
-
-    A write retires the oldest rows (advances ``bounds[0]``), writes, and publishes the new rows (advances
-    ``bounds[1]``). If it is interrupted, no row that counts as stored is half written.
+    above 1 KB are in columns of their own, and large observations are kept once each. If a write is interrupted, no row
+    that counts as stored is half written.
 
     Parameters
     ----------
@@ -90,8 +88,6 @@ class LocalStorage(Storage):
     def tables(self) -> Indices:
         """The tables of episodes, and of the time of writing once lanes are out of step."""
         return self._written[2]
-
-    # -- Writing ---------------------------------------------------------------------------------------------
 
     def encode(
         self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...], mask: Flags | None = None
@@ -156,8 +152,6 @@ class LocalStorage(Storage):
     def clear(self) -> None:
         kernels.clear(self.header)
 
-    # -- Reading ---------------------------------------------------------------------------------------------
-
     def __len__(self) -> int:
         return int(self.header.item(kernels.STORED))
 
@@ -192,7 +186,7 @@ class LocalStorage(Storage):
         layout, block, views = window.opened
         self._take_back(window, views)
         arguments = self.bounds, self.bytes, layout.plan, powers, block, windows.REDUCE
-        rewrites, apart = window.rewrites, []
+        rewrites = window.rewrites
         if self.columns:
             rewrites = [Rewrite((name,), *rewrite[1:]) for rewrite in rewrites for name in rewrite.fields]
             apart = [rewrite for rewrite in rewrites if self.is_in_columns(rewrite.fields[0])]
@@ -208,20 +202,25 @@ class LocalStorage(Storage):
         leaves = views[: self._length + 1]
         if self.columns:
             leaves = self.with_columns(leaves, window.indices, leaves[-1])
-        for (name,), rows, values in apart:
-            position = self.positions[name]
-            leaves[position] = leaves[position].copy()  # stacks of obs and next_obs may overlap
-            leaves[position][rows] = values
+            for (name,), rows, values in apart:
+                position = self.positions[name]
+                leaves[position] = leaves[position].copy()  # stacks of obs and next_obs may overlap
+                leaves[position][rows] = values
         fields = self.row.name_transitions(*leaves)
         fields.update(window.added)
         return fields
 
     def _take_back(self, window: Window, views: Any) -> None:
         """Copy to the block what a wrapper has replaced rather than changed in place."""
-        given = window.reward, window.length, window.terminated, window.truncated
-        for view, array in zip(self._of_window(views), given, strict=True):
-            if array is not view:
-                view[...] = array
+        reward, length, terminated, truncated = self._of_window(views)
+        if window.reward is not reward:
+            reward[...] = window.reward
+        if window.length is not length:
+            length[...] = window.length
+        if window.terminated is not terminated:
+            terminated[...] = window.terminated
+        if window.truncated is not truncated:
+            truncated[...] = window.truncated
 
     def _in_block(self, rewrite: Rewrite) -> tuple[Indices, Indices, npt.NDArray[np.uint8]]:
         """The columns of the plan, the rows and the bytes of a rewrite."""
@@ -252,9 +251,8 @@ class LocalStorage(Storage):
         self._take_back(window, views)
         n = window.reward.shape[1]
         column, nbytes, read = self.looking(look.leaf, window.indices.size, window.shape[0], n)
-        out, asked = np.empty(nbytes, _UINT8), (uniforms, look.ratio, SCOPES[look.strategy])
-        state = self.bounds, self.bytes, self.tables
-        return read(out, goals.look_ahead(*state, layout.plan, block, n, *asked, column, out))
+        out, state = np.empty(nbytes, _UINT8), (self.bounds, self.bytes, self.tables, layout.plan, block)
+        return read(out, goals.look_ahead(*state, n, uniforms, look.ratio, SCOPES[look.strategy], column, out))
 
     def is_in_columns(self, leaf: str) -> bool:
         """Whether a leaf is kept apart from the rows."""
@@ -275,13 +273,11 @@ class LocalStorage(Storage):
         return padded
 
     def episode(self, indices: Indices) -> tuple[Indices, Indices, Indices]:
-        found = np.full((3, len(indices)), -1, np.int64)
-        stored = indices != -1
+        found, stored = np.full((3, len(indices)), -1, np.int64), indices != -1
         numbers = self.tables[kernels.NUMBER, self.slots(indices[stored])]
         places = numbers % self.capacity
         found[:, stored] = numbers, self.tables[kernels.STARTS, places], self.tables[kernels.STOPS, places]
-        number, first, last = found
-        return number, first, last
+        return found[0], found[1], found[2]
 
     def latest(self, count: int) -> Indices:
         if len(self.tables) == kernels.STAMPS:
@@ -289,11 +285,9 @@ class LocalStorage(Storage):
             return np.arange(stop - min(count, len(self)), stop)
         first, cursor = self.bounds
         tails = stored_in(np.stack((np.maximum(first, cursor - count), cursor)), self.num_envs)
-        stamps = self.tables[kernels.STAMPS, tails % self.capacity]
-        stamps = np.where(tails < self.header[kernels.SPLIT], tails, stamps)
+        noted = self.tables[kernels.STAMPS, tails % self.capacity]
+        stamps = np.where(tails < self.header[kernels.SPLIT], tails, noted)
         return tails[np.argsort(stamps)[-count:]]
-
-    # -- State -----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         slots = self._stored_slots()
@@ -328,9 +322,8 @@ class LocalStorage(Storage):
 
     def _stored_slots(self) -> Any:
         """What selects the slots of the stored transitions, in the order of slots: a slice where it can be one."""
-        stop = self.bounds[1, 0] * self.num_envs
-        in_step = (self.bounds == self.bounds[:, :1]).all()
-        if in_step and len(self) == min(stop, self.capacity):
+        stop, is_in_step = self.bounds[1, 0] * self.num_envs, (self.bounds == self.bounds[:, :1]).all()
+        if is_in_step and len(self) == min(stop, self.capacity):
             return slice(0, len(self))
         return np.sort(self.stored() % self.capacity)
 
@@ -343,13 +336,11 @@ class LocalStorage(Storage):
         assert (ended >= (terminated | truncated)).all(), "an episode goes on after a terminated or truncated step"
         for columns in self.columns:
             columns.check()
-        for lane in range(self.num_envs):
+        for lane in np.flatnonzero(self.bounds[1] > self.bounds[0]):
             self._check_episodes(np.arange(*self.bounds[:, lane]) * self.num_envs + lane)
 
     def _check_episodes(self, indices: Indices) -> None:
         """Verify the tables for all stored indices of a lane."""
-        if not indices.size:
-            return
         number, first, last = self.episode(indices)
         begins = np.r_[True, self.rows[indices % self.capacity, self.row.end][:-1] != 0]
         run = np.cumsum(begins) - 1

@@ -52,18 +52,10 @@ class Row:
     two flags are last, and after them the flag that ends an episode. The row is filled up to whole words of 8 bytes.
 
     `packed` has the positions of the leaves in the row, in the order in which they lie there, and `place` where each of
-    them begins. `end` is the place of the flag that ends an episode. `encode_row` converts the six core fields and a
-    dict of the extras of one step of one lane to bytes; `encode_steps` those of many steps, after their leading axes,
-    leaf after leaf. `name_batch` makes all leaves and derived fields a nested dict, `name_transitions` those up to the
-    length.
+    them begins. `end` is the place of the flag that ends an episode. `encode_row` and `encode_steps` come from
+    `encoder`. `name_batch` nests all leaves and derived fields in a dict, `name_transitions` those up to the length.
 
-    Parameters
-    ----------
-    spec : Spec
-    apart : collection of int
-        The positions of the leaves that are not in the row.
-    encode : callable
-        Encodes values that need more than the usual checks.
+    The leaves at the positions `apart` are not in the row. `encode` takes values that need more than the usual checks.
     """
 
     def __init__(self, spec: Spec, apart: Sequence[int], encode: Encode) -> None:
