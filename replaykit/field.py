@@ -83,7 +83,10 @@ class Leaf:
     __slots__ = ("dtype", "field", "name", "scalar_types", "shape")
 
     def __init__(self, name: str, field: Field) -> None:
-        self.name, self.field, self.dtype, self.shape = name, field, field.dtype, field.shape
+        self.name, self.field, self.shape = name, field, field.shape
+        self.dtype = np.dtype(
+            field.dtype.type
+        )  # NumPy's own, even if `field` was unpickled: it is compared by identity
         is_number = not self.shape and self.dtype.itemsize <= 8
         self.scalar_types = frozenset(_SCALARS.get(self.dtype.kind, ()) if is_number else ())
 
