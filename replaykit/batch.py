@@ -17,8 +17,8 @@ Strategy: TypeAlias = Literal["future", "final", "episode", "random"]
 class Draw:
     """Indices (B,) of transitions, and the expected share of a batch of each, as `probabilities` (B,).
 
-    `least` is the smallest positive probability of any stored transition, by which weights are normalised with
-    ``weights="buffer"``. Without it, they are normalised as with ``weights="batch"``.
+    `least` is the smallest positive probability of any stored transition, which ``weights="buffer"`` normalises by. If
+    it is None, weights are normalised as with ``weights="batch"``.
     """
 
     indices: npt.NDArray[np.int64]
@@ -27,10 +27,9 @@ class Draw:
 
 
 class Rewrite(NamedTuple):
-    """Values (R, ...) that replace those of R rows of some fields of a batch when its windows are reduced.
+    """Values (R, ...) for R windows, of the numbers `rows` (R,), that replace stored ones when windows are reduced.
 
-    All `fields` receive the values, which have their dtype. They are leaves of the spec, such as ``("action",)`` or
-    ``("obs.goal", "next_obs.goal")``. `rows` (R,) are the numbers of windows.
+    All `fields` receive them: leaves of the spec of one dtype, such as ``("obs.goal", "next_obs.goal")``.
     """
 
     fields: tuple[str, ...]
@@ -39,10 +38,7 @@ class Rewrite(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What hindsight needs to know of later steps: their achieved goals, for a share `ratio` of the rows of a batch.
-
-    `leaf` is the achieved goal, such as ``"next_obs.achieved_goal"``.
-    """
+    """What hindsight asks about later steps: the achieved goals `leaf`, for a share `ratio` of the rows of a batch."""
 
     leaf: str
     ratio: float
@@ -56,14 +52,12 @@ class Ahead(NamedTuple):
     ----------
     chosen : ndarray of shape (B,), bool
         Which rows of the batch get another goal. All T windows of a row get the same.
-    windows : ndarray of shape (W,), int64
-        The numbers of the windows in these rows.
+    windows, goals : ndarray of shape (W,), int64, and (W, ...)
+        The numbers of the windows in these rows, and the new goal of each.
     places : ndarray of shape (S,), int64
         Where the rewards of their steps are in ``window.reward.reshape(M * n)``, window after window.
     achieved, wanted : ndarray of shape (S, ...)
         The goal achieved in each of these steps, and its new goal.
-    goals : ndarray of shape (W, ...)
-        The new goal of each of these windows.
     """
 
     chosen: npt.NDArray[np.bool_]
@@ -85,7 +79,7 @@ class Window:
     indices : ndarray of shape (M,), int64
         The first step of each window. Those of successive steps differ by `stride`.
     shape : tuple of int
-        (B,), or (B, T) if T windows belong to each row of the batch. M is the product.
+        (B,), or (B, T) if T windows belong to each row of the batch, so that M = B T.
     reward : ndarray of shape (M, n) or (M, n, ...), float64
         The reward of each step. Entries past the length are 0.
     length : ndarray of shape (M,), int64
@@ -97,7 +91,7 @@ class Window:
     added : dict of str to ndarray of shape (B, ...)
         Further fields of the batch.
     ahead : Ahead or None
-        The answer to the `look` of the wrapper that receives the window, if it was already found.
+        The answer to the `look` of the wrapper that receives the window, if it is known already.
     opened
         Only for the storage that made the window.
     """
@@ -119,9 +113,8 @@ class Batch:
     """B transitions as fresh arrays that belong to the caller.
 
     Every field is an attribute and a key: ``batch.reward is batch["reward"]``. Nested observations and actions are
-    dicts and tuples of arrays. The learning target is always ``batch.reward + batch.discount * q_next``.
-
-    Stacks of frames in `obs` and `next_obs` may be views of one array, since they overlap: copy one before changing it.
+    dicts and tuples of arrays. The learning target is always ``batch.reward + batch.discount * q_next``. Stacks of
+    frames in `obs` and `next_obs` may be views of one array, since they overlap: copy one before you change it.
 
     Attributes
     ----------
@@ -129,9 +122,7 @@ class Batch:
         Of the first step of each window.
     reward : array of shape (B,)
         The n-step return: the discounted sum of the rewards of the window.
-    next_obs : array of shape (B, ...)
-        The observation after the last step of the window.
-    terminated, truncated : array of shape (B,), bool
+    next_obs, terminated, truncated : array of shape (B, ...), and (B,), bool
         Of the last step of the window.
     discount : array of shape (B,)
         ``gamma**length``, and 0 where terminated.
@@ -182,10 +173,9 @@ class Batch:
         raise AttributeError(f"this batch has no field {name!r}; it has {', '.join(self.__dict__)}")
 
     def __getitem__(self, name: str) -> Any:
-        try:
-            return self.__dict__[name]
-        except KeyError:
-            raise KeyError(f"this batch has no field {name!r}; it has {', '.join(self.__dict__)}") from None
+        if name not in self.__dict__:
+            raise KeyError(f"this batch has no field {name!r}; it has {', '.join(self.__dict__)}")
+        return self.__dict__[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self.__dict__

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from replaykit._kernels import lazy
 from replaykit.batch import Draw, Window
 from replaykit.checks import check_count, check_unit
-from replaykit.declared import Declared
+from replaykit.declared import Declared, read_only
 from replaykit.distributions.base import Distribution
 from replaykit.field import as_array, as_float64, as_indices
 from replaykit.replay import Replay, Settings
@@ -34,12 +34,8 @@ class Buffer(Replay):
         Where transitions are kept.
     distribution : Distribution
         Which are drawn, from the same storage.
-    n_step : int
-        Steps that a sampled transition spans; fewer at an episode's end.
-    gamma : float
-        Discount of a step, for n-step returns and ``batch.discount``.
-    seed : None, int, SeedSequence or Generator
-        Same seed and same calls: same batches, bit for bit.
+    n_step, gamma, seed
+        As those of `ReplayBuffer`.
 
     Examples
     --------
@@ -51,13 +47,14 @@ class Buffer(Replay):
     Buffer(0 of 1000, num_envs=1, n_step=3)
     """
 
+    storage: Storage = read_only("_storage", "Where transitions are kept.")
+    distribution: Distribution = read_only("_distribution", "Which transitions are drawn.")
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if cls.__module__ != "replaykit.buffers":
-            raise TypeError(
-                f"{cls.__name__} is a subclass of a buffer, and buffers are final; write a ReplayWrapper, or join a "
-                "Storage and a Distribution of your own in a Buffer"
-            )
+            remedy = "write a ReplayWrapper, or join a Storage and a Distribution of your own in a Buffer"
+            raise TypeError(f"{cls.__name__} is a subclass of a buffer, and buffers are final; {remedy}")
 
     def __init__(
         self, storage: Storage, distribution: Distribution, *, n_step: int = 1, gamma: float = 0.99, seed: Seed = None
@@ -77,7 +74,7 @@ class Buffer(Replay):
         longest = min(n_step, storage.length)  # no window can be longer than a lane
         self._powers = np.array([gamma**k for k in range(longest + 1)])
         fused = storage.fuse(distribution, self._powers, self.rng)
-        if fused is not None:  # the one place where a faster way is chosen
+        if fused is not None:
             self.serve, self.open = fused  # type: ignore[method-assign, assignment]
         self._encode_step, self._write = storage.encode_step, storage.write
 
@@ -85,38 +82,17 @@ class Buffer(Replay):
     def from_env(cls: type[Kind], env: Any, capacity: int, **options: Any) -> Kind:
         """A `ReplayBuffer`, `PrioritizedBuffer` or `LatestBuffer` for a Gymnasium environment, single or vector.
 
-        It has a lane for each environment. The other options are those of the constructor.
+        Each environment has a lane. The other options are those of the constructor.
         """
         num_envs = env.num_envs if hasattr(env, "single_observation_space") else 1
         if options.setdefault("num_envs", num_envs) != num_envs:
             raise ValueError(f"num_envs is {options['num_envs']}; expected {num_envs}, as env has")
         return cls(capacity, Spec.from_env(env), **options)  # type: ignore[arg-type]
 
-    @property
-    def storage(self) -> Storage:
-        """Where transitions are kept."""
-        return self._storage
-
-    @property
-    def distribution(self) -> Distribution:
-        """Which transitions are drawn."""
-        return self._distribution
-
-    # -- Writing ---------------------------------------------------------------------------------------------
-
     def add(
-        self,
-        obs: Tree,
-        action: Tree,
-        reward: Any,
-        next_obs: Tree,
-        terminated: Any,
-        truncated: Any,
-        *,
-        mask: npt.ArrayLike | None = None,
-        td_error: Any = None,
-        **extras: Tree,
-    ) -> Indices:
+        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any, truncated: Any, *,
+        mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
+    ) -> Indices:  # fmt: skip
         if mask is not None or td_error is not None:
             values = (obs, action, reward, next_obs, terminated, truncated)
             return self._write_steps(None, values, extras, mask, td_error)
@@ -128,18 +104,9 @@ class Buffer(Replay):
             return self._write(block, 1)
 
     def extend(
-        self,
-        obs: Tree,
-        action: Tree,
-        reward: Any,
-        next_obs: Tree,
-        terminated: Any,
-        truncated: Any,
-        *,
-        mask: npt.ArrayLike | None = None,
-        td_error: Any = None,
-        **extras: Tree,
-    ) -> Indices:
+        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any, truncated: Any, *,
+        mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
+    ) -> Indices:  # fmt: skip
         values = (obs, action, reward, next_obs, terminated, truncated)
         shape = reward.shape if type(reward) is np.ndarray else as_array("reward", reward).shape
         if not shape:
@@ -190,9 +157,8 @@ class Buffer(Replay):
         largest = self._distribution.largest_priority
         wrong = ~(np.abs(errors) <= largest)
         if wrong.any():
-            raise ValueError(
-                f"td_error contains {errors[wrong][0]}; expected finite numbers of at most {largest:.3g} in magnitude"
-            )
+            expected = f"finite numbers of at most {largest:.3g} in magnitude"
+            raise ValueError(f"td_error contains {errors[wrong][0]}; expected {expected}")
         return errors
 
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
@@ -210,17 +176,11 @@ class Buffer(Replay):
             self._storage.clear()
             self._distribution.settle()
 
-    # -- Learning --------------------------------------------------------------------------------------------
-
     def count_batch(self) -> None:
         self._distribution.batches += 1
 
     def update_priorities(
-        self,
-        indices: npt.ArrayLike,
-        td_errors: npt.ArrayLike | None = None,
-        *,
-        priorities: npt.ArrayLike | None = None,
+        self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *, priorities: npt.ArrayLike | None = None
     ) -> int:
         if (td_errors is None) == (priorities is None):
             raise TypeError("pass either td_errors or priorities=")
@@ -239,9 +199,8 @@ class Buffer(Replay):
             if count < 0:
                 wrong = -1 - count
                 if not abs(values[wrong]) <= limit:
-                    raise ValueError(
-                        f"{name} contains {values[wrong]}; expected finite numbers of at most {limit:.3g} in magnitude"
-                    )
+                    expected = f"finite numbers of at most {limit:.3g} in magnitude"
+                    raise ValueError(f"{name} contains {values[wrong]}; expected {expected}")
                 storage.refuse(entries[wrong : wrong + 1])
             if priorities is not None and size and values.min() < 0.0:
                 raise ValueError(f"priorities contains {values.min()}; expected non-negative numbers")
@@ -251,8 +210,6 @@ class Buffer(Replay):
                 self._stale_updates += size - count
                 slots, kept = slots[:count], kept[:count]
             return distribution.update(slots, kept)
-
-    # -- The verbs -------------------------------------------------------------------------------------------
 
     def draw(self, batch_size: int) -> Draw:
         with self.lock:
@@ -281,8 +238,7 @@ class Buffer(Replay):
 
     def serve(self, batch_size: int) -> dict[str, Any]:
         """All fields of a batch, with a storage that has no faster way."""
-        draw = self._checked_draw(batch_size)
-        return self._weighed(self.fetch(draw.indices), draw)
+        return self._draw_and_fetch(batch_size)
 
     def fetch(self, indices: Indices) -> dict[str, Any]:
         with self.lock:
@@ -291,8 +247,6 @@ class Buffer(Replay):
     def least_probability(self, batch_size: int, without: Indices) -> float:
         with self.lock:
             return self._distribution.least_probability(batch_size, without)
-
-    # -- Looking ---------------------------------------------------------------------------------------------
 
     def parts(self) -> dict[str, Declared]:
         return {"storage": self._storage, "distribution": self._distribution, "buffer": self}
@@ -319,8 +273,7 @@ class Buffer(Replay):
     @property
     def beta(self) -> float:
         """The exponent of the weights of the next batch. Set it to a number in [0, 1], or to a schedule."""
-        beta: float = self._with_beta.beta
-        return beta
+        return float(self._with_beta.beta)
 
     @beta.setter
     def beta(self, value: float | Callable[[int], float]) -> None:

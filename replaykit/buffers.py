@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import final
 
 from replaykit.buffer import Buffer, Seed
+from replaykit.declared import read_only
 from replaykit.distributions.latest import Latest
 from replaykit.distributions.proportional import Draws, Proportional, Weights
 from replaykit.distributions.uniform import Uniform
@@ -30,18 +31,16 @@ class ReplayBuffer(Buffer):
         Discount of a step, for n-step returns and ``batch.discount``.
     stack : int
         Observations in each of a batch, k: the last k of the episode, along a new first axis. Only frames are stacked:
-        fields of `obs` with at least two axes. They are added one by one. If the agent needs stacks itself, use
+        fields of `obs` with at least two axes. Add them one by one. If the agent needs stacks itself, use
         ``FrameStackObservation(record(env, buffer), k)``.
     padding : {"reset", "zero"}
-        What fills up a stack at an episode's start: its first observation or zeros, as with Gymnasium's
-        ``FrameStackObservation``. (In a Box without zeros, Gymnasium uses the lower bound instead.)
+        What fills up a stack at an episode's start: its first observation or zeros, as in Gymnasium's
+        ``FrameStackObservation``, which uses the lower bound of a Box without zeros.
     share : {"large", "all", "none"}
-        Which observations are kept once, rather than as the next_obs of one step and the obs of the next, or in each of
-        several stacks: those above 1 KB, all, or none. Only equal observations are shared, so batches do not depend on
-        it.
+        Which observations are kept once, rather than in each step and stack that they belong to: those above 1 KB, all,
+        or none. Only equal observations are shared, so batches do not depend on it.
     replace : bool
-        Whether a transition can be drawn twice for a batch. Without replacement a batch can be at most as large as the
-        number of transitions stored.
+        Whether a transition can be drawn twice for a batch. If not, a batch is at most as large as the buffer's size.
     seed : None, int, SeedSequence or Generator
         Same seed and same calls: same batches, bit for bit.
 
@@ -60,35 +59,21 @@ discount float32, length int64, weights float32, probabilities float64, indices 
     array([0.2, 0.2])
     """
 
-    def __init__(
-        self,
-        capacity: int,
-        spec: Spec,
-        *,
-        num_envs: int = 1,
-        n_step: int = 1,
-        gamma: float = 0.99,
-        stack: int = 1,
-        padding: Padding = "reset",
-        share: Share = "large",
-        replace: bool = True,
-        seed: Seed = None,
-    ) -> None:
-        storage = LocalStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
-        self._uniform = Uniform(storage, replace=replace)
-        super().__init__(storage, self._uniform, n_step=n_step, gamma=gamma, seed=seed)
+    replace: bool = read_only("_distribution.replace", "Whether a transition can be drawn twice for a batch.")
 
-    @property
-    def replace(self) -> bool:
-        """Whether a transition can be drawn twice for a batch."""
-        return self._uniform.replace
+    def __init__(
+        self, capacity: int, spec: Spec, *, num_envs: int = 1, n_step: int = 1, gamma: float = 0.99, stack: int = 1,
+        padding: Padding = "reset", share: Share = "large", replace: bool = True, seed: Seed = None,
+    ) -> None:  # fmt: skip
+        storage = LocalStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
+        super().__init__(storage, Uniform(storage, replace=replace), n_step=n_step, gamma=gamma, seed=seed)
 
 
 @final
 class LatestBuffer(Buffer):
     """No replay: a batch of B is the B newest transitions, oldest first.
 
-    What an agent learns from that has no replay memory; the baseline of every study of replay. While fewer than B are
+    This is how an agent without a replay memory learns, the baseline of every study of replay. While fewer than B are
     stored, they are repeated in turn.
 
     Parameters
@@ -107,18 +92,9 @@ class LatestBuffer(Buffer):
     """
 
     def __init__(
-        self,
-        capacity: int,
-        spec: Spec,
-        *,
-        num_envs: int = 1,
-        n_step: int = 1,
-        gamma: float = 0.99,
-        stack: int = 1,
-        padding: Padding = "reset",
-        share: Share = "large",
-        seed: Seed = None,
-    ) -> None:
+        self, capacity: int, spec: Spec, *, num_envs: int = 1, n_step: int = 1, gamma: float = 0.99, stack: int = 1,
+        padding: Padding = "reset", share: Share = "large", seed: Seed = None,
+    ) -> None:  # fmt: skip
         storage = LocalStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
         super().__init__(storage, Latest(storage), n_step=n_step, gamma=gamma, seed=seed)
 
@@ -129,7 +105,7 @@ class PrioritizedBuffer(Buffer):
 
     A transition with TD error δ has the priority ``p = abs(δ) + eps``, and is drawn with the probability ``P = p**alpha
     / sum(p**alpha)``. The weights ``w = (N P)**-beta`` correct learning for that. A new transition gets the largest
-    priority in the buffer just before it is added, so that it is soon seen once; 1 if there is none.
+    priority in the buffer, or 1 if there is none, so that it is soon seen once.
 
     Parameters
     ----------
@@ -138,22 +114,15 @@ class PrioritizedBuffer(Buffer):
     alpha : float
         How much priorities count: 0 is uniform replay, 1 is proportional to the priority.
     beta : float or callable
-        How much of the bias is corrected, from 0 to 1. A number, which can be set at any time, or a schedule: a
-        function of the number of batches sampled so far, such as ``LinearSchedule(0.4, 1.0, steps)``. Anneal it to 1
-        over training.
+        How much of the bias is corrected, from 0 to 1: a number, which can be set at any time, or a function of the
+        number of batches sampled so far, such as ``LinearSchedule(0.4, 1.0, steps)``. Anneal it to 1 over training.
     eps : float
-        Added to every ``abs(td_error)``, so that no transition is starved. In units of TD error: 1e-2 suits errors
-        around 1.
+        Added to every ``abs(td_error)``, so that no transition is starved; 1e-2 suits TD errors around 1.
     draws : {"stratified", "iid"}
-        Whether the batch is drawn one from each of B equal parts of the mass, or independently.
+        Whether one transition is drawn from each of B equal parts of the mass, or all independently.
     weights : {"batch", "buffer", "none"}
-        What weights are divided by: the largest of the batch; the largest that any stored transition would have, which
-        makes all weights small while one transition has a tiny priority, and then learning stalls; or nothing.
-
-    Raises
-    ------
-    ValueError, TypeError
-        For an argument out of its range, naming it.
+        What weights are divided by: the largest of the batch; the largest of any stored transition, where one tiny
+        priority makes all weights so small that learning stalls; or nothing.
 
     References
     ----------
@@ -177,44 +146,17 @@ class PrioritizedBuffer(Buffer):
     array([0.6666667, 0.6666667, 1.       ], dtype=float32)
     """
 
+    alpha: float = read_only("_distribution.alpha", "How much priorities count.")
+    eps: float = read_only("_distribution.eps", "Added to the magnitude of every TD error.")
+    draws: Draws = read_only("_distribution.draws", "How the points of a draw lie on the mass.")
+    weights: Weights = read_only("_distribution.weights", "What weights are divided by.")
+
     def __init__(
-        self,
-        capacity: int,
-        spec: Spec,
-        *,
-        num_envs: int = 1,
-        n_step: int = 1,
-        gamma: float = 0.99,
-        stack: int = 1,
-        padding: Padding = "reset",
-        share: Share = "large",
-        alpha: float = 0.6,
-        beta: float | Callable[[int], float] = 0.4,
-        eps: float = 1e-2,
-        draws: Draws = "stratified",
-        weights: Weights = "batch",
-        seed: Seed = None,
-    ) -> None:
+        self, capacity: int, spec: Spec, *, num_envs: int = 1, n_step: int = 1, gamma: float = 0.99, stack: int = 1,
+        padding: Padding = "reset", share: Share = "large", alpha: float = 0.6,
+        beta: float | Callable[[int], float] = 0.4, eps: float = 1e-2, draws: Draws = "stratified",
+        weights: Weights = "batch", seed: Seed = None,
+    ) -> None:  # fmt: skip
         storage = LocalStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
-        self._proportional = Proportional(storage, alpha=alpha, beta=beta, eps=eps, draws=draws, weights=weights)
-        super().__init__(storage, self._proportional, n_step=n_step, gamma=gamma, seed=seed)
-
-    @property
-    def alpha(self) -> float:
-        """How much priorities count."""
-        return self._proportional.alpha
-
-    @property
-    def eps(self) -> float:
-        """Added to the magnitude of every TD error."""
-        return self._proportional.eps
-
-    @property
-    def draws(self) -> Draws:
-        """How the points of a draw lie on the mass."""
-        return self._proportional.draws
-
-    @property
-    def weights(self) -> Weights:
-        """What weights are divided by."""
-        return self._proportional.weights
+        distribution = Proportional(storage, alpha=alpha, beta=beta, eps=eps, draws=draws, weights=weights)
+        super().__init__(storage, distribution, n_step=n_step, gamma=gamma, seed=seed)

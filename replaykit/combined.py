@@ -8,6 +8,7 @@ import numpy.typing as npt
 from replaykit._kernels import lazy
 from replaykit.batch import Draw
 from replaykit.checks import check_count
+from replaykit.declared import read_only
 from replaykit.field import as_indices
 from replaykit.replay import Replay
 from replaykit.storage.base import Indices
@@ -20,23 +21,18 @@ kernels = lazy("goals")
 class CombinedReplay(ReplayWrapper):
     """Any replay, with the newest transitions in every batch in place of as many draws.
 
-    A batch of B is B - k draws from the whole buffer, the newest transitions among them, followed by the k newest,
-    oldest first. So transition i, drawn with probability P_i before, now has the expected share ``q_i = ((B - k) P_i +
-    [i is one of the k newest]) / B`` of a batch. These are the `probabilities`, and a prioritized buffer makes its
-    weights from them. A uniform buffer's weights stay 1, since the newest are meant to count for more.
+    A batch of B is B - k draws from the whole buffer, followed by the k newest, oldest first. So transition i, drawn
+    with probability P_i before, now has the expected share ``q_i = ((B - k) P_i + [i is one of the k newest]) / B`` of
+    a batch. These are the `probabilities`, and a prioritized buffer makes its weights from them. A uniform buffer's
+    weights stay 1, since the newest are meant to count for more.
 
     Parameters
     ----------
     inner : Replay
         A buffer, or another wrapper.
     latest : int
-        How many of the newest are in every batch, k; all, if fewer are stored. These are the k transitions added last.
-        If parallel environments are stepped together, ``latest=num_envs`` gives the newest of each.
-
-    Raises
-    ------
-    ValueError
-        When sampling fewer than `latest`.
+        How many of the transitions added last are in every batch, k; all, if fewer are stored. If parallel environments
+        are stepped together, ``latest=num_envs`` gives the newest of each. A smaller batch raises ValueError.
 
     References
     ----------
@@ -55,20 +51,16 @@ class CombinedReplay(ReplayWrapper):
     array([0.0075, 0.0075, 0.0075, 0.2575])
     """
 
+    latest_count: int = read_only("_latest_count", "How many of the newest are in every batch, k.")
+
     def __init__(self, inner: Replay, latest: int = 1) -> None:
         super().__init__(inner)
         self._latest_count = check_count("latest", latest)
 
-    @property
-    def latest_count(self) -> int:
-        """How many of the newest are in every batch, k."""
-        return self._latest_count
-
     def draw(self, batch_size: int) -> Draw:
         """B - k indices from the wrapped replay, then the k newest, with the probabilities of the mixture."""
         with self.lock:
-            newest = self._newest(batch_size)
-            drawn = batch_size - newest.size
+            newest, drawn = self._newest(batch_size)
             if not drawn:
                 return Draw(newest, np.full(batch_size, 1.0 / batch_size))
             draw = self.inner.draw(drawn)
@@ -80,10 +72,12 @@ class CombinedReplay(ReplayWrapper):
             of_others = drawn * self.inner.least_probability(drawn, newest) / batch_size
             return Draw(indices, mixed, min(of_others, float(mixed[drawn:].min())))
 
-    def _newest(self, batch_size: int) -> Indices:
+    def _newest(self, batch_size: int) -> tuple[Indices, int]:
+        """The newest transitions, and how many others are drawn for a batch."""
         if self._latest_count > batch_size:
             raise ValueError(f"batch_size is {batch_size}; expected at least latest={self._latest_count}")
-        return self.inner.latest(self._latest_count)
+        newest = self.inner.latest(self._latest_count)
+        return newest, batch_size - newest.size
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
         """``((B - k) P + [one of the k newest]) / B`` of each stored index."""
@@ -91,16 +85,14 @@ class CombinedReplay(ReplayWrapper):
         check_count("batch_size", batch_size)
         with self.lock:
             self.inner.read(entries, "terminated")  # raises for an index that is not stored
-            newest = self._newest(batch_size)
-            drawn = batch_size - newest.size
+            newest, drawn = self._newest(batch_size)
             of_inner = drawn * self.inner.probability(entries, drawn) if drawn else np.zeros(entries.shape)
             return (of_inner + np.isin(entries, newest)) / batch_size
 
     def least_probability(self, batch_size: int, without: Indices) -> float:
         """The smallest positive probability of any stored index but those in `without`; inf if there is none."""
         with self.lock:
-            newest = self._newest(batch_size)
-            drawn = batch_size - newest.size
+            newest, drawn = self._newest(batch_size)
             of_others = np.inf
             if drawn:
                 of_others = drawn * self.inner.least_probability(drawn, np.union1d(newest, without)) / batch_size

@@ -1,13 +1,19 @@
 """Objects that are copied, pickled and saved as what they were built from and the state that they declare."""
 
+from operator import attrgetter
 from typing import Any
+
+
+def read_only(path: str, meaning: str) -> Any:
+    """A property that returns the attribute at `path` of its object, such as ``"settings.gamma"``."""
+    return property(attrgetter(path), doc=meaning)
 
 
 class Declared:
     """Base of all that has state: storages, distributions, buffers and wrappers.
 
-    A copy or a pickle is the constructor's arguments and what `state` returns, which `load` takes. Everything else is
-    made anew by the constructor. A class that keeps nothing else needs neither method.
+    A copy or a pickle is the constructor's arguments and what `state` returns, which `load` takes. The constructor
+    makes everything else anew. A class that keeps nothing else needs neither method.
     """
 
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
@@ -19,10 +25,7 @@ class Declared:
         return made
 
     def state(self) -> dict[str, Any]:
-        """Arrays and plain values from which this object can go on, apart from the constructor's arguments.
-
-        Arrays may be views of what is kept. They hold only what is stored.
-        """
+        """Arrays, which may be views, and plain values: what is kept apart from the constructor's arguments."""
         return {}
 
     def load(self, state: dict[str, Any]) -> None:

@@ -12,8 +12,10 @@ from replaykit._kernels import lazy
 kernels = lazy("lanes")
 
 _FLOAT32, _FLOAT64, _INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
-_INTEGERS = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
-_FLOATS = (np.float16, np.float32, np.float64)
+_INTEGERS = (int, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
+_FLOATS = (float, np.float16, np.float32, np.float64)
+_SCALARS: dict[str, tuple[type, ...]] = {"b": (bool, np.bool_), "i": _INTEGERS, "u": _INTEGERS, "f": _FLOATS}
+"""Types of numbers, by the kind of a field, that ``struct.pack`` either converts as `Leaf.coerce` does, or refuses."""
 _EXACT_INT = 2**53
 """A float64 holds every int up to this one."""
 _WIDEN = "widen the field's dtype in the Spec or clip the value"
@@ -36,12 +38,8 @@ class Field:
     shape : tuple of int
         Without any batch or lane axis; ``()`` for a scalar.
     dtype : dtype-like
-        Any boolean, integer, floating or complex dtype of NumPy; stored in native byte order.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For a dtype that is none of these, such as object or str, or a negative dimension.
+        Any boolean, integer, floating or complex dtype of NumPy; stored in native byte order. Another one, such as
+        object or str, raises TypeError.
 
     Examples
     --------
@@ -53,18 +51,18 @@ class Field:
     dtype: np.dtype[Any]
 
     def __init__(self, shape: tuple[int, ...] | int = (), dtype: npt.DTypeLike = np.float32) -> None:
-        sizes = shape if isinstance(shape, tuple | list) else (shape,)
-        for size in sizes:
+        shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
+        for size in shape:
             if isinstance(size, bool | np.bool_) or not isinstance(size, int | np.integer):
                 raise TypeError(f"Field shape contains {size!r}; expected ints")
-        sizes = tuple(map(int, sizes))
-        if min(sizes, default=0) < 0:
-            raise ValueError(f"Field shape has a negative dimension: {sizes}")
+        shape = tuple(map(int, shape))
+        if min(shape, default=0) < 0:
+            raise ValueError(f"Field shape has a negative dimension: {shape}")
         native = np.dtype(dtype).newbyteorder("=")
         if native.kind not in "biufc":
             wanted = "a boolean, integer, floating or complex dtype, which is what a dense array can store"
             raise TypeError(f"Field dtype is {native}; expected {wanted}")
-        object.__setattr__(self, "shape", sizes)
+        object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "dtype", np.dtype(native.type))
 
     def __repr__(self) -> str:
@@ -79,17 +77,18 @@ class Field:
 class Leaf:
     """A field at its place in the transition, and the conversion of values to it.
 
-    `name` is how errors call it, such as ``obs.position``. For a scalar field, `scalar_types` are the types of numbers
-    that ``struct.pack`` either converts as `coerce` does, or refuses.
+    `name` is how errors call it, such as ``obs.position``. For a scalar, `scalar_types` are the types in `_SCALARS`.
     """
 
     __slots__ = ("dtype", "field", "name", "scalar_types", "shape")
 
     def __init__(self, name: str, field: Field) -> None:
-        self.name, self.field, self.dtype, self.shape = name, field, field.dtype, field.shape
+        self.name, self.field, self.shape = name, field, field.shape
+        self.dtype = np.dtype(
+            field.dtype.type
+        )  # NumPy's own, even if `field` was unpickled: it is compared by identity
         is_number = not self.shape and self.dtype.itemsize <= 8
-        kinds = {"b": (bool, np.bool_), "i": (int, *_INTEGERS), "u": (int, *_INTEGERS), "f": (float, *_FLOATS)}
-        self.scalar_types: frozenset[type] = frozenset(kinds.get(self.dtype.kind, ()) if is_number else ())
+        self.scalar_types = frozenset(_SCALARS.get(self.dtype.kind, ()) if is_number else ())
 
     def __reduce__(self) -> tuple[type["Leaf"], tuple[str, Field]]:
         return Leaf, (self.name, self.field)
@@ -97,9 +96,11 @@ class Leaf:
     def coerce(self, value: Any, lead: tuple[int, ...] = (), mask: npt.NDArray[np.bool_] | None = None) -> Array:
         """`value` as an array of shape ``(*lead, *shape)`` and this dtype, if nothing but precision is lost.
 
-        With a `mask` of shape `lead`, only its entries are checked and returned, with a single leading axis.
+        With a `mask` of shape `lead`, only its entries are checked and returned, with one leading axis.
         """
-        array = value if type(value) is np.ndarray else self._as_array(value)
+        array = value if type(value) is np.ndarray else as_array(self.name, value)
+        if array is not value and array.dtype.kind == "O" and type(value) is int:
+            raise OverflowError(f"{self.name} is {value}; expected a number that fits {self.dtype}")
         if array.shape != lead + self.shape:
             raise ValueError(self._wrong_shape(array.shape, lead))
         if mask is not None:
@@ -115,10 +116,7 @@ class Leaf:
         return self._cast(array)
 
     def coerce_scalar(self, value: Any) -> Any:
-        """`coerce` of one value of a scalar field, which returns a Python number, or a 0-d array if there is none.
-
-        Raises OverflowError for a NaN, too, since its bits may change when it becomes a Python number.
-        """
+        """`coerce` to a Python number, or to a 0-d array if none holds it. Refuses a NaN, whose bits might change."""
         if type(value) is int and self.dtype.kind == "f" and -_EXACT_INT <= value <= _EXACT_INT:
             return value  # a float64 holds it exactly
         array = self.coerce(value)
@@ -129,16 +127,9 @@ class Leaf:
             raise OverflowError(f"{self.name} is {number}")
         return number
 
-    def _as_array(self, value: Any) -> Array:
-        array = as_array(self.name, value)
-        if array.dtype.kind == "O" and type(value) is int:
-            raise OverflowError(f"{self.name} is {value}; expected a number that fits {self.dtype}")
-        return array
-
     def _wrong_shape(self, got: tuple[int, ...], lead: tuple[int, ...]) -> str:
-        message = f"{self.name} has shape {got}; expected {lead + self.shape}"
-        if lead:
-            message += f", {lead} for the leading axes and {self.shape} for the field"
+        parts = f", {lead} for the leading axes and {self.shape} for the field" if lead else ""
+        message = f"{self.name} has shape {got}; expected {lead + self.shape}{parts}"
         if math.prod(got) == math.prod(lead + self.shape):
             return f"{message}; reshape it"
         if not lead and len(got) == len(self.shape) + 1 and got[1:] == self.shape:
@@ -151,24 +142,23 @@ class Leaf:
         if np.can_cast(source, target, "safe"):
             return array.astype(target)
         if target.kind in "biu" and source.kind in "biu":
-            low, high = (0, 1) if target.kind == "b" else (int(np.iinfo(target).min), int(np.iinfo(target).max))
+            low, high = (0, 1) if target.kind == "b" else (np.iinfo(target).min, np.iinfo(target).max)
             for extreme in (int(array.min()), int(array.max())) if array.size else ():
                 if not low <= extreme <= high:
-                    limits = f"{target} values in [{low}, {high}]"
-                    raise OverflowError(f"{self.name} contains {extreme}; expected {limits}; {_WIDEN}")
+                    wanted = f"{target} values in [{low}, {high}]"
+                    raise OverflowError(f"{self.name} contains {extreme}; expected {wanted}; {_WIDEN}")
             return array.astype(target)
         if (target.kind == "f" and source.kind in "iuf") or (target.kind == "c" and source.kind in "iufc"):
             with np.errstate(over="ignore", under="ignore", invalid="ignore"):
                 cast = array.astype(target)
                 lost = np.isinf(cast) & np.isfinite(array)
             if lost.any():
-                limit = f"{target} values of at most {np.finfo(target).max:.4g} in magnitude"
-                raise OverflowError(f"{self.name} contains {array[lost].flat[0]}; expected {limit}; {_WIDEN}")
+                wanted = f"{target} values of at most {np.finfo(target).max:.4g} in magnitude"
+                raise OverflowError(f"{self.name} contains {array[lost].flat[0]}; expected {wanted}; {_WIDEN}")
             return cast
         remedy = "declare the field with another dtype in the Spec"
         if source.kind == "f" and target.kind in "biu":
-            rounded = f"round it and call .astype({str(target)!r}) if that is meant"
-            remedy = f"{rounded}, or declare a floating field in the Spec"
+            remedy = f"round it and call .astype('{target}') if that is meant, or declare a floating field in the Spec"
         elif source.kind == "O":
             remedy = "give all its entries one shape and a numeric dtype"
         raise TypeError(f"{self.name} has dtype {source}; expected {target}, or one that casts to it safely; {remedy}")

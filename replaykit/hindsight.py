@@ -10,6 +10,7 @@ import numpy.typing as npt
 from replaykit._kernels import lazy
 from replaykit.batch import Ahead, Look, Rewrite, Strategy, Window
 from replaykit.checks import check_choice, check_unit
+from replaykit.declared import read_only
 from replaykit.field import as_array
 from replaykit.replay import Replay
 from replaykit.storage.base import Indices
@@ -31,7 +32,6 @@ class HindsightReplay(ReplayWrapper):
     A relabelled transition has another ``desired_goal``, in ``obs`` and ``next_obs`` alike, and the reward that
     `reward_fn` gives for it. With n-step returns the reward of every step of the window is recomputed. So is its end,
     if `terminated_fn` is given: a window that reaches the new goal stops there. ``batch.relabelled`` marks these rows.
-    Stored transitions stay as they are.
 
     A goal is the achieved goal of ``next_obs`` of a stored step. Each step that `strategy` allows is equally likely:
 
@@ -40,22 +40,21 @@ class HindsightReplay(ReplayWrapper):
     - ``"episode"``: any step of the same episode;
     - ``"random"``: any step in the buffer.
 
-    If an episode is partly overwritten, its remaining steps are allowed. A transition has one priority, whichever goals
-    it is replayed with. The functions are pickled with the replay.
+    If an episode is partly overwritten, its remaining steps are allowed. Stored transitions, and their priorities, do
+    not depend on the goals that they are replayed with. The functions are pickled with the replay.
 
     Parameters
     ----------
     inner : Replay
-        A buffer, or another wrapper. Its observations are dicts with an achieved and a desired goal of one shape and
-        dtype.
+        A buffer, or another wrapper, whose observations are dicts with two goals of one shape and dtype.
     reward_fn : callable
-        ``reward_fn(achieved_goal, desired_goal, info)``, such as ``env.unwrapped.compute_reward`` of
-        Gymnasium-Robotics. Called once a batch with all M steps of all relabelled windows: goals of shape (M, ...), and
-        the extra fields of these steps as a dict. Returns the rewards, of shape (M,).
+        ``reward_fn(achieved_goal, desired_goal, info)`` returns the rewards of M steps, of shape (M,), such as
+        ``env.unwrapped.compute_reward`` of Gymnasium-Robotics. Called once a batch with all steps of all relabelled
+        windows: goals of shape (M, ...), and the extra fields as a dict.
     terminated_fn : callable, optional
-        ``terminated_fn(achieved_goal, desired_goal, info)``, with the same arguments, returns booleans of shape (M,):
-        where the episode terminates under the new goal. Without it `terminated` stays as stored, which is right if the
-        end does not depend on the goal; most goal tasks run until a time limit.
+        ``terminated_fn(achieved_goal, desired_goal, info)`` returns where the episode terminates under the new goal, of
+        shape (M,), bool. Without it `terminated` stays as stored, which is right for the many goal tasks that run until
+        a time limit, whatever the goal.
     strategy : {"future", "final", "episode", "random"}
     ratio : float
         The probability that a transition is relabelled; k / (k + 1) for the paper's k goals to each transition.
@@ -64,11 +63,9 @@ class HindsightReplay(ReplayWrapper):
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError, ValueError, RuntimeError
         If the observations have no such goals, or an argument is out of its range. When sampling, if a function returns
-        another shape, or numbers that are not finite. The buffer is then unchanged.
-    RuntimeError
-        When sampling, if a function raises, naming it.
+        another shape, or numbers that are not finite, or raises. The buffer is then unchanged.
 
     References
     ----------
@@ -99,18 +96,15 @@ class HindsightReplay(ReplayWrapper):
     """
 
     may_raise = True
+    reward_fn: GoalFunction = read_only("_reward_fn", "The function that gives the rewards of relabelled steps.")
+    terminated_fn: GoalFunction | None = read_only("_terminated_fn", "That of the ends of relabelled steps, or None.")
+    strategy: Strategy = read_only("_strategy", "Where goals are taken from.")
 
     def __init__(
-        self,
-        inner: Replay,
-        reward_fn: GoalFunction,
-        *,
-        terminated_fn: GoalFunction | None = None,
-        strategy: Strategy = "future",
-        ratio: float = 0.8,
-        achieved_goal: str = "achieved_goal",
+        self, inner: Replay, reward_fn: GoalFunction, *, terminated_fn: GoalFunction | None = None,
+        strategy: Strategy = "future", ratio: float = 0.8, achieved_goal: str = "achieved_goal",
         desired_goal: str = "desired_goal",
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(inner)
         for name, function in (("reward_fn", reward_fn), ("terminated_fn", terminated_fn)):
             if not callable(function) and not (name == "terminated_fn" and function is None):
@@ -132,21 +126,6 @@ class HindsightReplay(ReplayWrapper):
         self._is_short = self._dtype.itemsize == 4
         self._is_vectorised = terminated_fn is None
         self.ratio = ratio
-
-    @property
-    def reward_fn(self) -> GoalFunction:
-        """The function that gives the rewards of relabelled steps."""
-        return self._reward_fn
-
-    @property
-    def terminated_fn(self) -> GoalFunction | None:
-        """The function that gives the ends of relabelled steps, or None."""
-        return self._terminated_fn
-
-    @property
-    def strategy(self) -> Strategy:
-        """Where goals are taken from."""
-        return self._strategy
 
     @property
     def ratio(self) -> float:
@@ -178,17 +157,12 @@ class HindsightReplay(ReplayWrapper):
             raise ValueError(f"achieved_goal and desired_goal are both {achieved!r}; expected two fields of obs")
         field, other = fields[f"obs.{achieved}"], fields[f"obs.{desired}"]
         if field != other:
-            raise ValueError(
-                f"obs.{desired} is {other!r}; expected {field!r}, as obs.{achieved} is, since achieved goals take its "
-                "place; give both one shape and dtype"
-            )
+            remedy = "since achieved goals take its place; give both one shape and dtype"
+            raise ValueError(f"obs.{desired} is {other!r}; expected {field!r}, as obs.{achieved} is, {remedy}")
         if self.stack > 1 and len(field.shape) >= 2:
-            raise ValueError(
-                f"stack is {self.stack}, and so obs.{achieved} is a stack of goals; expected single ones; stack the "
-                "other observations in the environment, with stack=1 here"
-            )
-
-    # -- The verb --------------------------------------------------------------------------------------------
+            got = f"stack is {self.stack}, and so obs.{achieved} is a stack of goals"
+            remedy = "stack the other observations in the environment, with stack=1 here"
+            raise ValueError(f"{got}; expected single ones; {remedy}")
 
     def change(self, window: Window) -> Window:
         look, ahead = self.look, window.ahead
@@ -238,17 +212,16 @@ class HindsightReplay(ReplayWrapper):
         achieved, desired, _ = goals
         missed = (achieved != desired).reshape(len(ends), -1).any(axis=1).nonzero()[0][:8]
         if missed.size:
-            # Many a compute_terminated takes the norm over all rows: then a row's answer depends on the others. So ask
-            # for some rows, the same steps with what they achieve for their goals, and these rows again, and one by one
+            # Many a compute_terminated takes the norm over all rows, so that a row's answer depends on the others. Ask
+            # for some rows, the same steps with what they achieve as goals, and these rows again; then one by one
             achieved, desired, info = _map(itemgetter(np.tile(missed, 3)), goals)
             desired[missed.size : 2 * missed.size] = achieved[: missed.size]
             probe = achieved, desired, info
             alone = [self._ask_ends(_map(itemgetter([row]), probe))[0] for row in range(len(achieved))]
             if (self._ask_ends(probe) != alone).any():
-                raise ValueError(
-                    f"{_called('terminated_fn', self._terminated_fn)} answers otherwise for a row alone than for the "
-                    f"same among others, so it is not vectorised; {_wrapped('terminated_fn')}"
-                )
+                fault = "answers otherwise for a row alone than for the same among others, so it is not vectorised"
+                name = _called("terminated_fn", self._terminated_fn)
+                raise ValueError(f"{name} {fault}; {_wrapped('terminated_fn')}")
             self._is_vectorised = True
         return ends
 
@@ -281,14 +254,11 @@ def _ask(option: str, function: Any, goals: Goals, kinds: str, expected: str) ->
     except Exception as error:
         raised = f"{_called(option, function)} raised {type(error).__name__}: {error}"
         raise RuntimeError(f"{raised}; it was given {_described(goals)}, one row for each step") from error
-    if type(result) is not np.ndarray:
-        result = as_array(f"what {_called(option, function)} returned", result)
-    array: npt.NDArray[Any] = result
+    is_array = type(result) is np.ndarray
+    array: npt.NDArray[Any] = result if is_array else as_array(f"what {_called(option, function)} returned", result)
     if array.shape != (count,):
-        raise ValueError(
-            f"{_called(option, function)} returned shape {array.shape}; expected {(count,)}, one number for each row "
-            f"of {_described(goals)}; {_wrapped(option)}"
-        )
+        wanted = f"{(count,)}, one number for each row of {_described(goals)}; {_wrapped(option)}"
+        raise ValueError(f"{_called(option, function)} returned shape {array.shape}; expected {wanted}")
     if array.dtype.kind not in kinds:
         raise TypeError(f"{_called(option, function)} returned dtype {array.dtype}; expected {expected}")
     return array

@@ -13,8 +13,8 @@ def record(env: Any, buffer: Replay) -> Any:
     observation is taken from ``info["final_obs"]``, and with DISABLED lanes that ended wait for
     ``reset(options={"reset_mask": ...})``. A reset in the middle of an episode ends the episode in the buffer.
 
-    With SAME_STEP, ``info["final_obs"]`` is wrong for an environment that returns one array again and again, since its
-    reset overwrites the array: use another mode there, or copy the observations in a wrapper.
+    With SAME_STEP, an environment that returns one array again and again overwrites ``info["final_obs"]`` when it is
+    reset: use another mode there, or copy the observations in a wrapper.
 
     Parameters
     ----------
@@ -25,8 +25,8 @@ def record(env: Any, buffer: Replay) -> Any:
     Raises
     ------
     TypeError, ValueError
-        If `env` is no Gymnasium environment or `buffer` no replay, if the number of environments or the fields differ,
-        or if the autoreset mode of a vector environment is unknown.
+        If `env` is no Gymnasium environment, `buffer` is no replay, their lanes or fields differ, or the autoreset mode
+        is unknown.
 
     Examples
     --------

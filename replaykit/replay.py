@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from replaykit.batch import Ahead, Batch, Draw, Look, Window
 from replaykit.checks import check_count
-from replaykit.declared import Declared
+from replaykit.declared import Declared, read_only
 from replaykit.field import as_indices
 from replaykit.spec import Spec
 from replaykit.storage.base import EMPTY, Indices, look_ahead, stored_in
@@ -33,16 +33,14 @@ class Replay(Declared, ABC):
     """Replayed experience: what a buffer and a wrapper around one have in common.
 
     A batch is a draw of indices, a window of stored steps at each, and a reduction of each window to one transition:
-    ``sample(B) = reduce(window(draw(B)))``. A buffer holds data. A wrapper changes how they are replayed by overriding
-    one of these verbs: subclass `ReplayWrapper` to write one. `sample` is final, so that nothing can bypass a wrapper.
+    ``sample(B) = reduce(window(draw(B)))``. A buffer holds data. A wrapper, a subclass of `ReplayWrapper`, overrides
+    one of these verbs to change how they are replayed. `sample` is final, so that nothing can bypass a wrapper.
 
     Methods for writing: `add`, `extend`, `end_episode`, `clear`. For learning: `sample`, `update_priorities`. The
-    verbs: `draw`, `probability`, `window`, `reduce`, `weigh`. For looking: `oldest`, `newest`, `latest`, `stored`,
-    `episode`, `read`, `stats`, `check`. Every public method holds `lock`, so that threads can share a buffer: a batch
-    is one moment of it.
-
-    `serve`, `open`, `fetch` and `look_ahead` do what several verbs do one after another. A buffer may have a faster
-    way. A wrapper passes each of them on only if it overrides none of its verbs.
+    verbs: `draw`, `probability`, `window`, `reduce`, `weigh`. Several verbs at once, for which a buffer may have a
+    faster way: `serve`, `open`, `fetch`, `look_ahead`. For looking: `oldest`, `newest`, `latest`, `stored`, `episode`,
+    `read`, `stats`, `check`. Public methods hold `lock`, so that threads can share a buffer: a batch is one moment of
+    it.
 
     Attributes
     ----------
@@ -60,41 +58,34 @@ class Replay(Declared, ABC):
     rng: np.random.Generator
     successor: int
     may_raise = False
-    """Whether a batch may fail after something random was drawn, since functions of the user are called."""
+    """Whether a batch may fail after something random was drawn, since it calls functions of the user."""
+    spec: Spec = read_only("settings.spec", "The fields of a transition.")
+    capacity: int = read_only("settings.capacity", "Transitions that fit, C, a multiple of `num_envs`.")
+    num_envs: int = read_only("settings.num_envs", "Environments stepped together, E, the leading axis of `add`.")
+    n_step: int = read_only("settings.n_step", "Steps of a window, n.")
+    gamma: float = read_only("settings.gamma", "Discount of a step.")
+    stack: int = read_only("settings.stack", "Observations in each of a batch, k.")
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if cls.sample is not Replay.sample:
-            raise TypeError(
-                f"{cls.__name__} overrides sample, which wrappers around it would bypass; override draw, window, "
-                "reduce or weigh"
-            )
-
-    # -- Writing ---------------------------------------------------------------------------------------------
+            remedy = "override draw, window, reduce or weigh"
+            raise TypeError(f"{cls.__name__} overrides sample, which wrappers around it would bypass; {remedy}")
 
     @abstractmethod
     def add(
-        self,
-        obs: Tree,
-        action: Tree,
-        reward: Any,
-        next_obs: Tree,
-        terminated: Any,
-        truncated: Any,
-        *,
-        mask: npt.ArrayLike | None = None,
-        td_error: Any = None,
-        **extras: Tree,
-    ) -> Indices:
+        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any, truncated: Any, *,
+        mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
+    ) -> Indices:  # fmt: skip
         """Store one step of every lane, or of those in `mask`. O(E).
 
-        With ``num_envs > 1`` every argument has a leading axis E. With one lane none has, or all have one of length 1.
+        Returns the indices of the stored transitions, of shape (E,), int64; -1 where the mask is False. With
+        ``num_envs > 1`` every argument has a leading axis E. With one lane none has, or all have one of length 1.
 
         Parameters
         ----------
         obs, action, reward, next_obs, terminated, truncated
-            As the spec describes them. `next_obs` is the true last observation at an episode's end, not the first of
-            the next episode.
+            As the spec describes them. At an episode's end `next_obs` is the last observation, not the next episode's.
         mask : array-like of shape (E,), bool, optional
             Lanes that take part. The values of the other lanes are ignored.
         td_error : float or array-like of shape (E,), optional
@@ -102,56 +93,33 @@ class Replay(Declared, ABC):
         **extras
             The spec's extra fields.
 
-        Returns
-        -------
-        ndarray of shape (E,), int64
-            The indices of the stored transitions, -1 where the mask is False.
-
         Raises
         ------
         FieldNameError, ValueError, TypeError, OverflowError
-            A field is missing or unknown, or has another shape, or values that its dtype cannot hold. The buffer is
-            then unchanged.
+            If a field is missing, unknown, of another shape, or out of its dtype's range. The buffer is then unchanged.
         """
 
     @abstractmethod
     def extend(
-        self,
-        obs: Tree,
-        action: Tree,
-        reward: Any,
-        next_obs: Tree,
-        terminated: Any,
-        truncated: Any,
-        *,
-        mask: npt.ArrayLike | None = None,
-        td_error: Any = None,
-        **extras: Tree,
-    ) -> Indices:
+        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any, truncated: Any, *,
+        mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
+    ) -> Indices:  # fmt: skip
         """Store T steps at once, exactly as T calls of :meth:`add` would. O(T E).
 
-        Parameters and errors are those of :meth:`add`, with the leading axes (T, E), or (T,) with one lane. A mask may
-        also have the shape (E,).
-
-        Returns
-        -------
-        ndarray of shape (T, E), or (T,) with one lane, int64
-            The indices, -1 where the mask is False. If there are more steps than a lane holds, the oldest are stale.
+        Parameters, errors and indices are those of :meth:`add`, with the leading axes (T, E), or (T,) with one lane. A
+        mask may also have the shape (E,). If there are more steps than a lane holds, the oldest indices are stale.
         """
 
     @abstractmethod
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
-        """End the running episodes of the lanes, or of those in `mask`: their next steps begin new ones.
+        """End the running episodes of the lanes, or of those in `mask`, as a reset in the middle of an episode does.
 
-        For an environment that was reset in the middle of an episode. Stored flags stay as they are, and windows do not
-        cross the cut.
+        Their next steps begin new episodes. Stored flags stay as they are, and windows do not cross the cut.
         """
 
     @abstractmethod
     def clear(self) -> None:
         """Forget every transition, episode and priority. Indices given out before are stale, and are never reused."""
-
-    # -- Learning --------------------------------------------------------------------------------------------
 
     def sample(self, batch_size: int) -> Batch:
         """`batch_size` transitions, in fresh arrays. Final.
@@ -186,15 +154,12 @@ class Replay(Declared, ABC):
 
     @abstractmethod
     def update_priorities(
-        self,
-        indices: npt.ArrayLike,
-        td_errors: npt.ArrayLike | None = None,
-        *,
-        priorities: npt.ArrayLike | None = None,
+        self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *, priorities: npt.ArrayLike | None = None
     ) -> int:
         """Set the priorities of the transitions of a batch from what was learned about them. O(B log C).
 
-        Every buffer checks the arguments. If nothing is prioritized, nothing else happens.
+        Every buffer checks the arguments. A buffer without priorities does nothing else. Returns how many entries were
+        applied: those that were not stale, or 0 without priorities.
 
         Parameters
         ----------
@@ -205,16 +170,11 @@ class Replay(Declared, ABC):
         priorities : array-like of shape (B,), float
             Instead of `td_errors`: the priorities themselves, non-negative.
 
-        Returns
-        -------
-        int
-            How many entries were applied: those that were not stale, or 0 if nothing is prioritized.
-
         Raises
         ------
         IndexError, TypeError, ValueError
-            If an index was never given out, indices are not integers, shapes differ, a value is NaN or infinite, or a
-            priority negative. The buffer is then unchanged.
+            If an index was never given out or is not an integer, shapes differ, a value is NaN or infinite, or a
+            priority is negative. The buffer is then unchanged.
 
         Examples
         --------
@@ -225,8 +185,6 @@ class Replay(Declared, ABC):
         >>> buffer.update_priorities([0, 1, 2], td_errors=[0.5, -2.0, 1.0])  # 0 was overwritten by 2
         2
         """
-
-    # -- The verbs -------------------------------------------------------------------------------------------
 
     @abstractmethod
     def draw(self, batch_size: int) -> Draw:
@@ -257,12 +215,15 @@ class Replay(Declared, ABC):
             shares = self.probability(np.setdiff1d(self.stored(), without), batch_size)
         return float(shares.min(initial=np.inf, where=shares > 0.0))
 
-    # -- Several verbs at once -------------------------------------------------------------------------------
-
     def serve(self, batch_size: int) -> dict[str, Any]:
         """`draw`, `window`, `reduce` and `weigh`: all fields of a batch."""
         draw, window = self.open(batch_size)
         return self._weighed(self.reduce(window), draw)
+
+    def _draw_and_fetch(self, batch_size: int) -> dict[str, Any]:
+        """`serve` where windows need not be seen: `draw`, `fetch` and `weigh`."""
+        draw = self._checked_draw(batch_size)
+        return self._weighed(self.fetch(draw.indices), draw)
 
     def open(self, batch_size: int, look: Look | None = None) -> tuple[Draw, Window]:
         """`draw` and `window`. If `look` is given, the answer of `look_ahead` may be in ``window.ahead``."""
@@ -291,41 +252,9 @@ class Replay(Declared, ABC):
         fields["probabilities"], fields["indices"] = draw.probabilities, draw.indices
         return fields
 
-    # -- Looking ---------------------------------------------------------------------------------------------
-
     @abstractmethod
     def parts(self) -> dict[str, Declared]:
         """Everything that has state, by name, in the order in which it must be loaded."""
-
-    @property
-    def spec(self) -> Spec:
-        """The fields of a transition."""
-        return self.settings.spec
-
-    @property
-    def capacity(self) -> int:
-        """Transitions that fit, C, a multiple of `num_envs`."""
-        return self.settings.capacity
-
-    @property
-    def num_envs(self) -> int:
-        """Environments that are stepped together, E, the leading axis of `add`."""
-        return self.settings.num_envs
-
-    @property
-    def n_step(self) -> int:
-        """Steps of a window, n."""
-        return self.settings.n_step
-
-    @property
-    def gamma(self) -> float:
-        """Discount of a step."""
-        return self.settings.gamma
-
-    @property
-    def stack(self) -> int:
-        """Observations in each of a batch, k."""
-        return self.settings.stack
 
     @property
     @abstractmethod
@@ -369,13 +298,15 @@ class Replay(Declared, ABC):
     def episode(self, indices: npt.ArrayLike) -> tuple[Indices, Indices, Indices]:
         """The number of each stored index's episode, and the indices of its first and its last step. O(1) each.
 
-        No two episodes share a number. The first step may have been overwritten. If the episode is running, the last is
-        the newest step. The index -1 stands for padding: all three are -1 there.
+        No two episodes share a number. The first step may have been overwritten. The last step of a running episode is
+        the newest. All three are -1 for the index -1, which stands for padding.
         """
 
     @abstractmethod
     def read(self, indices: npt.ArrayLike, field: str) -> npt.NDArray[Any]:
-        """One field of stored transitions as it was added, whatever wrappers make of it; stacked, if it is. O(B).
+        """One field of stored transitions as it was added, in a fresh array of shape (B, ...). O(B).
+
+        Wrappers do not change it. Frames are stacked as in a batch.
 
         Parameters
         ----------
@@ -383,11 +314,6 @@ class Replay(Declared, ABC):
             The index -1 stands for padding, and gives zeros.
         field : str
             Such as ``"reward"``, or ``"obs.position"`` of a nested one.
-
-        Returns
-        -------
-        ndarray of shape (B, ...)
-            A fresh array.
 
         Raises
         ------

@@ -9,11 +9,7 @@ from replaykit.checks import check_count
 class LinearSchedule:
     """A value that changes linearly from `start` to `end` over `steps` steps, and then stays there.
 
-    Parameters
-    ----------
-    start, end : float
-    steps : int
-        At least 1. For a schedule of `beta`, steps are the batches sampled.
+    For a schedule of `beta`, a step is a batch sampled. `steps` is at least 1.
 
     Examples
     --------

@@ -1,13 +1,13 @@
 """What a transition is made of: the names, shapes and dtypes of its fields."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from replaykit.field import Field, FieldNameError, Leaf
-from replaykit.trees import Tree, leaves_of, map_tree
+from replaykit.trees import Tree, entries_of, leaves_of, map_tree
 
 DERIVED = ("discount", "length", "weights", "probabilities", "indices", "relabelled")
 """Fields that only a batch has."""
@@ -25,13 +25,8 @@ class Spec:
     reward : Field, optional
         A float32 or float64 scalar; float32 unless given.
     **extra : Field, or dict or tuple of them
-        Further fields, given to ``add`` by keyword and found in the batch under the same name.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a leaf is not a `Field`, an extra field has a name that a batch or ``add`` uses, or the reward is no float32
-        or float64 scalar.
+        Further fields, given to ``add`` by keyword and found in the batch under the same name. Names that a batch or
+        ``add`` uses are refused.
 
     Examples
     --------
@@ -96,8 +91,7 @@ class Spec:
         for name in ("obs", "action"):
             if name not in transition:
                 raise FieldNameError(f"the example has no {name!r}; expected at least 'obs' and 'action'")
-        given = {name: tree for name, tree in transition.items() if name not in CORE[2:]}
-        trees = {name: map_tree(_field_of, tree, name) for name, tree in given.items()}
+        trees = {name: map_tree(_field_of, tree, name) for name, tree in transition.items() if name not in CORE[2:]}
         reward = transition.get("reward", 0.0)
         is_double = isinstance(reward, np.ndarray | np.floating) and reward.dtype == np.float64
         return cls(reward=Field((), np.float64 if is_double else np.float32), **trees)
@@ -125,10 +119,7 @@ class Spec:
         return f"Spec({', '.join(f'{name}={self._trees[name]!r}' for name in names)})"
 
     def flatten(self, values: tuple[Tree, ...], extras: Mapping[str, Tree]) -> tuple[Any, ...]:
-        """The values of the leaves, in order, of the core fields and the extras.
-
-        Raises FieldNameError if a field or a key of a nested one is missing or unknown.
-        """
+        """The values of the leaves, in order. Raises FieldNameError for a missing or unknown field or nested key."""
         for name in extras:
             if name not in self.extra:
                 meant = _nearest(name, (*self.extra, *CORE, "mask", "td_error"))
@@ -139,10 +130,8 @@ class Spec:
             values += (extras[name],)
         if self.is_flat:
             return values
-        flat: list[Any] = []
-        for (name, tree), value in zip(self._trees.items(), values, strict=True):
-            _flatten(tree, value, name, flat)
-        return tuple(flat)
+        trees = zip(self._trees.items(), values, strict=True)
+        return tuple(leaf for (name, tree), value in trees for leaf in _leaves(tree, value, name))
 
     def unflatten(self, flat: Sequence[Any], names: tuple[str, ...]) -> dict[str, Tree]:
         """The trees of the fields of these names, from the values of their leaves, in order."""
@@ -152,41 +141,40 @@ class Spec:
 
 def _frozen(tree: Tree, name: str) -> Tree:
     """A copy of a tree of fields; refuses other leaves, and keys that are not str."""
-    if isinstance(tree, Mapping):
-        for key in tree:
-            if not isinstance(key, str):
-                raise TypeError(f"{name} has the key {key!r}; expected str keys")
-        return {key: _frozen(value, f"{name}.{key}") for key, value in tree.items()}
+    if isinstance(tree, Field):
+        return tree
     if isinstance(tree, tuple | list):
-        return tuple(_frozen(value, f"{name}.{i}") for i, value in enumerate(tree))
-    if not isinstance(tree, Field):
+        return tuple(_frozen(entry, f"{name}.{i}") for i, entry in enumerate(tree))
+    if not isinstance(tree, Mapping):
         raise TypeError(f"{name} is {tree!r}; expected a Field, or a dict or tuple of them")
-    return tree
+    for key in tree:
+        if not isinstance(key, str):
+            raise TypeError(f"{name} has the key {key!r}; expected str keys")
+    return {key: _frozen(entry, f"{name}.{key}") for key, entry in tree.items()}
 
 
-def _flatten(tree: Tree, value: Tree, path: str, flat: list[Any]) -> None:
+def _leaves(tree: Tree, value: Tree, path: str) -> Iterator[Any]:
+    """The leaves of a value, which must have the structure of a tree of fields."""
+    if isinstance(tree, Field):
+        yield value
+        return
     if isinstance(tree, dict):
         if not isinstance(value, Mapping):
             raise TypeError(f"{path} is a {type(value).__name__}; expected a dict with the keys {list(tree)}")
         for key in value:
             if key not in tree:
-                meant = _nearest(key, tuple(tree))
-                raise FieldNameError(f"{path} has the unknown key {key!r}; expected {list(tree)}{meant}")
-        for key, field in tree.items():
-            if key not in value:
-                raise FieldNameError(f"{path} lacks the key {key!r}; expected {list(tree)}, got {list(value)}")
-            _flatten(field, value[key], f"{path}.{key}", flat)
-    elif isinstance(tree, tuple):
-        if not isinstance(value, tuple | list) or len(value) != len(tree):
-            got = f"{len(value)} entries" if isinstance(value, tuple | list) else f"a {type(value).__name__}"
-            raise ValueError(f"{path} is {got}; expected a tuple of {len(tree)} entries")
-        for i, (field, entry) in enumerate(zip(tree, value, strict=True)):
-            _flatten(field, entry, f"{path}.{i}", flat)
-    else:
-        flat.append(value)
+                raise FieldNameError(f"{path} has the unknown key {key!r}; expected {list(tree)}{_nearest(key, tree)}")
+    elif not isinstance(value, tuple | list) or len(value) != len(tree):
+        got = f"{len(value)} entries" if isinstance(value, tuple | list) else f"a {type(value).__name__}"
+        raise ValueError(f"{path} is {got}; expected a tuple of {len(tree)} entries")
+    for key, entry in entries_of(tree):
+        if isinstance(tree, dict) and key not in value:
+            raise FieldNameError(f"{path} lacks the key {key!r}; expected {list(tree)}, got {list(value)}")
+        yield from _leaves(entry, value[key], f"{path}.{key}")
 
 
-def _nearest(name: Any, known: tuple[str, ...]) -> str:
+def _nearest(name: Any, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: what it was probably meant to be."""
     match = difflib.get_close_matches(str(name), known, n=1)
     return f"; did you mean {match[0]!r}?" if match else ""
 
@@ -205,12 +193,11 @@ def _from_space(space: Any, path: str) -> Tree:
     from gymnasium import spaces
 
     if isinstance(space, spaces.Dict):
-        return {key: _from_space(value, f"{path}.{key}") for key, value in space.spaces.items()}
+        return {key: _from_space(entry, f"{path}.{key}") for key, entry in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
-        return tuple(_from_space(value, f"{path}.{i}") for i, value in enumerate(space.spaces))
+        return tuple(_from_space(entry, f"{path}.{i}") for i, entry in enumerate(space.spaces))
     if isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete):
         return Field(tuple(space.shape or ()), space.dtype)
-    raise TypeError(
-        f"{path} is a {type(space).__name__} space, which has no dense storage; expected Box, Discrete, MultiBinary, "
-        "MultiDiscrete, or a Dict or Tuple of them; flatten or encode it to one of these first"
-    )
+    got = f"{path} is a {type(space).__name__} space, which has no dense storage"
+    accepted = "Box, Discrete, MultiBinary, MultiDiscrete, or a Dict or Tuple of them"
+    raise TypeError(f"{got}; expected {accepted}; flatten or encode it to one of these first")

@@ -1,15 +1,15 @@
 """What every wrapper has: the verbs of the replay inside, and the rule by which calls pass through."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-from replaykit.batch import Ahead, Draw, Look, Window
+from replaykit.batch import Draw, Look, Window
 from replaykit.declared import Declared
 from replaykit.replay import Replay
 from replaykit.storage.base import Indices
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 _VERBS = ("draw", "probability", "window", "change", "reduce", "weigh", "read", "episode")
 _JOINS = {
@@ -21,20 +21,24 @@ _JOINS = {
 """The methods that do what several verbs do, and their verbs. Goals that are looked for depend on `read`, too."""
 
 
+def _passed_on(method: Method) -> Method:
+    """The method of the same name of `inner`, with the signature and the docstring of `method`, which is abstract."""
+    name = method.__name__
+
+    @wraps(method, updated=())
+    def passed_on(self: "ReplayWrapper", *args: Any, **options: Any) -> Any:
+        return getattr(self.inner, name)(*args, **options)
+
+    return passed_on  # type: ignore[return-value]
+
+
 class ReplayWrapper(Replay):
-    """A replay that changes how another is replayed. Subclass it and override one verb; the rest goes to `inner`.
+    """A replay that changes how `inner`, a buffer or another wrapper, is replayed. Subclass it and override one verb.
 
     Override `change` to change windows, however they were opened; `window` to open other windows; `draw` together with
     `probability`; `reduce`; or `weigh`. An override takes effect whatever is around the wrapper, and wrappers on
-    different verbs commute. Methods that do several verbs at once are passed on only if none of their verbs is
-    overridden.
-
-    A copy or a pickle of a wrapper is its constructor's arguments and its `state`.
-
-    Parameters
-    ----------
-    inner : Replay
-        A buffer, or another wrapper.
+    different verbs commute. Everything else is passed on to `inner`; methods that do several verbs at once, only if
+    none of their verbs is overridden. A copy or a pickle is the constructor's arguments and the `state`.
     """
 
     look: Look | None = None
@@ -43,12 +47,11 @@ class ReplayWrapper(Replay):
     def __init_subclass__(cls, **options: Any) -> None:
         """Decide which methods of several verbs pass through this wrapper: those of which it overrides no verb."""
         super().__init_subclass__(**options)
-        for join in _JOINS:
-            if getattr(cls, join) not in _allowed(join):
-                raise TypeError(
-                    f"{cls.__name__} overrides {join}, which wrappers around it would bypass; override its verbs: "
-                    f"{', '.join(sorted(_JOINS[join]))}"
-                )
+        made = ReplayWrapper._draw_and_fetch, ReplayWrapper._open_and_change
+        for join, verbs in _JOINS.items():
+            if getattr(cls, join) not in (getattr(Replay, join), getattr(ReplayWrapper, join), *made):
+                remedy = f"override its verbs: {', '.join(sorted(verbs))}"
+                raise TypeError(f"{cls.__name__} overrides {join}, which wrappers around it would bypass; {remedy}")
         own = {verb for verb in _VERBS if getattr(cls, verb) is not getattr(ReplayWrapper, verb)}
         if ("draw" in own) != ("probability" in own):
             missing = "probability" if "draw" in own else "draw"
@@ -59,9 +62,9 @@ class ReplayWrapper(Replay):
         for join, verbs in _JOINS.items():
             setattr(cls, join, getattr(Replay if own & verbs else ReplayWrapper, join))
         if "draw" in own:
-            cls.serve = ReplayWrapper._draw_and_fetch  # type: ignore[method-assign]
+            cls.serve = ReplayWrapper._draw_and_fetch
         elif "change" in own and not own & {"window", "read", "episode"}:
-            cls.open = ReplayWrapper._open_and_change  # type: ignore[method-assign]
+            cls.open = ReplayWrapper._open_and_change  # type: ignore[assignment]
         if own and not cls.__module__.startswith("replaykit."):
             cls.may_raise = True
 
@@ -71,41 +74,30 @@ class ReplayWrapper(Replay):
         self.inner = inner
         self.settings, self.lock, self.rng, self.successor = inner.settings, inner.lock, inner.rng, inner.successor
         self.may_raise = type(self).may_raise or inner.may_raise
+        for name in ("count_batch", "update_priorities", "reduce", "weigh", "fetch"):  # one call less in each batch
+            if getattr(type(self), name) is getattr(ReplayWrapper, name):
+                setattr(self, name, getattr(inner, name))
 
-    def add(self, *values: Any, **options: Any) -> Indices:
-        return self.inner.add(*values, **options)
-
-    def extend(self, *values: Any, **options: Any) -> Indices:
-        return self.inner.extend(*values, **options)
-
-    # What help() and inspect.signature() show
-    add.__wrapped__, extend.__wrapped__ = Replay.add, Replay.extend  # type: ignore[attr-defined]
-
-    def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
-        self.inner.end_episode(mask)
-
-    def clear(self) -> None:
-        self.inner.clear()
-
-    def count_batch(self) -> None:
-        self.inner.count_batch()
-
-    def update_priorities(
-        self,
-        indices: npt.ArrayLike,
-        td_errors: npt.ArrayLike | None = None,
-        *,
-        priorities: npt.ArrayLike | None = None,
-    ) -> int:
-        return self.inner.update_priorities(indices, td_errors, priorities=priorities)
-
-    # -- The verbs -------------------------------------------------------------------------------------------
-
-    def draw(self, batch_size: int) -> Draw:
-        return self.inner.draw(batch_size)
-
-    def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
-        return self.inner.probability(indices, batch_size)
+    add = _passed_on(Replay.add)
+    extend = _passed_on(Replay.extend)
+    end_episode = _passed_on(Replay.end_episode)
+    clear = _passed_on(Replay.clear)
+    count_batch = _passed_on(Replay.count_batch)
+    update_priorities = _passed_on(Replay.update_priorities)
+    draw = _passed_on(Replay.draw)
+    probability = _passed_on(Replay.probability)
+    reduce = _passed_on(Replay.reduce)
+    weigh = _passed_on(Replay.weigh)
+    serve = _passed_on(Replay.serve)
+    open = _passed_on(Replay.open)
+    fetch = _passed_on(Replay.fetch)
+    look_ahead = _passed_on(Replay.look_ahead)
+    __len__ = _passed_on(Replay.__len__)
+    latest = _passed_on(Replay.latest)
+    episode = _passed_on(Replay.episode)
+    read = _passed_on(Replay.read)
+    stats = _passed_on(Replay.stats)
+    check = _passed_on(Replay.check)
 
     def window(self, indices: Indices) -> Window:
         """The wrapped replay's windows, as `change` makes them."""
@@ -116,29 +108,10 @@ class ReplayWrapper(Replay):
         """What a subclass makes of the windows of the wrapped replay: the same, or another window."""
         return window
 
-    def reduce(self, window: Window) -> dict[str, Any]:
-        return self.inner.reduce(window)
-
-    def weigh(self, draw: Draw) -> npt.NDArray[np.float32]:
-        return self.inner.weigh(draw)
-
     def least_probability(self, batch_size: int, without: Indices) -> float:
         if type(self).probability is not ReplayWrapper.probability:
             return super().least_probability(batch_size, without)
         return self.inner.least_probability(batch_size, without)
-
-    # -- Several verbs at once -------------------------------------------------------------------------------
-
-    def serve(self, batch_size: int) -> dict[str, Any]:
-        return self.inner.serve(batch_size)
-
-    def _draw_and_fetch(self, batch_size: int) -> dict[str, Any]:
-        """`serve` of a wrapper that overrides `draw`: the rest in one call."""
-        draw = self._checked_draw(batch_size)
-        return self._weighed(self.fetch(draw.indices), draw)
-
-    def open(self, batch_size: int, look: Look | None = None) -> tuple[Draw, Window]:
-        return self.inner.open(batch_size, look)
 
     def _open_and_change(self, batch_size: int, look: Look | None = None) -> tuple[Draw, Window]:
         """`open` of a wrapper that overrides `change`. An outer look asks about changed windows, so it stops here."""
@@ -146,14 +119,6 @@ class ReplayWrapper(Replay):
         window = self.change(window)
         window.ahead = None
         return draw, window
-
-    def fetch(self, indices: Indices) -> dict[str, Any]:
-        return self.inner.fetch(indices)
-
-    def look_ahead(self, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:
-        return self.inner.look_ahead(window, look, uniforms)
-
-    # -- Looking ---------------------------------------------------------------------------------------------
 
     def parts(self) -> dict[str, Declared]:
         """The parts of the wrapped replay, and this wrapper if it has state."""
@@ -185,29 +150,5 @@ class ReplayWrapper(Replay):
     def bounds(self) -> Indices:
         return self.inner.bounds
 
-    def __len__(self) -> int:
-        return len(self.inner)
-
-    def latest(self, count: int) -> Indices:
-        return self.inner.latest(count)
-
-    def episode(self, indices: npt.ArrayLike) -> tuple[Indices, Indices, Indices]:
-        return self.inner.episode(indices)
-
-    def read(self, indices: npt.ArrayLike, field: str) -> npt.NDArray[Any]:
-        return self.inner.read(indices, field)
-
-    def stats(self) -> dict[str, float]:
-        return self.inner.stats()
-
-    def check(self) -> None:
-        self.inner.check()
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.inner!r})"
-
-
-def _allowed(join: str) -> tuple[Any, ...]:
-    """The implementations of a method of several verbs that a wrapper may have."""
-    own = {"serve": ReplayWrapper._draw_and_fetch, "open": ReplayWrapper._open_and_change}
-    return getattr(Replay, join), getattr(ReplayWrapper, join), own.get(join)

@@ -19,6 +19,8 @@ from replaykit.trees import Tree
 
 kernels = lazy("lanes")
 Indices: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Flags: TypeAlias = npt.NDArray[np.bool_]
 Serve: TypeAlias = Callable[[int], dict[str, Any]]
 Open: TypeAlias = Callable[..., tuple[Draw, Window]]
 EMPTY = "the buffer is empty, so nothing can be sampled; add a transition first"
@@ -38,7 +40,7 @@ class Storage(Declared, ABC):
     Parameters
     ----------
     capacity : int
-        Transitions to hold, C. It is rounded up to a multiple of `num_envs`.
+        Transitions to hold, C, rounded up to a multiple of `num_envs`.
     spec : Spec
         The fields of a transition.
     num_envs : int
@@ -46,8 +48,6 @@ class Storage(Declared, ABC):
 
     Attributes
     ----------
-    spec, num_envs, capacity
-        As given; the capacity is rounded up.
     length : int
         Slots of each lane, L.
     bounds : ndarray of shape (2, E), int64
@@ -73,8 +73,7 @@ class Storage(Declared, ABC):
         self.lock, self.arrays = Lock(), dict[str, npt.NDArray[Any]]()
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An array of zeros for the storage or its distribution. Override it to keep arrays elsewhere, such as in
-        files.
+        """An array of zeros for the storage or its distribution. Override it to keep arrays in files, for example.
 
         If `name` was given before, with fewer rows, the new array begins with the former rows.
         """
@@ -84,59 +83,35 @@ class Storage(Declared, ABC):
         self.arrays[name] = array
         return array
 
-    # -- Writing ---------------------------------------------------------------------------------------------
-
     def encode(
-        self,
-        values: tuple[Tree, ...],
-        extras: Mapping[str, Tree],
-        lead: tuple[int, ...],
-        mask: npt.NDArray[np.bool_] | None = None,
+        self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...], mask: Flags | None = None
     ) -> Any:
         """Check the values of steps and convert them to a block for `write`. Changes nothing.
 
-        Parameters
-        ----------
-        values : tuple
-            obs, action, reward, next_obs, terminated and truncated, with the leading axes `lead`.
-        extras : mapping
-            The extra fields.
-        lead : tuple of int
-            (T, E), or (E,) for one step; without E for one lane. If it is ``()``, values that all have a leading axis
-            of length 1 are accepted, too.
-        mask : ndarray of the shape `lead`, bool, optional
-            The entries to convert. The others are ignored.
+        `values` are obs, action, reward, next_obs, terminated and truncated, and `extras` the extra fields, with the
+        leading axes `lead`: (T, E), or (E,) for one step; without E for one lane. If `lead` is ``()``, all values may
+        have a leading axis of length 1. With a `mask` of this shape, only the entries that it selects are converted.
 
-        Returns
-        -------
-        block
-            Here a list with an array of shape (entries, ...) for each of ``spec.leaves``, step after step and lane
-            after lane. A subclass may return something else that its `write` takes.
-
-        Raises
-        ------
-        FieldNameError, ValueError, TypeError, OverflowError
-            Naming the first field of the spec whose value does not fit.
+        Returns a list with an array of shape (entries, ...) for each of ``spec.leaves``, step after step and lane after
+        lane. A subclass may return anything that its `write` takes. Raises FieldNameError, ValueError, TypeError or
+        OverflowError, naming the first field of the spec whose value does not fit.
         """
-        flat = self.spec.flatten(values, extras)
-        leaves = self.spec.leaves
-        if not lead and _has_leading_axis(flat, leaves):
+        flat = list(zip(self.spec.leaves, self.spec.flatten(values, extras), strict=True))
+        if not lead and _has_leading_axis(flat):
             lead, mask = (1,), None if mask is None else mask.reshape(1)
         count = math.prod(lead) if mask is None else int(mask.sum())
-        arrays = [leaf.coerce(value, lead, mask) for leaf, value in zip(leaves, flat, strict=True)]
-        return [array.reshape(count, *leaf.shape) for leaf, array in zip(leaves, arrays, strict=True)]
+        return [leaf.coerce(value, lead, mask).reshape(count, *leaf.shape) for leaf, value in flat]
 
     def encode_step(self, *values: Any) -> Any:
         """`encode` for one step of every lane: the six core fields, and the extras as a dict."""
         return self.encode(values[:-1], values[-1], self.lanes)
 
     @abstractmethod
-    def write(self, block: Any, steps: int, mask: npt.NDArray[np.bool_] | None = None) -> Indices:
-        """Store `steps` steps: retire the oldest that they replace, write, and publish the new ones.
+    def write(self, block: Any, steps: int, mask: Flags | None = None) -> Indices:
+        """Store T = `steps` steps: retire the oldest that they replace, write, and publish the new ones.
 
-        The block is from `encode`; with a mask (T E,) of bool, it holds only the entries that the mask selects. If
-        there are more than L steps, the result is as if they were written one after another. Returns the indices (T
-        E,), -1 where the mask is False.
+        With a mask (T E,) of bool, `encode` has put only the entries that it selects into the block. More than L steps
+        are stored as if they came one after another. Returns the indices (T E,), -1 where the mask is False.
         """
 
     @abstractmethod
@@ -147,18 +122,15 @@ class Storage(Declared, ABC):
     def clear(self) -> None:
         """Retire every transition: ``bounds[0]`` becomes ``bounds[1]``. All episodes end."""
 
-    # -- Reading ---------------------------------------------------------------------------------------------
-
     @abstractmethod
     def window(self, indices: Indices, n: int) -> Window:
-        """Windows of up to `n` steps from stored indices on, of shape (B,) or (B, T).
+        """Windows of up to `n` steps from indices (B,) or (B, T) on, to the end of the episode or of what is stored.
 
-        A window ends with its episode, or at the newest step of its lane. `refuse` raises IndexError for an index that
-        is not stored.
+        `refuse` raises IndexError for an index that is not stored.
         """
 
     @abstractmethod
-    def reduce(self, window: Window, powers: npt.NDArray[np.float64]) -> dict[str, Any]:
+    def reduce(self, window: Window, powers: Floats) -> dict[str, Any]:
         """One transition from each window, by field, nested as the spec has them.
 
         `next_obs` is that of the last step of the window, ``first + (length - 1) * E``, and the other fields are those
@@ -183,24 +155,17 @@ class Storage(Declared, ABC):
     def latest(self, count: int) -> Indices:
         """The indices of the `count` transitions written last, or of all if fewer are stored, oldest first."""
 
-    def fetch(self, indices: Indices, powers: npt.NDArray[np.float64]) -> dict[str, Any]:
+    def fetch(self, indices: Indices, powers: Floats) -> dict[str, Any]:
         """`window` and `reduce`. Override it if both can be done faster at once."""
         return self.reduce(self.window(indices, len(powers) - 1), powers)
 
-    def look_ahead(self, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:
+    def look_ahead(self, window: Window, look: Look, uniforms: Floats) -> Ahead:
         """The goals that hindsight gives to windows; see `look_ahead`."""
         return look_ahead(self, window, look, uniforms)
 
-    def fuse(
-        self, distribution: Any, powers: npt.NDArray[np.float64], rng: np.random.Generator
-    ) -> tuple[Serve, Open] | None:
-        """Faster functions for ``serve`` and ``open`` of a buffer with this distribution, or None.
-
-        This is the only place where a faster way is chosen. Its result must be the same bit for bit.
-        """
+    def fuse(self, distribution: Any, powers: Floats, rng: np.random.Generator) -> tuple[Serve, Open] | None:
+        """Faster functions for ``serve`` and ``open`` of a buffer, whose results are the same bit for bit, or None."""
         return None
-
-    # -- Looking ---------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         """Transitions stored, N."""
@@ -224,19 +189,18 @@ class Storage(Declared, ABC):
 
     def refuse(self, indices: Indices) -> None:
         """Raise IndexError for the first index that is not stored, naming it, and whether it is stale."""
-        lanes, steps = indices % self.num_envs, indices // self.num_envs
+        steps, lanes = np.divmod(indices, self.num_envs)
         wrong = (indices < 0) | (steps < self.bounds[0, lanes]) | (steps >= self.bounds[1, lanes])
         if not wrong.any():
             return
         index = int(indices[wrong][0])
         lane = index % self.num_envs
-        oldest, stop = (int(bound) * self.num_envs + lane for bound in self.bounds[:, lane])
-        if index < 0 or index >= stop:
-            newest = f"the newest of lane {lane} is {stop - self.num_envs}" if stop > lane else f"lane {lane} is empty"
-            raise IndexError(
-                f"indices contains {index}, which was never given out; {newest}; pass indices from add or sample"
-            )
-        raise IndexError(f"indices contains {index}, which is stale; the oldest stored of lane {lane} is {oldest}")
+        oldest, stop = (self.bounds[:, lane] * self.num_envs + lane).tolist()
+        if 0 <= index < stop:
+            raise IndexError(f"indices contains {index}, which is stale; the oldest stored of lane {lane} is {oldest}")
+        newest = f"the newest of lane {lane} is {stop - self.num_envs}" if stop > lane else f"lane {lane} is empty"
+        reason = f"which was never given out; {newest}; pass indices from add or sample"
+        raise IndexError(f"indices contains {index}, {reason}")
 
     def check(self) -> None:
         """Verify every invariant; raises AssertionError naming the broken one."""
@@ -247,10 +211,10 @@ class Storage(Declared, ABC):
         assert np.unique(slots).size == slots.size == len(self), "two transitions share a slot"
 
 
-def _has_leading_axis(values: tuple[Any, ...], leaves: tuple[Leaf, ...]) -> bool:
+def _has_leading_axis(flat: list[tuple[Leaf, Any]]) -> bool:
     """Whether all values have an axis of length 1 before the shape of their leaf."""
     try:
-        return all(np.shape(value) == (1, *leaf.shape) for value, leaf in zip(values, leaves, strict=True))
+        return all(np.shape(value) == (1, *leaf.shape) for leaf, value in flat)
     except (ValueError, TypeError, RuntimeError):  # no array; coerce raises the error that names the field
         return False
 
@@ -262,16 +226,15 @@ def stored_in(bounds: Indices, successor: int) -> Indices:
     return np.asarray(steps * successor + np.repeat(np.arange(len(counts)), counts))
 
 
-def look_ahead(source: Any, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:
+def look_ahead(source: Any, window: Window, look: Look, uniforms: Floats) -> Ahead:
     """Choose rows of a batch and the goals that they get, by `read` and `episode` of a storage or a replay.
 
     ``uniforms`` has shape (2, B). Row r is chosen if ``uniforms[0, r] < look.ratio``, and ``uniforms[1, r]`` chooses
     one of the steps that the strategy allows, all equally likely.
     """
-    width, stride = math.prod(window.shape[1:]), window.stride
-    groups, chosen = window.indices.reshape(-1, width), uniforms[0] < look.ratio
-    rows = chosen.nonzero()[0]
-    first, chances = groups[rows, 0], uniforms[1, rows]
+    width, stride, chosen = math.prod(window.shape[1:]), window.stride, uniforms[0] < look.ratio
+    rows = np.flatnonzero(chosen)
+    first, chances = window.indices[rows * width], uniforms[1, rows]
     if look.strategy == "random":
         steps = np.empty(rows.size, np.int64)
         kernels.nth_stored(chances, source.bounds, source.capacity, np.empty_like(steps), steps)
@@ -282,8 +245,8 @@ def look_ahead(source: Any, window: Window, look: Look, uniforms: npt.NDArray[np
         steps = begin + (chances * ((last - begin) // stride + 1)).astype(np.int64) * stride
     goals = np.repeat(source.read(steps, look.leaf), width, axis=0)
     windows = (rows[:, None] * width + np.arange(width)).reshape(-1)
-    owner = np.repeat(np.arange(windows.size), window.length[windows])
-    ends = window.length[windows].cumsum()
-    place = np.arange(owner.size) - (ends - window.length[windows])[owner]
-    achieved = source.read(window.indices[windows][owner] + place * stride, look.leaf)
-    return Ahead(chosen, windows, windows[owner] * window.reward.shape[1] + place, achieved, goals[owner], goals)
+    lengths = window.length[windows]
+    owner, begins = np.repeat(windows, lengths), np.repeat(lengths.cumsum() - lengths, lengths)
+    step = np.arange(owner.size) - begins
+    achieved, wanted = source.read(window.indices[owner] + step * stride, look.leaf), np.repeat(goals, lengths, axis=0)
+    return Ahead(chosen, windows, owner * window.reward.shape[1] + step, achieved, wanted, goals)

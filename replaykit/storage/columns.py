@@ -6,41 +6,30 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from replaykit.checks import check_choice, check_count
-from replaykit.field import Leaf
+from replaykit.field import Array, Leaf
+from replaykit.storage.base import Flags, Indices
 
 Padding: TypeAlias = Literal["reset", "zero"]
 Share: TypeAlias = Literal["large", "all", "none"]
-Indices: TypeAlias = npt.NDArray[np.int64]
-Flags: TypeAlias = npt.NDArray[np.bool_]
-Array: TypeAlias = npt.NDArray[Any]
-
 LARGE_FIELD_BYTES = 1024
 """Fields above this size are not in the packed row."""
 
 
 class Columns(ABC):
-    """Some leaves of the transitions in all slots.
+    """Some leaves of the transitions in all slots, in arrays that the storage allocates.
 
     A storage calls `write` after the steps that it replaces are retired, and before the new ones are published. If the
-    new steps are never published, the next `write` takes their place. All that a column keeps is in arrays that the
-    storage allocates.
-
-    Attributes
-    ----------
-    name : str
-        Unique in the storage.
-    leaves : tuple of int
-        The positions of its leaves in the spec.
-    nbytes : int
-        Bytes of its arrays when they are allocated.
+    new steps are never published, the next `write` takes their place.
     """
 
     name: str
+    """Unique in the storage."""
     leaves: tuple[int, ...]
+    """The positions of its leaves in the spec."""
     nbytes: int
+    """Bytes of its arrays when they are allocated."""
 
     @abstractmethod
     def allocate(self) -> None:
@@ -96,12 +85,10 @@ class Arrays(Columns):
 
     def gather(self, indices: Indices, length: Indices) -> list[Array]:
         """See `Columns.gather`. The arrays share one block of memory, since freeing several costs page faults."""
-        capacity, count = self._storage.capacity, len(indices)
+        capacity, count, found = self._storage.capacity, len(indices), dict[int, Array]()
         last = (indices + (length - 1) * self._storage.num_envs) % capacity
-        order = sorted(range(len(self._arrays)), key=lambda k: -self._arrays[k].dtype.itemsize)  # so all are aligned
         memory, start = np.empty(count * self._bytes, np.uint8), 0
-        found: dict[int, Array] = {}
-        for k in order:
+        for k in sorted(range(len(self._arrays)), key=lambda k: -self._arrays[k].dtype.itemsize):  # so all are aligned
             array = self._arrays[k]
             out: Array = np.ndarray((count, *array.shape[1:]), array.dtype, memory, start)
             start += out.nbytes
@@ -130,19 +117,15 @@ def columns_for(storage: Any, stack: int, padding: Padding, share: Share) -> lis
     observations = {i: leaf for i, leaf in enumerate(leaves) if leaf.name.partition(".")[0] == "obs"}
     if stack > 1 and all(len(leaf.shape) < 2 for leaf in observations.values()):
         found = ", ".join(f"{leaf.name} has shape {leaf.shape}" for leaf in observations.values())
-        raise ValueError(
-            f"stack is {stack}, but {found}; expected frames, of two axes at least; stack vectors in the environment, "
-            "with gymnasium.wrappers.FrameStackObservation"
-        )
+        remedy = "stack vectors in the environment, with gymnasium.wrappers.FrameStackObservation"
+        raise ValueError(f"stack is {stack}, but {found}; expected frames, of two axes at least; {remedy}")
     smallest = {"large": LARGE_FIELD_BYTES, "all": 0, "none": math.inf}[share]
-    names = [leaf.name for leaf in leaves]
-    made: list[Columns] = []
-    framed: set[int] = set()
+    names, made = [leaf.name for leaf in leaves], list[Columns]()
     for i, leaf in observations.items():
         is_stacked = stack > 1 and len(leaf.shape) >= 2
         if is_stacked or leaf.field.nbytes > smallest:
             pair = i, names.index(f"next_{leaf.name}")
-            framed.update(pair)
             made.append(Frames(storage, pair, stack if is_stacked else 1, padding, share != "none"))
-    large = [i for i, leaf in enumerate(leaves) if i not in framed and leaf.field.nbytes > LARGE_FIELD_BYTES]
-    return [*made, Arrays(storage, large)] if large else made
+    large = {i for i, leaf in enumerate(leaves) if leaf.field.nbytes > LARGE_FIELD_BYTES}
+    large -= {i for frames in made for i in frames.leaves}
+    return [*made, Arrays(storage, sorted(large))] if large else made

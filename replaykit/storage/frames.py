@@ -7,7 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
-from replaykit.storage.columns import Array, Columns, Flags, Indices, Padding
+from replaykit.field import Array
+from replaykit.storage.base import Flags, Indices
+from replaykit.storage.columns import Columns, Padding
 from replaykit.storage.memory_limit import refuse_more_than_memory
 
 kernels = lazy("frames")
@@ -21,18 +23,16 @@ _SLACK = 32
 class Frames(Columns):
     """An observation and its next_obs, as numbers of frames.
 
-    A frame is stored once. With ``stack > 1`` it is one observation, and a batch has the last `stack` of the
-    episode. Without, an observation of shape (k, H, W) is taken for k frames, and any other for one. When a step is
-    added, each of its frames is compared with those that it may share: those of the step before in its lane, and the
-    other frames of its own. Only a frame that equals another bit for bit is shared, so what is read is what was
-    written.
+    With ``stack > 1``, a frame is one observation, and a batch has the last `stack` of the episode. Without, an
+    observation of shape (k, H, W) is taken for k frames, and any other for one. Each frame of a new step is compared
+    with those that it may share: those of the step before in its lane, and the others of its own. It is shared only if
+    all bits are equal, so what is read is what was written. If `shares` is False, only the overlap of stacks is shared.
 
-    So a stream needs about one frame a step, and one more for each episode. That much is set aside. If the stream
-    shares less, since observations are changed on their way, the `overflow` grows.
+    A stream needs about one frame a step, and one more for each episode. That much is set aside. If it shares less,
+    since observations are changed on their way, the `overflow` grows.
 
     `leaves` are the positions of obs and next_obs in the spec. At an episode's start a stack is padded with the first
-    observation if `padding` is "reset", with zeros if it is "zero". If `shares` is False, frames are not compared, and
-    only the overlap of stacks is shared.
+    observation if `padding` is "reset", with zeros if it is "zero".
     """
 
     def __init__(self, storage: Any, leaves: tuple[int, int], stack: int, padding: Padding, shares: bool) -> None:
@@ -79,23 +79,17 @@ class Frames(Columns):
         self._bound: tuple[Any, ...] | None = flat
         return flat
 
-    # -- Writing ---------------------------------------------------------------------------------------------
-
     def reserve(self, count: int) -> None:
         more = 2 * self._given * (count + 1)  # if no frame is shared
         if self._array("free")[kernels.COUNT] < more:
-            refuse_more_than_memory(
-                (len(self._array("overflow")) + more) * self._size,
-                f"{self._leaf.name}: the observations share fewer frames than a stream does in which each is the "
-                f"next_obs of the step before; to store at most {more} more frames",
-            )
+            reason = "share fewer frames than a stream does in which each is the next_obs of the step before"
+            purpose = f"{self._leaf.name}: the observations {reason}; to store at most {more} more frames"
+            refuse_more_than_memory((len(self._array("overflow")) + more) * self._size, purpose)
 
     def write(self, values: Sequence[Array], indices: Indices, begins: Flags) -> None:
-        obs, next_obs = (np.ascontiguousarray(value).reshape(-1).view(np.uint8) for value in values)
-        done = kernels.write(0, obs, next_obs, indices, begins, *(self._bound or self._bind()))
-        while done < len(indices):
+        pair, done = [np.ascontiguousarray(value).reshape(-1).view(np.uint8) for value in values], 0
+        while (done := kernels.write(done, *pair, indices, begins, *(self._bound or self._bind()))) < len(indices):
             self._grow()
-            done = kernels.write(done, obs, next_obs, indices, begins, *(self._bound or self._bind()))
 
     def _grow(self, frames: int = 0) -> None:
         """Make room for at least `frames` more frames, or twice the overflow, whatever an interrupt has left."""
@@ -105,8 +99,6 @@ class Frames(Columns):
             self._allocate("overflow", (overflow, self._size), np.uint8)
         self._allocate("free", (kernels.NUMBERS + self._pool_frames + overflow,), np.int32)
         self._bind()
-
-    # -- Reading ---------------------------------------------------------------------------------------------
 
     def gather(self, indices: Indices, length: Indices) -> list[Array]:
         """See `Columns.gather`. If stacks overlap in all rows, both are views of one block (B, K + 1, ...)."""
@@ -122,8 +114,7 @@ class Frames(Columns):
     def _frames(self, numbers: npt.NDArray[np.int32]) -> Array:
         """Fresh copies of the frames of these numbers (B, K)."""
         pool, overflow = self._array("pool"), self._array("overflow")
-        out = np.empty((*numbers.shape, self._size), np.uint8)
-        np.take(pool, numbers, axis=0, out=out, mode="clip")
+        out = np.take(pool, numbers, axis=0, out=np.empty((*numbers.shape, self._size), np.uint8), mode="clip")
         if len(overflow):
             elsewhere = numbers >= len(pool)
             out[elsewhere] = overflow[numbers[elsewhere] - len(pool)]
@@ -134,13 +125,10 @@ class Frames(Columns):
         part = numbers[:, : self._kept] if leaf == self.leaves[0] else numbers[:, self._kept :]
         return self._frames(part).reshape(len(slots), *self._shape)
 
-    # -- State -----------------------------------------------------------------------------------------------
-
     def state(self, slots: Any) -> dict[str, Array]:
         """See `Columns.state`: the frames in use, numbered from 1 on, and the rows of these numbers."""
         table = self._array("table")[slots]
-        used = np.unique(table)
-        used = used[used > 0]
+        used = np.unique(table[table > 0])
         numbers = np.where(table > 0, np.searchsorted(used, table) + 1, 0).astype(np.int32)
         frames = self._frames(used[:, None]).reshape(-1).view(np.uint8)
         return {"numbers": numbers, "frames": frames.reshape(len(used), self._size)}

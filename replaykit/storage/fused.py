@@ -1,14 +1,16 @@
 """The faster way to a batch: one kernel call for what several verbs do, made of the same kernels."""
 
+import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
 from replaykit.batch import Ahead, Draw, Look, Window
-from replaykit.storage.base import EMPTY, Open, Serve
+from replaykit.storage.base import EMPTY, Floats, Open, Serve
+from replaykit.storage.row import LAYOUTS_KEPT
 
 if TYPE_CHECKING:
     from replaykit.storage.local import LocalStorage
@@ -18,31 +20,27 @@ windows, store = lazy("windows"), lazy("store")
 SCOPES = {"future": 0, "final": 1, "episode": 2, "random": 3}
 """The numbers of the strategies in the kernels."""
 _UINT8, _INT64, _BOOL = np.dtype(np.uint8), np.dtype(np.int64), np.dtype(np.bool_)
+LookingAhead: TypeAlias = tuple[int, int, Callable[[npt.NDArray[np.uint8], tuple[int, int]], Ahead]]
 
 
-def fuse(
-    storage: "LocalStorage", distribution: Any, powers: npt.NDArray[np.float64], rng: np.random.Generator
-) -> tuple[Serve, Open]:
-    """Functions of a batch size that do `draw`, `window`, `reduce` and `weigh`, or only `draw` and `window`.
-
-    The kernels come from ``distribution.kernels``.
-    """
+def fuse(storage: "LocalStorage", distribution: Any, powers: Floats, rng: np.random.Generator) -> tuple[Serve, Open]:
+    """Functions of a batch size that do `draw`, `window`, `reduce` and `weigh`, or only `draw` and `window`."""
     draw_batch, draw_and_look = distribution.kernels()
-    row, n = storage.row, len(powers) - 1
-    bounds, rows, name, layouts, layout_of = storage.bounds, storage.bytes, row.name_batch, row.layouts(n), row.layout
+    bounds, rows, header, stored, n = storage.bounds, storage.bytes, storage.header, store.STORED, len(powers) - 1
+    layout_of = functools.lru_cache(LAYOUTS_KEPT)(lambda count: storage.row.layout(count, n))
+    name, length = storage.row.name_batch, len(storage.spec.leaves) + 1
     arguments, finish, complete = distribution.arguments, distribution.finish, distribution.complete
-    header, stored = storage.header, store.STORED
-    both, only_open, discount, has_columns = windows.BOTH, windows.OPEN, len(storage.spec.leaves), bool(storage.columns)
+    both, only_open, has_columns = windows.BOTH, windows.OPEN, bool(storage.columns)
 
     def serve(batch_size: int) -> dict[str, Any]:
         if not header.item(stored):
             raise ValueError(EMPTY)
-        layout = layouts.get(batch_size) or layout_of(batch_size, n)
+        layout = layout_of(batch_size)
         block, given = np.empty(layout.nbytes, _UINT8), arguments(batch_size, rng)
         draw_batch(*given, bounds, rows, layout.plan, powers, block, both)
         fields = np.ndarray((), layout.batch, block).item()
         if has_columns:
-            fields = storage.with_columns(fields, fields[-1], fields[discount + 1])
+            fields = storage.with_columns(fields, fields[-1], fields[length])
         batch = name(*fields)
         finish(batch, given)
         return batch
@@ -50,7 +48,7 @@ def fuse(
     def open_windows(batch_size: int, look: Look | None = None) -> tuple[Draw, Window]:
         if not header.item(stored):
             raise ValueError(EMPTY)
-        layout = layouts.get(batch_size) or layout_of(batch_size, n)
+        layout = layout_of(batch_size)
         block, given = np.empty(layout.nbytes, _UINT8), arguments(batch_size, rng)
         kernel_arguments = *given, bounds, rows, layout.plan, powers, block, only_open
         ahead = None
@@ -69,19 +67,12 @@ def fuse(
     return serve, open_windows
 
 
-class LookingAhead(NamedTuple):
-    """How a kernel is asked to look ahead: the column of the achieved goal, and the bytes that its answer takes.
-
-    `read` makes an `Ahead` of these bytes and of what the kernel returns.
-    """
-
-    column: int
-    nbytes: int
-    read: Callable[[npt.NDArray[np.uint8], tuple[int, int]], Ahead]
-
-
 def looking_ahead(storage: "LocalStorage", leaf: str, count: int, groups: int, n: int) -> LookingAhead:
-    """How to look ahead for `count` windows of n steps in `groups` rows of a batch; see the kernel `look_ahead`."""
+    """How to look ahead for `count` windows of n steps in `groups` rows of a batch; see the kernel `look_ahead`.
+
+    These are the column of the achieved goal, the bytes that the kernel's answer takes, and a function that makes an
+    `Ahead` of these bytes and of what the kernel returns.
+    """
     column, new = storage.positions[leaf], np.ndarray
     field = storage.spec.leaves[column].field
     shape, dtype = field.shape, field.dtype
@@ -95,4 +86,4 @@ def looking_ahead(storage: "LocalStorage", leaf: str, count: int, groups: int, n
         goals = new((chosen, *shape), dtype, out, values + 2 * step)
         return Ahead(new(groups, _BOOL, out), windows, new(steps, _INT64, out, places), achieved, wanted, goals)
 
-    return LookingAhead(column, values + 3 * step, read)
+    return column, values + 3 * step, read

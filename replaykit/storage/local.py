@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ from replaykit._kernels import lazy
 from replaykit.batch import Ahead, Look, Rewrite, Window
 from replaykit.field import FieldNameError
 from replaykit.spec import Spec
-from replaykit.storage.base import Indices, Open, Serve, Storage, stored_in
+from replaykit.storage.base import Flags, Floats, Indices, Open, Serve, Storage, stored_in
 from replaykit.storage.columns import Columns, Padding, Share, columns_for
-from replaykit.storage.fused import SCOPES, LookingAhead, fuse, looking_ahead
+from replaykit.storage.fused import SCOPES, fuse, looking_ahead
 from replaykit.storage.memory_limit import refuse_more_than_memory
 from replaykit.storage.row import LAYOUTS_KEPT, Layout, Row
 from replaykit.trees import Tree
@@ -30,10 +31,8 @@ class LocalStorage(Storage):
     """Transitions in packed rows, large observations in columns. Override `allocate` to place the arrays elsewhere.
 
     The small fields of a transition lie side by side in one row, so reading a transition is one cache miss. Fields
-    above 1 KB are in columns of their own, and large observations are kept once each.
-
-    A write retires the oldest rows (advances ``bounds[0]``), writes, and publishes the new rows (advances
-    ``bounds[1]``). If it is interrupted, no row that counts as stored is half written.
+    above 1 KB are in columns of their own, and large observations are kept once each. If a write is interrupted, no row
+    that counts as stored is half written.
 
     Parameters
     ----------
@@ -58,19 +57,19 @@ class LocalStorage(Storage):
         self.stack = int(stack)
         self._column_of = {leaf: columns for columns in self.columns for leaf in columns.leaves}
         self.row = row = Row(spec, list(self._column_of), self._encode_any)
-        self.positions = {leaf.name: i for i, leaf in enumerate(spec.leaves)}
-        self._looking: dict[tuple[str, int, int, int], LookingAhead] = {}
-        self._columns_named: dict[tuple[str, ...], Indices] = {}
-        self._flags = self.positions["terminated"], self.positions["truncated"]
-        self._length = len(spec.leaves) + 1  # the place of the length among the fields of a batch
-        self._of_window = *self._flags, self._length
-        each = row.nbytes + 8 * kernels.STAMPS
-        needed = each * self.capacity + sum(columns.nbytes for columns in self.columns)
+        self.positions = positions = {leaf.name: i for i, leaf in enumerate(spec.leaves)}
+        self._flags = positions["terminated"], positions["truncated"]
+        self._length = len(positions) + 1  # the place of the length among the fields of a batch
+        self._of_window = itemgetter(-1, self._length, *self._flags)
+        self.looking = functools.lru_cache(LAYOUTS_KEPT)(functools.partial(looking_ahead, self))
+        self._columns_named = functools.cache(lambda names: np.array([positions[name] for name in names]))
+        needed = (row.nbytes + 8 * kernels.STAMPS) * self.capacity + sum(columns.nbytes for columns in self.columns)
         refuse_more_than_memory(needed, f"capacity {self.capacity} at {needed // self.capacity} bytes each")
         size = kernels.LANES + kernels.LANE_ROWS * self.num_envs
         self.header = self.allocate("header", (size + row.leaf_places.size,), np.int64)
         self.rows = self.allocate("rows", (self.capacity, row.nbytes), np.uint8)
-        tables = self.allocate("tables", (kernels.STAMPS, self.capacity), np.int64)
+        self.bytes = self.rows.reshape(-1)
+        self._written = self.header, self.bytes, self.allocate("tables", (kernels.STAMPS, self.capacity), np.int64)
         for columns in self.columns:
             columns.allocate()
         self.header[[kernels.NUM_ENVS, kernels.ROW_BYTES, kernels.END]] = self.num_envs, row.nbytes, row.end
@@ -80,8 +79,6 @@ class LocalStorage(Storage):
         self._lanes[kernels.EPISODE] = np.arange(self.num_envs) - self.num_envs
         self._lanes[kernels.PLACE] = self._lanes[kernels.EPISODE] % self.capacity
         self.bounds = self._lanes[:2]
-        self.bytes = self.rows.reshape(-1)
-        self._written = self.header, self.bytes, tables
         self._columns_of_row = self.rows.view(row.record).reshape(-1)
         self._most_entries = 0 if self.columns else min(self.capacity, max(_LARGEST_BLOCK // row.nbytes, 1))
         if not self.columns and self.num_envs == 1:
@@ -92,14 +89,8 @@ class LocalStorage(Storage):
         """The tables of episodes, and of the time of writing once lanes are out of step."""
         return self._written[2]
 
-    # -- Writing ---------------------------------------------------------------------------------------------
-
     def encode(
-        self,
-        values: tuple[Tree, ...],
-        extras: Mapping[str, Tree],
-        lead: tuple[int, ...],
-        mask: npt.NDArray[np.bool_] | None = None,
+        self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...], mask: Flags | None = None
     ) -> Any:
         if mask is None and lead and 0 < math.prod(lead) <= self._most_entries:
             return self.row.encode_steps(lead, *values, extras)
@@ -110,42 +101,31 @@ class LocalStorage(Storage):
         return self.row.join(super().encode(values, extras, lead))
 
     def encode_step(self, *values: Any) -> Any:
-        if self.columns:
-            return super().encode(values[:-1], values[-1], self.lanes)
-        return self.row.encode_steps(self.lanes, *values)
+        return super().encode_step(*values) if self.columns else self.row.encode_steps(self.lanes, *values)
 
-    def write(self, block: Any, steps: int, mask: npt.NDArray[np.bool_] | None = None) -> Indices:
+    def write(self, block: Any, steps: int, mask: Flags | None = None) -> Indices:
+        indices = np.empty(steps * self.num_envs, _INT64)
         if type(block) is bytes and mask is None:
-            indices = np.empty(steps * self.num_envs, _INT64)
-            kernels.store(block, steps, 0, *self._written, indices)
+            kernels.store(block, steps, kernels.BOTH, *self._written, indices)
             return indices
         if mask is not None and self.num_envs == 1:  # the only lane is always in step with itself
-            indices = np.full(steps, -1, np.int64)
+            indices[:] = -1
             indices[mask] = self.write(block, int(mask.sum()))
             return indices
         for columns in self.columns:
             columns.reserve(len(block[0]))
-        indices = np.empty(steps * self.num_envs, np.int64)
-        done = 0
-        for part in self._parts(steps):
-            chosen = None if mask is None else mask[part]
-            count = part.stop - part.start if chosen is None else int(chosen.sum())
-            leaves = [leaf[done : done + count] for leaf in block]
-            done += count
-            if chosen is None:
-                self._write_part(leaves, count // self.num_envs, indices[part])
-            else:
+        done, most = 0, max(1, min(self.length, _LARGEST_BLOCK // (self.row.nbytes * self.num_envs))) * self.num_envs
+        for begin in range(0, len(indices), most):  # parts that no lane is too short for, and not too large to encode
+            entries = part = indices[begin : begin + most]
+            if mask is not None:
+                chosen = mask[begin : begin + most]
+                entries = np.empty(int(chosen.sum()), np.int64)
                 self._keep_stamps()
-                entries = np.empty(count, np.int64)
-                kernels.number_entries(chosen, self.bounds, indices[part], entries)
-                self._write_part(leaves, 0, entries)
+                kernels.number_entries(chosen, self.bounds, part, entries)
+            leaves = [leaf[done : done + len(entries)] for leaf in block]
+            self._write_part(leaves, len(part) // self.num_envs if mask is None else 0, entries)
+            done += len(entries)
         return indices
-
-    def _parts(self, steps: int) -> Iterator[slice]:
-        """The entries of `steps` steps, in parts that no lane is too short for and that are not too large to encode."""
-        most = max(1, min(self.length, _LARGEST_BLOCK // (self.row.nbytes * self.num_envs)))
-        for begin in range(0, steps, most):
-            yield slice(begin * self.num_envs, min(begin + most, steps) * self.num_envs)
 
     def _write_part(self, leaves: list[npt.NDArray[Any]], steps: int, indices: Indices) -> None:
         """Write steps of every lane, whose indices are found, or, if `steps` is 0, the entries of these indices."""
@@ -154,9 +134,8 @@ class LocalStorage(Storage):
             kernels.store(data, steps, kernels.BOTH, *self._written, indices)
             return
         kernels.store(data, steps, kernels.RETIRE, *self._written, indices)
-        terminated, truncated = (leaves[flag] for flag in self._flags)
         begins = np.empty(len(indices), np.bool_)
-        kernels.begins_of(terminated | truncated, self.header, indices, begins)
+        kernels.begins_of(np.logical_or(*(leaves[flag] for flag in self._flags)), self.header, indices, begins)
         for columns in self.columns:
             columns.write([leaves[leaf] for leaf in columns.leaves], indices, begins)
         kernels.store(data, steps, kernels.PUBLISH, *self._written, indices)
@@ -173,25 +152,22 @@ class LocalStorage(Storage):
     def clear(self) -> None:
         kernels.clear(self.header)
 
-    # -- Reading ---------------------------------------------------------------------------------------------
-
     def __len__(self) -> int:
         return int(self.header.item(kernels.STORED))
 
     def window(self, indices: Indices, n: int) -> Window:
         flat = indices.reshape(-1)
-        layout, block = self._transitions_at(flat, _any_powers(n), windows.OPEN)
-        opened = layout, block, np.ndarray((), layout.windows, block).item()
-        return self.window_in(flat, indices.shape, opened)
+        layout, block = self._transitions_at(flat, np.empty(n + 1), windows.OPEN)  # only the number of powers matters
+        return self.window_in(flat, indices.shape, (layout, block, np.ndarray((), layout.windows, block).item()))
 
-    def fetch(self, indices: Indices, powers: npt.NDArray[np.float64]) -> dict[str, Any]:
+    def fetch(self, indices: Indices, powers: Floats) -> dict[str, Any]:
         layout, block = self._transitions_at(indices.reshape(-1), powers, windows.BOTH)
         leaves = np.ndarray((), layout.batch, block).item()[:-3]
         if self.columns:
             leaves = self.with_columns(leaves, indices.reshape(-1), leaves[-1])
         return self.row.name_transitions(*leaves)
 
-    def _transitions_at(self, indices: Indices, powers: npt.NDArray[np.float64], stage: int) -> tuple[Layout, Any]:
+    def _transitions_at(self, indices: Indices, powers: Floats, stage: int) -> tuple[Layout, Any]:
         """A block with what the kernel makes of these indices."""
         layout = self.row.layout(indices.size, len(powers) - 1)
         block = np.empty(layout.nbytes, np.uint8)
@@ -203,13 +179,10 @@ class LocalStorage(Storage):
         self, indices: Indices, shape: tuple[int, ...], opened: tuple[Layout, Any, Any], ahead: Ahead | None = None
     ) -> Window:
         """The windows that are open in a block: its layout, the block, and views of its fields."""
-        i, j, k = self._of_window
-        _, _, views = opened
-        return Window(
-            indices, shape, self.num_envs, views[-1], views[k], views[i], views[j], opened, [], {}, ahead
-        )  # fmt: skip
+        reward, length, terminated, truncated = self._of_window(opened[2])
+        return Window(indices, shape, self.num_envs, reward, length, terminated, truncated, opened, [], {}, ahead)
 
-    def reduce(self, window: Window, powers: npt.NDArray[np.float64]) -> dict[str, Any]:
+    def reduce(self, window: Window, powers: Floats) -> dict[str, Any]:
         layout, block, views = window.opened
         self._take_back(window, views)
         arguments = self.bounds, self.bytes, layout.plan, powers, block, windows.REDUCE
@@ -239,22 +212,20 @@ class LocalStorage(Storage):
 
     def _take_back(self, window: Window, views: Any) -> None:
         """Copy to the block what a wrapper has replaced rather than changed in place."""
-        terminated, truncated, length = self._of_window
-        if window.reward is not views[-1]:
-            views[-1][...] = window.reward
-        if window.length is not views[length]:
-            views[length][...] = window.length
-        if window.terminated is not views[terminated]:
-            views[terminated][...] = window.terminated
-        if window.truncated is not views[truncated]:
-            views[truncated][...] = window.truncated
+        reward, length, terminated, truncated = self._of_window(views)
+        if window.reward is not reward:
+            reward[...] = window.reward
+        if window.length is not length:
+            length[...] = window.length
+        if window.terminated is not terminated:
+            terminated[...] = window.terminated
+        if window.truncated is not truncated:
+            truncated[...] = window.truncated
 
     def _in_block(self, rewrite: Rewrite) -> tuple[Indices, Indices, npt.NDArray[np.uint8]]:
         """The columns of the plan, the rows and the bytes of a rewrite."""
         names, rows, values = rewrite
-        columns = self._columns_named.get(names)
-        if columns is None:
-            columns = self._columns_named[names] = np.array([self.positions[name] for name in names])
+        columns = self._columns_named(names)
         leaf, shape = self.spec.leaves[columns[0]], (len(rows), *self.spec.leaves[columns[0]].shape)
         if type(values) is not np.ndarray or values.dtype is not leaf.dtype or values.shape != shape:
             values = np.broadcast_to(values, shape).astype(leaf.dtype)
@@ -270,31 +241,18 @@ class LocalStorage(Storage):
                 fields[position] = values
         return fields
 
-    def fuse(
-        self, distribution: Any, powers: npt.NDArray[np.float64], rng: np.random.Generator
-    ) -> tuple[Serve, Open] | None:
+    def fuse(self, distribution: Any, powers: Floats, rng: np.random.Generator) -> tuple[Serve, Open] | None:
         return None if distribution.kernels is None else fuse(self, distribution, powers, rng)
 
-    def look_ahead(self, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:
+    def look_ahead(self, window: Window, look: Look, uniforms: Floats) -> Ahead:
         if self.is_in_columns(look.leaf) or not window.indices.size:
             return super().look_ahead(window, look, uniforms)
         layout, block, views = window.opened
         self._take_back(window, views)
         n = window.reward.shape[1]
         column, nbytes, read = self.looking(look.leaf, window.indices.size, window.shape[0], n)
-        out, asked = np.empty(nbytes, _UINT8), (uniforms, look.ratio, SCOPES[look.strategy])
-        state = self.bounds, self.bytes, self.tables
-        return read(out, goals.look_ahead(*state, layout.plan, block, n, *asked, column, out))
-
-    def looking(self, leaf: str, count: int, groups: int, n: int) -> LookingAhead:
-        """`looking_ahead`, kept for the sizes that are in use."""
-        key = leaf, count, groups, n
-        looking = self._looking.get(key)
-        if looking is None:
-            if len(self._looking) >= LAYOUTS_KEPT:
-                self._looking.clear()
-            looking = self._looking[key] = looking_ahead(self, *key)
-        return looking
+        out, state = np.empty(nbytes, _UINT8), (self.bounds, self.bytes, self.tables, layout.plan, block)
+        return read(out, goals.look_ahead(*state, n, uniforms, look.ratio, SCOPES[look.strategy], column, out))
 
     def is_in_columns(self, leaf: str) -> bool:
         """Whether a leaf is kept apart from the rows."""
@@ -304,31 +262,22 @@ class LocalStorage(Storage):
         position = self.positions.get(name)
         if position is None:
             raise FieldNameError(f"unknown field {name!r}; expected one of {', '.join(self.positions)}")
-        columns = self._column_of.get(position)
-
-        def values(stored: Indices) -> npt.NDArray[Any]:
-            slots = self.slots(stored)
-            if columns is not None:
-                return columns.read(slots, position)
-            column: npt.NDArray[Any] = self._columns_of_row[str(position)]
-            return column[slots]
-
-        if not (indices == -1).any():
-            return values(indices)
-        stored = indices != -1
-        found = values(indices[stored])
-        padded = np.zeros((len(indices), *found.shape[1:]), found.dtype)
-        padded[stored] = found
+        columns, stored = self._column_of.get(position), indices != -1
+        is_whole = stored.all()
+        slots = self.slots(indices if is_whole else indices[stored])
+        values = columns.read(slots, position) if columns else self._columns_of_row[str(position)][slots]
+        if is_whole:
+            return values
+        padded = np.zeros((len(indices), *values.shape[1:]), values.dtype)
+        padded[stored] = values
         return padded
 
     def episode(self, indices: Indices) -> tuple[Indices, Indices, Indices]:
-        found = np.full((3, len(indices)), -1, np.int64)
-        stored = indices != -1
+        found, stored = np.full((3, len(indices)), -1, np.int64), indices != -1
         numbers = self.tables[kernels.NUMBER, self.slots(indices[stored])]
         places = numbers % self.capacity
         found[:, stored] = numbers, self.tables[kernels.STARTS, places], self.tables[kernels.STOPS, places]
-        number, first, last = found
-        return number, first, last
+        return found[0], found[1], found[2]
 
     def latest(self, count: int) -> Indices:
         if len(self.tables) == kernels.STAMPS:
@@ -336,11 +285,9 @@ class LocalStorage(Storage):
             return np.arange(stop - min(count, len(self)), stop)
         first, cursor = self.bounds
         tails = stored_in(np.stack((np.maximum(first, cursor - count), cursor)), self.num_envs)
-        stamps = self.tables[kernels.STAMPS, tails % self.capacity]
-        stamps = np.where(tails < self.header[kernels.SPLIT], tails, stamps)
+        noted = self.tables[kernels.STAMPS, tails % self.capacity]
+        stamps = np.where(tails < self.header[kernels.SPLIT], tails, noted)
         return tails[np.argsort(stamps)[-count:]]
-
-    # -- State -----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         slots = self._stored_slots()
@@ -375,9 +322,8 @@ class LocalStorage(Storage):
 
     def _stored_slots(self) -> Any:
         """What selects the slots of the stored transitions, in the order of slots: a slice where it can be one."""
-        stop = self.bounds[1, 0] * self.num_envs
-        in_step = (self.bounds == self.bounds[:, :1]).all()
-        if in_step and len(self) == min(stop, self.capacity):
+        stop, is_in_step = self.bounds[1, 0] * self.num_envs, (self.bounds == self.bounds[:, :1]).all()
+        if is_in_step and len(self) == min(stop, self.capacity):
             return slice(0, len(self))
         return np.sort(self.stored() % self.capacity)
 
@@ -390,13 +336,11 @@ class LocalStorage(Storage):
         assert (ended >= (terminated | truncated)).all(), "an episode goes on after a terminated or truncated step"
         for columns in self.columns:
             columns.check()
-        for lane in range(self.num_envs):
+        for lane in np.flatnonzero(self.bounds[1] > self.bounds[0]):
             self._check_episodes(np.arange(*self.bounds[:, lane]) * self.num_envs + lane)
 
     def _check_episodes(self, indices: Indices) -> None:
         """Verify the tables for all stored indices of a lane."""
-        if not indices.size:
-            return
         number, first, last = self.episode(indices)
         begins = np.r_[True, self.rows[indices % self.capacity, self.row.end][:-1] != 0]
         run = np.cumsum(begins) - 1
@@ -408,9 +352,3 @@ class LocalStorage(Storage):
         starts = indices[np.flatnonzero(begins)][run]
         assert (first[run > 0] == starts[run > 0]).all(), "an episode's start is wrong"
         assert (first[run == 0] <= indices[0]).all(), "an episode starts after its steps"
-
-
-@functools.cache
-def _any_powers(n: int) -> npt.NDArray[np.float64]:
-    """An array of n + 1 numbers. To open windows, only how many they are matters."""
-    return np.ones(n + 1)

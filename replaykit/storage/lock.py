@@ -33,19 +33,15 @@ class Lock(_RLock):  # type: ignore[misc]
             is_nested = self._is_owned()
         finally:
             self.acquire()
-        if not is_nested:
-            self.sampling = False
-            return
-        raise RuntimeError(
-            "a batch is being made, and a function that is called for it, such as reward_fn or a wrapper's method, "
-            "tried to write to the buffer; write before or after sample()"
-        )
+        if is_nested:
+            raise RuntimeError(
+                "a batch is being made, and a function that is called for it, such as reward_fn or a wrapper's method, "
+                "tried to write to the buffer; write before or after sample()"
+            )
+        self.sampling = False
 
     def __reduce__(self) -> Any:
         return Lock, ()
-
-    def __reduce_ex__(self, _protocol: Any) -> Any:
-        return self.__reduce__()
 
 
 def _release_in_child() -> None:

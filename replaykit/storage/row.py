@@ -5,6 +5,7 @@ generated as source for its types and shapes, as ``dataclasses`` generates an ``
 in place, and hand any other value to `Leaf.coerce`.
 """
 
+import functools
 import math
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from replaykit._kernels import lazy
 from replaykit.field import Field
 from replaykit.spec import CORE, Spec
-from replaykit.trees import Tree
+from replaykit.trees import Tree, entries_of
 
 kernels = lazy("windows")
 
@@ -27,14 +28,10 @@ _FORMATS = {
     "f4": "f", "f8": "d",
 }  # fmt: skip
 """The format of Python's struct for each dtype of a scalar."""
-_WRONG = (ValueError, TypeError, OverflowError, struct.error)
+_WRONG = (KeyError, ValueError, TypeError, OverflowError, struct.error)
 """What a value that does not fit may raise."""
-_DERIVED = {
-    "length": Field((), np.int64),
-    "weights": Field((), np.float32),
-    "probabilities": Field((), np.float64),
-    "indices": Field((), np.int64),
-}
+_INT64, _FLOAT32, _FLOAT64 = Field((), np.int64), Field((), np.float32), Field((), np.float64)
+_DERIVED = {"length": _INT64, "weights": _FLOAT32, "probabilities": _FLOAT64, "indices": _INT64}
 """Fields of a batch that follow `discount`."""
 LAYOUTS_KEPT = 16
 
@@ -55,78 +52,52 @@ class Row:
     two flags are last, and after them the flag that ends an episode. The row is filled up to whole words of 8 bytes.
 
     `packed` has the positions of the leaves in the row, in the order in which they lie there, and `place` where each of
-    them begins. `end` is the place of the flag that ends an episode. `encode_row` converts the six core fields and a
-    dict of the extras of one step of one lane to bytes; `encode_steps` those of many steps, after their leading axes,
-    leaf after leaf. `name_batch` makes all leaves and derived fields a nested dict, `name_transitions` those up to the
-    length.
+    them begins. `end` is the place of the flag that ends an episode. `encode_row` and `encode_steps` come from
+    `encoder`. `name_batch` nests all leaves and derived fields in a dict, `name_transitions` those up to the length.
 
-    Parameters
-    ----------
-    spec : Spec
-    apart : collection of int
-        The positions of the leaves that are not in the row.
-    encode : callable
-        Encodes values that need more than the usual checks.
+    The leaves at the positions `apart` are not in the row. `encode` takes values that need more than the usual checks.
     """
 
     def __init__(self, spec: Spec, apart: Sequence[int], encode: Encode) -> None:
-        self.spec = spec
-        leaves = spec.leaves
+        leaves, names = spec.leaves, [leaf.name for leaf in spec.leaves]
         sizes = [0 if i in apart else leaf.field.nbytes for i, leaf in enumerate(leaves)]
-        names = [leaf.name for leaf in leaves]
-        flags = [names.index("terminated"), names.index("truncated")]
+        reward, *flags = (names.index(name) for name in ("reward", "terminated", "truncated"))
         others = [i for i in range(len(leaves)) if i not in apart and i not in flags]
         self.packed = [*sorted(others, key=lambda i: -min(sizes[i] & -sizes[i] or 8, 8)), *flags]
-        ends = np.cumsum([0, *(sizes[i] for i in self.packed)]).tolist()
-        self.place = dict(zip(self.packed, ends, strict=False))
-        self.end = ends[-1]
+        *starts, self.end = np.cumsum([0, *(sizes[i] for i in self.packed)]).tolist()
+        self.place = dict(zip(self.packed, starts, strict=True))
         self.nbytes = (self.end + 8) // 8 * 8
         self.leaf_places = np.array([(self.place[i], sizes[i]) for i in self.packed], np.int64).reshape(-1)
         formats = {i: (leaves[i].dtype, leaves[i].shape) for i in self.packed}
         self.record = _record(self.packed, formats, self.place, self.nbytes)
         if not apart:
-            self.encode_steps = steps_encoder(spec, self.packed, encode)
-            self.encode_row = row_encoder(spec, self.packed, encode, self.encode_steps)
+            self.encode_steps = encoder(spec, self.packed, encode)
+            self.encode_row = encoder(spec, self.packed, encode, self.encode_steps)
         self.name_batch = batch_namer(spec, ("discount", *_DERIVED))
         self.name_transitions = batch_namer(spec, ("discount", "length"))
-        self._plan_for(names, sizes, flags)
-        self._layouts: dict[int, dict[int, Layout]] = {}
-
-    def _plan_for(self, names: list[str], sizes: list[int], flags: list[int]) -> None:
-        """The parts of the plan that do not depend on the number of transitions."""
-        k, leaves, reward = kernels, self.spec.leaves, names.index("reward")
-        derived = [leaves[reward].field, *_DERIVED.values(), Field((), np.int64), Field((), np.float64)]
-        self._fields = [*(leaf.field if i in self.place else None for i, leaf in enumerate(leaves)), *derived]
-        plan = np.full((k.PLAN_ROWS, len(self._fields)), k.NO_ROW, np.int64)
-        plan[k.SIZE] = [*sizes, *(field.nbytes for field in derived)]
+        self.layout = functools.lru_cache(LAYOUTS_KEPT)(self._layout)
+        derived = [leaves[reward].field, *_DERIVED.values(), _INT64, _FLOAT64]
+        self._fields = [*(None if i in apart else leaf.field for i, leaf in enumerate(leaves)), *derived]
+        self._plan = plan = np.full((kernels.PLAN_ROWS, len(self._fields)), kernels.NO_ROW, np.int64)
+        plan[kernels.SIZE] = [*sizes, *(field.nbytes for field in derived)]
         for i in self.packed:
             if i not in (reward, *flags):
-                is_next = names[i].partition(".")[0] == "next_obs"
-                plan[k.LAST if is_next else k.FIRST, i] = plan[k.ONLY, i] = self.place[i]
+                step = kernels.LAST if names[i].partition(".")[0] == "next_obs" else kernels.FIRST
+                plan[[step, kernels.ONLY], i] = self.place[i]
         of_window = [reward, *flags]
-        plan[k.META, 1:9] = self.nbytes, self.end, *of_window, *(self.place[i] for i in of_window)
-        self._plan = plan
+        plan[kernels.META, 1:9] = self.nbytes, self.end, *of_window, *(self.place[i] for i in of_window)
 
-    def layouts(self, n: int) -> dict[int, Layout]:
-        """The layouts for windows of `n` steps that have been made, by the number of transitions."""
-        return self._layouts.setdefault(n, {})
-
-    def layout(self, count: int, n: int) -> Layout:
+    def _layout(self, count: int, n: int) -> Layout:
         """The layout for `count` transitions with windows of `n` steps, each field from a multiple of 64 bytes on."""
-        layouts = self.layouts(n)
-        if count not in layouts:
-            if len(layouts) >= LAYOUTS_KEPT:
-                layouts.clear()
-            formats: Any = [(np.uint8, (0,)) if f is None else (f.dtype, (count, *f.shape)) for f in self._fields]
-            formats[-1] = np.float64, (count, n)
-            sizes = [(np.dtype(dtype).itemsize * math.prod(shape) + 63) // 64 * 64 for dtype, shape in formats]
-            *starts, nbytes = np.cumsum([0, *sizes]).tolist()
-            plan = self._plan.copy()
-            plan[kernels.START], plan[kernels.META, kernels.COUNT] = starts, count
-            served = range(len(sizes) - 2)
-            batch, windows = (_record(f, formats, starts, nbytes) for f in (served, [*served, len(sizes) - 1]))
-            layouts[count] = Layout(batch, windows, plan, nbytes)
-        return layouts[count]
+        formats: Any = [(np.uint8, (0,)) if f is None else (f.dtype, (count, *f.shape)) for f in self._fields]
+        formats[-1] = np.float64, (count, n)
+        sizes = [(np.dtype(dtype).itemsize * math.prod(shape) + 63) // 64 * 64 for dtype, shape in formats]
+        *starts, nbytes = np.cumsum([0, *sizes]).tolist()
+        plan = self._plan.copy()
+        plan[kernels.START], plan[kernels.META, kernels.COUNT] = starts, count
+        served = range(len(sizes) - 2)
+        batch, windows = (_record(f, formats, starts, nbytes) for f in (served, [*served, len(sizes) - 1]))
+        return Layout(batch, windows, plan, nbytes)
 
     def join(self, leaves: Sequence[npt.NDArray[Any]]) -> bytes:
         """The bytes of the packed leaves of some entries, one leaf after another."""
@@ -135,112 +106,68 @@ class Row:
 
 def _record(fields: Iterable[int], formats: Any, places: Any, nbytes: int) -> np.dtype[Any]:
     """A record of fields with these formats at these places."""
-    names, offsets = [str(i) for i in fields], [places[i] for i in fields]
-    kinds = [formats[i] for i in fields]
+    names, kinds, offsets = [str(i) for i in fields], [formats[i] for i in fields], [places[i] for i in fields]
     return np.dtype({"names": names, "formats": kinds, "offsets": offsets, "itemsize": nbytes})
 
 
-def row_encoder(
-    spec: Spec, order: Sequence[int], encode: Encode, encode_steps: Callable[..., Any]
-) -> Callable[..., Any]:
-    """A function of the six core fields and a dict of the extras of one step, which returns the bytes of its row.
+def encoder(spec: Spec, order: Sequence[int], encode: Encode, encode_steps: Any = None) -> Callable[..., bytes]:
+    """A function that takes steps apart, checks their leaves and joins their bytes, one leaf after another.
 
-    Values with a leading axis of length 1 go to `encode_steps`. Values in a container of another kind than the spec's,
-    or with a number out of range, go to `encode`.
+    Its arguments are the leading axes, the six core fields and a dict of the extras. With `encode_steps`, it encodes a
+    single step, without leading axes, and passes values with a leading axis of length 1 on to `encode_steps`. Values in
+    other containers than the spec's, and wrong ones, go to `encode`, which raises the first error in the spec's order.
     """
-    known: dict[str, Any] = {"encode_steps": encode_steps}
-    checks, layout, parts = [], "=", []
-    for i, leaf in enumerate(spec.leaves):
-        known |= {f"coerce{i}": leaf.coerce if leaf.shape else leaf.coerce_scalar, f"types{i}": leaf.scalar_types}
-        if leaf.shape:
-            known |= {f"dtype{i}": leaf.dtype, f"shape{i}": leaf.shape}
-            wrong = f"type({{{i}}}) is not ndarray or {{{i}}}.dtype is not dtype{i} or {{{i}}}.shape != shape{i}"
+    is_row, core = encode_steps is not None, ", ".join(CORE)
+    known: dict[str, Any] = {"ndarray": np.ndarray, "wrong": _WRONG, "encode": encode, "encode_steps": encode_steps}
+    lines = [] if spec.extra else ["if extras: raise KeyError"]
+    names = [leaf for name in CORE for leaf in _unfold(spec[name], name, lines, known)]
+    if spec.extra:
+        names += _unfold({name: spec[name] for name in spec.extra}, "extras", lines, known)
+    if is_row:
+        lines.append(f"if type(reward) is ndarray and reward.ndim: return encode_steps((1,), {core}, extras)")
+    for i, (leaf, name) in enumerate(zip(spec.leaves, names, strict=True)):
+        is_number = is_row and not leaf.shape
+        known |= {f"dtype{i}": leaf.dtype, f"shape{i}": leaf.shape, f"types{i}": leaf.scalar_types}
+        known[f"coerce{i}"] = leaf.coerce_scalar if is_number else leaf.coerce
+        if is_number:
+            is_unusual = f"type({name}) not in types{i}" + (f" or {name} != {name}" if leaf.dtype.kind == "f" else "")
         else:
-            wrong = f"type({{{i}}}) not in types{i}"
-            wrong += f" or {{{i}}} != {{{i}}}" if leaf.dtype.kind == "f" else ""  # a NaN
-        checks.append(f"if {wrong}: {{{i}}} = coerce{i}({{{i}}})")
-    for i in order:
-        leaf = spec.leaves[i]
-        code = None if leaf.shape else _FORMATS.get(leaf.dtype.str[1:])
-        layout += code or f"{leaf.field.nbytes}s"
-        parts.append(f"{{{i}}}" if code else f"{{{i}}}.tobytes()")
-    known["join"] = struct.Struct(layout).pack
-    fields = ", ".join(CORE)
-    checks.insert(
-        0,
-        f"""if type(reward) is ndarray and reward.ndim:
-            try: return encode_steps((1,), {fields}, extras)
-            except wrong: return encode(({fields}), extras, ())""",
-    )
-    return _encoder(spec, "", checks, ", ".join(parts), known, encode)
-
-
-def steps_encoder(spec: Spec, order: Sequence[int], encode: Encode) -> Callable[..., Any]:
-    """A function of the leading axes, the core fields and the extras of many steps, which returns their bytes.
-
-    The bytes of one leaf come after those of another. Values in a container of another kind go to `encode`.
-    """
-    known: dict[str, Any] = {"join": b"".join}
-    checks = []
-    for i, leaf in enumerate(spec.leaves):
-        known |= {f"coerce{i}": leaf.coerce, f"dtype{i}": leaf.dtype, f"shape{i}": leaf.shape}
-        shape = f"lead + shape{i}" if leaf.shape else "lead"
-        wrong = f"type({{{i}}}) is not ndarray or {{{i}}}.dtype is not dtype{i} or {{{i}}}.shape != {shape}"
-        checks.append(f"if {wrong}: {{{i}}} = coerce{i}({{{i}}}, lead)")
-    parts = "".join(f"{{{i}}}.tobytes(), " for i in order)
-    return _encoder(spec, "lead, ", checks, f"({parts})", known, encode)
-
-
-def _encoder(
-    spec: Spec, first: str, checks: list[str], parts: str, known: dict[str, Any], encode: Encode
-) -> Callable[..., Any]:
-    """A function that takes a step apart, checks its leaves and joins them. Numbers in braces stand for the leaves."""
-    known |= {"ndarray": np.ndarray, "wrong": _WRONG, "encode": encode}
-    lines: list[str] = []
-    leaves: list[str] = []
-    extras = {name: spec[name] for name in spec.extra}
-    for name in CORE:
-        _unfold(spec[name], name, lines, leaves, known)
-    if extras:
-        _unfold(extras, "extras", lines, leaves, known)
-    else:
-        lines.append("if extras: raise KeyError")
-    unfolded = "\n        ".join(lines)
-    checked = "\n        ".join(check.format(*leaves) for check in checks)
-    other = f"encode(({', '.join(CORE)}), extras, {'lead' if first else '()'})"
+            shape = f"shape{i}" if is_row else f"lead + shape{i}" if leaf.shape else "lead"
+            is_unusual = f"type({name}) is not ndarray or {name}.dtype is not dtype{i} or {name}.shape != {shape}"
+        lines.append(f"if {is_unusual}: {name} = coerce{i}({name}{'' if is_row else ', lead'})")
+    codes = [_FORMATS.get(leaf.dtype.str[1:]) if is_row and not leaf.shape else None for leaf in spec.leaves]
+    layout = "=" + "".join(codes[i] or f"{spec.leaves[i].field.nbytes}s" for i in order)
+    known |= {"pack": struct.Struct(layout).pack, "join": b"".join}
+    parts = ", ".join(names[i] if codes[i] else f"{names[i]}.tobytes()" for i in order)
+    first, lead, joined = ("", "()", f"pack({parts})") if is_row else ("lead, ", "lead", f"join(({parts}))")
+    statements = "\n        ".join(lines)
     source = f"""
-def encoded({first}{", ".join(CORE)}, extras):
+def encoded({first}{core}, extras):
     try:
-        {unfolded}
-    except KeyError:
-        return {other}
-    try:
-        {checked}
-        return join({parts.format(*leaves)})
-    except wrong:  # the first error, in the order of the spec
-        return {other}
+        {statements}
+        return {joined}
+    except wrong:
+        return encode(({core}), extras, {lead})
 """
-    return _defined(source, "encoded", known)  # type: ignore[no-any-return]
+    return _defined(source, "encoded", known)
 
 
-def _unfold(tree: Tree, name: str, lines: list[str], leaves: list[str], known: dict[str, Any]) -> None:
-    """The statements that take the value `name` apart, and the names of its leaves."""
-    if not isinstance(tree, dict | tuple):
-        leaves.append(name)
-        return
-    kind = "dict" if isinstance(tree, dict) else "tuple"
-    lines.append(f"if type({name}) is not {kind} or len({name}) != {len(tree)}: raise KeyError")
-    for n, (key, entry) in enumerate(tree.items() if isinstance(tree, dict) else enumerate(tree)):
+def _unfold(tree: Tree, name: str, lines: list[str], known: dict[str, Any]) -> list[str]:
+    """The names of the leaves of the value `name`; `lines` get the statements that take it apart."""
+    if isinstance(tree, Field):
+        return [name]
+    lines.append(f"if type({name}) is not {type(tree).__name__} or len({name}) != {len(tree)}: raise KeyError")
+    leaves = []
+    for n, (key, entry) in enumerate(entries_of(tree)):
         known[f"key_{name}_{n}"] = key
         lines.append(f"{name}_{n} = {name}[key_{name}_{n}]")
-        _unfold(entry, f"{name}_{n}", lines, leaves, known)
+        leaves += _unfold(entry, f"{name}_{n}", lines, known)
+    return leaves
 
 
 def batch_namer(spec: Spec, others: Sequence[str]) -> Callable[..., dict[str, Any]]:
     """A function of the leaves of a transition, and of further fields of these names: all of them by name, nested.
 
-    Examples
-    --------
     >>> from replaykit import Field, Spec
     >>> spec = Spec(obs={"x": Field(), "y": (Field(), Field())}, action=Field())
     >>> batch_namer(spec, ["weights"])(*range(11))["obs"]
@@ -263,11 +190,11 @@ def batch_namer(spec: Spec, others: Sequence[str]) -> Callable[..., dict[str, An
         return leaves[-1]
 
     body = written({name: spec[name] for name in spec} | dict.fromkeys(others))
-    source = f"def named({', '.join(leaves)}):\n    return {body}\n"
-    return _defined(source, "named", known)  # type: ignore[no-any-return]
+    return _defined(f"def named({', '.join(leaves)}):\n    return {body}\n", "named", known)
 
 
-def _defined(source: str, name: str, known: dict[str, Any]) -> Any:
+def _defined(source: str, name: str, known: dict[str, Any]) -> Callable[..., Any]:
     """The function of this name that `source` defines, with the names in `known`."""
     exec(compile(source, f"<replaykit {name}>", "exec"), known)
-    return known[name]
+    function: Callable[..., Any] = known[name]
+    return function

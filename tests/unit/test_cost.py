@@ -2,6 +2,7 @@
 
 import gc
 import os
+import pickle
 import sys
 import tracemalloc
 
@@ -69,6 +70,13 @@ def test_no_more_calls_than(name):
     if np.__version__.startswith("1."):
         most *= 2  # there, NumPy is more in Python itself
     assert calls_of(lambda: call(buffer)) <= most
+
+
+def test_an_add_to_an_unpickled_buffer_makes_no_more_calls():
+    """Dtypes are compared by identity, and a pickle makes new ones."""
+    buffers = filled(ReplayBuffer), pickle.loads(pickle.dumps(filled(ReplayBuffer)))
+    calls = [calls_of(lambda buffer=buffer: buffer.add(OBS, 1, 1.0, OBS, False, False)) for buffer in buffers]
+    assert calls[0] == calls[1]
 
 
 @pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer])
