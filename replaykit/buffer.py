@@ -1,5 +1,6 @@
 """Buffers: a storage, a distribution and a generator."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
@@ -8,12 +9,12 @@ import numpy.typing as npt
 
 from replaykit._kernels import lazy
 from replaykit.batch import Draw, Window
-from replaykit.checks import check_count, check_unit
+from replaykit.checks import LARGE_BATCH, check_count, check_seed, check_unit
 from replaykit.declared import Declared, read_only
 from replaykit.distributions.base import Distribution
 from replaykit.field import as_array, as_float64, as_indices
 from replaykit.replay import Replay, Settings
-from replaykit.spec import Spec
+from replaykit.spec import REQUIRED, Spec
 from replaykit.storage.base import Indices, Storage
 from replaykit.trees import Tree
 
@@ -68,7 +69,7 @@ class Buffer(Replay):
         self._storage, self._distribution = storage, distribution
         n_step, gamma = check_count("n_step", n_step), check_unit("gamma", gamma)
         self.settings = Settings(storage.spec, storage.capacity, storage.num_envs, n_step, gamma, storage.stack)
-        self.lock, self.successor, self.rng = storage.lock, storage.num_envs, np.random.default_rng(seed)
+        self.lock, self.successor, self.rng = storage.lock, storage.num_envs, check_seed(seed)
         self._stale_updates = 0
         self._has_priorities = type(distribution).update is not Distribution.update
         longest = min(n_step, storage.length)  # no window can be longer than a lane
@@ -90,8 +91,8 @@ class Buffer(Replay):
         return cls(capacity, Spec.from_env(env), **options)  # type: ignore[arg-type]
 
     def add(
-        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any, truncated: Any, *,
-        mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
+        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
+        truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
     ) -> Indices:  # fmt: skip
         if mask is not None or td_error is not None:
             values = (obs, action, reward, next_obs, terminated, truncated)
@@ -104,8 +105,8 @@ class Buffer(Replay):
             return self._write(block, 1)
 
     def extend(
-        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any, truncated: Any, *,
-        mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
+        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
+        truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
     ) -> Indices:  # fmt: skip
         values = (obs, action, reward, next_obs, terminated, truncated)
         shape = reward.shape if type(reward) is np.ndarray else as_array("reward", reward).shape
@@ -212,6 +213,8 @@ class Buffer(Replay):
             return distribution.update(slots, kept)
 
     def draw(self, batch_size: int) -> Draw:
+        if type(batch_size) is not int or not 0 < batch_size <= LARGE_BATCH:
+            batch_size = self.checked_batch_size(batch_size)
         with self.lock:
             return self._distribution.draw(batch_size, self.rng)
 
@@ -327,6 +330,8 @@ class Buffer(Replay):
         with self.lock:
             self._storage.check()
             self._distribution.check()
+            for message in self._storage.nan_in_observations():
+                warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def __repr__(self) -> str:
         lanes = f"num_envs={self.num_envs}, n_step={self.n_step}"

@@ -1,9 +1,16 @@
 """Checks of plain arguments; each error names the argument, what is expected and what was given."""
 
+import difflib
+import inspect
+import math
+from collections.abc import Iterable
 from numbers import Real
 from typing import Any, get_args
 
 import numpy as np
+
+LARGE_BATCH = 1 << 16
+"""Larger batches are compared with the memory that the machine has before anything is drawn."""
 
 
 def check_count(name: str, value: Any) -> int:
@@ -27,6 +34,44 @@ def check_number(name: str, value: Any, highest: float, expected: str) -> float:
     if not 0.0 <= float(value) <= highest:
         raise ValueError(f"{name} is {value!r}; expected {expected}")
     return float(value)
+
+
+def check_finite(name: str, value: Any) -> float:
+    """`value` as a finite float."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}; expected a finite number")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}; expected a finite number")
+    return float(value)
+
+
+def check_seed(seed: Any) -> np.random.Generator:
+    """The generator of a seed."""
+    is_int = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if not ((is_int and seed >= 0) or seed is None or isinstance(seed, np.random.SeedSequence | np.random.Generator)):
+        expected = "None, a non-negative int, a SeedSequence or a Generator"
+        raise (ValueError if is_int else TypeError)(f"seed is {seed!r}; expected {expected}")
+    return np.random.default_rng(seed)
+
+
+def check_arguments(cls: type, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """Raise TypeError, with the nearest names and the order of the arguments, unless a constructor takes these."""
+    signature = inspect.signature(cls.__init__)
+    try:
+        signature.bind(None, *args, **options)
+    except TypeError as error:
+        parameters = list(signature.parameters.values())[1:]
+        by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        order = ", ".join([p.name for p in parameters if p.name not in by_name] + ["*"] * bool(by_name) + by_name)
+        names = [p.name for p in parameters]
+        meant = "".join(nearest(name, names) for name in options if name not in names)
+        raise TypeError(f"{cls.__name__}: {error}; expected {cls.__name__}({order}){meant}") from None
+
+
+def nearest(name: Any, known: Iterable[str]) -> str:
+    """What an error says of a misspelt name: the name that was probably meant, or nothing."""
+    match = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {match[0]!r}?" if match else ""
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:

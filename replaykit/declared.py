@@ -3,10 +3,18 @@
 from operator import attrgetter
 from typing import Any
 
+from replaykit.checks import check_arguments
+
 
 def read_only(path: str, meaning: str) -> Any:
     """A property that returns the attribute at `path` of its object, such as ``"settings.gamma"``."""
-    return property(attrgetter(path), doc=meaning)
+
+    def refuse(instance: Any, _value: Any) -> None:
+        kind = type(instance).__name__
+        raise AttributeError(f"{name} of a {kind} cannot be set later; build another {kind} with the value you want")
+
+    name = path.rpartition(".")[2].removeprefix("_")
+    return property(attrgetter(path), refuse, doc=meaning)
 
 
 class Declared:
@@ -19,7 +27,8 @@ class Declared:
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Remember the constructor's arguments."""
+        """Remember the constructor's arguments, if it takes them."""
+        check_arguments(cls, args, kwargs)
         made = super().__new__(cls)
         made._arguments = args, kwargs
         return made

@@ -58,10 +58,13 @@ class Field:
         shape = tuple(map(int, shape))
         if min(shape, default=0) < 0:
             raise ValueError(f"Field shape has a negative dimension: {shape}")
-        native = np.dtype(dtype).newbyteorder("=")
-        if native.kind not in "biufc":
+        try:
+            native = np.dtype(dtype).newbyteorder("=")
+        except (TypeError, ValueError):
+            native = np.dtype(object)
+        if dtype is None or native.kind not in "biufc":
             wanted = "a boolean, integer, floating or complex dtype, which is what a dense array can store"
-            raise TypeError(f"Field dtype is {native}; expected {wanted}")
+            raise TypeError(f"Field dtype is {dtype!r}; expected {wanted}")
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "dtype", np.dtype(native.type))
 
@@ -102,7 +105,7 @@ class Leaf:
         if array is not value and array.dtype.kind == "O" and type(value) is int:
             raise OverflowError(f"{self.name} is {value}; expected a number that fits {self.dtype}")
         if array.shape != lead + self.shape:
-            raise ValueError(self._wrong_shape(array.shape, lead))
+            raise ValueError(self.wrong_shape(array.shape, lead))
         if mask is not None:
             array = array[mask]
         if array.dtype is self.dtype:
@@ -127,7 +130,8 @@ class Leaf:
             raise OverflowError(f"{self.name} is {number}")
         return number
 
-    def _wrong_shape(self, got: tuple[int, ...], lead: tuple[int, ...]) -> str:
+    def wrong_shape(self, got: tuple[int, ...], lead: tuple[int, ...]) -> str:
+        """What an error says of a value of another shape."""
         parts = f", {lead} for the leading axes and {self.shape} for the field" if lead else ""
         message = f"{self.name} has shape {got}; expected {lead + self.shape}{parts}"
         if math.prod(got) == math.prod(lead + self.shape):

@@ -7,15 +7,18 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit.batch import Ahead, Batch, Draw, Look, Window
-from replaykit.checks import check_count
+from replaykit.checks import LARGE_BATCH, check_count, nearest
 from replaykit.declared import Declared, read_only
 from replaykit.field import as_indices
 from replaykit.spec import Spec
 from replaykit.storage.base import EMPTY, Indices, look_ahead, stored_in
 from replaykit.storage.lock import Lock
+from replaykit.storage.memory_limit import refuse_more_than_memory
 from replaykit.trees import Tree
 
 _new_batch = Batch.__new__
+_PARTS = ("settings", "lock", "rng", "successor", "inner")
+"""Attributes that are set once, by the constructor."""
 
 
 class Settings(NamedTuple):
@@ -71,6 +74,17 @@ class Replay(Declared, ABC):
         if cls.sample is not Replay.sample:
             remedy = "override draw, window, reduce or weigh"
             raise TypeError(f"{cls.__name__} overrides sample, which wrappers around it would bypass; {remedy}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse what would have no effect, or only half of it."""
+        cls, is_ours = type(self), type(self).__module__.startswith("replaykit.")
+        known = getattr(cls, name, self)
+        if (isinstance(known, property) and known.fset is None) or (name in _PARTS and name in self.__dict__):
+            raise AttributeError(f"{name} of a {cls.__name__} cannot be set later; build another {cls.__name__}")
+        if is_ours and known is self and not name.startswith("_") and name not in _PARTS:
+            properties = [each for each in dir(cls) if isinstance(getattr(cls, each), property)]
+            raise AttributeError(f"a {cls.__name__} has no {name!r} that can be set{nearest(name, properties)}")
+        super().__setattr__(name, value)
 
     @abstractmethod
     def add(
@@ -128,9 +142,11 @@ class Replay(Declared, ABC):
         ------
         TypeError, ValueError
             If `batch_size` is not an int of at least 1, or nothing is stored.
+        MemoryError
+            If the batch is larger than memory. Nothing is drawn then.
         """
-        if type(batch_size) is not int or batch_size < 1:
-            batch_size = check_count("batch_size", batch_size)
+        if type(batch_size) is not int or not 0 < batch_size <= LARGE_BATCH:
+            batch_size = self.checked_batch_size(batch_size)
         lock = self.lock
         with lock:
             outer, state = lock.sampling, self.rng.bit_generator.state if self.may_raise else None
@@ -237,6 +253,16 @@ class Replay(Declared, ABC):
     def look_ahead(self, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:
         """`read` and `episode` of the steps that hindsight asks about."""
         return look_ahead(self, window, look, uniforms)
+
+    def checked_batch_size(self, batch_size: Any) -> int:
+        """`batch_size` as an int of at least 1; raises MemoryError for a batch that is larger than memory."""
+        size = check_count("batch_size", batch_size)
+        if size > LARGE_BATCH:
+            each = 8 * self.n_step + sum(
+                leaf.field.nbytes * (self.stack if "obs" in leaf.name else 1) for leaf in self.spec.leaves
+            )
+            refuse_more_than_memory(size * each, f"batch_size {size} at {each} bytes each", "sample fewer at a time")
+        return size
 
     def _checked_draw(self, batch_size: int) -> Draw:
         """`draw`, unless nothing is stored."""

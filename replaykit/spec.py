@@ -1,11 +1,12 @@
 """What a transition is made of: the names, shapes and dtypes of its fields."""
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import keyword
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from replaykit.checks import nearest
 from replaykit.field import Field, FieldNameError, Leaf
 from replaykit.trees import Tree, entries_of, leaves_of, map_tree
 
@@ -13,7 +14,18 @@ DERIVED = ("discount", "length", "weights", "probabilities", "indices", "relabel
 """Fields that only a batch has."""
 CORE = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
 """Fields that every transition has, in the order of the arguments of ``add``."""
-_RESERVED = frozenset((*CORE, *DERIVED, "mask", "td_error", "keys", "values", "items", "to_torch"))
+_RESERVED = frozenset((*CORE, *DERIVED, "mask", "td_error", "keys", "values", "items", "to_torch", "of"))
+_DONE = "; in place of a done flag pass terminated= and truncated=, since a time limit truncates an episode"
+
+
+class _Required:
+    """Stands for an argument that was not passed."""
+
+    def __repr__(self) -> str:
+        return "required"
+
+
+REQUIRED: Any = _Required()
 
 
 class Spec:
@@ -43,7 +55,7 @@ class Spec:
         if reward not in (Field((), np.float32), Field((), np.float64)):
             raise ValueError(f"reward is {reward!r}; expected Field((), 'float32') or Field((), 'float64')")
         for name in extra:
-            if name in _RESERVED or name.startswith("_") or not name.isidentifier():
+            if name in _RESERVED or name.startswith("_") or not name.isidentifier() or keyword.iskeyword(name):
                 reason = "has a name that replaykit uses itself, or is no identifier"
                 raise ValueError(f"extra field {name!r} {reason}; choose another")
         obs, action, flag = _frozen(obs, "obs"), _frozen(action, "action"), Field((), np.bool_)
@@ -51,6 +63,10 @@ class Spec:
         self._trees |= {name: _frozen(tree, name) for name, tree in extra.items()}
         self.extra = tuple(extra)
         self.leaves: tuple[Leaf, ...] = tuple(Leaf(path, field) for path, field in leaves_of(self._trees))
+        names = [leaf.name for leaf in self.leaves]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name} names two fields, since keys contain dots; expected another name for each")
         self.is_flat = all(isinstance(tree, Field) for tree in self._trees.values())
 
     @classmethod
@@ -122,12 +138,15 @@ class Spec:
         """The values of the leaves, in order. Raises FieldNameError for a missing or unknown field or nested key."""
         for name in extras:
             if name not in self.extra:
-                meant = _nearest(name, (*self.extra, *CORE, "mask", "td_error"))
+                meant = _DONE if name == "done" else nearest(name, (*self.extra, *CORE, "mask", "td_error"))
                 raise FieldNameError(f"unknown field {name!r}; expected {', '.join((*CORE, *self.extra))}{meant}")
         for name in self.extra:
             if name not in extras:
                 raise FieldNameError(f"field {name!r} is missing; the spec has it, so pass {name}=")
             values += (extras[name],)
+        for name, value in zip(CORE, values, strict=False):
+            if value is REQUIRED:
+                raise FieldNameError(f"field {name!r} is missing; pass {name}={_DONE}")
         if self.is_flat:
             return values
         trees = zip(self._trees.items(), values, strict=True)
@@ -146,7 +165,8 @@ def _frozen(tree: Tree, name: str) -> Tree:
     if isinstance(tree, tuple | list):
         return tuple(_frozen(entry, f"{name}.{i}") for i, entry in enumerate(tree))
     if not isinstance(tree, Mapping):
-        raise TypeError(f"{name} is {tree!r}; expected a Field, or a dict or tuple of them")
+        remedy = "; pass Gymnasium spaces to Spec.from_spaces" if hasattr(tree, "sample") else ""
+        raise TypeError(f"{name} is {tree!r}; expected a Field, or a dict or tuple of them{remedy}")
     for key in tree:
         if not isinstance(key, str):
             raise TypeError(f"{name} has the key {key!r}; expected str keys")
@@ -163,7 +183,7 @@ def _leaves(tree: Tree, value: Tree, path: str) -> Iterator[Any]:
             raise TypeError(f"{path} is a {type(value).__name__}; expected a dict with the keys {list(tree)}")
         for key in value:
             if key not in tree:
-                raise FieldNameError(f"{path} has the unknown key {key!r}; expected {list(tree)}{_nearest(key, tree)}")
+                raise FieldNameError(f"{path} has the unknown key {key!r}; expected {list(tree)}{nearest(key, tree)}")
     elif not isinstance(value, tuple | list) or len(value) != len(tree):
         got = f"{len(value)} entries" if isinstance(value, tuple | list) else f"a {type(value).__name__}"
         raise ValueError(f"{path} is {got}; expected a tuple of {len(tree)} entries")
@@ -171,12 +191,6 @@ def _leaves(tree: Tree, value: Tree, path: str) -> Iterator[Any]:
         if isinstance(tree, dict) and key not in value:
             raise FieldNameError(f"{path} lacks the key {key!r}; expected {list(tree)}, got {list(value)}")
         yield from _leaves(entry, value[key], f"{path}.{key}")
-
-
-def _nearest(name: Any, known: Iterable[str]) -> str:
-    """The end of an error about an unknown name: what it was probably meant to be."""
-    match = difflib.get_close_matches(str(name), known, n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""
 
 
 def _field_of(value: Any, path: str) -> Field:

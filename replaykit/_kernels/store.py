@@ -11,9 +11,10 @@ import numpy as np
 
 from replaykit._kernels.jit import inlined, jit, view
 
-NUM_ENVS, ROW_BYTES, END, STORED, SPLIT, LANES = 0, 1, 2, 3, 4, 8
+NUM_ENVS, ROW_BYTES, END, STORED, SPLIT, REWARD, REWARD_BYTES, LANES = 0, 1, 2, 3, 4, 5, 6, 8
 """In a header: E, the bytes of a row, the place in a row of the flag that ends an episode, the number of transitions
-stored, and the first stamp that is in the tables. A transition written before that has its index for a stamp."""
+stored, the first stamp that is in the tables (a transition written before has its index for a stamp), and the place
+and the bytes of the reward in the row."""
 FIRST, CURSOR, OVER, EPISODE, PLACE, LANE_ROWS = 0, 1, 2, 3, 4, 5
 """Of each lane: its oldest step, its next step, whether that begins an episode, the number of the newest episode, and
 the place of that in the tables."""
@@ -27,8 +28,13 @@ def store(data, steps, stage, header, rows, tables, indices):
     """Store `steps` steps of every lane, at most as many as a lane has slots; or, if `steps` is 0, chosen entries.
 
     `data` has one leaf after another, each with the values of all entries, step by step and lane by lane. The indices
-    of the entries are written to `indices`, or read from it if `steps` is 0.
+    of the entries are written to `indices`, or read from it if `steps` is 0. Returns -1, or, if a reward is not finite,
+    the number of its entry, and changes nothing then.
     """
+    if stage != PUBLISH:
+        wrong = _not_finite(data, header, indices.shape[0])
+        if wrong >= 0:
+            return wrong
     num_envs, count, capacity = header[NUM_ENVS], indices.shape[0], rows.shape[0] // header[ROW_BYTES]
     first, cursor = view(header, LANES, num_envs, np.int64), view(header, LANES + num_envs, num_envs, np.int64)
     in_step = steps > 0
@@ -51,6 +57,22 @@ def store(data, steps, stage, header, rows, tables, indices):
     for e in range(num_envs):
         stored += cursor[e] - first[e]
     header[STORED] = stored
+    return -1
+
+
+@inlined
+def _not_finite(data, header, count):
+    """The first entry whose reward is NaN or infinite, or -1."""
+    start, wrong = header[REWARD] * count, -1
+    if header[REWARD_BYTES] == 4:
+        short = view(data, start, count, np.float32)
+        for j in range(count - 1, -1, -1):
+            wrong = wrong if abs(short[j]) < np.inf else j
+    else:
+        long = view(data, start, count, np.float64)
+        for j in range(count - 1, -1, -1):
+            wrong = wrong if abs(long[j]) < np.inf else j
+    return wrong
 
 
 @inlined

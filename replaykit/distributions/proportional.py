@@ -10,8 +10,10 @@ import numpy.typing as npt
 from replaykit._kernels import lazy
 from replaykit.batch import Draw
 from replaykit.checks import check_choice, check_number, check_unit
+from replaykit.declared import read_only
 from replaykit.distributions.base import Distribution, Floats
 from replaykit.distributions.sum_tree import SCHEMES, SumTree
+from replaykit.schedules import check_schedule
 from replaykit.storage.base import Indices, Storage
 from replaykit.storage.memory_limit import refuse_more_than_memory
 
@@ -35,6 +37,11 @@ class Proportional(Distribution):
         As those of `replaykit.PrioritizedBuffer`.
     """
 
+    alpha: float = read_only("_alpha", "How much priorities count.")
+    eps: float = read_only("_eps", "Added to the magnitude of every TD error.")
+    draws: Draws = read_only("_draws", "How the points of a draw lie on the mass.")
+    weights: Weights = read_only("_weights", "What weights are divided by.")
+
     def __init__(
         self,
         storage: Storage,
@@ -46,12 +53,12 @@ class Proportional(Distribution):
         weights: Weights = "batch",
     ) -> None:
         super().__init__(storage)
-        self.alpha = check_number("alpha", alpha, sys.float_info.max, "a finite non-negative number")
-        self.eps = check_number("eps", eps, sys.float_info.max, "a finite non-negative number")
+        self._alpha = check_number("alpha", alpha, sys.float_info.max, "a finite non-negative number")
+        self._eps = check_number("eps", eps, sys.float_info.max, "a finite non-negative number")
         check_choice("draws", draws, Draws)
         check_choice("weights", weights, Weights)
-        self.draws: Draws = draws
-        self.weights: Weights = weights
+        self._draws: Draws = draws
+        self._weights: Weights = weights
         self.beta = beta
         needed = storage.nbytes + _LEAF_BYTES * storage.capacity
         refuse_more_than_memory(needed, f"capacity {storage.capacity} with priorities")
@@ -71,7 +78,7 @@ class Proportional(Distribution):
 
     @beta.setter
     def beta(self, value: float | Callable[[int], float]) -> None:
-        self._beta = value if callable(value) else check_unit("beta", value)
+        self._beta = check_schedule("beta", value)
 
     # -- Priorities ------------------------------------------------------------------------------------------
 
@@ -83,8 +90,8 @@ class Proportional(Distribution):
         tree_kernels.settle(*self._arrays, self.storage.bounds, self.storage.capacity)
 
     def update(self, slots: Indices, priorities: Floats) -> int:
-        scaled: Floats = priorities**self.alpha
-        if self.alpha > 1.0:  # a power that underflows is still positive: what has a priority can be drawn
+        scaled: Floats = priorities**self._alpha
+        if self._alpha > 1.0:  # a power that underflows is still positive: what has a priority can be drawn
             scaled[(scaled == 0.0) & (priorities > 0.0)] = sys.float_info.min
         tree_kernels.update(*self._arrays, self.storage.bounds, self.storage.capacity, slots, scaled)
         return len(slots)
@@ -108,13 +115,13 @@ class Proportional(Distribution):
     def weigh(self, draw: Draw, size: int) -> npt.NDArray[np.float32]:
         """``w = (N q)**-beta``, divided as `weights` says, for the probabilities q of a draw."""
         q, beta = draw.probabilities, self.beta
-        if self.weights == "none":
+        if self._weights == "none":
             with np.errstate(over="ignore"):
                 unscaled: npt.NDArray[np.float32] = ((size * q) ** -beta).astype(np.float32)
             return unscaled
-        least = draw.least if self.weights == "buffer" and draw.least is not None else np.minimum.reduce(q)
+        least = draw.least if self._weights == "buffer" and draw.least is not None else np.minimum.reduce(q)
         weights: npt.NDArray[np.float32] = ((q / least) ** -beta).astype(np.float32)
-        return np.maximum(weights, _SMALLEST_WEIGHT) if self.weights == "buffer" else weights
+        return np.maximum(weights, _SMALLEST_WEIGHT) if self._weights == "buffer" else weights
 
     def mass(self) -> float:
         self.settle()
@@ -142,7 +149,7 @@ class Proportional(Distribution):
 
     def finish(self, fields: dict[str, Any], arguments: tuple[Any, ...]) -> None:
         """Add the weights; the kernel has replaced the random numbers by the ratios of probabilities to the least."""
-        if self.weights == "batch":
+        if self._weights == "batch":
             beta = self._beta if type(self._beta) is float else self.beta
             fields["weights"] = (arguments[3] ** -beta).astype(_FLOAT32)
         else:
@@ -151,7 +158,7 @@ class Proportional(Distribution):
 
     def complete(self, draw: Draw) -> Draw:
         """Add the least probability of all, if weights are divided by it."""
-        if self.weights == "buffer":
+        if self._weights == "buffer":
             draw.least = self._least(self.tree.smallest)
         return draw
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from replaykit._kernels import lazy
 from replaykit.batch import Draw
+from replaykit.declared import read_only
 from replaykit.distributions.base import Distribution, Floats
 from replaykit.storage.base import Indices, Storage
 
@@ -22,11 +23,13 @@ class Uniform(Distribution):
         Whether a transition can be drawn twice for a batch.
     """
 
+    replace: bool = read_only("_replace", "Whether a transition can be drawn twice for a batch.")
+
     def __init__(self, storage: Storage, *, replace: bool = True) -> None:
         super().__init__(storage)
         if not isinstance(replace, bool):
             raise TypeError(f"replace is {replace!r}; expected True or False")
-        self.replace = replace
+        self._replace = replace
 
     def draw(self, batch_size: int, rng: np.random.Generator) -> Draw:
         """Draw indices. O(B), and O(B E) while lanes hold different steps."""
@@ -47,7 +50,7 @@ class Uniform(Distribution):
 
     def arguments(self, batch_size: int, rng: np.random.Generator) -> tuple[Any, ...]:
         """A number in [0, 1) for each draw; raises ValueError for too many without replacement."""
-        if self.replace:
+        if self._replace:
             return (rng.random(batch_size),)
         size = len(self.storage)
         if batch_size > size:

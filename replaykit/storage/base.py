@@ -2,7 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +24,8 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 Flags: TypeAlias = npt.NDArray[np.bool_]
 Serve: TypeAlias = Callable[[int], dict[str, Any]]
 Open: TypeAlias = Callable[..., tuple[Draw, Window]]
+_READ = 4096
+"""Transitions that are read at a time to search them for NaN."""
 EMPTY = "the buffer is empty, so nothing can be sampled; add a transition first"
 
 
@@ -63,13 +66,17 @@ class Storage(Declared, ABC):
     """Frames in each observation of a batch, k."""
 
     def __init__(self, capacity: int, spec: Spec, num_envs: int = 1) -> None:
+        if isinstance(capacity, Spec):
+            raise TypeError("capacity is a Spec; expected an int of at least 1: the order is (capacity, spec)")
         capacity = check_count("capacity", capacity)
         if not isinstance(spec, Spec):
-            raise TypeError(f"spec is a {type(spec).__name__}; expected a Spec, such as Spec.from_env(env) gives")
+            remedy = "the order is (capacity, spec), with Spec.from_spaces(observation_space, action_space) or from_env"
+            raise TypeError(f"spec is a {type(spec).__name__}; expected a Spec: {remedy}")
         self.spec, self.num_envs = spec, check_count("num_envs", num_envs)
         self.lanes = (self.num_envs,) if self.num_envs > 1 else ()
         self.length = -(-capacity // self.num_envs)
         self.capacity = self.length * self.num_envs
+        self._reward = [leaf.name for leaf in spec.leaves].index("reward")
         self.lock, self.arrays = Lock(), dict[str, npt.NDArray[Any]]()
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -100,7 +107,21 @@ class Storage(Declared, ABC):
         if not lead and _has_leading_axis(flat):
             lead, mask = (1,), None if mask is None else mask.reshape(1)
         count = math.prod(lead) if mask is None else int(mask.sum())
-        return [leaf.coerce(value, lead, mask).reshape(count, *leaf.shape) for leaf, value in flat]
+        try:
+            block = [leaf.coerce(value, lead, mask).reshape(count, *leaf.shape) for leaf, value in flat]
+        except ValueError:
+            if len(lead) > len(self.lanes):
+                _blame_length(flat, lead)
+            raise
+        self.refuse_rewards(block[self._reward])
+        return block
+
+    def refuse_rewards(self, rewards: npt.NDArray[Any]) -> None:
+        """Raise ValueError for the first reward that is NaN or infinite."""
+        wrong = ~np.isfinite(rewards)
+        if wrong.any():
+            remedy = "look for a division by 0 or an overflow in what computes it"
+            raise ValueError(f"reward contains {rewards[wrong][0]}; expected finite {rewards.dtype} numbers; {remedy}")
 
     def encode_step(self, *values: Any) -> Any:
         """`encode` for one step of every lane: the six core fields, and the extras as a dict."""
@@ -202,6 +223,17 @@ class Storage(Declared, ABC):
         reason = f"which was never given out; {newest}; pass indices from add or sample"
         raise IndexError(f"indices contains {index}, {reason}")
 
+    def nan_in_observations(self) -> Iterator[str]:
+        """A message for each leaf of the observations that is NaN somewhere. O(N)."""
+        stored = self.stored()
+        for leaf in self.spec.leaves:
+            if leaf.name.partition(".")[0] in ("obs", "next_obs") and leaf.dtype.kind in "fc":
+                parts = (stored[begin : begin + _READ] for begin in range(0, stored.size, _READ))
+                found = np.concatenate([part[_has_nan(self.read(part, leaf.name))] for part in parts] or [stored])
+                if found.size:
+                    share = f"{found.size} of {stored.size} stored transitions, the first with index {found[0]}"
+                    yield f"{leaf.name} contains NaN in {share}; look at the environment and its wrappers"
+
     def check(self) -> None:
         """Verify every invariant; raises AssertionError naming the broken one."""
         first, cursor = self.bounds
@@ -209,6 +241,20 @@ class Storage(Declared, ABC):
         assert (cursor - first <= self.length).all(), "a lane holds more than capacity / num_envs transitions"
         slots = self.stored() % self.capacity
         assert np.unique(slots).size == slots.size == len(self), "two transitions share a slot"
+
+
+def _has_nan(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Where a row of values contains NaN."""
+    return np.asarray(np.isnan(values).reshape(len(values), -1).any(axis=1))
+
+
+def _blame_length(flat: list[tuple[Leaf, Any]], lead: tuple[int, ...]) -> None:
+    """Raise ValueError for the first field whose length differs from that of most; `lead` is the reward's."""
+    shapes = [np.shape(value) for _, value in flat]
+    (common, _), *_ = Counter(shape[:1] for shape in shapes).most_common(1)
+    for (leaf, _), shape in zip(flat, shapes, strict=True):
+        if common and common != lead[:1] and shape[:1] != common:
+            raise ValueError(leaf.wrong_shape(shape, common + lead[1:]))
 
 
 def _has_leading_axis(flat: list[tuple[Leaf, Any]]) -> bool:

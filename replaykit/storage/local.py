@@ -73,6 +73,8 @@ class LocalStorage(Storage):
         for columns in self.columns:
             columns.allocate()
         self.header[[kernels.NUM_ENVS, kernels.ROW_BYTES, kernels.END]] = self.num_envs, row.nbytes, row.end
+        reward = row.place[self._reward], spec["reward"].nbytes
+        self.header[[kernels.REWARD, kernels.REWARD_BYTES]] = reward
         self.header[size:] = row.leaf_places
         self._lanes = self.header[kernels.LANES : size].reshape(kernels.LANE_ROWS, self.num_envs)
         self._lanes[kernels.OVER] = 1
@@ -106,7 +108,9 @@ class LocalStorage(Storage):
     def write(self, block: Any, steps: int, mask: Flags | None = None) -> Indices:
         indices = np.empty(steps * self.num_envs, _INT64)
         if type(block) is bytes and mask is None:
-            kernels.store(block, steps, kernels.BOTH, *self._written, indices)
+            if kernels.store(block, steps, kernels.BOTH, *self._written, indices) >= 0:
+                count, place = len(indices), self.header.item(kernels.REWARD)
+                self.refuse_rewards(np.frombuffer(block, self.spec["reward"].dtype, count, place * count))
             return indices
         if mask is not None and self.num_envs == 1:  # the only lane is always in step with itself
             indices[:] = -1

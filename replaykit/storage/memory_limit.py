@@ -5,12 +5,14 @@ import math
 import os
 
 
-def refuse_more_than_memory(needed: int, purpose: str) -> None:
+def refuse_more_than_memory(
+    needed: int, purpose: str, remedy: str = "lower the capacity or store smaller dtypes"
+) -> None:
     """Raise MemoryError if the machine has less memory than is needed, naming both sizes."""
     available = _available_bytes()
     if needed > available:
         sizes = f"needs {_size(needed)}; this machine has {_size(available)} available"
-        raise MemoryError(f"{purpose} {sizes}; lower the capacity or store smaller dtypes")
+        raise MemoryError(f"{purpose} {sizes}; {remedy}")
 
 
 def _size(count: float) -> str:

@@ -116,7 +116,7 @@ def test_nan_in_observations_is_stored_and_reported():
 
 
 @pytest.mark.parametrize(
-    "name", ["alpha", "eps", "weights", "draws", "n_step", "gamma", "capacity", "num_envs", "stack", "spec", "nbytes"]
+    "name", ["alpha", "eps", "weights", "draws", "n_step", "gamma", "capacity", "num_envs", "stack", "spec"]
 )
 def test_what_cannot_be_set_later_says_so(name):
     """And stays as it was, also in the distribution."""
@@ -151,7 +151,7 @@ def test_a_misspelt_attribute_is_refused_with_the_nearest_name():
 SCHEDULES = [
     (LinearSchedule(0.4, 1.5, 10), ValueError, "1.5"),
     (LinearSchedule(-0.1, 1.0, 10), ValueError, "-0.1"),
-    (lambda batches: 0.4 + batches / 5000, ValueError, "beta"),
+    (lambda batches: 0.4 + batches / 5000, ValueError, "2.4"),
     (lambda batches: 3.0, ValueError, "3.0"),
     (lambda batches: NAN, ValueError, "nan"),
     (lambda batches: "0.4", TypeError, "'0.4'"),
@@ -181,7 +181,9 @@ def test_a_schedule_that_ends_is_taken():
     assert PrioritizedBuffer(10, FLAT, beta=lambda batches: betas[batches]).beta == 0.4
 
 
-@pytest.mark.parametrize(("start", "end", "steps", "name"), [("a", 1.0, 9, "start"), (0.0, NAN, 9, "end"), (0, 1, 0, "steps")])
+@pytest.mark.parametrize(
+    ("start", "end", "steps", "name"), [("a", 1.0, 9, "start"), (0.0, NAN, 9, "end"), (0, 1, 0, "steps")]
+)
 def test_a_linear_schedule_of_no_numbers_is_refused(start, end, steps, name):
     """Named when it is made."""
     with refused((TypeError, ValueError), name, "expected"):
@@ -206,7 +208,7 @@ def test_a_batch_larger_than_memory_is_refused_before_anything_is_drawn(make, ba
     """Named with the bytes that it needs, by `sample` and by `draw`."""
     buffer = filled(make(10, FLAT, seed=0), 12)
     for verb in (buffer.sample, buffer.draw):
-        with unchanged(buffer, MemoryError, rf"batch_size {batch_size} .*needs .*GiB"):
+        with unchanged(buffer, MemoryError, r"batch_size \d+ .*needs .*GiB"):
             verb(batch_size)
     buffer.sample(3)
 
@@ -245,9 +247,9 @@ def test_names_that_collide_in_a_spec_are_refused():
     """A path names one leaf, and an extra field is not a method of the batch."""
     with refused(ValueError, "obs.a.b"):
         Spec(obs={"a.b": Field(), "a": {"b": Field()}}, action=Field())
-    with refused(ValueError, "action.1"):
-        Spec(obs=Field(), action={"1": Field(), "x": {"": Field()}, "x.": Field(), "1.": (Field(),)} | {"1.0": Field()})
-    for name in ("of", "keys", "to_torch", "discount", "obs", "mask", "td_error", "_x", "1x", "class"):
+    with refused(ValueError, "action.1.0"):
+        Spec(obs=Field(), action={"1": (Field(),), "1.0": Field()})
+    for name in ("of", "keys", "to_torch", "discount", "next_obs", "mask", "td_error", "_x", "1x", "class"):
         with refused(ValueError, repr(name)):
             Spec(obs=Field(), action=Field(), **{name: Field()})
     assert Spec(obs={"a.b": Field(), "a": Field()}, action=Field()).leaves[0].name == "obs.a.b"
