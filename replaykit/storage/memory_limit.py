@@ -9,12 +9,9 @@ def refuse_more_than_memory(needed: int, purpose: str) -> None:
     """Raise MemoryError if the machine has less memory than is needed, naming both sizes."""
     available = _available_bytes()
     if needed > available:
-        sizes = f"needs {_size(needed)}; this machine has {_size(available)} available"
-        raise MemoryError(f"{purpose} {sizes}; lower the capacity or store smaller dtypes")
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+        sizes = (f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB" for n in (needed, available))
+        found = "needs {}; this machine has {} available".format(*sizes)
+        raise MemoryError(f"{purpose} {found}; lower the capacity or store smaller dtypes")
 
 
 def _available_bytes() -> float:
