@@ -87,9 +87,7 @@ class Leaf:
 
     def __init__(self, name: str, field: Field) -> None:
         self.name, self.field, self.shape = name, field, field.shape
-        self.dtype = np.dtype(
-            field.dtype.type
-        )  # NumPy's own, even if `field` was unpickled: it is compared by identity
+        self.dtype = np.dtype(field.dtype.type)  # NumPy's own, for comparisons by identity; pickles make others
         is_number = not self.shape and self.dtype.itemsize <= 8
         self.scalar_types = frozenset(_SCALARS.get(self.dtype.kind, ()) if is_number else ())
 
@@ -102,7 +100,7 @@ class Leaf:
         With a `mask` of shape `lead`, only its entries are checked and returned, with one leading axis.
         """
         array = value if type(value) is np.ndarray else as_array(self.name, value)
-        if array is not value and array.dtype.kind == "O" and type(value) is int:
+        if type(value) is int and array.dtype.kind == "O":
             raise OverflowError(f"{self.name} is {value}; expected a number that fits {self.dtype}")
         if array.shape != lead + self.shape:
             raise ValueError(self.wrong_shape(array.shape, lead))

@@ -122,10 +122,10 @@ def columns_for(storage: Any, stack: int, padding: Padding, share: Share) -> lis
     smallest = {"large": LARGE_FIELD_BYTES, "all": 0, "none": math.inf}[share]
     names, made = [leaf.name for leaf in leaves], list[Columns]()
     for i, leaf in observations.items():
-        is_stacked = stack > 1 and len(leaf.shape) >= 2
-        if is_stacked or leaf.field.nbytes > smallest:
+        frames = stack if len(leaf.shape) >= 2 else 1
+        if frames > 1 or leaf.field.nbytes > smallest:
             pair = i, names.index(f"next_{leaf.name}")
-            made.append(Frames(storage, pair, stack if is_stacked else 1, padding, share != "none"))
+            made.append(Frames(storage, pair, frames, padding, share != "none"))
     large = {i for i, leaf in enumerate(leaves) if leaf.field.nbytes > LARGE_FIELD_BYTES}
-    large -= {i for frames in made for i in frames.leaves}
+    large -= {i for columns in made for i in columns.leaves}
     return [*made, Arrays(storage, sorted(large))] if large else made

@@ -179,9 +179,7 @@ class LocalStorage(Storage):
             self.refuse(indices)
         return layout, block
 
-    def window_in(
-        self, indices: Indices, shape: tuple[int, ...], opened: tuple[Layout, Any, Any], ahead: Ahead | None = None
-    ) -> Window:
+    def window_in(self, indices: Indices, shape: tuple[int, ...], opened: Any, ahead: Ahead | None = None) -> Window:
         """The windows that are open in a block: its layout, the block, and views of its fields."""
         reward, length, terminated, truncated = self._of_window(opened[2])
         return Window(indices, shape, self.num_envs, reward, length, terminated, truncated, opened, [], {}, ahead)

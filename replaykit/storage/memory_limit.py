@@ -11,12 +11,9 @@ def refuse_more_than_memory(
     """Raise MemoryError if the machine has less memory than is needed, naming both sizes."""
     available = _available_bytes()
     if needed > available:
-        sizes = f"needs {_size(needed)}; this machine has {_size(available)} available"
-        raise MemoryError(f"{purpose} {sizes}; {remedy}")
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+        sizes = (f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB" for n in (needed, available))
+        found = "needs {}; this machine has {} available".format(*sizes)
+        raise MemoryError(f"{purpose} {found}; {remedy}")
 
 
 def _available_bytes() -> float:

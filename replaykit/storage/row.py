@@ -23,11 +23,8 @@ kernels = lazy("windows")
 
 Encode = Callable[[tuple[Tree, ...], Mapping[str, Tree], tuple[int, ...]], Any]
 
-_FORMATS = {
-    "b1": "?", "i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u4": "I", "i8": "q", "u8": "Q", "f2": "e",
-    "f4": "f", "f8": "d",
-}  # fmt: skip
-"""The format of Python's struct for each dtype of a scalar."""
+_FORMATS = {np.dtype(code).str[1:]: code for code in "?bBhHiIqQefd"}
+"""The format of Python's struct for each dtype of a scalar. NumPy uses the same codes."""
 _WRONG = (KeyError, ValueError, TypeError, OverflowError, struct.error)
 """What a value that does not fit may raise."""
 _INT64, _FLOAT32, _FLOAT64 = Field((), np.int64), Field((), np.float32), Field((), np.float64)
