@@ -26,8 +26,8 @@ from replaykit.storage import Storage
 PACKAGE = Path(replaykit.__file__).parent
 LAYERS = [
     {"_version"},
-    {"_kernels", "checks", "declared", "trees"},
-    {"field", "schedules"},
+    {"_kernels", "checks", "trees"},
+    {"declared", "field", "schedules"},
     {"spec", "batch"},
     {"storage"},
     {"distributions"},

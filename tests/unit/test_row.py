@@ -91,6 +91,13 @@ def naive(storage, values, extras, lead, mask=None):
     return storage.row.join(Storage.encode(storage, values, extras, lead, mask))
 
 
+def written(storage, encode, *arguments):
+    """The bytes that a way in gives. Whether rewards are finite is found when they are written."""
+    block = encode(*arguments)
+    storage.write(block, 1)
+    return block
+
+
 def blocks(storage, fields):
     """The bytes of one step of every lane by each way in: the naive one first."""
     values, lead = tuple(fields[name] for name in CORE), storage.lanes
@@ -99,8 +106,8 @@ def blocks(storage, fields):
     return {
         "naive": outcome(naive, storage, values, extras, lead),
         "masked": outcome(naive, storage, values, extras, lead, mask),
-        "step": outcome(storage.encode_step, *values, extras),
-        "steps": outcome(storage.encode, values, extras, lead)
+        "step": outcome(written, storage, storage.encode_step, *values, extras),
+        "steps": outcome(written, storage, storage.encode, values, extras, lead)
         if lead
         else outcome(naive, storage, values, extras, lead),
     }
