@@ -9,7 +9,8 @@ from replaykit._kernels import store as names
 from tests.kernels.forms import both
 
 # Places and sizes of the leaves: words and single bytes, few and many, from places in the data that are whole words and
-# that are not. The last two are the flags; the flag that ends an episode follows, and the row is filled up.
+# that are not. The third is the reward, the last two are the flags; the flag that ends an episode follows, and the row
+# is filled up.
 LEAVES = [(0, 24), (24, 5), (32, 4), (36, 2), (38, 1), (39, 1)]
 END, ROW_BYTES = 40, 48
 
@@ -56,6 +57,7 @@ def state_of(num_envs, length, has_stamps):
     """Arrays of an empty storage, as the module describes them."""
     header = np.zeros(names.LANES + names.LANE_ROWS * num_envs + 2 * len(LEAVES), np.int64)
     header[[names.NUM_ENVS, names.ROW_BYTES, names.END]] = num_envs, ROW_BYTES, END
+    header[[names.REWARD, names.REWARD_BYTES]] = 24 + 5, 4  # behind the leaves before it
     lanes = header[names.LANES : names.LANES + names.LANE_ROWS * num_envs].reshape(names.LANE_ROWS, num_envs)
     lanes[names.OVER] = 1
     lanes[names.EPISODE] = np.arange(num_envs) - num_envs
@@ -89,6 +91,7 @@ def assert_same(model, header, rows, tables, lanes):
 def random_leaves(rng, count):
     """Bytes of each leaf for `count` entries; both flags are rare."""
     leaves = [rng.integers(0, 256, (count, size), np.uint8) for _, size in LEAVES[:-2]]
+    leaves[2][:, -1] &= 0x3F  # a finite float32
     return [*leaves, *((rng.random((2, count, 1)) < 0.25).astype(np.uint8))]
 
 
@@ -173,3 +176,32 @@ def begins_in(model, chosen, ends):
         begins.append(over[lane])
         over[lane] = end
     return begins
+
+
+@both
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_reward_that_is_not_finite_is_found_before_anything_changes(kernels, dtype):
+    """The first of them, wherever it is, also among entries of some lanes and before the step is retired."""
+    size = np.dtype(dtype).itemsize
+    leaves, row_bytes = [(0, 16), (16, size), (16 + size, 1), (17 + size, 1)], 32
+    largest = np.finfo(dtype).max
+    for count in (1, 2, 7):
+        for place in range(count):
+            for wrong in (np.nan, np.inf, -np.inf):
+                header = np.zeros(names.LANES + names.LANE_ROWS + 8, np.int64)
+                header[[names.NUM_ENVS, names.ROW_BYTES, names.END]] = 1, row_bytes, 18 + size
+                header[[names.REWARD, names.REWARD_BYTES]] = leaves[1]
+                header[-8:] = np.array(leaves).reshape(-1)
+                header[names.LANES + names.CURSOR] = 4
+                rows, tables = np.zeros(10 * row_bytes, np.uint8), np.zeros((3, 10), np.int64)
+                rewards = np.full(count, largest, dtype)
+                data = [np.zeros((count, 16), np.uint8), rewards, np.zeros(count, bool), np.zeros(count, bool)]
+                indices, before = np.arange(4, 4 + count), header.copy()
+                for steps, stage in ((count, names.BOTH), (count, names.RETIRE), (0, names.BOTH)):
+                    rewards[place:] = wrong
+                    found = kernels.store.store(joined(data), steps, stage, header, rows, tables, indices)
+                    assert found == place
+                    assert (header == before).all() and not rows.any() and not tables.any()
+                rewards[place:] = -largest
+                assert kernels.store.store(joined(data), count, names.BOTH, header, rows, tables, indices) == -1
+                assert header[names.STORED] == min(10, 4 + count)

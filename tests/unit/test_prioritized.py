@@ -214,7 +214,8 @@ def test_beta_is_settable_and_schedulable():
     assert buffer.sample(2).weights.tolist() == [1.0, 1.0]
     with pytest.raises(ValueError, match="beta is 2"):
         buffer.beta = 2
-    buffer.beta = lambda step: 7.0
+    buffer.beta = lambda batches: 7.0 if batches == 8 else 0.5  # which is not found when it is given
+    buffer.sample(2)
     with pytest.raises(ValueError, match="beta is 7"):
         buffer.sample(2)
     with pytest.raises(ValueError, match="steps is 0"):
