@@ -13,7 +13,7 @@ from replaykit._kernels.jit import inlined, jit, view
 
 NUM_ENVS, ROW_BYTES, END, STORED, SPLIT, REWARD, REWARD_BYTES, LANES = 0, 1, 2, 3, 4, 5, 6, 8
 """In a header: E, the bytes of a row, the place in a row of the flag that ends an episode, the number of transitions
-stored, the first stamp that is in the tables (a transition written before has its index for a stamp), and where the reward
+stored, the first stamp that is in the tables (a transition written before has its index for a stamp), where the reward
 begins in the leaves of an entry, and its bytes."""
 FIRST, CURSOR, OVER, EPISODE, PLACE, LANE_ROWS = 0, 1, 2, 3, 4, 5
 """Of each lane: its oldest step, its next step, whether that begins an episode, the number of the newest episode, and

@@ -1,6 +1,7 @@
 """Frames kept once: the same batches as when everything is stored."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
