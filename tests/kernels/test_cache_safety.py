@@ -106,6 +106,15 @@ def test_nothing_is_made_below_an_unsafe_parent(home, monkeypatch):
 
 
 @owners
+def test_a_directory_that_another_process_makes_meanwhile_is_used(home, monkeypatch):
+    """Several processes may start at once on an empty cache."""
+    (home / "replaykit").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "lexists", lambda path: False)
+        assert used(patch, home) == home / "replaykit"
+
+
+@owners
 def test_a_sticky_parent_is_safe_for_what_is_ours(home, monkeypatch):
     """As in /tmp, others cannot replace our directory there."""
     home.chmod(0o1777)
@@ -194,6 +203,16 @@ def test_a_link_that_leads_nowhere_is_no_directory(home, monkeypatch):
     (home / "nowhere").symlink_to("missing")
     for link in ("circle", "nowhere"):
         assert look(monkeypatch, home / link) == (None, [])
+
+
+def test_the_directory_is_the_first_that_is_set(home, monkeypatch):
+    """An empty REPLAYKIT_CACHE_DIR means no cache."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(home / "numba"))
+    assert look(monkeypatch, "") == (None, [])
+    assert not list(home.iterdir())
+    assert used(monkeypatch, home / "mine") == home / "mine" / "replaykit"
+    monkeypatch.delenv("REPLAYKIT_CACHE_DIR")
+    assert cache.cache_directory.__wrapped__() == home / "numba" / "replaykit"
 
 
 def test_a_missing_home_is_no_directory(monkeypatch):
