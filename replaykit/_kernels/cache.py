@@ -6,7 +6,7 @@ depends on. A file that is missing, unreadable or damaged is compiled again.
 
 The files are pickles of code: whoever can write them can run code in this process. So the path of the directory is
 checked from the root down, as OpenSSH does for its keys. At each use, the directory and the file are opened first, and
-then checked through their descriptors. Windows has no such owners and modes: there, links are refused, and no more.
+then checked through their descriptors. Windows has no such owners and modes: only links are refused there.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def cache_directory() -> Path | None:
     """Where compiled kernels are kept, or None where there is no directory that only this user can write to.
 
     ``REPLAYKIT_CACHE_DIR`` if set (empty: no cache), else ``NUMBA_CACHE_DIR``, else the user's cache directory. Warns
-    if other users can write to it. Is silent if it is read-only or cannot be made, and never raises an error.
+    if other users can write to it. Gives no warning if it cannot be made, and never raises an error.
     """
     chosen = os.environ.get("REPLAYKIT_CACHE_DIR")
     if chosen == "":
@@ -107,8 +107,8 @@ def _make(directory: Path) -> Path:
 def _check(path: str | Path, status: os.stat_result, is_kind: Callable[[int], bool], shared: bool = False) -> None:
     """Raise an error unless this is a file or directory, as asked, and no other user can write to it.
 
-    `shared`: it may belong to root, and others may write to it if it is sticky, as ``/tmp`` is. What this user or root
-    has in there, they cannot replace.
+    `shared`: it may also belong to root, and others may write to it if it is sticky, like ``/tmp``. They cannot replace
+    what this user or root has in there.
     """
     mode = status.st_mode
     if not is_kind(mode) or getattr(status, "st_reparse_tag", False):  # a tag is a link or junction on Windows
