@@ -168,11 +168,6 @@ def _write(directory: Path, name: str, content: bytes) -> None:
             raise
 
 
-def _remove(directory: Path, name: str) -> None:
-    with contextlib.suppress(OSError), _opened(directory) as (prefix, parent):
-        os.unlink(prefix + name, dir_fd=parent)
-
-
 class KernelCache:
     """One kernel's compiled code on disk: the part of Numba's cache interface that a dispatcher calls."""
 
@@ -203,10 +198,7 @@ class KernelCache:
             # takes longer than everything else until the first batch
             rtsys.initialize(target_context)
             return CompileResult._rebuild(target_context, *pickle.loads(payload))
-        except FileNotFoundError:
-            return None
-        except Exception:  # damaged, or not safe: compile again
-            _remove(directory, name)
+        except Exception:  # missing, damaged or not safe: it is compiled again, and replaced
             return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
