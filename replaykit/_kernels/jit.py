@@ -1,34 +1,21 @@
-"""The one way a kernel is compiled, and where its machine code is kept.
-
-Numba's own ``cache=True`` raises at import if no directory is writable, raises from the user's call on every truncated
-file, and runs damaged machine code. :class:`KernelCache` keeps each compiled kernel in one file that starts with a
-checksum. The file's name depends on everything the code depends on. A file that is missing, unreadable or damaged is
-compiled again. If the directory cannot be written, kernels are compiled once per process.
-"""
+"""The one way a kernel is compiled, and two instructions for kernels that Numba lacks."""
 
 import contextlib
-import functools
-import hashlib
-import os
-import pickle
-import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import config, types
-from numba.core.compiler import CompileResult
 from numba.core.imputils import impl_ret_borrowed
-from numba.core.runtime import rtsys
-from numba.core.serialize import dumps
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-_CHECKSUM_BYTES = hashlib.sha256().digest_size
+from replaykit._kernels.cache import KernelCache, cache_directory
+
+# Looked up while this module is imported: by one thread, so that there is at most one warning
+_KEEPS_KERNELS = not config.DISABLE_JIT and cache_directory() is not None
 
 
 def jit(function: Callable[..., Any]) -> Any:
@@ -37,7 +24,7 @@ def jit(function: Callable[..., Any]) -> Any:
     Kernels of your own may call those of replaykit: the cache key holds the sources of both.
     """
     kernel = numba.njit(nogil=True, error_model="numpy")(function)
-    if not config.DISABLE_JIT and cache_directory() is not None:
+    if _KEEPS_KERNELS:
         with contextlib.suppress(OSError):  # sources that cannot be read, as in a zip: no cache
             kernel._cache = KernelCache(function)
     return kernel
@@ -102,108 +89,3 @@ view = _view_of if config.DISABLE_JIT else intrinsic(_view)
 `memory` is a contiguous array or bytes, and nothing is copied. NumPy's own views take longer to compile than most
 kernels.
 """
-
-
-@functools.cache
-def cache_directory() -> Path | None:
-    """Where compiled kernels are kept, or None where no private directory can be written.
-
-    ``REPLAYKIT_CACHE_DIR`` if set (empty: no cache), else ``NUMBA_CACHE_DIR``, else the user's cache directory.
-    """
-    chosen = os.environ.get("REPLAYKIT_CACHE_DIR")
-    if chosen == "":
-        return None
-    chosen = chosen or os.environ.get("NUMBA_CACHE_DIR")
-    try:
-        directory = Path(chosen) / "replaykit" if chosen else _user_cache() / "replaykit"
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=directory).close()
-        if hasattr(os, "getuid"):  # the files hold code: nobody else may write them
-            status = directory.stat()
-            if status.st_uid != os.getuid() or status.st_mode & 0o022:
-                return None
-    except (OSError, RuntimeError):
-        return None
-    return directory
-
-
-def _user_cache() -> Path:
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-
-
-@functools.cache
-def _sources(directory: Path) -> str:
-    """A digest of the sources in a directory: a kernel contains the code of the kernels that it calls."""
-    digest = hashlib.sha256()
-    paths = sorted(directory.glob("*.py"))
-    if not paths:
-        raise FileNotFoundError(f"no sources in {directory}")
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-class KernelCache:
-    """One kernel's compiled code on disk: the part of Numba's cache interface that a dispatcher calls."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._name = function.__name__
-        sources = _sources(Path(__file__).parent), _sources(Path(function.__code__.co_filename).parent)
-        versions = sys.version, numba.__version__, np.__version__
-        options = config.BOUNDSCHECK, config.OPT, config.DEBUGINFO_DEFAULT
-        self._version = repr((function.__module__, *sources, *versions, *options))
-
-    @property
-    def cache_path(self) -> str:
-        """The directory, as Numba's reports name it."""
-        return str(cache_directory())
-
-    def load_overload(self, signature: Any, target_context: Any) -> Any:
-        """The compiled kernel for `signature`, or None if it must be compiled."""
-        path = self._path(signature, target_context.codegen())
-        if path is None:
-            return None
-        try:
-            content = path.read_bytes()
-            checksum, payload = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
-            if hashlib.sha256(payload).digest() != checksum:
-                raise ValueError("checksum differs")
-            # All that machine code needs to run. Numba would load the whole compiler here, and SciPy with it, which
-            # takes longer than everything else until the first batch
-            rtsys.initialize(target_context)
-            return CompileResult._rebuild(target_context, *pickle.loads(payload))
-        except FileNotFoundError:
-            return None
-        except Exception:  # a damaged file: compile again
-            with contextlib.suppress(OSError):
-                path.unlink()
-            return None
-
-    def save_overload(self, signature: Any, result: Any) -> None:
-        """Keep the compiled kernel, atomically; where that fails, go on without."""
-        path = self._path(signature, result.codegen)
-        if path is None:
-            return
-        with contextlib.suppress(
-            Exception
-        ):  # a full disk or a kernel that does not pickle costs the cache, not the call
-            payload = dumps(result._reduce())
-            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(hashlib.sha256(payload).digest() + payload)
-                os.replace(temporary, path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
-
-    def _path(self, signature: Any, codegen: Any) -> Path | None:
-        directory = cache_directory()
-        if directory is None:
-            return None
-        key = repr((self._version, str(signature), codegen.magic_tuple()))
-        return directory / f"{self._name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.kernel"

@@ -1,0 +1,231 @@
+"""Where the machine code of kernels is kept: one file for each, in a directory that no other user can write to.
+
+Numba's own ``cache=True`` raises at import if no directory is writable, raises from the user's call on every truncated
+file, and runs damaged machine code. Here each file starts with a checksum, and its name depends on everything the code
+depends on. A file that is missing, unreadable or damaged is compiled again.
+
+The files are pickles of code: whoever can write them can run code in this process. So the path of the directory is
+checked from the root down, as OpenSSH does for its keys. At each use, the directory and the file are opened first, and
+then checked through their descriptors. Windows has no such owners and modes: only links are refused there.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import stat
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numba.core import config
+from numba.core.compiler import CompileResult
+from numba.core.runtime import rtsys
+from numba.core.serialize import dumps
+
+_CHECKSUM_BYTES = hashlib.sha256().digest_size
+
+
+class _UnsafeError(OSError):
+    """Another user can write to the cache."""
+
+
+@functools.cache
+def cache_directory() -> Path | None:
+    """Where compiled kernels are kept, or None where there is no directory that only this user can write to.
+
+    ``REPLAYKIT_CACHE_DIR`` if set (empty: no cache), else ``NUMBA_CACHE_DIR``, else the user's cache directory. Warns
+    if other users can write to it. Gives no warning if it cannot be made, and never raises an error.
+    """
+    chosen = os.environ.get("REPLAYKIT_CACHE_DIR")
+    if chosen == "":
+        return None
+    chosen = chosen or os.environ.get("NUMBA_CACHE_DIR")
+    try:
+        directory = (Path(chosen) if chosen else _user_cache()) / "replaykit"
+        made = _make(directory)
+        with _opened(made):
+            return made
+    except _UnsafeError as error:
+        _warn(
+            f"Compiled kernels are not kept in {directory}, and each process compiles them again: {error}, or set "
+            'REPLAYKIT_CACHE_DIR to a directory that only you can write to, or to "" for no cache and no warning.'
+        )
+    except (OSError, RuntimeError):
+        pass
+    return None
+
+
+def _user_cache() -> Path:
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def _warn(message: str) -> None:
+    """Warn; where warnings are errors, print: a missing cache must not fail the user's call."""
+    try:
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    except RuntimeWarning:
+        print(message, file=sys.stderr)
+
+
+def _make(directory: Path) -> Path:
+    """Make `directory` if it is missing, and return its path without links, unless others can replace a part of it.
+
+    Goes from the root down: once a directory is safe, nobody else can replace what is in it while that is checked.
+    """
+    if not hasattr(os, "geteuid"):
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+    place, parts = Path(), list(reversed(directory.absolute().parts))
+    while parts:
+        part = parts.pop()
+        if part == "..":
+            place = place.parent
+            continue
+        place /= part
+        if not os.path.lexists(place):
+            place.mkdir(mode=0o700, exist_ok=True)
+        status = os.lstat(place)
+        is_link = stat.S_ISLNK(status.st_mode)
+        _check(place, status, stat.S_ISLNK if is_link else stat.S_ISDIR, shared=True)
+        if is_link:
+            place.stat()  # an error if the link leads nowhere, or in a circle
+            parts.extend(reversed(place.readlink().parts))
+            place = place.parent
+    return place
+
+
+def _check(path: str | Path, status: os.stat_result, is_kind: Callable[[int], bool], shared: bool = False) -> None:
+    """Raise an error unless this is a file or directory, as asked, and no other user can write to it.
+
+    `shared`: it may also belong to root, and others may write to it if it is sticky, like ``/tmp``. They cannot replace
+    what this user or root has in there.
+    """
+    mode = status.st_mode
+    if not is_kind(mode) or getattr(status, "st_reparse_tag", False):  # a tag is a link or junction on Windows
+        raise OSError(f"{path} is a link or of another kind")
+    if not hasattr(os, "geteuid"):
+        return
+    if status.st_uid != os.geteuid() and not (shared and status.st_uid == 0):
+        raise _UnsafeError(f"{path} belongs to user {status.st_uid}. Change its owner")
+    if mode & 0o022 and not stat.S_ISLNK(mode) and not (shared and mode & stat.S_ISVTX):
+        raise _UnsafeError(f"its group or all users can write to {path}. Run `chmod go-w '{path}'`")
+
+
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[tuple[str, int | None]]:
+    """A prefix for the names of files in the safe `directory`, and the descriptor that they are relative to."""
+    if not hasattr(os, "geteuid"):
+        _check(directory, os.lstat(directory), stat.S_ISDIR)
+        yield os.path.join(directory, ""), None
+        return
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        _check(directory, os.fstat(descriptor), stat.S_ISDIR)
+        yield "", descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _opener(parent: int | None) -> Callable[[str, int], int]:
+    """Opens a file in a directory, by its descriptor, without following a link or waiting for a named pipe."""
+    extra = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return lambda path, flags: os.open(path, flags | extra, 0o600, dir_fd=parent)
+
+
+def _read(directory: Path, name: str) -> bytes:
+    """The content of a file, or an error if another user can write to it."""
+    with _opened(directory) as (prefix, parent):
+        path = prefix + name
+        if parent is None:
+            _check(path, os.lstat(path), stat.S_ISREG)
+        with open(path, "rb", opener=_opener(parent)) as file:
+            _check(path, os.fstat(file.fileno()), stat.S_ISREG)
+            return file.read()
+
+
+def _write(directory: Path, name: str, content: bytes) -> None:
+    """Write a whole file at once, or nothing and raise an error."""
+    with _opened(directory) as (prefix, parent):
+        path = prefix + name
+        temporary = f"{path}.{os.urandom(8).hex()}"
+        try:
+            with open(temporary, "xb", opener=_opener(parent)) as file:
+                file.write(content)
+            os.replace(temporary, path, src_dir_fd=parent, dst_dir_fd=parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=parent)
+            raise
+
+
+class KernelCache:
+    """One kernel's compiled code on disk: the part of Numba's cache interface that a dispatcher calls."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._name = function.__name__
+        sources = _sources(Path(__file__).parent), _sources(Path(function.__code__.co_filename).parent)
+        versions = sys.version, numba.__version__, np.__version__
+        options = config.BOUNDSCHECK, config.OPT, config.DEBUGINFO_DEFAULT
+        self._version = repr((function.__module__, *sources, *versions, *options))
+
+    @property
+    def cache_path(self) -> str:
+        """The directory, as Numba's reports name it."""
+        return str(cache_directory())
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        """The compiled kernel for `signature`, or None if it must be compiled."""
+        directory = cache_directory()
+        if directory is None:
+            return None
+        name = self._file(signature, target_context.codegen())
+        try:
+            content = _read(directory, name)
+            checksum, payload = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
+            if _checksum(name, payload) != checksum:
+                raise ValueError("checksum differs")
+            # All that machine code needs to run. Numba would load the whole compiler here, and SciPy with it, which
+            # takes longer than everything else until the first batch
+            rtsys.initialize(target_context)
+            return CompileResult._rebuild(target_context, *pickle.loads(payload))
+        except Exception:  # missing, damaged or not safe: it is compiled again, and replaced
+            return None
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        """Keep the compiled kernel; where that fails, as on a full disk, go on without."""
+        directory = cache_directory()
+        if directory is not None:
+            with contextlib.suppress(Exception):
+                name, payload = self._file(signature, result.codegen), dumps(result._reduce())
+                _write(directory, name, _checksum(name, payload) + payload)
+
+    def _file(self, signature: Any, codegen: Any) -> str:
+        key = repr((self._version, str(signature), codegen.magic_tuple()))
+        return f"{self._name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.kernel"
+
+
+def _checksum(name: str, payload: bytes) -> bytes:
+    """Of the name, too: one kernel's file under another's name is as bad as damage."""
+    return hashlib.sha256(name.encode() + payload).digest()
+
+
+@functools.cache
+def _sources(directory: Path) -> str:
+    """A digest of the sources in a directory: a kernel contains the code of the kernels that it calls."""
+    digest = hashlib.sha256()
+    paths = sorted(directory.glob("*.py"))
+    if not paths:
+        raise FileNotFoundError(f"no sources in {directory}")
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

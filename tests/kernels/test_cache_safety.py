@@ -1,0 +1,402 @@
+"""Code is loaded only from files that no other user can have written."""
+
+import os
+import stat
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import pytest
+
+from replaykit._kernels import cache
+
+owners = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="files have no owners here")
+NAME = "kernel"
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A directory of our own."""
+    home = tmp_path.resolve() / "home"
+    home.mkdir(mode=0o700)
+    return home
+
+
+def look(monkeypatch, chosen):
+    """The directory that is used if the user chooses `chosen`, and the warnings."""
+    monkeypatch.setenv("REPLAYKIT_CACHE_DIR", str(chosen))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        directory = cache.cache_directory.__wrapped__()
+    assert directory is None or not caught
+    return directory, [str(warning.message) for warning in caught]
+
+
+def refused(monkeypatch, chosen, reason):
+    """Check that `chosen` is not used, for this reason, with a warning that names it and what helps."""
+    directory, messages = look(monkeypatch, chosen)
+    assert directory is None
+    (message,) = messages
+    assert reason in message
+    assert f"not kept in {Path(chosen) / 'replaykit'}" in message
+    assert "set REPLAYKIT_CACHE_DIR to" in message
+
+
+def used(monkeypatch, chosen):
+    """The directory that is used if the user chooses `chosen`, which must be fine."""
+    directory, messages = look(monkeypatch, chosen)
+    assert directory is not None, messages
+    return directory
+
+
+def pretend(monkeypatch, owner_of, me=None):
+    """Let files belong to other users: `owner_of` maps paths to their owners; `me`: who we are, and what is ours is."""
+    us = os.geteuid()
+    me = us if me is None else me
+    owner_of = {(status.st_dev, status.st_ino): owner for path, owner in owner_of.items() for status in [path.lstat()]}
+
+    def pretending(real):
+        def status_of(*arguments, **options):
+            status = real(*arguments, **options)
+            owner = owner_of.get((status.st_dev, status.st_ino), me if status.st_uid == us else status.st_uid)
+            return os.stat_result((*status[:4], owner, *status[5:10]))
+
+        return status_of
+
+    monkeypatch.setattr(os, "geteuid", lambda: me)
+    monkeypatch.setattr(os, "lstat", pretending(os.lstat))
+    monkeypatch.setattr(os, "fstat", pretending(os.fstat))
+
+
+@owners
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757, 0o1777])
+def test_a_directory_that_others_can_write_to_is_refused(home, monkeypatch, mode):
+    """Also if it is sticky: others could add files."""
+    (home / "replaykit").mkdir()
+    (home / "replaykit").chmod(mode)
+    refused(monkeypatch, home, f"can write to {home / 'replaykit'}. Run `chmod go-w '{home / 'replaykit'}'`")
+
+
+@owners
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o500])
+def test_a_directory_that_others_can_only_read_is_used(home, monkeypatch, mode):
+    """Only writing is dangerous."""
+    (home / "replaykit").mkdir()
+    (home / "replaykit").chmod(mode)
+    assert used(monkeypatch, home) == home / "replaykit"
+
+
+@owners
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
+def test_a_parent_that_others_can_write_to_is_refused(home, monkeypatch, mode):
+    """They could put another directory in the place of ours. That the group is often the user's alone is not known."""
+    (home / "cache").mkdir()
+    assert used(monkeypatch, home / "cache")
+    home.chmod(mode)
+    refused(monkeypatch, home / "cache", f"can write to {home}. Run `chmod go-w '{home}'`")
+
+
+@owners
+def test_nothing_is_made_below_an_unsafe_parent(home, monkeypatch):
+    """What is unsafe is found before anything is written."""
+    home.chmod(0o777)
+    refused(monkeypatch, home / "cache", f"can write to {home}")
+    assert not list(home.iterdir())
+
+
+@owners
+def test_a_directory_that_another_process_makes_meanwhile_is_used(home, monkeypatch):
+    """Several processes may start at once on an empty cache."""
+    (home / "replaykit").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "lexists", lambda path: False)
+        assert used(patch, home) == home / "replaykit"
+
+
+@owners
+def test_a_sticky_parent_is_safe_for_what_is_ours(home, monkeypatch):
+    """As in /tmp, others cannot replace our directory there."""
+    home.chmod(0o1777)
+    assert used(monkeypatch, home) == home / "replaykit"
+
+
+@owners
+def test_what_another_user_has_in_a_sticky_parent_is_refused(home, monkeypatch):
+    """Anyone can make a directory in /tmp with the name of the cache."""
+    home.chmod(0o1777)
+    (home / "cache").mkdir()
+    pretend(monkeypatch, {home / "cache": 4711})
+    refused(monkeypatch, home / "cache", f"{home / 'cache'} belongs to user 4711")
+
+
+@owners
+@pytest.mark.parametrize("me", [1000, 0])
+def test_parents_of_another_user_are_refused(home, monkeypatch, me):
+    """For root, too, as after sudo with the home of the user."""
+    pretend(monkeypatch, {home: 1001}, me=me)
+    refused(monkeypatch, home, f"{home} belongs to user 1001")
+
+
+@owners
+def test_parents_of_root_are_safe(home, monkeypatch):
+    """Root can do everything anyway."""
+    pretend(monkeypatch, {home: 0}, me=1000)
+    assert used(monkeypatch, home) == home / "replaykit"
+
+
+@owners
+@pytest.mark.parametrize(("me", "other"), [(1000, 0), (1000, 1001), (0, 1000)])
+def test_a_directory_of_another_user_is_refused(home, monkeypatch, me, other):
+    """Root's, too, as after a first use with sudo: nothing could be kept there."""
+    (home / "replaykit").mkdir()
+    pretend(monkeypatch, {home / "replaykit": other}, me=me)
+    refused(monkeypatch, home, f"{home / 'replaykit'} belongs to user {other}")
+
+
+@owners
+def test_a_link_is_followed_if_both_sides_are_safe(home, monkeypatch):
+    """The path that is used has no links, and two dots mean the parent of where a link leads."""
+    (home / "disk" / "cache").mkdir(parents=True)
+    (home / "link").symlink_to(home / "disk" / "cache")
+    (home / "relative").symlink_to("disk/../link")
+    assert used(monkeypatch, home / "link") == home / "disk" / "cache" / "replaykit"
+    assert used(monkeypatch, home / "relative") == home / "disk" / "cache" / "replaykit"
+    assert used(monkeypatch, home / "link" / ".." / "beside") == home / "disk" / "beside" / "replaykit"
+
+
+@owners
+def test_a_link_as_the_directory_is_followed(home, monkeypatch):
+    """The directory that it leads to is checked."""
+    (home / "elsewhere").mkdir()
+    (home / "replaykit").symlink_to("elsewhere")
+    assert used(monkeypatch, home) == home / "elsewhere"
+    (home / "elsewhere").chmod(0o777)
+    refused(monkeypatch, home, f"can write to {home / 'elsewhere'}")
+
+
+@owners
+@pytest.mark.parametrize("unsafe", ["beside the link", "beside the target"])
+def test_both_ends_of_a_link_are_checked(home, monkeypatch, unsafe):
+    """Others could replace the link, or the directory that it leads to."""
+    (home / "beside the target" / "cache").mkdir(parents=True)
+    (home / "beside the link").mkdir()
+    (home / "beside the link" / "link").symlink_to(home / "beside the target" / "cache")
+    (home / unsafe).chmod(0o777)
+    refused(monkeypatch, home / "beside the link" / "link", f"can write to {home / unsafe}")
+
+
+@owners
+def test_a_link_of_another_user_is_refused(home, monkeypatch):
+    """In a sticky directory, its owner can replace it."""
+    home.chmod(0o1777)
+    (home / "cache").mkdir()
+    (home / "link").symlink_to("cache")
+    pretend(monkeypatch, {home / "link": 4711})
+    refused(monkeypatch, home / "link", f"{home / 'link'} belongs to user 4711")
+
+
+@owners
+def test_a_link_that_leads_nowhere_is_no_directory(home, monkeypatch):
+    """Nor one that leads to itself."""
+    (home / "circle").symlink_to("circle")
+    (home / "nowhere").symlink_to("missing")
+    for link in ("circle", "nowhere"):
+        assert look(monkeypatch, home / link) == (None, [])
+
+
+def test_the_directory_is_the_first_that_is_set(home, monkeypatch):
+    """An empty REPLAYKIT_CACHE_DIR means no cache."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(home / "numba"))
+    assert look(monkeypatch, "") == (None, [])
+    assert not list(home.iterdir())
+    assert used(monkeypatch, home / "mine") == home / "mine" / "replaykit"
+    monkeypatch.delenv("REPLAYKIT_CACHE_DIR")
+    assert cache.cache_directory.__wrapped__() == home / "numba" / "replaykit"
+
+
+def test_a_missing_home_is_no_directory(monkeypatch):
+    """Without a word."""
+
+    def missing():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", missing)
+    with monkeypatch.context() as patch:
+        patch.delenv("REPLAYKIT_CACHE_DIR", raising=False)
+        with warnings.catch_warnings(record=True) as caught:
+            assert cache.cache_directory.__wrapped__() is None
+    assert not caught
+
+
+def test_a_relative_directory_stays_where_it_was(home, monkeypatch):
+    """A program that changes its directory later does not lose its kernels."""
+    monkeypatch.chdir(home)
+    assert used(monkeypatch, "cache").is_absolute()
+
+
+def test_what_is_written_is_read(home):
+    """A second file of the same name replaces the first."""
+    for content in (b"first", b"second"):
+        cache._write(home, NAME, content)
+        assert cache._read(home, NAME) == content
+    assert [path.name for path in home.iterdir()] == [NAME]
+
+
+@owners
+@pytest.mark.parametrize("mode", [0o666, 0o620, 0o602])
+def test_a_file_that_others_can_write_to_is_refused(home, mode):
+    """Its group counts as others."""
+    cache._write(home, NAME, b"code")
+    (home / NAME).chmod(mode)
+    with pytest.raises(OSError, match="can write to"):
+        cache._read(home, NAME)
+
+
+@owners
+@pytest.mark.parametrize(("me", "other"), [(1000, 0), (1000, 1001), (0, 1000)])
+def test_a_file_of_another_user_is_refused(home, monkeypatch, me, other):
+    """Root's, too: we write the files ourselves."""
+    cache._write(home, NAME, b"code")
+    pretend(monkeypatch, {home / NAME: other}, me=me)
+    with pytest.raises(OSError, match=f"belongs to user {other}"):
+        cache._read(home, NAME)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
+@pytest.mark.parametrize("platform", ["this one", "without owners"])
+def test_a_link_in_the_place_of_a_file_is_refused(home, monkeypatch, platform):
+    """Also one to a file that is fine."""
+    if platform == "without owners":
+        monkeypatch.delattr(os, "geteuid", raising=False)
+    cache._write(home, "real", b"code")
+    (home / NAME).symlink_to("real")
+    with pytest.raises(OSError):  # noqa: PT011 - the message is the operating system's
+        cache._read(home, NAME)
+    cache._write(home, NAME, b"new")
+    assert cache._read(home, "real") == b"code"
+    assert cache._read(home, NAME) == b"new"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="directories have no descriptors")
+def test_a_directory_or_link_in_its_place_is_refused_at_each_use(home):
+    """A directory is checked again when it is used, not only when it is chosen."""
+    directory = home / "replaykit"
+    directory.mkdir()
+    cache._write(directory, NAME, b"code")
+    directory.chmod(0o777)
+    for use in (cache._read, lambda *where: cache._write(*where, b"code")):
+        with pytest.raises(OSError, match="can write to"):
+            use(directory, NAME)
+    directory.chmod(0o700)
+    directory.rename(home / "elsewhere")
+    directory.symlink_to("elsewhere")
+    for use in (cache._read, lambda *where: cache._write(*where, b"code")):
+        with pytest.raises(OSError):  # noqa: PT011 - the message is the operating system's
+            use(directory, NAME)
+
+
+@owners
+@pytest.mark.parametrize("swapped", ["file", "directory"])
+def test_what_is_swapped_after_the_check_is_not_read(home, monkeypatch, swapped):
+    """What was checked is read, since it is open already."""
+    directory = home / "replaykit"
+    directory.mkdir()
+    cache._write(directory, NAME, b"ours")
+    real, is_swapped = os.fstat, stat.S_ISREG if swapped == "file" else stat.S_ISDIR
+    swaps = []
+
+    def swap(descriptor):
+        status = real(descriptor)
+        if is_swapped(status.st_mode):
+            swaps.append(descriptor)
+            (directory if swapped == "directory" else directory / NAME).rename(home / "away")
+            directory.mkdir(exist_ok=True)
+            (directory / NAME).write_bytes(b"theirs")
+        return status
+
+    monkeypatch.setattr(os, "fstat", swap)
+    assert cache._read(directory, NAME) == b"ours"
+    assert len(swaps) == 1
+
+
+@owners
+@pytest.mark.parametrize("made", ["link", "pipe", "directory"])
+def test_what_is_swapped_before_the_file_is_opened_is_refused(home, monkeypatch, made):
+    """And a pipe is not waited for."""
+    cache._write(home, NAME, b"ours")
+    (home / "theirs").write_bytes(b"theirs")
+    real = os.fstat
+
+    def swap(descriptor):
+        status = real(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            (home / NAME).unlink()
+            {
+                "link": lambda path: path.symlink_to("theirs"), "pipe": os.mkfifo, "directory": os.mkdir,
+            }[made](home / NAME)  # fmt: skip
+        return status
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", swap)
+        with pytest.raises(OSError):  # noqa: PT011 - the message is the operating system's
+            cache._read(home, NAME)
+
+
+@pytest.fixture
+def without_owners(monkeypatch):
+    """A platform as Windows: no owners of files, and no descriptors of directories."""
+    monkeypatch.delattr(os, "geteuid", raising=False)
+    real = os.open
+
+    def without_directories(path, flags, mode=0o777, *, dir_fd=None):
+        assert dir_fd is None
+        assert not os.path.isdir(path)
+        return real(path, flags & ~getattr(os, "O_NOFOLLOW", 0), mode)
+
+    monkeypatch.setattr(os, "open", without_directories)
+
+
+@pytest.mark.usefixtures("without_owners")
+def test_without_owners_files_are_kept(home, monkeypatch):
+    """The directory is made, and modes mean nothing."""
+    directory = used(monkeypatch, home / "cache")
+    directory.chmod(0o777)
+    cache._write(directory, NAME, b"code")
+    (directory / NAME).chmod(0o666)
+    assert cache._read(directory, NAME) == b"code"
+
+
+@pytest.mark.usefixtures("without_owners")
+@pytest.mark.parametrize("tag", [0, 0xA0000003])
+def test_without_owners_junctions_are_refused(home, monkeypatch, tag):
+    """A directory with the tag of a junction leads elsewhere."""
+    junction = types.SimpleNamespace(st_mode=stat.S_IFDIR | 0o777, st_reparse_tag=tag)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", lambda path: junction)
+        assert look(patch, home) == (None if tag else home / "replaykit", [])
+
+
+@pytest.mark.usefixtures("without_owners")
+def test_without_owners_other_things_are_refused(home, monkeypatch):
+    """A file in the place of the directory, and a directory in the place of a file."""
+    (home / "replaykit").write_bytes(b"")
+    assert look(monkeypatch, home) == (None, [])
+    (home / NAME).mkdir()
+    with pytest.raises(OSError, match="of another kind"):
+        cache._read(home, NAME)
+
+
+@pytest.mark.usefixtures("without_owners")
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
+def test_without_owners_links_are_refused(home, monkeypatch):
+    """In the place of the directory, and of a file."""
+    (home / "elsewhere").mkdir()
+    (home / "replaykit").symlink_to("elsewhere")
+    assert look(monkeypatch, home) == (None, [])
+    (home / "real").write_bytes(b"code")
+    (home / NAME).symlink_to("real")
+    with pytest.raises(OSError, match="is a link"):
+        cache._read(home, NAME)
