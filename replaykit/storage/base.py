@@ -67,7 +67,7 @@ class Storage(Declared, ABC):
         if not isinstance(spec, Spec):
             raise TypeError(f"spec is a {type(spec).__name__}; expected a Spec, such as Spec.from_env(env) gives")
         self.spec, self.num_envs = spec, check_count("num_envs", num_envs)
-        self.lanes = (self.num_envs,) if self.num_envs > 1 else ()
+        self.lanes: tuple[int, ...] = (self.num_envs,) if self.num_envs > 1 else ()
         self.length = -(-capacity // self.num_envs)
         self.capacity = self.length * self.num_envs
         self.lock, self.arrays = Lock(), dict[str, npt.NDArray[Any]]()
@@ -134,9 +134,9 @@ class Storage(Declared, ABC):
     def write(self, block: Any, steps: int, mask: npt.NDArray[np.bool_] | None = None) -> Indices:
         """Store `steps` steps: retire the oldest that they replace, write, and publish the new ones.
 
-        The block is from `encode`; with a mask (T E,) of bool, it holds only the entries that the mask selects. If
-        there are more than L steps, the result is as if they were written one after another. Returns the indices (T
-        E,), -1 where the mask is False.
+        The block is from `encode`. With a mask (T E,) of bool it holds only the entries that the mask selects: `encode`
+        was given the same mask, or a `lead` with only the lanes of a writer. If there are more than L steps, the result
+        is as if they were written one after another. Returns the indices (T E,), -1 where the mask is False.
         """
 
     @abstractmethod

@@ -101,8 +101,11 @@ class LocalStorage(Storage):
         lead: tuple[int, ...],
         mask: npt.NDArray[np.bool_] | None = None,
     ) -> Any:
-        if mask is None and lead and 0 < math.prod(lead) <= self._most_entries:
-            return self.row.encode_steps(lead, *values, extras)
+        if mask is None and self._most_entries:
+            if not lead:
+                return self.row.encode_row(*values, extras)
+            if 0 < math.prod(lead) <= self._most_entries and lead[0] <= self.length:
+                return self.row.encode_steps(lead, *values, extras)
         return super().encode(values, extras, lead, mask)
 
     def _encode_any(self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...]) -> bytes:
@@ -118,6 +121,13 @@ class LocalStorage(Storage):
         if type(block) is bytes and mask is None:
             indices = np.empty(steps * self.num_envs, _INT64)
             kernels.store(block, steps, 0, *self._written, indices)
+            return indices
+        if type(block) is bytes and self.num_envs > 1:
+            self._keep_stamps()
+            indices = np.empty(steps * self.num_envs, _INT64)
+            entries = np.empty_like(indices)
+            count = kernels.number_entries(mask, self.bounds, indices, entries)
+            kernels.store(block, 0, kernels.BOTH, *self._written, entries[:count])
             return indices
         if mask is not None and self.num_envs == 1:  # the only lane is always in step with itself
             indices = np.full(steps, -1, np.int64)

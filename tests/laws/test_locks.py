@@ -1,5 +1,6 @@
 """The one lock: threads see whole moments of a buffer, children of a fork are free, and a sample does not write."""
 
+import copy
 import os
 import pickle
 import subprocess
@@ -274,8 +275,8 @@ def test_a_sample_waits_for_a_writer_that_holds_the_lock():
         lambda b: b.update_priorities([1], [1.0]), lambda b: b.draw(2), lambda b: b.check(),
         lambda b: b.probability([3]), lambda b: b.window(np.array([3])), lambda b: b.read([3], "obs"),
         lambda b: b.episode([3]), lambda b: b.latest(1), lambda b: b.stats(), lambda b: b.stored(), lambda b: b.oldest,
-        lambda b: b.newest, pickle.dumps, lambda b: setattr(b, "beta", 0.5),
-        lambda b: b.least_probability(2, np.array([3])),
+        lambda b: b.newest, len, lambda b: b.writer(0), lambda b: b.reseed(1), pickle.dumps, copy.deepcopy,
+        lambda b: setattr(b, "beta", 0.5), lambda b: b.least_probability(2, np.array([3])),
     ]  # fmt: skip
     for number, call in enumerate(calls):
         buffer = filled(PrioritizedBuffer(9, FLAT, seed=0), 5)
