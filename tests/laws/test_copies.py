@@ -209,16 +209,33 @@ def test_a_generator_that_was_given_is_copied_as_it_is_now():
     assert rng.bit_generator.state == buffer.rng.bit_generator.state == twin.rng.bit_generator.state
 
 
-def test_adding_after_a_pickle_was_made_does_not_change_it():
-    """Arrays of the state are copied at the moment of the pickle, and deep copies are whole."""
-    buffer = filled(PrioritizedBuffer(5, FLAT, seed=0), 7)
-    reduced = buffer.__reduce__()
-    before = pickle.dumps(buffer)
-    buffer.extend(**stretch(5))
-    build_again, arguments, state = reduced
-    twin = build_again(*arguments)
+@pytest.mark.parametrize("make", [lambda: PrioritizedBuffer(5, FLAT, seed=0), lambda: joined(0, 5)])
+def test_adding_while_a_copy_is_made_does_not_change_it(make):
+    """The state is of the moment in which the copy begins, and so are those of a storage and a distribution."""
+    buffer = filled(make(), 7)
+    before = copy.deepcopy(buffer)
+    build_again, arguments, state, *moment = buffer.__reduce__()
+    buffer.extend(**stretch(4))
+    buffer.update_priorities(buffer.stored(), np.arange(5.0))
+    twin = build_again(*copy.deepcopy(arguments))
     twin.__setstate__(state)
-    assert pickle.dumps(twin) == before
+    assert pickle.dumps(copy.deepcopy(twin)) == pickle.dumps(before)
+    twin.check()
+    del moment
+    assert bits_of(copy.deepcopy(buffer).sample(9)) == bits_of(buffer.sample(9))
+
+
+def test_what_is_copied_together_stays_together():
+    """A buffer, its parts and a wrapper around it, in any order."""
+    buffer = filled(joined(0), 60)
+    wrapper = CombinedReplay(buffer)
+    for things in ([buffer.storage, buffer.distribution, wrapper, buffer], [buffer, wrapper, buffer.storage]):
+        for twins in (copy.deepcopy(things), pickle.loads(pickle.dumps(things))):
+            (twin,) = [thing for thing in twins if type(thing) is Buffer]
+            (around,) = [thing for thing in twins if type(thing) is CombinedReplay]
+            assert around.inner is twin
+            assert any(thing is twin.storage for thing in twins)
+            twin.check()
 
 
 # -- Seeds ---------------------------------------------------------------------------------------------------------
@@ -233,9 +250,9 @@ STACKS = {
 every_stack = pytest.mark.parametrize("make", STACKS.values(), ids=STACKS)
 
 
-def joined(seed):
+def joined(seed, capacity=50):
     """A buffer of parts in plain Python."""
-    storage = ListStorage(50, FLAT)
+    storage = ListStorage(capacity, FLAT)
     return Buffer(storage, ListedPriorities(storage), seed=seed)
 
 

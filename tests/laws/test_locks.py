@@ -3,7 +3,6 @@
 import copy
 import os
 import pickle
-import subprocess
 import sys
 import threading
 import time
@@ -287,42 +286,6 @@ def test_a_sample_waits_for_a_writer_that_holds_the_lock():
             assert thread.is_alive(), f"call {number} did not wait"
         thread.join(10)
         assert not thread.is_alive()
-
-
-FIRST_USE = """
-import threading
-import numpy as np
-from replaykit import Field, HindsightReplay, PrioritizedBuffer, ReplayBuffer, Spec
-
-results, errors, ready = [], [], threading.Barrier(6)
-
-def use(number):
-    try:
-        ready.wait()
-        make = PrioritizedBuffer if number % 2 else ReplayBuffer
-        buffer = make(50, Spec(obs=Field((2,)), action=Field(())), n_step=1 + number % 3, seed=0)
-        for step in range(8):
-            buffer.add(np.ones(2, np.float32), 0.0, float(step), np.ones(2, np.float32), step == 5, False)
-        batch = buffer.sample(4)
-        results.append(buffer.update_priorities(batch.indices, batch.reward))
-    except BaseException as error:
-        errors.append(error)
-
-threads = [threading.Thread(target=use, args=(number,)) for number in range(6)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-print(sorted(results), errors)
-"""
-
-
-def test_the_first_use_may_be_in_several_threads():
-    """In a new process, in which all of them load the kernels at once."""
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", FIRST_USE], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert result.stdout.strip() == "[0, 0, 0, 4, 4, 4] []", result.stderr
 
 
 # -- Forks and pickles ---------------------------------------------------------------------------------------------
