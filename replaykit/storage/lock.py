@@ -11,8 +11,8 @@ _RLock: Any = type(threading.RLock())
 _numbers = itertools.count()
 _locks: "weakref.WeakValueDictionary[int, Lock]" = weakref.WeakValueDictionary()
 """All locks, in the order of their creation."""
-_LONGEST_WAIT = 1.0
-"""Seconds that a fork waits for locks. Only a function of the user can hold one for so long."""
+_LONGEST_WAIT = 5.0
+"""Seconds that a fork waits for locks. Afterwards it goes on, since a thread may hold one until something else ends."""
 
 
 class Lock(_RLock):  # type: ignore[misc]

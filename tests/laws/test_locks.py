@@ -294,8 +294,9 @@ def test_a_sample_waits_for_a_writer_that_holds_the_lock():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 @pytest.mark.parametrize("is_sampling", [False, True])
-def test_a_forked_child_has_a_free_lock(is_sampling):
-    """Though another thread of the parent held it, in the middle of a sample or not."""
+def test_a_forked_child_has_a_free_lock(is_sampling, monkeypatch):
+    """Though another thread of the parent does not let go of it, in the middle of a sample or not."""
+    monkeypatch.setattr("replaykit.storage.lock._LONGEST_WAIT", 0.1)
     buffer = filled(PrioritizedBuffer(9, FLAT, seed=0), 5)
     held, release = threading.Event(), threading.Event()
 
