@@ -20,11 +20,11 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 class Writer:
     """Some lanes of a buffer, to which one thread adds; made by :meth:`replaykit.Replay.writer`.
 
-    It adds as a buffer does that has `num_envs` lanes. The steps of its lanes follow one another, however fast those of
-    other writers go. So each thread that acts in an environment takes a writer, and none waits for another.
+    It adds as a buffer does that has `num_envs` lanes. Lanes of different writers need not keep step, so each thread
+    that acts in an environment can take a writer of its own.
 
-    While a writer lives, nothing else may add to its lanes: their episodes would be mixed. It lives until `close`, the
-    end of a ``with`` block, or until nothing refers to it. It cannot be copied or pickled.
+    While a writer lives, nothing else may add to its lanes, since their episodes would be mixed. It lives until
+    `close`, the end of a ``with`` block, or until nothing refers to it. It cannot be copied or pickled.
 
     Methods for writing: `add`, `extend`, `end_episode`. To give the lanes back: `close`.
 
@@ -56,9 +56,8 @@ class Writer:
         with self.lock:
             for lane in self.lanes:
                 if _is_owned(writers, lane):
-                    raise ValueError(
-                        f"lanes contains {lane}, which has a writer; expected a free lane; close() that one"
-                    )
+                    wanted = "expected lanes without one; close() that writer first"
+                    raise ValueError(f"lanes contains {lane}, which has a writer; {wanted}")
             replay.end_episode(self._selected)
             writers.update(dict.fromkeys(self.lanes, weakref.ref(self)))
 

@@ -288,6 +288,18 @@ def test_a_sample_waits_for_a_writer_that_holds_the_lock():
         assert not thread.is_alive()
 
 
+def test_hindsight_gets_another_ratio_between_batches():
+    """Not in the middle of one, which looks at it several times."""
+    replay = HindsightReplay(ReplayBuffer(9, GOAL_SPEC, seed=0), sparse, ratio=0.5)
+    thread = threading.Thread(target=setattr, args=(replay, "ratio", 1.0))
+    with replay.lock:
+        thread.start()
+        thread.join(0.02)
+        assert replay.ratio == 0.5
+    thread.join(10)
+    assert replay.ratio == 1.0
+
+
 # -- Forks and pickles ---------------------------------------------------------------------------------------------
 
 
