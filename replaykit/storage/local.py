@@ -104,7 +104,8 @@ class LocalStorage(Storage):
         if mask is None and self._most_entries:
             if not lead:
                 return self.row.encode_row(*values, extras)
-            if 0 < math.prod(lead) <= self._most_entries and lead[0] <= self.length:
+            fits = lead == self.lanes or lead[0] <= self.length  # else a lane is too short for one write
+            if fits and 0 < math.prod(lead) <= self._most_entries:
                 return self.row.encode_steps(lead, *values, extras)
         return super().encode(values, extras, lead, mask)
 
