@@ -13,6 +13,7 @@ from benchmarks.sections import (
     pauses,
     per,
     startup,
+    threads,
     training,
     uniform,
     views,
@@ -31,6 +32,7 @@ TIMED: dict[str, tuple[str, RowsOf]] = {
     "wrappers": ("Wrappers, beside the buffers inside", wrappers.rows),
     "images": ("Stacks of frames", images.rows),
     "frames": ("Adding frames", frames.rows),
+    "threads": ("Two threads", threads.rows),
     "training": ("A training step with its network", training.rows),
 }
 IN_PROCESSES: dict[str, tuple[str, Any]] = {

@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+_OTHER_CORES: set[int] = set()
+"""The cores that `one_core` has left free."""
 PACKAGES = ("numpy", "numba", "torch", "jax", "jaxlib", "tensordict", "gymnasium")
 
 
@@ -22,8 +24,15 @@ def one_core() -> int | None:
     if not hasattr(os, "sched_setaffinity"):
         return None
     core = max(os.sched_getaffinity(0))  # the first core serves more of the system's interrupts
+    _OTHER_CORES.update(os.sched_getaffinity(0) - {core})
     os.sched_setaffinity(0, {core})
     return core
+
+
+def another_core() -> None:
+    """Let this thread work on the cores that `one_core` has left free, if there are any."""
+    if _OTHER_CORES:
+        os.sched_setaffinity(0, _OTHER_CORES)
 
 
 def describe(core: int | None) -> dict[str, Any]:

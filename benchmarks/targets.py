@@ -64,7 +64,7 @@ TARGETS = (
     Target("peak memory over the rows", "memory-small", None, 1.15),
 )
 FASTEST_PEER, FASTEST_PEER_OF_IMAGES = 0.5, 0.8
-NOT_AGAINST_PEERS = ("import", "first-batch", "memory", "training", "add-4", "extend-4096", "frame")
+NOT_AGAINST_PEERS = ("import", "first-batch", "memory", "training", "add-4", "extend-4096", "frame", "threads")
 """Rows without such a promise, by the beginnings of their keys."""
 
 

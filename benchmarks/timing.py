@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from benchmarks.adapters.base import Call
+from benchmarks.machine import another_core
 
 SLICE = 0.015
 """Seconds that a workload is called for in a round."""
@@ -53,10 +55,14 @@ class Fresh:
 
 @dataclass
 class Workload:
-    """A call to be timed, and the arguments that are drawn for it beforehand."""
+    """A call to be timed, and the arguments that are drawn for it beforehand.
+
+    `beside` is what a second thread calls again and again meanwhile.
+    """
 
     call: Call
     fresh: tuple[Fresh, ...] = ()
+    beside: Call | None = None
 
     def prepare(self, calls: int) -> None:
         """Make ready for so many calls; not timed."""
@@ -129,9 +135,10 @@ class Timer:
     def _calls(self, row: Row, workload: Workload, seconds: float) -> int:
         """Calls of a workload in so many seconds. Calling it to find out also compiles everything."""
         fastest = np.inf
-        for count in FIRST_CALLS:
-            workload.prepare(count)
-            fastest = min(fastest, _warm(workload.call, count, self.clock))
+        with second_thread(workload.beside):
+            for count in FIRST_CALLS:
+                workload.prepare(count)
+                fastest = min(fastest, _warm(workload.call, count, self.clock))
         return COLD_CALLS if row.cold else int(np.clip(seconds / fastest, 3, 10_000))
 
     def time(self, key: str, name: str) -> float:
@@ -145,9 +152,10 @@ class Timer:
         workload, first_calls = row.everything[name], 0 if row.cold else 1 + count // FIRST_PART
         workload.prepare(first_calls + count)
         gc.disable()
-        for _ in range(first_calls):
-            workload.call()
-        seconds = self._cold(workload.call, count) if row.cold else _warm(workload.call, count, self.clock)
+        with second_thread(workload.beside):
+            for _ in range(first_calls):
+                workload.call()
+            seconds = self._cold(workload.call, count) if row.cold else _warm(workload.call, count, self.clock)
         gc.enable()
         return 1e6 * seconds
 
@@ -159,6 +167,31 @@ class Timer:
             call()
             spent.append(self.clock() - start)
         return float(np.median(spent))
+
+
+@contextlib.contextmanager
+def second_thread(call: Call | None) -> Iterator[None]:
+    """A time in which another thread, on another core if there is one, calls `call` again and again."""
+    if call is None:
+        yield
+        return
+    begun, over = threading.Event(), threading.Event()
+
+    def work() -> None:
+        another_core()
+        call()
+        begun.set()
+        while not over.is_set():
+            call()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    begun.wait()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextlib.contextmanager

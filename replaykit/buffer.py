@@ -10,13 +10,14 @@ import numpy.typing as npt
 from replaykit._kernels import lazy
 from replaykit.batch import Draw, Window
 from replaykit.checks import LARGE_BATCH, check_count, check_seed, check_unit
-from replaykit.declared import Declared, read_only
+from replaykit.declared import Declared, Moment, read_only
 from replaykit.distributions.base import Distribution
 from replaykit.field import as_array, as_float64, as_indices
 from replaykit.replay import Replay, Settings
 from replaykit.spec import REQUIRED, Spec
 from replaykit.storage.base import Indices, Storage
 from replaykit.trees import Tree
+from replaykit.writer import Selection, refuse_lanes_of_writers
 
 kernels = lazy("lanes")
 
@@ -69,7 +70,7 @@ class Buffer(Replay):
         self._storage, self._distribution = storage, distribution
         n_step, gamma = check_count("n_step", n_step), check_unit("gamma", gamma)
         self.settings = Settings(storage.spec, storage.capacity, storage.num_envs, n_step, gamma, storage.stack)
-        self.lock, self.successor, self.rng = storage.lock, storage.num_envs, check_seed(seed)
+        self.lock, self.successor, self.rng = storage.lock, storage.num_envs, np.random.default_rng(check_seed(seed))
         self._stale_updates = 0
         self._has_priorities = type(distribution).update is not Distribution.update
         longest = min(n_step, storage.length)  # no window can be longer than a lane
@@ -102,6 +103,8 @@ class Buffer(Replay):
         with lock:
             if lock.sampling:
                 lock.refuse_writing()
+            if lock.writers:
+                refuse_lanes_of_writers(lock.writers, self._storage.num_envs)
             return self._write(block, 1)
 
     def extend(
@@ -110,23 +113,31 @@ class Buffer(Replay):
     ) -> Indices:  # fmt: skip
         values = (obs, action, reward, next_obs, terminated, truncated)
         shape = reward.shape if type(reward) is np.ndarray else as_array("reward", reward).shape
-        if not shape:
-            raise ValueError(f"reward has shape (); expected {('T', *self._storage.lanes)}; use add for a single step")
-        return self._write_steps(shape[0], values, extras, mask, td_error)
+        return self._write_steps(shape[0] if shape else -1, values, extras, mask, td_error)
 
     def _write_steps(
         self, steps: int | None, values: tuple[Tree, ...], extras: Mapping[str, Tree], mask: Any, td_error: Any
     ) -> Indices:
         """Store `steps` steps, or one without an axis for it; entries that the mask leaves out are ignored."""
         storage, distribution, lock = self._storage, self._distribution, self.lock
-        lead = storage.lanes if steps is None else (steps, *storage.lanes)
-        chosen = None if mask is None else self._checked_mask(mask, lead)
+        writer, lanes, width = None, storage.lanes, storage.num_envs
+        if type(mask) is Selection:
+            writer, mask = mask
+            lanes, width = writer.axes_of(steps), writer.num_envs
+        if steps == -1:
+            raise ValueError(f"reward has shape (); expected {('T', *lanes)}; use add for a single step")
+        lead = lanes if steps is None else (steps, *lanes)
+        chosen = None if mask is None else self._checked_mask(mask, lead, width)
         block = storage.encode(values, extras, lead, chosen)
         errors = None if td_error is None else self._initial_errors(td_error, lead, chosen)
         count, flat = 1 if steps is None else steps, None if chosen is None else chosen.reshape(-1)
+        if writer is not None:
+            flat = writer.among_all(flat, count)
         with lock:
             if lock.sampling:
                 lock.refuse_writing()
+            if writer is not None or lock.writers:
+                refuse_lanes_of_writers(lock.writers, width, flat, writer)
             if errors is not None:
                 distribution.settle()  # what was added before does not get these priorities
             indices = storage.write(block, count, flat)
@@ -135,11 +146,13 @@ class Buffer(Replay):
                 bounds, written = storage.bounds, indices[indices >= 0]
                 stored = kernels.select_stored(written, errors, np.inf, eps, bounds, storage.capacity, slots, kept)
                 distribution.update(slots[:stored], kept[:stored])
+        if writer is not None:
+            indices = writer.own(indices, count)
         return indices.reshape(lead) if len(lead) > 1 else indices
 
-    def _checked_mask(self, mask: Any, lead: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:
+    def _checked_mask(self, mask: Any, lead: tuple[int, ...], width: int) -> npt.NDArray[np.bool_] | None:
         """The mask in the shape of the leading axes, or None if it selects everything."""
-        array, lanes = np.asarray(mask), (self._storage.num_envs,)
+        array, lanes = np.asarray(mask), (width,)
         if array.dtype != np.bool_ or array.shape not in (lead, lanes):
             shapes = " or ".join(map(str, sorted({lead, lanes})))
             raise ValueError(f"mask has shape {array.shape} and dtype {array.dtype}; expected {shapes} and bool")
@@ -164,7 +177,7 @@ class Buffer(Replay):
 
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
         storage = self._storage
-        chosen = None if mask is None else self._checked_mask(mask, storage.lanes)
+        chosen = None if mask is None else self._checked_mask(mask, storage.lanes, storage.num_envs)
         with self.lock:
             if self.lock.sampling:
                 self.lock.refuse_writing()
@@ -262,6 +275,13 @@ class Buffer(Replay):
         self._distribution.batches, self._stale_updates = state["batches"], state["stale_updates"]
         self.rng.bit_generator.state = state["rng"]
 
+    def __reduce__(self) -> Any:
+        if type(self) is not Buffer:
+            return super().__reduce__()
+        with self.lock:  # the parts that were given are arguments, and make their copies themselves
+            moment = Moment((self._storage, self._distribution))
+            return *super().__reduce__(), moment
+
     def copied_state(self) -> dict[str, Any]:
         """The states of all parts at one moment. A storage and a distribution that were given copy their own."""
         own: dict[str, Declared] = {"buffer": self} if type(self) is Buffer else self.parts()
@@ -299,7 +319,8 @@ class Buffer(Replay):
         return self._storage.bounds
 
     def __len__(self) -> int:
-        return len(self._storage)
+        with self.lock:
+            return len(self._storage)
 
     def latest(self, count: int) -> Indices:
         if type(count) is not int or count < 1:

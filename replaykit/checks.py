@@ -45,18 +45,21 @@ def check_finite(name: str, value: Any) -> float:
     return float(value)
 
 
-def check_seed(seed: Any) -> np.random.Generator:
-    """The generator of a seed."""
+def check_seed(
+    seed: Any,
+    expected: str = "None, a non-negative int, a SeedSequence or a Generator",
+    kinds: tuple[type, ...] = (np.random.SeedSequence, np.random.Generator),
+) -> Any:
+    """`seed`, which NumPy makes a generator of, if it is None, an int of at least 0, or one of these kinds."""
     is_int = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
-    if not ((is_int and seed >= 0) or seed is None or isinstance(seed, np.random.SeedSequence | np.random.Generator)):
-        expected = "None, a non-negative int, a SeedSequence or a Generator"
-        raise (ValueError if is_int else TypeError)(f"seed is {seed!r}; expected {expected}")
-    return np.random.default_rng(seed)
+    if (is_int and seed >= 0) or seed is None or isinstance(seed, kinds):
+        return seed
+    raise (ValueError if is_int else TypeError)(f"seed is {seed!r}; expected {expected}")
 
 
 def check_arguments(cls: type, args: tuple[Any, ...], options: dict[str, Any]) -> None:
     """Raise TypeError, with the nearest names and the order of the arguments, unless a constructor takes these."""
-    signature = inspect.signature(cls.__init__)
+    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
     try:
         signature.bind(None, *args, **options)
     except TypeError as error:

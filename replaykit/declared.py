@@ -1,5 +1,9 @@
 """Objects that are copied, pickled and saved as what they were built from and the state that they declare."""
 
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -17,13 +21,50 @@ def read_only(path: str, meaning: str) -> Any:
     return property(attrgetter(path), refuse, doc=meaning)
 
 
+class Moment:
+    """The states of several objects at one moment, which their copies have in common.
+
+    It is known to the thread that makes the copies for as long as it is referred to. Therefore it can take the place of
+    the iterator in what ``__reduce__`` returns, as one without items.
+    """
+
+    def __init__(self, parts: "Iterable[Declared]") -> None:
+        self.states = {id(part): part.copied_state() for part in parts}
+        _copying.moment = weakref.ref(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        raise StopIteration
+
+
+class _Copying(threading.local):
+    """The moment of which a thread makes copies."""
+
+    moment: "weakref.ref[Moment] | None" = None
+
+    def state_of(self, part: "Declared") -> dict[str, Any] | None:
+        moment = None if self.moment is None else self.moment()
+        return None if moment is None else moment.states.pop(id(part), None)
+
+
+_copying = _Copying()
+
+
 class Declared:
     """Base of all that has state: storages, distributions, buffers and wrappers.
 
     A copy or a pickle is the constructor's arguments and what `state` returns, which `load` takes. The constructor
     makes everything else anew. A class that keeps nothing else needs neither method.
+
+    Attributes
+    ----------
+    lock
+        Held while the state is copied, so that a copy is one moment of the object.
     """
 
+    lock: Any = contextlib.nullcontext()
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -41,7 +82,11 @@ class Declared:
         """Take the state of an object that was built with the same arguments."""
 
     def __reduce__(self) -> Any:
-        return _rebuilt, (type(self), *self._arguments), self.copied_state()
+        state = _copying.state_of(self)
+        if state is None:
+            with self.lock:
+                state = self.copied_state()
+        return _rebuilt, (type(self), *self._arguments), state
 
     def copied_state(self) -> dict[str, Any]:
         """The state as it is now: later changes of this object do not show in it."""

@@ -134,8 +134,10 @@ class HindsightReplay(ReplayWrapper):
 
     @ratio.setter
     def ratio(self, value: float) -> None:
-        self._ratio = check_unit("ratio", value)
-        self.look = Look(self._leaf, self._ratio, self._strategy) if self._ratio > 0.0 else None
+        ratio = check_unit("ratio", value)
+        with self.lock:
+            self._ratio = ratio
+            self.look = Look(self._leaf, ratio, self._strategy) if ratio > 0.0 else None
 
     def state(self) -> dict[str, Any]:
         return {"ratio": self._ratio}

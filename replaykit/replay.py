@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit.batch import Ahead, Batch, Draw, Look, Window
-from replaykit.checks import LARGE_BATCH, check_count, nearest
+from replaykit.checks import LARGE_BATCH, check_count, check_seed, nearest
 from replaykit.declared import Declared, read_only
 from replaykit.field import as_indices
 from replaykit.spec import Spec
@@ -15,6 +15,7 @@ from replaykit.storage.base import EMPTY, Indices, look_ahead, stored_in
 from replaykit.storage.lock import Lock
 from replaykit.storage.memory_limit import refuse_more_than_memory
 from replaykit.trees import Tree
+from replaykit.writer import Lanes, Writer
 
 _new_batch = Batch.__new__
 _PARTS = ("settings", "lock", "rng", "successor", "inner")
@@ -39,11 +40,11 @@ class Replay(Declared, ABC):
     ``sample(B) = reduce(window(draw(B)))``. A buffer holds data. A wrapper, a subclass of `ReplayWrapper`, overrides
     one of these verbs to change how they are replayed. `sample` is final, so that nothing can bypass a wrapper.
 
-    Methods for writing: `add`, `extend`, `end_episode`, `clear`. For learning: `sample`, `update_priorities`. The
-    verbs: `draw`, `probability`, `window`, `reduce`, `weigh`. Several verbs at once, for which a buffer may have a
-    faster way: `serve`, `open`, `fetch`, `look_ahead`. For looking: `oldest`, `newest`, `latest`, `stored`, `episode`,
-    `read`, `stats`, `check`. Public methods hold `lock`, so that threads can share a buffer: a batch is one moment of
-    it.
+    Methods for writing: `add`, `extend`, `end_episode`, `clear`, `writer`. For learning: `sample`, `update_priorities`,
+    `reseed`. The verbs: `draw`, `probability`, `window`, `reduce`, `weigh`. Several verbs at once, for which a buffer
+    may have a faster way: `serve`, `open`, `fetch`, `look_ahead`. For looking: `oldest`, `newest`, `latest`, `stored`,
+    `episode`, `read`, `stats`, `check`. Public methods hold `lock`, so that threads can share a buffer: a batch is one
+    moment of it.
 
     Attributes
     ----------
@@ -134,6 +135,70 @@ class Replay(Declared, ABC):
     @abstractmethod
     def clear(self) -> None:
         """Forget every transition, episode and priority. Indices given out before are stale, and are never reused."""
+
+    def writer(self, lanes: Lanes) -> Writer:
+        """A :class:`~replaykit.writer.Writer` for some lanes: for a thread that acts in these alone.
+
+        Their running episodes end. Until the writer is closed or forgotten, only it adds to them.
+
+        Parameters
+        ----------
+        lanes : int, slice, range or list of int
+            In ascending order. The values that are added have a leading axis for them, unless `lanes` is an int.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If lanes are not ints in [0, E) in ascending order, or one of them has a writer.
+
+        Examples
+        --------
+        >>> from replaykit import Field, ReplayBuffer, Spec
+        >>> buffer = ReplayBuffer(40, Spec(obs=Field(()), action=Field(())), num_envs=4)
+        >>> with buffer.writer([0, 2]) as writer:
+        ...     index = writer.add([1.0, 2.0], [0, 0], [0.0, 0.0], [1.5, 2.5], [False] * 2, [False] * 2)
+        >>> index
+        array([0, 2])
+        """
+        return Writer(self, lanes)
+
+    def reseed(self, seed: int | np.random.SeedSequence | None = None) -> None:
+        """Start the random numbers anew, so that a copy draws other batches than its original.
+
+        The generator continues as a new one of its kind with this seed does. A generator that was given to the
+        constructor is this one.
+
+        Parameters
+        ----------
+        seed : None, int or SeedSequence
+            Of several copies, each gets one of ``SeedSequence(...).spawn(count)``. None takes one from the system.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `seed` is none of these, or negative. The generator is then unchanged.
+
+        Examples
+        --------
+        >>> import copy
+        >>> import numpy as np
+        >>> from replaykit import Field, ReplayBuffer, Spec
+        >>> buffer = ReplayBuffer(10, Spec(obs=Field(()), action=Field(())), seed=0)
+        >>> index = buffer.extend(np.arange(9), np.zeros(9), np.zeros(9), np.arange(9), [False] * 9, [False] * 9)
+        >>> for seed in np.random.SeedSequence(1).spawn(2):
+        ...     twin = copy.deepcopy(buffer)
+        ...     twin.reseed(seed)
+        ...     print(twin.sample(5).obs)
+        [6. 1. 5. 2. 0.]
+        [4. 5. 2. 2. 5.]
+        """
+        check_seed(seed, "None, a non-negative int or a SeedSequence", (np.random.SeedSequence,))
+        generator = self.rng.bit_generator
+        state = type(generator)(seed).state
+        with self.lock:
+            if self.lock.sampling:
+                self.lock.refuse_writing()
+            generator.state = state
 
     def sample(self, batch_size: int) -> Batch:
         """`batch_size` transitions, in fresh arrays. Final.

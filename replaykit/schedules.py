@@ -48,4 +48,5 @@ def check_schedule(name: str, value: Any) -> float | Callable[[int], float]:
             wanted = "a function of the number of batches"
             raise TypeError(f"{name} raised {type(error).__name__}: {error}; expected {wanted}") from error
         check_unit(f"{name} after {batches} batches", found)
-    return value
+    schedule: Callable[[int], float] = value
+    return schedule

@@ -41,6 +41,10 @@ class Buffer(ABC):
         """A call that stores one step of the lanes in `mask`."""
         raise NotOfferedError("not tried")
 
+    def adding_to(self, lane: int, step: Steps) -> Call:
+        """A call that stores one step of one lane, as a thread does that has this lane alone."""
+        raise NotOfferedError("not tried")
+
     def extending(self, steps: Steps) -> Call:
         """A call that stores a stretch of steps."""
         raise NotOfferedError("has no call for it")
@@ -72,6 +76,8 @@ class Library:
     distribution: str
     importing: str
     """The statement that imports what its replay buffers need."""
+    is_for_threads = False
+    """Whether several threads may use a buffer: its documentation says so, or its methods take a lock."""
 
     def uniform(self, task: Task) -> Buffer:
         """A full buffer with uniform sampling."""

@@ -15,6 +15,7 @@ from benchmarks.adapters.base import (
     Buffer,
     Call,
     Library,
+    NotOfferedError,
     settle_priorities,
 )
 from benchmarks.data import GOAL_KEYS, SCREEN, STACK, FrameTask, Steps, Task
@@ -38,6 +39,13 @@ class ReplaykitBuffer(Buffer):
     def adding_some(self, step: Steps, mask: Any) -> Call:
         add = self.replay.add
         return lambda: add(*step, mask=mask)
+
+    def adding_to(self, lane: int, step: Steps) -> Call:
+        if not hasattr(self.replay, "writer"):
+            raise NotOfferedError("this version has no writers")
+        add = self.replay.writer(lane).add
+        obs, action, reward, next_obs, terminated, truncated = step
+        return lambda: add(obs, action, reward, next_obs, terminated, truncated)
 
     def extending(self, steps: Steps) -> Call:
         extend = self.replay.extend
@@ -63,6 +71,7 @@ class Replaykit(Library):
     name = "replaykit"
     distribution = "replaykit"
     importing = "import replaykit"
+    is_for_threads = True
 
     def uniform(self, task: Task) -> ReplaykitBuffer:
         return self.composed(task, ("uniform",))

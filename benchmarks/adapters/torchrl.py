@@ -123,6 +123,7 @@ class Torchrl(Library):
     name = "torchrl"
     distribution = "torchrl"
     importing = "from torchrl.data import LazyTensorStorage, ReplayBuffer"
+    is_for_threads = True
 
     def uniform(self, task: Task) -> TorchrlBuffer:
         return _filled(TorchrlBuffer(ReplayBuffer(storage=_storage(task))), task)

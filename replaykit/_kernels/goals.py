@@ -35,7 +35,7 @@ def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, col
     for g in range(groups):
         chosen[g] = uniforms[0, g] < ratio
         owners[total] = g
-        total += np.int64(chosen[g])
+        total += int(chosen[g])
     chances, sources, found = np.empty(total, np.float64), np.empty(total, np.int64), np.empty(total, np.int64)
     for j in range(total):
         chances[j] = uniforms[1, owners[j]]

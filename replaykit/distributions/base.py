@@ -44,7 +44,7 @@ class Distribution(Declared, ABC):
     def __init__(self, storage: Storage) -> None:
         if not isinstance(storage, Storage):
             raise TypeError(f"storage is a {type(storage).__name__}; expected a Storage, such as a LocalStorage")
-        self.storage = storage
+        self.storage, self.lock = storage, storage.lock
 
     @abstractmethod
     def draw(self, batch_size: int, rng: np.random.Generator) -> Draw:

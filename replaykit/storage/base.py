@@ -73,7 +73,7 @@ class Storage(Declared, ABC):
             remedy = "the order is (capacity, spec), with Spec.from_spaces(observation_space, action_space) or from_env"
             raise TypeError(f"spec is a {type(spec).__name__}; expected a Spec: {remedy}")
         self.spec, self.num_envs = spec, check_count("num_envs", num_envs)
-        self.lanes = (self.num_envs,) if self.num_envs > 1 else ()
+        self.lanes: tuple[int, ...] = (self.num_envs,) if self.num_envs > 1 else ()
         self.length = -(-capacity // self.num_envs)
         self.capacity = self.length * self.num_envs
         self._reward = [leaf.name for leaf in spec.leaves].index("reward")
@@ -131,8 +131,9 @@ class Storage(Declared, ABC):
     def write(self, block: Any, steps: int, mask: Flags | None = None) -> Indices:
         """Store T = `steps` steps: retire the oldest that they replace, write, and publish the new ones.
 
-        With a mask (T E,) of bool, `encode` has put only the entries that it selects into the block. More than L steps
-        are stored as if they came one after another. Returns the indices (T E,), -1 where the mask is False.
+        With a mask (T E,) of bool, the block has only the entries that it selects: `encode` was given the same mask, or
+        a `lead` with only the lanes of a writer. More than L steps are stored as if they came one after another.
+        Returns the indices (T E,), -1 where the mask is False.
         """
 
     @abstractmethod

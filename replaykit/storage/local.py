@@ -94,8 +94,12 @@ class LocalStorage(Storage):
     def encode(
         self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...], mask: Flags | None = None
     ) -> Any:
-        if mask is None and lead and 0 < math.prod(lead) <= self._most_entries:
-            return self.row.encode_steps(lead, *values, extras)
+        if mask is None and self._most_entries:
+            if not lead:
+                return self.row.encode_row(*values, extras)
+            fits = lead == self.lanes or lead[0] <= self.length  # else a lane is too short for one write
+            if fits and 0 < math.prod(lead) <= self._most_entries:
+                return self.row.encode_steps(lead, *values, extras)
         return super().encode(values, extras, lead, mask)
 
     def _encode_any(self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...]) -> bytes:
@@ -109,8 +113,14 @@ class LocalStorage(Storage):
         indices = np.empty(steps * self.num_envs, _INT64)
         if type(block) is bytes and mask is None:
             if kernels.store(block, steps, kernels.BOTH, *self._written, indices) >= 0:
-                count, place = len(indices), self.header.item(kernels.REWARD)
-                self.refuse_rewards(np.frombuffer(block, self.spec["reward"].dtype, count, place * count))
+                self._refuse_rewards_of(block, len(indices))
+            return indices
+        if type(block) is bytes and self.num_envs > 1:
+            entries = np.empty(int(mask.sum()), _INT64)
+            self._refuse_rewards_of(block, len(entries))
+            self._keep_stamps()
+            kernels.number_entries(mask, self.bounds, indices, entries)
+            kernels.store(block, 0, kernels.BOTH, *self._written, entries)
             return indices
         if mask is not None and self.num_envs == 1:  # the only lane is always in step with itself
             indices[:] = -1
@@ -130,6 +140,11 @@ class LocalStorage(Storage):
             self._write_part(leaves, len(part) // self.num_envs if mask is None else 0, entries)
             done += len(entries)
         return indices
+
+    def _refuse_rewards_of(self, block: bytes, count: int) -> None:
+        """Raise ValueError for the first reward of `count` encoded entries that is not finite."""
+        place = self.row.place[self._reward] * count
+        self.refuse_rewards(np.frombuffer(block, self.spec["reward"].dtype, count, place))
 
     def _write_part(self, leaves: list[npt.NDArray[Any]], steps: int, indices: Indices) -> None:
         """Write steps of every lane, whose indices are found, or, if `steps` is 0, the entries of these indices."""

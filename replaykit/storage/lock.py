@@ -1,27 +1,37 @@
 """The one lock of a storage."""
 
+import itertools
 import os
 import threading
+import time
 import weakref
 from typing import Any
 
-_locks: "weakref.WeakSet[Any]" = weakref.WeakSet()
 _RLock: Any = type(threading.RLock())
+_numbers = itertools.count()
+_locks: "weakref.WeakValueDictionary[int, Lock]" = weakref.WeakValueDictionary()
+"""All locks, in the order of their creation."""
+_LONGEST_WAIT = 5.0
+"""Seconds that a fork waits for locks. Afterwards it goes on, since a thread may hold one until something else ends."""
 
 
 class Lock(_RLock):  # type: ignore[misc]
     """A re-entrant lock, which every public method of a replay holds while it runs.
 
     `sampling` is True while the thread that holds it makes a batch: functions of the user that run then must not write.
-    A copy or a pickle of a lock is a new lock, and a forked child has a free one.
+    `writers` has a weak reference to the writer of each lane that has one.
+
+    A copy or a pickle of a lock is a new lock. A fork waits for the threads that hold locks, so that a forked child has
+    every buffer at one moment of it, and a free lock.
     """
 
     sampling: bool
+    writers: dict[int, Any]
 
     def __init__(self) -> None:
         super().__init__()
-        self.sampling = False
-        _locks.add(self)
+        self.sampling, self.writers = False, {}
+        _locks[next(_numbers)] = self
 
     def refuse_writing(self) -> None:
         """Raise RuntimeError if the thread that holds the lock is in the middle of a sample.
@@ -44,12 +54,31 @@ class Lock(_RLock):  # type: ignore[misc]
         return Lock, ()
 
 
-def _release_in_child() -> None:
-    """Free all locks in a forked child: the threads that held them do not exist there."""
-    for lock in list(_locks):
-        lock._at_fork_reinit()
-        lock.sampling = False
+class _Fork(threading.local):
+    """The locks that a thread holds while it forks."""
+
+    def __init__(self) -> None:
+        self.held: list[Lock] = []
+
+    def before(self) -> None:
+        """Wait until no other thread is in the middle of a write."""
+        deadline = time.monotonic() + _LONGEST_WAIT
+        for lock in [reference() for reference in _locks.valuerefs()]:
+            if lock is not None and lock.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
+                self.held.append(lock)
+
+    def after_in_parent(self) -> None:
+        while self.held:
+            self.held.pop().release()
+
+    def after_in_child(self) -> None:
+        """Free all locks: the other threads do not exist in the child."""
+        self.held.clear()
+        for lock in list(_locks.values()):
+            lock._at_fork_reinit()
+            lock.sampling = False
 
 
+_fork = _Fork()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_release_in_child)
+    os.register_at_fork(before=_fork.before, after_in_parent=_fork.after_in_parent, after_in_child=_fork.after_in_child)

@@ -21,7 +21,17 @@ from replaykit import (
 )
 from replaykit.storage import Lock
 from replaykit.testing import bits_of, build, configurations, values_of
-from tests.helpers import FLAT, GOAL_SPEC, filled, goal_episodes, prioritized, sparse, stacked_lanes, stretch
+from tests.helpers import (
+    FLAT,
+    GOAL_SPEC,
+    filled,
+    goal_episodes,
+    prioritized,
+    sparse,
+    stacked_lanes,
+    stretch,
+    unchanged,
+)
 from tests.laws.third_party import ListedPriorities, ListStorage
 
 COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda replay: pickle.loads(pickle.dumps(replay))}
@@ -199,13 +209,116 @@ def test_a_generator_that_was_given_is_copied_as_it_is_now():
     assert rng.bit_generator.state == buffer.rng.bit_generator.state == twin.rng.bit_generator.state
 
 
-def test_adding_after_a_pickle_was_made_does_not_change_it():
-    """Arrays of the state are copied at the moment of the pickle, and deep copies are whole."""
-    buffer = filled(PrioritizedBuffer(5, FLAT, seed=0), 7)
-    reduced = buffer.__reduce__()
-    before = pickle.dumps(buffer)
-    buffer.extend(**stretch(5))
-    build_again, arguments, state = reduced
-    twin = build_again(*arguments)
+@pytest.mark.parametrize("make", [lambda: PrioritizedBuffer(5, FLAT, seed=0), lambda: joined(0, 5)])
+def test_adding_while_a_copy_is_made_does_not_change_it(make):
+    """The state is of the moment in which the copy begins, and so are those of a storage and a distribution."""
+    buffer = filled(make(), 7)
+    before = copy.deepcopy(buffer)
+    build_again, arguments, state, *moment = buffer.__reduce__()
+    buffer.extend(**stretch(4))
+    buffer.update_priorities(buffer.stored(), np.arange(5.0))
+    twin = build_again(*copy.deepcopy(arguments))
     twin.__setstate__(state)
-    assert pickle.dumps(twin) == before
+    assert pickle.dumps(copy.deepcopy(twin)) == pickle.dumps(before)
+    twin.check()
+    del moment
+    assert bits_of(copy.deepcopy(buffer).sample(9)) == bits_of(buffer.sample(9))
+
+
+def test_what_is_copied_together_stays_together():
+    """A buffer, its parts and a wrapper around it, in any order."""
+    buffer = filled(joined(0), 60)
+    wrapper = CombinedReplay(buffer)
+    for things in ([buffer.storage, buffer.distribution, wrapper, buffer], [buffer, wrapper, buffer.storage]):
+        for twins in (copy.deepcopy(things), pickle.loads(pickle.dumps(things))):
+            (twin,) = [thing for thing in twins if type(thing) is Buffer]
+            (around,) = [thing for thing in twins if type(thing) is CombinedReplay]
+            assert around.inner is twin
+            assert any(thing is twin.storage for thing in twins)
+            twin.check()
+
+
+# -- Seeds ---------------------------------------------------------------------------------------------------------
+
+STACKS = {
+    "uniform": lambda seed: ReplayBuffer(50, FLAT, seed=seed),
+    "without replacement": lambda seed: ReplayBuffer(50, FLAT, replace=False, seed=seed),
+    "prioritized": lambda seed: PrioritizedBuffer(50, FLAT, n_step=3, seed=seed),
+    "combined": lambda seed: CombinedReplay(PrioritizedBuffer(50, FLAT, seed=seed)),
+    "joined": lambda seed: joined(seed),
+}
+every_stack = pytest.mark.parametrize("make", STACKS.values(), ids=STACKS)
+
+
+def joined(seed, capacity=50):
+    """A buffer of parts in plain Python."""
+    storage = ListStorage(capacity, FLAT)
+    return Buffer(storage, ListedPriorities(storage), seed=seed)
+
+
+@every_stack
+@copied
+def test_copies_with_spawned_seeds_draw_differently_and_again_the_same(make, copied):
+    """Each copy has a stream of its own, and the original goes on as if nothing had happened."""
+    buffer = filled(make(0), 60)
+    untouched = copied(buffer)
+
+    def batches():
+        found = []
+        for seed in np.random.SeedSequence(7).spawn(4):
+            twin = copied(buffer)
+            twin.reseed(seed)
+            found.append([bits_of(twin.sample(20)) for _ in range(2)])
+        return found
+
+    first, second = batches(), batches()
+    assert first == second
+    assert len({str(found) for found in first}) == 4
+    assert bits_of(buffer.sample(20)) == bits_of(untouched.sample(20))
+
+
+@every_stack
+def test_a_new_seed_is_as_good_as_one_given_at_first(make):
+    """The next batches are those of a buffer that was built with it, also after a pickle."""
+    one, other = filled(make(0), 60), filled(make(5), 60)
+    one.sample(9)
+    other.sample(9)
+    one.reseed(5)
+    other.reseed(np.random.SeedSequence(5))
+    twin = pickle.loads(pickle.dumps(one))
+    fresh = filled(make(5), 60)
+    for _ in range(2):
+        assert len({str(bits_of(which.sample(9))) for which in (one, other, twin, fresh)}) == 1
+
+
+def test_any_kind_of_generator_is_given_another_seed():
+    """It stays the same object of the same kind, and None takes a seed from the system."""
+    rng = np.random.Generator(np.random.MT19937(3))
+    buffer = filled(ReplayBuffer(50, FLAT, seed=rng), 60)
+    buffer.reseed(8)
+    other = filled(ReplayBuffer(50, FLAT, seed=np.random.Generator(np.random.MT19937(8))), 60)
+    assert bits_of(buffer.sample(9)) == bits_of(other.sample(9))
+    assert buffer.rng is rng
+    drawn = []
+    for _ in range(2):
+        buffer.reseed()
+        drawn.append(bits_of(buffer.sample(20)))
+    assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize(
+    ("seed", "error", "match"),
+    [
+        (-1, ValueError, "seed is -1; expected a non-negative int"),
+        (1.5, TypeError, "seed is 1.5; expected None, an int or a SeedSequence"),
+        ("a", TypeError, "seed is 'a'; expected"),
+        (True, TypeError, "seed is True; expected"),
+        (np.random.default_rng(0), TypeError, "seed is Generator.*expected"),
+        ([1, 2], TypeError, r"seed is \[1, 2\]; expected"),
+    ],
+)
+def test_a_wrong_seed_is_refused(seed, error, match):
+    """And the generator goes on."""
+    buffer = CombinedReplay(filled(ReplayBuffer(50, FLAT, seed=0), 60))
+    with unchanged(buffer, error, match):
+        buffer.reseed(seed)

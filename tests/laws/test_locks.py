@@ -1,8 +1,8 @@
 """The one lock: threads see whole moments of a buffer, children of a fork are free, and a sample does not write."""
 
+import copy
 import os
 import pickle
-import subprocess
 import sys
 import threading
 import time
@@ -274,8 +274,8 @@ def test_a_sample_waits_for_a_writer_that_holds_the_lock():
         lambda b: b.update_priorities([1], [1.0]), lambda b: b.draw(2), lambda b: b.check(),
         lambda b: b.probability([3]), lambda b: b.window(np.array([3])), lambda b: b.read([3], "obs"),
         lambda b: b.episode([3]), lambda b: b.latest(1), lambda b: b.stats(), lambda b: b.stored(), lambda b: b.oldest,
-        lambda b: b.newest, pickle.dumps, lambda b: setattr(b, "beta", 0.5),
-        lambda b: b.least_probability(2, np.array([3])),
+        lambda b: b.newest, len, lambda b: b.writer(0), lambda b: b.reseed(1), pickle.dumps, copy.deepcopy,
+        lambda b: setattr(b, "beta", 0.5), lambda b: b.least_probability(2, np.array([3])),
     ]  # fmt: skip
     for number, call in enumerate(calls):
         buffer = filled(PrioritizedBuffer(9, FLAT, seed=0), 5)
@@ -288,40 +288,16 @@ def test_a_sample_waits_for_a_writer_that_holds_the_lock():
         assert not thread.is_alive()
 
 
-FIRST_USE = """
-import threading
-import numpy as np
-from replaykit import Field, HindsightReplay, PrioritizedBuffer, ReplayBuffer, Spec
-
-results, errors, ready = [], [], threading.Barrier(6)
-
-def use(number):
-    try:
-        ready.wait()
-        make = PrioritizedBuffer if number % 2 else ReplayBuffer
-        buffer = make(50, Spec(obs=Field((2,)), action=Field(())), n_step=1 + number % 3, seed=0)
-        for step in range(8):
-            buffer.add(np.ones(2, np.float32), 0.0, float(step), np.ones(2, np.float32), step == 5, False)
-        batch = buffer.sample(4)
-        results.append(buffer.update_priorities(batch.indices, batch.reward))
-    except BaseException as error:
-        errors.append(error)
-
-threads = [threading.Thread(target=use, args=(number,)) for number in range(6)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-print(sorted(results), errors)
-"""
-
-
-def test_the_first_use_may_be_in_several_threads():
-    """In a new process, in which all of them load the kernels at once."""
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", FIRST_USE], capture_output=True, text=True, check=False, timeout=300
-    )
-    assert result.stdout.strip() == "[0, 0, 0, 4, 4, 4] []", result.stderr
+def test_hindsight_gets_another_ratio_between_batches():
+    """Not in the middle of one, which looks at it several times."""
+    replay = HindsightReplay(ReplayBuffer(9, GOAL_SPEC, seed=0), sparse, ratio=0.5)
+    thread = threading.Thread(target=setattr, args=(replay, "ratio", 1.0))
+    with replay.lock:
+        thread.start()
+        thread.join(0.02)
+        assert replay.ratio == 0.5
+    thread.join(10)
+    assert replay.ratio == 1.0
 
 
 # -- Forks and pickles ---------------------------------------------------------------------------------------------
@@ -330,8 +306,9 @@ def test_the_first_use_may_be_in_several_threads():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 @pytest.mark.parametrize("is_sampling", [False, True])
-def test_a_forked_child_has_a_free_lock(is_sampling):
-    """Though another thread of the parent held it, in the middle of a sample or not."""
+def test_a_forked_child_has_a_free_lock(is_sampling, monkeypatch):
+    """Though another thread of the parent does not let go of it, in the middle of a sample or not."""
+    monkeypatch.setattr("replaykit.storage.lock._LONGEST_WAIT", 0.1)
     buffer = filled(PrioritizedBuffer(9, FLAT, seed=0), 5)
     held, release = threading.Event(), threading.Event()
 

@@ -30,7 +30,7 @@ LAYERS = [
     {"declared", "field", "schedules"},
     {"spec", "batch"},
     {"storage"},
-    {"distributions"},
+    {"distributions", "writer"},
     {"replay"},
     {"buffer", "wrapper"},
     {"buffers", "combined", "hindsight"},

@@ -1,0 +1,240 @@
+"""A writer: some lanes of a buffer, for one of several threads that add to it."""
+
+import weakref
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeAlias, final
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit.spec import Spec
+from replaykit.storage.base import Indices
+from replaykit.storage.lock import Lock
+from replaykit.trees import Tree
+
+Lanes: TypeAlias = int | slice | Iterable[int]
+Flags: TypeAlias = npt.NDArray[np.bool_]
+
+
+@final
+class Writer:
+    """Some lanes of a buffer, to which one thread adds; made by :meth:`replaykit.Replay.writer`.
+
+    It adds as a buffer does that has `num_envs` lanes. Lanes of different writers need not keep step, so each thread
+    that acts in an environment can take a writer of its own.
+
+    While a writer lives, nothing else may add to its lanes, since their episodes would be mixed. It lives until
+    `close`, the end of a ``with`` block, or until nothing refers to it. It cannot be copied or pickled.
+
+    Methods for writing: `add`, `extend`, `end_episode`. To give the lanes back: `close`.
+
+    Parameters
+    ----------
+    replay : Replay
+        A buffer, or a wrapper around one.
+    lanes : int, slice, range or list of int
+        See :meth:`replaykit.Replay.writer`.
+
+    Attributes
+    ----------
+    replay : Replay
+    lanes : tuple of int
+        The lanes of the buffer that are the writer's.
+    num_envs : int
+        How many these are, k.
+    """
+
+    def __init__(self, replay: Any, lanes: Lanes) -> None:
+        every = replay.num_envs
+        self.replay, self.lanes = replay, _checked_lanes(lanes, every)
+        self.num_envs = len(self.lanes)
+        self._has_axis = not isinstance(lanes, int | np.integer)
+        self._is_closed, self._columns = False, np.array(self.lanes)
+        self._selected = np.zeros(every, np.bool_)
+        self._selected[self._columns] = True
+        writers = self.lock.writers
+        with self.lock:
+            for lane in self.lanes:
+                if _is_owned(writers, lane):
+                    wanted = "expected lanes without one; close() that writer first"
+                    raise ValueError(f"lanes contains {lane}, which has a writer; {wanted}")
+            replay.end_episode(self._selected)
+            writers.update(dict.fromkeys(self.lanes, weakref.ref(self)))
+
+    # -- Writing ---------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        obs: Tree,
+        action: Tree,
+        reward: Any,
+        next_obs: Tree,
+        terminated: Any,
+        truncated: Any,
+        *,
+        mask: npt.ArrayLike | None = None,
+        td_error: Any = None,
+        **extras: Tree,
+    ) -> Indices:
+        """Store one step of every lane of the writer, or of those in `mask`, as :meth:`replaykit.Replay.add` does.
+
+        The values have a leading axis k; with one lane they need none. Returns the indices, of shape (k,).
+
+        Raises
+        ------
+        RuntimeError
+            If the writer is closed.
+        """
+        values = obs, action, reward, next_obs, terminated, truncated
+        indices: Indices = self.replay.add(*values, mask=Selection(self, mask), td_error=td_error, **extras)
+        return indices
+
+    def extend(
+        self,
+        obs: Tree,
+        action: Tree,
+        reward: Any,
+        next_obs: Tree,
+        terminated: Any,
+        truncated: Any,
+        *,
+        mask: npt.ArrayLike | None = None,
+        td_error: Any = None,
+        **extras: Tree,
+    ) -> Indices:
+        """Store T steps at once, as :meth:`replaykit.Replay.extend` does.
+
+        The leading axes, those of the result too, are (T, k), or (T,) if the lane was given as an int.
+        """
+        values = obs, action, reward, next_obs, terminated, truncated
+        indices: Indices = self.replay.extend(*values, mask=Selection(self, mask), td_error=td_error, **extras)
+        return indices
+
+    def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
+        """End the running episodes of the lanes, or of those in `mask`, of shape (k,)."""
+        chosen = self._selected
+        if mask is not None:
+            array = np.asarray(mask)
+            if array.dtype != np.bool_ or array.shape != (self.num_envs,):
+                wanted = f"expected ({self.num_envs},) and bool"
+                raise ValueError(f"mask has shape {array.shape} and dtype {array.dtype}; {wanted}")
+            chosen = np.zeros_like(self._selected)
+            chosen[self._columns] = array
+        with self.lock:
+            self.refuse_closed()
+            self.replay.end_episode(chosen)
+
+    def close(self) -> None:
+        """Give the lanes back; their running episodes end. Closing again does nothing."""
+        with self.lock:
+            if not self._is_closed:
+                self.replay.end_episode(self._selected)
+                self._is_closed = True
+                for lane in self.lanes:
+                    del self.lock.writers[lane]
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    # -- For the buffer --------------------------------------------------------------------------------------
+
+    def axes_of(self, steps: int | None) -> tuple[int, ...]:
+        """The leading axes that stand for the lanes, in one step or in several."""
+        has_axis = self.num_envs > 1 if steps is None else self._has_axis
+        return (self.num_envs,) if has_axis else ()
+
+    def among_all(self, mask: Flags | None, steps: int) -> Flags | None:
+        """The mask (T E,) of a mask (T k,); None selects everything."""
+        if mask is None and self.num_envs == len(self._selected):
+            return None
+        if mask is None and steps == 1:
+            return self._selected
+        chosen = np.zeros((steps, len(self._selected)), np.bool_)
+        chosen[:, self._columns] = True if mask is None else mask.reshape(steps, self.num_envs)
+        return chosen.reshape(-1)
+
+    def own(self, indices: Indices, steps: int) -> Indices:
+        """Those of the indices (T E,) that are in the writer's lanes, (T k,)."""
+        return np.asarray(indices.reshape(steps, -1).take(self._columns, axis=1).reshape(-1))
+
+    def refuse_closed(self) -> None:
+        """Raise RuntimeError if the writer is closed."""
+        if self._is_closed:
+            raise RuntimeError(f"the writer is closed; make another one with writer({list(self.lanes)})")
+
+    # -- Looking ---------------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> Spec:
+        """The fields of a transition."""
+        spec: Spec = self.replay.spec
+        return spec
+
+    @property
+    def lock(self) -> Lock:
+        """The lock of the buffer."""
+        lock: Lock = self.replay.lock
+        return lock
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Writer cannot be copied or pickled, since it adds to this buffer; call writer() of the copy")
+
+    def __repr__(self) -> str:
+        return f"Writer(lanes {list(self.lanes)} of {self.replay!r}{', closed' * self._is_closed})"
+
+
+class Selection(NamedTuple):
+    """The `mask` of an add by a writer: its own, over the lanes of the writer."""
+
+    writer: Writer
+    mask: npt.ArrayLike | None
+
+
+def refuse_lanes_of_writers(
+    writers: "dict[int, weakref.ref[Writer]]", num_envs: int, mask: Flags | None = None, writer: Writer | None = None
+) -> None:
+    """Raise RuntimeError if an add would write to a lane that has a writer, or if `writer`, which adds, is closed.
+
+    `mask` (T E,) has the entries that would be written; None stands for all.
+    """
+    if writer is not None:
+        writer.refuse_closed()
+        return
+    for lane in list(writers):
+        if _is_owned(writers, lane) and (mask is None or mask[lane::num_envs].any()):
+            raise RuntimeError(
+                f"lane {lane} has a writer, whose episodes would be mixed with what you add; add with the writer, "
+                "close() it, or leave its lanes out with mask="
+            )
+
+
+def _is_owned(writers: "dict[int, weakref.ref[Writer]]", lane: int) -> bool:
+    """Whether a living writer has the lane; what a forgotten one has left is removed."""
+    if lane in writers and writers[lane]() is None:
+        del writers[lane]
+    return lane in writers
+
+
+def _checked_lanes(lanes: Any, num_envs: int) -> tuple[int, ...]:
+    """The lanes as ascending ints."""
+    wanted = f"an int in [0, {num_envs}), or several in ascending order"
+    if isinstance(lanes, slice):
+        lanes = range(num_envs)[lanes]
+    try:
+        entries = [lanes] if isinstance(lanes, int | np.integer) else list(lanes)
+    except TypeError:
+        raise TypeError(f"lanes is {lanes!r}; expected {wanted}") from None
+    for lane in entries:
+        if isinstance(lane, bool) or not isinstance(lane, int | np.integer):
+            raise TypeError(f"lanes contains {lane!r}; expected {wanted}")
+        if not 0 <= lane < num_envs:
+            raise ValueError(f"lanes contains {lane}; expected {wanted}, since the buffer has num_envs={num_envs}")
+    found = tuple(map(int, entries))
+    if not found:
+        raise ValueError(f"lanes is {lanes!r}, which is none; expected {wanted}")
+    if list(found) != sorted(set(found)):
+        raise ValueError(f"lanes is {list(found)}; expected {wanted}: {sorted(set(found))}")
+    return found
