@@ -60,7 +60,8 @@ class CombinedReplay(ReplayWrapper):
     def draw(self, batch_size: int) -> Draw:
         """B - k indices from the wrapped replay, then the k newest, with the probabilities of the mixture."""
         with self.lock:
-            newest, drawn = self._newest(batch_size)
+            newest = self._newest(batch_size)
+            drawn = batch_size - newest.size
             if not drawn:
                 return Draw(newest, np.full(batch_size, 1.0 / batch_size))
             draw = self.inner.draw(drawn)
@@ -72,12 +73,10 @@ class CombinedReplay(ReplayWrapper):
             of_others = drawn * self.inner.least_probability(drawn, newest) / batch_size
             return Draw(indices, mixed, min(of_others, float(mixed[drawn:].min())))
 
-    def _newest(self, batch_size: int) -> tuple[Indices, int]:
-        """The newest transitions, and how many others are drawn for a batch."""
+    def _newest(self, batch_size: int) -> Indices:
         if self._latest_count > batch_size:
             raise ValueError(f"batch_size is {batch_size}; expected at least latest={self._latest_count}")
-        newest = self.inner.latest(self._latest_count)
-        return newest, batch_size - newest.size
+        return self.inner.latest(self._latest_count)
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
         """``((B - k) P + [one of the k newest]) / B`` of each stored index."""
@@ -85,14 +84,16 @@ class CombinedReplay(ReplayWrapper):
         check_count("batch_size", batch_size)
         with self.lock:
             self.inner.read(entries, "terminated")  # raises for an index that is not stored
-            newest, drawn = self._newest(batch_size)
+            newest = self._newest(batch_size)
+            drawn = batch_size - newest.size
             of_inner = drawn * self.inner.probability(entries, drawn) if drawn else np.zeros(entries.shape)
             return (of_inner + np.isin(entries, newest)) / batch_size
 
     def least_probability(self, batch_size: int, without: Indices) -> float:
         """The smallest positive probability of any stored index but those in `without`; inf if there is none."""
         with self.lock:
-            newest, drawn = self._newest(batch_size)
+            newest = self._newest(batch_size)
+            drawn = batch_size - newest.size
             of_others = np.inf
             if drawn:
                 of_others = drawn * self.inner.least_probability(drawn, np.union1d(newest, without)) / batch_size

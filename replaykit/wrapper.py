@@ -4,6 +4,9 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from replaykit.batch import Draw, Look, Window
 from replaykit.declared import Declared
 from replaykit.replay import Replay
@@ -74,30 +77,43 @@ class ReplayWrapper(Replay):
         self.inner = inner
         self.settings, self.lock, self.rng, self.successor = inner.settings, inner.lock, inner.rng, inner.successor
         self.may_raise = type(self).may_raise or inner.may_raise
-        for name in ("count_batch", "update_priorities", "reduce", "weigh", "fetch"):  # one call less in each batch
-            if getattr(type(self), name) is getattr(ReplayWrapper, name):
-                setattr(self, name, getattr(inner, name))
 
     add = _passed_on(Replay.add)
     extend = _passed_on(Replay.extend)
     end_episode = _passed_on(Replay.end_episode)
     clear = _passed_on(Replay.clear)
-    count_batch = _passed_on(Replay.count_batch)
-    update_priorities = _passed_on(Replay.update_priorities)
     draw = _passed_on(Replay.draw)
     probability = _passed_on(Replay.probability)
-    reduce = _passed_on(Replay.reduce)
-    weigh = _passed_on(Replay.weigh)
     serve = _passed_on(Replay.serve)
     open = _passed_on(Replay.open)
-    fetch = _passed_on(Replay.fetch)
     look_ahead = _passed_on(Replay.look_ahead)
-    __len__ = _passed_on(Replay.__len__)
     latest = _passed_on(Replay.latest)
     episode = _passed_on(Replay.episode)
     read = _passed_on(Replay.read)
     stats = _passed_on(Replay.stats)
     check = _passed_on(Replay.check)
+
+    # Called for every batch: written out, which is faster
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def count_batch(self) -> None:
+        self.inner.count_batch()
+
+    def update_priorities(
+        self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *, priorities: npt.ArrayLike | None = None
+    ) -> int:
+        return self.inner.update_priorities(indices, td_errors, priorities=priorities)
+
+    def fetch(self, indices: Indices) -> dict[str, Any]:
+        return self.inner.fetch(indices)
+
+    def reduce(self, window: Window) -> dict[str, Any]:
+        return self.inner.reduce(window)
+
+    def weigh(self, draw: Draw) -> npt.NDArray[np.float32]:
+        return self.inner.weigh(draw)
 
     def window(self, indices: Indices) -> Window:
         """The wrapped replay's windows, as `change` makes them."""
