@@ -115,7 +115,7 @@ class LocalStorage(Storage):
             if kernels.store(block, steps, kernels.BOTH, *self._written, indices) >= 0:
                 self._refuse_rewards_of(block, len(indices))
             return indices
-        if type(block) is bytes and self.num_envs > 1:
+        if type(block) is bytes and mask is not None and self.num_envs > 1:
             entries = np.empty(int(mask.sum()), _INT64)
             self._refuse_rewards_of(block, len(entries))
             self._keep_stamps()
