@@ -1,7 +1,6 @@
 """Every function that Numba compiles: arrays and plain numbers in, arrays out.
 
-Importing this package does not import Numba. :func:`lazy` returns a stand-in for a kernel module, which imports the
-module, and Numba with it, when the first kernel is looked up: when the first buffer is built.
+Importing this package does not import Numba: it is imported with the first kernel module, for the first buffer.
 """
 
 import importlib

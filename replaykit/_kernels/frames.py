@@ -31,15 +31,13 @@ def write(done, obs, next_obs, indices, begins, shape, written, table, pool, ove
     """
     num_envs, capacity, given, kept = shape[NUM_ENVS], shape[CAPACITY], shape[GIVEN], shape[KEPT]
     size, shares, width = shape[SIZE], shape[SHARES] != 0, 2 * shape[KEPT]
-    row = np.empty(width, np.int64)
+    row, no_frames = np.empty(width, np.int64), np.zeros(width, np.int64)
     for j in range(done, indices.shape[0]):
         lane = indices[j] % num_envs if num_envs > 1 else 0
         step, slot = (indices[j] // num_envs if num_envs > 1 else indices[j]), indices[j] % capacity
         while written[lane] > step:
             written[lane] -= 1
-            for s in range(width):
-                row[s] = 0
-            _replace_row(table, (written[lane] * num_envs + lane) % capacity, row, num_envs, capacity, free)
+            _replace_row(table, (written[lane] * num_envs + lane) % capacity, no_frames, num_envs, capacity, free)
         if free[COUNT] < 2 * given:
             return j
         before = (slot - num_envs if slot >= num_envs else slot - num_envs + capacity) * width
@@ -63,9 +61,8 @@ def write(done, obs, next_obs, indices, begins, shape, written, table, pool, ove
                 if number == 0 and p > 0 and _same(next_obs, start, next_obs, start - size, size):
                     number = row[width - given + p - 1]
             row[width - given + p] = number if number else _store_frame(next_obs, start, size, pool, overflow, free)
-        for k in range(kept - given):  # older frames are those of the step before; a first step has none
+        for k in range(kept - given - 1, -1, -1):  # older frames are those of the step before; a first step has none
             row[k] = table[before + k + 1] if not begins[j] else 0 if shape[ZERO] else row[kept - 1]
-        for k in range(kept - given):
             row[kept + k] = row[k + 1]
         _replace_row(table, slot, row, num_envs, capacity, free)
         written[lane] = step + 1
@@ -75,29 +72,21 @@ def write(done, obs, next_obs, indices, begins, shape, written, table, pool, ove
 @jit
 def _same(one, a, other, b, size):
     """Whether `size` bytes are equal; compared in parts, so that the compiler can use vectors."""
-    a, b, at, n = np.uint64(a), np.uint64(b), np.uint64(0), np.uint64(size)
-    while at + np.uint64(STEP) <= n:
-        differs = np.uint8(0)
-        for i in range(STEP):
-            differs |= one[a + at + np.uint64(i)] ^ other[b + at + np.uint64(i)]
+    for at in range(0, size, STEP):
+        start, other_start, differs = np.uint64(a + at), np.uint64(b + at), np.uint8(0)
+        for i in range(min(STEP, size - at)):
+            differs |= one[start + np.uint64(i)] ^ other[other_start + np.uint64(i)]
         if differs:
             return False
-        at += np.uint64(STEP)
-    differs = np.uint8(0)
-    for i in range(size - np.int64(at)):
-        differs |= one[a + at + np.uint64(i)] ^ other[b + at + np.uint64(i)]
-    return differs == 0
+    return True
 
 
 @jit
 def _is_frame(values, at, number, size, pool, overflow):
     """Whether the bytes from `at` on are those of frame `number`."""
-    if number == 0:
-        return False
     start = number * size
-    if start < pool.shape[0]:
-        return _same(values, at, pool, start, size)
-    return _same(values, at, overflow, start - pool.shape[0], size)
+    memory, start = (pool, start) if start < pool.shape[0] else (overflow, start - pool.shape[0])
+    return number != 0 and _same(values, at, memory, start, size)
 
 
 @jit
@@ -106,18 +95,11 @@ def _store_frame(values, at, size, pool, overflow, free):
     free[COUNT] -= 1
     number = np.int64(free[NUMBERS + free[COUNT]])
     start = number * size
-    if start < pool.shape[0]:
-        _copy(values, at, pool, start, size)
-    else:
-        _copy(values, at, overflow, start - pool.shape[0], size)
-    return number
-
-
-@jit
-def _copy(source, a, target, b, size):
-    a, b = np.uint64(a), np.uint64(b)
+    memory, start = (pool, start) if start < pool.shape[0] else (overflow, start - pool.shape[0])
+    source, target = np.uint64(at), np.uint64(start)
     for i in range(size):
-        target[b + np.uint64(i)] = source[a + np.uint64(i)]
+        memory[target + np.uint64(i)] = values[source + np.uint64(i)]
+    return number
 
 
 @jit
@@ -128,11 +110,10 @@ def _replace_row(table, slot, row, num_envs, capacity, free):
     after = slot + num_envs if slot + num_envs < capacity else slot + num_envs - capacity
     for s in range(width):
         number = np.int64(table[slot * width + s])
-        if number == 0 or (before != slot and _contains(table, before * width, width, number)):
-            continue
-        if (after != slot and _contains(table, after * width, width, number)) or _contains(row, 0, width, number):
-            continue
-        if not _contains(table, slot * width, s, number):  # once
+        is_kept = number == 0 or _contains(row, 0, width, number)
+        for neighbour in (before, after):
+            is_kept = is_kept or (neighbour != slot and _contains(table, neighbour * width, width, number))
+        if not is_kept and not _contains(table, slot * width, s, number):  # once
             free[NUMBERS + free[COUNT]] = number
             free[COUNT] += 1
     for s in range(width):

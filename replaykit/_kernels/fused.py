@@ -5,32 +5,15 @@ import numpy as np
 from replaykit._kernels.goals import look_ahead
 from replaykit._kernels.jit import jit, view
 from replaykit._kernels.tree import proportional_draw
-from replaykit._kernels.windows import (
-    COUNT,
-    INDICES,
-    META,
-    PROBABILITIES,
-    ROW_BYTES,
-    SLOTS,
-    START,
-    WEIGHTS,
-    transitions,
-    uniform_draw,
-)
+from replaykit._kernels.windows import COUNT, META, ROW_BYTES, START, WEIGHTS, drawn_fields, transitions, uniform_draw
 
 
 @jit
 def uniform_batch(uniforms, bounds, rows, plan, powers, block, stage):
     """`uniform_draw`, then `transitions`. Every weight is 1."""
-    count, capacity = plan[META, COUNT], rows.shape[0] // plan[META, ROW_BYTES]
-    indices, slots = (
-        view(block, plan[START, INDICES], count, np.int64),
-        view(block, plan[START, SLOTS], count, np.int64),
-    )
-    probabilities = view(block, plan[START, PROBABILITIES], count, np.float64)
-    weights = view(block, plan[START, WEIGHTS], count, np.float32)
-    uniform_draw(uniforms, bounds, capacity, slots, indices, probabilities)
-    for i in range(count):
+    uniform_draw(uniforms, bounds, rows.shape[0] // plan[META, ROW_BYTES], *drawn_fields(plan, block))
+    weights = view(block, plan[START, WEIGHTS], plan[META, COUNT], np.float32)
+    for i in range(weights.shape[0]):
         weights[i] = 1.0
     transitions(bounds, rows, plan, powers, block, stage)
 
@@ -38,13 +21,8 @@ def uniform_batch(uniforms, bounds, rows, plan, powers, block, stage):
 @jit
 def proportional_batch(nodes, extremes, settled, points, scheme, bounds, rows, plan, powers, block, stage):
     """`proportional_draw`, then `transitions`. Weights are left out."""
-    count, capacity = plan[META, COUNT], rows.shape[0] // plan[META, ROW_BYTES]
-    indices, slots = (
-        view(block, plan[START, INDICES], count, np.int64),
-        view(block, plan[START, SLOTS], count, np.int64),
-    )
-    probabilities = view(block, plan[START, PROBABILITIES], count, np.float64)
-    proportional_draw(nodes, extremes, settled, points, scheme, bounds, capacity, slots, indices, probabilities)
+    capacity, drawn = rows.shape[0] // plan[META, ROW_BYTES], drawn_fields(plan, block)
+    proportional_draw(nodes, extremes, settled, points, scheme, bounds, capacity, *drawn)
     transitions(bounds, rows, plan, powers, block, stage)
 
 

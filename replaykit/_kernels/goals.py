@@ -3,10 +3,9 @@
 import numpy as np
 
 from replaykit._kernels.jit import jit, view
-from replaykit._kernels.lanes import FIRST as OLDEST
-from replaykit._kernels.lanes import TOO_LARGE, nth_stored, prefetch_row
+from replaykit._kernels.lanes import FIRST, TOO_LARGE, nth_stored, prefetch_row
 from replaykit._kernels.store import NUMBER, STARTS, STOPS
-from replaykit._kernels.windows import CHUNK, COUNT, INDICES, LENGTH, META, ONLY, ROW_BYTES, SIZE, SLOTS, START, gather
+from replaykit._kernels.windows import CHUNK, COUNT, LENGTH, META, ONLY, ROW_BYTES, SIZE, START, drawn_fields, gather
 
 FUTURE, FINAL, EPISODE, RANDOM = 0, 1, 2, 3
 """Where goals come from: the same episode from the step itself on, its last step, all of it, or any stored step."""
@@ -17,30 +16,26 @@ def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, col
     """Choose a share of the groups of windows in a block, and a step whose achieved goal each of them gets.
 
     A group is a row of a batch: one window, or as many as there are for each of the G columns of `uniforms`. Group g is
-    chosen if ``uniforms[0, g] < ratio``, and ``uniforms[1, g]`` chooses the step. Returns the numbers W of chosen
-    windows and S of their steps. `column` is that of the achieved goal, of `size` bytes. `out` receives, each from a
-    multiple of 8 bytes on and with room for all groups, windows or steps: whether each group is chosen; the numbers of
-    the chosen windows; the place of each step in the windows' rewards; the goal achieved in each step; the goal of each
-    step; the goal of each window.
+    chosen if ``uniforms[0, g] < ratio``, and ``uniforms[1, g]`` chooses the step. Returns the numbers of chosen windows
+    and of their steps. `column` is that of the achieved goal. `out` receives, each from a multiple of 8 bytes on and
+    with room for all groups, windows or steps: whether each group is chosen; the numbers of the chosen windows; the
+    place of each step in the windows' rewards; the goal achieved in each step; the goal of each step; of each window.
     """
     num_envs, groups, count, row_bytes = bounds.shape[1], uniforms.shape[1], plan[META, COUNT], plan[META, ROW_BYTES]
     width, most, capacity = count // groups, count * n, rows.shape[0] // row_bytes
-    indices = view(block, plan[START, INDICES], count, np.int64)
-    slots = view(block, plan[START, SLOTS], count, np.int64)
+    slots, indices, _ = drawn_fields(plan, block)
     lengths, chosen = view(block, plan[START, LENGTH], count, np.int64), view(out, 0, groups, np.uint8)
     to = (groups + 7) // 8 * 8
     windows, places = view(out, to, count, np.int64), view(out, to + 8 * count, most, np.int64)
     to += 8 * (count + most)
-    owners, total = np.empty(groups, np.int64), 0
+    owners, chances, total = np.empty(groups, np.int64), np.empty(groups, np.float64), 0
     for g in range(groups):
         chosen[g] = uniforms[0, g] < ratio
-        owners[total] = g
+        owners[total], chances[total] = g, uniforms[1, g]
         total += int(chosen[g])
-    chances, sources, found = np.empty(total, np.float64), np.empty(total, np.int64), np.empty(total, np.int64)
-    for j in range(total):
-        chances[j] = uniforms[1, owners[j]]
+    sources, found = np.empty(total, np.int64), np.empty(total, np.int64)
     if scope == RANDOM:
-        nth_stored(chances, bounds, capacity, sources, found)
+        nth_stored(chances[:total], bounds, capacity, sources, found)
     else:
         for j in range(total):
             window = owners[j] * width
@@ -52,7 +47,7 @@ def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, col
                 begin = last
             elif scope == EPISODE:
                 lane = index % num_envs
-                begin = max(tables[STARTS, episode], bounds[OLDEST, lane] * num_envs + lane)
+                begin = max(tables[STARTS, episode], bounds[FIRST, lane] * num_envs + lane)
             allowed = (last - begin if num_envs == 1 else (last - begin) // num_envs) + 1
             slot = slots[window] + begin - index + int(chances[j] * allowed) * num_envs
             sources[j] = slot - capacity if slot >= capacity else slot + capacity if slot < 0 else slot
@@ -61,25 +56,17 @@ def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, col
     achieved, wanted, goals, steps = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(count, np.int64), 0
     for j in range(total):
         for t in range(width):
-            window = owners[j] * width + t
-            slot = slots[window]
+            window, slot = owners[j] * width + t, slots[owners[j] * width + t]
             windows[j * width + t], goals[j * width + t] = window, sources[j]
             for k in range(lengths[window]):
                 places[steps], achieved[steps], wanted[steps] = window * n + k, slot, sources[j]
+                slot = slot + num_envs if slot + num_envs < capacity else slot + num_envs - capacity
                 steps += 1
-                slot += num_envs
-                if slot >= capacity:
-                    slot -= capacity
     size, place = plan[SIZE, column], plan[ONLY, column]
-    rows4, out4 = view(rows, 0, rows.shape[0] // 4, np.uint32), view(out, 0, out.shape[0] // 4, np.uint32)
-    for kind in range(3):  # one call of gather for each width of word, so that it is compiled once
+    for kind in range(3):  # one call of gather, so that it is compiled once
         source, last = (achieved, steps) if kind == 0 else (wanted, steps) if kind == 1 else (goals, total * width)
         for begin in range(0, last, CHUNK):
-            stop = min(begin + CHUNK, last)
-            if place % 4 == 0 and size % 4 == 0:
-                gather(rows4, row_bytes // 4, source, begin, stop, place // 4, size // 4, out4, to // 4)
-            else:
-                gather(rows, row_bytes, source, begin, stop, place, size, out, to)
+            gather(rows, row_bytes, source, begin, min(begin + CHUNK, last), place, size, out, to)
         to += (most * size + 7) // 8 * 8
     return total * width, steps
 

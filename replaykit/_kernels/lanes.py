@@ -17,44 +17,31 @@ TOO_LARGE = 3.4028235677973366e38
 @jit
 def slots_of(indices, bounds, capacity, slots):
     """Slots of stored indices; returns -1 if all are stored, else the position of the first that is not."""
-    num_envs = bounds.shape[1]
-    if num_envs == 1:  # without a division: a stored index is at most one lap behind
-        oldest, stop = bounds[FIRST, 0], bounds[CURSOR, 0]
-        lap = stop // capacity * capacity
-        for i in range(indices.shape[0]):
-            index = indices[i]
-            if index < oldest or index >= stop:
-                return i
-            slots[i] = index - lap if index >= lap else index - lap + capacity
-        return -1
+    num_envs, lap = bounds.shape[1], bounds[CURSOR, 0] // capacity * capacity
     for i in range(indices.shape[0]):
         index = indices[i]
-        if index < 0:
-            return i
-        lane, step = index % num_envs, index // num_envs
+        lane, step = (index % num_envs, index // num_envs) if num_envs > 1 else (0, index)
         if step < bounds[FIRST, lane] or step >= bounds[CURSOR, lane]:
             return i
-        slots[i] = index % capacity
+        if num_envs > 1:
+            slots[i] = index % capacity
+        else:  # without a division: a stored index is at most one lap behind
+            slots[i] = index - lap if index >= lap else index - lap + capacity
     return -1
 
 
 @jit
 def indices_of(slots, bounds, capacity, indices):
     """The index stored in each slot, or the last one that was."""
-    num_envs = bounds.shape[1]
-    length = capacity // num_envs
+    num_envs, length, lane = bounds.shape[1], capacity // bounds.shape[1], 0
     seam = bounds[CURSOR, 0] % length
-    lap = bounds[CURSOR, 0] - seam
     for i in range(slots.shape[0]):
-        slot = slots[i]
-        if num_envs == 1:
-            indices[i] = lap + slot if slot < seam else lap - length + slot
-        else:
-            lane, row = slot % num_envs, slot // num_envs
+        row = slots[i]
+        if num_envs > 1:
+            lane, row = row % num_envs, row // num_envs
             seam = bounds[CURSOR, lane] % length
-            lap = bounds[CURSOR, lane] - seam
-            step = lap + row if row < seam else lap - length + row
-            indices[i] = step * num_envs + lane
+        step = bounds[CURSOR, lane] - seam + row
+        indices[i] = (step if row < seam else step - length) * num_envs + lane
 
 
 @jit
@@ -68,8 +55,7 @@ def nth_stored(uniforms, bounds, capacity, slots, indices):
     for lane in range(num_envs):
         total += bounds[CURSOR, lane] - bounds[FIRST, lane]
         in_step &= bounds[FIRST, lane] == bounds[FIRST, 0] and bounds[CURSOR, lane] == bounds[CURSOR, 0]
-    start = bounds[FIRST, 0] * num_envs
-    begin = start % capacity
+    start, begin = bounds[FIRST, 0] * num_envs, bounds[FIRST, 0] * num_envs % capacity
     turn = begin if total == capacity else 0
     for i in range(uniforms.shape[0]):
         rank = int(uniforms[i] * total)
@@ -99,13 +85,11 @@ def select_stored(indices, values, limit, eps, bounds, capacity, slots, kept):
         index, size = indices[i], abs(values[i])
         if index < 0 or not size <= limit:
             return -1 - i
-        lane = index % num_envs if num_envs > 1 else 0
-        step = index // num_envs if num_envs > 1 else index
+        lane, step = (index % num_envs, index // num_envs) if num_envs > 1 else (0, index)
         if step >= bounds[CURSOR, lane]:
             return -1 - i
         if step >= bounds[FIRST, lane]:
-            slots[count] = index % capacity
-            kept[count] = size + eps
+            slots[count], kept[count] = index % capacity, size + eps
             count += 1
     return count
 

@@ -37,23 +37,29 @@ def store(data, steps, stage, header, rows, tables, indices):
             return wrong
     num_envs, count, capacity = header[NUM_ENVS], indices.shape[0], rows.shape[0] // header[ROW_BYTES]
     first, cursor = view(header, LANES, num_envs, np.int64), view(header, LANES + num_envs, num_envs, np.int64)
-    in_step = steps > 0
+    length, begin = capacity // num_envs, cursor[0] * num_envs
+    in_step, stamp, stored = steps > 0, 0, 0
     for e in range(num_envs):
         in_step &= cursor[e] == cursor[0]
-    if stage != PUBLISH:
-        _retire(steps, in_step, first, cursor, capacity // num_envs, indices)
+        stamp += cursor[e]
+    if stage != PUBLISH:  # retire the steps that the new ones will overwrite
+        for e in range(num_envs if steps > 0 else 0):
+            first[e] = max(first[e], cursor[e] + steps - length)
+        for j in range(count):
+            if in_step:
+                indices[j] = begin + j
+            elif steps > 0:
+                indices[j] = (cursor[j % num_envs] + j // num_envs) * num_envs + j % num_envs
+            else:
+                lane = indices[j] % num_envs
+                first[lane] = max(first[lane], indices[j] // num_envs + 1 - length)
     if stage != RETIRE:
-        begin = 0
-        for e in range(num_envs):
-            begin += cursor[e]
         _write(view(data, 0, len(data), np.uint8), in_step, header, rows, capacity, indices)
-        _advance_episodes(begin, in_step, header, rows, tables, capacity, indices)
+        _advance_episodes(stamp, in_step, header, rows, tables, capacity, indices)
         for e in range(num_envs):  # publish
             cursor[e] += steps
-        if steps == 0:
-            for j in range(count):
-                cursor[indices[j] % num_envs] = indices[j] // num_envs + 1
-    stored = 0
+        for j in range(0 if steps > 0 else count):
+            cursor[indices[j] % num_envs] = indices[j] // num_envs + 1
     for e in range(num_envs):
         stored += cursor[e] - first[e]
     header[STORED] = stored
@@ -76,24 +82,6 @@ def _not_finite(data, header, count):
 
 
 @inlined
-def _retire(steps, in_step, first, cursor, length, indices):
-    """Retire the steps that the new ones will overwrite."""
-    num_envs = first.shape[0]
-    if steps > 0:
-        for e in range(num_envs):
-            first[e] = max(first[e], cursor[e] + steps - length)
-    begin = cursor[0] * num_envs
-    for j in range(indices.shape[0]):
-        if in_step:
-            indices[j] = begin + j
-        elif steps > 0:
-            indices[j] = (cursor[j % num_envs] + j // num_envs) * num_envs + j % num_envs
-        else:
-            lane, step = indices[j] % num_envs, indices[j] // num_envs
-            first[lane] = max(first[lane], step + 1 - length)
-
-
-@inlined
 def _write(values, in_step, header, rows, capacity, indices):
     """Copy the leaves of the entries to their rows, and set the flags that end an episode."""
     num_envs, row_bytes, end, count = header[NUM_ENVS], header[ROW_BYTES], header[END], indices.shape[0]
@@ -103,9 +91,8 @@ def _write(values, in_step, header, rows, capacity, indices):
     values4, rows4 = view(values, 0, values.shape[0] // 4, np.uint32), view(rows, 0, rows.shape[0] // 4, np.uint32)
     done = 0
     while done < count:  # a run of consecutive slots at a time
-        slot = indices[done] % capacity
+        start, slot = 0, indices[done] % capacity
         run = min(count - done, capacity - slot) if in_step else 1
-        start = 0
         for leaf in range(0, layout.shape[0], 2):
             place, size = slot * row_bytes + layout[leaf], layout[leaf + 1]
             source = start + done * size
@@ -120,12 +107,9 @@ def _write(values, in_step, header, rows, capacity, indices):
         done += run
 
 
-# Indices are unsigned below: with a signed one, each access first asks whether it counts from the end
-
-
 @jit
 def _scatter(values, start, count, words, rows, place, stride):
-    """Copy `words` words to each of `count` rows, from `place` on."""
+    """Copy `words` words to each of `count` rows, from `place` on; unsigned indices do not count from the end."""
     size, step = np.uint64(words), np.uint64(stride)
     if words <= 4:  # word by word, since a short inner loop costs more
         for k in range(words):
@@ -152,11 +136,9 @@ def _advance_episodes(stamp, in_step, header, rows, tables, capacity, indices):
         place = header[at + lane]
         if header[over + lane] != 0:
             place = place + num_envs if place + num_envs < capacity else place + num_envs - capacity
-            header[at + lane] = place
+            header[at + lane], tables[STARTS, place] = place, index
             header[episode + lane] += num_envs
-            tables[STARTS, place] = index
-        tables[NUMBER, slot] = header[episode + lane]
-        tables[STOPS, place] = index
+        tables[NUMBER, slot], tables[STOPS, place] = header[episode + lane], index
         header[over + lane] = rows[slot * row_bytes + end]
         if tables.shape[0] > STAMPS:
             tables[STAMPS, slot] = stamp + j
@@ -182,14 +164,13 @@ def number_entries(mask, bounds, indices, entries):
 @jit
 def end_episodes(lanes, header, rows):
     """End the running episodes of lanes after their newest steps."""
-    num_envs, row_bytes, end = header[NUM_ENVS], header[ROW_BYTES], header[END]
-    capacity = rows.shape[0] // row_bytes
-    for j in range(lanes.shape[0]):
-        lane = lanes[j]
+    num_envs, row_bytes = header[NUM_ENVS], header[ROW_BYTES]
+    for lane in lanes:
         cursor = header[LANES + CURSOR * num_envs + lane]
         header[LANES + OVER * num_envs + lane] = 1
         if cursor > header[LANES + lane]:
-            rows[((cursor - 1) * num_envs + lane) % capacity * row_bytes + end] = 1
+            slot = ((cursor - 1) * num_envs + lane) % (rows.shape[0] // row_bytes)
+            rows[slot * row_bytes + header[END]] = 1
 
 
 @jit
@@ -216,19 +197,16 @@ def begins_of(ends, header, indices, begins):
 @jit
 def rebuild_tables(header, rows, tables, starts):
     """Make the episode tables from the end flags of the rows and the first index of each lane's oldest episode."""
-    num_envs, row_bytes, end = header[NUM_ENVS], header[ROW_BYTES], header[END]
-    capacity = rows.shape[0] // row_bytes
+    num_envs, row_bytes, capacity = header[NUM_ENVS], header[ROW_BYTES], rows.shape[0] // header[ROW_BYTES]
     for e in range(num_envs):
-        first, cursor = header[LANES + e], header[LANES + CURSOR * num_envs + e]
-        episode, stop = header[LANES + EPISODE * num_envs + e], 0
-        for step in range(cursor - 1, first - 1, -1):
+        newest, episode = header[LANES + CURSOR * num_envs + e] - 1, header[LANES + EPISODE * num_envs + e]
+        for step in range(newest, header[LANES + e] - 1, -1):
             index = step * num_envs + e
             slot = index % capacity
-            if step == cursor - 1:
-                stop = index
-            elif rows[slot * row_bytes + end] != 0:
+            ends = rows[slot * row_bytes + header[END]] != 0
+            if ends and step < newest:
                 tables[STARTS, episode % capacity] = index + num_envs
-                episode, stop = episode - num_envs, index
-            tables[NUMBER, slot] = episode
-            tables[STOPS, episode % capacity] = stop
-            tables[STARTS, episode % capacity] = starts[e]
+                episode -= num_envs
+            if ends or step == newest:
+                tables[STOPS, episode % capacity] = index
+            tables[NUMBER, slot], tables[STARTS, episode % capacity] = episode, starts[e]

@@ -48,12 +48,8 @@ def find(nodes, masses, cursors):
 
 @jit
 def _last_positive_before(nodes, cursor):
-    """Last positive leaf before a zero leaf on which a query landed, because a sum was rounded up.
-
-    In exact arithmetic a query is always less than the node it is in. The answer is the positive leaf passed last.
-    """
-    size = nodes.shape[0] // 2
-    node = cursor
+    """The last positive leaf before a zero leaf on which a query landed, because a sum was rounded up."""
+    size, node = nodes.shape[0] // 2, cursor
     while node > 1 and (node % 2 == 0 or nodes[node - 1] == 0.0):
         node //= 2
     if node <= 1:  # no positive leaf before it: a query that is no number in [0, total)
@@ -86,23 +82,21 @@ def assign(nodes, extremes, leaves, values):
     A parent equal to the one before it is dropped: sorted leaves, as those of a stratified draw, share most of their
     ancestors. The levels with few nodes are recomputed as a whole.
     """
-    size = nodes.shape[0] // 2
+    size, count = nodes.shape[0] // 2, leaves.shape[0]
     maxima, loose, shift = _blocks(nodes, extremes)
-    touched = np.empty(leaves.shape[0], np.int64)
-    for i in range(leaves.shape[0]):
+    touched = np.empty(count, np.int64)
+    for i in range(count):
         leaf, new = np.uint64(leaves[i]), values[i]
         node = leaf + np.uint64(size)
         old = nodes[node]
-        nodes[node] = new
-        touched[i] = node
+        nodes[node], touched[i] = new, node
         block = leaf >> np.uint64(shift)
         if new >= maxima[block]:
             maxima[block], loose[block] = new, 0.0
         elif old == maxima[block]:
             loose[block] = 1.0
         _note(extremes, old, new)
-    count = leaves.shape[0]
-    while size > 4 * count > 0:
+    while size > 4 * count:
         kept, previous = np.uint64(0), np.uint64(0)
         for i in range(count):
             parent = np.uint64(touched[i]) >> ONE
@@ -115,10 +109,8 @@ def assign(nodes, extremes, leaves, values):
             child = parent << ONE
             nodes[parent] = nodes[child] + nodes[child + ONE]
         size >>= 1
-    for i in range(1, size if count else 0):
-        parent = np.uint64(size - i)
-        child = parent << ONE
-        nodes[parent] = nodes[child] + nodes[child + ONE]
+    for k in range(size - 1, 0, -1):
+        nodes[k] = nodes[2 * k] + nodes[2 * k + 1]
 
 
 @jit
@@ -126,12 +118,10 @@ def fill(nodes, extremes, start, stop, value):
     """Set the leaves in [start, stop) to one value and recompute their ancestors, about two additions a leaf."""
     if stop <= start:
         return
-    size = nodes.shape[0] // 2
-    maxima, loose, shift = _blocks(nodes, extremes)
+    size, (maxima, loose, shift) = nodes.shape[0] // 2, _blocks(nodes, extremes)
     for leaf in range(start, stop):
-        old = nodes[size + leaf]
+        old, block = nodes[size + leaf], leaf >> shift
         nodes[size + leaf] = value
-        block = leaf >> shift
         if old == maxima[block]:
             loose[block] = 1.0
         _note(extremes, old, value)
@@ -180,18 +170,15 @@ def _place_of_largest(values, start, stop):
 @jit
 def largest(nodes, extremes):
     """The largest leaf, 0 in an empty tree. O(sqrt C), unless every block has just lost its largest leaf."""
-    if extremes[MAX_LOOSE] == 0.0:
-        return extremes[MAX]
-    size = nodes.shape[0] // 2
-    maxima, loose, shift = _blocks(nodes, extremes)
+    size, (maxima, loose, shift) = nodes.shape[0] // 2, _blocks(nodes, extremes)
     begin = size - size  # a plain 0 would have Numba compile what it is given to once more
-    best = _place_of_largest(maxima, begin, maxima.shape[0])
-    while loose[best] != 0.0:
-        start = size + (best << shift)
-        maxima[best] = nodes[_place_of_largest(nodes, start, start + (1 << shift))]
-        loose[best] = 0.0
+    while extremes[MAX_LOOSE] != 0.0:
         best = _place_of_largest(maxima, begin, maxima.shape[0])
-    extremes[MAX], extremes[MAX_LOOSE] = maxima[best], 0.0
+        if loose[best] == 0.0:
+            extremes[MAX], extremes[MAX_LOOSE] = maxima[best], 0.0
+        else:
+            start = size + (best << shift)
+            maxima[best], loose[best] = nodes[_place_of_largest(nodes, start, start + (1 << shift))], 0.0
     return extremes[MAX]
 
 
@@ -207,15 +194,11 @@ def smallest(nodes, extremes):
     return extremes[MIN]
 
 
-# -- The priorities of stored steps follow the bounds of the lanes --------------------------------------------------
-
-
 @jit
 def settle(nodes, extremes, settled, bounds, capacity):
     """Give new steps the largest value there is, or 1, and 0 to steps that were retired and not replaced.
 
-    `settled` are the bounds that the leaves follow; they become `bounds`. While lanes are in step, the leaves of all
-    lanes are filled together.
+    `settled` are the bounds that the leaves follow; they become `bounds`. Lanes that are in step are filled together.
     """
     num_envs, length = bounds.shape[1], capacity // bounds.shape[1]
     together, is_settled = True, True
@@ -228,13 +211,11 @@ def settle(nodes, extremes, settled, bounds, capacity):
     value, width = 0.0, num_envs if together else 1
     for is_new in range(2):  # one call of fill, so that it is compiled once
         if is_new:
-            value = largest(nodes, extremes)
-            value = 1.0 if value == 0.0 else value
+            value = largest(nodes, extremes) or 1.0
         for e in range(1 if together else num_envs):
+            begin, stop = max(settled[0, e], bounds[1, e] - length), bounds[0, e]
             if is_new:
                 begin, stop = max(settled[1, e], bounds[0, e]), bounds[1, e]
-            else:
-                begin, stop = max(settled[0, e], bounds[1, e] - length), bounds[0, e]
             while begin < stop:  # a run of consecutive slots at a time
                 slot = (begin * num_envs + e) % capacity
                 steps = min(stop - begin, (capacity - slot) // num_envs) if together else 1

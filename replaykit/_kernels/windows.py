@@ -13,10 +13,9 @@ from replaykit._kernels.jit import inlined, jit, view
 from replaykit._kernels.lanes import CURSOR, nth_stored, prefetch_row, slots_of
 
 START, SIZE, FIRST, LAST, ONLY, META, PLAN_ROWS = 0, 1, 2, 3, 4, 5, 6
-COUNT, ROW_BYTES, END, REWARD, TERMINATED, TRUNCATED = 0, 1, 2, 3, 4, 5
-"""In plan[META]: windows in the block, bytes of a row, the place of the flag that ends an episode, three columns."""
-REWARD_PLACE, TERMINATED_PLACE, TRUNCATED_PLACE = 6, 7, 8
-"""In plan[META]: the places of these three columns in the row."""
+COUNT, ROW_BYTES, END, REWARD, TERMINATED, TRUNCATED, REWARD_PLACE, TERMINATED_PLACE, TRUNCATED_PLACE = range(9)
+"""In plan[META]: windows in the block, bytes of a row, the place of the flag that ends an episode, three columns, and
+the places of these in the row."""
 DISCOUNT, LENGTH, WEIGHTS, PROBABILITIES, INDICES, SLOTS, REWARDS = -7, -6, -5, -4, -3, -2, -1
 NO_ROW = -1
 BOTH, OPEN, REDUCE = 0, 1, 2
@@ -33,21 +32,22 @@ def transitions(bounds, rows, plan, powers, block, stage):
     those of the windows' last steps.
     """
     count, n, row_bytes = plan[META, COUNT], powers.shape[0] - 1, plan[META, ROW_BYTES]
-    slots = view(block, plan[START, SLOTS], count, np.int64)
+    slots, indices, _ = drawn_fields(plan, block)
+    lengths = view(block, plan[START, LENGTH], count, np.int64)
+    reward = view(block, plan[START, REWARDS], count * n, np.float64)
     if stage != REDUCE:
+        span, last = (n - 1) * bounds.shape[1], rows.shape[0] // row_bytes - 1
         for i in range(count):
             prefetch_row(rows, row_bytes, slots[i])
-        if n > 1:
-            last = rows.shape[0] // row_bytes - 1
-            for i in range(count):
-                prefetch_row(rows, row_bytes, min(slots[i] + (n - 1) * bounds.shape[1], last))
-        _open_windows(bounds, rows, plan, n, slots, block)
+            if n > 1:
+                prefetch_row(rows, row_bytes, min(slots[i] + span, last))
+        _open_windows(bounds, rows, plan, n, slots, indices, lengths, reward, block)
     if stage != OPEN:
-        _reduce_windows(bounds.shape[1], rows, plan, powers, slots, block)
+        _reduce_windows(bounds.shape[1], rows, plan, powers, slots, lengths, reward, block)
 
 
 @inlined
-def _open_windows(bounds, rows, plan, n, slots, block):
+def _open_windows(bounds, rows, plan, n, slots, indices, lengths, reward, block):
     """The rewards (B, n), the length and the flags of each window; rewards past its length are 0."""
     count, num_envs, meta = slots.shape[0], bounds.shape[1], plan[META]
     size, row_bytes, end = plan[SIZE, meta[REWARD]], np.uint64(meta[ROW_BYTES]), np.uint64(meta[END])
@@ -56,9 +56,6 @@ def _open_windows(bounds, rows, plan, n, slots, block):
     capacity, is_short = np.uint64(rows.shape[0] // meta[ROW_BYTES]), size == 4
     terminated = view(block, plan[START, meta[TERMINATED]], count, np.uint8)
     truncated = view(block, plan[START, meta[TRUNCATED]], count, np.uint8)
-    lengths = view(block, plan[START, LENGTH], count, np.int64)
-    reward = view(block, plan[START, REWARDS], count * n, np.float64)
-    indices = view(block, plan[START, INDICES], count, np.int64)
     for i in range(count):
         slot, index, k = np.uint64(slots[i]), indices[i], 0
         stop = bounds[CURSOR, index % num_envs if num_envs > 1 else 0] * num_envs
@@ -80,18 +77,22 @@ def _open_windows(bounds, rows, plan, n, slots, block):
 
 
 @inlined
-def _reduce_windows(num_envs, rows, plan, powers, slots, block):
+def _reduce_windows(num_envs, rows, plan, powers, slots, lengths, reward, block):
     """The fields of the first and of the last step of each window, its return and its discount."""
-    count, n, capacity = slots.shape[0], powers.shape[0] - 1, rows.shape[0] // plan[META, ROW_BYTES]
-    lengths = view(block, plan[START, LENGTH], count, np.int64)
-    reward = view(block, plan[START, REWARDS], count * n, np.float64)
-    for step in range(1 if n == 1 else 2):  # one call of copy_fields, so that it is compiled once
-        if step == 1:
-            for i in range(count):
-                slots[i] += (lengths[i] - 1) * num_envs
-                if slots[i] >= capacity:
-                    slots[i] -= capacity
-        copy_fields(rows, plan, ONLY if n == 1 else FIRST + step, slots, block)
+    count, n, row_bytes = slots.shape[0], powers.shape[0] - 1, plan[META, ROW_BYTES]
+    capacity = rows.shape[0] // row_bytes
+    for step in range(1 if n == 1 else 2):
+        for i in range(count if step == 1 else 0):
+            slots[i] += (lengths[i] - 1) * num_envs
+            if slots[i] >= capacity:
+                slots[i] -= capacity
+        places = plan[ONLY if n == 1 else FIRST + step]
+        for begin in range(0, count, CHUNK):
+            stop = min(begin + CHUNK, count)
+            for field in range(plan.shape[1]):
+                if places[field] >= 0:
+                    size, start = plan[SIZE, field], plan[START, field]
+                    gather(rows, row_bytes, slots, begin, stop, places[field], size, block, start)
     ends = view(block, plan[START, plan[META, TERMINATED]], count, np.uint8)
     to, by = plan[START, plan[META, REWARD]], plan[START, DISCOUNT]
     returns4, discounts4 = view(block, to, count, np.float32), view(block, by, count, np.float32)
@@ -109,25 +110,17 @@ def _reduce_windows(num_envs, rows, plan, powers, slots, block):
 
 
 @jit
-def copy_fields(rows, plan, kind, slots, block):
-    """Copy the fields of one kind (FIRST, LAST or ONLY) from the rows of slots, in the largest words that fit."""
-    row_bytes, count = plan[META, ROW_BYTES], slots.shape[0]
-    rows4, block4 = view(rows, 0, rows.shape[0] // 4, np.uint32), view(block, 0, block.shape[0] // 4, np.uint32)
-    for begin in range(0, count, CHUNK):
-        stop = min(begin + CHUNK, count)
-        for field in range(plan.shape[1]):
-            place, size, start = plan[kind, field], plan[SIZE, field], plan[START, field]
-            if place < 0:
-                continue
-            if place % 4 == 0 and size % 4 == 0:
-                gather(rows4, row_bytes // 4, slots, begin, stop, place // 4, size // 4, block4, start // 4)
-            else:
-                gather(rows, row_bytes, slots, begin, stop, place, size, block, start)
+def gather(rows, row_bytes, slots, begin, stop, place, size, block, start):
+    """Copy `size` bytes from the rows of slots number `begin` to `stop`, to the same numbers from `start` on."""
+    if place % 4 == 0 and size % 4 == 0:
+        rows4, block4 = view(rows, 0, rows.shape[0] // 4, np.uint32), view(block, 0, block.shape[0] // 4, np.uint32)
+        _gather_words(rows4, row_bytes // 4, slots, begin, stop, place // 4, size // 4, block4, start // 4)
+    else:
+        _gather_words(rows, row_bytes, slots, begin, stop, place, size, block, start)
 
 
 @jit
-def gather(rows, width, slots, begin, stop, place, words, block, start):
-    """Copy `words` words from the rows of slots number `begin` to `stop`, to the same numbers from `start` on."""
+def _gather_words(rows, width, slots, begin, stop, place, words, block, start):
     if words <= 4:  # word by word, since a short inner loop costs more
         for k in range(words):
             for i in range(begin, stop):
@@ -139,15 +132,21 @@ def gather(rows, width, slots, begin, stop, place, words, block, start):
                 block[target + np.uint64(k)] = rows[source + np.uint64(k)]
 
 
+@inlined
+def drawn_fields(plan, block):
+    """The slots, the indices and the probabilities in a block."""
+    count, start = plan[META, COUNT], plan[START]
+    slots, indices = view(block, start[SLOTS], count, np.int64), view(block, start[INDICES], count, np.int64)
+    return slots, indices, view(block, start[PROBABILITIES], count, np.float64)
+
+
 @jit
 def transitions_at(given, bounds, rows, plan, powers, block, stage):
     """`transitions` at these indices; returns the position of the first that is not stored, or -1."""
-    count = given.shape[0]
-    indices = view(block, plan[START, INDICES], count, np.int64)
-    slots = view(block, plan[START, SLOTS], count, np.int64)
+    slots, indices, _ = drawn_fields(plan, block)
     wrong = slots_of(given, bounds, rows.shape[0] // plan[META, ROW_BYTES], slots)
     if wrong < 0:
-        for i in range(count):
+        for i in range(given.shape[0]):
             indices[i] = given[i]
         transitions(bounds, rows, plan, powers, block, stage)
     return wrong
@@ -169,19 +168,11 @@ def rewrite(plan, block, columns, rows, values):
             return rows[j]
     for c in range(columns.shape[0]):
         size, start = plan[SIZE, columns[c]], plan[START, columns[c]]
-        if size % 4 == 0:
-            block4 = view(block, 0, block.shape[0] // 4, np.uint32)
-            _spread(block4, start // 4, size // 4, rows, view(values, 0, values.shape[0] // 4, np.uint32))
-        else:
-            _spread(block, start, size, rows, values)
+        for j in range(rows.shape[0]):
+            target, source = np.uint64(start + rows[j] * size), np.uint64(j * size)
+            for k in range(size):
+                block[target + np.uint64(k)] = values[source + np.uint64(k)]
     return -1
-
-
-@jit
-def _spread(block, start, words, rows, values):
-    for j in range(rows.shape[0]):
-        for k in range(words):
-            block[np.uint64(start + rows[j] * words + k)] = values[np.uint64(j * words + k)]
 
 
 @jit

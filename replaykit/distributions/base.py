@@ -1,6 +1,7 @@
 """Distribution, the interface of what is drawn."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,21 +26,14 @@ class Distribution(Declared, ABC):
     ----------
     storage : Storage
         Whose transitions are drawn.
-
-    Attributes
-    ----------
-    storage : Storage
-    batches : int
-        How many batches the buffer has served.
-    eps : float
-        Added to the magnitude of a TD error to make a priority.
-    largest_priority : float
-        Larger priorities and TD errors are refused.
     """
 
     batches = 0
+    """How many batches the buffer has served."""
     eps: float = 0.0
+    """Added to the magnitude of a TD error to make a priority."""
     largest_priority = float(np.finfo(np.float64).max)
+    """Larger priorities and TD errors are refused."""
 
     def __init__(self, storage: Storage) -> None:
         if not isinstance(storage, Storage):
@@ -76,10 +70,8 @@ class Distribution(Declared, ABC):
         shares = self.probability(np.setdiff1d(self.storage.stored(), without), batch_size)
         return float(shares.min(initial=np.inf, where=shares > 0.0))
 
-    # -- For a storage that can make a batch in one call: see Storage.fuse -------------------------------------
-
     kernels: Any = None
-    """A function that returns two kernels, one that draws, opens and reduces, and one that also looks ahead."""
+    """For ``Storage.fuse``: returns two kernels, one that draws, opens and reduces, and one that also looks ahead."""
 
     def arguments(self, batch_size: int, rng: np.random.Generator) -> tuple[Any, ...]:
         """The first arguments of these kernels for a batch. Raises what `draw` raises."""
@@ -92,7 +84,12 @@ class Distribution(Declared, ABC):
         """Complete a draw that one of the kernels has made."""
         return draw
 
-    # -- Looking ---------------------------------------------------------------------------------------------
+    def _draw_with(self, kernel: Callable[..., None], batch_size: int, rng: np.random.Generator) -> Draw:
+        """The draw that a kernel makes of `arguments`."""
+        arguments = *self.arguments(batch_size, rng), self.storage.bounds, self.storage.capacity
+        indices, probabilities = np.empty(batch_size, np.int64), np.empty(batch_size)
+        kernel(*arguments, np.empty(batch_size, np.int64), indices, probabilities)
+        return self.complete(Draw(indices, probabilities))
 
     def stats(self) -> dict[str, float]:
         """Further numbers for ``stats`` of the buffer."""

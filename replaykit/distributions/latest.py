@@ -22,8 +22,7 @@ class Latest(Distribution):
             return np.zeros(0)
         newest = self.storage.latest(batch_size)
         order = np.argsort(newest)
-        found = np.searchsorted(newest, indices, sorter=order).clip(max=newest.size - 1)
-        places = order[found]
+        places = order[np.searchsorted(newest, indices, sorter=order).clip(max=newest.size - 1)]
         return np.where(newest[places] == indices, _shares(places, newest.size, batch_size), 0.0)
 
 

@@ -12,14 +12,14 @@ from replaykit.batch import Draw
 from replaykit.checks import check_choice, check_number, check_unit
 from replaykit.declared import read_only
 from replaykit.distributions.base import Distribution, Floats
-from replaykit.distributions.sum_tree import SCHEMES, SumTree
+from replaykit.distributions.sum_tree import SCHEMES, Scheme, SumTree
 from replaykit.schedules import check_schedule
 from replaykit.storage.base import Indices, Storage
 from replaykit.storage.memory_limit import refuse_more_than_memory
 
 tree_kernels, fused = lazy("tree"), lazy("fused")
 
-Draws: TypeAlias = Literal["stratified", "iid"]
+Draws: TypeAlias = Scheme
 Weights: TypeAlias = Literal["batch", "buffer", "none"]
 
 _LEAF_BYTES = 32  # of a leaf and its share of the inner nodes, at most
@@ -57,9 +57,7 @@ class Proportional(Distribution):
         self._eps = check_number("eps", eps, sys.float_info.max, "a finite non-negative number")
         check_choice("draws", draws, Draws)
         check_choice("weights", weights, Weights)
-        self._draws: Draws = draws
-        self._weights: Weights = weights
-        self.beta = beta
+        self._draws, self._weights, self.beta = draws, weights, beta
         needed = storage.nbytes + _LEAF_BYTES * storage.capacity
         refuse_more_than_memory(needed, f"capacity {storage.capacity} with priorities")
         self.tree = SumTree(storage.capacity, allocate=storage.allocate)
@@ -68,8 +66,7 @@ class Proportional(Distribution):
         self.largest_priority = 0.5 * self.tree.limit ** min(1.0, 1.0 / max(self.alpha, 1e-300)) - self.eps
         if self.largest_priority < 1.0:
             raise ValueError(f"eps is {eps} and alpha {alpha}; expected smaller ones, as no priority fits beside them")
-        self._scheme = SCHEMES.index(draws)
-        self._arrays = self.tree.nodes, self.tree.extremes, self._settled
+        self._scheme, self._arrays = SCHEMES.index(draws), (self.tree.nodes, self.tree.extremes, self._settled)
 
     @property
     def beta(self) -> float:
@@ -80,13 +77,8 @@ class Proportional(Distribution):
     def beta(self, value: float | Callable[[int], float]) -> None:
         self._beta = check_schedule("beta", value)
 
-    # -- Priorities ------------------------------------------------------------------------------------------
-
     def settle(self) -> None:
-        """Give the transitions added since the last call the largest priority in the buffer, or 1 if there is none.
-
-        So adding costs nothing here, and an interrupted add leaves nothing to undo.
-        """
+        """Give the transitions added since the last call the largest priority in the buffer, or 1 if there is none."""
         tree_kernels.settle(*self._arrays, self.storage.bounds, self.storage.capacity)
 
     def update(self, slots: Indices, priorities: Floats) -> int:
@@ -96,14 +88,8 @@ class Proportional(Distribution):
         tree_kernels.update(*self._arrays, self.storage.bounds, self.storage.capacity, slots, scaled)
         return len(slots)
 
-    # -- Drawing ---------------------------------------------------------------------------------------------
-
     def draw(self, batch_size: int, rng: np.random.Generator) -> Draw:
-        storage = self.storage
-        slots, indices = np.empty(batch_size, np.int64), np.empty(batch_size, np.int64)
-        probabilities, arguments = np.empty(batch_size), self.arguments(batch_size, rng)
-        tree_kernels.proportional_draw(*arguments, storage.bounds, storage.capacity, slots, indices, probabilities)
-        return self.complete(Draw(indices, probabilities))
+        return self._draw_with(tree_kernels.proportional_draw, batch_size, rng)
 
     def probability(self, indices: Indices, batch_size: int) -> Floats:
         """``p**alpha / sum(p**alpha)`` of each stored index, 0 if all are 0. O(B)."""
@@ -117,8 +103,7 @@ class Proportional(Distribution):
         q, beta = draw.probabilities, self.beta
         if self._weights == "none":
             with np.errstate(over="ignore"):
-                unscaled: npt.NDArray[np.float32] = ((size * q) ** -beta).astype(np.float32)
-            return unscaled
+                return np.asarray((size * q) ** -beta).astype(np.float32)
         least = draw.least if self._weights == "buffer" and draw.least is not None else np.minimum.reduce(q)
         weights: npt.NDArray[np.float32] = ((q / least) ** -beta).astype(np.float32)
         return np.maximum(weights, _SMALLEST_WEIGHT) if self._weights == "buffer" else weights
@@ -134,8 +119,6 @@ class Proportional(Distribution):
     def _least(self, scaled: float) -> float:
         """The probability of a scaled priority, which is positive even if the quotient underflows."""
         return float(max(scaled / (self.tree.total or 1.0), sys.float_info.min))
-
-    # -- For Storage.fuse ------------------------------------------------------------------------------------
 
     def kernels(self) -> Any:
         return fused.proportional_batch, fused.proportional_look
@@ -162,8 +145,6 @@ class Proportional(Distribution):
             draw.least = self._least(self.tree.smallest)
         return draw
 
-    # -- State -----------------------------------------------------------------------------------------------
-
     def state(self) -> dict[str, Any]:
         """The scaled priorities of the stored transitions, lane after lane, and beta or its schedule."""
         self.settle()
@@ -176,18 +157,13 @@ class Proportional(Distribution):
         self.tree.set(self.storage.stored() % self.storage.capacity, state["scaled"])
 
     def stats(self) -> dict[str, float]:
-        self.settle()
-        size = len(self.storage)
-        return {
-            "beta": self.beta,
-            "scaled_priority_mean": self.tree.total / size if size else 0.0,
-            "scaled_priority_max": self.tree.largest,
-        }
+        mean = self.mass() / max(len(self.storage), 1)
+        return {"beta": self.beta, "scaled_priority_mean": mean, "scaled_priority_max": self.tree.largest}
 
     def check(self) -> None:
         self.settle()
         self.tree.check()
-        assert (self._settled == self.storage.bounds).all(), "a transition has not been given its priority"
         storage = self.storage
+        assert (self._settled == storage.bounds).all(), "a transition has not been given its priority"
         empty = np.setdiff1d(np.arange(storage.capacity), storage.stored() % storage.capacity)
         assert (self.tree.get(empty) == 0.0).all(), "a slot that holds no transition has a priority"

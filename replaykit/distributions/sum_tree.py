@@ -2,20 +2,21 @@
 
 import operator
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
-from replaykit.checks import check_count
+from replaykit.checks import check_choice, check_count
 from replaykit.field import as_float64, as_indices
 
 kernels = lazy("tree")
 
-SCHEMES = ("stratified", "iid")
-"""How the points of a draw lie on the mass, in the order of the kernels' numbers."""
-
+Scheme: TypeAlias = Literal["stratified", "iid"]
+"""How the points of a draw lie on the mass."""
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+"""In the order of the kernels' numbers."""
 Leaves: TypeAlias = npt.NDArray[np.int64]
 Values: TypeAlias = npt.NDArray[np.float64]
 Allocate: TypeAlias = Callable[[str, tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]]
@@ -25,8 +26,8 @@ class SumTree:
     r"""A binary tree over C leaves in which every node is the sum of its two children.
 
     Leaf i holds a non-negative value. Side by side the leaves make up a line of length `total`, and a point drawn
-    uniformly on that line lies on leaf i with probability ``value[i] / total``. The sums lead to the leaf under a point
-    in log2 C steps. With the values 3, 0, 1, 2::
+    uniformly on it lies on leaf i with probability ``value[i] / total``. The sums lead to the leaf under a point in
+    log2 C steps. With the values 3, 0, 1, 2::
 
                        6                 find(3.5):
                     /     \                at 6: left sum 3, and 3.5 >= 3: go right with 3.5 - 3 = 0.5
@@ -56,11 +57,13 @@ class SumTree:
     Examples
     --------
     >>> tree = SumTree(4)
-    >>> tree.set([0, 1, 2, 3], [3.0, 0.0, 1.0, 2.0])
-    >>> tree.total
-    6.0
+    >>> tree.set([0, 2, 3, 0], [7.0, 1.0, 2.0, 3.0])
+    >>> tree.get([0, 1, 2, 3]), tree.total
+    (array([3., 0., 1., 2.]), 6.0)
     >>> tree.find([0.0, 2.9, 3.0, 3.5, 5.9])
     array([0, 0, 2, 2, 3])
+    >>> tree.draw([0.5, 0.5, 0.5], 3)
+    (array([0, 2, 3]), array([0.5       , 0.16666667, 0.33333333]))
     """
 
     def __init__(self, capacity: int, *, allocate: Allocate | None = None) -> None:
@@ -74,20 +77,11 @@ class SumTree:
             self.extremes[kernels.MIN] = np.inf
         self.limit = np.finfo(np.float64).max / (2 << depth)
 
-    # -- Writing ---------------------------------------------------------------------------------------------
-
     def set(self, leaves: npt.ArrayLike, values: npt.ArrayLike) -> None:
         """Give `leaves` (B,) the `values` (B,); of a leaf named twice the last counts. O(B log C).
 
-        If a leaf lies outside [0, C), IndexError is raised; if a value is NaN, infinite, negative or above `limit`, or
-        the shapes differ, ValueError. The tree is then unchanged.
-
-        Examples
-        --------
-        >>> tree = SumTree(3)
-        >>> tree.set([0, 2, 0], [5.0, 1.0, 2.0])
-        >>> tree.get([0, 1, 2])
-        array([2., 0., 1.])
+        Raises IndexError for a leaf outside [0, C); ValueError for a value that is NaN, infinite, negative or above
+        `limit`, and for shapes that differ. The tree is then unchanged.
         """
         leaves, values = self._checked(leaves), as_float64("values", values)
         if values.shape != leaves.shape:
@@ -110,24 +104,14 @@ class SumTree:
         """Set every leaf to 0. O(C)."""
         self.fill(0, self.capacity, 0.0)
 
-    # -- Drawing ---------------------------------------------------------------------------------------------
-
     def draw(self, uniforms: npt.ArrayLike, batch_size: int, scheme: str = "stratified") -> tuple[Leaves, Values]:
         """Leaves drawn in proportion to their values, and their probabilities, each of shape (B,). O(B log C).
 
-        `batch_size` is B, and `uniforms` are B numbers in [0, 1). With "stratified" the line is cut into B equal parts,
-        and one point is drawn in each. With "iid" each point is drawn anywhere. In both schemes a leaf is expected B
-        times its probability. Raises ValueError if every leaf is 0.
-
-        Examples
-        --------
-        >>> tree = SumTree(4)
-        >>> tree.set([0, 1, 2, 3], [3.0, 0.0, 1.0, 2.0])
-        >>> tree.draw([0.5, 0.5, 0.5], 3)
-        (array([0, 2, 3]), array([0.5       , 0.16666667, 0.33333333]))
+        `batch_size` is B, and `uniforms` are B numbers in [0, 1). With "stratified" one point is drawn in each of B
+        equal parts of the line, with "iid" each point is drawn anywhere. In both schemes a leaf is expected B times its
+        probability. Raises ValueError if every leaf is 0.
         """
-        if scheme not in SCHEMES:
-            raise ValueError(f"scheme is {scheme!r}; expected one of {', '.join(map(repr, SCHEMES))}")
+        check_choice("scheme", scheme, Scheme)
         points, expected = as_float64("uniforms", uniforms), (check_count("batch_size", batch_size),)
         if points.shape != expected or not ((points >= 0.0) & (points < 1.0)).all():
             raise ValueError(f"uniforms has shape {points.shape}; expected {expected}, with numbers in [0, 1)")
@@ -157,8 +141,6 @@ class SumTree:
         if self.nodes[1] == 0.0:
             remedy = "set one to a positive number first, or use eps > 0"
             raise ValueError(f"every priority is 0, so nothing can be drawn; {remedy}")
-
-    # -- Looking ---------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return self.capacity
@@ -190,8 +172,7 @@ class SumTree:
         smallest = self.smallest
         if smallest not in self.get(leaves):
             return smallest
-        others = self._leaves.copy()
-        others[leaves] = 0.0
+        others = np.delete(self._leaves, leaves)
         return float(others.min(initial=np.inf, where=others > 0.0))
 
     @property

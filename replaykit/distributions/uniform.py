@@ -33,12 +33,7 @@ class Uniform(Distribution):
 
     def draw(self, batch_size: int, rng: np.random.Generator) -> Draw:
         """Draw indices. O(B), and O(B E) while lanes hold different steps."""
-        storage = self.storage
-        slots, indices = np.empty(batch_size, np.int64), np.empty(batch_size, np.int64)
-        probabilities = np.empty(batch_size)
-        (uniforms,) = self.arguments(batch_size, rng)
-        windows.uniform_draw(uniforms, storage.bounds, storage.capacity, slots, indices, probabilities)
-        return Draw(indices, probabilities)
+        return self._draw_with(windows.uniform_draw, batch_size, rng)
 
     def probability(self, indices: Indices, batch_size: int) -> Floats:
         shares: Floats = np.empty(len(self.storage.slots(indices)))
@@ -54,7 +49,6 @@ class Uniform(Distribution):
             return (rng.random(batch_size),)
         size = len(self.storage)
         if batch_size > size:
-            raise ValueError(
-                f"batch_size is {batch_size}; expected at most {size}, as many as are stored, without replacement"
-            )
+            expected = f"at most {size}, as many as are stored, without replacement"
+            raise ValueError(f"batch_size is {batch_size}; expected {expected}")
         return ((rng.choice(size, batch_size, replace=False) + 0.5) / size,)
