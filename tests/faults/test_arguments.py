@@ -66,7 +66,7 @@ def test_a_batch_size_that_is_no_int_is_refused(stack):
 
 @every_stack
 def test_a_batch_size_that_is_a_bool_is_refused(stack):
-    """True is not a batch size of 1."""
+    """A batch size of True raises an error and is not 1."""
     replay = full(stack)
     for batch_size in (True, np.True_):
         with refused(replay, TypeError, "batch_size", "an int", "True"):
@@ -141,7 +141,7 @@ def test_a_broadcastable_shape_is_refused_and_names_the_field(way_in):
 
 @every_way_in
 def test_a_column_for_a_vector_is_refused_and_names_the_field(way_in):
-    """(E, 1) for (E,), and (1,) for a scalar, raise an error. A leading axis that all fields have is another matter."""
+    """One field of shape (E, 1) for (E,), or (1,) for a scalar, raises an error."""
     replay, lead = way_in.full(), way_in.way.lead
     for field in ("action", "reward", "terminated", "truncated"):
         with refused(replay, ValueError, field, lead, (*lead, 1)):
@@ -192,7 +192,7 @@ def test_a_missing_field_is_refused_and_named(way_in):
 
 @every_way_in
 def test_a_missing_core_field_is_refused_and_named(way_in):
-    """So does a field that every transition has."""
+    """A field that every transition has, such as `truncated`, is named in the error if it is missing."""
     replay, values = way_in.full(), way_in.stack.steps(way_in.way.lead)
     del values["truncated"]
     with refused(replay, (KeyError, TypeError), "'truncated'"):
@@ -209,7 +209,7 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(way_in):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_unknown_key_of_an_observation_is_refused_with_the_nearest_name(way):
-    """So does a key of a nested observation."""
+    """An unknown key of a nested observation raises a KeyError that suggests the key that was meant."""
     way_in = WayIn(STACKS["hindsight"], WAYS[way])
     replay, values = way_in.full(), way_in.stack.steps(way_in.way.lead)
     values["obs"]["goal_achieved"] = values["obs"]["achieved_goal"]
@@ -305,7 +305,7 @@ def test_a_python_int_beyond_int64_is_refused(way_in):
 
 @every_way_in
 def test_strings_are_refused(way_in):
-    """A string of digits is not a number."""
+    """A string raises an error, even if it could be read as a number."""
     replay = way_in.full()
     with refused(replay, TypeError, "reward", "expected float32", "<U3"):
         way_in.call(replay, reward=way_in.repeated("1.0"))
@@ -330,7 +330,7 @@ def test_ragged_lists_are_refused(stack):
 
 @every_way_in
 def test_a_flag_that_is_not_true_or_false_is_refused(way_in):
-    """2, 0.5 and "no" are no flags."""
+    """A flag that is 2, 0.5 or "no" raises an error."""
     replay = way_in.full()
     for field, value in itertools.product(("terminated", "truncated"), (2, 0.5, "no")):
         with refused(replay, (TypeError, OverflowError), field, "expected"):
@@ -357,7 +357,7 @@ def test_a_reward_beyond_its_dtype_is_refused(way_in):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_float64_reward_that_is_not_finite_is_refused(value):
-    """The same with a reward field of float64."""
+    """A reward field of float64 takes no NaN and no infinity."""
     replay = ReplayBuffer(6, Spec(obs=Field(()), action=Field(()), reward=Field((), np.float64)))
     with refused(replay, ValueError, "reward", "finite", value):
         replay.add(0.0, 0.0, value, 0.0, False, False)
@@ -368,7 +368,7 @@ def test_a_float64_reward_that_is_not_finite_is_refused(value):
 @every_stack
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
 def test_the_values_of_lanes_that_a_mask_leaves_out_are_ignored(stack, value):
-    """What a lane that is masked out is given is neither checked nor stored."""
+    """The values of a lane that a mask leaves out are neither checked nor stored."""
     replay = stack.build(num_envs=2)
     obs = np.array([[1.0, 2.0, 3.0], [value] * 3])
     indices = replay.add(**stack.steps((2,), reward=np.array([1.0, value]), obs=obs), mask=[True, False])
@@ -476,7 +476,7 @@ def test_a_strided_array_is_stored_right(way_in):
 
 @every_way_in
 def test_a_reversed_array_is_stored_right(way_in):
-    """So is an array with negative strides."""
+    """An array with negative strides is stored by its values."""
     stored_as(way_in, lambda array: array[..., ::-1].copy()[..., ::-1])
 
 
@@ -561,7 +561,7 @@ def test_changing_an_array_after_it_was_added_changes_nothing(way_in):
 
 @every_way_in
 def test_an_add_changes_no_array_that_it_is_given(way_in):
-    """The caller's arrays are as before."""
+    """An add does not change the caller's arrays."""
     replay = way_in.full()
     values, kept = way_in.stack.steps(way_in.way.lead), way_in.stack.steps(way_in.way.lead)
     getattr(replay, way_in.way.verb)(**values, **way_in.way.options())
@@ -582,7 +582,7 @@ def test_changing_a_batch_in_place_changes_nothing(stack):
 
 @every_stack
 def test_two_batches_in_a_row_share_nothing(stack):
-    """The second batch does not overwrite the first."""
+    """A second batch does not overwrite the first."""
     replay = full(stack)
     one = replay.sample(8)
     kept = {name: np.copy(one[name]) for name in ("reward", "indices", "weights", "action", "pixels")}
@@ -594,7 +594,7 @@ def test_two_batches_in_a_row_share_nothing(stack):
 
 @every_way_in
 def test_a_refused_add_into_a_full_buffer_leaves_every_row_whole(way_in):
-    """The row that would have been overwritten is still there, whichever field was wrong."""
+    """After an add that was refused, the row that it would have overwritten is still whole."""
     replay = way_in.full()
     stored = replay.stored()
     before = replay.fetch(stored)
@@ -608,7 +608,7 @@ def test_a_refused_add_into_a_full_buffer_leaves_every_row_whole(way_in):
 
 @every_way_in
 def test_after_a_refused_call_everything_goes_on_as_without_it(way_in):
-    """The next batches are the same bits as those of a buffer that never saw the refused calls."""
+    """After refused calls the next batches are the same bits as those of a buffer that never saw these calls."""
     one, other = way_in.full(), way_in.full()
     for _ in range(3):
         with pytest.raises(TypeError):
@@ -631,7 +631,7 @@ def test_after_a_refused_call_everything_goes_on_as_without_it(way_in):
 
 @every_way_in
 def test_a_tensor_that_requires_grad_is_refused_with_the_remedy(way_in):
-    """A tensor in a graph raises an error that says `.detach().cpu()`."""
+    """A tensor that requires grad raises an error that says `.detach().cpu()`."""
     torch = pytest.importorskip("torch")
     replay = way_in.full()
     with refused(replay, TypeError, way_in.name_of("obs"), "requires grad", ".detach().cpu()"):
@@ -736,7 +736,7 @@ def test_a_misspelt_option_is_refused_with_the_nearest_name(make, wrong, meant):
 
 
 def test_no_method_swallows_unknown_options():
-    """A misspelt argument of any method is an error."""
+    """A misspelt argument of a method raises a TypeError."""
     replay = full(STACKS["both wrappers"])
     for call in (
         lambda: replay.sample(batchsize=3),
@@ -753,7 +753,7 @@ def test_no_method_swallows_unknown_options():
 
 @every_buffer
 def test_constructor_arguments_in_the_order_of_another_library_are_refused(make):
-    """The orders of other libraries' constructors raise an error that shows what is expected."""
+    """Constructor arguments in the order of another library raise an error that shows what is expected."""
     spaces = pytest.importorskip("gymnasium").spaces
     obs, action = spaces.Box(-1, 1, (3,)), spaces.Discrete(2)
     with refused(None, TypeError, "capacity", "spec", "Spec"):
@@ -867,13 +867,13 @@ def test_a_wrong_schedule_is_refused_when_it_is_given(beta, given):
     ],
 )
 def test_a_linear_schedule_checks_its_numbers(values, named):
-    """A schedule from or to what is no finite number, or over no steps, raises an error."""
+    """A LinearSchedule whose start or end is no finite number, or whose steps are no positive int, raises an error."""
     with refused(None, (TypeError, ValueError), f"{named} is", "expected"):
         LinearSchedule(*values)
 
 
 def test_no_public_method_takes_any_keyword_silently():
-    """Only `add` and `extend` take names of their own choosing, and they check them."""
+    """No public method but `add`, `extend` and `from_env` takes arbitrary keywords, and these three check them."""
     for make in (ReplayBuffer, PrioritizedBuffer, LatestBuffer, CombinedReplay, HindsightReplay):
         for name, method in inspect.getmembers(make, callable):
             if name.startswith("_") or name in ("add", "extend", "from_env"):

@@ -35,7 +35,7 @@ def test_a_nan_td_error_is_refused(stack):
 
 @every_stack
 def test_an_infinite_td_error_is_refused(stack):
-    """So does an infinite TD error."""
+    """An infinite TD error raises an error."""
     replay = full(stack)
     for value in (np.inf, -np.inf):
         with refused(replay, ValueError, "td_errors", "expected finite", value):
@@ -68,7 +68,7 @@ def test_a_negative_priority_is_refused(stack):
 
 
 def test_a_negative_td_error_counts_by_its_magnitude():
-    """TD errors have a sign, and -3 is as much as 3."""
+    """A negative TD error counts by its magnitude."""
     replay = prioritized([1.0, 1.0], eps=0.0)
     assert replay.update_priorities([0, 1], [-3.0, 1.0]) == 2
     np.testing.assert_allclose(replay.probability([0, 1]), [0.75, 0.25])
@@ -84,7 +84,7 @@ def test_a_priority_whose_sum_would_overflow_is_refused(stack):
 
 @every_stack
 def test_a_column_of_td_errors_is_refused(stack):
-    """(B, 1) for (B,), as a network gives it, raises an error with both shapes."""
+    """TD errors of shape (B, 1) for (B,), as many networks give them, raise an error with both shapes."""
     replay = full(stack)
     with refused(replay, ValueError, "td_errors has shape", (2, 1), "expected", (2,)):
         replay.update_priorities([5, 6], [[1.0], [2.0]])
@@ -92,7 +92,7 @@ def test_a_column_of_td_errors_is_refused(stack):
 
 @every_stack
 def test_more_indices_than_td_errors_are_refused(stack):
-    """Indices and TD errors of different lengths raise an error, even one for all."""
+    """Indices and TD errors of different lengths raise an error, even a single TD error for all indices."""
     replay = full(stack)
     for errors in ([1.0], [1.0, 2.0, 3.0], 1.0):
         with refused(replay, ValueError, "td_errors has shape", np.shape(errors), "expected", (2,)):
@@ -111,7 +111,7 @@ def test_td_errors_and_priorities_together_are_refused(stack):
 
 @every_stack
 def test_td_errors_that_are_no_numbers_are_refused(stack):
-    """Text, objects and complex numbers raise an error."""
+    """TD errors that are text, objects or complex numbers raise an error."""
     replay = full(stack)
     for errors in (["1"], [None], [1j]):
         with refused(replay, TypeError, "td_errors", "expected real numbers"):
@@ -140,7 +140,7 @@ def test_an_index_of_an_empty_buffer_is_refused(stack):
 
 @every_stack
 def test_a_negative_index_is_refused(stack):
-    """-1 does not mean the last."""
+    """A negative index raises an error: -1 does not mean the last transition."""
     replay = full(stack)
     for index in (-1, -6, -(2**63)):
         with refused(replay, IndexError, "indices", index, "never given out"):
@@ -149,7 +149,7 @@ def test_a_negative_index_is_refused(stack):
 
 @every_stack
 def test_a_float_index_is_refused(stack):
-    """5.0 is no index, and True is no index."""
+    """A float or a bool as an index raises an error."""
     replay = full(stack)
     for index in (5.0, np.float32(5), True):
         with refused(replay, TypeError, "indices has dtype", "expected integers"):
@@ -158,7 +158,7 @@ def test_a_float_index_is_refused(stack):
 
 @every_stack
 def test_an_index_beyond_int64_is_refused(stack):
-    """An unsigned index of 2**63 does not become negative."""
+    """An unsigned index of 2**63 raises an error and does not become negative."""
     replay = full(stack)
     with refused(replay, IndexError, "indices", 2**63):
         replay.update_priorities(np.array([2**63], np.uint64), [1.0])
@@ -342,7 +342,7 @@ def test_td_errors_of_an_extend_that_wraps_go_to_their_own_rows(stack, lanes):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8, np.uint64, list])
 def test_priorities_of_every_dtype_give_the_same_result(dtype):
-    """float16 to float64, integers and lists are the same priorities."""
+    """Priorities as float16 to float64, as integers and as lists give the same probabilities."""
     values = [1, 2, 4, 9]
     replay = prioritized([1.0] * 4)
     replay.update_priorities([0, 1, 2, 3], priorities=values if dtype is list else np.array(values, dtype))
@@ -384,7 +384,7 @@ def test_inclusion_counts_of_stratified_draws_are_exact():
 
 @pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer])
 def test_probabilities_of_combined_replay_are_true_inclusion_probabilities(make):
-    """The newest are in every batch, and the probabilities say so: their counts lie within exact bounds."""
+    """Probabilities of combined replay count the newest transitions, and draws lie within their exact bounds."""
     replay = CombinedReplay(make(9, FLAT, seed=0), latest=2)
     replay.extend(**STACKS["uniform"].steps((9,)))
     expected = replay.probability(np.arange(9), 8)

@@ -90,7 +90,7 @@ def test_a_dropped_buffer_is_freed_at_once(stack):
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors cannot be counted on this system")
 def test_no_file_descriptor_and_no_shared_memory_is_left():
-    """Building, using and dropping buffers opens no file and maps no shared memory that stays."""
+    """Buffers that were used and dropped leave no open file and no shared memory."""
 
     def use():
         for stack in STACKS.values():
@@ -109,7 +109,7 @@ def test_no_file_descriptor_and_no_shared_memory_is_left():
 
 @pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer])
 def test_a_capacity_just_beyond_memory_is_refused_and_names_the_bytes(make, monkeypatch):
-    """What counts is the memory that is available now, the priorities included; what just fits is built."""
+    """A capacity is compared with the memory available now, priorities included. A buffer that just fits is built."""
     needed = make(1000, FLAT).nbytes
     limit_memory(monkeypatch, needed * 3 // 4)
     with refused(None, MemoryError, "capacity", "needs", "MiB", "available", "lower the capacity"):
@@ -143,7 +143,7 @@ PRINT_DIGEST = "import sys; from tests.faults.test_resources import digest_of; p
 
 
 def test_without_compilation_every_batch_is_the_same():
-    """With NUMBA_DISABLE_JIT=1 the library works and serves the same bits."""
+    """With NUMBA_DISABLE_JIT=1, so without compilation, batches are the same bits."""
     assert python("-c", PRINT_DIGEST, *STACKS, NUMBA_DISABLE_JIT=1) == digest_of(*STACKS)
 
 

@@ -74,7 +74,7 @@ def test_windows_end_with_their_episode():
 
 
 def test_an_episode_that_ended_across_the_seam_is_kept_apart():
-    """Ends on both sides of the seam separate episodes as elsewhere."""
+    """An end on either side of the seam separates episodes as elsewhere."""
     for end in range(12):
         assert_as_defined(12, capacity=5, truncated=(end,))
 
@@ -92,7 +92,7 @@ def test_an_episode_of_exactly_the_capacity_is_served():
 
 
 def test_terminated_and_truncated_may_both_be_true():
-    """Then nothing is bootstrapped, and the episode ends."""
+    """If a step is both terminated and truncated, the episode ends and nothing is bootstrapped."""
     assert_as_defined(5, terminated=(1,), truncated=(1,))
 
 
@@ -108,7 +108,7 @@ def test_an_episode_of_one_step_is_served():
 
 
 def test_n_steps_longer_than_the_episode_stop_at_its_end():
-    """The tail of an episode is stored and drawn, with fewer steps."""
+    """The last steps of an episode are stored and drawn, with windows of fewer steps."""
     assert_as_defined(7, n_step=50, terminated=(3,))
 
 
@@ -178,7 +178,7 @@ def test_a_lane_that_pauses_for_long_goes_on_where_it_stopped(make):
 
 @every_stack
 def test_a_mask_that_is_all_false_stores_nothing(stack):
-    """It returns -1 for every lane, and the buffer is bit-identical but for what it needs to know of pauses."""
+    """A step that a mask leaves out in every lane is not stored, and its indices are -1."""
     replay = stack.build(num_envs=2)
     replay.extend(**stack.steps((5, 2)))
     assert replay.add(**stack.steps((2,)), mask=[False, False]).tolist() == [-1, -1]
@@ -221,13 +221,13 @@ def assert_counts_from(start):
 
 
 def test_indices_beyond_two_to_the_31_are_exact():
-    """Nothing counts in 32 bits."""
+    """Indices beyond 2**31 and 2**32 are exact: nothing counts in 32 bits."""
     assert_counts_from(2**31 - 3)
     assert_counts_from(2**32 - 3)
 
 
 def test_indices_beyond_two_to_the_53_are_exact():
-    """No index passes through a float64."""
+    """Indices beyond 2**53 are exact: no index passes through a float64."""
     assert_counts_from(2**53 - 3)
     assert_counts_from(2**62)
 
@@ -260,24 +260,24 @@ def assert_goals_are_of_the_future(lengths, **options):
 
 
 def test_hindsight_goals_of_running_episodes_are_of_their_own_future():
-    """An episode that is still running has goals up to its newest step."""
+    """Hindsight goals of an episode that is still running come from its later steps, up to the newest."""
     assert_goals_are_of_the_future([6], ends=None)
 
 
 def test_hindsight_goals_of_truncated_episodes_are_of_their_own_future():
-    """A time limit ends an episode: goals are not of the next one."""
+    """Hindsight goals of an episode that a time limit ended are not from the next episode."""
     assert_goals_are_of_the_future([1, 3, 2, 5], ends="truncated")
     assert_goals_are_of_the_future([1, 3, 2, 5], ends="terminated")
 
 
 def test_hindsight_goals_of_partly_overwritten_episodes_are_of_their_own_future():
-    """The rest of an episode that is half overwritten has goals from what is stored of it."""
+    """Hindsight goals of an episode that is partly overwritten come from the steps that are still stored."""
     obs = assert_goals_are_of_the_future([6, 3, 4], capacity=20)  # of each lane the last 10 of 13 steps
     assert obs[:, 1].min() == 3
 
 
 def test_the_final_hindsight_goal_is_the_last_step_of_the_episode():
-    """`final` is not one step early, in ended, running and partly overwritten episodes."""
+    """The strategy `final` takes the last stored step, in ended, running and partly overwritten episodes."""
     for ends, capacity in itertools.product(("truncated", None), (100, 14)):
         lengths = [5] if ends is None else [4, 5]
         obs, goals = relabelled(lengths, capacity=capacity, ends=ends, strategy="final")
@@ -287,7 +287,7 @@ def test_the_final_hindsight_goal_is_the_last_step_of_the_episode():
 
 
 def test_hindsight_leaves_what_is_stored_as_it_was():
-    """Sampling with new goals writes nothing."""
+    """Hindsight leaves stored goals and rewards as they are."""
     buffer = ReplayBuffer(100, GOAL_SPEC, seed=0)
     goal_episodes(buffer, [5, 5])
     before = buffer.read(buffer.stored(), "obs.desired_goal"), buffer.read(buffer.stored(), "reward")

@@ -59,7 +59,7 @@ def test_sampling_leaves_the_global_generators_alone(stack):
 
 
 def test_sampling_leaves_the_generator_of_torch_alone():
-    """Nor from the one of torch, also when a batch becomes tensors."""
+    """Sampling and `to_torch` do not draw from the generator of torch."""
     torch = pytest.importorskip("torch")
     before = torch.get_rng_state()
     full(STACKS["prioritized"]).sample(5).to_torch()
