@@ -11,7 +11,7 @@ Outcomes:
 - raises, row damaged: the call raises an error, but a stored transition has changed;
 - silently wrong: no error, and the buffer or the batch is wrong;
 - warns, and is wrong: the same with a warning;
-- crash: the interpreter dies, or the call does not return within a minute;
+- crash: the interpreter dies, or a call does not return within a minute of the processor's time;
 - (empty): the library does not offer this.
 """
 
@@ -23,6 +23,7 @@ import importlib.metadata
 import io
 import json
 import random
+import signal
 import subprocess
 import sys
 import warnings
@@ -372,6 +373,7 @@ def work(library: str, names: list[str]) -> None:
     warnings.simplefilter("ignore")
     for name in names:
         print(json.dumps([name]), flush=True)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends the process, also in compiled code
         with contextlib.redirect_stderr(io.StringIO()):
             try:
                 outcome = CASES[name][2](SUBJECTS[library])
@@ -387,8 +389,9 @@ def outcomes_of(library: str) -> dict[str, Outcome]:
         command = [sys.executable, "-m", "benchmarks.faults", "--work", library, *waiting]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
-            printed, _ = process.communicate(timeout=SECONDS * 4)
-            reason = f"the process ends with {process.returncode}"
+            printed, _ = process.communicate(timeout=SECONDS * len(CASES))
+            is_hanging = process.returncode == -signal.SIGPROF
+            reason = "the call does not return" if is_hanging else f"the process ends with {process.returncode}"
         except subprocess.TimeoutExpired:
             process.kill()
             printed, _ = process.communicate()

@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -62,10 +63,19 @@ def python(*arguments, **environment):
 
 @forks
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_process_can_use_its_copy_while_the_parent_holds_the_lock():
-    """A fork while another call holds the lock leaves the child with a free lock."""
-    replay = full(STACKS["prioritized"])
-    with replay.lock:
+def test_a_process_that_is_forked_while_a_thread_holds_the_lock_can_use_its_copy():
+    """A fork while another thread is in a call leaves the child with a free lock."""
+    replay, forked = full(STACKS["prioritized"]), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        held = threading.Event()
+
+        def hold():
+            with replay.lock:
+                held.set()
+                forked.wait(60)
+
+        pool.submit(hold)
+        held.wait(60)
         child = os.fork()
         if not child:
             status = 1
@@ -76,6 +86,7 @@ def test_a_forked_process_can_use_its_copy_while_the_parent_holds_the_lock():
                 status = int(len(replay.sample(3)) != 3)
             finally:
                 os._exit(status)
+        forked.set()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
