@@ -290,7 +290,7 @@ class Place(NamedTuple):
     """A bytecode of the package."""
 
     file: str
-    number: int
+    number: int | None
     line: str
     bytecode: str
 
@@ -314,7 +314,7 @@ def interrupted_at(call: Any, at: int) -> Place | None:
             count += 1
             if count == at:
                 number = frame.f_lineno
-                line = linecache.getline(file, number).strip()
+                line = linecache.getline(file, number or 0).strip()
                 place = Place(file, number, line, dis.opname[frame.f_code.co_code[frame.f_lasti]])
                 raise KeyboardInterrupt
         return trace
@@ -335,10 +335,10 @@ def uninterrupted(code: Any) -> set[int]:
     found, run = set[int](), list[int]()
     for instruction in dis.get_instructions(code):
         name = instruction.opname
-        if name in ("SWAP", "PRECALL") or (name == "LOAD_CONST" and instruction.argval is None):
+        if name in ("SWAP", "PRECALL", "ROT_TWO", "DUP_TOP") or (name == "LOAD_CONST" and instruction.argval is None):
             run.append(instruction.offset)
             continue
-        if name == "CALL" and len(run) >= 3:  # __exit__(None, None, None)
+        if name in ("CALL", "CALL_FUNCTION") and len(run) >= 3:  # __exit__(None, None, None)
             found.update([*run, instruction.offset])
         elif name == "NOP":
             found.add(instruction.offset)

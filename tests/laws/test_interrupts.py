@@ -171,7 +171,7 @@ def test_an_interrupt_anywhere_leaves_a_whole_buffer(stack, name, elsewhere):
     """Steps are stored whole or not at all, at worst the oldest are gone early, and the buffer goes on working."""
     in_step = stack == "lanes in step"
     renewed, start = 1 if in_step else 50, 1 + sum(map(ord, stack + name)) % STRIDE
-    stream, place = Stream(STACKS[stack], in_step), None
+    stream, places = Stream(STACKS[stack], in_step), []
     stream.refill()
     prepare(stream, name)[0]()  # kernels compile
     for turn in itertools.count():
@@ -179,36 +179,30 @@ def test_an_interrupt_anywhere_leaves_a_whole_buffer(stack, name, elsewhere):
             stream = Stream(STACKS[stack], in_step)
         try:
             stream.refill()
-            place = interrupt(stream, name, start + turn * STRIDE, elsewhere)
+            interrupt(stream, name, start + turn * STRIDE, elsewhere, places)
             if turn % renewed == renewed - 1:
                 assert_holds(stream.replay, stream.model)
                 stream.refill()
                 assert_holds(stream.replay, stream.model)
         except Exception as error:
-            error.add_note(f"after an interrupt at {place}")
-            raise
-        if place is None:
+            raise AssertionError(f"after interrupts at {places[-2:]}") from error
+        if places[-1] is None:
             break
 
 
-def interrupt(stream, name, at, elsewhere):
-    """Interrupt a call, compare what it leaves with the model, and finish it; where the interrupt was."""
+def interrupt(stream, name, at, elsewhere, places):
+    """Interrupt a call, compare what it leaves with the model, and finish it."""
     replay = stream.replay
     numbers, bounds, batches = copy.deepcopy(replay.rng), replay.bounds.copy(), replay.stats()["batches"]
     call, written, models = prepare(stream, name)
-    place = interrupted_at(call, at)
-    try:
-        assert elsewhere.submit(is_free, replay.lock).result(), "the lock is held"
-        assert not replay.lock.sampling or place.line == "lock.sampling = outer", "a batch counts as being made"
-        done = assert_bounds(stream, bounds, written)
-        stream.model = assert_holds_one_of(replay, models(done))
-        if name == "sample" and replay.may_raise and replay.stats()["batches"] == batches:
-            assert replay.rng.bit_generator.state == numbers.bit_generator.state, "random numbers are lost"
-    except Exception as error:
-        error.add_note(f"at {place}")
-        raise
+    places.append(interrupted_at(call, at))
+    assert elsewhere.submit(is_free, replay.lock).result(), "the lock is held"
+    assert not replay.lock.sampling or places[-1].line == "lock.sampling = outer", "a batch counts as being made"
+    done = assert_bounds(stream, bounds, written)
+    stream.model = assert_holds_one_of(replay, models(done))
+    if name == "sample" and replay.may_raise and replay.stats()["batches"] == batches:
+        assert replay.rng.bit_generator.state == numbers.bit_generator.state, "random numbers are lost"
     finish(stream, name, written[done:])
-    return place
 
 
 def prepare(stream, name):
@@ -322,9 +316,9 @@ def is_free(lock):
 
 
 def finish(stream, name, missing):
-    """Do the rest of an interrupted call, or all of it again, after another step."""
-    stream.write(1)
+    """Do the rest of an interrupted call after another step, or all of it again."""
     if missing:
+        stream.write(1)
         counts = np.bincount(np.array(missing) % stream.lanes, minlength=stream.lanes)
         stream.write(int(counts.max()), mask=np.arange(counts.max())[:, None] < counts)
     elif CALLS[name] is None:
