@@ -1,12 +1,14 @@
 """Helpers that several test modules share. They use public methods of replaykit only."""
 
+import dis
+import functools
 import io
 import linecache
 import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -282,3 +284,63 @@ def interrupted(call: Any, at: int, module: str = "") -> bool:
     finally:
         sys.settrace(None)
     return False
+
+
+class Place(NamedTuple):
+    """A bytecode of the package."""
+
+    file: str
+    number: int | None
+    line: str
+    bytecode: str
+
+
+def interrupted_at(call: Any, at: int) -> Place | None:
+    """Run `call` and raise KeyboardInterrupt before the `at`-th bytecode of the package; where it was, if anywhere.
+
+    Kernels are not interrupted. Neither are the bytecodes from the end of the body of a ``with`` statement to the call
+    of ``__exit__``, nor the one that enters a ``try`` statement: Python looks for signals after calls and jumps back.
+    """
+    count, place = 0, None
+
+    def trace(frame: Any, event: str, _argument: Any) -> Any:
+        nonlocal count, place
+        file = frame.f_code.co_filename
+        if event == "call":
+            if not file.startswith((PACKAGE, "<replaykit")) or "_kernels" in file or "memory_limit" in file:
+                return None
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        elif event == "opcode" and frame.f_lasti not in uninterrupted(frame.f_code):
+            count += 1
+            if count == at:
+                number = frame.f_lineno
+                line = linecache.getline(file, number or 0).strip()
+                place = Place(file, number, line, dis.opname[frame.f_code.co_code[frame.f_lasti]])
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    return place
+
+
+@functools.cache
+def uninterrupted(code: Any) -> set[int]:
+    """The offsets of the bytecodes from the end of each ``with`` body to ``__exit__``, and of those that do nothing."""
+    found, run = set[int](), list[int]()
+    for instruction in dis.get_instructions(code):
+        name = instruction.opname
+        if name in ("SWAP", "PRECALL", "ROT_TWO", "DUP_TOP") or (name == "LOAD_CONST" and instruction.argval is None):
+            run.append(instruction.offset)
+            continue
+        if name in ("CALL", "CALL_FUNCTION") and len(run) >= 3:  # __exit__(None, None, None)
+            found.update([*run, instruction.offset])
+        elif name == "NOP":
+            found.add(instruction.offset)
+        run = []
+    return found

@@ -147,20 +147,31 @@ class ReplayMachine(RuleBasedStateMachine):
     def sample(self, extra: int) -> None:
         """A batch is what the model says, and a copy would draw the same one."""
         batch_size = 1 + extra + sum(self.model.combined)
-        if self.model.kind == "prioritized" and not any(step.scaled for step in self.model.steps):
+        refusal = self._refusal(batch_size)
+        if refusal is not None:
             try:
                 self.replay.sample(batch_size)
             except ValueError as error:
-                assert "every priority is 0" in str(error)  # noqa: PT017
+                assert refusal in str(error)  # noqa: PT017
                 return
-            raise AssertionError("drew where every priority is 0")
+            raise AssertionError(f"drew where it should raise: {refusal}")
+        numbers = copy.deepcopy(self.replay.rng)
         twin = copy.deepcopy(self.replay)
         after_draw = copy.deepcopy(self.replay)
         after_draw.draw(batch_size)
         batch = assert_lawful(self.replay, batch_size)
+        self.model.assert_drawn(batch.indices, batch_size, numbers)
         self.model.assert_batch(batch, batch_size, after_draw.rng)
         again = pickle.loads(pickle.dumps(twin)).sample(batch_size)
         assert bits_of(again) == bits_of(batch), "a copy drew another batch"
+
+    def _refusal(self, batch_size: int) -> str | None:
+        """What the error of a draw that is not possible must say."""
+        if self.model.kind == "prioritized" and not any(step.scaled for step in self.model.steps):
+            return "every priority is 0"
+        if not self.model.replace and self.model.drawn(batch_size) > len(self.model.steps):
+            return "without replacement"
+        return None
 
     # -- Looking ---------------------------------------------------------------------------------------------
 

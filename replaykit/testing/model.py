@@ -47,6 +47,10 @@ class NaiveReplay:
         Slots of each lane, L.
     num_envs, n_step, gamma, stack, padding, alpha, beta, eps, weights
         As those of the buffers.
+    draws : {"stratified", "iid"}, optional
+        How the points of a draw are chosen. If it is None, draws are not compared, but only their probabilities.
+    replace : bool
+        Whether an index can be drawn twice for a batch.
     combined : list of int
         `latest` of each ``CombinedReplay`` around the buffer, the innermost first.
     hindsight : NaiveHindsight, optional
@@ -64,6 +68,8 @@ class NaiveReplay:
     beta: float = 0.4
     eps: float = 1e-2
     weights: str = "batch"
+    draws: str | None = None
+    replace: bool = True
     combined: list[int] = field(default_factory=list)
     hindsight: NaiveHindsight | None = None
 
@@ -244,6 +250,56 @@ class NaiveReplay:
         total = math.fsum(step.scaled for step in self.steps) or 1.0
         return {step.index: step.scaled / total for step in self.steps}
 
+    # -- Drawing ---------------------------------------------------------------------------------------------
+
+    def drawn(self, batch_size: int) -> int:
+        """How many of a batch are drawn: all but the newest, which each ``CombinedReplay`` adds at the end."""
+        return batch_size - sum(len(self.newest(count)) for count in self.combined)
+
+    def points(self, count: int, rng: np.random.Generator) -> Any:
+        """The points in [0, 1) of a draw of `count`, from the numbers that `rng` gives; None if draws are not compared.
+
+        A model with other `shares` compares draws if it overrides `points`, and `line` if its line is another.
+        """
+        if self.draws is None or type(self).shares is not NaiveReplay.shares:
+            return None
+        if not self.replace:
+            size = len(self.steps)
+            return (rng.choice(size, count, replace=False) + 0.5) / size
+        uniforms = rng.random(count)
+        return (np.arange(count) + uniforms) / count if self.draws == "stratified" else uniforms
+
+    def line(self) -> list[tuple[int, float]]:
+        """Every living index and its length on the line that points are drawn from, in the order on that line."""
+        if self.kind == "uniform":
+            return [(step.index, 1.0) for step in self.counted()]
+        capacity = self.length * self.num_envs
+        by_slot = sorted(self.steps, key=lambda step: step.index % capacity)
+        return [(step.index, step.scaled) for step in by_slot]
+
+    def assert_drawn(self, indices: Any, batch_size: int, rng: np.random.Generator) -> None:
+        """Compare the indices of a batch with those on which the points of the draw lie, to rounding.
+
+        `rng` is the buffer's generator as it was before the draw, whose numbers are drawn again here.
+        """
+        count, line = self.drawn(batch_size), self.line()
+        points = self.points(count, rng) if count else None
+        if points is None:
+            return
+        total, stop = math.fsum(length for _, length in line), 0.0
+        stretches: dict[int, tuple[float, float]] = {}
+        for index, length in line:
+            start, stop = stop, stop + length
+            if length > 0.0:
+                stretches[index] = start / total, stop / total
+        for row, point in enumerate(points.tolist()):
+            index = int(indices[row])
+            assert index in stretches, f"index {index} was drawn, whose probability is 0"
+            start, stop = stretches[index]
+            assert start - _ROUNDING <= point <= stop + _ROUNDING, (
+                f"index {index} was drawn in row {row}, but the point {point} is not in [{start}, {stop})"
+            )
+
     def weigh(self, probabilities: list[float], shares: dict[int, float]) -> list[float]:
         """The weights of a batch with these probabilities."""
         if self.kind != "prioritized":
@@ -286,6 +342,8 @@ class NaiveReplay:
         np.testing.assert_allclose(batch.weights, weights, rtol=2e-6)
 
 
+_ROUNDING = 1e-9
+"""How far a point may lie outside of the stretch of its index, as a share of the whole line."""
 _CORE = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
 
 

@@ -93,16 +93,22 @@ class Configuration:
     combined: tuple[int, ...]
     hindsight: Relabelling | None
     seed: int
+    replace: bool = True
 
 
 def configurations(
-    kinds: tuple[str, ...] = ("uniform", "prioritized", "latest"), specs: tuple[str, ...] = tuple(SPECS)
+    kinds: tuple[str, ...] = ("uniform", "prioritized", "latest"),
+    specs: tuple[str, ...] = tuple(SPECS),
+    replace: tuple[bool, ...] = (True,),
 ) -> st.SearchStrategy[Configuration]:
-    """Any buffer of these kinds and specs, small enough to wrap around often, and any wrappers that suit its spec."""
-    return st.sampled_from(specs).flatmap(lambda spec: _configurations(kinds, spec))
+    """Any buffer of these kinds and specs, small enough to wrap around often, and any wrappers that suit its spec.
+
+    Uniform buffers draw with replacement, or as `replace` says.
+    """
+    return st.sampled_from(specs).flatmap(lambda spec: _configurations(kinds, spec, replace))
 
 
-def _configurations(kinds: tuple[str, ...], spec: str) -> st.SearchStrategy[Configuration]:
+def _configurations(kinds: tuple[str, ...], spec: str, replace: tuple[bool, ...]) -> st.SearchStrategy[Configuration]:
     relabellings = st.builds(
         Relabelling,
         strategy=st.sampled_from(["future", "final", "episode", "random"]),
@@ -130,6 +136,7 @@ def _configurations(kinds: tuple[str, ...], spec: str) -> st.SearchStrategy[Conf
         combined=st.lists(st.integers(1, 3), max_size=2).map(tuple),
         hindsight=relabellings if spec == "goal" else st.none(),
         seed=st.integers(0, 2**32 - 1),
+        replace=st.sampled_from(replace),
     )
 
 
@@ -175,25 +182,30 @@ def build(
         elif c.kind == "prioritized":
             drawn = Proportional(place, draws=c.draws, **priorities)
         else:
-            drawn = Uniform(place) if c.kind == "uniform" else Latest(place)
+            drawn = Uniform(place, replace=c.replace) if c.kind == "uniform" else Latest(place)
         replay = Buffer(place, drawn, n_step=c.n_step, gamma=c.gamma, seed=c.seed)
     else:
         common = shared | {"share": c.share, "seed": c.seed}
         if c.kind == "prioritized":
             replay = PrioritizedBuffer(c.capacity, spec, draws=c.draws, **priorities, **common)
+        elif c.kind == "uniform":
+            replay = ReplayBuffer(c.capacity, spec, replace=c.replace, **common)
         else:
-            replay = (ReplayBuffer if c.kind == "uniform" else LatestBuffer)(c.capacity, spec, **common)
+            replay = LatestBuffer(c.capacity, spec, **common)
     if c.hindsight is not None and not c.hindsight.is_outermost:
         replay = HindsightReplay(replay, **c.hindsight.options())
     for latest in c.combined:
         replay = CombinedReplay(replay, latest)
     if c.hindsight is not None and c.hindsight.is_outermost:
         replay = HindsightReplay(replay, **c.hindsight.options())
+    draws = {"uniform": "iid", "prioritized": c.draws}.get(c.kind) if distribution is None else None
     naive = model(
         kind=c.kind,
         length=-(-c.capacity // c.num_envs),
         **shared,
         **priorities,
+        draws=draws,
+        replace=c.replace or c.kind != "uniform" or distribution is not None,
         combined=list(c.combined),
         hindsight=None if c.hindsight is None else NaiveHindsight(**c.hindsight.options()),
     )

@@ -1,12 +1,13 @@
 """The kernel that writes, against lists of the steps of each lane."""
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from replaykit._kernels import store as names
-from tests.kernels.forms import both
+from tests.kernels.forms import PLAIN, both, indices_in
 
 # Places and sizes of the leaves: words and single bytes, few and many, from places in the data that are whole words and
 # that are not. The third is the reward, the last two are the flags; the flag that ends an episode follows, and the row
@@ -159,6 +160,51 @@ def test_steps_are_retired_written_and_published(kernels, num_envs, length, has_
                 tables[: names.STAMPS] = -3
                 kernels.store.rebuild_tables(header, rows, tables, starts)
             assert_same(model, header, rows, tables, lanes)
+
+
+@pytest.mark.parametrize("some", [False, True])
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_what_counts_as_stored_is_whole_at_every_line(num_envs, some):
+    """The oldest are retired first, then rows and episodes are written, and then they are published."""
+    rng, length = np.random.default_rng(num_envs), 4
+    capacity = num_envs * length
+    header, rows, tables, lanes = state_of(num_envs, length, has_stamps=True)
+    whole, looks = {}, 0
+
+    def contents(header, rows, tables):
+        indices = indices_in(header[names.LANES : names.LANES + 2 * num_envs].reshape(2, num_envs))
+        slots = indices % capacity
+        values = rows.reshape(-1, ROW_BYTES)[slots], tables[names.NUMBER, slots], tables[names.STAMPS, slots]
+        return {i: (row.tobytes(), *of_tables) for i, row, *of_tables in zip(indices.tolist(), *values, strict=True)}
+
+    def look(frame, event, _argument):
+        nonlocal looks
+        if frame.f_code.co_filename != names.__file__:
+            return None
+        if event == "line":
+            looks += 1
+            for index, found in contents(header, rows, tables).items():
+                assert found == whole.get(index), f"{index} counts as stored and is not whole"
+        return look
+
+    for _ in range(12):
+        mask = np.ones(2 * num_envs, np.bool_)
+        if some:
+            mask &= rng.random(mask.size) < 0.5
+        indices, entries = np.full(mask.size, -1), np.full(int(mask.sum()), -1)
+        if some:
+            PLAIN.store.number_entries(mask, lanes[:2], indices, entries)
+        found, steps = (entries, 0) if some else (indices, 2)
+        data = joined(random_leaves(rng, found.size))
+        after = [array.copy() for array in (header, rows, tables)]
+        PLAIN.store.store(data, steps, names.BOTH, *after, found.copy())
+        whole |= contents(*after)
+        sys.settrace(look)
+        try:
+            PLAIN.store.store(data, steps, names.BOTH, header, rows, tables, found)
+        finally:
+            sys.settrace(None)
+    assert looks > 1000
 
 
 def assert_retired(model, header, rows, lanes):

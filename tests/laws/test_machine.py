@@ -14,6 +14,15 @@ class HindsightMachine(ReplayMachine):
         super().start(configuration)
 
 
+class DistinctMachine(ReplayMachine):
+    """Uniform draws without replacement."""
+
+    @initialize(configuration=configurations(kinds=("uniform",), replace=(False,)))
+    def start(self, configuration):
+        super().start(configuration)
+
+
+TestDistinct = DistinctMachine.TestCase
 TestEveryReplay = ReplayMachine.TestCase
 TestEveryReplay.settings = settings(max_examples=3 * settings().max_examples)
 TestHindsight = HindsightMachine.TestCase

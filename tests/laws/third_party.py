@@ -189,6 +189,12 @@ class NaiveRecency(NaiveReplay):
         total = sum(masses.values())
         return {index: mass / total for index, mass in masses.items()}
 
+    def points(self, count, rng):
+        return rng.random(count)
+
+    def line(self):
+        return [(step.index, np.exp(-rank / 5.0)) for rank, step in enumerate(reversed(self.steps))][::-1]
+
 
 class ListedPriorities(Distribution):
     """Proportional priorities in an array, which is summed for each batch."""

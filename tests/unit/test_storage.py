@@ -286,6 +286,32 @@ def test_rows_of_frames_that_were_never_published_are_written_again():
     assert at > 20
 
 
+@pytest.mark.parametrize("num_envs", [1, 2])
+@pytest.mark.parametrize("spec", ["frames", "large"])
+def test_columns_are_written_between_retiring_and_publishing(spec, num_envs, monkeypatch):
+    """While they are written, no index that counts as stored is among the new ones, or has a slot of theirs."""
+    storage = LocalStorage(6, SPECS[spec], num_envs, share="all")
+    buffer, calls = Buffer(storage, Uniform(storage), seed=0), []
+    lead = (num_envs,) if num_envs > 1 else ()
+
+    def watched(write):
+        def watching(values, indices, begins):
+            assert not np.isin(indices % storage.capacity, storage.stored() % storage.capacity).any()
+            write(values, indices, begins)
+            assert not np.isin(indices % storage.capacity, storage.stored() % storage.capacity).any()
+            calls.append(len(indices))
+
+        return watching
+
+    for columns in storage.columns:
+        monkeypatch.setattr(columns, "write", watched(columns.write))
+    for number in range(9):
+        values = {name: values_of(buffer.spec[name], number) for name in buffer.spec}
+        given = {name: stacked_lanes([value] * num_envs, num_envs) for name, value in values.items()}
+        buffer.add(**given, mask=np.arange(num_envs) != number % 3 if lead else None)
+    assert len(calls) == 9 * len(storage.columns) > 0
+
+
 def test_zero_steps_of_lanes_change_nothing():
     """Nor does a mask that leaves out every step."""
     for spec in ("flat", "frames"):
