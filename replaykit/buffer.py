@@ -351,7 +351,7 @@ class Buffer(Replay):
         with self.lock:
             self._storage.check()
             self._distribution.check()
-            for message in self._storage.nan_in_observations():
+            for message in self._storage.not_finite_observations():
                 warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def __repr__(self) -> str:

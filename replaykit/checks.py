@@ -68,6 +68,7 @@ def check_arguments(cls: type, args: tuple[Any, ...], options: dict[str, Any]) -
         order = ", ".join([p.name for p in parameters if p.name not in by_name] + ["*"] * bool(by_name) + by_name)
         names = [p.name for p in parameters]
         meant = "".join(nearest(name, names) for name in options if name not in names)
+        meant += "; Spec.from_spaces makes the spec of an environment" if "spec" in names and not meant else ""
         raise TypeError(f"{cls.__name__}: {error}; expected {cls.__name__}({order}){meant}") from None
 
 

@@ -176,6 +176,7 @@ class HindsightReplay(ReplayWrapper):
         chosen, windows, places, achieved, wanted, goals = ahead
         window.added["relabelled"] = chosen
         if not len(windows):
+            window.rewrites.append(Rewrite(self._desired, windows, goals))  # so that the same kernels are compiled
             return window
         asked = achieved, wanted, self._info_of(window, places) if self._info else {}
         rewards = self._rewards(asked if self._terminated_fn is None else _map(np.copy, asked))

@@ -25,7 +25,7 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 Serve: TypeAlias = Callable[[int], dict[str, Any]]
 Open: TypeAlias = Callable[..., tuple[Draw, Window]]
 _READ = 4096
-"""Transitions that are read at a time to search them for NaN."""
+"""Transitions that are read at a time to search them for NaN and infinity."""
 EMPTY = "the buffer is empty, so nothing can be sampled; add a transition first"
 
 
@@ -224,16 +224,16 @@ class Storage(Declared, ABC):
         reason = f"which was never given out; {newest}; pass indices from add or sample"
         raise IndexError(f"indices contains {index}, {reason}")
 
-    def nan_in_observations(self) -> Iterator[str]:
-        """A message for each leaf of the observations that is NaN somewhere. O(N)."""
+    def not_finite_observations(self) -> Iterator[str]:
+        """A message for each leaf of the observations that is NaN or infinite somewhere. O(N)."""
         stored = self.stored()
         for leaf in self.spec.leaves:
             if leaf.name.partition(".")[0] in ("obs", "next_obs") and leaf.dtype.kind in "fc":
                 parts = (stored[begin : begin + _READ] for begin in range(0, stored.size, _READ))
-                found = np.concatenate([part[_has_nan(self.read(part, leaf.name))] for part in parts] or [stored])
+                found = np.concatenate([part[_has_others(self.read(part, leaf.name))] for part in parts] or [stored])
                 if found.size:
                     share = f"{found.size} of {stored.size} stored transitions, the first with index {found[0]}"
-                    yield f"{leaf.name} contains NaN in {share}; look at the environment and its wrappers"
+                    yield f"{leaf.name} contains NaN or infinite numbers in {share}; look at the environment and its wrappers"
 
     def check(self) -> None:
         """Verify every invariant; raises AssertionError naming the broken one."""
@@ -244,9 +244,9 @@ class Storage(Declared, ABC):
         assert np.unique(slots).size == slots.size == len(self), "two transitions share a slot"
 
 
-def _has_nan(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Where a row of values contains NaN."""
-    return np.asarray(np.isnan(values).reshape(len(values), -1).any(axis=1))
+def _has_others(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Where a row of values contains others than finite numbers."""
+    return np.asarray((~np.isfinite(values)).reshape(len(values), -1).any(axis=1))
 
 
 def _blame_length(flat: list[tuple[Leaf, Any]], lead: tuple[int, ...]) -> None:

@@ -392,7 +392,7 @@ def test_observations_that_are_not_finite_are_stored_and_reported_by_check(stack
     replay = full(stack)
     replay.add(**stack.steps(obs=np.array([0.0, value, 0.0], np.float32)))
     np.testing.assert_array_equal(replay.read(replay.newest, stack.name_of("obs"))[0], [0.0, value, 0.0])
-    with pytest.raises((AssertionError, ValueError), match=stack.name_of("obs")):
+    with pytest.warns(RuntimeWarning, match=stack.name_of("obs")):
         replay.check()
 
 
@@ -726,7 +726,6 @@ def cart_pole():
         (lambda **o: LatestBuffer(4, FLAT, **o), "stacks", "stack"),
         (lambda **o: CombinedReplay(ReplayBuffer(4, FLAT), **o), "lastest", "latest"),
         (lambda **o: HindsightReplay(STACKS["hindsight"].build().inner, sparse, **o), "ration", "ratio"),
-        (lambda **o: LinearSchedule(0.0, 1.0, **o), "step", "steps"),
     ],
 )
 def test_a_misspelt_option_is_refused_with_the_nearest_name(make, wrong, meant):

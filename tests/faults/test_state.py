@@ -138,7 +138,7 @@ def test_a_forked_copy_is_a_copy_with_the_same_draws():
 
 
 def test_forked_copies_are_documented():
-    """The guide to seeds says what a fork copies."""
-    guide = os.path.join(os.path.dirname(__file__), "..", "..", "docs", "how-to", "log-and-seed.rst")
+    """The guide to threads and processes says what a fork copies."""
+    guide = os.path.join(os.path.dirname(__file__), "..", "..", "docs", "how-to", "threads-and-processes.rst")
     with open(guide, encoding="utf-8") as file:
         assert "fork" in file.read()

@@ -309,8 +309,8 @@ def test_any_kind_of_generator_is_given_another_seed():
 @pytest.mark.parametrize(
     ("seed", "error", "match"),
     [
-        (-1, ValueError, "seed is -1; expected a non-negative int"),
-        (1.5, TypeError, "seed is 1.5; expected None, an int or a SeedSequence"),
+        (-1, ValueError, "seed is -1; expected None, a non-negative int or a SeedSequence"),
+        (1.5, TypeError, "seed is 1.5; expected None, a non-negative int or a SeedSequence"),
         ("a", TypeError, "seed is 'a'; expected"),
         (True, TypeError, "seed is True; expected"),
         (np.random.default_rng(0), TypeError, "seed is Generator.*expected"),

@@ -21,7 +21,7 @@ from tests.helpers import frame
     data=st.data(),
 )
 @settings(max_examples=2 * settings().max_examples)
-@pytest.mark.filterwarnings("ignore:.* contains NaN:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:.* contains NaN or:RuntimeWarning")
 def test_batches_do_not_depend_on_sharing(shape, dtype, lanes, length, n_step, stack, padding, data):
     """Bit for bit, whatever wrapper made the stream: moved on, still, changed after the fact, skipped, reset unseen.
 
