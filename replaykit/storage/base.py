@@ -233,7 +233,7 @@ class Storage(Declared, ABC):
                 found = np.concatenate([part[_has_others(self.read(part, leaf.name))] for part in parts] or [stored])
                 if found.size:
                     share = f"{found.size} of {stored.size} stored transitions, the first with index {found[0]}"
-                    yield f"{leaf.name} contains NaN or infinite numbers in {share}; look at the environment and its wrappers"
+                    yield f"{leaf.name} contains NaN or infinite numbers in {share}; look at the environment"
 
     def check(self) -> None:
         """Verify every invariant; raises AssertionError naming the broken one."""

@@ -126,10 +126,13 @@ class Frames(Columns):
         return self._frames(part).reshape(len(slots), *self._shape)
 
     def state(self, slots: Any) -> dict[str, Array]:
-        """See `Columns.state`: the frames in use, numbered from 1 on, and the rows of these numbers."""
+        """See `Columns.state`: the frames in use, in the order of the rows, and the rows of their numbers from 1 on."""
         table = self._array("table")[slots]
-        used = np.unique(table[table > 0])
-        numbers = np.where(table > 0, np.searchsorted(used, table) + 1, 0).astype(np.int32)
+        found = table[table > 0]
+        used = found[np.sort(np.unique(found, return_index=True)[1])]
+        numbers = np.zeros(table.max(initial=0) + 1, np.int32)
+        numbers[used] = np.arange(1, len(used) + 1)
+        numbers = numbers[table]
         frames = self._frames(used[:, None]).reshape(-1).view(np.uint8)
         return {"numbers": numbers, "frames": frames.reshape(len(used), self._size)}
 
