@@ -13,10 +13,12 @@ class Lock(_RLock):  # type: ignore[misc]
     """A re-entrant lock, which every public method of a replay holds while it runs.
 
     `sampling` is True while the thread that holds it makes a batch: functions of the user that run then must not write.
-    A copy or a pickle of a lock is a new lock, and a forked child has a free one.
+    `recorder` is a mark of the recorder that stores an environment's steps, the last that `record` made. A copy or a
+    pickle of a lock is a new lock without one, and a forked child has a free one.
     """
 
     sampling: bool
+    recorder: object = None
 
     def __init__(self) -> None:
         super().__init__()
