@@ -275,7 +275,7 @@ def _column(info: Any, key: str) -> Any:
     if info is None or isinstance(info, Mapping):
         return (info or {}).get(key)
     column = [(entry or {}).get(key) for entry in info]
-    return None if column.count(None) == len(column) else column
+    return None if all(value is None for value in column) else column
 
 
 def _refuse_missing(name: str, key: str, lanes: Lanes) -> None:
