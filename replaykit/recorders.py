@@ -3,22 +3,21 @@
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, TypeAlias
 
 import gymnasium
 import numpy as np
-import numpy.typing as npt
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv, VectorWrapper
 
-from replaykit.field import Field, FieldNameError, Leaf, as_array
+from replaykit.field import FieldNameError, as_array
+from replaykit.infos import Lanes, column, flags, gathered
 from replaykit.replay import Replay
 from replaykit.spec import Spec
-from replaykit.trees import Tree, leaves_of, map_tree
+from replaykit.trees import Tree, map_tree
 
 Step = namedtuple("Step", "obs action reward next_obs terminated truncated info")
 Extras: TypeAlias = Mapping[str, str | Callable[[Step], Tree]]
-Lanes: TypeAlias = npt.NDArray[np.bool_]
+_NUMBERS = int, float, np.generic
 _OLD_GYM = "an environment of OpenAI Gym works through gymnasium.make('GymV21Environment-v0', env=env) of shimmy"
 
 
@@ -61,7 +60,8 @@ class Recorder:
     """What both recorders share. A buffer has one recorder at a time, the last one that `record` made for it."""
 
     env: Any
-    _lanes_in: Callable[[Any], tuple[Lanes, Any]]
+    _lanes_in: Callable[[Any], tuple[Any, Any]]
+    _begin: Callable[[Any], None]
     _store: Callable[[Step], None]
     _read: Callable[[Any, str, str], Tree]
     _obs: Any
@@ -70,8 +70,6 @@ class Recorder:
     """The lanes whose next step belongs to no episode."""
     _waits = False
     """Whether the environment must be reset when its episode has ended, as a single one."""
-    _resets_late: Any = False
-    """The lanes that the next step resets even if the environment was reset before."""
 
     def _record(self, buffer: Replay, write: Callable[..., Any], extras: Extras) -> None:
         self.buffer, self._write, self._extras, self._pauses = buffer, write, dict(extras), 0
@@ -104,9 +102,10 @@ class Recorder:
 
         Running episodes end in the buffer when the block begins. After it, the next `reset` resumes recording.
         """
-        self._check_owner()
-        if not self._pauses:
-            self._end_episodes()
+        with self.buffer.lock:
+            self._check_owner()
+            if not self._pauses:
+                self._end_episodes()
         self._pauses += 1
         try:
             yield self
@@ -116,10 +115,10 @@ class Recorder:
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment, or some lanes of it; episodes that were running there end here."""
         self._check_owner()
+        lanes, options = self._lanes_in(options)
         if self._pauses:
             return self.env.reset(seed=seed, options=options)  # type: ignore[no-any-return]
-        lanes, options = self._lanes_in(options)
-        if self._obs is None and not lanes.all():
+        if self._obs is None and not np.all(lanes):
             raise self._needs_reset("reset(), without a reset_mask,")
         self._obs = None  # not known until the reset is done
         result = self.env.reset(seed=seed, options=options)
@@ -128,8 +127,8 @@ class Recorder:
         obs = _copy(result[0], "obs")
         with self.buffer.lock:
             self._check_owner()
-            self.buffer.end_episode(lanes)
-        self._obs, self._over = obs, self._over & ~lanes | self._resets_late
+            self._begin(lanes)
+        self._obs = obs
         return result
 
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -173,8 +172,13 @@ class RecordSingle(Recorder, gymnasium.Wrapper[Any, Any, Any, Any]):
         self._waits = not any(isinstance(layer, gymnasium.wrappers.Autoreset) for layer in _layers(env))
         self._record(buffer, buffer.add, extras)
 
-    def _lanes_in(self, options: Any) -> tuple[Lanes, Any]:
-        return np.ones(1, np.bool_), options
+    def _lanes_in(self, options: Any) -> tuple[Any, Any]:
+        return True, options
+
+    def _begin(self, _lanes: Any) -> None:
+        if not self._over:
+            self.buffer.end_episode()
+        self._over = False
 
     def _store(self, step: Step) -> None:
         if not self._over:
@@ -193,9 +197,10 @@ class RecordVector(Recorder, VectorWrapper[Any, Any, Any, Any, Any]):
     def __init__(self, env: VectorEnv[Any, Any, Any], buffer: Replay, extras: Extras) -> None:
         super().__init__(env)
         self._mode = _autoreset_mode(env)
-        self._replaced = np.zeros(env.num_envs, np.bool_)
-        shares = getattr(env.unwrapped, "shared_memory", True)  # without, AsyncVectorEnv resets ended lanes once more
-        self._forgets_resets = self._mode == AutoresetMode.NEXT_STEP and not shares
+        self._replaced = self._reset_again = np.zeros(env.num_envs, np.bool_)
+        base = env.unwrapped  # without shared memory, Gymnasium's processes reset lanes that ended once more
+        is_apart = isinstance(base, AsyncVectorEnv) and not base.shared_memory
+        self._forgets_resets = self._mode == AutoresetMode.NEXT_STEP and is_apart
         self._record(buffer, buffer.add if env.num_envs > 1 else buffer.extend, extras)  # which has an axis of 1
 
     def _lanes_in(self, options: Any) -> tuple[Lanes, Any]:
@@ -204,86 +209,48 @@ class RecordVector(Recorder, VectorWrapper[Any, Any, Any, Any, Any]):
         lanes = np.ones(self.num_envs, np.bool_) if mask is None else np.array(as_array("reset_mask", mask), np.bool_)
         return lanes, options and dict(options)
 
+    def _begin(self, lanes: Any) -> None:
+        running = lanes & ~self._over
+        if running.any():
+            self.buffer.end_episode(running)
+        self._over = self._over & ~lanes | self._reset_again
+
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step the environments and store what happened."""
         result = super().step(action)
         if self._forgets_resets:
-            self._resets_late = self._ended(*result[2:4])
+            self._reset_again = self._ended(*result[2:4])
         return result
 
     def _store(self, step: Step) -> None:
         ended = self._ended(step.terminated, step.truncated)
         if self._mode == AutoresetMode.SAME_STEP:
-            self._replaced = ended & ~self._over
-        if self._replaced.any():
-            key = "final_obs" if _column(step.info, "final_obs") is not None else "final_observation"
-            parts = ({"obs": step.next_obs}, "obs", ~self._replaced), (step.info, key, self._replaced)
-            step = step._replace(next_obs=self._gather("next_obs", *parts))
+            self._replaced = ended
+            if ended.any():
+                step = Step(*step[:3], self._last_obs(step.next_obs, step.info, ended), *step[4:])
         if not self._over.any():
             self._add(step)
         elif not self._over.all():
             self._add(step, ~self._over)
-        if self._mode != AutoresetMode.SAME_STEP:
-            self._over = ended | self._over if self._mode == AutoresetMode.DISABLED else ended
+        if self._mode == AutoresetMode.NEXT_STEP:
+            self._over = ended
+        elif self._mode == AutoresetMode.DISABLED:
+            self._over = self._over | ended
+
+    def _last_obs(self, obs: Any, info: Any, ended: Lanes) -> Tree:
+        """`obs`, with the last observations of the episodes that have ended."""
+        key = "final_obs" if column(info, "final_obs") is not None else "final_observation"
+        return gathered(self.buffer.spec, "next_obs", ({"obs": obs}, "obs", np.ones_like(ended)), (info, key, ended))
 
     def _ended(self, terminated: Any, truncated: Any) -> Lanes:
         """The lanes whose episodes end in a step."""
         lead = (self.num_envs,)
-        return np.logical_or(_flag("terminated").coerce(terminated, lead), _flag("truncated").coerce(truncated, lead))
+        return np.logical_or(flags("terminated", terminated, lead), flags("truncated", truncated, lead))
 
     def _read(self, info: Any, key: str, name: str) -> Tree:
         """The values of an extra field; those of episodes that have ended are not in `info`, but in its final_info."""
-        final = _column(info, "final_info")
-        return self._gather(name, (info, key, ~(self._over | self._replaced)), (final, key, self._replaced))
-
-    def _gather(self, name: str, *parts: tuple[Any, str, Lanes]) -> Tree:
-        """The values of a field from parts ``(info, key, lanes)``, each of which has those of its lanes."""
-        spec = self.buffer.spec
-        leaves = [leaf for leaf in spec.leaves if leaf.name.partition(".")[0] == name]
-        arrays = [np.zeros((self.num_envs, *leaf.shape), leaf.dtype) for leaf in leaves]
-        for info, key, lanes in parts:
-            for place, tree, lead in _entries(info, key, lanes, name) if lanes.any() else ():
-                found = dict(leaves_of(tree, name))  # its keys may be in another order
-                for leaf, array in zip(leaves, arrays, strict=True):
-                    parent, _, last = leaf.name.rpartition(".")
-                    known = np.asarray(found.get(f"{parent}._{last}", leaf.name in found), np.bool_)
-                    _refuse_missing(leaf.name, key, lanes & ~known)
-                    array[place] = leaf.coerce(found[leaf.name], lead, lanes if lead else None)
-        return spec.unflatten(arrays, (name,))[name]
-
-
-def _entries(info: Any, key: str, lanes: Lanes, name: str) -> list[tuple[Any, Tree, tuple[int, ...]]]:
-    """What `info` has at a key for these lanes: arrays of all lanes, or an entry for each, with the place of each."""
-    values, mask = _column(info, key), _column(info, f"_{key}")
-    known = np.full(lanes.shape, values is not None)
-    if mask is not None:
-        known &= _flag(f"_{key}").coerce(mask, lanes.shape)
-    is_each = isinstance(values, list) or getattr(values, "dtype", None) == np.object_
-    if is_each:
-        known &= _flag(key).coerce([value is not None for value in values], lanes.shape)
-    _refuse_missing(name, key, lanes & ~known)
-    return [(lane, values[lane], ()) for lane in np.flatnonzero(lanes)] if is_each else [(lanes, values, lanes.shape)]
-
-
-@cache
-def _flag(name: str) -> Leaf:
-    return Leaf(name, Field((), np.bool_))
-
-
-def _column(info: Any, key: str) -> Any:
-    """What `info`, a dict of arrays or a dict for each lane, has at a key."""
-    if info is None or isinstance(info, Mapping):
-        return (info or {}).get(key)
-    column = [(entry or {}).get(key) for entry in info]
-    return None if all(value is None for value in column) else column
-
-
-def _refuse_missing(name: str, key: str, lanes: Lanes) -> None:
-    if lanes.any():
-        remedy = "pass a function of the step, or give the key in every step (at an episode's end in final_info)"
-        if name.startswith("next_obs"):
-            remedy = "in SAME_STEP mode it holds an episode's last observation; use another mode or add it in a wrapper"
-        raise FieldNameError(f"{name} is missing in lanes {np.flatnonzero(lanes)}: expected {key!r} in info; {remedy}")
+        of_ended = column(info, "final_info"), key, self._replaced
+        return gathered(self.buffer.spec, name, (info, key, ~(self._over | self._replaced)), of_ended)
 
 
 def _autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
@@ -299,6 +266,6 @@ def _copy(tree: Tree, name: str) -> Tree:
     """A copy that the environment cannot change: many reuse their arrays. Numbers cannot change."""
     if type(tree) is np.ndarray:
         return tree.copy()
-    if isinstance(tree, int | float | np.generic):
+    if isinstance(tree, _NUMBERS):
         return tree
     return map_tree(lambda value, path: np.array(as_array(path, value)), tree, name)

@@ -77,7 +77,9 @@ def play(env, steps, mode=None):
         *_, terminated, truncated, _ = env.step(no_op(env))
         done = np.logical_or(np.asarray(terminated), np.asarray(truncated))
         if done.any() and mode == AutoresetMode.DISABLED:
-            env.reset(options={"reset_mask": done})
+            options = {"reset_mask": done}
+            env.reset(options=options)
+            assert list(options) == ["reset_mask"]  # Gymnasium would take it out
         elif done.any() and not isinstance(env, VectorEnv):
             env.reset()
 
@@ -122,6 +124,22 @@ def test_a_new_recorder_takes_the_buffer_over(count, wrap_first, wrap_second):
     play(again, 2)
     with pytest.raises(RuntimeError, match="another recorder"):
         newer.step(no_op(newer))
+
+
+@pytest.mark.parametrize("end", ["record", "paused"])
+def test_running_episodes_end_at_once(end):
+    """When a buffer is taken over or a pause begins: what is added by hand then begins an episode."""
+    env = Walk()
+    buffer = ReplayBuffer.from_env(env, 100, n_step=3)
+    recorder = record(env, buffer)
+    play(recorder, 2)
+    if end == "record":
+        record(Walk(1), buffer)
+    else:
+        with recorder.paused():
+            pass
+    buffer.add(fresh(7.0), 0, 0.0, fresh(8.0), False, False)
+    assert buffer.episode([1, 2])[0].tolist() == [0, 1]
 
 
 def test_a_new_recorder_must_be_reset_first():
@@ -204,35 +222,43 @@ def test_a_recorder_and_its_environment_are_freed():
     assert seen() is None
 
 
-def test_a_step_that_is_under_way_is_not_stored_after_the_takeover():
-    """The buffer is taken over while the environment of the former recorder, in another thread, is being stepped."""
-    stepping, taken = threading.Event(), threading.Event()
+@pytest.mark.parametrize("call", ["step", "reset"])
+def test_a_call_that_is_under_way_changes_nothing_after_the_takeover(call):
+    """The buffer is taken over while another thread is inside `step` or `reset` of the former recorder."""
+    inside, taken = threading.Event(), threading.Event()
 
     class Slow(Walk):
         def step(self, action):
-            stepping.set()
+            inside.set()
             assert taken.wait(60)
             return super().step(action)
 
-    buffer = ReplayBuffer.from_env(Walk(), 100)
+        def reset(self, **options):
+            if call == "reset" and self.episode:
+                self.step(0)
+            return super().reset(**options)
+
+    buffer = ReplayBuffer.from_env(Walk(), 100, n_step=3)
     former, errors = record(Slow(), buffer), []
+    former.reset()
 
     def run():
-        former.reset()
         try:
-            former.step(0)
+            getattr(former, call)(*[0] * (call == "step"))
         except RuntimeError as error:
             errors.append(error)
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert stepping.wait(60)
+    assert inside.wait(60)
     newer = record(Walk(3), buffer)
+    play(newer, 2)
     taken.set()
     thread.join()
-    assert len(errors) == 1 and len(buffer) == 0
-    play(newer, 3)
+    assert len(errors) == 1
+    newer.step(0)
     assert numbers(buffer) == [30100.0, 30101.0, 30102.0]
+    assert buffer.window(np.array([0])).length.tolist() == [3]
 
 
 # -- Pauses ------------------------------------------------------------------------------------------------------
@@ -438,7 +464,7 @@ def test_without_a_last_observation_nothing_is_stored(lanes, info):
     (lambda final, over: {"final_obs": final[over]}, r"next_obs has shape \(1, 2\); expected \(2, 2\)"),
     (lambda final, over: {"final_obs": final[:, :1]}, r"next_obs has shape \(2, 1\); expected \(2, 2\)"),
     (lambda final, over: {"final_obs": [final[0, :1], None]}, r"next_obs has shape \(1,\); expected \(2,\)"),
-    (lambda final, over: {"final_obs": [final[0]]}, r"final_obs has shape \(1,\); expected \(2,\)"),
+    (lambda final, over: {"final_obs": [final[0]]}, r"'final_obs' of info has 1 entries; expected 2"),
     (lambda final, over: {"final_obs": final, "_final_obs": over[:1]}, r"_final_obs has shape \(1,\)"),
     (lambda final, over: {"final_obs": {"a": final}}, r"next_obs is missing in lanes \[0\]"),
     (lambda final, over: {"final_obs": final.astype(str)}, "next_obs has dtype"),
@@ -773,13 +799,23 @@ def test_extra_fields_in_same_step_mode_need_the_last_info():
         for _ in range(3):
             env.step(np.zeros(2, int))
         if wrapper is NoFinalInfo:
-            with unchanged(buffers[-1], KeyError, r"number is missing in lanes \[0 1\].*final_info"):
+            with unchanged(buffers[-1], KeyError, r"number is missing in lanes \[0, 1\].*final_info"):
                 env.step(np.zeros(2, int))
         else:
             play(env, 20)
             np.testing.assert_array_equal(
                 buffers[-1].read(stored_indices(buffers[-1]), "number"), numbers(buffers[-1], "next_obs")
             )
+
+
+def test_a_wrong_field_of_a_vector_of_one_environment_is_named():
+    """With the leading axis that all fields have there."""
+    env = walks(1)
+    buffer = ReplayBuffer(100, Spec.from_env(env, hint=NUMBER))
+    env = record(env, buffer, extras={"hint": lambda step: np.zeros((1, 2))})
+    env.reset()
+    with unchanged(buffer, ValueError, r"hint has shape \(1, 2\); expected \(1,\)"):
+        env.step(np.zeros(1, int))
 
 
 @pytest.mark.parametrize("mode", MODES)
