@@ -191,7 +191,7 @@ class RecordSingle(Recorder, gymnasium.Wrapper[Any, Any, Any, Any]):
         return info[key]
 
 
-class RecordVector(Recorder, VectorWrapper[Any, Any, Any, Any, Any]):
+class RecordVector(Recorder, VectorWrapper):  # which is not generic in Gymnasium 1.1
     """A vector environment whose steps are stored; see `record`."""
 
     def __init__(self, env: VectorEnv[Any, Any, Any], buffer: Replay, extras: Extras) -> None:

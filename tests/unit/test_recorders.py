@@ -684,6 +684,7 @@ def test_extra_fields_come_from_info_and_from_functions(mode, lanes, kind):
     assert step._fields == ("obs", "action", "reward", "next_obs", "terminated", "truncated", "info")
     np.testing.assert_array_equal(np.ravel(step.obs)[0] + 1, np.ravel(step.next_obs)[0])
     called = len(seen)
+    assert called == len(buffer) or lanes > 1  # not for a step that only resets
     with env.paused():
         play(env, 5, mode)
     assert len(seen) == called
@@ -894,6 +895,22 @@ def test_after_an_error_all_lanes_must_be_reset(mode):
             call()
     play(env, 3, mode)
     assert_true(buffer)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_reset_of_some_lanes_leaves_the_others_alone(mode):
+    """A lane that has ended, and is not reset by hand, is reset by the next step in NEXT_STEP mode."""
+    env = walks(2, mode)
+    buffer = ReplayBuffer.from_env(env, 200, n_step=3)
+    env = record(env, buffer)
+    env.reset()
+    for step in range(40):
+        *_, terminated, truncated, _ = env.step(np.zeros(2, int))
+        done = terminated | truncated
+        if done.any() and (mode == AutoresetMode.DISABLED or step % 3 == 0):
+            env.reset(options={"reset_mask": done if mode == AutoresetMode.DISABLED else np.array([True, False])})
+    assert_true(buffer)
+    assert len(buffer) > 60
 
 
 def test_a_time_limit_outside_ends_the_episode():
