@@ -691,6 +691,21 @@ def test_extra_fields_come_from_info_and_from_functions(mode, lanes, kind):
     env.close()
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_the_info_of_a_reset_needs_no_extra_field(mode):
+    """It belongs to no step, so a key may be missing there, however lanes are reset."""
+
+    class Quiet(Walk):
+        def reset(self, **options):
+            return super().reset(**options)[0], {}
+
+    env = SyncVectorEnv([lambda: Quiet(0), lambda: gymnasium.wrappers.TimeLimit(Quiet(1), 2)], autoreset_mode=mode)
+    buffer = ReplayBuffer(500, Spec.from_env(env, number=NUMBER), num_envs=2)
+    play(record(env, buffer, extras={"number": "number"}), 30, mode)
+    assert_true(buffer)
+    np.testing.assert_array_equal(buffer.read(stored_indices(buffer), "number"), numbers(buffer, "next_obs"))
+
+
 def test_a_function_gets_what_the_agent_computed():
     """Such as the log-probability of the action: it is called after the environment's step, once for each step."""
     env = Walk()
@@ -911,6 +926,26 @@ def test_a_reset_of_some_lanes_leaves_the_others_alone(mode):
             env.reset(options={"reset_mask": done if mode == AutoresetMode.DISABLED else np.array([True, False])})
     assert_true(buffer)
     assert len(buffer) > 60
+
+
+def test_a_lane_that_has_ended_waits_for_its_reset():
+    """In DISABLED mode, also if the environment goes on to step it, as simulators do."""
+
+    class GoesOn(SameStep):
+        metadata = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012
+
+        def step(self, actions):
+            self.count = self.count + 1
+            over, none = self.count == 2 + np.arange(self.num_envs), np.zeros(self.num_envs, bool)
+            return self._rows(), np.ones(self.num_envs), over, none, {}
+
+    env = GoesOn(2, None)
+    buffer = ReplayBuffer.from_env(env, 100)
+    env = record(env, buffer)
+    env.reset()
+    for _ in range(6):
+        env.step(np.zeros(2, int))
+    assert numbers(buffer) == [0.0, 1.0, 10_000.0, 10_001.0, 10_002.0]
 
 
 def test_a_time_limit_outside_ends_the_episode():
