@@ -1,130 +1,263 @@
 """The Gymnasium wrappers that `record` puts around an environment. Importing this module needs Gymnasium."""
 
-from typing import Any
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv, VectorWrapper
 
+from replaykit.field import FieldNameError, as_array
+from replaykit.infos import Lanes, column, flags, gathered
 from replaykit.replay import Replay
 from replaykit.spec import Spec
-from replaykit.trees import leaves_of, map_tree
+from replaykit.trees import Tree, map_tree
+from replaykit.writer import Writer
+
+Step = namedtuple("Step", "obs action reward next_obs terminated truncated info")
+Extras: TypeAlias = Mapping[str, str | Callable[[Step], Tree]]
+_NUMBERS = int, float, np.generic
+_OLD_GYM = "an environment of OpenAI Gym works through gymnasium.make('GymV21Environment-v0', env=env) of shimmy"
 
 
-def recorder_of(env: Any, buffer: Replay) -> "RecordSingle | RecordVector":
+def recorder_of(env: Any, buffer: Replay | Writer, extras: Extras) -> "RecordSingle | RecordVector":
     """`env` wrapped for `buffer`; see :func:`replaykit.record`."""
-    if not isinstance(buffer, Replay):
-        raise TypeError(f"buffer is a {type(buffer).__name__}; expected a replaykit buffer or a wrapper around one")
-    if not isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv):
-        raise TypeError(f"env is a {type(env).__name__}; expected a Gymnasium environment, single or vector")
-    num_envs = env.num_envs if isinstance(env, gymnasium.vector.VectorEnv) else 1
+    if not isinstance(buffer, Replay | Writer):
+        wanted = "a replaykit buffer, a wrapper around one, or a writer"
+        raise TypeError(f"buffer is a {type(buffer).__name__}; expected {wanted}")
+    if not isinstance(env, gymnasium.Env | VectorEnv):
+        wanted = "a Gymnasium environment, single or vector"
+        raise TypeError(f"env is a {type(env).__name__}; expected {wanted}; {_OLD_GYM}")
+    if any(isinstance(layer, Recorder) and layer.buffer.lock is buffer.lock for layer in _layers(env)):
+        raise ValueError("env is already recorded into this buffer; use it as it is, without another record()")
+    num_envs = env.num_envs if isinstance(env, VectorEnv) else 1
     if num_envs != buffer.num_envs:
         raise ValueError(f"env has {num_envs} environments; expected {buffer.num_envs}, the buffer's num_envs")
-    if buffer.spec.extra:
-        extra = f"the extra fields {buffer.spec.extra}, which an environment does not give"
-        raise ValueError(f"the buffer's spec has {extra}; add its transitions by hand")
-    spec = Spec.from_env(env)
-    if [(leaf.name, leaf.shape) for leaf in spec.leaves] != [(leaf.name, leaf.shape) for leaf in buffer.spec.leaves]:
+    spec, fields = Spec.from_env(env), buffer.spec.extra
+    given, known = ([(leaf.name, leaf.shape) for leaf in s.leaves[: len(spec.leaves)]] for s in (spec, buffer.spec))
+    if given != known:
         raise ValueError(f"env gives transitions of {spec}; expected the buffer's {buffer.spec}")
-    return RecordVector(env, buffer) if isinstance(env, gymnasium.vector.VectorEnv) else RecordSingle(env, buffer)
+    if set(extras) != set(fields):
+        raise ValueError(
+            f"the buffer's spec has the extra fields {fields}, and extras has {tuple(extras)}; pass as extras a dict "
+            "from the name of each extra field to a key of info or a function of the step"
+        )
+    for name, source in extras.items():
+        if not isinstance(source, str) and not callable(source):
+            raise TypeError(f"extras[{name!r}] is {source!r}; expected a key of info or a function of the step")
+    return RecordVector(env, buffer, extras) if isinstance(env, VectorEnv) else RecordSingle(env, buffer, extras)
 
 
-class RecordSingle(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """A single environment whose steps are stored; see `record`."""
-
-    def __init__(self, env: gymnasium.Env[Any, Any], buffer: Replay) -> None:
-        super().__init__(env)
-        self.buffer = buffer
-        self._obs: Any = None
-        self._over = True
-        layer, self._autoreset = env, False
-        while isinstance(layer, gymnasium.Wrapper):
-            self._autoreset |= isinstance(layer, gymnasium.wrappers.Autoreset)
-            layer = layer.env
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset the environment; an episode that was running ends here."""
-        self._obs = None  # not known until the reset is done
-        obs, info = self.env.reset(seed=seed, options=options)
-        if not self._over:
-            self.buffer.end_episode()
-        self._obs, self._over = _copy(obs), False
-        return obs, info
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step the environment and store the transition."""
-        if self._obs is None or (self._over and not self._autoreset):
-            reason = "the episode is over or has not begun, or its last step raised"
-            raise gymnasium.error.ResetNeeded(f"{reason}; call reset() before step()")
-        before, taken = self._obs, _copy(action)  # the environment may change either
-        self._obs = None  # not known until the step has been stored
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        if not self._over:
-            self.buffer.add(before, taken, reward, obs, terminated, truncated)
-        self._obs, self._over = _copy(obs), bool(terminated or truncated)
-        return obs, reward, terminated, truncated, info
+def _layers(env: Any) -> Iterator[Any]:
+    """The environment, and each one that it wraps."""
+    yield env
+    while isinstance(env, gymnasium.Wrapper | VectorWrapper):
+        env = env.env
+        yield env
 
 
-class RecordVector(gymnasium.vector.VectorWrapper[Any, Any, Any, Any, Any]):
-    """A vector environment whose steps are stored; see `record`."""
+class Recorder:
+    """What both recorders share. A buffer has one recorder at a time, the last one that `record` made for it."""
 
-    def __init__(self, env: gymnasium.vector.VectorEnv[Any, Any, Any], buffer: Replay) -> None:
-        super().__init__(env)
-        self.buffer = buffer
-        self._obs: Any = None
-        self._over = np.ones(env.num_envs, np.bool_)
-        self._mode = _autoreset_mode(env)
+    env: Any
+    _lanes_in: Callable[[Any], tuple[Any, Any]]
+    _begin: Callable[[Any], None]
+    _store: Callable[[Step], None]
+    _read: Callable[[Any, str, str], Tree]
+    _obs: Any
+    """A copy of the last observation, or None if the environment must be reset."""
+    _over: Any
+    """The lanes whose next step belongs to no episode."""
+    _waits = False
+    """Whether the environment must be reset when its episode has ended, as a single one."""
+
+    def _record(self, buffer: Replay | Writer, write: Callable[..., Any], extras: Extras) -> None:
+        self.buffer, self._write, self._extras, self._pauses = buffer, write, dict(extras), 0
+        self._owned: Any = buffer if isinstance(buffer, Writer) else buffer.lock
+        self._take_over()
+
+    def _take_over(self) -> None:
+        with self.buffer.lock:
+            self._end_episodes()
+            self._owned.recorder = self._token = object()
+
+    def _end_episodes(self) -> None:
+        """End the running episodes. The environment must be reset before its steps are stored again."""
+        self.buffer.end_episode()
+        self._obs, self._over = None, np.ones(self.buffer.num_envs, np.bool_)
+
+    def _check_owner(self) -> None:
+        """Raise if the buffer has another recorder. The copy of a buffer has none until its recorder is used."""
+        owner = self._owned.recorder
+        if owner is None:
+            self._take_over()
+        elif owner is not self._token:
+            raise RuntimeError(
+                "another recorder has taken over the buffer, since record() was called with it again; step the "
+                "environment that this call returned, or call record() once more for this environment"
+            )
+
+    @contextmanager
+    def paused(self) -> Iterator[Any]:
+        """Store nothing inside a ``with`` block, which gets this environment, such as for an evaluation.
+
+        Running episodes end in the buffer when the block begins. After it, the next `reset` resumes recording.
+        """
+        with self.buffer.lock:
+            self._check_owner()
+            if not self._pauses:
+                self._end_episodes()
+        self._pauses += 1
+        try:
+            yield self
+        finally:
+            self._pauses -= 1
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset the environments, or those in ``options["reset_mask"]``; episodes that were running there end here."""
-        options = None if options is None else dict(options)  # Gymnasium takes the mask out of the dict it is given
-        mask = (options or {}).get("reset_mask")
-        lanes = np.ones(self.num_envs, np.bool_) if mask is None else np.array(mask, np.bool_)
-        interrupted, self._obs = self._obs is None, None  # not known until the reset is done
-        obs, info = self.env.reset(seed=seed, options=options)
-        self.buffer.end_episode(~self._over if interrupted else lanes & ~self._over)
-        self._over = self._over & ~lanes
-        self._obs = _copy(obs)
-        return obs, info
+        """Reset the environment, or some lanes of it; episodes that were running there end here."""
+        self._check_owner()
+        lanes, options = self._lanes_in(options)
+        if self._pauses:
+            return self.env.reset(seed=seed, options=options)  # type: ignore[no-any-return]
+        if self._obs is None and not np.all(lanes):
+            raise self._needs_reset("reset(), without a reset_mask,")
+        self._obs = None  # not known until the reset is done
+        result = self.env.reset(seed=seed, options=options)
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping | list)):
+            raise ValueError(f"env.reset() returned a {type(result).__name__}; expected (obs, info); {_OLD_GYM}")
+        obs = _copy(result[0], "obs")
+        with self.buffer.lock:
+            self._check_owner()
+            self._begin(lanes)
+        self._obs = obs
+        return result
 
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step the environments and store their transitions."""
-        if self._obs is None:
-            raise gymnasium.error.ResetNeeded(
-                "no episode has begun, or the last step raised; call reset() before step()"
-            )
-        before, taken = self._obs, _copy(actions)  # the environments may change either
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step the environment and store what happened."""
+        self._check_owner()
+        if self._pauses:
+            return self.env.step(action)  # type: ignore[no-any-return]
+        if self._obs is None or (self._waits and self._over):
+            raise self._needs_reset("reset()")
+        before, taken = self._obs, _copy(action, "action")  # the environment may change either
         self._obs = None  # not known until the step has been stored
-        obs, rewards, terminated, truncated, info = self.env.step(actions)
-        next_obs = self._with_final(obs, info) if self._mode == AutoresetMode.SAME_STEP else obs
-        self._store(before, taken, rewards, next_obs, terminated, truncated)
-        done = np.logical_or(terminated, truncated)
+        result = self.env.step(action)
+        if not (isinstance(result, tuple) and len(result) == 5):
+            got = f"{len(result)} values" if isinstance(result, tuple) else f"a {type(result).__name__}"
+            wanted = "the five of Gymnasium, (obs, reward, terminated, truncated, info)"
+            raise ValueError(f"env.step() returned {got}; expected {wanted}; {_OLD_GYM}")
+        obs, reward, terminated, truncated, info = result
+        self._store(Step(before, taken, reward, obs, terminated, truncated, info))
+        self._obs = _copy(obs, "obs")
+        return result
+
+    def _needs_reset(self, remedy: str) -> Exception:
+        reason = "the episode is over or has not begun, recording was paused, or the last step or reset raised"
+        return gymnasium.error.ResetNeeded(f"{reason}; call {remedy} before step()")
+
+    def _add(self, step: Step, mask: Lanes | None = None) -> None:
+        """Store a step, or its lanes in `mask`."""
+        extras = {}
+        for name, source in self._extras.items():
+            extras[name] = self._read(step.info, source, name) if isinstance(source, str) else source(step)
+        with self.buffer.lock:
+            self._check_owner()
+            self._write(*step[:6], mask=mask, **extras)
+
+
+class RecordSingle(Recorder, gymnasium.Wrapper[Any, Any, Any, Any]):
+    """A single environment whose steps are stored; see `record`."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], buffer: Replay | Writer, extras: Extras) -> None:
+        super().__init__(env)
+        self._waits = not any(isinstance(layer, gymnasium.wrappers.Autoreset) for layer in _layers(env))
+        self._record(buffer, buffer.add, extras)
+
+    def _lanes_in(self, options: Any) -> tuple[Any, Any]:
+        return True, options
+
+    def _begin(self, _lanes: Any) -> None:
+        if not self._over:
+            self.buffer.end_episode()
+        self._over = False
+
+    def _store(self, step: Step) -> None:
+        if not self._over:
+            self._add(step)
+        self._over = bool(step.terminated or step.truncated)
+
+    def _read(self, info: Any, key: str, name: str) -> Tree:
+        if key not in info:
+            raise FieldNameError(f"{name} is missing: expected {key!r} in info, which has {list(info)}")
+        return info[key]
+
+
+class RecordVector(Recorder, VectorWrapper):  # which is not generic in Gymnasium 1.1
+    """A vector environment whose steps are stored; see `record`."""
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], buffer: Replay | Writer, extras: Extras) -> None:
+        super().__init__(env)
+        self._mode = _autoreset_mode(env)
+        self._replaced = self._reset_again = np.zeros(env.num_envs, np.bool_)
+        base = env.unwrapped  # without shared memory, Gymnasium's processes reset lanes that ended once more
+        is_apart = isinstance(base, AsyncVectorEnv) and not base.shared_memory
+        self._forgets_resets = self._mode == AutoresetMode.NEXT_STEP and is_apart
+        has_axis = env.num_envs > 1 or isinstance(buffer, Writer)
+        self._record(buffer, buffer.add if has_axis else buffer.extend, extras)  # which has an axis of 1
+
+    def _lanes_in(self, options: Any) -> tuple[Lanes, Any]:
+        """The lanes that are reset with these options, and the options, which Gymnasium takes the mask out of."""
+        mask = (options or {}).get("reset_mask")
+        lanes = np.ones(self.num_envs, np.bool_) if mask is None else np.array(as_array("reset_mask", mask), np.bool_)
+        return lanes, options and dict(options)
+
+    def _begin(self, lanes: Any) -> None:
+        running = lanes & ~self._over
+        if running.any():
+            self.buffer.end_episode(running)
+        self._over = self._over & ~lanes | self._reset_again
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step the environments and store what happened."""
+        result = super().step(action)
+        if self._forgets_resets:
+            self._reset_again = self._ended(*result[2:4])
+        return result
+
+    def _store(self, step: Step) -> None:
+        ended = self._ended(step.terminated, step.truncated)
+        if self._mode == AutoresetMode.SAME_STEP:
+            self._replaced = ended
+            if ended.any():
+                step = Step(*step[:3], self._last_obs(step.next_obs, step.info, ended), *step[4:])
+        if not self._over.any():
+            self._add(step)
+        elif not self._over.all():
+            self._add(step, ~self._over)
         if self._mode == AutoresetMode.NEXT_STEP:
-            self._over = done
+            self._over = ended
         elif self._mode == AutoresetMode.DISABLED:
-            self._over = self._over | done
-        self._obs = _copy(obs)
-        return obs, rewards, terminated, truncated, info
+            self._over = self._over | ended
 
-    def _store(self, *step: Any) -> None:
-        if self.num_envs > 1:
-            self.buffer.add(*step, mask=~self._over if self._over.any() else None)
-        elif not self._over[0]:
-            self.buffer.add(*(_entry(values, 0) for values in step))
+    def _last_obs(self, obs: Any, info: Any, ended: Lanes) -> Tree:
+        """`obs`, with the last observations of the episodes that have ended."""
+        key = "final_obs" if column(info, "final_obs") is not None else "final_observation"
+        return gathered(self.buffer.spec, "next_obs", ({"obs": obs}, "obs", np.ones_like(ended)), (info, key, ended))
 
-    def _with_final(self, obs: Any, info: dict[str, Any]) -> Any:
-        """`obs` with the true last observation where an episode has just ended."""
-        if "final_obs" not in info:
-            return obs
-        obs = _copy(obs)
-        for lane in np.flatnonzero(info["_final_obs"]).tolist():
-            final = dict(leaves_of(_entry(info["final_obs"], lane)))  # its keys may be in another order
-            for path, array in leaves_of(obs):
-                array[lane] = final[path]
-        return obs
+    def _ended(self, terminated: Any, truncated: Any) -> Lanes:
+        """The lanes whose episodes end in a step."""
+        lead = (self.num_envs,)
+        return np.logical_or(flags("terminated", terminated, lead), flags("truncated", truncated, lead))
+
+    def _read(self, info: Any, key: str, name: str) -> Tree:
+        """The values of an extra field; those of episodes that have ended are not in `info`, but in its final_info."""
+        of_ended = column(info, "final_info"), key, self._replaced
+        return gathered(self.buffer.spec, name, (info, key, ~(self._over | self._replaced)), of_ended)
 
 
-def _autoreset_mode(env: gymnasium.vector.VectorEnv[Any, Any, Any]) -> AutoresetMode:
+def _autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
     # The attribute first: the metadata are shared between environments of a class, whatever the mode of each
     mode = getattr(env.unwrapped, "autoreset_mode", None) or env.metadata.get("autoreset_mode")
     if mode is None:
@@ -133,11 +266,10 @@ def _autoreset_mode(env: gymnasium.vector.VectorEnv[Any, Any, Any]) -> Autoreset
     return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
 
 
-def _copy(obs: Any) -> Any:
-    """A copy that the environment cannot change: many reuse their arrays."""
-    return map_tree(lambda value, _path: np.array(value), obs)
-
-
-def _entry(values: Any, lane: int) -> Any:
-    """One lane of a structure of arrays with a leading axis."""
-    return map_tree(lambda value, _path: value[lane], values)
+def _copy(tree: Tree, name: str) -> Tree:
+    """A copy that the environment cannot change: many reuse their arrays. Numbers cannot change."""
+    if type(tree) is np.ndarray:
+        return tree.copy()
+    if isinstance(tree, _NUMBERS):
+        return tree
+    return map_tree(lambda value, path: np.array(as_array(path, value)), tree, name)

@@ -1,11 +1,12 @@
 """Recording a Gymnasium environment: each true transition lands in the buffer, and nothing else."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from replaykit.replay import Replay
 
 
-def record(env: Any, buffer: Replay) -> Any:
+def record(env: Any, buffer: Replay, extras: Mapping[str, str | Callable[[Any], Any]] | None = None) -> Any:
     """`env`, wrapped so that every step is stored in `buffer` as the transition it really was.
 
     Use the result like `env`. At an episode's end `next_obs` is the true last observation in each of Gymnasium's
@@ -13,20 +14,28 @@ def record(env: Any, buffer: Replay) -> Any:
     observation is taken from ``info["final_obs"]``, and with DISABLED lanes that ended wait for
     ``reset(options={"reset_mask": ...})``. A reset in the middle of an episode ends the episode in the buffer.
 
-    With SAME_STEP, an environment that returns one array again and again overwrites ``info["final_obs"]`` when it is
-    reset: use another mode there, or copy the observations in a wrapper.
+    A buffer has one recorder at a time. A new one takes the buffer over: running episodes end, and the next call of the
+    former recorder's `step` or `reset` raises RuntimeError. Inside ``with env.paused():`` nothing is stored.
+
+    With SAME_STEP, ``info["final_obs"]`` is wrong for an environment that returns one array again and again, since its
+    reset overwrites the array: use another mode there, or copy the observations in a wrapper.
 
     Parameters
     ----------
     env : gymnasium.Env or gymnasium.vector.VectorEnv
     buffer : Replay
         With as many lanes as `env` has environments, and the fields of its transitions.
+    extras : dict, optional
+        For each extra field of the buffer's spec, a key of `info`, or a function. The function is called with the step
+        after the environment was stepped. Its argument has the attributes `obs`, `action`, `reward`, `next_obs`,
+        `terminated`, `truncated` and `info`. With a vector environment, its result has a leading axis E.
 
     Raises
     ------
     TypeError, ValueError
-        If `env` is no Gymnasium environment, `buffer` is no replay, their lanes or fields differ, or the autoreset mode
-        is unknown.
+        If `env` is no Gymnasium environment or `buffer` no replay, if the number of environments or the fields differ,
+        if `extras` lacks a field or has another one, if `env` is already recorded into this buffer, or if the autoreset
+        mode of a vector environment is unknown.
 
     Examples
     --------
@@ -45,4 +54,4 @@ def record(env: Any, buffer: Replay) -> Any:
         from replaykit.recorders import recorder_of
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f'{error}; record needs Gymnasium: pip install "replaykit[gymnasium]"') from error
-    return recorder_of(env, buffer)
+    return recorder_of(env, buffer, extras or {})

@@ -44,6 +44,9 @@ class Writer:
         How many these are, k.
     """
 
+    recorder: object = None
+    """A mark of the recorder that stores an environment's steps here, the last that `record` made."""
+
     def __init__(self, replay: Any, lanes: Lanes) -> None:
         every = replay.num_envs
         self.replay, self.lanes = replay, _checked_lanes(lanes, every)

@@ -19,14 +19,16 @@ class Lock(_RLock):  # type: ignore[misc]
     """A re-entrant lock, which every public method of a replay holds while it runs.
 
     `sampling` is True while the thread that holds it makes a batch: functions of the user that run then must not write.
-    `writers` has a weak reference to the writer of each lane that has one.
+    `writers` has a weak reference to the writer of each lane that has one. `recorder` is a mark of the recorder that
+    stores an environment's steps, the last that `record` made.
 
-    A copy or a pickle of a lock is a new lock. A fork waits for the threads that hold locks, so that a forked child has
-    every buffer at one moment of it, and a free lock.
+    A copy or a pickle of a lock is a new lock without either. A fork waits for the threads that hold locks, so that a
+    forked child has every buffer at one moment of it, and a free lock.
     """
 
     sampling: bool
     writers: dict[int, Any]
+    recorder: object = None
 
     def __init__(self) -> None:
         super().__init__()

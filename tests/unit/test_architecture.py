@@ -33,7 +33,7 @@ LAYERS = [
     {"distributions", "writer"},
     {"replay"},
     {"buffer", "wrapper"},
-    {"buffers", "combined", "hindsight"},
+    {"buffers", "combined", "hindsight", "infos"},
     {"recorders"},
     {"recording"},
     {"diagnostics", "testing"},
