@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from replaykit.replay import Replay
+from replaykit.writer import Writer
 
 
-def record(env: Any, buffer: Replay, extras: Mapping[str, str | Callable[[Any], Any]] | None = None) -> Any:
+def record(env: Any, buffer: Replay | Writer, extras: Mapping[str, str | Callable[[Any], Any]] | None = None) -> Any:
     """`env`, wrapped so that every step is stored in `buffer` as the transition it really was.
 
     Use the result like `env`. At an episode's end `next_obs` is the true last observation in each of Gymnasium's
@@ -23,7 +24,7 @@ def record(env: Any, buffer: Replay, extras: Mapping[str, str | Callable[[Any], 
     Parameters
     ----------
     env : gymnasium.Env or gymnasium.vector.VectorEnv
-    buffer : Replay
+    buffer : Replay or Writer
         With as many lanes as `env` has environments, and the fields of its transitions.
     extras : dict, optional
         For each extra field of the buffer's spec, a key of `info`, or a function. The function is called with the step

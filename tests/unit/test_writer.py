@@ -16,6 +16,7 @@ from replaykit import (
     ReplayBuffer,
     ReplayWrapper,
     Spec,
+    record,
 )
 from replaykit.distributions import Proportional
 from replaykit.testing import bits_of
@@ -317,3 +318,77 @@ def test_a_writer_is_not_made_or_closed_in_the_middle_of_a_sample():
             Meddling(buffer, call).sample(2)
     writer.add(**step(0))
     buffer.writer(1)
+
+
+# -- Recording ---------------------------------------------------------------------------------------------------
+
+
+def cart_poles(lanes):
+    """CartPole, once or as a vector environment, and a buffer with four lanes."""
+    gymnasium = pytest.importorskip("gymnasium")
+    env = gymnasium.make("CartPole-v1") if lanes is None else gymnasium.make_vec("CartPole-v1", num_envs=lanes)
+    return env, ReplayBuffer(400, Spec.from_env(env), num_envs=4, seed=0)
+
+
+def assert_joined(buffer, lane):
+    """In a lane, each step begins where the one before ended, unless an episode ended there."""
+    stored = buffer.stored()
+    own = stored[stored % 4 == lane]
+    obs, next_obs = buffer.read(own, "obs"), buffer.read(own, "next_obs")
+    ends = buffer.read(own, "terminated") | buffer.read(own, "truncated")
+    joined = (obs[1:] == next_obs[:-1]).all(axis=1)
+    assert (joined | ends[:-1]).all()
+    assert (np.diff(buffer.episode(own)[0]) > 0).tolist() == ends[:-1].tolist()
+    return len(own)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_each_writer_has_a_recorder_of_its_own(wrapped):
+    """Environments that are stepped in turn, at different paces; each fills its lane."""
+    env, buffer = cart_poles(None)
+    replay = CombinedReplay(buffer) if wrapped else buffer
+    first, second = record(env, replay.writer(1)), record(cart_poles(None)[0], replay.writer([3]))
+    for recorder in (first, second):
+        recorder.reset(seed=3)
+    for number in range(60):
+        for recorder in (first, second)[: 1 + (number % 3 == 0)]:
+            *_, terminated, truncated, _ = recorder.step(number % 2)
+            if terminated or truncated:
+                recorder.reset()
+    assert [assert_joined(buffer, lane) for lane in (1, 3)] == [60, 20]
+    assert len(buffer) == 80
+    buffer.check()
+
+
+@pytest.mark.parametrize("lanes", [[0, 2], [1], [0, 1, 2, 3]])
+def test_a_vector_environment_is_recorded_into_the_lanes_of_a_writer(lanes):
+    """Also a vector of one environment; the dummy steps of its resets are left out."""
+    env, buffer = cart_poles(len(lanes))
+    recorder = record(env, buffer.writer(lanes))
+    recorder.reset(seed=1)
+    dummies = 0
+    for number in range(70):
+        _, reward, *_ = recorder.step(np.full(len(lanes), number % 2))
+        dummies += int((reward == 0.0).sum())
+    assert sum(assert_joined(buffer, lane) for lane in lanes) == 70 * len(lanes) - dummies == len(buffer)
+    assert dummies
+    buffer.check()
+
+
+def test_a_new_recorder_takes_over_its_writer_alone():
+    """The former recorder of the writer raises; that of another writer goes on."""
+    env, buffer = cart_poles(None)
+    writer = buffer.writer(0)
+    former, other = record(env, writer), record(cart_poles(None)[0], buffer.writer(1))
+    for recorder in (former, other):
+        recorder.reset(seed=0)
+        recorder.step(0)
+    newer = record(cart_poles(None)[0], writer)
+    newer.reset(seed=0)
+    newer.step(0)
+    other.step(0)
+    with pytest.raises(RuntimeError, match="taken over"):
+        former.step(0)
+    writer.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        newer.step(0)
