@@ -144,20 +144,15 @@ class Replay(Declared, ABC):
         Parameters
         ----------
         lanes : int, slice, range or list of int
-            In ascending order. The values that are added have a leading axis for them, unless `lanes` is an int.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If lanes are not ints in [0, E) in ascending order, or one of them has a writer.
+            In ascending order. Steps have a leading axis for them, unless `lanes` is an int. TypeError or ValueError is
+            raised if one of them is no lane, or has a writer.
 
         Examples
         --------
         >>> from replaykit import Field, ReplayBuffer, Spec
         >>> buffer = ReplayBuffer(40, Spec(obs=Field(()), action=Field(())), num_envs=4)
         >>> with buffer.writer([0, 2]) as writer:
-        ...     index = writer.add([1.0, 2.0], [0, 0], [0.0, 0.0], [1.5, 2.5], [False] * 2, [False] * 2)
-        >>> index
+        ...     writer.add([1.0, 2.0], [0, 0], [0.0, 0.0], [1.5, 2.5], [False] * 2, [False] * 2)
         array([0, 2])
         """
         return Writer(self, lanes)
@@ -165,18 +160,8 @@ class Replay(Declared, ABC):
     def reseed(self, seed: int | np.random.SeedSequence | None = None) -> None:
         """Start the random numbers anew, so that a copy draws other batches than its original.
 
-        The generator continues as a new one of its kind with this seed does. A generator that was given to the
-        constructor is this one.
-
-        Parameters
-        ----------
-        seed : None, int or SeedSequence
-            Of several copies, each gets one of ``SeedSequence(...).spawn(count)``. None takes one from the system.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `seed` is none of these, or negative. The generator is then unchanged.
+        The generator continues as a new one of its kind with this seed does. Of several copies, each gets one of
+        ``SeedSequence(...).spawn(count)``. Raises TypeError or ValueError for another seed, as the constructor does.
 
         Examples
         --------
@@ -205,10 +190,8 @@ class Replay(Declared, ABC):
 
         Raises
         ------
-        TypeError, ValueError
-            If `batch_size` is not an int of at least 1, or nothing is stored.
-        MemoryError
-            If the batch is larger than memory. Nothing is drawn then.
+        TypeError, ValueError, MemoryError
+            If `batch_size` is not an int of at least 1, nothing is stored, or the batch is larger than memory.
         """
         if type(batch_size) is not int or not 0 < batch_size <= LARGE_BATCH:
             batch_size = self.checked_batch_size(batch_size)
@@ -320,12 +303,11 @@ class Replay(Declared, ABC):
         return look_ahead(self, window, look, uniforms)
 
     def checked_batch_size(self, batch_size: Any) -> int:
-        """`batch_size` as an int of at least 1; raises MemoryError for a batch that is larger than memory."""
+        """`batch_size` as an int; raises MemoryError for a batch that is larger than memory."""
         size = check_count("batch_size", batch_size)
         if size > LARGE_BATCH:
-            each = 8 * self.n_step + sum(
-                leaf.field.nbytes * (self.stack if "obs" in leaf.name else 1) for leaf in self.spec.leaves
-            )
+            sizes = (leaf.field.nbytes * (self.stack if "obs" in leaf.name else 1) for leaf in self.spec.leaves)
+            each = 8 * self.n_step + sum(sizes)
             refuse_more_than_memory(size * each, f"batch_size {size} at {each} bytes each", "sample fewer at a time")
         return size
 
