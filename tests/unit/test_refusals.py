@@ -213,6 +213,32 @@ def test_a_batch_larger_than_memory_is_refused_before_anything_is_drawn(make, ba
     buffer.sample(3)
 
 
+@pytest.mark.parametrize("options", [{}, {"stack": 4}, {"share": "none"}])
+def test_the_bytes_of_a_batch_decide_whether_it_is_larger_than_memory(options, monkeypatch):
+    """Few large images are as much as many numbers."""
+    from replaykit.storage import memory_limit
+
+    buffer = ReplayBuffer(10, Spec(obs=Field((2048, 2048), np.uint8), action=Field(())), seed=0, **options)
+    image = np.ones((2048, 2048), np.uint8)
+    buffer.add(image, 0.0, 0.0, image, False, False)
+    monkeypatch.setattr(memory_limit, "_available_bytes", lambda: 50 << 20)
+    for replay in (buffer, CombinedReplay(buffer)):
+        state = buffer.rng.bit_generator.state
+        with refused(MemoryError, "batch_size 40", "needs", "fewer"):
+            replay.sample(40)
+        assert buffer.rng.bit_generator.state == state
+        assert len(replay.sample(1)) == 1
+
+
+def test_a_window_that_is_longer_than_a_lane_takes_no_memory(monkeypatch):
+    """The estimate of a batch does not count steps that no window has."""
+    from replaykit.storage import memory_limit
+
+    buffer = filled(ReplayBuffer(10, FLAT, n_step=10**6), 5)
+    monkeypatch.setattr(memory_limit, "_available_bytes", lambda: 50 << 20)
+    assert len(buffer.sample(70_000)) == 70_000
+
+
 # -- Constructors ------------------------------------------------------------------------------------------------
 
 
