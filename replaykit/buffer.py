@@ -15,7 +15,7 @@ from replaykit.distributions.base import Distribution
 from replaykit.field import as_array, as_float64, as_indices
 from replaykit.replay import Replay, Settings
 from replaykit.spec import REQUIRED, Spec
-from replaykit.storage.base import Indices, Storage
+from replaykit.storage.base import Indices, Storage, refuse_other_lengths
 from replaykit.trees import Tree
 from replaykit.writer import Selection, refuse_lanes_of_writers
 
@@ -128,8 +128,13 @@ class Buffer(Replay):
         if steps == -1:
             raise ValueError(f"reward has shape (); expected {('T', *lanes)}; use add for a single step")
         lead = lanes if steps is None else (steps, *lanes)
-        chosen = None if mask is None else self._checked_mask(mask, lead, width)
-        block = storage.encode(values, extras, lead, chosen)
+        try:
+            chosen = None if mask is None else self._checked_mask(mask, lead, width)
+            block = storage.encode(values, extras, lead, chosen)
+        except ValueError:
+            if steps is not None:
+                refuse_other_lengths(storage.spec, values, extras, lead)
+            raise
         errors = None if td_error is None else self._initial_errors(td_error, lead, chosen)
         count, flat = 1 if steps is None else steps, None if chosen is None else chosen.reshape(-1)
         if writer is not None:
