@@ -170,7 +170,8 @@ class Leaf:
         if array.size and all(type(entry) is int for entry in array.flat):
             largest = max(array.flat, key=abs)
             if np.asarray(largest).dtype.kind == "O":
-                return OverflowError(f"{self.name} contains {largest}; expected ints of 64 bits; clip or scale them")
+                wanted = f"{self.dtype} values, of at most 64 bits as ints"
+                return OverflowError(f"{self.name} contains {largest}; expected {wanted}; clip or scale them")
         remedy = "give all its entries one shape and a numeric dtype"
         return TypeError(f"{self.name} has dtype object; {self._expected_dtype}; {remedy}")
 
