@@ -9,13 +9,13 @@ import numpy.typing as npt
 
 from replaykit._kernels import lazy
 from replaykit.batch import Draw, Window
-from replaykit.checks import LARGE_BATCH, check_count, check_seed, check_unit
+from replaykit.checks import check_count, check_seed, check_unit
 from replaykit.declared import Declared, Moment, read_only
 from replaykit.distributions.base import Distribution
 from replaykit.field import as_array, as_float64, as_indices
 from replaykit.replay import Replay, Settings
 from replaykit.spec import REQUIRED, Spec
-from replaykit.storage.base import Indices, Storage
+from replaykit.storage.base import Indices, Storage, refuse_other_lengths
 from replaykit.trees import Tree
 from replaykit.writer import Selection, refuse_lanes_of_writers
 
@@ -71,6 +71,7 @@ class Buffer(Replay):
         n_step, gamma = check_count("n_step", n_step), check_unit("gamma", gamma)
         self.settings = Settings(storage.spec, storage.capacity, storage.num_envs, n_step, gamma, storage.stack)
         self.lock, self.successor, self.rng = storage.lock, storage.num_envs, np.random.default_rng(check_seed(seed))
+        self._large_batch = self._large_batch_of()
         self._stale_updates = 0
         self._has_priorities = type(distribution).update is not Distribution.update
         longest = min(n_step, storage.length)  # no window can be longer than a lane
@@ -127,8 +128,13 @@ class Buffer(Replay):
         if steps == -1:
             raise ValueError(f"reward has shape (); expected {('T', *lanes)}; use add for a single step")
         lead = lanes if steps is None else (steps, *lanes)
-        chosen = None if mask is None else self._checked_mask(mask, lead, width)
-        block = storage.encode(values, extras, lead, chosen)
+        try:
+            chosen = None if mask is None else self._checked_mask(mask, lead, width)
+            block = storage.encode(values, extras, lead, chosen)
+        except ValueError:
+            if steps is not None:
+                refuse_other_lengths(storage.spec, values, extras, lead)
+            raise
         errors = None if td_error is None else self._initial_errors(td_error, lead, chosen)
         count, flat = 1 if steps is None else steps, None if chosen is None else chosen.reshape(-1)
         if writer is not None:
@@ -226,7 +232,7 @@ class Buffer(Replay):
             return distribution.update(slots, kept)
 
     def draw(self, batch_size: int) -> Draw:
-        if type(batch_size) is not int or not 0 < batch_size <= LARGE_BATCH:
+        if type(batch_size) is not int or not 0 < batch_size <= self._large_batch:
             batch_size = self.checked_batch_size(batch_size)
         with self.lock:
             return self._distribution.draw(batch_size, self.rng)

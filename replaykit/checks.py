@@ -9,9 +9,6 @@ from typing import Any, get_args
 
 import numpy as np
 
-LARGE_BATCH = 1 << 16
-"""Larger batches are compared with the memory that the machine has before anything is drawn."""
-
 
 def check_count(name: str, value: Any) -> int:
     """`value` as an int of at least 1."""

@@ -100,9 +100,9 @@ class Leaf:
         With a `mask` of shape `lead`, only its entries are checked and returned, with one leading axis.
         """
         array = value if type(value) is np.ndarray else as_array(self.name, value)
-        if type(value) is int and array.dtype.kind == "O":
-            raise OverflowError(f"{self.name} is {value}; expected a number that fits {self.dtype}")
         if array.shape != lead + self.shape:
+            if array.dtype.kind == "O":
+                raise self._no_numbers(array)
             raise ValueError(self.wrong_shape(array.shape, lead))
         if mask is not None:
             array = array[mask]
@@ -158,12 +158,26 @@ class Leaf:
                 wanted = f"{target} values of at most {np.finfo(target).max:.4g} in magnitude"
                 raise OverflowError(f"{self.name} contains {array[lost].flat[0]}; expected {wanted}; {_WIDEN}")
             return cast
+        if source.kind == "O":
+            raise self._no_numbers(array)
         remedy = "declare the field with another dtype in the Spec"
         if source.kind == "f" and target.kind in "biu":
             remedy = f"round it and call .astype('{target}') if that is meant, or declare a floating field in the Spec"
-        elif source.kind == "O":
-            remedy = "give all its entries one shape and a numeric dtype"
-        raise TypeError(f"{self.name} has dtype {source}; expected {target}, or one that casts to it safely; {remedy}")
+        raise TypeError(f"{self.name} has dtype {source}; {self._expected_dtype}; {remedy}")
+
+    def _no_numbers(self, array: Array) -> Exception:
+        """The error for objects that NumPy finds no dtype for; Python's ints may have too many digits for one."""
+        if array.size and all(type(entry) is int for entry in array.flat):
+            largest = max(array.flat, key=abs)
+            if np.asarray(largest).dtype.kind == "O":
+                wanted = f"{self.dtype} values, of at most 64 bits as ints"
+                return OverflowError(f"{self.name} contains {largest}; expected {wanted}; clip or scale them")
+        remedy = "give all its entries one shape and a numeric dtype"
+        return TypeError(f"{self.name} has dtype object; {self._expected_dtype}; {remedy}")
+
+    @property
+    def _expected_dtype(self) -> str:
+        return f"expected {self.dtype}, or one that casts to it safely"
 
 
 def as_array(name: str, value: Any) -> Array:

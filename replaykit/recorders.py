@@ -39,6 +39,8 @@ def recorder_of(env: Any, buffer: Replay | Writer, extras: Extras) -> "RecordSin
     given, known = ([(leaf.name, leaf.shape) for leaf in s.leaves[: len(spec.leaves)]] for s in (spec, buffer.spec))
     if given != known:
         raise ValueError(f"env gives transitions of {spec}; expected the buffer's {buffer.spec}")
+    if not isinstance(extras, Mapping):
+        raise TypeError(f"extras is {extras!r}; expected a dict from the name of each extra field of the buffer's spec")
     if set(extras) != set(fields):
         raise ValueError(
             f"the buffer's spec has the extra fields {fields}, and extras has {tuple(extras)}; pass as extras a dict "

@@ -55,4 +55,4 @@ def record(env: Any, buffer: Replay | Writer, extras: Mapping[str, str | Callabl
         from replaykit.recorders import recorder_of
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f'{error}; record needs Gymnasium: pip install "replaykit[gymnasium]"') from error
-    return recorder_of(env, buffer, extras or {})
+    return recorder_of(env, buffer, {} if extras is None else extras)

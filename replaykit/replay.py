@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit.batch import Ahead, Batch, Draw, Look, Window
-from replaykit.checks import LARGE_BATCH, check_count, check_seed, nearest
+from replaykit.checks import check_count, check_seed, nearest
 from replaykit.declared import Declared, read_only
 from replaykit.field import as_indices
 from replaykit.spec import Spec
@@ -20,6 +20,8 @@ from replaykit.writer import Lanes, Writer
 _new_batch = Batch.__new__
 _PARTS = ("settings", "lock", "rng", "successor", "inner")
 """Attributes that are set once, by the constructor."""
+_LARGE_BATCH, _LARGE_BATCH_BYTES = 1 << 16, 1 << 26
+"""Batches of more transitions or bytes are compared with the memory of the machine."""
 
 
 class Settings(NamedTuple):
@@ -61,6 +63,8 @@ class Replay(Declared, ABC):
     lock: Lock
     rng: np.random.Generator
     successor: int
+    _large_batch = 1
+    """A larger batch is compared with the memory of the machine before anything is drawn."""
     may_raise = False
     """Whether a batch may fail after something random was drawn, since it calls functions of the user."""
     spec: Spec = read_only("settings.spec", "The fields of a transition.")
@@ -193,7 +197,7 @@ class Replay(Declared, ABC):
         TypeError, ValueError, MemoryError
             If `batch_size` is not an int of at least 1, nothing is stored, or the batch is larger than memory.
         """
-        if type(batch_size) is not int or not 0 < batch_size <= LARGE_BATCH:
+        if type(batch_size) is not int or not 0 < batch_size <= self._large_batch:
             batch_size = self.checked_batch_size(batch_size)
         lock = self.lock
         with lock:
@@ -305,11 +309,22 @@ class Replay(Declared, ABC):
     def checked_batch_size(self, batch_size: Any) -> int:
         """`batch_size` as an int; raises MemoryError for a batch that is larger than memory."""
         size = check_count("batch_size", batch_size)
-        if size > LARGE_BATCH:
-            sizes = (leaf.field.nbytes * (self.stack if "obs" in leaf.name else 1) for leaf in self.spec.leaves)
-            each = 8 * self.n_step + sum(sizes)
+        if size > self._large_batch:
+            each = self._bytes_each()
             refuse_more_than_memory(size * each, f"batch_size {size} at {each} bytes each", "sample fewer at a time")
         return size
+
+    def _bytes_each(self) -> int:
+        """About how many bytes each transition takes while a batch is made."""
+        size = 8 * min(self.n_step, self.capacity // self.num_envs)  # of the rewards of a window
+        for leaf in self.spec.leaves:
+            is_frame = leaf.name.partition(".")[0] in ("obs", "next_obs") and len(leaf.shape) >= 2
+            size += leaf.field.nbytes * (self.stack if is_frame else 1)
+        return size
+
+    def _large_batch_of(self) -> int:
+        """How many transitions are so large a batch that it is compared with the memory of the machine."""
+        return max(min(_LARGE_BATCH, _LARGE_BATCH_BYTES // self._bytes_each()), 1)
 
     def _checked_draw(self, batch_size: int) -> Draw:
         """`draw`, unless nothing is stored."""

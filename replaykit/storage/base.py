@@ -107,12 +107,7 @@ class Storage(Declared, ABC):
         if not lead and _has_leading_axis(flat):
             lead, mask = (1,), None if mask is None else mask.reshape(1)
         count = math.prod(lead) if mask is None else int(mask.sum())
-        try:
-            block = [leaf.coerce(value, lead, mask).reshape(count, *leaf.shape) for leaf, value in flat]
-        except ValueError:
-            if len(lead) > len(self.lanes):
-                _blame_length(flat, lead)
-            raise
+        block = [leaf.coerce(value, lead, mask).reshape(count, *leaf.shape) for leaf, value in flat]
         self.refuse_rewards(block[self._reward])
         return block
 
@@ -249,21 +244,32 @@ def _has_others(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     return np.asarray((~np.isfinite(values)).reshape(len(values), -1).any(axis=1))
 
 
-def _blame_length(flat: list[tuple[Leaf, Any]], lead: tuple[int, ...]) -> None:
+def refuse_other_lengths(
+    spec: Spec, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...]
+) -> None:
     """Raise ValueError for the first field whose length differs from that of most; `lead` is the reward's."""
-    shapes = [np.shape(value) for _, value in flat]
-    (common, _), *_ = Counter(shape[:1] for shape in shapes).most_common(1)
+    flat = list(zip(spec.leaves, spec.flatten(values, extras), strict=True))
+    shapes = [_shape_of(value) for _, value in flat]
+    (common, _), *_ = Counter(shape[:1] for shape in shapes if shape is not None).most_common(1)
     for (leaf, _), shape in zip(flat, shapes, strict=True):
+        if shape is None:  # no array, for which the error in hand is right
+            return
         if common and common != lead[:1] and shape[:1] != common:
             raise ValueError(leaf.wrong_shape(shape, common + lead[1:]))
 
 
 def _has_leading_axis(flat: list[tuple[Leaf, Any]]) -> bool:
-    """Whether all values have an axis of length 1 before the shape of their leaf."""
+    """Whether most values have an axis of length 1 before the shape of their leaf."""
+    return 2 * sum(_shape_of(value) == (1, *leaf.shape) for leaf, value in flat) > len(flat)
+
+
+def _shape_of(value: Any) -> tuple[int, ...] | None:
+    """The shape of a value, or None if it is no array; `Leaf.coerce` raises the error that names its field."""
     try:
-        return all(np.shape(value) == (1, *leaf.shape) for leaf, value in flat)
-    except (ValueError, TypeError, RuntimeError):  # no array; coerce raises the error that names the field
-        return False
+        shape: tuple[int, ...] = np.shape(value)
+        return shape
+    except (ValueError, TypeError, RuntimeError):
+        return None
 
 
 def stored_in(bounds: Indices, successor: int) -> Indices:

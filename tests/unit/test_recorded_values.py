@@ -366,6 +366,9 @@ def test_a_function_gets_what_the_agent_computed():
     ({}, ValueError, r"extra fields \('hint',\)"),
     ({"hint": "hint", "hnit": "hint"}, ValueError, r"extra fields \('hint',\), and extras has \('hint', 'hnit'\)"),
     ({"hint": 3}, TypeError, r"extras\['hint'\] is 3; expected a key of info or a function"),
+    (["hint"], TypeError, r"extras is \['hint'\]; expected a dict"),
+    ("hint", TypeError, "extras is 'hint'; expected a dict"),
+    ([], TypeError, r"extras is \[\]; expected a dict"),
 ])  # fmt: skip
 def test_extras_are_checked_when_record_is_called(extras, error, match):
     """Each extra field has a source, and nothing else has."""

@@ -213,6 +213,32 @@ def test_a_batch_larger_than_memory_is_refused_before_anything_is_drawn(make, ba
     buffer.sample(3)
 
 
+@pytest.mark.parametrize("options", [{}, {"stack": 4}, {"share": "none"}])
+def test_the_bytes_of_a_batch_decide_whether_it_is_larger_than_memory(options, monkeypatch):
+    """Few large images are as much as many numbers."""
+    from replaykit.storage import memory_limit
+
+    buffer = ReplayBuffer(10, Spec(obs=Field((2048, 2048), np.uint8), action=Field(())), seed=0, **options)
+    image = np.ones((2048, 2048), np.uint8)
+    buffer.add(image, 0.0, 0.0, image, False, False)
+    monkeypatch.setattr(memory_limit, "_available_bytes", lambda: 50 << 20)
+    for replay in (buffer, CombinedReplay(buffer)):
+        state = buffer.rng.bit_generator.state
+        with refused(MemoryError, "batch_size 40", "needs", "fewer"):
+            replay.sample(40)
+        assert buffer.rng.bit_generator.state == state
+        assert len(replay.sample(1)) == 1
+
+
+def test_a_window_that_is_longer_than_a_lane_takes_no_memory(monkeypatch):
+    """The estimate of a batch does not count steps that no window has."""
+    from replaykit.storage import memory_limit
+
+    buffer = filled(ReplayBuffer(10, FLAT, n_step=10**6), 5)
+    monkeypatch.setattr(memory_limit, "_available_bytes", lambda: 50 << 20)
+    assert len(buffer.sample(70_000)) == 70_000
+
+
 # -- Constructors ------------------------------------------------------------------------------------------------
 
 
@@ -350,6 +376,61 @@ def test_extend_blames_the_field_of_another_length(make, wrong, lanes):
     many[wrong] = many[wrong][0]
     with unchanged(buffer, ValueError, f"^{wrong} has shape"):
         buffer.extend(**many)
+
+
+@pytest.mark.parametrize("option", ["mask", "td_error", "writer"])
+def test_extend_blames_a_reward_of_another_length_also_with_options(option):
+    """And not the mask, which has the length of all other fields, nor the first field of a writer's lane."""
+    buffer = ReplayBuffer(30, FLAT, num_envs=1 if option != "writer" else 2, seed=0)
+    into = buffer.writer(0) if option == "writer" else buffer
+    options = {"mask": {"mask": [True, False, True, True]}, "td_error": {"td_error": [1.0] * 4}}.get(option, {})
+    for length in (3, 5, 1):
+        with unchanged(buffer, ValueError, rf"^reward has shape \({length},\); expected \(4,"):
+            into.extend(**stretch(4) | {"reward": stretch(length)["reward"]}, **options)
+    if option == "mask":
+        with unchanged(buffer, ValueError, r"^mask has shape \(3,\)"):
+            into.extend(**stretch(4), mask=[True] * 3)
+
+
+@every_buffer
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_extend_names_the_field_whose_rows_have_several_lengths(make, lanes):
+    """A list of these is no array, and NumPy's error alone would not say which."""
+    buffer = make(30, FLAT, num_envs=lanes, seed=0)
+    for wrong in LEAVES:
+        many = stretch(3, lanes=lanes)
+        rows = many[wrong].tolist()
+        many[wrong] = [rows[0], [rows[1]], rows[2]]
+        with unchanged(buffer, ValueError, f"^{wrong} cannot be read as an array"):
+            buffer.extend(**many)
+
+
+@every_buffer
+@pytest.mark.parametrize("wrong", LEAVES)
+def test_add_blames_the_field_that_lacks_the_axis_of_the_others(make, wrong):
+    """With one lane all values may have a leading axis, or none. The one that differs is wrong."""
+    buffer = make(30, FLAT, seed=0)
+    for one, other in ((stretch(1), step(0)), (step(0), stretch(1))):
+        for options in ({}, {"td_error": 1.0}):
+            with unchanged(buffer, ValueError, f"^{wrong} has shape"):
+                buffer.add(**one | {wrong: other[wrong]}, **options)
+
+
+@every_buffer
+@pytest.mark.parametrize("value", [2**64, -(2**63) - 1, 10**50])
+def test_an_int_of_too_many_digits_is_the_same_error_in_a_list(make, value):
+    """NumPy makes objects of these."""
+    buffer, lanes = filled(make(10, FLAT, seed=0), 3), make(10, FLAT, num_envs=2, seed=0)
+    for name in ("reward", "action"):
+        message = f"^{name} contains {value}; expected .* of at most 64 bits"
+        with unchanged(buffer, OverflowError, message):
+            buffer.add(**step(1, **{name: value}))
+        with unchanged(buffer, OverflowError, message):
+            buffer.extend(**stretch(3) | {name: [1, value, 2]})
+        with unchanged(lanes, OverflowError, message):
+            lanes.add(**{key: leaf[0] for key, leaf in stretch(1, lanes=2).items()} | {name: [1, value]})
+    with unchanged(buffer, TypeError, "^reward has dtype object.*numeric dtype"):
+        buffer.extend(**stretch(2) | {"reward": np.array([1, 2], object)})
 
 
 def test_the_monitor_reports_nan_in_observations():
