@@ -13,7 +13,8 @@ from replaykit.checks import check_count, check_seed, check_unit
 from replaykit.declared import Declared, Moment, read_only
 from replaykit.distributions.base import Distribution
 from replaykit.field import as_array, as_float64, as_indices
-from replaykit.replay import Replay, Settings
+from replaykit.replay import Replay
+from replaykit.settings import Settings
 from replaykit.spec import REQUIRED, Spec
 from replaykit.storage.base import Indices, Storage, refuse_other_lengths
 from replaykit.trees import Tree
@@ -71,7 +72,7 @@ class Buffer(Replay):
         n_step, gamma = check_count("n_step", n_step), check_unit("gamma", gamma)
         self.settings = Settings(storage.spec, storage.capacity, storage.num_envs, n_step, gamma, storage.stack)
         self.lock, self.successor, self.rng = storage.lock, storage.num_envs, np.random.default_rng(check_seed(seed))
-        self._large_batch = self._large_batch_of()
+        self._large_batch = self.settings.large_batch
         self._stale_updates = 0
         self._has_priorities = type(distribution).update is not Distribution.update
         longest = min(n_step, storage.length)  # no window can be longer than a lane

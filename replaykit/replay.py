@@ -1,7 +1,7 @@
 """The interface of everything that replays, and the one way a batch is made."""
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ from replaykit.batch import Ahead, Batch, Draw, Look, Window
 from replaykit.checks import check_count, check_seed, nearest
 from replaykit.declared import Declared, read_only
 from replaykit.field import as_indices
+from replaykit.settings import Settings
 from replaykit.spec import Spec
 from replaykit.storage.base import EMPTY, Indices, look_ahead, stored_in
 from replaykit.storage.lock import Lock
@@ -20,19 +21,6 @@ from replaykit.writer import Lanes, Writer
 _new_batch = Batch.__new__
 _PARTS = ("settings", "lock", "rng", "successor", "inner")
 """Attributes that are set once, by the constructor."""
-_LARGE_BATCH, _LARGE_BATCH_BYTES = 1 << 16, 1 << 26
-"""Batches of more transitions or bytes are compared with the memory of the machine."""
-
-
-class Settings(NamedTuple):
-    """What a buffer was built with. Its wrappers have the same settings."""
-
-    spec: Spec
-    capacity: int
-    num_envs: int
-    n_step: int
-    gamma: float
-    stack: int
 
 
 class Replay(Declared, ABC):
@@ -310,21 +298,9 @@ class Replay(Declared, ABC):
         """`batch_size` as an int; raises MemoryError for a batch that is larger than memory."""
         size = check_count("batch_size", batch_size)
         if size > self._large_batch:
-            each = self._bytes_each()
+            each = self.settings.bytes_each
             refuse_more_than_memory(size * each, f"batch_size {size} at {each} bytes each", "sample fewer at a time")
         return size
-
-    def _bytes_each(self) -> int:
-        """About how many bytes each transition takes while a batch is made."""
-        size = 8 * min(self.n_step, self.capacity // self.num_envs)  # of the rewards of a window
-        for leaf in self.spec.leaves:
-            is_frame = leaf.name.partition(".")[0] in ("obs", "next_obs") and len(leaf.shape) >= 2
-            size += leaf.field.nbytes * (self.stack if is_frame else 1)
-        return size
-
-    def _large_batch_of(self) -> int:
-        """How many transitions are so large a batch that it is compared with the memory of the machine."""
-        return max(min(_LARGE_BATCH, _LARGE_BATCH_BYTES // self._bytes_each()), 1)
 
     def _checked_draw(self, batch_size: int) -> Draw:
         """`draw`, unless nothing is stored."""

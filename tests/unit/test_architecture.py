@@ -29,7 +29,7 @@ LAYERS = [
     {"_kernels", "checks", "trees"},
     {"declared", "field", "schedules"},
     {"spec", "batch"},
-    {"storage"},
+    {"settings", "storage"},
     {"distributions", "writer"},
     {"replay"},
     {"buffer", "wrapper"},
