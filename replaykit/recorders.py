@@ -129,7 +129,7 @@ class Recorder:
         result = self.env.reset(seed=seed, options=options)
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping | list)):
             raise ValueError(f"env.reset() returned a {type(result).__name__}; expected (obs, info); {_OLD_GYM}")
-        obs = _copy(result[0], "obs")
+        obs = self._copy(result[0], "obs")
         with self.buffer.lock:
             self._check_owner()
             self._begin(lanes)
@@ -143,7 +143,7 @@ class Recorder:
             return self.env.step(action)  # type: ignore[no-any-return]
         if self._obs is None or (self._waits and self._over):
             raise self._needs_reset("reset()")
-        before, taken = self._obs, _copy(action, "action")  # the environment may change either
+        before, taken = self._obs, self._copy(action, "action")  # the environment may change either
         self._obs = None  # not known until the step has been stored
         result = self.env.step(action)
         if not (isinstance(result, tuple) and len(result) == 5):
@@ -152,8 +152,17 @@ class Recorder:
             raise ValueError(f"env.step() returned {got}; expected {wanted}; {_OLD_GYM}")
         obs, reward, terminated, truncated, info = result
         self._store(Step(before, taken, reward, obs, terminated, truncated, info))
-        self._obs = _copy(obs, "obs")
+        self._obs = self._copy(obs, "obs")
         return result
+
+    def _copy(self, tree: Tree, name: str) -> Tree:
+        """A copy that the environment cannot change: many reuse their arrays. Numbers cannot change."""
+        if type(tree) is np.ndarray:
+            return tree.copy()
+        if isinstance(tree, _NUMBERS):
+            return tree
+        tree = _with_tuples(tree, self.buffer.spec[name])
+        return map_tree(lambda value, path: np.array(as_array(path, value)), tree, name)
 
     def _needs_reset(self, remedy: str) -> Exception:
         reason = "the episode is over or has not begun, recording was paused, or the last step or reset raised"
@@ -268,10 +277,10 @@ def _autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
     return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
 
 
-def _copy(tree: Tree, name: str) -> Tree:
-    """A copy that the environment cannot change: many reuse their arrays. Numbers cannot change."""
-    if type(tree) is np.ndarray:
-        return tree.copy()
-    if isinstance(tree, _NUMBERS):
-        return tree
-    return map_tree(lambda value, path: np.array(as_array(path, value)), tree, name)
+def _with_tuples(tree: Tree, fields: Tree) -> Tree:
+    """The tree with a tuple for each list in a place where the fields have a tuple."""
+    if isinstance(tree, Mapping) and isinstance(fields, Mapping):
+        return {key: _with_tuples(entry, fields.get(key)) for key, entry in tree.items()}
+    if isinstance(tree, tuple | list) and isinstance(fields, tuple) and len(tree) == len(fields):
+        return tuple(map(_with_tuples, tree, fields))
+    return tree
