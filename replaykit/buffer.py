@@ -72,7 +72,7 @@ class Buffer(Replay):
         n_step, gamma = check_count("n_step", n_step), check_unit("gamma", gamma)
         self.settings = Settings(storage.spec, storage.capacity, storage.num_envs, n_step, gamma, storage.stack)
         self.lock, self.successor, self.rng = storage.lock, storage.num_envs, np.random.default_rng(check_seed(seed))
-        self._large_batch = self.settings.large_batch
+        self.large_batch = self.settings.large_batch
         self._stale_updates = 0
         self._has_priorities = type(distribution).update is not Distribution.update
         longest = min(n_step, storage.length)  # no window can be longer than a lane
@@ -233,7 +233,7 @@ class Buffer(Replay):
             return distribution.update(slots, kept)
 
     def draw(self, batch_size: int) -> Draw:
-        if type(batch_size) is not int or not 0 < batch_size <= self._large_batch:
+        if type(batch_size) is not int or not 0 < batch_size <= self.large_batch:
             batch_size = self.checked_batch_size(batch_size)
         with self.lock:
             return self._distribution.draw(batch_size, self.rng)

@@ -1,5 +1,6 @@
 """The Gymnasium wrappers that `record` puts around an environment. Importing this module needs Gymnasium."""
 
+import warnings
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,12 +14,14 @@ from replaykit.field import FieldNameError, as_array
 from replaykit.infos import Lanes, column, flags, gathered
 from replaykit.replay import Replay
 from replaykit.spec import Spec
-from replaykit.trees import Tree, map_tree
+from replaykit.trees import Tree, leaves_of, map_tree
 from replaykit.writer import Writer
 
 Step = namedtuple("Step", "obs action reward next_obs terminated truncated info")
 Extras: TypeAlias = Mapping[str, str | Callable[[Step], Tree]]
 _NUMBERS = int, float, np.generic
+_SUSPICIOUS = 3
+"""Steps in which episodes end, after which it is no accident that the next ones begin where these ended."""
 _OLD_GYM = "an environment of OpenAI Gym works through gymnasium.make('GymV21Environment-v0', env=env) of shimmy"
 
 
@@ -129,7 +132,7 @@ class Recorder:
         result = self.env.reset(seed=seed, options=options)
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping | list)):
             raise ValueError(f"env.reset() returned a {type(result).__name__}; expected (obs, info); {_OLD_GYM}")
-        obs = _copy(result[0], "obs")
+        obs = self._copy(result[0], "obs")
         with self.buffer.lock:
             self._check_owner()
             self._begin(lanes)
@@ -143,7 +146,7 @@ class Recorder:
             return self.env.step(action)  # type: ignore[no-any-return]
         if self._obs is None or (self._waits and self._over):
             raise self._needs_reset("reset()")
-        before, taken = self._obs, _copy(action, "action")  # the environment may change either
+        before, taken = self._obs, self._copy(action, "action")  # the environment may change either
         self._obs = None  # not known until the step has been stored
         result = self.env.step(action)
         if not (isinstance(result, tuple) and len(result) == 5):
@@ -152,8 +155,17 @@ class Recorder:
             raise ValueError(f"env.step() returned {got}; expected {wanted}; {_OLD_GYM}")
         obs, reward, terminated, truncated, info = result
         self._store(Step(before, taken, reward, obs, terminated, truncated, info))
-        self._obs = _copy(obs, "obs")
+        self._obs = self._copy(obs, "obs")
         return result
+
+    def _copy(self, tree: Tree, name: str) -> Tree:
+        """A copy that the environment cannot change: many reuse their arrays. Numbers cannot change."""
+        if type(tree) is np.ndarray:
+            return tree.copy()
+        if isinstance(tree, _NUMBERS):
+            return tree
+        tree = _with_tuples(tree, self.buffer.spec[name])
+        return map_tree(lambda value, path: np.array(as_array(path, value)), tree, name)
 
     def _needs_reset(self, remedy: str) -> Exception:
         reason = "the episode is over or has not begun, recording was paused, or the last step or reset raised"
@@ -201,7 +213,7 @@ class RecordVector(Recorder, VectorWrapper):  # which is not generic in Gymnasiu
 
     def __init__(self, env: VectorEnv[Any, Any, Any], buffer: Replay | Writer, extras: Extras) -> None:
         super().__init__(env)
-        self._mode = _autoreset_mode(env)
+        self._mode, self._overwritten = _autoreset_mode(env), 0
         self._replaced = self._reset_again = np.zeros(env.num_envs, np.bool_)
         base = env.unwrapped  # without shared memory, Gymnasium's processes reset lanes that ended once more
         is_apart = isinstance(base, AsyncVectorEnv) and not base.shared_memory
@@ -233,7 +245,9 @@ class RecordVector(Recorder, VectorWrapper):  # which is not generic in Gymnasiu
         if self._mode == AutoresetMode.SAME_STEP:
             self._replaced = ended
             if ended.any():
-                step = Step(*step[:3], self._last_obs(step.next_obs, step.info, ended), *step[4:])
+                last = self._last_obs(step.next_obs, step.info, ended)
+                self._warn_of_overwritten(last, step.next_obs, ended)
+                step = Step(*step[:3], last, *step[4:])
         if not self._over.any():
             self._add(step)
         elif not self._over.all():
@@ -247,6 +261,22 @@ class RecordVector(Recorder, VectorWrapper):  # which is not generic in Gymnasiu
         """`obs`, with the last observations of the episodes that have ended."""
         key = "final_obs" if column(info, "final_obs") is not None else "final_observation"
         return gathered(self.buffer.spec, "next_obs", ({"obs": obs}, "obs", np.ones_like(ended)), (info, key, ended))
+
+    def _warn_of_overwritten(self, last: Tree, obs: Any, ended: Lanes) -> None:
+        """Warn if last observations are those after the reset, each time from the beginning on."""
+        if self._overwritten < _SUSPICIOUS:
+            first = gathered(self.buffer.spec, "next_obs", ({"obs": obs}, "obs", np.ones_like(ended)))
+            pairs = zip(leaves_of(last), leaves_of(first), strict=True)
+            are_equal = all(np.array_equal(one[ended], other[ended]) for (_, one), (_, other) in pairs)
+            self._overwritten = self._overwritten + 1 if are_equal else _SUSPICIOUS + 1
+            if self._overwritten == _SUSPICIOUS:
+                remedy = "copy its observations in a wrapper, or use another autoreset mode"
+                warnings.warn(
+                    "final_obs is the first observation of the next episode, as if the environment returned one array "
+                    f"again and again, and its reset overwrote it; {remedy}",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
 
     def _ended(self, terminated: Any, truncated: Any) -> Lanes:
         """The lanes whose episodes end in a step."""
@@ -268,10 +298,10 @@ def _autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
     return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
 
 
-def _copy(tree: Tree, name: str) -> Tree:
-    """A copy that the environment cannot change: many reuse their arrays. Numbers cannot change."""
-    if type(tree) is np.ndarray:
-        return tree.copy()
-    if isinstance(tree, _NUMBERS):
-        return tree
-    return map_tree(lambda value, path: np.array(as_array(path, value)), tree, name)
+def _with_tuples(tree: Tree, fields: Tree) -> Tree:
+    """The tree with a tuple for each list in a place where the fields have a tuple."""
+    if isinstance(tree, Mapping) and isinstance(fields, Mapping):
+        return {key: _with_tuples(entry, fields.get(key)) for key, entry in tree.items()}
+    if isinstance(tree, tuple | list) and isinstance(fields, tuple) and len(tree) == len(fields):
+        return tuple(map(_with_tuples, tree, fields))
+    return tree

@@ -19,7 +19,7 @@ def record(env: Any, buffer: Replay | Writer, extras: Mapping[str, str | Callabl
     former recorder's `step` or `reset` raises RuntimeError. Inside ``with env.paused():`` nothing is stored.
 
     With SAME_STEP, ``info["final_obs"]`` is wrong for an environment that returns one array again and again, since its
-    reset overwrites the array: use another mode there, or copy the observations in a wrapper.
+    reset overwrites the array. `record` warns of it: use another mode there, or copy the observations in a wrapper.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ from replaykit.trees import Tree
 from replaykit.writer import Lanes, Writer
 
 _new_batch = Batch.__new__
-_PARTS = ("settings", "lock", "rng", "successor", "inner")
+_PARTS = ("settings", "lock", "rng", "successor", "inner", "large_batch")
 """Attributes that are set once, by the constructor."""
 
 
@@ -51,7 +51,7 @@ class Replay(Declared, ABC):
     lock: Lock
     rng: np.random.Generator
     successor: int
-    _large_batch = 1
+    large_batch = 1
     """A larger batch is compared with the memory of the machine before anything is drawn."""
     may_raise = False
     """Whether a batch may fail after something random was drawn, since it calls functions of the user."""
@@ -185,7 +185,7 @@ class Replay(Declared, ABC):
         TypeError, ValueError, MemoryError
             If `batch_size` is not an int of at least 1, nothing is stored, or the batch is larger than memory.
         """
-        if type(batch_size) is not int or not 0 < batch_size <= self._large_batch:
+        if type(batch_size) is not int or not 0 < batch_size <= self.large_batch:
             batch_size = self.checked_batch_size(batch_size)
         lock = self.lock
         with lock:
@@ -297,7 +297,7 @@ class Replay(Declared, ABC):
     def checked_batch_size(self, batch_size: Any) -> int:
         """`batch_size` as an int; raises MemoryError for a batch that is larger than memory."""
         size = check_count("batch_size", batch_size)
-        if size > self._large_batch:
+        if size > self.large_batch:
             each = self.settings.bytes_each
             refuse_more_than_memory(size * each, f"batch_size {size} at {each} bytes each", "sample fewer at a time")
         return size

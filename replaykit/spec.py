@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from replaykit.checks import nearest
-from replaykit.field import Field, FieldNameError, Leaf
+from replaykit.field import Field, FieldNameError, Leaf, as_array
 from replaykit.trees import Tree, entries_of, leaves_of, map_tree
 
 DERIVED = ("discount", "length", "weights", "probabilities", "indices", "relabelled")
@@ -195,7 +195,7 @@ def _leaves(tree: Tree, value: Tree, path: str) -> Iterator[Any]:
 
 def _field_of(value: Any, path: str) -> Field:
     """The field of which `value` is an instance."""
-    array = np.asarray(value)
+    array = as_array(path, value)
     if isinstance(value, float) and not isinstance(value, np.floating):
         return Field((), np.float32)
     if array.dtype.kind not in "biufc":

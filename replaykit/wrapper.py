@@ -76,7 +76,7 @@ class ReplayWrapper(Replay):
             raise TypeError(f"inner is a {type(inner).__name__}; expected a buffer or another wrapper")
         self.inner = inner
         self.settings, self.lock, self.rng, self.successor = inner.settings, inner.lock, inner.rng, inner.successor
-        self._large_batch = inner._large_batch
+        self.large_batch = inner.large_batch
         self.may_raise = type(self).may_raise or inner.may_raise
 
     add = _passed_on(Replay.add)

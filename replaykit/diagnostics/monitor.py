@@ -16,8 +16,9 @@ from replaykit.diagnostics.priorities import draw_count_stats, draw_distribution
 from replaykit.diagnostics.state_features import SHIFT_NAMES, MeanShift, StateReader, summarise_shifts
 from replaykit.diagnostics.symptoms import warnings_for
 from replaykit.diagnostics.td_error import td_error_stats
-from replaykit.field import as_float64, as_indices
+from replaykit.field import as_array, as_float64, as_indices
 from replaykit.replay import Replay
+from replaykit.trees import leaves_of
 
 AVERAGED = (
     *(f"td_error_{name}" for name in ("mean", "median", "max", "std", "q10", "q25", "q75", "q90", "bias")),
@@ -175,6 +176,7 @@ class ReplayMonitor:
         numbers = dict.fromkeys(AVERAGED, float("nan"))
         is_stored = stored.contains(indices)
         numbers["stale_share"] = 1.0 - float(is_stored.mean())
+        numbers["state_nonfinite_share"] = _nonfinite_share(batch, indices.size)
         probabilities = as_float64("batch.probabilities", batch.probabilities)
         numbers |= _td_error_numbers(errors, probabilities)
         numbers |= _weight_numbers(as_float64("batch.weights", batch.weights))
@@ -241,7 +243,7 @@ class ReplayMonitor:
         )
         drawn = self._state_reader.read(indices)
         before = self._state_reader.read(indices[:0] if previous is None else previous[stored.contains(previous)])
-        found = {"state_nonfinite_share": 1.0 - float(np.isfinite(drawn).all(axis=1).mean())}
+        found = dict[str, float]()
         drawn, before, reference = (states[np.isfinite(states).all(axis=1)] for states in (drawn, before, reference))
         if drawn.shape[0] and reference.shape[0]:
             self._shifts.append(MeanShift.between(drawn, before, reference))
@@ -334,6 +336,16 @@ Raise eps, or lower alpha.')
         matplotlib.figure.Figure
         """
         return draw_panels(self._history, ax, panels)
+
+
+def _nonfinite_share(batch: Any, size: int) -> float:
+    """The share of a batch with a NaN or infinite number anywhere in `obs` or `next_obs`."""
+    is_finite = np.ones(size, np.bool_)
+    for name, leaf in leaves_of({"obs": batch.obs, "next_obs": batch.next_obs}, "batch"):
+        values = as_array(name, leaf)
+        if values.dtype.kind in "fc":
+            is_finite &= np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    return 1.0 - float(is_finite.mean())
 
 
 def _td_error_numbers(

@@ -29,8 +29,8 @@ SYMPTOMS = (
     ),
     Symptom(
         lambda x: x["state_nonfinite_share"] > 0.0,
-        "{state_nonfinite_share:.2%} of the sampled states have NaN or infinite features: the environment, or what "
-        "normalises its observations, is broken.",
+        "{state_nonfinite_share:.2%} of the sampled transitions have NaN or infinite observations: the environment, or "
+        "what normalises its observations, is broken.",
     ),
     Symptom(
         lambda x: x["mean_shift"] > 4.0 and x["squared_bias"] <= x["design_effect"],

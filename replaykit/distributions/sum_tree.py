@@ -10,6 +10,7 @@ import numpy.typing as npt
 from replaykit._kernels import lazy
 from replaykit.checks import check_choice, check_count
 from replaykit.field import as_float64, as_indices
+from replaykit.storage.memory_limit import refuse_more_than_memory
 
 kernels = lazy("tree")
 
@@ -71,6 +72,7 @@ class SumTree:
         allocate = allocate or (lambda _name, shape, dtype: np.zeros(shape, dtype))
         depth = (self.capacity - 1).bit_length()
         self._blocks = 1 << (depth // 2)
+        refuse_more_than_memory(16 << depth, f"capacity {self.capacity} of a sum tree", "lower the capacity")
         self.nodes = allocate("nodes", (2 << depth,), np.float64)
         self.extremes = allocate("extremes", (kernels.BLOCKS + 2 * self._blocks,), np.float64)
         if not self.nodes[1]:

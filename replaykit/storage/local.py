@@ -298,6 +298,7 @@ class LocalStorage(Storage):
         return found[0], found[1], found[2]
 
     def latest(self, count: int) -> Indices:
+        count = min(count, self.capacity)
         if len(self.tables) == kernels.STAMPS:
             stop = self.bounds.item(1, 0) * self.num_envs
             return np.arange(stop - min(count, len(self)), stop)

@@ -367,7 +367,7 @@ def test_nan_errors_and_states_are_reported_and_not_spread():
     assert 0.3 < stats["mean_shift"] < 3.0 and abs(stats["energy_distance"]) < 0.02
     words = watcher.warnings()
     assert words[0].startswith("25.00% of the TD errors are NaN or infinite")
-    assert "of the sampled states have NaN or infinite features" in words[1]
+    assert "of the sampled transitions have NaN or infinite observations" in words[1]
 
 
 def test_infinite_weights_leave_nothing_of_the_others():

@@ -1,5 +1,8 @@
 """Last observations, tensors and extra fields are read right in every form, or refused."""
 
+import functools
+import warnings
+
 import numpy as np
 import pytest
 
@@ -491,3 +494,37 @@ def test_a_function_that_raises_asks_for_a_reset(mode):
         env.step(np.zeros(2, int))
     with pytest.raises(ResetNeeded):
         env.step(np.zeros(2, int))
+
+
+class Overwriting(gymnasium.Env):
+    """Episodes of two steps, whose observations are one array, or a new one each time."""
+
+    observation_space, action_space = spaces.Box(-9, 9, (1,)), spaces.Discrete(2)
+
+    def __init__(self, copies):
+        self.obs, self.copies = np.zeros(1, np.float32), copies
+
+    def reset(self, *, seed=None, options=None):
+        self.obs[:] = 0.0
+        return self.obs.copy() if self.copies else self.obs, {}
+
+    def step(self, action):
+        self.obs += 1.0
+        return self.obs.copy() if self.copies else self.obs, 1.0, bool(self.obs[0] == 2.0), False, {}
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_observations_that_a_reset_overwrites_are_warned_of(copies):
+    """Once, when the third episode has ended in the first observation of the next; not if one of them has not."""
+    envs = [functools.partial(Overwriting, copies) for _ in range(2)]
+    vector = gymnasium.vector.SyncVectorEnv(envs, autoreset_mode=AutoresetMode.SAME_STEP)
+    buffer = ReplayBuffer.from_env(vector, 100)
+    env = record(vector, buffer)
+    env.reset()
+    warned = []
+    for number in range(10):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            env.step(np.zeros(2, np.int64))
+        warned += [number for warning in found if "final_obs" in str(warning.message)]
+    assert warned == ([] if copies else [5])

@@ -274,6 +274,45 @@ def test_an_action_array_that_the_environment_changes_is_stored_as_it_was():
     assert buffer.sample(1).action.tolist() == [[1.0]]
 
 
+class Lists(gymnasium.Env):
+    """Gives lists where its space has tuples, which Gymnasium takes for members of the space; `parts` may differ."""
+
+    action_space = spaces.Tuple((spaces.Discrete(3), spaces.Box(0.0, 1.0, (2,))))
+
+    def __init__(self, parts):
+        self.parts, self.count = parts, 0
+        boxes = tuple(spaces.Box(-np.inf, np.inf, part.shape) for part in parts)
+        self.observation_space = spaces.Dict({"a": spaces.Tuple(boxes)})
+
+    def _obs(self):
+        for part in self.parts:
+            part[...] = self.count
+        return {"a": self.parts}
+
+    def reset(self, *, seed=None, options=None):
+        return self._obs(), {}
+
+    def step(self, action):
+        assert type(action) is list
+        self.count += 1
+        return self._obs(), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("shapes", [((2,), (2,)), ((2,), (3,))])
+def test_a_list_in_place_of_a_tuple_is_recorded_as_add_stores_it(shapes):
+    """Whether or not NumPy could make one array of it, and though the environment uses its list again."""
+    env = Lists([np.zeros(shape, np.float32) for shape in shapes])
+    buffer = ReplayBuffer.from_env(env, 10)
+    env = record(env, buffer)
+    env.reset()
+    for number in range(3):
+        env.step([number, np.ones(2, np.float32)])
+    for i in (0, 1):
+        assert buffer.read([0, 1, 2], f"obs.a.{i}")[:, 0].tolist() == [0, 1, 2]
+        assert buffer.read([0, 1, 2], f"next_obs.a.{i}")[:, 0].tolist() == [1, 2, 3]
+    assert buffer.read([0, 1, 2], "action.0").tolist() == [0, 1, 2]
+
+
 def test_after_a_reset_that_raised_nothing_false_is_stored():
     """The environment must be reset again before it is stepped."""
 

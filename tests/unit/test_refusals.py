@@ -16,6 +16,7 @@ from replaykit import (
     PrioritizedBuffer,
     ReplayBuffer,
     Spec,
+    SumTree,
 )
 from replaykit.diagnostics import ReplayMonitor
 from tests.helpers import FLAT, GOAL_SPEC, every_buffer, filled, sparse, step, stretch, unchanged
@@ -269,6 +270,25 @@ def test_a_capacity_of_another_kind_is_refused(capacity):
         ReplayBuffer(capacity, FLAT)
 
 
+@pytest.mark.parametrize("capacity", [2**34, 2**62, 10**30])
+def test_a_sum_tree_larger_than_memory_is_refused(capacity, monkeypatch):
+    """Named with the bytes that it needs, as a buffer is."""
+    from replaykit.storage import memory_limit
+
+    monkeypatch.setattr(memory_limit, "_available_bytes", lambda: 2**36)
+    with refused(MemoryError, f"capacity {capacity}", "needs", "GiB", "lower the capacity"):
+        SumTree(capacity)
+
+
+def test_counts_of_the_latest_may_be_larger_than_any_int64():
+    """All that are stored are meant."""
+    buffer = ReplayBuffer(8, FLAT, num_envs=2)
+    one = {name: leaf[0] for name, leaf in stretch(1, lanes=2).items()}
+    for mask in ([True, True], [True, False]):
+        buffer.add(**one, mask=mask)
+        assert buffer.latest(10**30).tolist() == buffer.latest(8).tolist()
+
+
 def test_names_that_collide_in_a_spec_are_refused():
     """A path names one leaf, and an extra field is not a method of the batch."""
     with refused(ValueError, "obs.a.b"):
@@ -334,6 +354,17 @@ def test_a_constructor_in_another_order_is_refused_with_ours(build):
     """The error shows how a buffer is built here."""
     with refused(TypeError, "(capacity, spec"):
         build()
+
+
+@pytest.mark.parametrize("value", ["text", [[1.0], [1.0, 2.0]], None])
+def test_an_example_that_is_no_array_is_refused_by_the_name_of_its_field(value):
+    """Lists of several lengths, too."""
+    for name, example in (
+        ("obs.x", {"obs": {"x": value}, "action": 1}),
+        ("hint", {"obs": 1, "action": 1, "hint": value}),
+    ):
+        with refused((TypeError, ValueError), name):
+            Spec.from_example(example)
 
 
 # -- Fields ------------------------------------------------------------------------------------------------------
@@ -438,6 +469,25 @@ def test_the_monitor_reports_nan_in_observations():
     buffer = ReplayBuffer(8, FLAT, seed=0)
     for number in range(4):
         buffer.add(**step(0, obs=np.array([0.0, NAN if number == 2 else 1.0, number], np.float32)))
+    monitor = ReplayMonitor(buffer, every=1)
+    monitor.record(buffer.sample(64))
+    assert 0.1 < monitor.stats()["state_nonfinite_share"] < 0.4
+    assert any("NaN" in warning for warning in monitor.warnings())
+
+
+@pytest.mark.parametrize("shape", [(3,), (), (100,), (20, 20)])
+@pytest.mark.parametrize("name", ["obs", "next_obs"])
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_the_monitor_reports_one_number_that_is_not_finite(shape, name, value):
+    """Also in the last observation of an episode, which is no step's `obs`, and in any pixel of an image."""
+    buffer = ReplayBuffer(8, Spec(obs={"x": Field(shape)}, action=Field(())), seed=0)
+    wrong = np.ones(shape, np.float32)
+    wrong[(-1,) * len(shape)] = value
+    for number in range(4):
+        fields = {each: {"x": np.ones(shape)} for each in ("obs", "next_obs")}
+        if number == 2:
+            fields[name] = {"x": wrong}
+        buffer.add(**fields, action=0.0, reward=0.0, terminated=number == 2, truncated=False)
     monitor = ReplayMonitor(buffer, every=1)
     monitor.record(buffer.sample(64))
     assert 0.1 < monitor.stats()["state_nonfinite_share"] < 0.4

@@ -31,7 +31,7 @@ def stored(buffer, value):
         (np.uint8, 0.5, TypeError, "obs"),
         (np.int8, np.int64(128), OverflowError, "128"),
         (np.int64, 2**63, OverflowError, "9223372036854775808"),
-        (np.int64, 2**70, OverflowError, "obs is 1180591620717411303424"),
+        (np.int64, 2**70, OverflowError, "obs contains 1180591620717411303424"),
         (np.float32, 1e300, OverflowError, "obs contains 1e\\+300; expected float32 values of at most 3.403e\\+38"),
         (np.float16, 70000, OverflowError, "obs"),
         (np.float32, 1j, TypeError, "complex128"),
