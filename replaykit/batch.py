@@ -80,8 +80,8 @@ class Window:
         The first step of each window. Those of successive steps differ by `stride`.
     shape : tuple of int
         (B,), or (B, T) if T windows belong to each row of the batch, so that M = B T.
-    reward : ndarray of shape (M, n) or (M, n, ...), float64
-        The reward of each step. Entries past the length are 0.
+    reward : ndarray of shape (M, n), float64
+        The reward of each step. Entries past the length are 0. Only a storage of your own may have further axes.
     length : ndarray of shape (M,), int64
         The number of steps, from 1 to n. If it is made shorter, `next_obs` is that of the new last step.
     terminated, truncated : ndarray of shape (M,), bool

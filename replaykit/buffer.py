@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
-from replaykit.batch import Draw, Window
+from replaykit.batch import Ahead, Draw, Look, Window
 from replaykit.checks import check_count, check_seed, check_unit
 from replaykit.declared import Declared, Moment, read_only
 from replaykit.distributions.base import Distribution
@@ -266,6 +266,10 @@ class Buffer(Replay):
     def fetch(self, indices: Indices) -> dict[str, Any]:
         with self.lock:
             return self._storage.fetch(indices, self._powers)
+
+    def look_ahead(self, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:
+        with self.lock:
+            return self._storage.look_ahead(window, look, uniforms)
 
     def least_probability(self, batch_size: int, without: Indices) -> float:
         with self.lock:

@@ -75,7 +75,10 @@ class Declared:
         return made
 
     def state(self) -> dict[str, Any]:
-        """Arrays, which may be views, and plain values: what is kept apart from the constructor's arguments."""
+        """What is kept apart from the constructor's arguments: arrays, which may be views, and plain values.
+
+        Both may be in lists, tuples and dicts.
+        """
         return {}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -90,10 +93,19 @@ class Declared:
 
     def copied_state(self) -> dict[str, Any]:
         """The state as it is now: later changes of this object do not show in it."""
-        return {name: value.copy() if hasattr(value, "copy") else value for name, value in self.state().items()}
+        return {name: _copied(value) for name, value in self.state().items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.load(state)
+
+
+def _copied(value: Any) -> Any:
+    """A copy of an array, or of lists, tuples and dicts of them."""
+    if type(value) is dict:
+        return {key: _copied(entry) for key, entry in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_copied, value))
+    return value.copy() if hasattr(value, "copy") else value
 
 
 def _rebuilt(cls: type[Declared], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

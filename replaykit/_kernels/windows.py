@@ -161,11 +161,23 @@ def uniform_draw(uniforms, bounds, capacity, slots, indices, probabilities):
 
 
 @jit
+def first_outside(numbers, least, most):
+    """The place of the first number that is not from `least` to `most`, or -1."""
+    for j in range(numbers.shape[0]):
+        if numbers[j] < least or numbers[j] > most:
+            return j
+    return -1
+
+
+@jit
 def rewrite(plan, block, columns, rows, values):
-    """Write values to rows of these columns of a block, which have one size; returns a row that is not in it, or -1."""
-    for j in range(rows.shape[0]):
-        if rows[j] < 0 or rows[j] >= plan[META, COUNT]:
-            return rows[j]
+    """Write values to rows of these columns of a block, which have one size.
+
+    Returns the place in `rows` of the first that the block does not have, or -1.
+    """
+    wrong = first_outside(rows, 0, plan[META, COUNT] - 1)
+    if wrong >= 0:
+        return wrong
     for c in range(columns.shape[0]):
         size, start = plan[SIZE, columns[c]], plan[START, columns[c]]
         for j in range(rows.shape[0]):

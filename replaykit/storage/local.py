@@ -209,14 +209,14 @@ class LocalStorage(Storage):
             rewrites = [Rewrite((name,), *rewrite[1:]) for rewrite in rewrites for name in rewrite.fields]
             apart = [rewrite for rewrite in rewrites if self.is_in_columns(rewrite.fields[0])]
             rewrites = [rewrite for rewrite in rewrites if not self.is_in_columns(rewrite.fields[0])]
-        if rewrites:
-            wrong = windows.reduce_rewritten(*arguments, *self._in_block(rewrites[0]))
-            for rewrite in rewrites[1:]:
-                wrong = max(wrong, windows.rewrite(layout.plan, block, *self._in_block(rewrite)), key=abs)
-            if wrong != -1:
-                raise IndexError(f"rewrites has the row {wrong}; expected rows in [0, {len(window.indices)})")
-        else:
+        if not rewrites:
             windows.transitions(*arguments)
+        for k, rewrite in enumerate(rewrites):
+            given = self._in_block(rewrite)
+            wrong = windows.rewrite(layout.plan, block, *given) if k else windows.reduce_rewritten(*arguments, *given)
+            if wrong >= 0:
+                row, count = rewrite.rows[wrong], len(window.indices)
+                raise IndexError(f"rewrites has the row {row}; expected rows in [0, {count})")
         leaves = views[: self._length + 1]
         if self.columns:
             leaves = self.with_columns(leaves, window.indices, leaves[-1])
@@ -232,13 +232,16 @@ class LocalStorage(Storage):
         """Copy to the block what a wrapper has replaced rather than changed in place."""
         reward, length, terminated, truncated = self._of_window(views)
         if window.reward is not reward:
-            reward[...] = window.reward
+            _replace("reward", reward, window.reward)
         if window.length is not length:
-            length[...] = window.length
+            _replace("length", length, window.length)
         if window.terminated is not terminated:
-            terminated[...] = window.terminated
+            _replace("terminated", terminated, window.terminated)
         if window.truncated is not truncated:
-            truncated[...] = window.truncated
+            _replace("truncated", truncated, window.truncated)
+        wrong = windows.first_outside(length, 1, reward.shape[1])
+        if wrong >= 0:
+            raise ValueError(f"window.length contains {length[wrong]}; expected lengths from 1 to {reward.shape[1]}")
 
     def _in_block(self, rewrite: Rewrite) -> tuple[Indices, Indices, npt.NDArray[np.uint8]]:
         """The columns of the plan, the rows and the bytes of a rewrite."""
@@ -371,3 +374,10 @@ class LocalStorage(Storage):
         starts = indices[np.flatnonzero(begins)][run]
         assert (first[run > 0] == starts[run > 0]).all(), "an episode's start is wrong"
         assert (first[run == 0] <= indices[0]).all(), "an episode starts after its steps"
+
+
+def _replace(name: str, array: npt.NDArray[Any], value: Any) -> None:
+    """Replace the numbers of an array of a window."""
+    if np.shape(value) != array.shape:
+        raise ValueError(f"window.{name} has shape {np.shape(value)}; expected {array.shape}")
+    array[...] = value

@@ -15,7 +15,7 @@ from replaykit.trees import leaves_of
 def assert_lawful(replay: Replay, batch_size: int) -> Batch:
     """Sample a batch and hold it to the laws of a replay; returns it.
 
-    - Every index is stored, and its probability is what `probability` gives.
+    - Every index is stored, and its probability is what `probability` gives. So is `least`, if a draw has one.
     - The batch is bit for bit what a copy gives by `draw`, `window`, `reduce` and `weigh`, one after another.
     - The discount is 0 exactly where terminated, else ``gamma**length`` with a length from 1 to `n_step`.
     - Weights are positive.
@@ -43,6 +43,10 @@ def assert_lawful(replay: Replay, batch_size: int) -> Batch:
         err_msg="the probabilities of a draw are not those that `probability` gives",
     )
     assert bits_of(by_verbs(twin, batch_size)) == bits_of(batch), "a batch is not what the verbs make one by one"
+    least = twin.draw(batch_size).least
+    if least is not None:
+        right = twin.least_probability(batch_size, np.zeros(0, np.int64))
+        np.testing.assert_allclose(least, right, rtol=1e-9, err_msg="`least` of a draw is not the least probability")
     assert ((batch.length >= 1) & (batch.length <= replay.n_step)).all(), "a window has no step, or too many"
     powers = np.array([replay.gamma**k for k in range(int(batch.length.max()) + 1)])
     expected = np.where(batch.terminated, 0.0, powers[batch.length]).astype(batch.discount.dtype)

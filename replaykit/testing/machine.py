@@ -147,7 +147,7 @@ class ReplayMachine(RuleBasedStateMachine):
     def sample(self, extra: int) -> None:
         """A batch is what the model says, and a copy would draw the same one."""
         batch_size = 1 + extra + sum(self.model.combined)
-        refusal = self._refusal(batch_size)
+        refusal = self.model.refusal(batch_size)
         if refusal is not None:
             try:
                 self.replay.sample(batch_size)
@@ -164,14 +164,6 @@ class ReplayMachine(RuleBasedStateMachine):
         self.model.assert_batch(batch, batch_size, after_draw.rng)
         again = pickle.loads(pickle.dumps(twin)).sample(batch_size)
         assert bits_of(again) == bits_of(batch), "a copy drew another batch"
-
-    def _refusal(self, batch_size: int) -> str | None:
-        """What the error of a draw that is not possible must say."""
-        if self.model.kind == "prioritized" and not any(step.scaled for step in self.model.steps):
-            return "every priority is 0"
-        if not self.model.replace and self.model.drawn(batch_size) > len(self.model.steps):
-            return "without replacement"
-        return None
 
     # -- Looking ---------------------------------------------------------------------------------------------
 

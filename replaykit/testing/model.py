@@ -252,6 +252,14 @@ class NaiveReplay:
 
     # -- Drawing ---------------------------------------------------------------------------------------------
 
+    def refusal(self, batch_size: int) -> str | None:
+        """What the ValueError of a batch that cannot be drawn must contain; None if it can be drawn."""
+        if self.kind == "prioritized" and not any(step.scaled for step in self.steps):
+            return "every priority is 0"
+        if not self.replace and self.drawn(batch_size) > len(self.steps):
+            return "without replacement"
+        return None
+
     def drawn(self, batch_size: int) -> int:
         """How many of a batch are drawn: all but the newest, which each ``CombinedReplay`` adds at the end."""
         return batch_size - sum(len(self.newest(count)) for count in self.combined)
@@ -282,7 +290,12 @@ class NaiveReplay:
 
         `rng` is the buffer's generator as it was before the draw, whose numbers are drawn again here.
         """
-        count, line = self.drawn(batch_size), self.line()
+        count, line, indices = self.drawn(batch_size), self.line(), [int(index) for index in indices]
+        tail = [index for k in self.combined for index in self.newest(k)]
+        assert indices[count:] == tail, "the newest are not at the end of the batch"
+        if self.kind == "latest" and type(self).shares is NaiveReplay.shares and count:
+            newest = self.newest(count)
+            assert indices[:count] == [newest[place % len(newest)] for place in range(count)], "not the newest"
         points = self.points(count, rng) if count else None
         if points is None:
             return
@@ -293,7 +306,7 @@ class NaiveReplay:
             if length > 0.0:
                 stretches[index] = start / total, stop / total
         for row, point in enumerate(points.tolist()):
-            index = int(indices[row])
+            index = indices[row]
             assert index in stretches, f"index {index} was drawn, whose probability is 0"
             start, stop = stretches[index]
             assert start - _ROUNDING <= point <= stop + _ROUNDING, (
@@ -319,11 +332,6 @@ class NaiveReplay:
         """
         indices = [int(index) for index in batch.indices]
         assert len(indices) == batch_size
-        tail = [index for k in self.combined for index in self.newest(k)]
-        assert indices[batch_size - len(tail) :] == tail, "the newest are not at the end of the batch"
-        if self.kind == "latest" and batch_size > len(tail):
-            newest, drawn = self.newest(batch_size - len(tail)), indices[: batch_size - len(tail)]
-            assert drawn == [newest[place % len(newest)] for place in range(len(drawn))], "not the newest"
         windows = [self.window(index) for index in indices]
         if self.hindsight is not None:
             ratio = self.hindsight.ratio

@@ -210,11 +210,25 @@ def test_rewrites_replace_some_rows_of_some_fields(kernels, num_envs, n):
             kernels.windows.transitions(ring.bounds, ring.rows, plain, ring.powers, bare, names.BOTH)
             if rng.random() < 0.5:
                 state = ring.bounds, ring.rows, plan, ring.powers, block
-                kernels.windows.reduce_rewritten(*state, names.BOTH, *given)
+                assert kernels.windows.reduce_rewritten(*state, names.BOTH, *given) == -1
             else:
                 kernels.windows.transitions(ring.bounds, ring.rows, plan, ring.powers, block, names.BOTH)
-                kernels.windows.rewrite(plan, block, *given)
+                assert kernels.windows.rewrite(plan, block, *given) == -1
             for name in pair:
                 expected[name][rows] = values
             for name, values_of_field in expected.items():
                 np.testing.assert_array_equal(fields[name].view(np.uint8), values_of_field.view(np.uint8), name)
+
+
+@both
+def test_rows_that_a_block_lacks_are_not_written(kernels):
+    """The place of the first such row is returned, and the block is as before."""
+    for rng, ring in rings(1, 2):
+        plan, block, _ = ring.block(rng.choice(ring.stored, 5))
+        before, columns = block.copy(), np.array([ring.names.index("action")])
+        values = np.ones(3 * int(plan[names.SIZE, columns[0]]), np.uint8)
+        for rows, place in (([0, 4, -1], 2), ([0, 5, -1], 1), ([2**40, 0, 0], 0)):
+            assert kernels.windows.first_outside(np.array(rows), 0, 4) == place
+            assert kernels.windows.rewrite(plan, block, columns, np.array(rows), values) == place
+            np.testing.assert_array_equal(block, before)
+        assert kernels.windows.first_outside(np.array([0, 4, 2]), 0, 4) == -1

@@ -17,6 +17,7 @@ from replaykit import (
     LinearSchedule,
     PrioritizedBuffer,
     ReplayBuffer,
+    ReplayWrapper,
     Spec,
 )
 from replaykit.storage import Lock
@@ -322,3 +323,30 @@ def test_a_wrong_seed_is_refused(seed, error, match):
     buffer = CombinedReplay(filled(ReplayBuffer(50, FLAT, seed=0), 60))
     with unchanged(buffer, error, match):
         buffer.reseed(seed)
+
+
+class Diary(ReplayWrapper):
+    """A wrapper that keeps arrays and lists within lists and dicts."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.notes, self.pages = {"rows": [np.zeros(2)]}, [[1], ([2], 3)]
+
+    def state(self):
+        return {"notes": self.notes, "pages": self.pages}
+
+    def load(self, state):
+        self.notes, self.pages = state["notes"], state["pages"]
+
+
+def test_a_copied_state_shares_no_container_with_its_original():
+    """A state may be nested, and is one moment of its object at every depth."""
+    diary = Diary(filled(ReplayBuffer(9, FLAT), 3))
+    moment = diary.copied_state()
+    before = pickle.dumps(moment)
+    diary.notes["rows"][0][:] = 7.0
+    diary.notes["rows"].append(None)
+    diary.pages[0].append(2)
+    diary.pages[1][0].append(3)
+    assert pickle.dumps(moment) == before
+    assert pickle.dumps(diary.copied_state()) != before

@@ -2,10 +2,22 @@
 
 import dataclasses
 
+import numpy as np
+import pytest
 from hypothesis.stateful import initialize
 
-from replaykit.testing import ReplayMachine, build, configurations
-from tests.laws.third_party import ListedPriorities, ListStorage, NaiveRecency, Recency
+from replaykit import PrioritizedBuffer
+from replaykit.testing import ReplayMachine, assert_lawful, build, configurations
+from tests.helpers import FLAT, filled
+from tests.laws.third_party import (
+    Doubtful,
+    ListedPriorities,
+    ListStorage,
+    NaiveDoubtful,
+    NaiveRecency,
+    Recency,
+    Stale,
+)
 
 
 class ListMachine(ReplayMachine):
@@ -37,6 +49,24 @@ class PrioritiesMachine(ReplayMachine):
         return build(configuration, storage=ListStorage, distribution=ListedPriorities)
 
 
+class DoubtfulMachine(ReplayMachine):
+    """A wrapper that draws otherwise, around every kind of buffer."""
+
+    def make(self, configuration):
+        replay, model = build(dataclasses.replace(configuration, combined=()), NaiveDoubtful)
+        return Doubtful(replay), model
+
+
 TestLists = ListMachine.TestCase
 TestRecency = RecencyMachine.TestCase
 TestPriorities = PrioritiesMachine.TestCase
+TestDoubtful = DoubtfulMachine.TestCase
+
+
+def test_a_wrong_least_probability_of_a_draw_is_found():
+    """Such as that of the replay inside, which ``weights="buffer"`` would divide by."""
+    buffer = filled(PrioritizedBuffer(20, FLAT, weights="buffer", seed=0), 20)
+    buffer.update_priorities(buffer.stored(), priorities=np.arange(20) + 1.0)
+    assert_lawful(Doubtful(buffer), 6)
+    with pytest.raises(AssertionError, match="`least` of a draw is not the least probability"):
+        assert_lawful(Stale(buffer), 6)

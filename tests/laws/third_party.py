@@ -356,4 +356,37 @@ class OldestToo(Counting):
         return ((batch_size - 1) * self.inner.probability(indices, batch_size - 1) + is_oldest) / batch_size
 
 
+class Doubtful(ReplayWrapper):
+    """A quarter of the draws, at random, are uniform."""
+
+    def draw(self, batch_size):
+        with self.lock:
+            indices = self.inner.draw(batch_size).indices
+            is_other = self.rng.random(batch_size) < 0.25
+            indices[is_other] = self.rng.choice(self.stored(), is_other.sum())
+            least = self.least_probability(batch_size, np.empty(0, np.int64))
+            return Draw(indices, self.probability(indices, batch_size), least)
+
+    def probability(self, indices, batch_size=1):
+        with self.lock:
+            return 0.75 * self.inner.probability(indices, batch_size) + 0.25 / len(self)
+
+
+class NaiveDoubtful(NaiveReplay):
+    """The model of `Doubtful` around a buffer."""
+
+    def shares(self, batch_size, wrappers=None):
+        shares = super().shares(batch_size, wrappers)
+        return {index: 0.75 * share + 0.25 / len(shares) for index, share in shares.items()}
+
+
+class Stale(Doubtful):
+    """The draw of the replay inside is changed, and keeps its least probability."""
+
+    def draw(self, batch_size):
+        draw = self.inner.draw(batch_size)
+        draw.probabilities = self.probability(draw.indices, batch_size)
+        return draw
+
+
 WRAPPERS = [Counting, Scaled, Replaced, Shorter, OtherActions, FromTheStart, Negated, Squared, OldestToo]

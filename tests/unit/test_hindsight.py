@@ -15,6 +15,7 @@ from replaykit import (
     ReplayWrapper,
     Spec,
 )
+from replaykit.storage import LocalStorage
 from replaykit.testing import assert_lawful, bits_of
 from tests.helpers import FLAT, GOAL, GOAL_SPEC, UNREACHABLE, filled, goal_episodes, reached, sparse, state
 
@@ -366,3 +367,31 @@ def test_a_batch_that_cannot_be_drawn_draws_nothing_at_random():
         buffer.update_priorities(np.arange(9), np.ones(9))
         batches.append(wrap(buffer).sample(6).indices.tolist())
     assert batches[0] == batches[1]
+
+
+class Signs(ReplayWrapper):
+    """Rewards by their signs."""
+
+    def change(self, window):
+        window.reward = np.sign(window.reward)
+        return window
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [
+        lambda buffer: HindsightReplay(CombinedReplay(buffer), sparse),
+        lambda buffer: CombinedReplay(HindsightReplay(buffer, sparse)),
+        lambda buffer: HindsightReplay(Signs(buffer), sparse),
+        lambda buffer: Signs(CombinedReplay(HindsightReplay(buffer, sparse))),
+    ],
+)
+def test_the_storage_looks_ahead_in_every_stack(stack, monkeypatch):
+    """Where another wrapper keeps the buffer from one call, goals are still found by one kernel."""
+    calls = []
+    look_ahead = LocalStorage.look_ahead
+    monkeypatch.setattr(LocalStorage, "look_ahead", lambda *given: calls.append(1) or look_ahead(*given))
+    buffer = ReplayBuffer(20, GOAL_SPEC, n_step=2, seed=0)
+    goal_episodes(buffer, [3, 4, 5])
+    assert_lawful(stack(buffer), 6)
+    assert len(calls) == 2  # for the batch, and for that of the verbs

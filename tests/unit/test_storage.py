@@ -6,11 +6,23 @@ import numpy as np
 import pytest
 
 from replaykit import Buffer, Field, FieldNameError, LatestBuffer, PrioritizedBuffer, ReplayBuffer, Spec
-from replaykit.batch import Rewrite
+from replaykit.batch import Look, Rewrite
 from replaykit.distributions import Distribution, Proportional, Uniform
 from replaykit.storage import LocalStorage, Storage
 from replaykit.testing import SPECS, assert_lawful, bits_of, values_of
-from tests.helpers import FLAT, every_buffer, filled, frame, interrupted, stacked_lanes, step, stretch, unchanged
+from tests.helpers import (
+    FLAT,
+    GOAL_SPEC,
+    every_buffer,
+    filled,
+    frame,
+    goal_episodes,
+    interrupted,
+    stacked_lanes,
+    step,
+    stretch,
+    unchanged,
+)
 from tests.laws.third_party import ListStorage
 
 both_storages = pytest.mark.parametrize("make", [LocalStorage, ListStorage])
@@ -138,6 +150,46 @@ def test_rewrites_that_do_not_fit_are_refused(make, rows, values, error):
     """Nothing beyond the values is read, and nothing beyond the batch is written."""
     with pytest.raises(error):
         rewritten(make, Rewrite(("action",), np.array(rows), values))
+
+
+def test_no_row_of_a_rewrite_counts_from_the_end():
+    """The row -1 is refused, too, in the first rewrite and in a later one."""
+    storage = LocalStorage(9, FLAT)
+    buffer = filled(Buffer(storage, Uniform(storage)), 6)
+    right, wrong = (Rewrite(("action",), np.array(rows), np.array([7, 7])) for rows in ([0, 3], [0, -1]))
+    for rewrites in ([wrong], [right, wrong]):
+        window = buffer.window(np.arange(4))
+        window.rewrites += rewrites
+        with pytest.raises(IndexError, match=r"rewrites has the row -1; expected rows in \[0, 4\)"):
+            buffer.reduce(window)
+
+
+@pytest.mark.parametrize("name", ["reward", "length", "terminated", "truncated"])
+def test_what_replaces_an_array_of_a_window_has_its_shape(name):
+    """Nothing is broadcast: one reward for each window is not the reward of each step."""
+    buffer = filled(ReplayBuffer(9, FLAT, n_step=3), 6)
+    window = buffer.window(np.arange(4))
+    setattr(window, name, getattr(window, name)[:1])
+    shapes = r"\(1, 3\); expected \(4, 3\)" if name == "reward" else r"\(1,\); expected \(4,\)"
+    with pytest.raises(ValueError, match=rf"window.{name} has shape {shapes}"):
+        buffer.reduce(window)
+
+
+@pytest.mark.parametrize("length", [-1, 0, 4, 2**40])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_windows_of_an_impossible_length_are_refused(length, in_place):
+    """Nothing beyond the rows and beyond what hindsight has room for is read or written."""
+    buffer = ReplayBuffer(9, GOAL_SPEC, n_step=3)
+    goal_episodes(buffer, [6])
+    window = buffer.window(np.arange(4))
+    if in_place:
+        window.length[2] = length
+    else:
+        window.length = np.array([1, 1, length, 1])
+    look = Look("next_obs.achieved_goal", 0.8, "future")
+    for call in (buffer.reduce, lambda window: buffer.look_ahead(window, look, np.zeros((2, 4)))):
+        with pytest.raises(ValueError, match=f"window.length contains {length}; expected lengths from 1 to 3"):
+            call(window)
 
 
 def test_fields_of_a_rewrite_may_lie_in_different_places():
