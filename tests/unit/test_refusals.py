@@ -90,6 +90,7 @@ def test_rewards_that_a_mask_leaves_out_are_ignored():
         buffer.add(**one, mask=[False, True])
 
 
+@pytest.mark.filterwarnings("ignore:overflow")  # without compilation, NumPy says so
 def test_the_largest_rewards_are_stored_and_their_sum_may_overflow():
     """Refused is only what cannot be stored."""
     buffer = ReplayBuffer(4, FLAT, n_step=2, gamma=1.0)
