@@ -131,7 +131,7 @@ def test_a_vector_of_one_environment(mode):
 
 def test_the_mode_is_that_of_the_environment_and_not_of_its_class():
     """Environments of one class share their metadata, which tell the mode of the last one made."""
-    one = SyncVectorEnv([lambda: Counting(0)] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    one = SyncVectorEnv([lambda: Counting(0, reuses=False)] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
     SyncVectorEnv([lambda: Counting(0)] * 2, autoreset_mode=AutoresetMode.NEXT_STEP)
     buffer = ReplayBuffer.from_env(one, 100)
     env = record(one, buffer)
