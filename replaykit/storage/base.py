@@ -104,7 +104,7 @@ class Storage(Declared, ABC):
         OverflowError, naming the first field of the spec whose value does not fit.
         """
         flat = list(zip(self.spec.leaves, self.spec.flatten(values, extras), strict=True))
-        if not lead and _has_leading_axis(flat):
+        if not lead and _has_leading_axis(flat, flat[self._reward][1]):
             lead, mask = (1,), None if mask is None else mask.reshape(1)
         count = math.prod(lead) if mask is None else int(mask.sum())
         block = [leaf.coerce(value, lead, mask).reshape(count, *leaf.shape) for leaf, value in flat]
@@ -113,10 +113,14 @@ class Storage(Declared, ABC):
 
     def refuse_rewards(self, rewards: npt.NDArray[Any]) -> None:
         """Raise ValueError for the first reward that is NaN or infinite."""
-        wrong = ~np.isfinite(rewards)
-        if wrong.any():
+        if rewards.size == 1 and math.isfinite(rewards.item()):
+            return
+        finite = np.isfinite(rewards)
+        if not finite.all():
             remedy = "look for a division by 0 or an overflow in what computes it"
-            raise ValueError(f"reward contains {rewards[wrong][0]}; expected finite {rewards.dtype} numbers; {remedy}")
+            raise ValueError(
+                f"reward contains {rewards[~finite][0]}; expected finite {rewards.dtype} numbers; {remedy}"
+            )
 
     def encode_step(self, *values: Any) -> Any:
         """`encode` for one step of every lane: the six core fields, and the extras as a dict."""
@@ -258,8 +262,11 @@ def refuse_other_lengths(
             raise ValueError(leaf.wrong_shape(shape, common + lead[1:]))
 
 
-def _has_leading_axis(flat: list[tuple[Leaf, Any]]) -> bool:
+def _has_leading_axis(flat: list[tuple[Leaf, Any]], reward: Any) -> bool:
     """Whether most values have an axis of length 1 before the shape of their leaf."""
+    leaf, value = flat[0]
+    if type(value) is np.ndarray and value.shape == leaf.shape and (type(reward) is float or np.ndim(reward) == 0):
+        return False
     return 2 * sum(_shape_of(value) == (1, *leaf.shape) for leaf, value in flat) > len(flat)
 
 
