@@ -53,8 +53,8 @@ class HindsightReplay(ReplayWrapper):
         windows: goals of shape (M, ...), and the extra fields as a dict.
     terminated_fn : callable, optional
         ``terminated_fn(achieved_goal, desired_goal, info)`` returns where the episode terminates under the new goal, of
-        shape (M,), bool. Without it `terminated` stays as stored, which is right for the many goal tasks that run until
-        a time limit, whatever the goal.
+        shape (M,), bool. Without it `terminated` stays as stored. That is right for the many goal tasks whose episodes
+        do not end at the goal, but at a time limit.
     strategy : {"future", "final", "episode", "random"}
     ratio : float
         The probability that a transition is relabelled; k / (k + 1) for the paper's k goals to each transition.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias, final
 import numpy as np
 import numpy.typing as npt
 
-from replaykit.spec import Spec
+from replaykit.spec import REQUIRED, Spec
 from replaykit.storage.base import Indices
 from replaykit.storage.lock import Lock
 from replaykit.trees import Tree
@@ -67,18 +67,9 @@ class Writer:
     # -- Writing ---------------------------------------------------------------------------------------------
 
     def add(
-        self,
-        obs: Tree,
-        action: Tree,
-        reward: Any,
-        next_obs: Tree,
-        terminated: Any,
-        truncated: Any,
-        *,
-        mask: npt.ArrayLike | None = None,
-        td_error: Any = None,
-        **extras: Tree,
-    ) -> Indices:
+        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
+        truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
+    ) -> Indices:  # fmt: skip
         """Store one step of every lane of the writer, or of those in `mask`, as :meth:`replaykit.Replay.add` does.
 
         The values have a leading axis k; with one lane they need none. Returns the indices, of shape (k,).
@@ -93,18 +84,9 @@ class Writer:
         return indices
 
     def extend(
-        self,
-        obs: Tree,
-        action: Tree,
-        reward: Any,
-        next_obs: Tree,
-        terminated: Any,
-        truncated: Any,
-        *,
-        mask: npt.ArrayLike | None = None,
-        td_error: Any = None,
-        **extras: Tree,
-    ) -> Indices:
+        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
+        truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
+    ) -> Indices:  # fmt: skip
         """Store T steps at once, as :meth:`replaykit.Replay.extend` does.
 
         The leading axes, those of the result too, are (T, k), or (T,) if the lane was given as an int.

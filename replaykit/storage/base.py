@@ -265,7 +265,7 @@ def refuse_other_lengths(
 def _has_leading_axis(flat: list[tuple[Leaf, Any]], reward: Any) -> bool:
     """Whether most values have an axis of length 1 before the shape of their leaf."""
     leaf, value = flat[0]
-    if type(value) is np.ndarray and value.shape == leaf.shape and (type(reward) is float or np.ndim(reward) == 0):
+    if type(value) is np.ndarray and value.shape == leaf.shape and (type(reward) is float or _shape_of(reward) == ()):
         return False
     return 2 * sum(_shape_of(value) == (1, *leaf.shape) for leaf, value in flat) > len(flat)
 

@@ -162,7 +162,7 @@ class LocalStorage(Storage):
     def _keep_stamps(self) -> None:
         """From now on note when each slot is written, since lanes get out of step."""
         if len(self.tables) == kernels.STAMPS:
-            self.arrays["tables"] = self.tables  # whatever an interrupt has left
+            self.arrays["tables"] = self.tables  # an interrupt may have left another
             self.header[kernels.SPLIT] = self.bounds[1].sum()
             self._written = self.header, self.bytes, self.allocate("tables", (4, self.capacity), np.int64)
 

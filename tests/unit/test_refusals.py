@@ -493,3 +493,21 @@ def test_the_monitor_reports_one_number_that_is_not_finite(shape, name, value):
     monitor.record(buffer.sample(64))
     assert 0.1 < monitor.stats()["state_nonfinite_share"] < 0.4
     assert any("NaN" in warning for warning in monitor.warnings())
+
+
+@every_buffer
+def test_a_ragged_reward_is_named_by_every_way_in(make):
+    """Not by NumPy's error, which does not know the field."""
+    buffer = filled(make(10, FLAT, seed=0), 3)
+    for options in ({}, {"mask": [True]}, {"td_error": 1.0}):
+        with unchanged(buffer, (TypeError, ValueError), "^reward "):
+            buffer.add(**step(1, reward=[[1.0], [1.0, 2.0]]), **options)
+
+
+def test_done_is_refused_by_a_writer_as_by_its_buffer():
+    """With the same words."""
+    buffer = ReplayBuffer(8, FLAT, num_envs=2)
+    one = {name: value for name, value in step(1).items() if name not in ("terminated", "truncated")}
+    for call in (buffer.writer(0).add, filled(ReplayBuffer(8, FLAT), 1).add):
+        with refused(FieldNameError, "done", "terminated", "truncated"):
+            call(**one, done=True)
