@@ -92,7 +92,7 @@ class Frames(Columns):
             self._grow()
 
     def _grow(self, frames: int = 0) -> None:
-        """Make room for at least `frames` more frames, or twice the overflow, whatever an interrupt has left."""
+        """Make room for `frames` more frames or twice the overflow, or finish a growth that was interrupted."""
         self._bound, overflow = None, len(self._array("overflow"))
         if len(self._array("free")) >= kernels.NUMBERS + self._pool_frames + overflow:  # else an earlier growth goes on
             overflow += max(overflow, self._pool_frames // 8, 4 * self._given, frames)
