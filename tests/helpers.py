@@ -7,6 +7,7 @@ import linecache
 import os
 import pickle
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -249,6 +250,29 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
 
     open_original = open
     monkeypatch.setattr("builtins.open", open_file)
+
+
+# -- Processes ---------------------------------------------------------------------------------------------------
+
+
+def run_in_child(function: Callable[[], Any]) -> None:
+    """Run `function` in a forked child; fails if it raises, or if the child hangs."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            function()
+            code = 0
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + 30
+    while (status := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    if status == (0, 0):
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        pytest.fail("the child hangs")
+    assert os.waitstatus_to_exitcode(status[1]) == 0
 
 
 # -- Interrupts --------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from replaykit import (
 from replaykit.distributions import Proportional, Uniform
 from replaykit.storage import LocalStorage
 from replaykit.testing import bits_of
-from tests.helpers import FLAT, GOAL_SPEC, filled, goal_episodes, reached, sparse, state, step, stretch
+from tests.helpers import FLAT, GOAL_SPEC, filled, goal_episodes, reached, run_in_child, sparse, state, step, stretch
 from tests.laws.third_party import ListStorage
 
 # -- Writing in the middle of a sample -----------------------------------------------------------------------------
@@ -324,23 +324,17 @@ def test_a_forked_child_has_a_free_lock(is_sampling, monkeypatch):
     holder = threading.Thread(target=target)
     holder.start()
     held.wait(30)
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            buffer.add(**step(7))
-            code = 0 if len(buffer.sample(4).indices) == 4 and buffer.update_priorities([1], [2.0]) == 1 else 2
-        finally:
-            os._exit(code)
-    deadline = time.monotonic() + 20
-    while (status := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    if status == (0, 0):
-        os.kill(child, 9)
-        os.waitpid(child, 0)
-    release.set()
-    holder.join()
-    assert os.waitstatus_to_exitcode(status[1]) == 0 if status != (0, 0) else False, "the child hangs"
+
+    def use():
+        buffer.add(**step(7))
+        assert len(buffer.sample(4).indices) == 4
+        assert buffer.update_priorities([1], [2.0]) == 1
+
+    try:
+        run_in_child(use)
+    finally:
+        release.set()
+        holder.join()
     assert len(buffer) == 5
 
 

@@ -21,7 +21,7 @@ from replaykit import (
 )
 from replaykit.distributions import Proportional
 from replaykit.storage import LocalStorage
-from tests.helpers import FLAT, GOAL_SPEC, filled, goal_episodes, sparse, step
+from tests.helpers import FLAT, GOAL_SPEC, filled, goal_episodes, run_in_child, sparse, step
 from tests.laws.streams import GAMMA, Stream, run_together
 
 every_interval = pytest.mark.parametrize("interval", [1e-6, 1e-4])
@@ -411,22 +411,7 @@ def test_a_forked_child_has_a_whole_buffer(is_wide):
     writer.start()
     try:
         for _ in range(12):
-            pid = os.fork()
-            if pid == 0:
-                code = 1
-                try:
-                    child()
-                    code = 0
-                finally:
-                    os._exit(code)
-            deadline = time.monotonic() + 30
-            while (status := os.waitpid(pid, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
-                time.sleep(0.001)
-            if status == (0, 0):
-                os.kill(pid, 9)
-                os.waitpid(pid, 0)
-                pytest.fail("the child hangs")
-            assert os.waitstatus_to_exitcode(status[1]) == 0
+            run_in_child(child)
     finally:
         over.set()
         writer.join(60)
