@@ -16,7 +16,7 @@
 from replaykit._version import __version__
 from replaykit.batch import Batch
 from replaykit.buffer import Buffer
-from replaykit.buffers import LatestBuffer, PrioritizedBuffer, ReplayBuffer
+from replaykit.buffers import LatestBuffer, PrioritizedBuffer, ReplayBuffer, load
 from replaykit.combined import CombinedReplay
 from replaykit.distributions.sum_tree import SumTree
 from replaykit.field import Field, FieldNameError
@@ -43,5 +43,6 @@ __all__ = [
     "Spec",
     "SumTree",
     "__version__",
+    "load",
     "record",
 ]

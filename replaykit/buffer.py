@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from replaykit._kernels import lazy
 from replaykit.batch import Ahead, Draw, Look, Window
-from replaykit.checks import check_count, check_seed, check_unit
+from replaykit.checks import check_count, check_generator_state, check_seed, check_unit
 from replaykit.declared import Declared, Moment, read_only
 from replaykit.distributions.base import Distribution
 from replaykit.field import as_array, as_float64, as_indices
@@ -146,6 +146,7 @@ class Buffer(Replay):
             if writer is not None or lock.writers:
                 refuse_lanes_of_writers(lock.writers, width, flat, writer)
             if errors is not None:
+                storage.refuse_block(block, errors.size)
                 distribution.settle()  # what was added before does not get these priorities
             indices = storage.write(block, count, flat)
             if errors is not None:
@@ -278,11 +279,20 @@ class Buffer(Replay):
     def parts(self) -> dict[str, Declared]:
         return {"storage": self._storage, "distribution": self._distribution, "buffer": self}
 
+    def fits(self, built: dict[str, Any]) -> bool:
+        return True
+
     def state(self) -> dict[str, Any]:
         batches, rng = self._distribution.batches, self.rng.bit_generator.state
         return {"batches": batches, "stale_updates": self._stale_updates, "rng": rng}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def check_state(self, state: dict[str, Any]) -> None:
+        for name in ("batches", "stale_updates"):
+            if type(state[name]) is not int or not 0 <= state[name] < 1 << 63:
+                raise ValueError(f"{name} is {state[name]!r:.30}; expected an int of at least 0")
+        check_generator_state(self.rng.bit_generator, state["rng"])
+
+    def restore(self, state: dict[str, Any]) -> None:
         self._distribution.batches, self._stale_updates = state["batches"], state["stale_updates"]
         self.rng.bit_generator.state = state["rng"]
 
@@ -302,7 +312,7 @@ class Buffer(Replay):
     def __setstate__(self, state: dict[str, Any]) -> None:
         parts = self.parts()
         for name, values in state.items():
-            parts[name].load(values)
+            parts[name].restore(values)
 
     @property
     def beta(self) -> float:

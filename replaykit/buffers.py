@@ -8,6 +8,7 @@ from replaykit.declared import read_only
 from replaykit.distributions.latest import Latest
 from replaykit.distributions.proportional import Draws, Proportional, Weights
 from replaykit.distributions.uniform import Uniform
+from replaykit.saving.checkpoint import Path, load_innermost
 from replaykit.spec import Spec
 from replaykit.storage.columns import Padding, Share
 from replaykit.storage.local import LocalStorage
@@ -160,3 +161,25 @@ class PrioritizedBuffer(Buffer):
         storage = LocalStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
         distribution = Proportional(storage, alpha=alpha, beta=beta, eps=eps, draws=draws, weights=weights)
         super().__init__(storage, distribution, n_step=n_step, gamma=gamma, seed=seed)
+
+
+def load(path: Path, *, progress: bool = False) -> Buffer:
+    """The buffer of a checkpoint, built as it was when it was saved; of wrapped ones, the innermost.
+
+    A buffer with a function for `beta`, or with a storage or a distribution of yours, must be built by you: then use
+    its own ``load``. Parameters and errors are those of :meth:`Replay.load`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import replaykit
+    >>> from replaykit import Field, ReplayBuffer, Spec
+    >>> buffer = ReplayBuffer(1000, Spec(obs=Field(()), action=Field(())), n_step=3)
+    >>> index = buffer.add(0.0, 0, 1.0, 1.0, False, False)
+    >>> path = tempfile.mkdtemp()
+    >>> buffer.save(path)
+    >>> replaykit.load(path)
+    ReplayBuffer(1 of 1000, num_envs=1, n_step=3)
+    """
+    buffer: Buffer = load_innermost(path, {kind.__name__: kind for kind in Buffer.__subclasses__()}, progress)
+    return buffer

@@ -54,6 +54,18 @@ def check_seed(
     raise (ValueError if is_int else TypeError)(f"seed is {seed!r}; expected {expected}")
 
 
+def check_generator_state(generator: np.random.BitGenerator, state: Any) -> None:
+    """Raise ValueError for a state that a generator of this kind cannot have; NumPy does not look at all of it."""
+    places = {"pos": 624, "buffer_pos": 4}
+    try:
+        for part in (state, *(value for value in state.values() if isinstance(value, dict))):
+            if any(not 0 <= part.get(name, 0) <= most for name, most in places.items()):
+                raise ValueError("a place is out of range")
+        type(generator)(0).state = state
+    except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
+        raise ValueError(f"the state of the generator does not fit a {type(generator).__name__}: {error}") from error
+
+
 def check_arguments(cls: type, args: tuple[Any, ...], options: dict[str, Any]) -> None:
     """Raise TypeError, with the nearest names and the order of the arguments, unless a constructor takes these."""
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]

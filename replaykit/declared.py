@@ -1,6 +1,7 @@
 """Objects that are copied, pickled and saved as what they were built from and the state that they declare."""
 
 import contextlib
+import inspect
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
@@ -55,7 +56,7 @@ _copying = _Copying()
 class Declared:
     """Base of all that has state: storages, distributions, buffers and wrappers.
 
-    A copy or a pickle is the constructor's arguments and what `state` returns, which `load` takes. The constructor
+    A copy or a pickle is the constructor's arguments and what `state` returns, which `restore` takes. The constructor
     makes everything else anew. A class that keeps nothing else needs neither method.
 
     Attributes
@@ -74,14 +75,34 @@ class Declared:
         made._arguments = args, kwargs
         return made
 
+    def built_with(self) -> dict[str, Any]:
+        """What the constructor was given, by name, defaults included."""
+        args, options = self._arguments
+        bound = inspect.signature(type(self).__init__).bind(self, *args, **options)
+        bound.apply_defaults()
+        return dict(list(bound.arguments.items())[1:])
+
     def state(self) -> dict[str, Any]:
         """What is kept apart from the constructor's arguments: arrays, which may be views, and plain values.
 
-        Both may be in lists, tuples and dicts.
+        Both may be in lists, tuples and dicts. Large arrays may be `Chunks`.
         """
         return {}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise ValueError for a state that an object like this cannot have. Changes nothing."""
+
+    def fits(self, built: dict[str, Any]) -> bool:
+        """Whether a state of what was built like this fits: a dict with the "class" and the "arguments"."""
+        return bool(built["class"] == type(self).__name__)
+
+    def restart(self) -> None:
+        """Do without a state when others are restored: start anew with what they have now."""
+
+    def complete_state(self, state: dict[str, Any]) -> None:
+        """Called when all chunks of a state are copied: note in it what was retired since it was made."""
+
+    def restore(self, state: dict[str, Any]) -> None:
         """Take the state of an object that was built with the same arguments."""
 
     def __reduce__(self) -> Any:
@@ -93,18 +114,18 @@ class Declared:
 
     def copied_state(self) -> dict[str, Any]:
         """The state as it is now: later changes of this object do not show in it."""
-        return {name: _copied(value) for name, value in self.state().items()}
+        return {name: copied(value) for name, value in self.state().items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.load(state)
+        self.restore(state)
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
     """A copy of an array, or of lists, tuples and dicts of them."""
     if type(value) is dict:
-        return {key: _copied(entry) for key, entry in value.items()}
+        return {key: copied(entry) for key, entry in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(map(_copied, value))
+        return type(value)(map(copied, value))
     return value.copy() if hasattr(value, "copy") else value
 
 

@@ -142,7 +142,10 @@ class HindsightReplay(ReplayWrapper):
     def state(self) -> dict[str, Any]:
         return {"ratio": self._ratio}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def check_state(self, state: dict[str, Any]) -> None:
+        check_unit("ratio", state["ratio"])
+
+    def restore(self, state: dict[str, Any]) -> None:
         self.ratio = state["ratio"]
 
     def _refuse_wrong_goals(self, achieved: str, desired: str) -> None:

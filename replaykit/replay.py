@@ -10,6 +10,7 @@ from replaykit.batch import Ahead, Batch, Draw, Look, Window
 from replaykit.checks import check_count, check_seed, nearest
 from replaykit.declared import Declared, read_only
 from replaykit.field import as_indices
+from replaykit.saving.checkpoint import Checkpointed
 from replaykit.settings import Settings
 from replaykit.spec import Spec
 from replaykit.storage.base import EMPTY, Indices, look_ahead, stored_in
@@ -23,7 +24,7 @@ _PARTS = ("settings", "lock", "rng", "successor", "inner", "large_batch")
 """Attributes that are set once, by the constructor."""
 
 
-class Replay(Declared, ABC):
+class Replay(Checkpointed, ABC):
     """Replayed experience: what a buffer and a wrapper around one have in common.
 
     A batch is a draw of indices, a window of stored steps at each, and a reduction of each window to one transition:

@@ -129,6 +129,54 @@ def _contains(table, start, width, number):
 
 
 @jit
+def encode_rows(table, begin, indices, first, num_envs, capacity, codes):
+    """Where each frame of some rows is found, as a code.
+
+    The code is 0 for no frame, 1 for a new one, -1 - k for frame k of the row before in the lane, and -1 - 2K - k for
+    frame k of the same row. The row before counts if its step is at least `first` (E,), and its slot at least `begin`.
+    """
+    width = table.shape[1]
+    for i in range(indices.shape[0]):
+        slot, lane = indices[i] % capacity, indices[i] % num_envs
+        has_previous = slot - num_envs >= begin and indices[i] // num_envs > first[lane]
+        for j in range(width):
+            number = table[slot, j]
+            code = 0 if number == 0 else 1
+            for k in range(width if number != 0 and has_previous else 0):
+                if code == 1 and table[slot - num_envs, k] == number:
+                    code = -1 - k
+            for k in range(j if number != 0 else 0):
+                if code == 1 and table[slot, k] == number:
+                    code = -1 - width - k
+            codes[i, j] = code
+
+
+@jit
+def decode_rows(codes, indices, num_envs, numbers):
+    """The numbers of frames that codes mean, new ones from 1 on; returns their count, or -1 for wrong codes."""
+    width, count = codes.shape[1], 0
+    newest = np.full(num_envs, -1, np.int64)  # the row of each lane that came last
+    for i in range(indices.shape[0]):
+        lane = indices[i] % num_envs
+        before = newest[lane]
+        if before >= 0 and indices[before] != indices[i] - num_envs:
+            before = -1
+        for j in range(width):
+            k = -1 - np.int64(codes[i, j])
+            if k < -2 or k >= width + j or (0 <= k < width and before < 0):
+                return -1
+            if k >= width:
+                numbers[i, j] = numbers[i, k - width]
+            elif k >= 0:
+                numbers[i, j] = numbers[before, k]
+            else:
+                count += codes[i, j]
+                numbers[i, j] = count if codes[i, j] == 1 else 0
+        newest[lane] = i
+    return count
+
+
+@jit
 def add_free_frames(free, total):
     """Frames up to number `total` exist now, and the new ones are free. The lowest are taken first."""
     count, known = free[COUNT], max(free[KNOWN], 1)

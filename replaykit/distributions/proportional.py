@@ -10,12 +10,14 @@ import numpy.typing as npt
 from replaykit._kernels import lazy
 from replaykit.batch import Draw
 from replaykit.checks import check_choice, check_number, check_unit
+from replaykit.chunks import Slots
 from replaykit.declared import read_only
 from replaykit.distributions.base import Distribution, Floats
 from replaykit.distributions.sum_tree import SCHEMES, Scheme, SumTree
 from replaykit.schedules import check_schedule
 from replaykit.storage.base import Indices, Storage
 from replaykit.storage.memory_limit import refuse_more_than_memory
+from replaykit.storage.saved_state import LARGEST_STEP, check_array, require
 
 tree_kernels, fused = lazy("tree"), lazy("fused")
 
@@ -146,15 +148,39 @@ class Proportional(Distribution):
         return draw
 
     def state(self) -> dict[str, Any]:
-        """The scaled priorities of the stored transitions, lane after lane, and beta or its schedule."""
-        self.settle()
-        return {"scaled": self.tree.get(self.storage.stored() % self.storage.capacity), "beta": self._beta}
+        """The scaled priorities as they were last settled, in the order of the slots, and beta or its schedule."""
+        capacity = self.storage.capacity
+        scaled = self.tree.leaves[Slots(self._settled, capacity).select(0, capacity)]
+        return {"capacity": capacity, "settled": self._settled, "scaled": scaled, "beta": self._beta}
 
-    def load(self, state: dict[str, Any]) -> None:
-        self.beta = state["beta"]
+    def check_state(self, state: dict[str, Any]) -> None:
+        capacity, num_envs, settled = state["capacity"], self.storage.num_envs, state["settled"]
+        require(type(capacity) is int and 0 < capacity < LARGEST_STEP, f"capacity is {capacity!r:.30}")
+        require(capacity % num_envs == 0, f"capacity {capacity} is no multiple of {num_envs}")
+        check_array("settled", settled, (2, num_envs), np.int64)
+        is_possible = (settled >= 0) & (settled[0] <= settled[1]) & (settled < LARGEST_STEP // num_envs)
+        require(is_possible.all() and (np.diff(settled, axis=0) <= capacity // num_envs).all(), "settled is impossible")
+        scaled = state["scaled"]
+        check_array("scaled", scaled, (np.diff(settled, axis=0).sum(),), np.float64)
+        require(((scaled >= 0.0) & (scaled <= self.tree.limit)).all(), "a priority is negative, or too large")
+        check_schedule("beta", state.get("beta", self._beta))
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.beta = state.get("beta", self._beta)
+        bounds, num_envs, capacity = self.storage.bounds, self.storage.num_envs, self.storage.capacity
+        settled, is_same = np.array(state["settled"]), state["capacity"] == capacity
+        indices = Slots(settled, state["capacity"]).all()
+        is_kept = np.ones(len(indices), np.bool_) if is_same else indices // num_envs >= bounds[0, indices % num_envs]
         self.tree.clear()
-        self._settled[:] = self.storage.bounds
-        self.tree.set(self.storage.stored() % self.storage.capacity, state["scaled"])
+        self._settled[:] = settled if is_same else np.clip(settled, *bounds)
+        self.tree.set(indices[is_kept] % capacity, state["scaled"][is_kept])
+
+    def restart(self) -> None:
+        self.tree.clear()
+        self._settled[:] = self.storage.bounds[0]
+
+    def fits(self, built: dict[str, Any]) -> bool:
+        return super().fits(built) and built["arguments"]["alpha"] == self.alpha
 
     def stats(self) -> dict[str, float]:
         mean = self.mass() / max(len(self.storage), 1)

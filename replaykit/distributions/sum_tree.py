@@ -152,7 +152,7 @@ class SumTree:
 
     def get(self, leaves: npt.ArrayLike) -> Values:
         """The values of `leaves`, of shape (B,). Raises IndexError for one outside [0, C)."""
-        return np.asarray(self._leaves[self._checked(leaves)])
+        return np.asarray(self.leaves[self._checked(leaves)])
 
     @property
     def total(self) -> float:
@@ -174,11 +174,12 @@ class SumTree:
         smallest = self.smallest
         if smallest not in self.get(leaves):
             return smallest
-        others = np.delete(self._leaves, leaves)
+        others = np.delete(self.leaves, leaves)
         return float(others.min(initial=np.inf, where=others > 0.0))
 
     @property
-    def _leaves(self) -> Values:
+    def leaves(self) -> Values:
+        """The values of all leaves, and zeros beyond the capacity: a view, which must not be changed."""
         return self.nodes[self.nodes.shape[0] // 2 :]
 
     def _checked(self, leaves: npt.ArrayLike) -> Leaves:
@@ -195,7 +196,7 @@ class SumTree:
 
     def check(self) -> None:
         """Verify that every node is the sum of its children and every bound holds; raises AssertionError. O(C)."""
-        nodes, leaves = self.nodes, self._leaves
+        nodes, leaves = self.nodes, self.leaves
         assert (leaves >= 0.0).all() and np.isfinite(leaves).all(), "a leaf is negative or not finite"
         assert (leaves[self.capacity :] == 0.0).all(), "a leaf beyond the capacity is not 0"
         if leaves.size > 1:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from replaykit._kernels import lazy
 from replaykit.batch import Ahead, Draw, Look, Window
 from replaykit.checks import check_count
+from replaykit.chunks import Slots
 from replaykit.declared import Declared
 from replaykit.field import Leaf
 from replaykit.spec import Spec
@@ -59,11 +60,15 @@ class Storage(Declared, ABC):
         Held by every public method of a buffer and its wrappers.
     arrays : dict of str to ndarray
         The arrays that `allocate` returned, by name.
+    moments : dict of str to Slots
+        What was stored when it was saved or loaded last, by the token of the save.
     """
 
     bounds: Indices
     stack = 1
     """Frames in each observation of a batch, k."""
+    restored: Slots | None = None
+    """What was stored in the state that was restored last, if that had `Chunks`."""
 
     def __init__(self, capacity: int, spec: Spec, num_envs: int = 1) -> None:
         if isinstance(capacity, Spec):
@@ -78,6 +83,7 @@ class Storage(Declared, ABC):
         self.capacity = self.length * self.num_envs
         self._reward = [leaf.name for leaf in spec.leaves].index("reward")
         self.lock, self.arrays = Lock(), dict[str, npt.NDArray[Any]]()
+        self.moments: dict[str, Slots] = {}
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """An array of zeros for the storage or its distribution. Override it to keep arrays in files, for example.
@@ -110,6 +116,9 @@ class Storage(Declared, ABC):
         block = [leaf.coerce(value, lead, mask).reshape(count, *leaf.shape) for leaf, value in flat]
         self.refuse_rewards(block[self._reward])
         return block
+
+    def refuse_block(self, block: Any, entries: int) -> None:
+        """Raise what `write` would raise for a block of so many entries. `encode` has checked those that it makes."""
 
     def refuse_rewards(self, rewards: npt.NDArray[Any]) -> None:
         """Raise ValueError for the first reward that is NaN or infinite."""

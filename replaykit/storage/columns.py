@@ -8,8 +8,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from replaykit.checks import check_choice, check_count
+from replaykit.chunks import LiveChunks, Slots, pieces
 from replaykit.field import Array, Leaf
 from replaykit.storage.base import Flags, Indices
+from replaykit.storage.saved_state import check_rows
 
 Padding: TypeAlias = Literal["reset", "zero"]
 Share: TypeAlias = Literal["large", "all", "none"]
@@ -51,12 +53,16 @@ class Columns(ABC):
         """One leaf in filled slots, in a fresh array."""
 
     @abstractmethod
-    def state(self, slots: Any) -> dict[str, Array]:
-        """What is stored in these slots."""
+    def state(self, slots: Slots) -> dict[str, Any]:
+        """What is stored in these slots, as `Chunks`."""
 
     @abstractmethod
-    def load(self, state: dict[str, Any], slots: Any) -> None:
-        """Take the state of another, whose transitions were in these slots."""
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise ValueError for a state that no columns of this kind can have."""
+
+    @abstractmethod
+    def restore(self, state: dict[str, Any], oldest: Indices) -> None:
+        """Take the state of another: of each lane, the steps from `oldest` (E,) on."""
 
     def check(self) -> None:  # noqa: B027
         """Verify every invariant."""
@@ -98,12 +104,21 @@ class Arrays(Columns):
     def read(self, slots: Indices, leaf: int) -> Array:
         return np.asarray(self._arrays[self.leaves.index(leaf)].take(slots, axis=0))
 
-    def state(self, slots: Any) -> dict[str, Array]:
-        return {leaf.name: array[slots] for leaf, array in zip(self._spec, self._arrays, strict=True)}
+    def state(self, slots: Slots) -> dict[str, Any]:
+        arrays = zip(self._spec, self._arrays, strict=True)
+        return {leaf.name: LiveChunks.of_array(array, slots) for leaf, array in arrays}
 
-    def load(self, state: dict[str, Any], slots: Any) -> None:
+    def check_state(self, state: dict[str, Any]) -> None:
+        for leaf in self._spec:
+            for indices, rows in pieces(state[leaf.name]):
+                check_rows(leaf.name, rows, len(indices), leaf.shape, leaf.dtype)
+
+    def restore(self, state: dict[str, Any], oldest: Indices) -> None:
+        num_envs, capacity = self._storage.num_envs, self._storage.capacity
         for leaf, array in zip(self._spec, self._arrays, strict=True):
-            array[slots] = state[leaf.name]
+            for indices, rows in pieces(state[leaf.name]):
+                is_kept = indices // num_envs >= oldest[indices % num_envs]
+                array[indices[is_kept] % capacity] = rows[is_kept]
 
 
 def columns_for(storage: Any, stack: int, padding: Padding, share: Share) -> list[Columns]:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
+from replaykit.chunks import LiveChunks, Slots, pieces
 from replaykit.field import Array
 from replaykit.storage.base import Flags, Indices
 from replaykit.storage.columns import Columns, Padding
@@ -125,31 +126,76 @@ class Frames(Columns):
         part = numbers[:, : self._kept] if leaf == self.leaves[0] else numbers[:, self._kept :]
         return self._frames(part).reshape(len(slots), *self._shape)
 
-    def state(self, slots: Any) -> dict[str, Array]:
-        """See `Columns.state`: the frames in use, in the order of the rows, and the rows of their numbers from 1 on."""
-        table = self._array("table")[slots]
-        found = table[table > 0]
-        used = found[np.sort(np.unique(found, return_index=True)[1])]
-        numbers = np.zeros(table.max(initial=0) + 1, np.int32)
-        numbers[used] = np.arange(1, len(used) + 1)
-        numbers = numbers[table]
-        frames = self._frames(used[:, None]).reshape(-1).view(np.uint8)
-        return {"numbers": numbers, "frames": frames.reshape(len(used), self._size)}
+    def state(self, slots: Slots) -> dict[str, Any]:
+        """See `Columns.state`: of each chunk of rows, the codes of their frames, and then the frames.
 
-    def load(self, state: dict[str, Any], slots: Any) -> None:
-        frames, pool = state["frames"], self._array("pool")
-        lacking = len(frames) + 1 - len(pool) - len(self._array("overflow"))
-        if lacking > 0:
-            self._grow(lacking)
-        overflow, free = self._array("overflow"), self._array("free")
+        A frame is there once in a chunk, in the first row that has it. Codes say where the others find it, so that each
+        chunk is complete by itself: see the kernel `encode_rows`.
+        """
+        table = self._array("table")
+
+        def read(begin: int, stop: int) -> Array:
+            found = slots.by_slot(begin, stop)
+            indices = found[found >= 0]
+            codes = np.empty((len(indices), 2 * self._kept), np.int16)
+            kernels.encode_rows(table, begin, indices, slots.bounds[0], slots.num_envs, slots.capacity, codes)
+            numbers = table.take(indices % slots.capacity, axis=0)[codes == 1]
+            frames = self._frames(numbers[:, None]).reshape(-1)
+            return np.concatenate((codes.reshape(-1).view(np.uint8), frames.view(np.uint8)))
+
+        return {"frames": LiveChunks(slots, self._given * self._size, read, shortest=8 * slots.num_envs)}
+
+    def _decoded(self, indices: Indices, chunk: Array) -> tuple[npt.NDArray[np.int32], Array]:
+        """The frames of a chunk, and where each row has them, from 1 on; ValueError for what is no such chunk."""
+        begin = 4 * self._kept * len(indices)
+        if chunk.ndim != 1 or chunk.dtype != np.uint8 or len(chunk) < begin or (len(chunk) - begin) % self._size:
+            raise ValueError(f"a chunk has shape {chunk.shape} and dtype {chunk.dtype}")
+        codes, frames = chunk[:begin].view(np.int16).reshape(len(indices), -1), chunk[begin:].reshape(-1, self._size)
+        numbers = np.empty(codes.shape, np.int32)
+        if kernels.decode_rows(codes, indices, self._storage.num_envs, numbers) != len(frames):
+            raise ValueError("the rows of a chunk have other frames than the chunk")
+        return numbers, frames
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        for indices, chunk in pieces(state["frames"]):
+            _, frames = self._decoded(indices, chunk)
+            if self._leaf.dtype == np.bool_ and frames.max(initial=0) > 1:
+                raise ValueError("a frame of bool has other bytes than 0 and 1")
+
+    def restore(self, state: dict[str, Any], oldest: Indices) -> None:
+        num_envs, capacity, known = self._storage.num_envs, self._storage.capacity, 1
+        self._forget(1)
+        table = list[tuple[Indices, Array]]()
+        for indices, chunk in pieces(state["frames"]):
+            is_kept = indices // num_envs >= oldest[indices % num_envs]
+            rows, frames = self._decoded(indices, chunk)
+            used = np.unique(rows[is_kept])
+            used = used[used > 0]
+            numbers = np.zeros(len(frames) + 1, np.int32)
+            numbers[used] = np.arange(known, known + len(used))
+            table.append((indices[is_kept] % capacity, numbers[rows[is_kept]]))
+            self._place(known, frames[used - 1])
+            known += len(used)
+        self._forget(known)
+        for slots, rows in table:
+            self._array("table")[slots] = rows
+        self._array("written")[:] = state["frames"].slots.bounds[1]
+
+    def _forget(self, known: int) -> None:
+        """Empty the table; the frames from number `known` on are free."""
         self._array("table")[:] = 0
-        self._array("table")[slots] = state["numbers"]
-        in_pool = min(len(frames), len(pool) - 1)
-        pool[1 : 1 + in_pool] = frames[:in_pool]
-        overflow[: len(frames) - in_pool] = frames[in_pool:]
-        free[kernels.COUNT], free[kernels.KNOWN] = 0, len(frames) + 1
-        self._array("written")[:] = self._storage.bounds[1]
+        free = self._array("free")
+        free[kernels.COUNT], free[kernels.KNOWN] = 0, known
         self._bind()
+
+    def _place(self, number: int, frames: Array) -> None:
+        """Write frames from this number on, and make room for them if needed."""
+        while number + len(frames) > len(self._array("pool")) + len(self._array("overflow")):
+            self._grow(number + len(frames) - len(self._array("pool")) - len(self._array("overflow")))
+        pool, overflow = self._array("pool"), self._array("overflow")
+        split, begin = min(max(len(pool) - number, 0), len(frames)), max(number - len(pool), 0)
+        pool[number : number + split] = frames[:split]
+        overflow[begin : begin + len(frames) - split] = frames[split:]
 
     def check(self) -> None:
         """Every frame but the first is either free or in a row."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from replaykit._kernels import lazy
 from replaykit.batch import Ahead, Look, Rewrite, Window
+from replaykit.chunks import LiveChunks, Slots, pieces
 from replaykit.field import FieldNameError
 from replaykit.spec import Spec
 from replaykit.storage.base import Flags, Floats, Indices, Open, Serve, Storage, stored_in
@@ -18,6 +19,7 @@ from replaykit.storage.columns import Columns, Padding, Share, columns_for
 from replaykit.storage.fused import SCOPES, fuse, looking_ahead
 from replaykit.storage.memory_limit import refuse_more_than_memory
 from replaykit.storage.row import LAYOUTS_KEPT, Layout, Row
+from replaykit.storage.saved_state import check_lanes, check_packed_rows, check_rows
 from replaykit.trees import Tree
 
 kernels, windows, goals = lazy("store"), lazy("windows"), lazy("goals")
@@ -113,11 +115,11 @@ class LocalStorage(Storage):
         indices = np.empty(steps * self.num_envs, _INT64)
         if type(block) is bytes and mask is None:
             if kernels.store(block, steps, kernels.BOTH, *self._written, indices) >= 0:
-                self._refuse_rewards_of(block, len(indices))
+                self.refuse_block(block, len(indices))
             return indices
         if type(block) is bytes and mask is not None and self.num_envs > 1:
             entries = np.empty(int(mask.sum()), _INT64)
-            self._refuse_rewards_of(block, len(entries))
+            self.refuse_block(block, len(entries))
             self._keep_stamps()
             kernels.number_entries(mask, self.bounds, indices, entries)
             kernels.store(block, 0, kernels.BOTH, *self._written, entries)
@@ -141,10 +143,11 @@ class LocalStorage(Storage):
             done += len(entries)
         return indices
 
-    def _refuse_rewards_of(self, block: bytes, count: int) -> None:
-        """Raise ValueError for the first reward of `count` encoded entries that is not finite."""
-        place = self.row.place[self._reward] * count
-        self.refuse_rewards(np.frombuffer(block, self.spec["reward"].dtype, count, place))
+    def refuse_block(self, block: Any, entries: int) -> None:
+        """Raise ValueError for the first reward of encoded entries that is not finite."""
+        if type(block) is bytes:
+            place = self.row.place[self._reward] * entries
+            self.refuse_rewards(np.frombuffer(block, self.spec["reward"].dtype, entries, place))
 
     def _write_part(self, leaves: list[npt.NDArray[Any]], steps: int, indices: Indices) -> None:
         """Write steps of every lane, whose indices are found, or, if `steps` is 0, the entries of these indices."""
@@ -312,42 +315,63 @@ class LocalStorage(Storage):
         return tails[np.argsort(stamps)[-count:]]
 
     def state(self) -> dict[str, Any]:
-        slots = self._stored_slots()
-        has_stamps = len(self.tables) > kernels.STAMPS
-        oldest = self.bounds[0] * self.num_envs + np.arange(self.num_envs)
-        places = self.tables[kernels.NUMBER, oldest % self.capacity] % self.capacity
+        has_stamps, slots = len(self.tables) > kernels.STAMPS, Slots(self.bounds, self.capacity)
+        lanes, goes_on = self._lanes[: kernels.PLACE], self._lanes[kernels.OVER] == 0
+        oldest, has_steps = self.bounds[0] * self.num_envs + np.arange(self.num_envs), lanes[0] < lanes[1]
+        numbers = np.where(has_steps, self.tables[kernels.NUMBER, oldest % self.capacity], lanes[kernels.EPISODE])
         state: dict[str, Any] = {
-            "lanes": self._lanes[: kernels.PLACE],
-            "starts": np.where(self.bounds[1] > self.bounds[0], self.tables[kernels.STARTS, places], 0),
+            "capacity": self.capacity,
+            "lanes": lanes,
+            "oldest": self.bounds[0],
+            "starts": np.where(has_steps | goes_on, self.tables[kernels.STARTS, numbers % self.capacity], 0),
             "split": int(self.header[kernels.SPLIT]) if has_stamps else -1,
-            "rows": self.rows[slots],
-            "stamps": self.tables[kernels.STAMPS, slots] if has_stamps else np.zeros(0, np.int64),
+            "rows": LiveChunks.of_array(self.rows, slots),
         }
+        if has_stamps:
+            state["stamps"] = LiveChunks.of_array(self.tables[kernels.STAMPS], slots)
         for columns in self.columns:
             state |= {f"{columns.name}.{name}": value for name, value in columns.state(slots).items()}
         return state
 
-    def load(self, state: dict[str, Any]) -> None:
-        self._lanes[: kernels.PLACE] = state["lanes"]
+    def complete_state(self, state: dict[str, Any]) -> None:
+        state["oldest"] = np.minimum(self.bounds[0], state["lanes"][kernels.CURSOR])
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        check_lanes(state, self.num_envs)
+        check_packed_rows(self, state["rows"], state["lanes"])
+        if state["split"] >= 0:
+            for indices, stamps in pieces(state["stamps"]):
+                check_rows("stamps", stamps, len(indices), (), np.dtype(np.int64))
+        for columns in self.columns:
+            columns.check_state(_of(columns, state))
+
+    def restore(self, state: dict[str, Any]) -> None:
+        lanes, starts, slots = np.array(state["lanes"]), np.array(state["starts"]), state["rows"].slots
+        oldest = np.maximum(state["oldest"], np.maximum(lanes[kernels.FIRST], lanes[kernels.CURSOR] - self.length))
+        self._lanes[: kernels.PLACE] = lanes
         self._lanes[kernels.PLACE] = self._lanes[kernels.EPISODE] % self.capacity
-        self.header[kernels.STORED] = (self.bounds[1] - self.bounds[0]).sum()
-        slots = self._stored_slots()
-        self.rows[slots] = state["rows"]
+        kernels.clear(self.header)  # an interrupt leaves an empty storage
+        for indices, rows in pieces(state["rows"]):
+            step, lane = np.divmod(indices, self.num_envs)
+            is_kept, ends = step >= oldest[lane], rows[:, self.row.end] != 0
+            self.rows[indices[is_kept] % self.capacity] = rows[is_kept]
+            over = indices[ends & ~is_kept]
+            np.maximum.at(starts, over % self.num_envs, over + self.num_envs)
+        for columns in self.columns:
+            columns.restore(_of(columns, state), oldest)
         if state["split"] >= 0:
             self._keep_stamps()
-            self.header[kernels.SPLIT] = state["split"]
-            self.tables[kernels.STAMPS, slots] = state["stamps"]
-        kernels.rebuild_tables(self.header, self.bytes, self.tables, np.asarray(state["starts"], np.int64))
-        for columns in self.columns:
-            prefix = f"{columns.name}."
-            columns.load({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, slots)
-
-    def _stored_slots(self) -> Any:
-        """What selects the slots of the stored transitions, in the order of slots: a slice where it can be one."""
-        stop, is_in_step = self.bounds[1, 0] * self.num_envs, (self.bounds == self.bounds[:, :1]).all()
-        if is_in_step and len(self) == min(stop, self.capacity):
-            return slice(0, len(self))
-        return np.sort(self.stored() % self.capacity)
+            for indices, stamps in pieces(state["stamps"]):
+                self.tables[kernels.STAMPS, indices % self.capacity] = stamps
+        self.header[kernels.SPLIT] = state["split"] if state["split"] >= 0 else lanes[kernels.CURSOR].sum()
+        has_steps = np.flatnonzero(oldest < lanes[kernels.CURSOR])
+        newest = (lanes[kernels.CURSOR, has_steps] - 1) * self.num_envs + has_steps
+        self.rows[newest % self.capacity, self.row.end] = lanes[kernels.OVER, has_steps]
+        self.tables[kernels.STARTS, self._lanes[kernels.PLACE]] = starts
+        self._lanes[[kernels.FIRST, kernels.OVER]] = oldest, lanes[kernels.OVER]
+        kernels.rebuild_tables(self.header, self.bytes, self.tables, starts)
+        self.header[kernels.STORED] = (self.bounds[1] - self.bounds[0]).sum()
+        self.restored = slots
 
     def check(self) -> None:
         super().check()
@@ -374,6 +398,12 @@ class LocalStorage(Storage):
         starts = indices[np.flatnonzero(begins)][run]
         assert (first[run > 0] == starts[run > 0]).all(), "an episode's start is wrong"
         assert (first[run == 0] <= indices[0]).all(), "an episode starts after its steps"
+
+
+def _of(columns: Columns, state: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a state that belong to some columns."""
+    prefix = f"{columns.name}."
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _replace(name: str, array: npt.NDArray[Any], value: Any) -> None:

@@ -29,11 +29,11 @@ def assert_lawful(replay: Replay, batch_size: int) -> Batch:
     """
     storages = [part for part in replay.parts().values() if isinstance(part, Storage)]
     twin = copy.deepcopy(replay)
-    before = pickle.dumps([part.state() for part in storages])
+    before = pickle.dumps([part.copied_state() for part in storages])
     global_state = pickle.dumps(np.random.get_state())  # noqa: NPY002
     batch = replay.sample(batch_size)
     assert pickle.dumps(np.random.get_state()) == global_state, "global random state was used"  # noqa: NPY002
-    assert pickle.dumps([part.state() for part in storages]) == before, "sampling changed what is stored"
+    assert pickle.dumps([part.copied_state() for part in storages]) == before, "sampling changed what is stored"
     is_stored = np.isin(batch.indices, replay.stored())
     assert is_stored.all(), f"index {batch.indices[~is_stored][:1]} of the batch is not stored"
     np.testing.assert_allclose(

@@ -199,7 +199,7 @@ def counted_from(start, capacity=5, **options):
     state = storage.state()
     lanes = state["lanes"].copy()
     lanes[:2] = start
-    storage.load(state | {"lanes": lanes})
+    storage.restore(state | {"lanes": lanes})
     return replay
 
 

@@ -335,7 +335,7 @@ class Diary(ReplayWrapper):
     def state(self):
         return {"notes": self.notes, "pages": self.pages}
 
-    def load(self, state):
+    def restore(self, state):
         self.notes, self.pages = state["notes"], state["pages"]
 
 

@@ -71,8 +71,9 @@ class Meddling(ReplayWrapper):
 
 
 def state_of(replay):
-    """All that is stored, and the counters and the generator."""
-    return pickle.dumps([part.state() for name, part in replay.parts().items() if "Meddling" not in name])
+    """All that is stored, and the counters and the generator; priorities are settled, as sampling does."""
+    replay.stats()
+    return pickle.dumps([part.copied_state() for name, part in replay.parts().items() if "Meddling" not in name])
 
 
 @pytest.mark.parametrize("verb", ["draw", "change", "reduce", "weigh"])

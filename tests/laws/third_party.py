@@ -143,7 +143,7 @@ class ListStorage(Storage):
             "of_lanes": np.stack((self.is_over, self.episodes, self.starts)),
         }
 
-    def load(self, state):
+    def restore(self, state):
         self.bounds[:] = state["bounds"]
         self.is_over[:], self.episodes[:], self.starts[:] = state["of_lanes"]
         self.steps.clear()
@@ -249,7 +249,7 @@ class ListedPriorities(Distribution):
         indices, masses = self.masses()
         return {"indices": indices, "masses": masses}
 
-    def load(self, state):
+    def restore(self, state):
         self.known = {index: index % self.storage.capacity for index in state["indices"].tolist()}
         self.scaled[:] = 0.0
         self.scaled[list(self.known.values())] = state["masses"]

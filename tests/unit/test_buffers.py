@@ -255,7 +255,7 @@ def test_indices_count_beyond_any_power(make, start):
     state = storage.state()
     lanes = state["lanes"].copy()
     lanes[:2] = start  # the bounds of the lane
-    storage.load(state | {"lanes": lanes})
+    storage.restore(state | {"lanes": lanes})
     for number in range(8):
         assert buffer.add(**step(number)) == [start + number]
     batch = assert_lawful(buffer, 6)

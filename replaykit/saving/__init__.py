@@ -1,0 +1,1 @@
+"""Checkpoints: the state of a replay in files, exact and whole at every moment."""

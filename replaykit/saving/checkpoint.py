@@ -1,0 +1,337 @@
+"""Saving and loading: the states of all parts of a replay at one moment, in a directory or in a dict of tensors."""
+
+import contextlib
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit.chunks import CHUNK_BYTES, Chunks, LiveChunks, Slots
+from replaykit.declared import Declared, copied
+from replaykit.saving.directory import Directory
+from replaykit.saving.manifest import arrays_in, decode, describe, differences, encode, is_function
+from replaykit.saving.tensors import Tensors
+
+Array: TypeAlias = npt.NDArray[Any]
+Path: TypeAlias = str | os.PathLike[str]
+_REMEMBERED = 8
+"""Moments of a storage that are kept, so that a later save can tell what has not changed since."""
+
+
+class Checkpointed(Declared):
+    """What can be saved and loaded: everything that replays."""
+
+    def parts(self) -> dict[str, Declared]:
+        """Everything that has state, by name, in the order in which it must be restored."""
+        raise NotImplementedError
+
+    def save(self, path: Path, *, progress: bool = False) -> None:
+        """Write a checkpoint to a directory: what is stored, priorities, running episodes, counters and the generator.
+
+        After :meth:`load`, everything goes on bit for bit. A checkpoint that is there is replaced when the new one is
+        whole, so a crash or a full disk in the middle leaves the former. Files of what has not changed are kept. Other
+        threads can go on: the checkpoint is the moment at which `save` was called, without what they overwrite before
+        it is copied. Functions, such as `reward_fn`, are not saved.
+
+        Parameters
+        ----------
+        path : str or path-like
+            A directory that is new, empty, or has a checkpoint.
+        progress : bool
+            Whether to show a bar, where ``tqdm`` is installed.
+
+        Raises
+        ------
+        OSError
+            If a file cannot be written, or the directory has other files. The former checkpoint is whole.
+        TypeError
+            If the state of a part of yours has a value that cannot be saved.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from replaykit import Field, PrioritizedBuffer, Spec
+        >>> spec = Spec(obs=Field(()), action=Field(()))
+        >>> buffer = PrioritizedBuffer(1000, spec, seed=0)
+        >>> for step in range(10):
+        ...     index = buffer.add(step, 0, 1.0, step + 1, False, False)
+        >>> path = tempfile.mkdtemp()
+        >>> buffer.save(path)
+        >>> twin = PrioritizedBuffer(1000, spec)
+        >>> twin.load(path)
+        >>> twin.sample(4).indices == buffer.sample(4).indices
+        array([ True,  True,  True,  True])
+        """
+        directory = Directory(path)
+        with directory.saving() as former, _bar(progress, "save") as bar:
+            directory.commit(_saved(self, directory, former or {}, bar))
+
+    def load(self, path: Path, *, exact: bool = True, progress: bool = False) -> None:
+        """Take everything from a checkpoint, in place of what is stored.
+
+        Build the replay as the one that was saved, with the same functions, and load. All files are verified before
+        anything changes, no code is run, and only files of the directory are read. With another capacity, the newest
+        transitions that fit are kept. Running episodes go on: call :meth:`end_episode` if the environments start anew,
+        or wrap them with ``record``, which does so.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The directory that :meth:`save` wrote.
+        exact : bool
+            Whether the replay must be built like the one that was saved. If not, only the spec, `num_envs` and what
+            else the storage was built with must agree, so that it can be another kind of buffer, and have another
+            `n_step` or other wrappers. Priorities are taken if `alpha` agrees, and start anew otherwise.
+        progress : bool
+            Whether to show a bar, where ``tqdm`` is installed.
+
+        Raises
+        ------
+        OSError
+            If there is no checkpoint, or a file cannot be read.
+        ValueError
+            If a file is damaged, of a newer format, or was saved from something else. Nothing has changed then.
+        RuntimeError
+            If lanes have writers.
+        """
+        directory = Directory(path)
+        with directory.loading() as content, _bar(progress, "load") as bar:
+            restore(self, content, directory.path, reader(directory.read, bar), exact)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`save` writes, as one flat dict: tensors, and a string that says what they are.
+
+        For ``torch.save``, beside the state of a network; ``torch.load(weights_only=True)`` takes it.
+        """
+        tensors = Tensors({})
+        with self.lock:
+            content = _saved(self, tensors, {}, _NoBar())
+        return tensors.with_manifest(content)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, exact: bool = True) -> None:
+        """Take everything from what :meth:`state_dict` returned; `exact` and the errors are those of :meth:`load`."""
+        tensors = Tensors(state_dict)
+        restore(self, tensors.manifest(), "state_dict", reader(tensors.read, _NoBar()), exact)
+
+
+def _saved(replay: Checkpointed, target: Any, former: dict[str, Any], bar: Any) -> dict[str, Any]:
+    """Write the arrays of a checkpoint to a directory or to tensors; the content of its manifest.
+
+    The lock is held while the states are made, and then for one chunk at a time.
+    """
+    with replay.lock:
+        if replay.lock.sampling:
+            replay.lock.refuse_writing()
+        parts = replay.parts()
+        states = {name: _without_chunks(part.state()) for name, part in parts.items()}
+        large = {(name, key): value for name in parts for key, value in states[name].items() if _is_large(value)}
+        if sum(chunks.nbytes for chunks in large.values()) <= CHUNK_BYTES:
+            large = {place: chunks.copy() for place, chunks in large.items()}
+        moments = {name: chunks.slots for (name, _), chunks in large.items()}
+        before = {name: _remember(parts[name], target.token, slots, former) for name, slots in moments.items()}
+    bar.total, nodes = sum(map(len, large.values())), {node["name"]: node for node in arrays_in(former)}
+    write = _Writer(replay, target, nodes, bar)
+    for (name, key), chunks in large.items():
+        write.chunks(f"{name}.{key}", chunks, before[name])
+    with replay.lock:
+        for name, part in parts.items():
+            part.complete_state(states[name])
+    described, functions = {}, []
+    for name, part in parts.items():
+        functions += [f"{name}.{key}" for key, value in states[name].items() if is_function(value)]
+        state = {key: value for key, value in states[name].items() if not is_function(value)}
+        described[name] = {"built": describe(part), "state": encode(state, name, write)}
+    return {"token": target.token, "built": describe(replay), "parts": described, "functions": functions}
+
+
+def _is_large(value: Any) -> bool:
+    return isinstance(value, LiveChunks)
+
+
+def _without_chunks(state: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a state, apart from what is copied a chunk at a time."""
+    return {key: value if _is_large(value) else copied(value) for key, value in state.items()}
+
+
+def _remember(storage: Any, token: str, slots: Slots, former: Mapping[str, Any]) -> Slots | None:
+    """Note what is stored when a checkpoint is made; returns what was stored when the former one was made, if known.
+
+    Only what a storage has saved or loaded itself is known: then the rows in the former files are its own.
+    """
+    before: Slots | None = storage.moments.get(former.get("token"))
+    storage.moments[token] = slots
+    while len(storage.moments) > _REMEMBERED:
+        del storage.moments[next(iter(storage.moments))]
+    return before
+
+
+class _Writer:
+    """Writes arrays and chunks, each once, and refers to them; `former` has the references of the last checkpoint."""
+
+    def __init__(self, replay: Checkpointed, target: Any, former: dict[str, dict[str, Any]], bar: Any) -> None:
+        self._replay, self._target, self._former, self._bar = replay, target, former, bar
+        self._written: dict[str, dict[str, Any]] = {}
+        self._moments: dict[int, dict[str, Any]] = {}
+
+    def __call__(self, where: str, value: Any) -> dict[str, Any]:
+        """A reference to an array, or to chunks that were written."""
+        if where in self._written:
+            return self._written[where]
+        rows = value.reshape(value.shape or (1,))
+        old, step = self._former.get(where, {}).get("chunks", []), max(CHUNK_BYTES // max(rows[:1].nbytes, 1), 1)
+        begins = range(0, len(rows) if rows.size else 0, step)
+        chunks = [
+            self._target.write(f"{where}.{k}", rows[begin : begin + step], old[k] if k < len(old) else None)
+            for k, begin in enumerate(begins)
+        ]
+        return {"name": where, "dtype": rows.dtype.str, "shape": list(value.shape), "chunks": chunks}
+
+    def chunks(self, where: str, chunks: Chunks, before: Slots | None) -> None:
+        """Write those chunks that have changed since `before`, each copied while the lock is held."""
+        slots, old = chunks.slots, self._former.get(where, {})
+        if id(slots) not in self._moments:
+            self._moments[id(slots)] = self(f"{where}.bounds", slots.bounds)
+        node = {"name": where, "span": chunks.span, "capacity": slots.capacity, "bounds": self._moments[id(slots)]}
+        is_alike = (old.get("span"), old.get("capacity")) == (chunks.span, slots.capacity)
+        references = list(old["chunks"]) if is_alike else [None] * len(chunks)
+        for k, reference in enumerate(references):
+            is_same = before is not None and reference is not None and self._target.has(reference)
+            if chunks.is_empty(k):
+                references[k] = None
+            elif not is_same or not slots.is_unchanged(before, *chunks.range(k)):  # type: ignore[arg-type]
+                with self._replay.lock:
+                    rows = chunks[k]
+                    rows = rows if rows.base is None else rows.copy()
+                references[k] = self._target.write(f"{where}.{k}", rows, reference)
+            self._bar.update()
+        self._written[where] = node | {"chunks": references}
+
+
+class SavedChunks(Chunks):
+    """Chunks of a checkpoint, which are read and verified each time that they are asked for."""
+
+    def __init__(self, node: dict[str, Any], bounds: Array, read: Callable[[Any], Array], bar: Any) -> None:
+        span, capacity, self._references = node["span"], node["capacity"], node["chunks"]
+        if not (type(span) is type(capacity) is int and span > 0 and 0 < capacity < 1 << 62 and bounds.ndim == 2):
+            raise ValueError("chunks of an impossible size")
+        super().__init__(Slots(bounds, capacity), span)
+        if len(self) != len(self._references) or (span > CHUNK_BYTES and len(self) > 1):
+            raise ValueError(f"{len(self._references)} chunks; expected {len(self)}")
+        self._read, self._bar, self._unread = read, bar, {k for k, r in enumerate(self._references) if r is not None}
+
+    def __getitem__(self, k: int) -> Array:
+        rows = self._read(self._references[k])
+        if k in self._unread:
+            self._unread.remove(k)
+            self._bar.update()
+        return rows
+
+    def verify_others(self) -> None:
+        """Read the chunks that nobody has asked for."""
+        for k in sorted(self._unread):
+            self[k]
+
+
+def reader(read: Callable[[Any], Array], bar: Any) -> Callable[[dict[str, Any]], Any]:
+    """A function that returns the array or the chunks that a reference of `_Writer` means."""
+
+    def read_node(node: dict[str, Any]) -> Any:
+        if "span" in node:
+            chunks = SavedChunks(node, read_node(node["bounds"]), read, bar)
+            bar.total = (bar.total or 0) + len(chunks)
+            return chunks
+        shape, dtype = tuple(node["shape"]), np.dtype(node["dtype"])
+        parts = [read(reference) for reference in node["chunks"]]
+        if any(part.dtype != dtype for part in parts) or sum(part.size for part in parts) != math.prod(shape):
+            raise ValueError(f"{node['name']} is not an array {shape} of {dtype}")
+        return np.concatenate(parts).reshape(shape) if parts else np.zeros(shape, dtype)
+
+    return read_node
+
+
+def restore(replay: Checkpointed, content: dict[str, Any], where: str, read: Any, exact: bool) -> None:
+    """Verify a checkpoint whose manifest has this content, and give its states to all parts."""
+    parts = replay.parts()
+    try:
+        built, saved, token = content["built"], content["parts"], content["token"]
+        compared = (built, replay) if exact else (saved["storage"]["built"], parts["storage"])
+        for difference in differences(compared[0], describe(compared[1])):
+            remedy = ", or pass exact=False to take what fits" if exact else ""
+            raise ValueError(f"{where}: {difference}; build it as it was{remedy}")
+        fitting = {name: p for name, p in parts.items() if exact or (name in saved and p.fits(saved[name]["built"]))}
+        states = {name: decode(saved[name]["state"], read) for name in fitting}
+        for name, part in fitting.items():
+            part.check_state(states[name])
+        for value in [value for state in states.values() for value in state.values()]:
+            if isinstance(value, SavedChunks):
+                value.verify_others()
+    except (KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}") from error
+    with replay.lock:
+        if replay.lock.sampling:
+            replay.lock.refuse_writing()
+        if any(writer() is not None for writer in replay.lock.writers.values()):
+            raise RuntimeError("lanes have writers, whose episodes would go on elsewhere; close them before load()")
+        for name, part in parts.items():
+            if name in fitting:
+                part.restore(states[name])
+            else:
+                part.restart()
+            if getattr(part, "restored", None) is not None:
+                part.moments = {token: part.restored}  # type: ignore[attr-defined]
+        replay.lock.recorder = None
+
+
+def load_innermost(path: Path, classes: Mapping[str, Callable[..., Any]], is_shown: bool) -> Any:
+    """Build the innermost replay of a checkpoint, if it is of these classes, and restore it."""
+    directory = Directory(path)
+    with directory.loading() as content, _bar(is_shown, "load") as bar:
+        try:
+            built, functions = content["built"], content["functions"]
+            while "inner" in built["arguments"]:
+                built = built["arguments"]["inner"]
+            name, arguments = built["class"], built["arguments"]
+            if name not in classes or functions:
+                kind = f"with the function {functions[0]}" if name in classes else "which this function does not build"
+                raise ValueError(f"{directory.path} was saved from a {name}, {kind}; build it, and load() into it")
+            replay = classes[name](**{key: decode(node, _refuse) for key, node in arguments.items()})
+        except (KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"{directory.path} is damaged: {type(error).__name__}: {error}") from error
+        restore(replay, content | {"built": built}, directory.path, reader(directory.read, bar), True)
+    return replay
+
+
+def _refuse(_node: Any) -> Any:
+    raise ValueError("an argument is an array")
+
+
+class _NoBar:
+    """In place of a bar that is not shown."""
+
+    total: int | None = 0
+
+    def update(self, count: int = 1) -> None:
+        """Do nothing."""
+
+
+@contextlib.contextmanager
+def _bar(is_shown: bool, label: str) -> Iterator[Any]:
+    """A bar of chunks."""
+    bar: Any = _NoBar()
+    if is_shown:
+        try:
+            from tqdm import tqdm
+
+            bar = tqdm(desc=label, unit="chunk")
+        except ImportError:
+            warnings.warn("progress=True needs tqdm: pip install tqdm", RuntimeWarning, stacklevel=4)
+    try:
+        yield bar
+    finally:
+        if is_shown and not isinstance(bar, _NoBar):
+            bar.refresh()
+            bar.close()

@@ -1,0 +1,214 @@
+"""The directory of a checkpoint: which files are in it, and in which order they are written."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit.saving.manifest import FORMAT, checksum_of, unpacked
+
+Array = npt.NDArray[Any]
+
+MANIFEST = "manifest.json"
+_FILE = re.compile(r"[0-9a-f]{16}-[0-9]+\.npy")
+"""Names of arrays: the token of the save that wrote them, and a number."""
+_UNFINISHED = re.compile(r"[0-9a-f]{16}\.json")
+_HEADER_BYTES = 4096
+"""More than the header of any array that is written here."""
+
+
+class Directory:
+    """A directory with the arrays of one checkpoint, and a manifest that names them.
+
+    Whatever interrupts a save, the manifest is that of the last one that was finished, and all of its files are there:
+    a save writes files of new names, moves its manifest over the former one, and only then deletes what is not needed
+    any more. A save waits for others of the same directory, and loads wait for saves.
+
+    Attributes
+    ----------
+    token : str
+        Names the save, and its files.
+    """
+
+    def __init__(self, path: Any) -> None:
+        self.path = os.path.abspath(os.fspath(path))
+        self.token, self._written = secrets.token_hex(8), 0
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[dict[str, Any] | None]:
+        """The content of the manifest that is there, if there is one; what was not committed is deleted at the end."""
+        if not os.path.isdir(self.path):
+            os.makedirs(self.path)
+            _sync(os.path.dirname(self.path))
+        with self._locked(exclusive=True):
+            names = os.listdir(self.path)
+            others = [name for name in names if not (_FILE.fullmatch(name) or _UNFINISHED.fullmatch(name))]
+            if others and MANIFEST not in names:
+                expected = "expected a directory that is new, empty, or has a checkpoint"
+                raise FileExistsError(f"{self.path} has other files, such as {others[0]}; {expected}")
+            try:
+                former = self.manifest() if MANIFEST in names else None
+            except ValueError:  # nothing of what is damaged can be kept
+                former = None
+            try:
+                yield former
+            except BaseException:
+                self._delete(lambda name: name.startswith(self.token))
+                raise
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[dict[str, Any]]:
+        """The content of the manifest."""
+        if not os.path.isdir(self.path):
+            raise FileNotFoundError(f"{self.path} is no directory; expected one that save() wrote")
+        with self._locked(exclusive=False):
+            yield self.manifest()
+
+    @contextlib.contextmanager
+    def _locked(self, exclusive: bool) -> Iterator[None]:
+        """Hold a lock of the directory, where the system and the file system have one."""
+        try:
+            import fcntl
+        except ImportError:
+            yield
+            return
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def manifest(self) -> dict[str, Any]:
+        """The content of the manifest; raises FileNotFoundError or ValueError."""
+        where = os.path.join(self.path, MANIFEST)
+        try:
+            data = self._bytes_of(MANIFEST)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{where} is missing; expected a directory that save() wrote") from None
+        return unpacked(data, where)
+
+    def _bytes_of(self, name: str, size: int | None = None) -> bytes:
+        """The bytes of a regular file of the directory, neither of a link nor of a device, of this size if given."""
+        where = os.path.join(self.path, name)
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+        if os.path.islink(where):
+            raise ValueError(f"{where} is a link; expected a file")
+        with open(os.open(where, flags | getattr(os, "O_BINARY", 0)), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError(f"{where} is no file")
+            if size is not None and status.st_size != size:
+                raise ValueError(f"{where} has {status.st_size} bytes; expected {size}: it is damaged")
+            return file.read(status.st_size)
+
+    def write(self, _name: str, array: Array, former: Any = None) -> list[Any]:
+        """Write an array, unless a former file has the same bytes; a reference: a file, its size and its checksum."""
+        array, head = np.ascontiguousarray(array), io.BytesIO()
+        np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
+        data = array.reshape(-1).view(np.uint8).data
+        digest = hashlib.sha256(head.getbuffer())
+        digest.update(data)
+        size, checksum = len(head.getbuffer()) + len(data), digest.hexdigest()
+        if former and former[1:] == [size, checksum] and self.has(former):
+            return list(former)
+        name = f"{self.token}-{self._written}.npy"
+        self._written += 1
+        self._write(name, head.getbuffer(), data)
+        return [name, size, checksum]
+
+    def has(self, reference: Any) -> bool:
+        """Whether the file of a reference is there, with the right size."""
+        try:
+            return bool(os.lstat(os.path.join(self.path, _checked(reference)[0])).st_size == reference[1])
+        except (OSError, ValueError):
+            return False
+
+    def _write(self, name: str, *parts: Any) -> None:
+        """Write a new file through to the disk."""
+        where = os.path.join(self.path, name)
+        try:
+            with open(where, "xb") as file:
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if error.filename is None:
+                raise OSError(error.errno, error.strerror, where) from None
+            raise
+
+    def read(self, reference: Any) -> Array:
+        """The array of a file, read-only; raises ValueError or OSError if it is not the one that was written."""
+        name, size, checksum = _checked(reference)
+        where = os.path.join(self.path, name)
+        data = self._bytes_of(name, size)
+        if hashlib.sha256(data).hexdigest() != checksum:
+            raise ValueError(f"{where} is damaged: its checksum is wrong")
+        head = io.BytesIO(data[:_HEADER_BYTES])
+        try:
+            if np.lib.format.read_magic(head) != (1, 0):
+                raise ValueError("another version of the format")
+            shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(head)
+            if is_fortran or dtype.hasobject:
+                raise ValueError("objects or another order")
+            return np.frombuffer(data, dtype, offset=head.tell()).reshape(shape)
+        except Exception as error:
+            raise ValueError(f"{where} is no array that was saved here: {error}") from None
+
+    def commit(self, content: dict[str, Any]) -> None:
+        """Make the manifest with this content the one that counts, and delete the files that it does not name."""
+        text = json.dumps({"format": FORMAT, "checksum": checksum_of(content), "content": content}, allow_nan=False)
+        unfinished = f"{self.token}.json"
+        self._write(unfinished, text.encode())
+        _sync(self.path)
+        os.replace(os.path.join(self.path, unfinished), os.path.join(self.path, MANIFEST))
+        _sync(self.path)
+        kept = set(_files_of(content))
+        self._delete(lambda name: name not in kept)
+
+    def _delete(self, is_chosen: Any) -> None:
+        """Delete those files of checkpoints that are chosen; one that cannot be deleted stays."""
+        for name in os.listdir(self.path):
+            if (_FILE.fullmatch(name) or _UNFINISHED.fullmatch(name)) and is_chosen(name):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(self.path, name))
+
+
+def _checked(reference: Any) -> tuple[str, int, str]:
+    """A reference to a file of the directory."""
+    name, size, checksum = reference
+    if not (type(name) is str and _FILE.fullmatch(name) and type(size) is int and type(checksum) is str):
+        raise ValueError(f"{MANIFEST} names the file {name!r:.50}; expected one that save() wrote")
+    return name, size, checksum
+
+
+def _sync(directory: str) -> None:
+    """Write the names of the files in a directory through to the disk, where the system can."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _files_of(content: Any) -> Iterator[str]:
+    """The names of all files in the content of a manifest."""
+    if isinstance(content, dict):
+        yield from _files_of(list(content.values()))
+    elif isinstance(content, list):
+        for entry in content:
+            yield from _files_of(entry)
+    elif isinstance(content, str) and _FILE.fullmatch(content):
+        yield content

@@ -1,0 +1,74 @@
+"""Checks of a state that was saved, which nothing but its checksums vouches for."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit.chunks import Chunks, pieces
+
+LARGEST_STEP = 1 << 62
+"""No lane gets so far that its indices are larger."""
+
+
+def require(holds: Any, problem: str) -> None:
+    """Raise ValueError if something does not hold."""
+    if not holds:
+        raise ValueError(problem)
+
+
+def check_array(name: str, array: Any, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+    """Raise ValueError unless `array` is one of this shape and dtype."""
+    is_array = isinstance(array, np.ndarray)
+    require(is_array and array.shape == shape and array.dtype == dtype, f"{name} is no array {shape} of {dtype}")
+
+
+def check_rows(name: str, rows: npt.NDArray[Any], count: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Raise ValueError unless `rows` are as many, of this shape and dtype."""
+    check_array(name, rows, (count, *shape), dtype)
+    require(dtype != np.bool_ or rows.view(np.uint8).max(initial=0) <= 1, f"{name} has other bytes than 0 and 1")
+
+
+def check_lanes(state: dict[str, Any], num_envs: int) -> None:
+    """Raise ValueError unless the numbers of the lanes of a `LocalStorage` are possible."""
+    capacity, lane, lanes = state["capacity"], np.arange(num_envs), state["lanes"]
+    require(type(capacity) is int and 0 < capacity < LARGEST_STEP, f"capacity is {capacity!r:.30}")
+    require(capacity % num_envs == 0, f"capacity {capacity} is no multiple of {num_envs}")
+    check_array("lanes", lanes, (4, num_envs), np.int64)
+    check_array("oldest", state["oldest"], (num_envs,), np.int64)
+    check_array("starts", state["starts"], (num_envs,), np.int64)
+    first, cursor, over, episode = lanes
+    require((first >= 0).all() and (first <= cursor).all(), "a lane's oldest step is newer than its next")
+    require((cursor < LARGEST_STEP // num_envs).all(), "a lane has too many steps")
+    require((cursor - first <= capacity // num_envs).all(), "a lane holds more than fits")
+    require(((state["oldest"] >= first) & (state["oldest"] <= cursor)).all(), "oldest is outside the lane")
+    require(np.isin(over, (0, 1)).all(), "a flag of a lane is neither 0 nor 1")
+    is_number = (episode >= lane - num_envs) & (episode < LARGEST_STEP) & ((episode - lane) % num_envs == 0)
+    require(is_number.all(), "an episode has an impossible number")
+    goes_on = (over == 0) | (first < cursor)
+    require((~goes_on | (episode >= lane)).all(), "a running episode has no number")
+    starts = state["starts"]
+    require((starts >= 0).all() and (starts <= first * num_envs + lane)[goes_on].all(), "an episode starts too late")
+    require(((starts - lane) % num_envs == 0)[goes_on].all(), "an episode starts in another lane")
+    split = state["split"]
+    require(type(split) is int and -1 <= split <= cursor.sum(), f"split is {split!r:.30}")
+
+
+def check_packed_rows(storage: Any, chunks: Chunks, lanes: npt.NDArray[np.int64]) -> None:
+    """Raise ValueError unless the bytes of the rows are possible: flags, finite rewards, numbers of episodes."""
+    row, leaves, num_envs = storage.row, storage.spec.leaves, storage.num_envs
+    of_flags = [(row.place[i], leaves[i].field.nbytes) for i in row.packed if leaves[i].dtype == np.bool_]
+    flags = np.array([place + k for place, size in of_flags for k in range(size)] + [row.end])
+    terminated, truncated = (row.place[storage.positions[name]] for name in ("terminated", "truncated"))
+    ended = np.zeros(num_envs, np.int64)
+    for indices, rows in pieces(chunks):
+        check_rows("rows", rows, len(indices), (row.nbytes,), np.dtype(np.uint8))
+        require(rows[:, flags].max(initial=0) <= 1, "a flag has other bytes than 0 and 1")
+        ends = rows[:, row.end]
+        require((ends >= rows[:, terminated] | rows[:, truncated]).all(), "an episode goes on after its last step")
+        rewards = np.ascontiguousarray(rows).view(row.record).reshape(-1)[str(storage.positions["reward"])]
+        require(np.isfinite(rewards).all(), "a reward is not finite")
+        step, lane = np.divmod(indices, num_envs)
+        np.add.at(ended, lane[(ends != 0) & (step < lanes[1, lane] - 1)], 1)
+    is_number = lanes[3] - ended * num_envs >= np.arange(num_envs)
+    require(is_number[lanes[0] < lanes[1]].all(), "there are more episodes than their numbers say")
