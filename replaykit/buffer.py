@@ -303,6 +303,12 @@ class Buffer(Replay):
             moment = Moment((self._storage, self._distribution))
             return *super().__reduce__(), moment
 
+    def copied_arguments(self) -> tuple[type[Any], tuple[Any, ...], dict[str, Any]]:
+        """Those of a buffer in memory."""
+        kind, args, options = super().copied_arguments()
+        is_kept = {name: name != "storage" or isinstance(value, Storage) for name, value in options.items()}
+        return kind, args, {name: value for name, value in options.items() if is_kept[name]}
+
     def copied_state(self) -> dict[str, Any]:
         """The states of all parts at one moment. A storage and a distribution that were given copy their own."""
         own: dict[str, Declared] = {"buffer": self} if type(self) is Buffer else self.parts()

@@ -1,5 +1,6 @@
 """The buffers that most people want: which storage, and which distribution."""
 
+import os
 from collections.abc import Callable
 from typing import final
 
@@ -12,6 +13,18 @@ from replaykit.saving.checkpoint import Path, load_innermost
 from replaykit.spec import Spec
 from replaykit.storage.columns import Padding, Share
 from replaykit.storage.local import LocalStorage
+from replaykit.storage.mapped import MappedStorage
+
+
+def _place(
+    path: Path | None, capacity: int, spec: Spec, num_envs: int, stack: int, padding: Padding, share: Share
+) -> LocalStorage:
+    """The storage of a buffer: in memory, or in files of a directory."""
+    if path is None:
+        return LocalStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"storage is a {type(path).__name__}; expected the path of a directory, or None")
+    return MappedStorage(path, capacity, spec, num_envs, stack=stack, padding=padding, share=share)
 
 
 @final
@@ -40,6 +53,9 @@ class ReplayBuffer(Buffer):
     share : {"large", "all", "none"}
         Which observations are kept once, rather than in each step and stack that they belong to: those above 1 KB, all,
         or none. Only equal observations are shared, so batches do not depend on it.
+    storage : str or path-like, optional
+        A directory for the transitions, which are kept in memory otherwise: in files that may be larger than memory,
+        and outlive the process. See `MappedStorage`.
     replace : bool
         Whether a transition can be drawn twice for a batch. If not, a batch is at most as large as the buffer's size.
     seed : None, int, SeedSequence or Generator
@@ -64,10 +80,11 @@ discount float32, length int64, weights float32, probabilities float64, indices 
 
     def __init__(
         self, capacity: int, spec: Spec, *, num_envs: int = 1, n_step: int = 1, gamma: float = 0.99, stack: int = 1,
-        padding: Padding = "reset", share: Share = "large", replace: bool = True, seed: Seed = None,
+        padding: Padding = "reset", share: Share = "large", storage: Path | None = None, replace: bool = True,
+        seed: Seed = None,
     ) -> None:  # fmt: skip
-        storage = LocalStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
-        super().__init__(storage, Uniform(storage, replace=replace), n_step=n_step, gamma=gamma, seed=seed)
+        place = _place(storage, capacity, spec, num_envs, stack, padding, share)
+        super().__init__(place, Uniform(place, replace=replace), n_step=n_step, gamma=gamma, seed=seed)
 
 
 @final
@@ -79,7 +96,7 @@ class LatestBuffer(Buffer):
 
     Parameters
     ----------
-    capacity, spec, num_envs, n_step, gamma, stack, padding, share, seed
+    capacity, spec, num_envs, n_step, gamma, stack, padding, share, storage, seed
         As those of `ReplayBuffer`; the capacity bounds the useful batch size.
 
     Examples
@@ -94,10 +111,10 @@ class LatestBuffer(Buffer):
 
     def __init__(
         self, capacity: int, spec: Spec, *, num_envs: int = 1, n_step: int = 1, gamma: float = 0.99, stack: int = 1,
-        padding: Padding = "reset", share: Share = "large", seed: Seed = None,
+        padding: Padding = "reset", share: Share = "large", storage: Path | None = None, seed: Seed = None,
     ) -> None:  # fmt: skip
-        storage = LocalStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
-        super().__init__(storage, Latest(storage), n_step=n_step, gamma=gamma, seed=seed)
+        place = _place(storage, capacity, spec, num_envs, stack, padding, share)
+        super().__init__(place, Latest(place), n_step=n_step, gamma=gamma, seed=seed)
 
 
 @final
@@ -110,7 +127,7 @@ class PrioritizedBuffer(Buffer):
 
     Parameters
     ----------
-    capacity, spec, num_envs, n_step, gamma, stack, padding, share, seed
+    capacity, spec, num_envs, n_step, gamma, stack, padding, share, storage, seed
         As those of `ReplayBuffer`.
     alpha : float
         How much priorities count: 0 is uniform replay, 1 is proportional to the priority.
@@ -154,13 +171,13 @@ class PrioritizedBuffer(Buffer):
 
     def __init__(
         self, capacity: int, spec: Spec, *, num_envs: int = 1, n_step: int = 1, gamma: float = 0.99, stack: int = 1,
-        padding: Padding = "reset", share: Share = "large", alpha: float = 0.6,
+        padding: Padding = "reset", share: Share = "large", storage: Path | None = None, alpha: float = 0.6,
         beta: float | Callable[[int], float] = 0.4, eps: float = 1e-2, draws: Draws = "stratified",
         weights: Weights = "batch", seed: Seed = None,
     ) -> None:  # fmt: skip
-        storage = LocalStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
-        distribution = Proportional(storage, alpha=alpha, beta=beta, eps=eps, draws=draws, weights=weights)
-        super().__init__(storage, distribution, n_step=n_step, gamma=gamma, seed=seed)
+        place = _place(storage, capacity, spec, num_envs, stack, padding, share)
+        distribution = Proportional(place, alpha=alpha, beta=beta, eps=eps, draws=draws, weights=weights)
+        super().__init__(place, distribution, n_step=n_step, gamma=gamma, seed=seed)
 
 
 def load(path: Path, *, progress: bool = False) -> Buffer:

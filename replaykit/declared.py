@@ -66,6 +66,8 @@ class Declared:
     """
 
     lock: Any = contextlib.nullcontext()
+    saved_kind: str | None = None
+    """The class of which a checkpoint says that this is, if it differs."""
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -94,7 +96,7 @@ class Declared:
 
     def fits(self, built: dict[str, Any]) -> bool:
         """Whether a state of what was built like this fits: a dict with the "class" and the "arguments"."""
-        return bool(built["class"] == type(self).__name__)
+        return bool(built["class"] == (self.saved_kind or type(self).__name__))
 
     def restart(self) -> None:
         """Do without a state when others are restored: start anew with what they have now."""
@@ -110,7 +112,11 @@ class Declared:
         if state is None:
             with self.lock:
                 state = self.copied_state()
-        return _rebuilt, (type(self), *self._arguments), state
+        return _rebuilt, self.copied_arguments(), state
+
+    def copied_arguments(self) -> tuple[type[Any], tuple[Any, ...], dict[str, Any]]:
+        """What a copy is built from: its class and the arguments of the constructor."""
+        return type(self), *self._arguments
 
     def copied_state(self) -> dict[str, Any]:
         """The state as it is now: later changes of this object do not show in it."""

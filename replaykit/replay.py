@@ -192,6 +192,8 @@ class Replay(Checkpointed, ABC):
         with lock:
             outer, state = lock.sampling, self.rng.bit_generator.state if self.may_raise else None
             try:
+                if outer and lock.refusal:
+                    raise RuntimeError(lock.refusal)
                 lock.sampling = True
                 fields = self.serve(batch_size)
                 self.count_batch()

@@ -16,7 +16,6 @@ from replaykit.distributions.base import Distribution, Floats
 from replaykit.distributions.sum_tree import SCHEMES, Scheme, SumTree
 from replaykit.schedules import check_schedule
 from replaykit.storage.base import Indices, Storage
-from replaykit.storage.memory_limit import refuse_more_than_memory
 from replaykit.storage.saved_state import LARGEST_STEP, check_array, require
 
 tree_kernels, fused = lazy("tree"), lazy("fused")
@@ -61,8 +60,11 @@ class Proportional(Distribution):
         check_choice("weights", weights, Weights)
         self._draws, self._weights, self.beta = draws, weights, beta
         needed = storage.nbytes + _LEAF_BYTES * storage.capacity
-        refuse_more_than_memory(needed, f"capacity {storage.capacity} with priorities")
+        storage.refuse_size(needed, f"capacity {storage.capacity} with priorities")
+        storage.claim("alpha", self._alpha)
         self.tree = SumTree(storage.capacity, allocate=storage.allocate)
+        if storage.is_reopened:
+            self.tree.rebuild()
         self._settled: Indices = storage.allocate("settled", (2, storage.num_envs), np.int64)
         # So that priorities to the power alpha can be summed, eps and rounding included
         self.largest_priority = 0.5 * self.tree.limit ** min(1.0, 1.0 / max(self.alpha, 1e-300)) - self.eps

@@ -23,6 +23,10 @@ Values: TypeAlias = npt.NDArray[np.float64]
 Allocate: TypeAlias = Callable[[str, tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]]
 
 
+def _zeros(_name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    return np.zeros(shape, dtype)
+
+
 class SumTree:
     r"""A binary tree over C leaves in which every node is the sum of its two children.
 
@@ -69,10 +73,11 @@ class SumTree:
 
     def __init__(self, capacity: int, *, allocate: Allocate | None = None) -> None:
         self.capacity = check_count("capacity", capacity)
-        allocate = allocate or (lambda _name, shape, dtype: np.zeros(shape, dtype))
         depth = (self.capacity - 1).bit_length()
         self._blocks = 1 << (depth // 2)
-        refuse_more_than_memory(16 << depth, f"capacity {self.capacity} of a sum tree", "lower the capacity")
+        if allocate is None:
+            refuse_more_than_memory(16 << depth, f"capacity {self.capacity} of a sum tree", "lower the capacity")
+            allocate = _zeros
         self.nodes = allocate("nodes", (2 << depth,), np.float64)
         self.extremes = allocate("extremes", (kernels.BLOCKS + 2 * self._blocks,), np.float64)
         if not self.nodes[1]:
@@ -105,6 +110,17 @@ class SumTree:
     def clear(self) -> None:
         """Set every leaf to 0. O(C)."""
         self.fill(0, self.capacity, 0.0)
+
+    def rebuild(self) -> None:
+        """Compute everything from the leaves, whatever the inner nodes are. O(C)."""
+        size = len(self.leaves)
+        while size > 1:
+            size //= 2
+            self.nodes[size : 2 * size] = self.nodes[2 * size : 4 * size : 2] + self.nodes[2 * size + 1 : 4 * size : 2]
+        maxima, loose = self.extremes[kernels.BLOCKS :].reshape(2, -1)
+        maxima[:], loose[:] = self.leaves.reshape(self._blocks, -1).max(axis=1), 0.0
+        least = self.leaves.min(initial=np.inf, where=self.leaves > 0.0)
+        self.extremes[[kernels.MAX, kernels.MIN, kernels.MAX_LOOSE, kernels.MIN_LOOSE]] = maxima.max(), least, 0.0, 0.0
 
     def draw(self, uniforms: npt.ArrayLike, batch_size: int, scheme: str = "stratified") -> tuple[Leaves, Values]:
         """Leaves drawn in proportion to their values, and their probabilities, each of shape (B,). O(B log C).

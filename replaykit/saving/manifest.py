@@ -85,8 +85,11 @@ def describe(built: Any) -> Any:
     Functions are the user's, and so are objects of other classes: only their kind is described.
     """
     if isinstance(built, Declared):
-        arguments = {name: describe(value) for name, value in built.built_with().items() if name not in _NOT_SAVED}
-        return {"class": type(built).__name__, "arguments": arguments}
+        given = built.built_with()
+        if not isinstance(given.get("storage"), Declared):
+            given.pop("storage", None)
+        arguments = {name: describe(value) for name, value in given.items() if name not in _NOT_SAVED}
+        return {"class": built.saved_kind or type(built).__name__, "arguments": arguments}
     if isinstance(built, Spec):
         return {"Spec": describe({name: built[name] for name in ("obs", "action", "reward", *built.extra)})}
     if type(built) in (list, tuple):

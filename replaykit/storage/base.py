@@ -17,6 +17,7 @@ from replaykit.declared import Declared
 from replaykit.field import Leaf
 from replaykit.spec import Spec
 from replaykit.storage.lock import Lock
+from replaykit.storage.memory_limit import refuse_more_than_memory
 from replaykit.trees import Tree
 
 kernels = lazy("lanes")
@@ -67,6 +68,8 @@ class Storage(Declared, ABC):
     bounds: Indices
     stack = 1
     """Frames in each observation of a batch, k."""
+    is_reopened = False
+    """Whether the arrays have what was stored before, by another process."""
     restored: Slots | None = None
     """What was stored in the state that was restored last, if that had `Chunks`."""
 
@@ -95,6 +98,13 @@ class Storage(Declared, ABC):
             array[: len(self.arrays[name])] = self.arrays[name]
         self.arrays[name] = array
         return array
+
+    def refuse_size(self, needed: int, purpose: str) -> None:
+        """Raise MemoryError if arrays of so many bytes do not fit where `allocate` makes them."""
+        refuse_more_than_memory(needed, purpose)
+
+    def claim(self, name: str, value: Any) -> None:
+        """Note what the arrays of a distribution depend on. Raises ValueError if they were made with another value."""
 
     def encode(
         self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...], mask: Flags | None = None

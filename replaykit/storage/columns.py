@@ -64,6 +64,9 @@ class Columns(ABC):
     def restore(self, state: dict[str, Any], oldest: Indices) -> None:
         """Take the state of another: of each lane, the steps from `oldest` (E,) on."""
 
+    def recover(self) -> None:  # noqa: B027
+        """Forget what was written, but not published, when a process ended that had the arrays in files."""
+
     def check(self) -> None:  # noqa: B027
         """Verify every invariant."""
 

@@ -11,7 +11,6 @@ from replaykit.chunks import LiveChunks, Slots, pieces
 from replaykit.field import Array
 from replaykit.storage.base import Flags, Indices
 from replaykit.storage.columns import Columns, Padding
-from replaykit.storage.memory_limit import refuse_more_than_memory
 
 kernels = lazy("frames")
 
@@ -85,7 +84,7 @@ class Frames(Columns):
         if self._array("free")[kernels.COUNT] < more:
             reason = "share fewer frames than a stream does in which each is the next_obs of the step before"
             purpose = f"{self._leaf.name}: the observations {reason}; to store at most {more} more frames"
-            refuse_more_than_memory((len(self._array("overflow")) + more) * self._size, purpose)
+            self._storage.refuse_size((len(self._array("overflow")) + more) * self._size, purpose)
 
     def write(self, values: Sequence[Array], indices: Indices, begins: Flags) -> None:
         pair, done = [np.ascontiguousarray(value).reshape(-1).view(np.uint8) for value in values], 0
@@ -196,6 +195,22 @@ class Frames(Columns):
         split, begin = min(max(len(pool) - number, 0), len(frames)), max(number - len(pool), 0)
         pool[number : number + split] = frames[:split]
         overflow[begin : begin + len(frames) - split] = frames[split:]
+
+    def recover(self) -> None:
+        """See `Columns.recover`: frames that are in no stored row are free."""
+        table, free = self._array("table"), self._array("free")
+        is_stored = Slots(self._storage.bounds, self._storage.capacity).by_slot(0, len(table)) >= 0
+        table[np.flatnonzero(~is_stored & table.any(axis=1))] = 0
+        total = min(len(self._array("pool")) + len(self._array("overflow")), len(free) - kernels.NUMBERS)
+        if table.min() < 0 or table.max() >= total:
+            raise ValueError(f"{self.name}.table is damaged: it has numbers of frames that do not exist")
+        is_used = np.zeros(total, np.bool_)
+        is_used[table], is_used[0] = True, True
+        numbers = np.flatnonzero(~is_used)[::-1]
+        free[kernels.NUMBERS : kernels.NUMBERS + len(numbers)] = numbers
+        free[[kernels.COUNT, kernels.KNOWN]] = len(numbers), total
+        self._array("written")[:] = self._storage.bounds[1]
+        self._bind()
 
     def check(self) -> None:
         """Every frame but the first is either free or in a row."""

@@ -17,7 +17,6 @@ from replaykit.spec import Spec
 from replaykit.storage.base import Flags, Floats, Indices, Open, Serve, Storage, stored_in
 from replaykit.storage.columns import Columns, Padding, Share, columns_for
 from replaykit.storage.fused import SCOPES, fuse, looking_ahead
-from replaykit.storage.memory_limit import refuse_more_than_memory
 from replaykit.storage.row import LAYOUTS_KEPT, Layout, Row
 from replaykit.storage.saved_state import check_lanes, check_packed_rows, check_rows
 from replaykit.trees import Tree
@@ -66,7 +65,7 @@ class LocalStorage(Storage):
         self.looking = functools.lru_cache(LAYOUTS_KEPT)(functools.partial(looking_ahead, self))
         self._columns_named = functools.cache(lambda names: np.array([positions[name] for name in names]))
         needed = (row.nbytes + 8 * kernels.STAMPS) * self.capacity + sum(columns.nbytes for columns in self.columns)
-        refuse_more_than_memory(needed, f"capacity {self.capacity} at {needed // self.capacity} bytes each")
+        self.refuse_size(needed, f"capacity {self.capacity} at {needed // self.capacity} bytes each")
         size = kernels.LANES + kernels.LANE_ROWS * self.num_envs
         self.header = self.allocate("header", (size + row.leaf_places.size,), np.int64)
         self.rows = self.allocate("rows", (self.capacity, row.nbytes), np.uint8)

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 _RLock: Any = type(threading.RLock())
@@ -20,7 +21,8 @@ class Lock(_RLock):  # type: ignore[misc]
 
     `sampling` is True while the thread that holds it makes a batch: functions of the user that run then must not write.
     `writers` has a weak reference to the writer of each lane that has one. `recorder` is a mark of the recorder that
-    stores an environment's steps, the last that `record` made.
+    stores an environment's steps, the last that `record` made. `after_fork` is called in a forked child. A `refusal` is
+    the reason for which nothing may be done any more; `sampling` is then True, too.
 
     A copy or a pickle of a lock is a new lock without either. A fork waits for the threads that hold locks, so that a
     forked child has every buffer at one moment of it, and a free lock.
@@ -29,6 +31,8 @@ class Lock(_RLock):  # type: ignore[misc]
     sampling: bool
     writers: dict[int, Any]
     recorder: object = None
+    after_fork: Callable[[], None] | None = None
+    refusal: str | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,6 +44,8 @@ class Lock(_RLock):  # type: ignore[misc]
 
         An interrupt can leave `sampling` set. Then the lock is held only once, and `sampling` is reset instead.
         """
+        if self.refusal:
+            raise RuntimeError(self.refusal)
         self.release()
         try:
             is_nested = self._is_owned()
@@ -78,7 +84,9 @@ class _Fork(threading.local):
         self.held.clear()
         for lock in list(_locks.values()):
             lock._at_fork_reinit()
-            lock.sampling = False
+            lock.sampling = lock.refusal is not None
+            if lock.after_fork is not None:
+                lock.after_fork()
 
 
 _fork = _Fork()

@@ -29,8 +29,9 @@ LAYERS = [
     {"_kernels", "checks", "trees"},
     {"chunks", "declared", "field", "schedules"},
     {"spec", "batch"},
+    {"saving"},
     {"settings", "storage"},
-    {"distributions", "saving", "writer"},
+    {"distributions", "writer"},
     {"replay"},
     {"buffer", "wrapper"},
     {"buffers", "combined", "hindsight", "infos"},
@@ -45,6 +46,7 @@ STORAGE_LAYERS = [
     {"frames"},
     {"fused"},
     {"local"},
+    {"mapped"},
 ]
 LONGEST_MODULE, LARGEST_CORE = 420, 5700  # a limit to lower, not to raise
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

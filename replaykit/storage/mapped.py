@@ -1,0 +1,218 @@
+"""MappedStorage: packed rows in mapped files, which may be larger than memory and outlive the process."""
+
+import errno
+import gc
+import json
+import math
+import mmap
+import os
+import urllib.parse
+import weakref
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit._kernels import lazy
+from replaykit.saving.manifest import FORMAT, describe, differences
+from replaykit.spec import Spec
+from replaykit.storage.columns import Padding, Share
+from replaykit.storage.local import LocalStorage
+
+kernels = lazy("store")
+
+_LAYOUT, _LOCK = "layout.json", "lock"
+_GROWING = ("tables", "overflow", "free")
+"""Arrays that may have become larger than they were at first."""
+
+
+class MappedStorage(LocalStorage):
+    """A `LocalStorage` whose arrays are files of a directory, mapped into memory.
+
+    The system keeps in memory what is used, and writes to the files what has changed. So the storage can be larger than
+    memory, and what was added survives the death of the process at any moment. It does not survive a loss of power:
+    for that, and for the generator and the counters, use ``save``. All files have their full size from the beginning,
+    so that a full disk is noticed here and not later.
+
+    A directory that has such files is opened again, if it was made with the same arguments. Only one process at a time
+    can have it open. A forked child cannot use the storage, and a copy or a pickle of it is a `LocalStorage`.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A directory; a new or an empty one is filled.
+    capacity, spec, num_envs, stack, padding, share
+        As those of `LocalStorage`.
+
+    Raises
+    ------
+    OSError
+        If the directory is in use, has other files, or the disk is full.
+    ValueError
+        If it was made with other arguments, or is damaged.
+    """
+
+    saved_kind = "LocalStorage"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        capacity: int,
+        spec: Spec,
+        num_envs: int = 1,
+        *,
+        stack: int = 1,
+        padding: Padding = "reset",
+        share: Share = "large",
+    ) -> None:
+        self.path = os.path.abspath(os.fspath(path))
+        os.makedirs(self.path, exist_ok=True)
+        lock_file = _locked(self.path)
+        self._release = weakref.finalize(self, os.close, lock_file)
+        try:
+            self._layout = self._opened_layout()
+            super().__init__(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
+        except BaseException:
+            self._release()
+            raise
+        self.lock.after_fork = self._leave
+        if self.is_reopened:
+            self._recover()
+
+    def _opened_layout(self) -> dict[str, Any]:
+        """What the directory was made with, or what it is made with now."""
+        where, built = os.path.join(self.path, _LAYOUT), describe(self)
+        capacity = built["arguments"]["capacity"]
+        self.is_reopened = os.path.exists(where)
+        if not self.is_reopened:
+            others = sorted(set(os.listdir(self.path)) - {_LOCK, f"{_LAYOUT}.new"})
+            if others:
+                expected = "expected a new or an empty directory, or one that a storage was in"
+                raise FileExistsError(f"{self.path} has other files, such as {others[0]}; {expected}")
+            layout: dict[str, Any] = {"format": FORMAT, "built": built, "claims": {}}
+            self._write_layout(layout)
+            return layout
+        try:
+            with open(where) as file:
+                layout = json.load(file)
+            found, number, was = layout["built"], layout["format"], layout["built"]["arguments"]["capacity"]
+            claims = dict(layout["claims"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}") from None
+        if number != FORMAT:
+            raise ValueError(f"{where} has the format {number!r:.20}; this version reads {FORMAT}")
+        remedy = "open it as it was made, or choose another directory"
+        for difference in differences(found, built):
+            raise ValueError(f"{self.path}: {difference}; {remedy}")
+        if was != capacity:
+            raise ValueError(f"{self.path}: capacity was {was}, and is {capacity} here; {remedy}")
+        return layout | {"claims": claims}
+
+    def _write_layout(self, layout: dict[str, Any]) -> None:
+        where = os.path.join(self.path, _LAYOUT)
+        with open(f"{where}.new", "w") as file:
+            json.dump(layout, file)
+        os.replace(f"{where}.new", where)
+
+    def claim(self, name: str, value: Any) -> None:
+        was = self._layout["claims"].setdefault(name, value)
+        if was != value:
+            remedy = "open it as it was made, or choose another directory"
+            raise ValueError(f"{self.path}: {name} was {was!r:.50}, and is {value!r} here; {remedy}")
+        self._write_layout(self._layout)
+
+    def refuse_size(self, needed: int, purpose: str) -> None:
+        """The files ask the disk for their room when they are made."""
+
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """An array in a file of its own, with what the file has if it exists."""
+        where = os.path.join(self.path, f"{urllib.parse.quote(name, safe='')}.array")
+        rest, kind = shape[1:], np.dtype(dtype)
+        row_bytes = math.prod(rest) * kind.itemsize
+        with open(os.open(where, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666), "r+b") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size % row_bytes:
+                raise ValueError(f"{where} has {size} bytes; expected a multiple of {row_bytes}: it is damaged")
+            count = max(size // row_bytes, shape[0])
+            if count > shape[0] and name.rpartition(".")[2] not in _GROWING:
+                raise ValueError(f"{where} has {size} bytes; expected {shape[0] * row_bytes}: it is damaged")
+            if count * row_bytes > size:
+                _extend(file.fileno(), size, count * row_bytes, where)
+            memory: Any = mmap.mmap(file.fileno(), count * row_bytes) if count else bytearray()
+        if count and hasattr(mmap, "MADV_RANDOM"):
+            memory.madvise(mmap.MADV_RANDOM)
+        array: npt.NDArray[Any] = np.ndarray((count, *rest), kind, memory)
+        self.arrays[name] = array
+        return array
+
+    def _recover(self) -> None:
+        """Make the files whole again after a process that ended at any moment: forget what was not published."""
+        first, cursor = self.bounds
+        if not ((first >= 0) & (first <= cursor) & (cursor - first <= self.length)).all():
+            raise ValueError(f"{self.path} is damaged: its lanes are impossible; was the power lost?")
+        has_steps = np.flatnonzero(first < cursor)
+        newest = (cursor[has_steps] - 1) * self.num_envs + has_steps
+        numbers = self.tables[kernels.NUMBER, newest % self.capacity]
+        if ((numbers < 0) | ((numbers - has_steps) % self.num_envs != 0)).any():
+            raise ValueError(f"{self.path} is damaged: its episodes are impossible; was the power lost?")
+        self._lanes[kernels.EPISODE, has_steps] = numbers
+        self._lanes[kernels.PLACE] = self._lanes[kernels.EPISODE] % self.capacity
+        self._lanes[kernels.OVER, has_steps] = self.rows[newest % self.capacity, self.row.end]
+        self.tables[kernels.STOPS, numbers % self.capacity] = newest
+        self.header[kernels.STORED] = (cursor - first).sum()
+        for columns in self.columns:
+            columns.recover()
+
+    def _leave(self) -> None:
+        """Called in a forked child."""
+        self._release()
+        self.lock.sampling, self.lock.refusal = (
+            True,
+            (
+                f"the files of {self.path} belong to the process that opened them, and a forked child cannot use them; "
+                "start it by spawn, or let it use a buffer of its own"
+            ),
+        )
+
+    def copied_arguments(self) -> tuple[type[Any], tuple[Any, ...], dict[str, Any]]:
+        args, options = self._arguments
+        if "path" in options:
+            return LocalStorage, args, {name: value for name, value in options.items() if name != "path"}
+        return LocalStorage, args[1:], options
+
+
+def _locked(path: str) -> int:
+    """A file of the directory that only one process can have locked, where the system has such locks."""
+    descriptor = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    try:
+        import fcntl
+    except ImportError:
+        return descriptor
+    for is_last in (False, True):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if is_last:
+                os.close(descriptor)
+                raise BlockingIOError(
+                    f"{path} is in use by another storage or process; close it, or choose another"
+                ) from None
+            gc.collect()  # a storage of this process that nobody has any more
+        except OSError:  # a file system without locks
+            break
+    return descriptor
+
+
+def _extend(descriptor: int, size: int, wanted: int, where: str) -> None:
+    """Make a file larger, with room on the disk for all of it, so that writing to memory cannot fail later."""
+    try:
+        os.posix_fallocate(descriptor, size, wanted - size)
+    except (AttributeError, OSError) as error:
+        if hasattr(os, "statvfs"):
+            disk = os.statvfs(where)
+            free, needed = disk.f_bavail * disk.f_frsize, wanted - size
+            if free < needed:
+                sizes = f"it needs {needed / 2**30:.1f} GiB, and the disk has {free / 2**30:.1f} GiB"
+                raise OSError(getattr(error, "errno", None) or errno.ENOSPC, sizes, where) from None
+        os.truncate(descriptor, wanted)
