@@ -48,7 +48,10 @@ def transitions(bounds, rows, plan, powers, block, stage):
 
 @inlined
 def _open_windows(bounds, rows, plan, n, slots, indices, lengths, reward, block):
-    """The rewards (B, n), the length and the flags of each window; rewards past its length are 0."""
+    """The rewards (B, n), the length and the flags of each window; rewards past its length are 0.
+
+    The first rewards are read in a loop of their own, so short that many of the reads from memory overlap.
+    """
     count, num_envs, meta = slots.shape[0], bounds.shape[1], plan[META]
     size, row_bytes, end = plan[SIZE, meta[REWARD]], np.uint64(meta[ROW_BYTES]), np.uint64(meta[END])
     place, width = np.uint64(meta[REWARD_PLACE] // size), np.uint64(meta[ROW_BYTES] // size)
@@ -57,18 +60,19 @@ def _open_windows(bounds, rows, plan, n, slots, indices, lengths, reward, block)
     terminated = view(block, plan[START, meta[TERMINATED]], count, np.uint8)
     truncated = view(block, plan[START, meta[TRUNCATED]], count, np.uint8)
     for i in range(count):
-        slot, index, k = np.uint64(slots[i]), indices[i], 0
-        stop = bounds[CURSOR, index % num_envs if num_envs > 1 else 0] * num_envs
-        while True:
-            word = slot * width + place
-            reward[np.uint64(i * n + k)] = rows4[word] if is_short else rows8[word]
-            k += 1
-            if k == n or rows[slot * row_bytes + end] or index + num_envs >= stop:
-                break
+        word = np.uint64(slots[i]) * width + place
+        reward[np.uint64(i * n)] = rows4[word] if is_short else rows8[word]
+    for i in range(count):
+        slot, index, k = np.uint64(slots[i]), indices[i], 1
+        stop = bounds[CURSOR, index % num_envs if num_envs > 1 else 0] * num_envs if n > 1 else 0
+        while k < n and rows[slot * row_bytes + end] == 0 and index + num_envs < stop:
             index += num_envs
             slot += np.uint64(num_envs)
             if slot >= capacity:
                 slot -= capacity
+            word = slot * width + place
+            reward[np.uint64(i * n + k)] = rows4[word] if is_short else rows8[word]
+            k += 1
         lengths[i] = k
         terminated[i] = rows[slot * row_bytes + np.uint64(meta[TERMINATED_PLACE])]
         truncated[i] = rows[slot * row_bytes + np.uint64(meta[TRUNCATED_PLACE])]
@@ -121,7 +125,7 @@ def gather(rows, row_bytes, slots, begin, stop, place, size, block, start):
 
 @jit
 def _gather_words(rows, width, slots, begin, stop, place, words, block, start):
-    if words <= 4:  # word by word, since a short inner loop costs more
+    if words <= 20:  # word by word: a short inner loop costs more, and reads from memory overlap more
         for k in range(words):
             for i in range(begin, stop):
                 block[np.uint64(start + i * words + k)] = rows[np.uint64(slots[np.uint64(i)] * width + place + k)]
