@@ -48,10 +48,7 @@ def transitions(bounds, rows, plan, powers, block, stage):
 
 @inlined
 def _open_windows(bounds, rows, plan, n, slots, indices, lengths, reward, block):
-    """The rewards (B, n), the length and the flags of each window; rewards past its length are 0.
-
-    The first rewards are read in a loop of their own, so short that many of the reads from memory overlap.
-    """
+    """The rewards (B, n), the length and the flags of each window; rewards past its length are 0."""
     count, num_envs, meta = slots.shape[0], bounds.shape[1], plan[META]
     size, row_bytes, end = plan[SIZE, meta[REWARD]], np.uint64(meta[ROW_BYTES]), np.uint64(meta[END])
     place, width = np.uint64(meta[REWARD_PLACE] // size), np.uint64(meta[ROW_BYTES] // size)
@@ -59,7 +56,7 @@ def _open_windows(bounds, rows, plan, n, slots, indices, lengths, reward, block)
     capacity, is_short = np.uint64(rows.shape[0] // meta[ROW_BYTES]), size == 4
     terminated = view(block, plan[START, meta[TERMINATED]], count, np.uint8)
     truncated = view(block, plan[START, meta[TRUNCATED]], count, np.uint8)
-    for i in range(count):
+    for i in range(count):  # a loop so short that many of the reads from memory overlap
         word = np.uint64(slots[i]) * width + place
         reward[np.uint64(i * n)] = rows4[word] if is_short else rows8[word]
     for i in range(count):
@@ -68,8 +65,7 @@ def _open_windows(bounds, rows, plan, n, slots, indices, lengths, reward, block)
         while k < n and rows[slot * row_bytes + end] == 0 and index + num_envs < stop:
             index += num_envs
             slot += np.uint64(num_envs)
-            if slot >= capacity:
-                slot -= capacity
+            slot -= capacity if slot >= capacity else np.uint64(0)
             word = slot * width + place
             reward[np.uint64(i * n + k)] = rows4[word] if is_short else rows8[word]
             k += 1
@@ -88,8 +84,7 @@ def _reduce_windows(num_envs, rows, plan, powers, slots, lengths, reward, block)
     for step in range(1 if n == 1 else 2):
         for i in range(count if step == 1 else 0):
             slots[i] += (lengths[i] - 1) * num_envs
-            if slots[i] >= capacity:
-                slots[i] -= capacity
+            slots[i] -= capacity if slots[i] >= capacity else 0
         places = plan[ONLY if n == 1 else FIRST + step]
         for begin in range(0, count, CHUNK):
             stop = min(begin + CHUNK, count)
