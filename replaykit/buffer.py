@@ -212,7 +212,7 @@ class Buffer(Replay):
             raise ValueError(f"{name} has shape {values.shape}; expected {entries.shape}, that of indices")
         distribution, storage, size = self._distribution, self._storage, len(entries)
         limit, eps = distribution.largest_priority, distribution.eps if priorities is None else 0.0
-        slots, kept = np.empty(size, np.int64), np.empty(size)
+        slots, kept = np.empty(size, entries.dtype), np.empty(size)
         lock = self.lock
         with lock:
             if lock.sampling:

@@ -202,7 +202,7 @@ def as_array(name: str, value: Any) -> Array:
 def as_float64(name: str, value: Any) -> npt.NDArray[np.float64]:
     """`value`, which may be a CPU tensor, as float64; refuses what is not real numbers."""
     if type(value) is np.ndarray and (value.dtype is _FLOAT32 or value.dtype is _FLOAT64):
-        return value.astype(_FLOAT64, copy=not value.flags.carray)
+        return value if value.dtype is _FLOAT64 and value.flags.carray else value.astype(_FLOAT64)
     array = as_array(name, value)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers")

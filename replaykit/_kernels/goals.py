@@ -3,9 +3,9 @@
 import numpy as np
 
 from replaykit._kernels.jit import jit, view
-from replaykit._kernels.lanes import FIRST, TOO_LARGE, nth_stored, prefetch_row
+from replaykit._kernels.lanes import FIRST, TOO_LARGE, nth_stored
 from replaykit._kernels.store import NUMBER, STARTS, STOPS
-from replaykit._kernels.windows import CHUNK, COUNT, LENGTH, META, ONLY, ROW_BYTES, SIZE, START, drawn_fields, gather
+from replaykit._kernels.windows import COUNT, LENGTH, META, ONLY, ROW_BYTES, SIZE, START, drawn_fields, gather
 
 FUTURE, FINAL, EPISODE, RANDOM = 0, 1, 2, 3
 """Where goals come from: the same episode from the step itself on, its last step, all of it, or any stored step."""
@@ -37,9 +37,11 @@ def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, col
     if scope == RANDOM:
         nth_stored(chances[:total], bounds, capacity, sources, found)
     else:
+        for j in range(total):  # a loop so short that many of the reads from memory overlap
+            sources[j] = tables[NUMBER, slots[owners[j] * width]]
         for j in range(total):
             window = owners[j] * width
-            episode, index = tables[NUMBER, slots[window]], indices[window]
+            episode, index = sources[j], indices[window]
             if episode >= capacity:  # a division takes longer than the rest
                 episode %= capacity
             last, begin = tables[STOPS, episode], index
@@ -51,8 +53,6 @@ def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, col
             allowed = (last - begin if num_envs == 1 else (last - begin) // num_envs) + 1
             slot = slots[window] + begin - index + int(chances[j] * allowed) * num_envs
             sources[j] = slot - capacity if slot >= capacity else slot + capacity if slot < 0 else slot
-    for j in range(total):
-        prefetch_row(rows, row_bytes, sources[j])
     achieved, wanted, goals, steps = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(count, np.int64), 0
     for j in range(total):
         for t in range(width):
@@ -65,8 +65,7 @@ def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, col
     size, place = plan[SIZE, column], plan[ONLY, column]
     for kind in range(3):  # one call of gather, so that it is compiled once
         source, last = (achieved, steps) if kind == 0 else (wanted, steps) if kind == 1 else (goals, total * width)
-        for begin in range(0, last, CHUNK):
-            gather(rows, row_bytes, source, begin, min(begin + CHUNK, last), place, size, out, to)
+        gather(rows, row_bytes, source, 0, last, place, size, out, to)
         to += (most * size + 7) // 8 * 8
     return total * width, steps
 

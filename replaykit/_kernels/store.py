@@ -55,7 +55,7 @@ def store(data, steps, stage, header, rows, tables, indices):
                 first[lane] = max(first[lane], indices[j] // num_envs + 1 - length)
     if stage != RETIRE:
         _write(view(data, 0, len(data), np.uint8), in_step, header, rows, capacity, indices)
-        _advance_episodes(stamp, in_step, header, rows, tables, capacity, indices)
+        _advance_episodes(stamp, in_step, steps, header, rows, tables, capacity, indices)
         for e in range(num_envs):  # publish
             cursor[e] += steps
         for j in range(0 if steps > 0 else count):
@@ -84,10 +84,10 @@ def _not_finite(data, header, count):
 @inlined
 def _write(values, in_step, header, rows, capacity, indices):
     """Copy the leaves of the entries to their rows, and set the flags that end an episode."""
-    num_envs, row_bytes, end, count = header[NUM_ENVS], header[ROW_BYTES], header[END], indices.shape[0]
+    num_envs, row_bytes, end, count = header[NUM_ENVS], header[ROW_BYTES], np.uint64(header[END]), indices.shape[0]
     begin = LANES + LANE_ROWS * num_envs
     layout = view(header, begin, header.shape[0] - begin, np.int64)
-    terminated, truncated = layout[layout.shape[0] - 4], layout[layout.shape[0] - 2]
+    terminated, truncated = np.uint64(layout[layout.shape[0] - 4]), np.uint64(layout[layout.shape[0] - 2])
     values4, rows4 = view(values, 0, values.shape[0] // 4, np.uint32), view(rows, 0, rows.shape[0] // 4, np.uint32)
     done = 0
     while done < count:  # a run of consecutive slots at a time
@@ -102,7 +102,7 @@ def _write(values, in_step, header, rows, capacity, indices):
                 _scatter(values, source, run, size, rows, place, row_bytes)
             start += size * count
         for i in range(run):
-            row = (slot + i) * row_bytes
+            row = np.uint64((slot + i) * row_bytes)
             rows[row + end] = rows[row + terminated] | rows[row + truncated]
         done += run
 
@@ -124,26 +124,28 @@ def _scatter(values, start, count, words, rows, place, stride):
 
 
 @inlined
-def _advance_episodes(stamp, in_step, header, rows, tables, capacity, indices):
+def _advance_episodes(stamp, in_step, steps, header, rows, tables, capacity, indices):
     """Note the episodes of the entries, whose rows are written, and when they were written."""
-    num_envs, row_bytes, end = header[NUM_ENVS], header[ROW_BYTES], header[END]
+    num_envs, row_bytes, end, count = header[NUM_ENVS], header[ROW_BYTES], header[END], indices.shape[0]
     over, episode, at = LANES + OVER * num_envs, LANES + EPISODE * num_envs, LANES + PLACE * num_envs
-    slot, lane = indices[0] % capacity if indices.shape[0] else 0, 0
-    for j in range(indices.shape[0]):
-        index = indices[j]
-        if not in_step:
-            slot, lane = index % capacity, index % num_envs
-        place = header[at + lane]
-        if header[over + lane] != 0:
-            place = place + num_envs if place + num_envs < capacity else place + num_envs - capacity
-            header[at + lane], tables[STARTS, place] = place, index
-            header[episode + lane] += num_envs
-        tables[NUMBER, slot], tables[STOPS, place] = header[episode + lane], index
-        header[over + lane] = rows[slot * row_bytes + end]
-        if tables.shape[0] > STAMPS:
-            tables[STAMPS, slot] = stamp + j
-        slot = slot + 1 if slot + 1 < capacity else 0
-        lane = lane + 1 if lane + 1 < num_envs else 0
+    start = indices[0] % capacity if in_step and count else 0
+    for first in range(num_envs if steps > 0 else count):  # the first of all entries of a lane, or a single entry
+        index, j, stop = indices[first], first, count if steps > 0 else first + 1
+        lane, slot = (first, start + first) if in_step else (index % num_envs, index % capacity)
+        slot -= capacity if slot >= capacity else 0
+        begins, number, place = header[over + lane], header[episode + lane], header[at + lane]
+        while j < stop:
+            if begins != 0:
+                number += num_envs
+                place = place + num_envs if place + num_envs < capacity else place + num_envs - capacity
+                tables[STARTS, place] = index
+            tables[NUMBER, np.uint64(slot)], tables[STOPS, np.uint64(place)] = number, index
+            begins = np.int64(rows[np.uint64(slot * row_bytes + end)])
+            if tables.shape[0] > STAMPS:
+                tables[STAMPS, slot] = stamp + j
+            slot = slot + num_envs if slot + num_envs < capacity else slot + num_envs - capacity
+            j, index = j + num_envs, index + num_envs
+        header[over + lane], header[episode + lane], header[at + lane] = begins, number, place
 
 
 @jit

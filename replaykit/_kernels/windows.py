@@ -56,19 +56,19 @@ def _open_windows(bounds, rows, plan, n, slots, indices, lengths, reward, block)
     capacity, is_short = np.uint64(rows.shape[0] // meta[ROW_BYTES]), size == 4
     terminated = view(block, plan[START, meta[TERMINATED]], count, np.uint8)
     truncated = view(block, plan[START, meta[TRUNCATED]], count, np.uint8)
+    for i in range(count):  # a loop so short that many of the reads from memory overlap
+        word = np.uint64(slots[i]) * width + place
+        reward[np.uint64(i * n)] = rows4[word] if is_short else rows8[word]
     for i in range(count):
-        slot, index, k = np.uint64(slots[i]), indices[i], 0
-        stop = bounds[CURSOR, index % num_envs if num_envs > 1 else 0] * num_envs
-        while True:
+        slot, index, k = np.uint64(slots[i]), indices[i], 1
+        stop = bounds[CURSOR, index % num_envs if num_envs > 1 else 0] * num_envs if n > 1 else 0
+        while k < n and rows[slot * row_bytes + end] == 0 and index + num_envs < stop:
+            index += num_envs
+            slot += np.uint64(num_envs)
+            slot -= capacity if slot >= capacity else np.uint64(0)
             word = slot * width + place
             reward[np.uint64(i * n + k)] = rows4[word] if is_short else rows8[word]
             k += 1
-            if k == n or rows[slot * row_bytes + end] or index + num_envs >= stop:
-                break
-            index += num_envs
-            slot += np.uint64(num_envs)
-            if slot >= capacity:
-                slot -= capacity
         lengths[i] = k
         terminated[i] = rows[slot * row_bytes + np.uint64(meta[TERMINATED_PLACE])]
         truncated[i] = rows[slot * row_bytes + np.uint64(meta[TRUNCATED_PLACE])]
@@ -84,8 +84,7 @@ def _reduce_windows(num_envs, rows, plan, powers, slots, lengths, reward, block)
     for step in range(1 if n == 1 else 2):
         for i in range(count if step == 1 else 0):
             slots[i] += (lengths[i] - 1) * num_envs
-            if slots[i] >= capacity:
-                slots[i] -= capacity
+            slots[i] -= capacity if slots[i] >= capacity else 0
         places = plan[ONLY if n == 1 else FIRST + step]
         for begin in range(0, count, CHUNK):
             stop = min(begin + CHUNK, count)
@@ -121,7 +120,7 @@ def gather(rows, row_bytes, slots, begin, stop, place, size, block, start):
 
 @jit
 def _gather_words(rows, width, slots, begin, stop, place, words, block, start):
-    if words <= 4:  # word by word, since a short inner loop costs more
+    if words <= 20:  # word by word: a short inner loop costs more, and reads from memory overlap more
         for k in range(words):
             for i in range(begin, stop):
                 block[np.uint64(start + i * words + k)] = rows[np.uint64(slots[np.uint64(i)] * width + place + k)]

@@ -109,7 +109,7 @@ class Proportional(Distribution):
             with np.errstate(over="ignore"):
                 return np.asarray((size * q) ** -beta).astype(np.float32)
         least = draw.least if self._weights == "buffer" and draw.least is not None else np.minimum.reduce(q)
-        weights: npt.NDArray[np.float32] = ((q / least) ** -beta).astype(np.float32)
+        weights: npt.NDArray[np.float32] = ((q / least) ** -beta).astype(_FLOAT32)
         return np.maximum(weights, _SMALLEST_WEIGHT) if self._weights == "buffer" else weights
 
     def mass(self) -> float:
