@@ -14,6 +14,7 @@ from replaykit.storage.memory_limit import refuse_more_than_memory
 
 kernels = lazy("frames")
 
+_UINT8 = np.dtype(np.uint8)
 _LARGEST_STACK = 16
 """A first axis that is longer is not a stack of frames."""
 _SLACK = 32
@@ -87,7 +88,7 @@ class Frames(Columns):
             refuse_more_than_memory((len(self._array("overflow")) + more) * self._size, purpose)
 
     def write(self, values: Sequence[Array], indices: Indices, begins: Flags) -> None:
-        pair, done = [np.ascontiguousarray(value).reshape(-1).view(np.uint8) for value in values], 0
+        pair, done = [value.ravel().view(_UINT8) for value in values], 0
         while (done := kernels.write(done, *pair, indices, begins, *(self._bound or self._bind()))) < len(indices):
             self._grow()
 
