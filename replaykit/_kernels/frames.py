@@ -12,6 +12,7 @@ row that is written over frees the frames that neither neighbour has.
 import numpy as np
 
 from replaykit._kernels.jit import jit
+from replaykit._kernels.store import PUBLISH, RETIRE, begins_of, store
 
 NUM_ENVS, CAPACITY, GIVEN, KEPT, SIZE, ZERO, SHARES = 0, 1, 2, 3, 4, 5, 6
 """In `shape`: E, C, P, K, the bytes of a frame, whether a stack is filled up with zeros, whether frames are shared."""
@@ -19,6 +20,24 @@ COUNT, KNOWN, NUMBERS = 0, 1, 2
 """In `free`: how many frames are free, how many there are; from NUMBERS on the numbers of the free frames."""
 STEP = 256
 """Bytes that are compared at a time."""
+
+
+@jit
+def store_at_once(
+    data, steps, header, rows, tables, indices, obs, next_obs, shape, written, table, pool, overflow, free
+):
+    """Store steps with their frames: retire, write, publish. Returns False, and changes nothing, if frames may run out.
+
+    Or if a reward is not finite. The arguments are those of `store` and `write`.
+    """
+    count = indices.shape[0]
+    if free[COUNT] < 2 * shape[GIVEN] * count or store(data, steps, RETIRE, header, rows, tables, indices) >= 0:
+        return False
+    begins = np.empty(count, np.bool_)
+    begins_of(data, header, indices, begins)
+    write(0, obs, next_obs, indices, begins, shape, written, table, pool, overflow, free)
+    store(data, steps, PUBLISH, header, rows, tables, indices)
+    return True
 
 
 @jit

@@ -82,10 +82,14 @@ class Frames(Columns):
 
     def reserve(self, count: int) -> None:
         more = 2 * self._given * (count + 1)  # if no frame is shared
-        if self._array("free")[kernels.COUNT] < more:
+        if (self._bound or self._bind())[-1].item(kernels.COUNT) < more:
             reason = "share fewer frames than a stream does in which each is the next_obs of the step before"
             purpose = f"{self._leaf.name}: the observations {reason}; to store at most {more} more frames"
             refuse_more_than_memory((len(self._array("overflow")) + more) * self._size, purpose)
+
+    def store(self, values: Sequence[Array], data: bytes, steps: int, state: Sequence[Array], indices: Indices) -> bool:
+        pair = [value.ravel().view(_UINT8) for value in values]
+        return bool(kernels.store_at_once(data, steps, *state, indices, *pair, *(self._bound or self._bind())))
 
     def write(self, values: Sequence[Array], indices: Indices, begins: Flags) -> None:
         pair, done = [value.ravel().view(_UINT8) for value in values], 0

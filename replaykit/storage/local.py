@@ -155,6 +155,8 @@ class LocalStorage(Storage):
             kernels.store(block, steps, kernels.BOTH, *self._written, indices)
             return
         data, *groups = block
+        if len(groups) == 1 and self.columns[0].store(groups[0], data, steps, self._written, indices):
+            return
         if kernels.store(data, steps, kernels.RETIRE, *self._written, indices) >= 0:
             self._refuse_rewards_of(data, len(indices))
         begins = np.empty(len(indices), np.bool_)
