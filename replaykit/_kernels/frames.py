@@ -90,11 +90,11 @@ def write(done, obs, next_obs, indices, begins, shape, written, table, pool, ove
 
 @jit
 def _same(one, a, other, b, size):
-    """Whether `size` bytes are equal; compared in parts, so that the compiler can use vectors."""
+    """Whether `size` bytes are equal; compared in parts, and into a bool, so that the compiler can use vectors."""
     for at in range(0, size, STEP):
-        start, other_start, differs = np.uint64(a + at), np.uint64(b + at), np.uint8(0)
+        start, other_start, differs = np.uint64(a + at), np.uint64(b + at), False
         for i in range(min(STEP, size - at)):
-            differs |= one[start + np.uint64(i)] ^ other[other_start + np.uint64(i)]
+            differs |= one[start + np.uint64(i)] != other[other_start + np.uint64(i)]
         if differs:
             return False
     return True

@@ -88,11 +88,11 @@ class Frames(Columns):
             refuse_more_than_memory((len(self._array("overflow")) + more) * self._size, purpose)
 
     def store(self, values: Sequence[Array], data: bytes, steps: int, state: Sequence[Array], indices: Indices) -> bool:
-        pair = [value.ravel().view(_UINT8) for value in values]
+        pair = [_bytes_of(value) for value in values]
         return bool(kernels.store_at_once(data, steps, *state, indices, *pair, *(self._bound or self._bind())))
 
     def write(self, values: Sequence[Array], indices: Indices, begins: Flags) -> None:
-        pair, done = [value.ravel().view(_UINT8) for value in values], 0
+        pair, done = [_bytes_of(value) for value in values], 0
         while (done := kernels.write(done, *pair, indices, begins, *(self._bound or self._bind()))) < len(indices):
             self._grow()
 
@@ -165,3 +165,9 @@ class Frames(Columns):
         assert not np.isin(idle, used).any(), f"{name}: a frame in use counts as free"
         assert np.union1d(idle, used[used > 0]).size == free[kernels.KNOWN] - 1, f"{name}: a frame is lost"
         assert not self._array("pool")[0].any(), f"{name}: the frame of zeros is not"
+
+
+def _bytes_of(value: Array) -> npt.NDArray[np.uint8]:
+    """The bytes of an array, one row after another; copied only if it is not contiguous."""
+    flat = value.ravel()
+    return flat if flat.dtype is _UINT8 else flat.view(_UINT8)
