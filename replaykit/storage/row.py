@@ -52,7 +52,7 @@ class Row:
     them begins. `end` is the place of the flag that ends an episode. `encode_row` and `encode_steps` come from
     `encoder`. `name_batch` nests all leaves and derived fields in a dict, `name_transitions` those up to the length.
 
-    The leaves at the positions in `groups` are not in the row, but in columns: one group for each. `encode` takes values
+    The leaves at the positions in `groups` are not in the row but in columns, one group in each. `encode` takes values
     that need more than the usual checks.
     """
 
@@ -98,7 +98,10 @@ class Row:
         return Layout(batch, windows, plan, nbytes)
 
     def join(self, leaves: Sequence[npt.NDArray[Any]]) -> Any:
-        """The block of some entries: the bytes of the packed leaves, one after another, and each group of the others."""
+        """The block of some entries: the bytes of the packed leaves, one after another; and the groups of the others.
+
+        It is bytes if there are no groups, and otherwise a tuple of the bytes and, for each group, its leaves.
+        """
         data = b"".join([np.ascontiguousarray(leaves[i]).data for i in self.packed])
         return (data, *([leaves[i] for i in group] for group in self._groups)) if self._groups else data
 
@@ -127,7 +130,7 @@ def encoder(
     if is_row:
         lines.append(f"if type(reward) is ndarray and reward.ndim: return encode_steps((1,), {core}, extras)")
     for i, (leaf, name) in enumerate(zip(spec.leaves, names, strict=True)):
-        is_number = is_row and not leaf.shape
+        is_number = is_row and not leaf.shape and i in order
         known |= {f"dtype{i}": leaf.dtype, f"shape{i}": leaf.shape, f"types{i}": leaf.scalar_types}
         known[f"coerce{i}"] = leaf.coerce_scalar if is_number else leaf.coerce
         if is_number:
