@@ -114,7 +114,7 @@ def publish_before_columns(tree):
     """New steps count as stored before what is not in their rows is written."""
     statements, place = place_of(tree, "_write_block", "kernels.PUBLISH")
     publish = statements.pop(place)
-    statements, place = place_of(tree, "_write_block", "kernels.RETIRE")
+    statements, place = place_of(tree, "_write_block", "kernels.begins_of(")
     statements.insert(place + 1, publish)
 
 
