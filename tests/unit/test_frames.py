@@ -194,6 +194,21 @@ def test_a_stream_that_outgrows_the_machine_is_refused_and_nothing_is_lost(monke
             assert (batch.obs[row] == frame(9 * (step - 3) + 3 * lane, (4, 84, 84))).all()
 
 
+def test_an_add_that_outgrows_the_machine_is_refused_and_nothing_is_lost(monkeypatch):
+    """Before the step that it would replace is retired."""
+    buffer, number = ReplayBuffer(6, STACKED, seed=0), 0
+    limit_memory(monkeypatch, 1000)
+    while buffer._storage.arrays["frames.obs.free"][0] >= 2 * 4 * 2:
+        buffer.add(frame(number, (4, 84, 84)), 0, 0.0, frame(number + 1, (4, 84, 84)), False, False)
+        number += 2
+    with unchanged(buffer, MemoryError, r"obs: the observations share fewer frames .* needs .* MiB; .* available"):
+        buffer.add(frame(number, (4, 84, 84)), 0, 0.0, frame(number + 1, (4, 84, 84)), False, False)
+    monkeypatch.undo()
+    buffer.add(frame(number, (4, 84, 84)), 0, 0.0, frame(number + 1, (4, 84, 84)), False, False)
+    assert_lawful(buffer, 9)
+    assert (buffer.read(buffer.latest(1), "obs")[0] == frame(number, (4, 84, 84))).all()
+
+
 def test_an_extend_longer_than_the_ring_is_refused_as_a_whole(monkeypatch):
     """Not after its first part has been written."""
     buffer = ReplayBuffer(6, STACKED, seed=0)
