@@ -26,10 +26,7 @@ STEP = 256
 def store_at_once(
     data, steps, header, rows, tables, indices, obs, next_obs, shape, written, table, pool, overflow, free
 ):
-    """Store steps with their frames: retire, write, publish. Returns False, and changes nothing, if frames may run out.
-
-    Or if a reward is not finite. The arguments are those of `store` and `write`.
-    """
+    """`store` and `write` in one. Returns False if frames may run out or a reward is not finite; nothing changes then."""
     count = indices.shape[0]
     if free[COUNT] < 2 * shape[GIVEN] * count or store(data, steps, RETIRE, header, rows, tables, indices) >= 0:
         return False

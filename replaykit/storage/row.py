@@ -98,10 +98,7 @@ class Row:
         return Layout(batch, windows, plan, nbytes)
 
     def join(self, leaves: Sequence[npt.NDArray[Any]]) -> Any:
-        """The block of some entries: the bytes of the packed leaves, one after another; and the groups of the others.
-
-        It is bytes if there are no groups, and otherwise a tuple of the bytes and, for each group, its leaves.
-        """
+        """The bytes of the packed leaves of some entries, one after another; in a tuple with the groups, if any."""
         data = b"".join([np.ascontiguousarray(leaves[i]).data for i in self.packed])
         return (data, *([leaves[i] for i in group] for group in self._groups)) if self._groups else data
 
