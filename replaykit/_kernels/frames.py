@@ -26,7 +26,7 @@ STEP = 256
 def store_at_once(
     data, steps, header, rows, tables, indices, obs, next_obs, shape, written, table, pool, overflow, free
 ):
-    """`store` and `write` in one. Returns False if frames may run out or a reward is not finite; nothing changes then."""
+    """`store` and `write` in one. If frames may run out or a reward is not finite, gives False; nothing changes."""
     count = indices.shape[0]
     if free[COUNT] < 2 * shape[GIVEN] * count or store(data, steps, RETIRE, header, rows, tables, indices) >= 0:
         return False
