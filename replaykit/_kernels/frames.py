@@ -12,6 +12,7 @@ row that is written over frees the frames that neither neighbour has.
 import numpy as np
 
 from replaykit._kernels.jit import jit
+from replaykit._kernels.store import PUBLISH, RETIRE, begins_of, store
 
 NUM_ENVS, CAPACITY, GIVEN, KEPT, SIZE, ZERO, SHARES = 0, 1, 2, 3, 4, 5, 6
 """In `shape`: E, C, P, K, the bytes of a frame, whether a stack is filled up with zeros, whether frames are shared."""
@@ -19,6 +20,21 @@ COUNT, KNOWN, NUMBERS = 0, 1, 2
 """In `free`: how many frames are free, how many there are; from NUMBERS on the numbers of the free frames."""
 STEP = 256
 """Bytes that are compared at a time."""
+
+
+@jit
+def store_at_once(
+    data, steps, header, rows, tables, indices, obs, next_obs, shape, written, table, pool, overflow, free
+):
+    """`store` and `write` in one. If frames may run out or a reward is not finite, gives False; nothing changes."""
+    count = indices.shape[0]
+    if free[COUNT] < 2 * shape[GIVEN] * count or store(data, steps, RETIRE, header, rows, tables, indices) >= 0:
+        return False
+    begins = np.empty(count, np.bool_)
+    begins_of(data, header, indices, begins)
+    write(0, obs, next_obs, indices, begins, shape, written, table, pool, overflow, free)
+    store(data, steps, PUBLISH, header, rows, tables, indices)
+    return True
 
 
 @jit
@@ -71,11 +87,11 @@ def write(done, obs, next_obs, indices, begins, shape, written, table, pool, ove
 
 @jit
 def _same(one, a, other, b, size):
-    """Whether `size` bytes are equal; compared in parts, so that the compiler can use vectors."""
+    """Whether `size` bytes are equal; compared in parts, and into a bool, so that the compiler can use vectors."""
     for at in range(0, size, STEP):
-        start, other_start, differs = np.uint64(a + at), np.uint64(b + at), np.uint8(0)
+        start, other_start, differs = np.uint64(a + at), np.uint64(b + at), False
         for i in range(min(STEP, size - at)):
-            differs |= one[start + np.uint64(i)] ^ other[other_start + np.uint64(i)]
+            differs |= one[start + np.uint64(i)] != other[other_start + np.uint64(i)]
         if differs:
             return False
     return True

@@ -186,14 +186,15 @@ def clear(header):
 
 
 @jit
-def begins_of(ends, header, indices, begins):
-    """Whether an episode begins at each of some entries, the next of their lanes, of which `ends` end one."""
-    num_envs = header[NUM_ENVS]
+def begins_of(data, header, indices, begins):
+    """Whether an episode begins at each of some entries with this `data`, the next of their lanes."""
+    num_envs, count = header[NUM_ENVS], indices.shape[0]
+    flags = view(data, len(data) - 2 * count, 2 * count, np.uint8)
     over = header[LANES + OVER * num_envs : LANES + (OVER + 1) * num_envs].copy()
     for j in range(indices.shape[0]):
         lane = indices[j] % num_envs if num_envs > 1 else 0
         begins[j] = over[lane] != 0
-        over[lane] = ends[j]
+        over[lane] = flags[j] | flags[count + j]
 
 
 @jit

@@ -42,7 +42,11 @@ class Columns(ABC):
 
     @abstractmethod
     def write(self, values: Sequence[Array], indices: Indices, begins: Flags) -> None:
-        """Write the values (n, ...) of each leaf at indices (n,), of which some begin an episode."""
+        """Write the values (n, ...) of each leaf, or of one step (...), at indices (n,); some begin an episode."""
+
+    def store(self, values: Sequence[Array], data: bytes, steps: int, state: Sequence[Array], indices: Indices) -> bool:
+        """Retire, write and publish in one call, for a storage without other columns. Returns whether that was done."""
+        return False
 
     @abstractmethod
     def gather(self, indices: Indices, length: Indices) -> list[Array]:

@@ -14,6 +14,7 @@ from replaykit.storage.columns import Columns, Padding
 
 kernels = lazy("frames")
 
+_UINT8 = np.dtype(np.uint8)
 _LARGEST_STACK = 16
 """A first axis that is longer is not a stack of frames."""
 _SLACK = 32
@@ -81,13 +82,17 @@ class Frames(Columns):
 
     def reserve(self, count: int) -> None:
         more = 2 * self._given * (count + 1)  # if no frame is shared
-        if self._array("free")[kernels.COUNT] < more:
+        if (self._bound or self._bind())[-1].item(kernels.COUNT) < more:
             reason = "share fewer frames than a stream does in which each is the next_obs of the step before"
             purpose = f"{self._leaf.name}: the observations {reason}; to store at most {more} more frames"
             self._storage.refuse_size((len(self._array("overflow")) + more) * self._size, purpose)
 
+    def store(self, values: Sequence[Array], data: bytes, steps: int, state: Sequence[Array], indices: Indices) -> bool:
+        pair = [_bytes_of(value) for value in values]
+        return bool(kernels.store_at_once(data, steps, *state, indices, *pair, *(self._bound or self._bind())))
+
     def write(self, values: Sequence[Array], indices: Indices, begins: Flags) -> None:
-        pair, done = [np.ascontiguousarray(value).reshape(-1).view(np.uint8) for value in values], 0
+        pair, done = [_bytes_of(value) for value in values], 0
         while (done := kernels.write(done, *pair, indices, begins, *(self._bound or self._bind()))) < len(indices):
             self._grow()
 
@@ -221,3 +226,9 @@ class Frames(Columns):
         assert not np.isin(idle, used).any(), f"{name}: a frame in use counts as free"
         assert np.union1d(idle, used[used > 0]).size == free[kernels.KNOWN] - 1, f"{name}: a frame is lost"
         assert not self._array("pool")[0].any(), f"{name}: the frame of zeros is not"
+
+
+def _bytes_of(value: Array) -> npt.NDArray[np.uint8]:
+    """The bytes of an array, one row after another; copied only if it is not contiguous."""
+    flat = value.ravel()
+    return flat if flat.dtype is _UINT8 else flat.view(_UINT8)

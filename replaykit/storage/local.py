@@ -57,7 +57,7 @@ class LocalStorage(Storage):
         self.columns: list[Columns] = columns_for(self, stack, padding, share)
         self.stack = int(stack)
         self._column_of = {leaf: columns for columns in self.columns for leaf in columns.leaves}
-        self.row = row = Row(spec, list(self._column_of), self._encode_any)
+        self.row = row = Row(spec, [columns.leaves for columns in self.columns], self._encode_any)
         self.positions = positions = {leaf.name: i for i, leaf in enumerate(spec.leaves)}
         self._flags = positions["terminated"], positions["truncated"]
         self._length = len(positions) + 1  # the place of the length among the fields of a batch
@@ -84,7 +84,7 @@ class LocalStorage(Storage):
         self.bounds = self._lanes[:2]
         self._columns_of_row = self.rows.view(row.record).reshape(-1)
         self._most_entries = 0 if self.columns else min(self.capacity, max(_LARGEST_BLOCK // row.nbytes, 1))
-        if not self.columns and self.num_envs == 1:
+        if self.num_envs == 1:
             self.encode_step = row.encode_row  # type: ignore[method-assign]
 
     @property
@@ -103,12 +103,12 @@ class LocalStorage(Storage):
                 return self.row.encode_steps(lead, *values, extras)
         return super().encode(values, extras, lead, mask)
 
-    def _encode_any(self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...]) -> bytes:
-        """The bytes of values that need more than the usual checks."""
+    def _encode_any(self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...]) -> Any:
+        """The block of values that need more than the usual checks."""
         return self.row.join(super().encode(values, extras, lead))
 
     def encode_step(self, *values: Any) -> Any:
-        return super().encode_step(*values) if self.columns else self.row.encode_steps(self.lanes, *values)
+        return self.row.encode_steps(self.lanes, *values)
 
     def write(self, block: Any, steps: int, mask: Flags | None = None) -> Indices:
         indices = np.empty(steps * self.num_envs, _INT64)
@@ -128,7 +128,10 @@ class LocalStorage(Storage):
             indices[mask] = self.write(block, int(mask.sum()))
             return indices
         for columns in self.columns:
-            columns.reserve(len(block[0]))
+            columns.reserve(len(indices) if type(block) is tuple else len(block[0]))
+        if type(block) is tuple:
+            self._write_block(block, steps, indices)
+            return indices
         done, most = 0, max(1, min(self.length, _LARGEST_BLOCK // (self.row.nbytes * self.num_envs))) * self.num_envs
         for begin in range(0, len(indices), most):  # parts that no lane is too short for, and not too large to encode
             entries = part = indices[begin : begin + most]
@@ -138,7 +141,7 @@ class LocalStorage(Storage):
                 self._keep_stamps()
                 kernels.number_entries(chosen, self.bounds, part, entries)
             leaves = [leaf[done : done + len(entries)] for leaf in block]
-            self._write_part(leaves, len(part) // self.num_envs if mask is None else 0, entries)
+            self._write_block(self.row.join(leaves), len(part) // self.num_envs if mask is None else 0, entries)
             done += len(entries)
         return indices
 
@@ -148,17 +151,20 @@ class LocalStorage(Storage):
             place = self.row.place[self._reward] * entries
             self.refuse_rewards(np.frombuffer(block, self.spec["reward"].dtype, entries, place))
 
-    def _write_part(self, leaves: list[npt.NDArray[Any]], steps: int, indices: Indices) -> None:
+    def _write_block(self, block: Any, steps: int, indices: Indices) -> None:
         """Write steps of every lane, whose indices are found, or, if `steps` is 0, the entries of these indices."""
-        data = self.row.join(leaves)
-        if not self.columns:
-            kernels.store(data, steps, kernels.BOTH, *self._written, indices)
+        if type(block) is bytes:
+            kernels.store(block, steps, kernels.BOTH, *self._written, indices)
             return
-        kernels.store(data, steps, kernels.RETIRE, *self._written, indices)
+        data, *groups = block
+        if len(groups) == 1 and self.columns[0].store(groups[0], data, steps, self._written, indices):
+            return
+        if kernels.store(data, steps, kernels.RETIRE, *self._written, indices) >= 0:
+            self._refuse_rewards_of(data, len(indices))
         begins = np.empty(len(indices), np.bool_)
-        kernels.begins_of(np.logical_or(*(leaves[flag] for flag in self._flags)), self.header, indices, begins)
-        for columns in self.columns:
-            columns.write([leaves[leaf] for leaf in columns.leaves], indices, begins)
+        kernels.begins_of(data, self.header, indices, begins)
+        for columns, values in zip(self.columns, groups, strict=True):
+            columns.write(values, indices, begins)
         kernels.store(data, steps, kernels.PUBLISH, *self._written, indices)
 
     def _keep_stamps(self) -> None:

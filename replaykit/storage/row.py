@@ -52,11 +52,13 @@ class Row:
     them begins. `end` is the place of the flag that ends an episode. `encode_row` and `encode_steps` come from
     `encoder`. `name_batch` nests all leaves and derived fields in a dict, `name_transitions` those up to the length.
 
-    The leaves at the positions `apart` are not in the row. `encode` takes values that need more than the usual checks.
+    The leaves at the positions in `groups` are not in the row but in columns, one group in each. `encode` takes values
+    that need more than the usual checks.
     """
 
-    def __init__(self, spec: Spec, apart: Sequence[int], encode: Encode) -> None:
+    def __init__(self, spec: Spec, groups: Sequence[Sequence[int]], encode: Encode) -> None:
         leaves, names = spec.leaves, [leaf.name for leaf in spec.leaves]
+        self._groups, apart = groups, [i for group in groups for i in group]
         sizes = [0 if i in apart else leaf.field.nbytes for i, leaf in enumerate(leaves)]
         reward, *flags = (names.index(name) for name in ("reward", "terminated", "truncated"))
         others = [i for i in range(len(leaves)) if i not in apart and i not in flags]
@@ -67,9 +69,8 @@ class Row:
         self.leaf_places = np.array([(self.place[i], sizes[i]) for i in self.packed], np.int64).reshape(-1)
         formats = {i: (leaves[i].dtype, leaves[i].shape) for i in self.packed}
         self.record = _record(self.packed, formats, self.place, self.nbytes)
-        if not apart:
-            self.encode_steps = encoder(spec, self.packed, encode)
-            self.encode_row = encoder(spec, self.packed, encode, self.encode_steps)
+        self.encode_steps = encoder(spec, self.packed, groups, encode)
+        self.encode_row = encoder(spec, self.packed, groups, encode, self.encode_steps)
         self.name_batch = batch_namer(spec, ("discount", *_DERIVED))
         self.name_transitions = batch_namer(spec, ("discount", "length"))
         self.layout = functools.lru_cache(LAYOUTS_KEPT)(self._layout)
@@ -96,9 +97,10 @@ class Row:
         batch, windows = (_record(f, formats, starts, nbytes) for f in (served, [*served, len(sizes) - 1]))
         return Layout(batch, windows, plan, nbytes)
 
-    def join(self, leaves: Sequence[npt.NDArray[Any]]) -> bytes:
-        """The bytes of the packed leaves of some entries, one leaf after another."""
-        return b"".join([np.ascontiguousarray(leaves[i]).data for i in self.packed])
+    def join(self, leaves: Sequence[npt.NDArray[Any]]) -> Any:
+        """The bytes of the packed leaves of some entries, one after another; in a tuple with the groups, if any."""
+        data = b"".join([np.ascontiguousarray(leaves[i]).data for i in self.packed])
+        return (data, *([leaves[i] for i in group] for group in self._groups)) if self._groups else data
 
 
 def _record(fields: Iterable[int], formats: Any, places: Any, nbytes: int) -> np.dtype[Any]:
@@ -107,8 +109,10 @@ def _record(fields: Iterable[int], formats: Any, places: Any, nbytes: int) -> np
     return np.dtype({"names": names, "formats": kinds, "offsets": offsets, "itemsize": nbytes})
 
 
-def encoder(spec: Spec, order: Sequence[int], encode: Encode, encode_steps: Any = None) -> Callable[..., bytes]:
-    """A function that takes steps apart, checks their leaves and joins their bytes, one leaf after another.
+def encoder(
+    spec: Spec, order: Sequence[int], groups: Sequence[Sequence[int]], encode: Encode, encode_steps: Any = None
+) -> Callable[..., Any]:
+    """A function that takes steps apart, checks their leaves and makes the block that `Row.join` makes of them.
 
     Its arguments are the leading axes, the six core fields and a dict of the extras. With `encode_steps`, it encodes a
     single step, without leading axes, and passes values with a leading axis of length 1 on to `encode_steps`. Values in
@@ -123,7 +127,7 @@ def encoder(spec: Spec, order: Sequence[int], encode: Encode, encode_steps: Any 
     if is_row:
         lines.append(f"if type(reward) is ndarray and reward.ndim: return encode_steps((1,), {core}, extras)")
     for i, (leaf, name) in enumerate(zip(spec.leaves, names, strict=True)):
-        is_number = is_row and not leaf.shape
+        is_number = is_row and not leaf.shape and i in order
         known |= {f"dtype{i}": leaf.dtype, f"shape{i}": leaf.shape, f"types{i}": leaf.scalar_types}
         known[f"coerce{i}"] = leaf.coerce_scalar if is_number else leaf.coerce
         if is_number:
@@ -137,12 +141,13 @@ def encoder(spec: Spec, order: Sequence[int], encode: Encode, encode_steps: Any 
     known |= {"pack": struct.Struct(layout).pack, "join": b"".join}
     parts = ", ".join(names[i] if codes[i] else f"{names[i]}.tobytes()" for i in order)
     first, lead, joined = ("", "()", f"pack({parts})") if is_row else ("lead, ", "lead", f"join(({parts}))")
+    columns = "".join(f", ({', '.join(names[i] for i in group)},)" for group in groups)
     statements = "\n        ".join(lines)
     source = f"""
 def encoded({first}{core}, extras):
     try:
         {statements}
-        return {joined}
+        return {joined}{columns}
     except wrong:
         return encode(({core}), extras, {lead})
 """

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from replaykit import Field, Spec
 from replaykit._kernels import frames as names
+from replaykit._kernels import store
+from replaykit.storage import LocalStorage
 from tests.kernels.forms import both
 
 
@@ -219,3 +222,61 @@ def test_a_write_stops_where_no_frame_is_free(kernels):
     assert pool.kernels.write(0, obs, next_obs, indices, begins, *state) == 2
     assert pool.kernels.write(2, obs, next_obs, indices, begins, *state) == 2
     assert pool.written.tolist() == [2]
+
+
+# -- Stored at once ------------------------------------------------------------------------------------------------
+
+
+def arrays_of(kernels, num_envs):
+    """The arrays of a storage, and those of its frames, with room for many."""
+    storage = LocalStorage(3 * num_envs, Spec(Field((2, 3), np.uint8), action=Field(())), num_envs, stack=2)
+    pool = Pool(kernels, num_envs, 3, 1, 2, 6)
+    frames = [pool.shape, pool.written, pool.table, pool.pool, pool.overflow, pool.free]
+    return [storage.header, storage.bytes, storage.tables], frames
+
+
+def stretch(rng, num_envs, count):
+    """The packed leaves of `count` entries, which are two float32 and the flags, and their frames."""
+    leaves = rng.random((2, count), np.float32).tobytes() + (rng.random((2, count)) < 0.3).tobytes()
+    return leaves, rng.integers(0, 3, (2, count * 6), np.uint8)
+
+
+@both
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_stored_at_once_is_as_in_stages(kernels, num_envs):
+    """Steps of all lanes and of some; every array is the same bit for bit."""
+    rng = np.random.default_rng(0)
+    (one, frames), (two, other) = arrays_of(kernels, num_envs), arrays_of(kernels, num_envs)
+    for turn in range(40):
+        lanes = np.arange(num_envs)[: 1 + turn % num_envs]
+        steps = int(rng.integers(1, 4)) if len(lanes) == num_envs else 0
+        count = steps * num_envs or len(lanes)
+        data, pair = stretch(rng, num_envs, count)
+        indices, begins = np.full((2, count), -9), np.zeros(count, np.bool_)
+        if not steps:
+            indices[:] = one[0][store.LANES + store.CURSOR * num_envs :][lanes] * num_envs + lanes
+        assert kernels.frames.store_at_once(data, steps, *one, indices[0], *pair, *frames)
+        kernels.store.store(data, steps, store.RETIRE, *two, indices[1])
+        kernels.store.begins_of(data, two[0], indices[1], begins)
+        assert kernels.frames.write(0, *pair, indices[1], begins, *other) == count
+        kernels.store.store(data, steps, store.PUBLISH, *two, indices[1])
+        for left, right in zip((*one, *frames, indices[0]), (*two, *other, indices[1]), strict=True):
+            assert left.tobytes() == right.tobytes()
+
+
+@both
+def test_nothing_is_stored_at_once_if_frames_may_run_out_or_a_reward_is_not_finite(kernels):
+    """And nothing changes."""
+    rng, (state, frames) = np.random.default_rng(0), arrays_of(kernels, 1)
+    data, pair = stretch(rng, 1, 2)
+    wrong, places = bytearray(data), 2 * state[0][store.REWARD]
+    wrong[places : places + 8] = np.array([0.5, np.nan], np.float32).tobytes()
+    before = [array.tobytes() for array in (*state, *frames)]
+    assert not kernels.frames.store_at_once(bytes(wrong), 2, *state, np.zeros(2, int), *pair, *frames)
+    assert [array.tobytes() for array in (*state, *frames)] == before
+    frames[-1][names.COUNT] = 3  # and four are needed if none is shared
+    before = [array.tobytes() for array in (*state, *frames)]
+    assert not kernels.frames.store_at_once(data, 2, *state, np.zeros(2, int), *pair, *frames)
+    assert [array.tobytes() for array in (*state, *frames)] == before
+    frames[-1][names.COUNT] = 4
+    assert kernels.frames.store_at_once(data, 2, *state, np.zeros(2, int), *pair, *frames)

@@ -136,7 +136,7 @@ def test_steps_are_retired_written_and_published(kernels, num_envs, length, has_
                     begins = np.zeros(found.size, np.bool_)
                     ends = (leaves[-1] | leaves[-2]).reshape(-1).astype(np.bool_)
                     if not has_stamps or action == "some":
-                        kernels.store.begins_of(ends, header, found, begins)
+                        kernels.store.begins_of(data, header, found, begins)
                         assert begins.tolist() == begins_in(model, chosen, ends)
                     kernels.store.store(data, given, names.PUBLISH, header, rows, tables, found)
                 else:

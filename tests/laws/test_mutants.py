@@ -13,7 +13,7 @@ import pytest
 from tests.helpers import PACKAGE
 
 TESTS = Path(__file__).parents[2]
-STORE, LOCAL, LANES = "_kernels/store.py", "storage/local.py", "_kernels/lanes.py"
+STORE, FRAMES, LANES, LOCAL = "_kernels/store.py", "_kernels/frames.py", "_kernels/lanes.py", "storage/local.py"
 MACHINE = """
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import initialize, run_state_machine_as_test
@@ -112,10 +112,18 @@ def publish_before_writing(tree):
 
 def publish_before_columns(tree):
     """New steps count as stored before what is not in their rows is written."""
-    statements, place = place_of(tree, "_write_part", "kernels.PUBLISH")
+    statements, place = place_of(tree, "_write_block", "kernels.PUBLISH")
     publish = statements.pop(place)
-    statements, place = place_of(tree, "_write_part", "kernels.RETIRE")
+    statements, place = place_of(tree, "_write_block", "kernels.begins_of(")
     statements.insert(place + 1, publish)
+
+
+def publish_before_frames(tree):
+    """New steps count as stored before their frames are written in the same kernel."""
+    statements, place = place_of(tree, "store_at_once", "PUBLISH")
+    publish = statements.pop(place)
+    statements, place = place_of(tree, "store_at_once", "write(")
+    statements.insert(place, publish)
 
 
 MUTANTS = {
@@ -124,6 +132,7 @@ MUTANTS = {
     "columns are written before the oldest are retired": (STORE, restructured(write_before_retiring), "columns"),
     "rows are published before they are written": (STORE, restructured(publish_before_writing), "order"),
     "columns are published before they are written": (LOCAL, restructured(publish_before_columns), "columns"),
+    "frames are published before they are written": (FRAMES, restructured(publish_before_frames), "columns"),
     "an update keeps stale entries": (LANES, replaced(r"if step >= bounds\[FIRST, lane\]:", "if True:"), "machine"),
     "a window crosses the newest step": (
         "_kernels/windows.py", replaced(r" or index \+ num_envs >= stop", ""), "machine"

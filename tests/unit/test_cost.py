@@ -72,6 +72,16 @@ def test_no_more_calls_than(name):
     assert calls_of(lambda: call(buffer)) <= most
 
 
+@pytest.mark.parametrize(("shape", "options"), [((84, 84), {"stack": 4}), ((4, 84, 84), {}), ((30, 30, 3), {})])
+def test_an_add_of_frames_makes_few_calls(shape, options):
+    """As a small row does, also where the observation is one of several fields; one of the calls is the kernel."""
+    spec = Spec(obs={"image": Field(shape, np.uint8), "speed": Field((3,))}, action=Field((), np.int64))
+    buffer = ReplayBuffer(64, spec, **options)
+    obs = {"image": np.ones(shape, np.uint8), "speed": np.ones(3, np.float32)}
+    most = 23 if not np.__version__.startswith("1.") else 46
+    assert calls_of(lambda: buffer.add(obs, 1, 1.0, obs, False, False)) <= most
+
+
 def test_an_add_to_an_unpickled_buffer_makes_no_more_calls():
     """Dtypes are compared by identity, and a pickle makes new ones."""
     buffers = filled(ReplayBuffer), pickle.loads(pickle.dumps(filled(ReplayBuffer)))

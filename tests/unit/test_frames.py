@@ -43,6 +43,28 @@ def test_only_frames_are_stacked():
     assert buffer.stack == 3
 
 
+@pytest.mark.parametrize("extra", [{}, {"big": Field((2000,), np.uint8)}])
+def test_a_stack_begins_with_its_episode(extra):
+    """Also where other fields are in columns of their own."""
+    buffer = ReplayBuffer(9, Spec(obs=Field((2, 3), np.uint8), action=Field(()), **extra), stack=3, padding="zero")
+    for i in range(6):
+        big = {name: np.full(2000, i) for name in extra}
+        obs, next_obs = (np.full((2, 3), 1 + i + d, np.uint8) for d in (0, 1))
+        buffer.add(obs, 0.0, 0.0, next_obs, i == 1, i == 3, **big)
+    stacks = buffer.reduce(buffer.window(np.arange(6)))["obs"][:, :, 0, 0]
+    assert stacks.tolist() == [[0, 0, 1], [0, 1, 2], [0, 0, 3], [0, 3, 4], [0, 0, 5], [0, 5, 6]]
+
+
+def test_frames_in_any_layout_are_stored_by_their_values():
+    """In Fortran order, with steps between rows, reversed, and read-only."""
+    buffer, plain = ReplayBuffer(9, FRAME, seed=0), frame(3)
+    read_only = plain.copy()
+    read_only.flags.writeable = False
+    for obs in (np.asfortranarray(plain), np.repeat(plain, 2, axis=0)[::2], plain[::-1].copy()[::-1], read_only):
+        (index,) = buffer.add(obs, 0, 0.0, obs, False, False)
+        assert (buffer.read([index], "obs")[0] == plain).all()
+
+
 # -- What it costs -----------------------------------------------------------------------------------------------
 
 
@@ -192,6 +214,21 @@ def test_a_stream_that_outgrows_the_machine_is_refused_and_nothing_is_lost(monke
         step, lane = divmod(index, 2)
         if step >= 3:
             assert (batch.obs[row] == frame(9 * (step - 3) + 3 * lane, (4, 84, 84))).all()
+
+
+def test_an_add_that_outgrows_the_machine_is_refused_and_nothing_is_lost(monkeypatch):
+    """Before the step that it would replace is retired."""
+    buffer, number = ReplayBuffer(6, STACKED, seed=0), 0
+    limit_memory(monkeypatch, 1000)
+    while buffer._storage.arrays["frames.obs.free"][0] >= 2 * 4 * 2:
+        buffer.add(frame(number, (4, 84, 84)), 0, 0.0, frame(number + 1, (4, 84, 84)), False, False)
+        number += 2
+    with unchanged(buffer, MemoryError, r"obs: the observations share fewer frames .* needs .* MiB; .* available"):
+        buffer.add(frame(number, (4, 84, 84)), 0, 0.0, frame(number + 1, (4, 84, 84)), False, False)
+    monkeypatch.undo()
+    buffer.add(frame(number, (4, 84, 84)), 0, 0.0, frame(number + 1, (4, 84, 84)), False, False)
+    assert_lawful(buffer, 9)
+    assert (buffer.read(buffer.latest(1), "obs")[0] == frame(number, (4, 84, 84))).all()
 
 
 def test_an_extend_longer_than_the_ring_is_refused_as_a_whole(monkeypatch):

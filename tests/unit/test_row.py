@@ -1,6 +1,7 @@
 """The packed row: every way in gives the same block of bytes, or the same error, as one check after another does."""
 
 import functools
+import itertools
 import pickle
 
 import numpy as np
@@ -88,14 +89,22 @@ def outcome(function, *arguments, **options):
 
 def naive(storage, values, extras, lead, mask=None):
     """The bytes that one check after another gives."""
-    return storage.row.join(Storage.encode(storage, values, extras, lead, mask))
+    return bytes_in(storage.row.join(Storage.encode(storage, values, extras, lead, mask)))
+
+
+def bytes_in(block):
+    """The bytes of a block, those of the leaves in columns included."""
+    if isinstance(block, bytes):
+        return block
+    data, *groups = block
+    return data + b"".join(value.tobytes() for group in groups for value in group)
 
 
 def written(storage, encode, *arguments):
     """The bytes that a way in gives. Whether rewards are finite is found when they are written."""
     block = encode(*arguments)
     storage.write(block, 1)
-    return block
+    return bytes_in(block)
 
 
 def blocks(storage, fields):
@@ -108,7 +117,7 @@ def blocks(storage, fields):
         "masked": outcome(naive, storage, values, extras, lead, mask),
         "step": outcome(written, storage, storage.encode_step, *values, extras),
         "steps": outcome(written, storage, storage.encode, values, extras, lead)
-        if lead
+        if lead and not storage.columns
         else outcome(naive, storage, values, extras, lead),
     }
 
@@ -128,16 +137,16 @@ def the_only(outcomes):
 
 
 @functools.cache
-def ways(spec, lanes):
+def ways(spec, lanes, share):
     """A storage, and buffers that all get the same steps, each in another way."""
-    storages = [LocalStorage(3, spec, lanes) for _ in range(4)]
+    storages = [LocalStorage(3, spec, lanes, share=share) for _ in range(4)]
     buffers = [Buffer(storage, Uniform(storage), seed=0) for storage in (*storages[1:], ListStorage(3, spec, lanes))]
     return storages[0], buffers
 
 
-def by_every_way(spec, fields, lanes=1):
-    """What adding some fields comes to, by every way in, in the end."""
-    storage, (plain, masked, with_error, own) = ways(spec, lanes)
+def by_every_way(spec, fields, lanes=1, share="large"):
+    """What adding some fields comes to, by every way in. Observations are in columns if `share` is "all"."""
+    storage, (plain, masked, with_error, own) = ways(spec, lanes, share)
     block = the_only(blocks(storage, fields))
     after = the_only({
         "add": added(plain, fields),
@@ -196,17 +205,20 @@ def test_usual_values_are_not_checked_one_after_another(monkeypatch):
     """Otherwise the tests below compare one way with itself."""
     used = []
     monkeypatch.setattr(Storage, "encode", lambda *arguments: used.append(arguments))
-    for spec, lanes in ((DEEP, 1), (DEEP, 3), (FLAT, 1), (FLAT, 3)):
-        storage = LocalStorage(4, spec, lanes)
+    for spec, lanes, share in itertools.product((DEEP, FLAT), (1, 3), ("large", "all")):
+        storage = LocalStorage(4, spec, lanes, share=share)
         values = {name: values_of(spec[name], 3) for name in spec}
         if lanes > 1:
             values = {name: stacked([value] * lanes) for name, value in values.items()}
         extras = {name: values.pop(name) for name in spec.extra}
-        block = storage.encode_step(*values.values(), extras)
+        block = bytes_in(storage.encode_step(*values.values(), extras))
         assert len(block) == lanes * sum(leaf.field.nbytes for leaf in spec.leaves)
         with_axis = [map_tree(lambda leaf, _path: np.asarray(leaf)[None], value) for value in values.values()]
         more = map_tree(lambda leaf, _path: np.asarray(leaf)[None], extras)
-        assert len(storage.encode(tuple(with_axis), more, (1, *storage.lanes))) == len(block)
+        if lanes == 1:
+            assert len(bytes_in(storage.encode_step(*with_axis, more))) == len(block)
+        if share == "large":
+            assert len(storage.encode(tuple(with_axis), more, (1, *storage.lanes))) == len(block)
     storage = LocalStorage(4, FLAT)
     for reward in (1.5, np.float64(1.5), np.float32(1.5), 1):  # as environments give them
         values = step(0, reward=reward, obs=np.zeros(3), action=np.int64(1), terminated=np.bool_(False))
@@ -237,8 +249,32 @@ def test_any_scalar_is_stored_or_refused_alike(dtype):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", ["?", "u1", "i8", "f2", "f4", "c8"])
+def test_any_number_in_columns_is_stored_or_refused_alike(dtype):
+    """An observation may be a single number that is not in the row, of one lane and of two."""
+    spec = Spec(obs=Field((), dtype), action=Field(()))
+    for value in NUMBERS:
+        fields = {"obs": value, "action": 0.5, "reward": 1.0, "next_obs": 1, "terminated": False, "truncated": True}
+        by_every_way(spec, fields, share="all")
+        by_every_way(spec, {name: [value, value] for name, value in fields.items()}, 2, share="all")
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_observations_in_columns_are_not_copied_until_they_are_written(lanes):
+    """If they have the shape and dtype of the spec."""
+    spec = Spec(obs=Field((40, 40), np.uint8), action=Field(()))
+    storage, lead = LocalStorage(4, spec, lanes), (lanes,) if lanes > 1 else ()
+    obs, next_obs = np.ones((2, *lead, 40, 40), np.uint8)
+    zeros, none = (np.zeros(lead, np.float32), np.zeros(lead, np.bool_)) if lead else (0.0, False)
+    _, (one, two) = storage.encode_step(obs, zeros, zeros, next_obs, none, none, {})
+    assert one is obs
+    assert two is next_obs
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("share", ["large", "all"])
 @pytest.mark.parametrize("name", ["reward", "terminated", "truncated"])
-def test_any_reward_and_flag_is_stored_or_refused_alike(name):
+def test_any_reward_and_flag_is_stored_or_refused_alike(name, share):
     """The fields that every transition has."""
     obs = np.ones(3, np.float32)
     for reward in ("f4", "f8"):
@@ -247,7 +283,7 @@ def test_any_reward_and_flag_is_stored_or_refused_alike(name):
             fields = {
                 "obs": obs, "action": 0.5, "reward": 1.0, "next_obs": obs, "terminated": False, "truncated": False
             }  # fmt: skip
-            by_every_way(spec, fields | {name: value})
+            by_every_way(spec, fields | {name: value}, share=share)
 
 
 def spoilt(tree, draw):
@@ -273,14 +309,16 @@ def spoilt(tree, draw):
     return changes.get(choice, lambda a: a[()])(array)
 
 
-@given(data=st.data(), number=st.integers(0, 99), lanes=st.sampled_from([1, 3]))
-def test_any_tree_is_stored_or_refused_alike(data, number, lanes):
+@given(
+    data=st.data(), number=st.integers(0, 99), lanes=st.sampled_from([1, 3]), share=st.sampled_from(["large", "all"])
+)
+def test_any_tree_is_stored_or_refused_alike(data, number, lanes, share):
     """Keys that lack, keys too many, other structures, other layouts in memory; single steps and steps of lanes."""
     values = {name: values_of(DEEP[name], number) for name in DEEP}
     if lanes > 1:
         values = {name: stacked([value] * lanes) for name, value in values.items()}
     fields = {name: spoilt(value, data.draw) for name, value in values.items()}
-    by_every_way(DEEP, fields, lanes)
+    by_every_way(DEEP, fields, lanes, share)
 
 
 WRONG = {
@@ -289,16 +327,17 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("share", ["large", "all"])
 @pytest.mark.parametrize("lanes", [1, 2])
 @pytest.mark.parametrize("first", CORE)
-def test_of_two_wrong_fields_the_first_is_named(first, lanes):
+def test_of_two_wrong_fields_the_first_is_named(first, lanes, share):
     """In the order of the spec, by every way in, whatever is wrong with each."""
     for second in CORE[CORE.index(first) :]:
         for changes in ({first: WRONG[first], second: WRONG[second]}, {second: WRONG[second], first: WRONG[first]}):
             fields = step(3, **changes)
             if lanes > 1:
                 fields = {name: [value, value] for name, value in fields.items()}
-            error, message = by_every_way(FLAT, fields, lanes)
+            error, message = by_every_way(FLAT, fields, lanes, share)
             assert issubclass(error, (ValueError, TypeError, OverflowError))
             assert message.startswith(f"{first} "), (first, second, message)
 

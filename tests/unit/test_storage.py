@@ -23,6 +23,7 @@ from tests.helpers import (
     stretch,
     unchanged,
 )
+from tests.kernels.forms import PLAIN
 from tests.laws.third_party import ListStorage
 
 both_storages = pytest.mark.parametrize("make", [LocalStorage, ListStorage])
@@ -346,17 +347,22 @@ def test_columns_are_written_between_retiring_and_publishing(spec, num_envs, mon
     buffer, calls = Buffer(storage, Uniform(storage), seed=0), []
     lead = (num_envs,) if num_envs > 1 else ()
 
-    def watched(write):
-        def watching(values, indices, begins):
+    def watched(write, place):
+        def watching(*arguments):
+            indices = arguments[place]
             assert not np.isin(indices % storage.capacity, storage.stored() % storage.capacity).any()
-            write(values, indices, begins)
+            result = write(*arguments)
             assert not np.isin(indices % storage.capacity, storage.stored() % storage.capacity).any()
             calls.append(len(indices))
+            return result
 
         return watching
 
     for columns in storage.columns:
-        monkeypatch.setattr(columns, "write", watched(columns.write))
+        monkeypatch.setattr(columns, "write", watched(columns.write, 1))
+    monkeypatch.setattr("replaykit.storage.frames.kernels", PLAIN.frames)  # and what one kernel calls
+    names = PLAIN.frames.store_at_once.__globals__
+    monkeypatch.setitem(names, "write", watched(names["write"], 3))
     for number in range(9):
         values = {name: values_of(buffer.spec[name], number) for name in buffer.spec}
         given = {name: stacked_lanes([value] * num_envs, num_envs) for name, value in values.items()}
