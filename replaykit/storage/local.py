@@ -147,9 +147,10 @@ class LocalStorage(Storage):
 
     def refuse_block(self, block: Any, entries: int) -> None:
         """Raise ValueError for the first reward of encoded entries that is not finite."""
-        if type(block) is bytes:
+        data = block[0] if type(block) is tuple else block
+        if type(data) is bytes:
             place = self.row.place[self._reward] * entries
-            self.refuse_rewards(np.frombuffer(block, self.spec["reward"].dtype, entries, place))
+            self.refuse_rewards(np.frombuffer(data, self.spec["reward"].dtype, entries, place))
 
     def _write_block(self, block: Any, steps: int, indices: Indices) -> None:
         """Write steps of every lane, whose indices are found, or, if `steps` is 0, the entries of these indices."""
@@ -160,7 +161,7 @@ class LocalStorage(Storage):
         if len(groups) == 1 and self.columns[0].store(groups[0], data, steps, self._written, indices):
             return
         if kernels.store(data, steps, kernels.RETIRE, *self._written, indices) >= 0:
-            self._refuse_rewards_of(data, len(indices))
+            self.refuse_block(data, len(indices))
         begins = np.empty(len(indices), np.bool_)
         kernels.begins_of(data, self.header, indices, begins)
         for columns, values in zip(self.columns, groups, strict=True):

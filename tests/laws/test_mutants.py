@@ -135,7 +135,7 @@ MUTANTS = {
     "frames are published before they are written": (FRAMES, restructured(publish_before_frames), "columns"),
     "an update keeps stale entries": (LANES, replaced(r"if step >= bounds\[FIRST, lane\]:", "if True:"), "machine"),
     "a window crosses the newest step": (
-        "_kernels/windows.py", replaced(r" or index \+ num_envs >= stop", ""), "machine"
+        "_kernels/windows.py", replaced(r" and index \+ num_envs < stop", ""), "machine"
     ),
     "a uniform draw never chooses the last step": (
         LANES, replaced(r"int\(uniforms\[i\] \* total\)", "int(uniforms[i] * (total - 1))"), "machine"
