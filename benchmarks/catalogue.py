@@ -12,6 +12,7 @@ from benchmarks.sections import (
     memory,
     pauses,
     per,
+    saving,
     startup,
     threads,
     training,
@@ -39,6 +40,7 @@ IN_PROCESSES: dict[str, tuple[str, Any]] = {
     "pauses": ("The longest add", pauses),
     "startup": ("Start-up", startup),
     "memory": ("Memory, over the bytes of the rows", memory),
+    "saving": ("Checkpoints of a million transitions", saving),
 }
 SECTIONS = (*TIMED, *IN_PROCESSES)
 ARCHITECTURE = ("add", "inputs", "wrappers", "frames", "pauses", "startup")
