@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from replaykit.trees import leaves_of, map_tree
+from replaykit.tensors import to_tensordict, to_tensors
+from replaykit.trees import leaves_of
 
 Strategy: TypeAlias = Literal["future", "final", "episode", "random"]
 """Where hindsight goals come from."""
@@ -204,23 +205,36 @@ class Batch:
         fields = (f"{path} {shape} {dtype}" if shape else f"{path} {dtype}" for path, shape, dtype in leaves)
         return f"Batch({len(self)}: {', '.join(fields)})"
 
-    def to_torch(self, device: Any = None) -> "Batch":
-        """The same batch as tensors on `device`. On the CPU, the default, they share the memory of the arrays.
+    def to_torch(self, device: Any = None, *, dtype: Any = None, column: bool = False) -> "Batch":
+        """The same batch as tensors. On the CPU they share the memory of the arrays; read-only arrays are copied.
 
-        Copies to a CUDA device go through pinned memory and do not block. Raises TypeError, naming the field, for a
-        dtype that torch does not have.
+        On another device all tensors are views of one block of memory, which is copied at once, from pinned memory to a
+        CUDA device, and without waiting for it.
+
+        Parameters
+        ----------
+        device : torch.device or str, optional
+            The CPU unless given.
+        dtype : torch.dtype, optional
+            Of the floating-point fields. Each keeps its own unless given.
+        column : bool
+            Whether `reward`, `discount`, `terminated`, `truncated` and `weights` have shape (B, 1) rather than (B,).
+
+        Raises
+        ------
+        TypeError
+            For a field with a dtype that torch does not have.
+        RuntimeError
+            If the device is not there.
         """
-        import torch
+        return Batch.of(to_tensors(self.__dict__, device, dtype, column))
 
-        target = torch.device("cpu" if device is None else device)
+    def to_tensordict(self, device: Any = None) -> Any:
+        """The same batch as a ``tensordict.TensorDict``, with the keys of TorchRL. Needs the extra ``tensordict``.
 
-        def convert(array: npt.NDArray[Any], path: str) -> Any:
-            try:
-                tensor = torch.from_numpy(array)
-            except TypeError as error:
-                raise TypeError(f"{path} has dtype {array.dtype}, which torch does not have: {error}") from error
-            if target.type == "cpu":
-                return tensor
-            return tensor.pin_memory().to(target, non_blocking=True) if target.type == "cuda" else tensor.to(target)
-
-        return Batch.of(map_tree(convert, self.__dict__))
+        `obs` is ``"observation"``, or its keys if it is a dict. What belongs to the next step is in ``"next"``:
+        `next_obs`, ``"reward"``, ``"terminated"``, ``"truncated"`` and ``"done"``, of shape (B, 1). `indices` is
+        ``"index"``, `weights` ``"priority_weight"``, and `length` ``"steps_to_next_obs"``, from which TorchRL's losses
+        compute the discount. The other fields keep their names.
+        """
+        return to_tensordict(self.__dict__, device)

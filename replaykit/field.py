@@ -199,6 +199,14 @@ def as_array(name: str, value: Any) -> Array:
     raise TypeError(f"{name} is a torch tensor that {state}; expected an array on the CPU: pass .detach().cpu()")
 
 
+def detached(value: Any) -> Any:
+    """A tensor of torch without its history, on the CPU, in a dtype that NumPy has; anything else as it is."""
+    if type(value) is np.ndarray or type(value).__module__.partition(".")[0] != "torch":
+        return value
+    value = value.detach().cpu()
+    return value.float() if str(value.dtype) == "torch.bfloat16" else value
+
+
 def as_float64(name: str, value: Any) -> npt.NDArray[np.float64]:
     """`value`, which may be a CPU tensor, as float64; refuses what is not real numbers."""
     if type(value) is np.ndarray and (value.dtype is _FLOAT32 or value.dtype is _FLOAT64):

@@ -10,6 +10,7 @@ from replaykit.batch import Ahead, Batch, Draw, Look, Window
 from replaykit.checks import check_count, check_seed, nearest
 from replaykit.declared import Declared, read_only
 from replaykit.field import as_indices
+from replaykit.prefetching import Batching
 from replaykit.saving.checkpoint import Checkpointed
 from replaykit.settings import Settings
 from replaykit.spec import Spec
@@ -24,18 +25,18 @@ _PARTS = ("settings", "lock", "rng", "successor", "inner", "large_batch")
 """Attributes that are set once, by the constructor."""
 
 
-class Replay(Checkpointed, ABC):
+class Replay(Checkpointed, Batching, ABC):
     """Replayed experience: what a buffer and a wrapper around one have in common.
 
     A batch is a draw of indices, a window of stored steps at each, and a reduction of each window to one transition:
     ``sample(B) = reduce(window(draw(B)))``. A buffer holds data. A wrapper, a subclass of `ReplayWrapper`, overrides
     one of these verbs to change how they are replayed. `sample` is final, so that nothing can bypass a wrapper.
 
-    Methods for writing: `add`, `extend`, `end_episode`, `clear`, `writer`. For learning: `sample`, `update_priorities`,
-    `reseed`. The verbs: `draw`, `probability`, `window`, `reduce`, `weigh`. Several verbs at once, for which a buffer
-    may have a faster way: `serve`, `open`, `fetch`, `look_ahead`. For looking: `oldest`, `newest`, `latest`, `stored`,
-    `episode`, `read`, `stats`, `check`. Public methods hold `lock`, so that threads can share a buffer: a batch is one
-    moment of it.
+    Methods for writing: `add`, `extend`, `end_episode`, `clear`, `writer`. For learning: `sample`, `batches`,
+    `update_priorities`, `reseed`. The verbs: `draw`, `probability`, `window`, `reduce`, `weigh`. Several verbs at once,
+    for which a buffer may have a faster way: `serve`, `open`, `fetch`, `look_ahead`. For keeping: `save`, `load`,
+    `state_dict`, `load_state_dict`. For looking: `oldest`, `newest`, `latest`, `stored`, `episode`, `read`, `stats`,
+    `check`. Public methods hold `lock`, so that threads can share a buffer: a batch is one moment of it.
 
     Attributes
     ----------

@@ -14,7 +14,9 @@ DERIVED = ("discount", "length", "weights", "probabilities", "indices", "relabel
 """Fields that only a batch has."""
 CORE = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
 """Fields that every transition has, in the order of the arguments of ``add``."""
-_RESERVED = frozenset((*CORE, *DERIVED, "mask", "td_error", "keys", "values", "items", "to_torch", "of"))
+_RESERVED = frozenset(
+    (*CORE, *DERIVED, "mask", "td_error", "keys", "values", "items", "to_torch", "to_tensordict", "of")
+)
 _DONE = "; in place of a done flag pass terminated= and truncated=, since a time limit truncates an episode"
 
 

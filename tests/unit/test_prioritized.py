@@ -154,13 +154,16 @@ def test_priorities_of_any_dtype_are_the_same(dtype):
 
 
 def test_tensors_may_be_given_back():
-    """The indices and errors of a torch batch go straight in; one that requires grad is refused."""
+    """The indices and errors of a torch batch go straight in, with their history and in any floating-point dtype."""
     torch = pytest.importorskip("torch")
     buffer = prioritized([1.0] * 4, eps=0.0)
     batch = buffer.sample(4).to_torch()
     assert buffer.update_priorities(batch.indices, torch.full((4,), -3.0)) == 4
-    with unchanged(buffer, TypeError, r"td_errors is a torch tensor that requires grad.*\.detach\(\)"):
-        buffer.update_priorities(batch.indices, torch.ones(4, requires_grad=True))
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        errors = torch.arange(1, 5, dtype=dtype).requires_grad_()
+        assert buffer.update_priorities(batch.indices, errors * 2.0) == 4
+    with unchanged(buffer, ValueError, "td_errors contains nan"):
+        buffer.update_priorities(batch.indices, torch.full((4,), torch.nan, requires_grad=True))
 
 
 @pytest.mark.parametrize("weights", ["batch", "buffer", "none"])

@@ -1,0 +1,213 @@
+"""An endless iterator of batches, which are made before they are asked for."""
+
+import contextlib
+import os
+import queue
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from replaykit.batch import Batch
+from replaykit.checks import check_count
+from replaykit.trees import leaves_of
+
+_LARGE_BATCH_BYTES = 1 << 19
+"""Batches of at least so many bytes are made in a thread. For smaller ones it takes from the learner what it saves."""
+
+
+class Batches:
+    """Batches without end, as `Replay.batches` returns them.
+
+    It is also a context manager. It ends with `close`, when the ``with`` block is left, or when it is forgotten, and
+    leaves no thread. If a batch cannot be made, the error is raised in its place; the next call tries again.
+    """
+
+    def __init__(self, make: Callable[[], Any], ahead: int, in_thread: bool) -> None:
+        self._make, self._ahead, self._in_thread = make, ahead, in_thread
+        self._made: deque[Any] = deque()
+        self._producer: _Producer | None = None
+        self._is_closed = False
+        if "torch" in sys.modules:
+            from torch.utils.data import IterableDataset
+
+            IterableDataset.register(Batches)
+
+    def __iter__(self) -> "Batches":
+        data = sys.modules.get("torch.utils.data")
+        if data is not None and data.get_worker_info() is not None:
+            remedy = "use DataLoader(batches, batch_size=None, num_workers=0)"
+            raise RuntimeError(f"a worker would draw from a copy of the buffer, to which nothing is added; {remedy}")
+        return self
+
+    def __next__(self) -> Batch:
+        if self._is_closed:
+            raise StopIteration
+        if self._in_thread:
+            return _ready(self._next_of_thread())
+        if not self._made:
+            self._made.append(self._make())
+        with contextlib.suppress(Exception):  # an error is raised when what was made before is used up
+            while len(self._made) <= self._ahead:
+                self._made.append(self._make())
+        return _ready(self._made.popleft())
+
+    def _next_of_thread(self) -> Any:
+        if self._producer is None or self._producer.process != os.getpid():  # a forked child has no such thread
+            self._producer = _Producer(self._make, self._ahead)
+            self._end = weakref.finalize(self, self._producer.end)
+        found, error = self._producer.take()
+        if error is not None:
+            self._stop()
+            raise error
+        return found
+
+    def _stop(self) -> None:
+        if self._producer is not None:
+            self._end()
+            self._producer = None
+
+    def close(self) -> None:
+        """End. Batches that were made and not asked for are dropped."""
+        self._is_closed = True
+        self._made.clear()
+        self._stop()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "batches() cannot be copied to another process, where nothing would be added; sample in this one"
+        )
+
+
+class _Producer:
+    """A thread that makes batches, at most so many ahead."""
+
+    def __init__(self, make: Callable[[], Any], ahead: int) -> None:
+        self._room, self._made = threading.Semaphore(ahead), queue.SimpleQueue[Any]()
+        self._has_ended, self.process = threading.Event(), os.getpid()
+        self._thread = threading.Thread(target=self._run, args=(make,), name="replaykit-batches", daemon=True)
+        self._thread.start()
+
+    def _run(self, make: Callable[[], Any]) -> None:
+        while True:
+            self._room.acquire()
+            if self._has_ended.is_set():
+                return
+            try:
+                self._made.put((make(), None))
+            except BaseException as error:  # raised again by who asks for this batch
+                self._made.put((None, error))
+                return
+
+    def take(self) -> tuple[Any, BaseException | None]:
+        """The next batch, or the error in its place."""
+        found: tuple[Any, BaseException | None] = self._made.get()
+        self._room.release()
+        return found
+
+    def end(self) -> None:
+        """End the thread, and wait for it."""
+        self._has_ended.set()
+        self._room.release()
+        if self.process == os.getpid() and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+
+class _Copied:
+    """A batch whose copy to a CUDA device goes on in a stream of its own."""
+
+    def __init__(self, batch: Batch, event: Any, device: Any) -> None:
+        self._batch, self._event, self._device = batch, event, device
+
+    def wait(self) -> Batch:
+        """The batch, for the current stream, which waits for the copy; this thread does not."""
+        import torch
+
+        stream = torch.cuda.current_stream(self._device)
+        stream.wait_event(self._event)
+        for _, tensor in leaves_of(dict(self._batch.items())):
+            tensor.record_stream(stream)
+        return self._batch
+
+
+def _ready(made: Any) -> Batch:
+    return made.wait() if isinstance(made, _Copied) else made
+
+
+class Batching:
+    """What gives batches without end: everything that replays."""
+
+    settings: Any
+    checked_batch_size: Callable[[Any], int]
+    sample: Callable[[int], Batch]
+
+    def batches(
+        self, batch_size: int, *, device: Any = None, prefetch: int = 2, dtype: Any = None, column: bool = False
+    ) -> Batches:
+        """Batches without end: ``for batch in buffer.batches(256, device="cuda")``.
+
+        On a CUDA device up to `prefetch` batches are drawn and copied before they are asked for, in a stream of their
+        own, so that the learner does not wait for copies. Batches of 512 KiB or more are made in a thread of their own,
+        also on the CPU. Smaller ones are made when they are asked for, since there a thread saves nothing.
+
+        What was prefetched was drawn before the latest updates of priorities and the latest additions. With
+        ``prefetch=0`` batches are those of :meth:`sample`; with a thread, a run cannot be repeated bit for bit. Batches
+        that were not asked for are not saved. The iterator is a ``torch.utils.data.IterableDataset`` for a
+        ``DataLoader`` with ``batch_size=None`` and ``num_workers=0``, if torch was imported before.
+
+        Parameters
+        ----------
+        batch_size : int
+            Transitions of each batch.
+        device, dtype, column
+            As those of `Batch.to_torch`. Arrays are returned if all are left out.
+        prefetch : int
+            The largest number of batches that are made ahead; 0 for none.
+
+        Returns
+        -------
+        Batches
+            An iterator, and a context manager that ends it.
+
+        Examples
+        --------
+        >>> from itertools import islice
+        >>> from replaykit import Field, ReplayBuffer, Spec
+        >>> buffer = ReplayBuffer(10, Spec(obs=Field(()), action=Field(())), seed=0)
+        >>> index = buffer.extend([0, 1, 2], [0] * 3, [0.0] * 3, [1, 2, 3], [False] * 3, [False] * 3)
+        >>> for batch in islice(buffer.batches(4), 2):
+        ...     batch.obs
+        array([1., 0., 0., 0.], dtype=float32)
+        array([2., 2., 1., 2.], dtype=float32)
+        """
+        size = self.checked_batch_size(batch_size)
+        ahead = 0 if type(prefetch) is int and prefetch == 0 else check_count("prefetch", prefetch)
+        is_large = ahead > 0 and size * self.settings.bytes_each >= _LARGE_BATCH_BYTES
+        if device is None and dtype is None and not column:
+            return Batches(lambda: self.sample(size), ahead if is_large else 0, is_large)
+
+        import torch
+
+        target = torch.device("cpu" if device is None else device)
+        torch.empty(0, device=target)  # raises now if the device is not there
+
+        def make() -> Batch:
+            return self.sample(size).to_torch(target, dtype=dtype, column=column)
+
+        if target.type != "cuda":
+            return Batches(make, ahead if is_large else 0, is_large)
+        stream: Any = torch.cuda.Stream(target)  # type: ignore[no-untyped-call]
+
+        def make_beside() -> _Copied:
+            with torch.cuda.stream(stream):
+                return _Copied(make(), stream.record_event(), target)
+
+        return Batches(make_beside if ahead else make, ahead, is_large)

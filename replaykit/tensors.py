@@ -1,0 +1,171 @@
+"""Batches as tensors: shared with the arrays on the CPU, and in one copy on another device."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit.trees import entries_of, leaves_of, map_tree
+
+Array = npt.NDArray[Any]
+
+_COLUMNS = ("reward", "terminated", "truncated", "discount", "weights")
+"""Fields of shape (B,) that some programs want as (B, 1)."""
+_ALIGNED = 64
+_MOST_WASTE = 1.25, 4096
+"""Memory is copied whole if it is at most so many times, and so many bytes, larger than what is needed of it."""
+
+
+def to_tensors(
+    fields: Mapping[str, Any], device: Any = None, dtype: Any = None, column: bool = False
+) -> dict[str, Any]:
+    """The fields of a batch as tensors; see `Batch.to_torch`."""
+    import torch
+
+    target = None if device is None else torch.device(device)
+    is_here = target is None or target.type == "cpu"
+    made = _shared(fields, torch) if is_here else _moved(fields, target, torch)
+    if dtype is not None:
+        made = map_tree(lambda tensor, _: tensor.to(dtype) if tensor.is_floating_point() else tensor, made)
+    if column:
+        made |= {name: made[name].reshape(-1, 1) for name in _COLUMNS if name in made and made[name].ndim == 1}
+    return made
+
+
+def _shared(fields: Mapping[str, Any], torch: Any) -> dict[str, Any]:
+    """Tensors on the CPU that share the memory of writable arrays."""
+    from_numpy, made = torch.from_numpy, {}
+    try:
+        for name, value in fields.items():
+            is_plain = type(value) is np.ndarray and value.flags.writeable
+            made[name] = from_numpy(value) if is_plain else map_tree(_tensor, value, name)
+    except (TypeError, ValueError):
+        return {name: map_tree(_tensor, value, name) for name, value in fields.items()}
+    return made
+
+
+def _tensor(array: Array, path: str) -> Any:
+    """A tensor of one array; one that is read-only, or in an order that torch does not have, is copied."""
+    import torch
+
+    _dtype_of(array.dtype, path)
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    return torch.from_numpy(array)
+
+
+def _dtype_of(dtype: np.dtype[Any], path: str) -> Any:
+    """The dtype of torch that is the same."""
+    found = _known_dtype(dtype)
+    if found is None:
+        raise TypeError(f"{path} has dtype {dtype}, which torch does not have; expected another dtype in the spec")
+    return found
+
+
+@functools.cache
+def _known_dtype(dtype: np.dtype[Any]) -> Any:
+    import torch
+
+    try:
+        return torch.from_numpy(np.empty(0, dtype)).dtype
+    except TypeError:
+        return None
+
+
+class _Place(NamedTuple):
+    """Where an array lies in a block: the number of its first element there, and the strides in elements."""
+
+    start: int
+    strides: tuple[int, ...]
+
+
+def packed(arrays: list[Array]) -> tuple[list[tuple[int, Array]], list[_Place], int]:
+    """How arrays fit into one block of memory: what is copied where, where each array is, and the bytes of the block.
+
+    Arrays that are views of the same memory stay so, if little of that memory would be copied in vain.
+    """
+    owners = [_owner(array) for array in arrays]
+    needed: dict[int, int] = {}
+    for array, owner in zip(arrays, owners, strict=True):
+        needed[id(owner)] = needed.get(id(owner), 0) + array.nbytes
+    copies, places, starts, nbytes = [], [], dict[int, int](), 0
+    for array, owner in zip(arrays, owners, strict=True):
+        source, size = owner, array.itemsize
+        factor, more = _MOST_WASTE
+        offset = array.__array_interface__["data"][0] - owner.__array_interface__["data"][0]
+        is_wasteful = not owner.flags.c_contiguous or owner.nbytes > factor * needed[id(owner)] + more
+        if is_wasteful or offset % size or any(stride % size or stride < 0 for stride in array.strides):
+            source, offset = np.ascontiguousarray(array), 0
+            array = source
+        if id(source) not in starts:
+            starts[id(source)] = nbytes
+            copies.append((nbytes, source.reshape(-1).view(np.uint8)))
+            nbytes += -(-source.nbytes // _ALIGNED) * _ALIGNED
+        strides = tuple(stride // size for stride in array.strides)
+        places.append(_Place((starts[id(source)] + offset) // size, strides))
+    return copies, places, nbytes
+
+
+def _owner(array: Array) -> Array:
+    """The array whose memory this one is a view of."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def _moved(fields: Mapping[str, Any], target: Any, torch: Any) -> dict[str, Any]:
+    """Tensors on a device: views of one block, which is copied at once, from pinned memory to a CUDA device."""
+    leaves = list(leaves_of(fields))
+    dtypes = [_dtype_of(array.dtype, path) for path, array in leaves]
+    if target.type == "mps":  # has no float64, and so no views of every dtype
+        return {
+            n: map_tree(lambda array, path: _tensor(array, path).to(target), value, n) for n, value in fields.items()
+        }
+    copies, places, nbytes = packed([array for _, array in leaves])
+    host = torch.empty(nbytes, dtype=torch.uint8, pin_memory=target.type == "cuda")
+    memory = host.numpy()
+    for start, source in copies:
+        memory[start : start + len(source)] = source
+    block = host.to(target, non_blocking=True)
+    views = {dtype: block.view(dtype) for dtype in set(dtypes)}
+    tensors = [
+        torch.as_strided(views[dtype], array.shape, place.strides, place.start)
+        for (_, array), dtype, place in zip(leaves, dtypes, places, strict=True)
+    ]
+    found = iter(tensors)
+    return {name: map_tree(lambda _array, _path: next(found), value, name) for name, value in fields.items()}
+
+
+def to_tensordict(fields: Mapping[str, Any], device: Any = None) -> Any:
+    """The fields of a batch with the keys of TorchRL; see `Batch.to_tensordict`."""
+    try:
+        from tensordict import TensorDict
+    except ImportError as error:
+        raise ImportError("to_tensordict needs tensordict: pip install 'replaykit[tensordict]'") from error
+
+    tensors = to_tensors(fields, device)
+    size = len(tensors["indices"])
+    obs, next_obs = ({"observation": tensors.pop(name)} for name in ("obs", "next_obs"))
+    if isinstance(obs["observation"], dict):
+        obs, next_obs = obs["observation"], next_obs["observation"]
+    step = {name: tensors.pop(name).reshape(size, -1) for name in ("reward", "terminated", "truncated")}
+    step["done"] = step["terminated"] | step["truncated"]
+    renamed = {"indices": "index", "weights": "priority_weight"}
+    others = {renamed.get(name, name): value for name, value in tensors.items()}
+    others["steps_to_next_obs"] = others.pop("length").reshape(size, 1)
+    others["discount"] = others["discount"].reshape(size, 1)
+    taken = sorted((obs.keys() & (others.keys() | {"next"})) | (next_obs.keys() & step.keys()))
+    if taken:
+        raise ValueError(
+            f"obs has the key {taken[0]!r}, which the TensorDict needs itself; rename it in the environment"
+        )
+    return TensorDict(_by_name(obs | others | {"next": next_obs | step}), batch_size=[size])
+
+
+def _by_name(tree: Any) -> Any:
+    """A tree with dicts for tuples, whose keys are numbers."""
+    if isinstance(tree, Mapping | tuple):
+        return {str(key): _by_name(entry) for key, entry in entries_of(tree)}
+    return tree
