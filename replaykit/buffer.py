@@ -12,7 +12,7 @@ from replaykit.batch import Ahead, Draw, Look, Window
 from replaykit.checks import check_count, check_generator_state, check_seed, check_unit
 from replaykit.declared import Declared, Moment, read_only
 from replaykit.distributions.base import Distribution
-from replaykit.field import as_array, as_float64, as_indices, detached
+from replaykit.field import as_array, as_float64, as_indices
 from replaykit.replay import Replay
 from replaykit.settings import Settings
 from replaykit.spec import REQUIRED, Spec
@@ -207,7 +207,7 @@ class Buffer(Replay):
         if (td_errors is None) == (priorities is None):
             raise TypeError("pass either td_errors or priorities=")
         name, given = ("td_errors", td_errors) if priorities is None else ("priorities", priorities)
-        entries, values = as_indices("indices", detached(indices)), as_float64(name, detached(given))
+        entries, values = as_indices("indices", indices, True), as_float64(name, given, True)
         if values.shape != entries.shape:
             raise ValueError(f"{name} has shape {values.shape}; expected {entries.shape}, that of indices")
         distribution, storage, size = self._distribution, self._storage, len(entries)

@@ -180,14 +180,17 @@ class Leaf:
         return f"expected {self.dtype}, or one that casts to it safely"
 
 
-def as_array(name: str, value: Any) -> Array:
-    """`value`, which may be a CPU tensor, as an array; refuses a masked array."""
+def as_array(name: str, value: Any, detach: bool = False) -> Array:
+    """`value`, which may be a CPU tensor, as an array; refuses a masked array. With `detach` it may be any tensor."""
     kind = type(value)
     if kind is not list and isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; expected every entry to count: pass .filled(...)")
     try:
         if kind is list or kind.__module__.partition(".")[0] != "torch":
             return np.asarray(value)
+        if detach:
+            value = value.detach().cpu()
+            value = value.float() if str(value.dtype) == "torch.bfloat16" else value
         if not value.requires_grad and value.device.type == "cpu":
             array: Array = value.numpy()
             return array
@@ -199,30 +202,22 @@ def as_array(name: str, value: Any) -> Array:
     raise TypeError(f"{name} is a torch tensor that {state}; expected an array on the CPU: pass .detach().cpu()")
 
 
-def detached(value: Any) -> Any:
-    """A tensor of torch without its history, on the CPU, in a dtype that NumPy has; anything else as it is."""
-    if type(value) is np.ndarray or type(value).__module__.partition(".")[0] != "torch":
-        return value
-    value = value.detach().cpu()
-    return value.float() if str(value.dtype) == "torch.bfloat16" else value
-
-
-def as_float64(name: str, value: Any) -> npt.NDArray[np.float64]:
+def as_float64(name: str, value: Any, detach: bool = False) -> npt.NDArray[np.float64]:
     """`value`, which may be a CPU tensor, as float64; refuses what is not real numbers."""
     if type(value) is np.ndarray and (value.dtype is _FLOAT32 or value.dtype is _FLOAT64):
         return value if value.dtype is _FLOAT64 and value.flags.carray else value.astype(_FLOAT64)
-    array = as_array(name, value)
+    array = as_array(name, value, detach)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers")
     with np.errstate(over="ignore"):
         return array.astype(np.float64)
 
 
-def as_indices(name: str, value: Any) -> npt.NDArray[np.int64]:
+def as_indices(name: str, value: Any, detach: bool = False) -> npt.NDArray[np.int64]:
     """`value`, which may be a CPU tensor, as int64 of shape (B,); refuses floats and booleans."""
     if type(value) is np.ndarray and value.dtype is _INT64 and value.ndim == 1:
         return value if value.flags.carray else value.copy()  # kernels are compiled for ordinary arrays
-    array = as_array(name, value)
+    array = as_array(name, value, detach)
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}; expected (B,)")
     if array.dtype.kind not in "iu" and array.size:
