@@ -14,6 +14,7 @@ from benchmarks.sections import (
     per,
     saving,
     startup,
+    tensors,
     threads,
     training,
     uniform,
@@ -35,6 +36,7 @@ TIMED: dict[str, tuple[str, RowsOf]] = {
     "frames": ("Adding frames", frames.rows),
     "threads": ("Two threads", threads.rows),
     "training": ("A training step with its network", training.rows),
+    "tensors": ("Batches as tensors", tensors.rows),
 }
 IN_PROCESSES: dict[str, tuple[str, Any]] = {
     "pauses": ("The longest add", pauses),

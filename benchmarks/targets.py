@@ -62,11 +62,12 @@ TARGETS = (
     Target("first batch, compile cache warm, seconds", "first-batch-warm", None, 0.4, 0.27),
     Target("first batch, compile cache cold, seconds", "first-batch-cold", None, 3.0, 1.3),
     Target("peak memory over the rows", "memory-small", None, 1.15),
+    Target("a batch of 256 as tensors, over torch.from_numpy", "tensors-256", ("tensors-256", "torch.from_numpy"), 1.8),
     Target("a checkpoint, over numpy.save", "saving-save", ("saving-save", "numpy.save"), 2.5),
     Target("another one after 1,000 adds, over the first", "saving-save-again", ("saving-save", "replaykit"), 0.15),
 )
 FASTEST_PEER, FASTEST_PEER_OF_IMAGES = 0.5, 0.8
-NOT_AGAINST_PEERS = "import first-batch memory training add-4 extend-4096 frame threads saving"
+NOT_AGAINST_PEERS = "import first-batch memory training add-4 extend-4096 frame threads saving tensors"
 """Rows without such a promise, by the beginnings of their keys."""
 
 
