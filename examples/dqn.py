@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
+from checkpoint import Checkpoint
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -48,6 +49,7 @@ class Settings:
     eval_every: int = 1_000  # steps between two greedy evaluations, from which the best weights are chosen
     eval_episodes: int = 100
     stop_at: float = float("inf")  # stop as soon as an evaluation has this mean return
+    save_every: int = 5_000  # steps between two checkpoints, if there are any
 
     def batches_by(self, step: int) -> int:
         """Batches that are sampled in the first `step` steps."""
@@ -62,8 +64,16 @@ class History:
     evaluations: list[tuple[int, float]] = field(default_factory=list)  # mean return of greedy episodes
     losses: list[tuple[int, float]] = field(default_factory=list)  # mean weighted Huber loss of each round of updates
     betas: list[tuple[int, float]] = field(default_factory=list)  # exponent of the weights, where there is one
-    steps: int = 0  # steps taken ...
+    steps: int = 0  # steps taken, ...
+    saved: int = 0  # ... those at the last checkpoint, ...
     best_step: int = 0  # ... and those after which the returned weights were reached
+    best_return: float = -float("inf")  # of these weights, in their evaluation
+    batches: int = 0  # learned from
+
+    @property
+    def evaluated(self) -> int:
+        """Steps at the last evaluation."""
+        return self.evaluations[-1][0] if self.evaluations else 0
 
 
 class QNetwork(nn.Module):
@@ -151,10 +161,12 @@ def train(
     seed: int,
     eval_seed: int,
     monitor: ReplayMonitor | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[QNetwork, History]:
     """Train on `env`, single or vector; returns the network with the best weights seen, and what happened.
 
-    Ctrl-C ends training early, and what was reached until then is returned.
+    Ctrl-C ends training early, and what was reached until then is returned. With a `checkpoint`, everything is saved
+    there every `save_every` steps, and training starts from what is saved there.
     """
     torch.manual_seed(seed)  # the initial weights: nothing else draws from torch, and exploration from `rng`
     is_vector = isinstance(env, gymnasium.vector.VectorEnv)
@@ -166,13 +178,15 @@ def train(
     q_net = QNetwork(observations, actions, settings.hidden)
     target_net, best = copy.deepcopy(q_net), copy.deepcopy(q_net)
     optimizer = torch.optim.Adam(q_net.parameters(), lr=settings.learning_rate, fused=True)
-    env = record(env, buffer)  # from here on each step is stored
+    history, running_returns = History(), np.zeros(num_envs)
 
-    history, best_return, batches, next_eval = History(), -float("inf"), 0, settings.eval_every
-    running_returns = np.zeros(num_envs)
-    bar = tqdm(total=settings.total_timesteps, unit="step")
+    parts = {"q_net": q_net, "target_net": target_net, "best": best, "optimizer": optimizer}
+    if checkpoint is not None and checkpoint.exists():
+        checkpoint.load(buffer, rng, history, parts)
+    env = record(env, buffer)  # from here on each step is stored
+    bar = tqdm(total=settings.total_timesteps, initial=history.steps, unit="step")
     try:
-        obs, _ = env.reset(seed=seed)  # (D,) or (E, D)
+        obs, _ = env.reset(seed=seed + history.steps)  # (D,) or (E, D)
         while history.steps < settings.total_timesteps:
             # Act: at random with probability epsilon, else greedily
             epsilon = 1.0 - (1.0 - settings.epsilon_end) * min(history.steps / settings.epsilon_steps, 1.0)
@@ -192,25 +206,34 @@ def train(
 
             # Learn: as many batches as are due by now, whatever the number of environments
             losses = []
-            while batches < settings.batches_by(history.steps):
+            while history.batches < settings.batches_by(history.steps):
                 losses.append(update(q_net, target_net, optimizer, buffer, settings, monitor))
-                batches += 1
-                if batches % settings.target_every == 0:
+                history.batches += 1
+                if history.batches % settings.target_every == 0:
                     move_target(target_net, q_net, settings.target_rate)
             if losses:
                 history.losses.append((history.steps, float(np.mean(losses))))
 
             # Evaluate without random actions: training returns are too low to judge by
-            if history.steps >= min(next_eval, settings.total_timesteps):
-                next_eval = history.steps + settings.eval_every
+            if history.steps >= min(history.evaluated + settings.eval_every, settings.total_timesteps):
                 mean_return = float(evaluate(q_net, env_id, settings.eval_episodes, eval_seed).mean())
                 history.evaluations.append((history.steps, mean_return))
-                if mean_return > best_return:
-                    best_return, best, history.best_step = mean_return, copy.deepcopy(q_net), history.steps
+                if mean_return > history.best_return:
+                    history.best_return, history.best_step = mean_return, history.steps
+                    best.load_state_dict(q_net.state_dict())
                 if mean_return >= settings.stop_at:
                     break
             if history.steps % 200 < num_envs:
                 show(bar, history, buffer)
+
+            # Save. An environment cannot be saved in the middle of an episode, so a single one plays its episode to
+            # the end, and the episodes of parallel ones are cut off. Then all start anew, as they do in a resumed run
+            is_due = history.steps >= history.saved + settings.save_every
+            if checkpoint is not None and is_due and (is_vector or done.all()):
+                history.saved = history.steps
+                checkpoint.save(buffer, rng, history, parts)
+                obs, _ = env.reset(seed=seed + history.steps)
+                running_returns[:] = 0.0
     except KeyboardInterrupt:
         bar.write("Interrupted: going on with the best weights so far.")
     show(bar, history, buffer)

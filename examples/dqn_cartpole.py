@@ -3,20 +3,27 @@
     python examples/dqn_cartpole.py
     python examples/dqn_cartpole.py --buffer uniform --n-step 3 --num-envs 8 --seed 1
     python examples/dqn_cartpole.py --env MountainCar-v0
+    python examples/dqn_cartpole.py --checkpoint runs/first --resume
 
 A run takes half a minute or less on an idle core, MountainCar up to two. It ends with 100 greedy episodes that neither
 training nor the choice of the weights has seen, and saves a picture of the learning curve. With --monitor it also saves
 one of the health of the replay, and says in words what is wrong with it.
+
+With --checkpoint DIRECTORY everything is saved there every 5,000 steps. You can kill the run at any moment and start it
+again with --resume. It continues from the last checkpoint, and has the same returns, losses and weights as a run that
+was never stopped, bit for bit on the same machine. An environment cannot be saved in the middle of an episode. So at
+each checkpoint new episodes begin, from a seed of their own, whether the run is stopped there or not.
 """
 
 import argparse
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
+from checkpoint import Checkpoint
 from dqn import History, Settings, evaluate, train
 from matplotlib.figure import Figure
 from options import at_least, picture
@@ -127,8 +134,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--no-double", action="store_true", help="plain DQN rather than Double DQN")
     add("--seed", type=at_least(0), default=0, help="of everything (default: %(default)s)")
     add("--monitor", action="store_true", help="watch the replay: a second picture, and warnings in words")
+    add("--checkpoint", type=Path, help="a directory to save the run in (default: it is not saved)")
+    add("--save-every", type=at_least(1), default=5_000, help="steps between checkpoints (default: %(default)s)")
+    add("--resume", action="store_true", help="continue from the checkpoint; start anew if there is none yet")
     add("--output", type=Path, help="the picture (default: in runs/, beside this script)")
     options = parser.parse_args()
+    if options.resume and options.checkpoint is None:
+        parser.error("--resume needs --checkpoint DIRECTORY, the same as before")
     try:
         check_environment(options.env)
     except (gymnasium.error.Error, ImportError, ValueError) as error:
@@ -156,6 +168,19 @@ def check_environment(env_id: str) -> None:
         raise ValueError("it has no time limit, so an evaluation might never end")
 
 
+def find_checkpoint(options: argparse.Namespace, settings: Settings) -> Checkpoint | None:
+    """Where to save the run, and to resume it from."""
+    if options.checkpoint is None:
+        return None
+    names = ("env", "buffer", "n_step", "num_envs", "seed")
+    checkpoint = Checkpoint(options.checkpoint, {name: getattr(options, name) for name in names} | asdict(settings))
+    if checkpoint.exists() and not options.resume:
+        raise SystemExit(
+            f"{checkpoint.path} has a checkpoint: continue from it with --resume, or choose another directory"
+        )
+    return checkpoint
+
+
 def main() -> None:
     """Train, evaluate, plot."""
     options = parse_arguments()
@@ -163,7 +188,9 @@ def main() -> None:
     task = TASKS.get(options.env, Task())
     steps = options.total_timesteps or task.settings.total_timesteps
     steps += -steps % options.num_envs  # whole steps of all environments
-    settings = replace(task.settings, double=not options.no_double, total_timesteps=steps)
+    settings = replace(
+        task.settings, double=not options.no_double, total_timesteps=steps, save_every=options.save_every
+    )
     task = replace(task, settings=settings)
 
     # Training, the choice of the weights and the final test share no episodes, and generators no streams
@@ -176,10 +203,12 @@ def main() -> None:
     else:
         env = gymnasium.make_vec(options.env, num_envs=options.num_envs)
     buffer = make_buffer(options.buffer, env, task, options.n_step, buffer_seed)
+    checkpoint = find_checkpoint(options, settings)
     monitor = ReplayMonitor(buffer) if options.monitor else None
     rng = np.random.default_rng(agent_seed)
     seeds = {"seed": train_seed, "eval_seed": eval_seed}
-    q_net, history = train(env, buffer, settings, rng, env_id=options.env, monitor=monitor, **seeds)
+    watching: dict[str, Any] = {"monitor": monitor, "checkpoint": checkpoint}
+    q_net, history = train(env, buffer, settings, rng, env_id=options.env, **seeds, **watching)
     env.close()
 
     test_returns = evaluate(q_net, options.env, TEST_EPISODES, test_seed)

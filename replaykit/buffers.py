@@ -55,7 +55,7 @@ class ReplayBuffer(Buffer):
         or none. Only equal observations are shared, so batches do not depend on it.
     storage : str or path-like, optional
         A directory for the transitions, which are kept in memory otherwise: in files that may be larger than memory,
-        and outlive the process. See `MappedStorage`.
+        and outlive the process. See `MappedStorage <replaykit.storage.MappedStorage>`.
     replace : bool
         Whether a transition can be drawn twice for a batch. If not, a batch is at most as large as the buffer's size.
     seed : None, int, SeedSequence or Generator

@@ -87,7 +87,7 @@ class Declared:
     def state(self) -> dict[str, Any]:
         """What is kept apart from the constructor's arguments: arrays, which may be views, and plain values.
 
-        Both may be in lists, tuples and dicts. Large arrays may be `Chunks`.
+        Both may be in lists, tuples and dicts. Large arrays may be `LiveChunks <replaykit.chunks.LiveChunks>`.
         """
         return {}
 

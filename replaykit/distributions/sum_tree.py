@@ -195,7 +195,7 @@ class SumTree:
 
     @property
     def leaves(self) -> Values:
-        """The values of all leaves, and zeros beyond the capacity: a view, which must not be changed."""
+        """A view of the values of all leaves, and of zeros beyond the capacity. It must not be changed."""
         return self.nodes[self.nodes.shape[0] // 2 :]
 
     def _checked(self, leaves: npt.ArrayLike) -> Leaves:

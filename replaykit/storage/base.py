@@ -71,7 +71,7 @@ class Storage(Declared, ABC):
     is_reopened = False
     """Whether the arrays have what was stored before, by another process."""
     restored: Slots | None = None
-    """What was stored in the state that was restored last, if that had `Chunks`."""
+    """What was stored in the state that was restored last, if that had `Chunks <replaykit.chunks.Chunks>`."""
 
     def __init__(self, capacity: int, spec: Spec, num_envs: int = 1) -> None:
         if isinstance(capacity, Spec):
