@@ -200,14 +200,14 @@ def test_unfinished_writes_are_forgotten(tmp_path):
 
 def test_a_second_storage_on_the_same_files_is_refused(tmp_path):
     buffer = ReplayBuffer(5, FLAT, storage=tmp_path)
-    with pytest.raises(OSError, match="is in use by another storage or process"):
+    with pytest.raises(OSError, match="is in use by another buffer or process"):
         ReplayBuffer(5, FLAT, storage=tmp_path)
     program = f"""
 from replaykit import Field, ReplayBuffer, Spec
 ReplayBuffer(5, Spec(obs=Field((3,)), action=Field(()), note=Field((2,), bool)), storage={str(tmp_path)!r})
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "is in use by another storage or process" in result.stderr
+    assert "is in use by another buffer or process" in result.stderr
     assert len(buffer) == 0
 
 
