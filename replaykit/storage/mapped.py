@@ -195,9 +195,8 @@ def _locked(path: str) -> int:
         except BlockingIOError:
             if is_last:
                 os.close(descriptor)
-                raise BlockingIOError(
-                    f"{path} is in use by another storage or process; close it, or choose another"
-                ) from None
+                remedy = "choose another directory, or delete that buffer"
+                raise BlockingIOError(f"{path} is in use by another buffer or process; {remedy}") from None
             gc.collect()  # a storage of this process that nobody has any more
         except OSError:  # a file system without locks
             break

@@ -90,6 +90,7 @@ def test_a_mapped_buffer_serves_what_one_in_memory_serves(tmp_path, make, spec, 
 
 
 def test_the_storage_alone_can_be_mapped(tmp_path):
+    """A `MappedStorage` joins any distribution, and each of its arrays is a file."""
     storage = MappedStorage(tmp_path, 10, FLAT)
     buffer = CombinedReplay(Buffer(storage, Uniform(storage), seed=0))
     step(buffer, np.random.default_rng(0), 20)
@@ -102,6 +103,7 @@ def test_the_storage_alone_can_be_mapped(tmp_path):
 
 
 def test_hindsight_around_mapped_files(tmp_path):
+    """Wrappers serve what they serve in memory."""
     spec = Spec(obs={name: Field(()) for name in ("observation", "achieved_goal", "desired_goal")}, action=Field(()))
 
     def reward_fn(achieved, desired, info):
@@ -199,6 +201,7 @@ def test_unfinished_writes_are_forgotten(tmp_path):
 
 
 def test_a_second_storage_on_the_same_files_is_refused(tmp_path):
+    """By another process, and in the same one."""
     buffer = ReplayBuffer(5, FLAT, storage=tmp_path)
     with pytest.raises(OSError, match="is in use by another buffer or process"):
         ReplayBuffer(5, FLAT, storage=tmp_path)
@@ -222,6 +225,7 @@ ReplayBuffer(5, Spec(obs=Field((3,)), action=Field(()), note=Field((2,), bool)),
     ],
 )
 def test_files_that_were_made_otherwise_are_refused(tmp_path, options, match):
+    """Each argument that differs is named, and the files stay as they are."""
     buffer = PrioritizedBuffer(5, FLAT, storage=tmp_path)
     buffer.add([0] * 3, 0, 1.0, [0] * 3, False, False, note=[True, False])
     del buffer
@@ -232,6 +236,7 @@ def test_files_that_were_made_otherwise_are_refused(tmp_path, options, match):
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path):
+    """They stay as they are."""
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(FileExistsError, match="has other files, such as thesis.tex"):
         ReplayBuffer(5, FLAT, storage=tmp_path)
@@ -240,6 +245,7 @@ def test_a_directory_with_other_files_is_refused(tmp_path):
 
 @pytest.mark.parametrize("change", ["cut", "longer", "layout", "format", "lanes"])
 def test_damaged_files_are_refused(tmp_path, change):
+    """Files of wrong sizes, an unreadable or newer layout, and impossible numbers of lanes."""
     buffer = ReplayBuffer(5, FLAT, storage=tmp_path)
     buffer.add([0] * 3, 0, 1.0, [0] * 3, False, False, note=[True, False])
     if change == "lanes":
@@ -260,6 +266,8 @@ def test_damaged_files_are_refused(tmp_path, change):
 
 
 def test_a_full_disk_is_noticed_when_the_files_are_made(tmp_path, monkeypatch):
+    """Not later, when writing to memory would end the process."""
+
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -270,6 +278,7 @@ def test_a_full_disk_is_noticed_when_the_files_are_made(tmp_path, monkeypatch):
 
 
 def test_storage_that_is_no_path_is_refused(tmp_path):
+    """TypeError names what was given."""
     with pytest.raises(TypeError, match="storage is a int; expected the path of a directory"):
         ReplayBuffer(5, FLAT, storage=7)
 
@@ -279,6 +288,7 @@ def test_storage_that_is_no_path_is_refused(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_child_cannot_use_the_files(tmp_path):
+    """Adding, sampling and clearing raise RuntimeError there; the parent goes on."""
     buffer = ReplayBuffer(5, FLAT, storage=tmp_path, seed=0)
     one = {"obs": [0] * 3, "action": 0, "reward": 1.0, "next_obs": [0] * 3, "terminated": False, "truncated": False}
     buffer.add(**one, note=[True, False])
@@ -296,6 +306,7 @@ def test_a_forked_child_cannot_use_the_files(tmp_path):
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda replay: pickle.loads(pickle.dumps(replay))])
 def test_a_copy_is_in_memory(tmp_path, duplicate):
+    """A deep copy or a pickle of a buffer in files is one in memory, and goes on with the same batches."""
     storage = MappedStorage(tmp_path / "b", 9, FLAT)
     for mapped in (PrioritizedBuffer(9, FLAT, storage=tmp_path / "a", seed=0), Buffer(storage, Uniform(storage))):
         step(mapped, np.random.default_rng(0), 20)
@@ -305,6 +316,7 @@ def test_a_copy_is_in_memory(tmp_path, duplicate):
 
 
 def test_checkpoints_of_mapped_buffers_are_those_of_others(tmp_path):
+    """Saved from files and loaded into memory, and into other files."""
     mapped = PrioritizedBuffer(9, IMAGES, storage=tmp_path / "files", seed=0)
     step(mapped, np.random.default_rng(0), 30)
     mapped.save(tmp_path / "checkpoint")
