@@ -64,6 +64,9 @@ class Columns(ABC):
     def restore(self, state: dict[str, Any], oldest: Indices) -> None:
         """Take the state of another: of each lane, the steps from `oldest` (E,) on."""
 
+    def restart(self) -> None:  # noqa: B027
+        """Nothing is stored any more; undo what a `restore` that failed has left."""
+
     def check(self) -> None:  # noqa: B027
         """Verify every invariant."""
 
