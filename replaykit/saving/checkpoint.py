@@ -251,7 +251,6 @@ class SavedChunks(Chunks):
 
 def reader(read: Callable[[Any], Array], bar: Any) -> Callable[[dict[str, Any]], Any]:
     """A function that returns the array or the chunks that a reference of `_Writer` means."""
-
     arrays, named = dict[tuple[str, ...], Array](), set[str]()
 
     def read_node(node: dict[str, Any]) -> Any:
@@ -305,6 +304,7 @@ def restore(replay: Checkpointed, content: dict[str, Any], where: str, read: Any
                     part.moments = {token: part.restored}  # type: ignore[attr-defined]
         except BaseException:  # an interrupt, or a file that can no longer be read
             for part in parts.values():
+                getattr(part, "moments", {}).clear()
                 part.restart()
             raise
 

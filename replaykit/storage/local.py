@@ -334,9 +334,9 @@ class LocalStorage(Storage):
         return state
 
     def complete_state(self, state: dict[str, Any]) -> None:
-        cursor, running = state["lanes"][kernels.CURSOR], state.pop("running")
-        state["oldest"] = np.minimum(self.bounds[0], cursor)
-        state["starts"] = starts_of(self, np.stack((state["oldest"], cursor)), running)
+        cursor = state["lanes"][kernels.CURSOR]
+        state["oldest"] = oldest = np.minimum(self.bounds[0], cursor)
+        state["starts"] = starts_of(self, np.stack((oldest, cursor)), state.pop("running"))
 
     def check_state(self, state: dict[str, Any]) -> None:
         check_lanes_and_rows(self, state)
@@ -351,9 +351,9 @@ class LocalStorage(Storage):
         kernels.clear(self.header)
         for indices, rows in pieces(state["rows"]):
             step, lane = np.divmod(indices, self.num_envs)
-            is_kept, ends = step >= oldest[lane], rows[:, self.row.end] != 0
+            is_kept, was_there = step >= oldest[lane], step >= state["oldest"][lane]
             self.rows[indices[is_kept] % self.capacity] = rows[is_kept]
-            over = indices[ends & ~is_kept & (step >= state["oldest"][lane])]
+            over = indices[was_there & ~is_kept & (rows[:, self.row.end] != 0)]
             np.maximum.at(starts, over % self.num_envs, over + self.num_envs)
         for columns in self.columns:
             columns.restore(_of(columns, state), oldest)
@@ -363,9 +363,9 @@ class LocalStorage(Storage):
                 is_kept = indices // self.num_envs >= oldest[indices % self.num_envs]
                 self.tables[kernels.STAMPS, indices[is_kept] % self.capacity] = stamps[is_kept]
         self.header[kernels.SPLIT] = state["split"] if state["split"] >= 0 else lanes[kernels.CURSOR].sum()
-        has_steps = np.flatnonzero(oldest < lanes[kernels.CURSOR])
-        newest = (lanes[kernels.CURSOR, has_steps] - 1) * self.num_envs + has_steps
-        self.rows[newest % self.capacity, self.row.end] = lanes[kernels.OVER, has_steps]
+        filled = np.flatnonzero(oldest < lanes[kernels.CURSOR])
+        newest = (lanes[kernels.CURSOR, filled] - 1) * self.num_envs + filled
+        self.rows[newest % self.capacity, self.row.end] = lanes[kernels.OVER, filled]
         self.tables[kernels.STARTS, self._lanes[kernels.PLACE]] = starts
         self._lanes[[kernels.FIRST, kernels.OVER]] = oldest, lanes[kernels.OVER]
         kernels.rebuild_tables(self.header, self.bytes, self.tables, starts)
@@ -377,7 +377,6 @@ class LocalStorage(Storage):
         kernels.clear(self.header)
         self._lanes[kernels.PLACE] = self._lanes[kernels.EPISODE] % self.capacity
         self.header[kernels.SPLIT] = self.bounds[1].sum()
-        self.moments = {}
         for columns in self.columns:
             columns.restart()
 
