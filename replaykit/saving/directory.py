@@ -88,9 +88,12 @@ class Directory:
                 fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
             yield
         finally:
-            with contextlib.suppress(OSError):  # a child that was forked meanwhile has the descriptor, too
+            try:  # a child that was forked meanwhile has the descriptor, too, and would keep the lock
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
+            except OSError:
+                pass
+            finally:
+                os.close(descriptor)
 
     def manifest(self) -> dict[str, Any]:
         """The content of the manifest; raises FileNotFoundError or ValueError."""

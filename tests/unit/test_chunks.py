@@ -70,7 +70,12 @@ def test_slots_say_which_index_they_hold(ring, one, other):
 
 def test_a_stretch_of_slots_is_selected_as_a_slice():
     """So that it is copied at once: while the ring fills, in its middle, and when it is full."""
-    for first, cursor, expected in [(0, 5, slice(2, 5)), (3, 9, slice(3, 7)), (4, 14, slice(2, 7)), (0, 0, slice(2, 2))]:
+    for first, cursor, expected in [
+        (0, 5, slice(2, 5)),
+        (3, 9, slice(3, 7)),
+        (4, 14, slice(2, 7)),
+        (0, 0, slice(2, 2)),
+    ]:
         assert Slots(np.array([[first], [cursor]]), 10).select(2, 7) == expected
     assert Slots(np.array([[8], [13]]), 10).select(0, 10).tolist() == [0, 1, 2, 8, 9]
 
