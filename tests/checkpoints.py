@@ -59,7 +59,11 @@ class Learner:
                     fields["td_error"] = self.rng.normal(size=lead)
                 (replay.add if steps is None else replay.extend)(**fields)
             elif action < 0.95 and len(replay):
-                batch = replay.sample(4)
+                try:
+                    batch = replay.sample(4)
+                except ValueError as error:  # too few are stored, or all priorities are 0
+                    batches.append(str(error))
+                    continue
                 batches.append(bytes_of(dict(batch.items())))
                 if self.rng.random() < 0.7:
                     replay.update_priorities(batch.indices, self.rng.normal(size=4))
