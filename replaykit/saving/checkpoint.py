@@ -144,7 +144,7 @@ def _saved(replay: Checkpointed, target: Any, former: dict[str, Any], bar: Any) 
             large = {place: chunks.copy() for place, chunks in large.items()}
         moments = {name: chunks.slots for (name, _), chunks in large.items()}
         before = {name: _remember(parts[name], target.token, slots, former) for name, slots in moments.items()}
-    bar.total, nodes = sum(map(len, large.values())), {node["name"]: node for node in arrays_in(former)}
+    bar.total, nodes = sum(map(len, large.values())), {str(node["name"]): node for node in arrays_in(former)}
     write = _Writer(replay, target, nodes, bar)
     for (name, key), chunks in large.items():
         write.chunks(f"{name}.{key}", chunks, before[name])
@@ -174,7 +174,7 @@ def _remember(storage: Any, token: str, slots: Slots, former: Mapping[str, Any])
     Only what a storage has saved or loaded itself is known: then the rows in the former files are its own.
     """
     moments: dict[str, Slots] = getattr(storage, "moments", {})
-    before = moments.get(former.get("token", ""))
+    before = moments.get(str(former.get("token")))
     moments[token] = slots
     while len(moments) > _REMEMBERED:
         del moments[next(iter(moments))]
@@ -209,6 +209,7 @@ class _Writer:
             self._moments[id(slots)] = self(f"{where}.bounds", slots.bounds)
         node = {"name": where, "span": chunks.span, "capacity": slots.capacity, "bounds": self._moments[id(slots)]}
         is_alike = (old.get("span"), old.get("capacity")) == (chunks.span, slots.capacity)
+        is_alike = is_alike and len(old["chunks"]) == len(chunks)
         references = list(old["chunks"]) if is_alike else [None] * len(chunks)
         for k, reference in enumerate(references):
             is_same = before is not None and reference is not None and self._target.has(reference)
@@ -265,7 +266,8 @@ def reader(read: Callable[[Any], Array], bar: Any) -> Callable[[dict[str, Any]],
             return chunks
         shape, dtype = tuple(node["shape"]), np.dtype(node["dtype"])
         if files and files not in arrays:
-            arrays[files] = np.concatenate([read(reference) for reference in node["chunks"]])
+            parts = [read(reference) for reference in node["chunks"]]
+            arrays[files] = np.concatenate(parts).astype(parts[0].dtype, copy=False)  # the byte order is lost otherwise
         array = arrays[files] if files else np.zeros(shape if math.prod(shape) == 0 else 0, dtype)
         if array.dtype != dtype or array.size != math.prod(shape):
             raise ValueError(f"{node['name']} is not an array {shape} of {dtype}")

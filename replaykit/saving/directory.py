@@ -132,7 +132,7 @@ class Directory:
         digest = hashlib.sha256(head.getbuffer())
         digest.update(data)
         size, checksum = len(head.getbuffer()) + len(data), digest.hexdigest()
-        if former and former[1:] == [size, checksum] and self.has(former):
+        if self.has(former) and list(former[1:]) == [size, checksum]:
             return list(former)
         name = f"{self.token}-{self._written}.npy"
         self._written += 1
@@ -143,7 +143,7 @@ class Directory:
         """Whether the file of a reference is there, with the right size."""
         try:
             return bool(os.lstat(os.path.join(self.path, _checked(reference)[0])).st_size == reference[1])
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             return False
 
     def _write(self, name: str, *parts: Any) -> None:

@@ -144,7 +144,7 @@ def is_function(value: Any) -> bool:
 def arrays_in(content: Any) -> Iterator[dict[str, Any]]:
     """All references to arrays in the content of a manifest."""
     if isinstance(content, dict):
-        if "chunks" in content and "name" in content:
+        if type(content.get("chunks")) is list and "name" in content:
             yield content
         content = list(content.values())
     if isinstance(content, list):

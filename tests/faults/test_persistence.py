@@ -6,36 +6,24 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
 import pytest
 
-import replaykit
 from replaykit import (
-    CombinedReplay,
     Field,
-    HindsightReplay,
-    LatestBuffer,
     PrioritizedBuffer,
     ReplayBuffer,
     Spec,
-    record,
 )
 from replaykit.saving import directory as files
 from tests.checkpoints import MANIFEST, Learner, assert_tidy, content_of, manifest_of, references_in, seal, sealed
 from tests.helpers import (
     FLAT,
-    GOAL_SPEC,
-    filled,
-    goal_episodes,
     interrupted,
     interrupted_at,
-    sparse,
-    stretch,
     unchanged,
 )
 

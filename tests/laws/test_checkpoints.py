@@ -15,7 +15,7 @@ from replaykit import chunks as chunks_module
 from replaykit.saving import checkpoint
 from replaykit.saving.directory import Directory
 from replaykit.testing import build, configurations
-from tests.checkpoints import Learner, assert_tidy, bytes_of, content_of, manifest_of, sealed
+from tests.checkpoints import Learner, assert_tidy, bytes_of, content_of
 from tests.laws.streams import GAMMA, Stream, run_together
 
 
