@@ -280,7 +280,7 @@ def restore(replay: Checkpointed, content: dict[str, Any], where: str, read: Any
     """Verify a checkpoint whose manifest has this content, and give its states to all parts."""
     parts = replay.parts()
     with _verifying(where):
-        built, saved, token = content["built"], content["parts"], content["token"]
+        built, saved, token = content["built"], content["parts"], str(content["token"])
         compared = (built, replay) if exact else (saved["storage"]["built"], parts["storage"])
         for difference in differences(compared[0], describe(compared[1])):
             remedy = ", or pass exact=False to take what fits" if exact else ""

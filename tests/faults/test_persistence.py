@@ -307,7 +307,7 @@ def test_an_interrupt_after_the_new_manifest_counts_keeps_its_files(saved):
         with pytest.MonkeyPatch.context() as patch:
             stopped = []
 
-            def stop(self, content, at=at, stopped=stopped):
+            def stop(self, content, at=at, stopped=stopped, commit=commit):
                 stopped.append(interrupted(lambda: commit(self, content), at, "saving/directory.py"))
                 if stopped[0]:
                     raise KeyboardInterrupt
@@ -551,7 +551,7 @@ def test_chunks_of_impossible_sizes_are_refused(saved, entry, value):
 
 def test_rows_of_other_steps_than_the_lanes_hold_are_refused(saved, tmp_path):
     """Though each is possible by itself."""
-    buffer, path = saved
+    _, path = saved
     other = make()
     Learner(0).act(other, 20)
     other.save(tmp_path / "other")

@@ -193,15 +193,21 @@ class Odd(ReplayWrapper):
         self.value = state["value"]
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        None, True, -3, 1 << 100, 0.1, -0.0, float("inf"), float("nan"), "é\n\0", [], (), {}, [1, (2.5, "x")], {1: {"a": [None]}, (1, 2): 3},
-        np.float32(0.1), np.arange(6).reshape(2, 3), np.zeros((0, 3)), np.array(3.5), np.array(["ab", "c"]), np.array([1], ">i4"),
-        {"a": {"b": np.ones(2)}, "a.b": np.zeros(3)}, np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.array([1 + 2j]),
-        np.array(["2020-01-01"], "M8[D]"), Field((2,), np.int8), LinearSchedule(0.0, 1.0, 3), np.zeros((3, 0), np.bool_),
+VALUES = [
+    *[None, True, -3, 1 << 100, 0.1, -0.0, float("inf"), float("nan"), "é\n\0", [], (), {}],
+    *[[1, (2.5, "x")], {1: {"a": [None]}, (1, 2): 3}, {"a": {"b": np.ones(2)}, "a.b": np.zeros(3)}],
+    *[np.float32(0.1), np.array(3.5), np.array(["ab", "c"]), np.array([1], ">i4"), np.array([1 + 2j])],
+    *[
+        np.arange(6).reshape(2, 3),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.zeros((0, 3)),
+        np.zeros((3, 0), bool),
     ],
-)  # fmt: skip
+    *[np.array(["2020-01-01"], "M8[D]"), Field((2,), np.int8), LinearSchedule(0.0, 1.0, 3)],
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
 @pytest.mark.parametrize("way", ["path", "state_dict"])
 def test_states_of_ones_own_are_saved(tmp_path, value, way):
     """Numbers, strings and arrays, in lists, tuples and dicts."""
