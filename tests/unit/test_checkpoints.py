@@ -1,6 +1,7 @@
 """What `save` and `load` take, refuse and leave alone."""
 
 import builtins
+import copy
 import warnings
 
 import gymnasium
@@ -21,6 +22,7 @@ from replaykit import (
     Spec,
     record,
 )
+from replaykit.chunks import Slots
 from replaykit.storage import LocalStorage
 from tests.checkpoints import Learner, content_of
 from tests.helpers import FLAT, GOAL_SPEC, filled, goal_episodes, reached, sparse, unchanged
@@ -203,7 +205,7 @@ VALUES = [
         np.zeros((0, 3)),
         np.zeros((3, 0), bool),
     ],
-    *[np.array(["2020-01-01"], "M8[D]"), Field((2,), np.int8), LinearSchedule(0.0, 1.0, 3)],
+    *[np.zeros((3, 0), bool), np.array(["2020-01-01"], "M8[D]"), Field((2,), np.int8), LinearSchedule(0.0, 1.0, 3)],
 ]
 
 
@@ -337,6 +339,167 @@ def test_a_recorder_of_before_is_refused_after_load(tmp_path):
     recorder.reset(seed=0)
     recorder.step(1)
     assert buffer.episode([0, 1])[0].tolist() == [0, 1]
+
+
+# -- States that no replay has -------------------------------------------------------------------------------------
+
+LANES = Spec(obs=Field((4, 5), np.uint8), action=Field((2,), np.bool_), big=Field((400,)), on=Field((1200,), np.bool_))
+
+
+def in_lanes():
+    """A buffer of two lanes out of step, the first of which is in the middle of an episode."""
+    buffer = PrioritizedBuffer(8, LANES, num_envs=2, share="all", seed=0)
+    Learner(4).act(buffer, 40)
+    fields = Learner(5).fields(LANES, 5, 2)
+    fields |= {
+        "terminated": np.zeros((5, 2), bool),
+        "truncated": np.array([[0, 1], [0, 0], [0, 1], [0, 0], [0, 1]], bool),
+    }
+    buffer.extend(**fields)
+    return buffer
+
+
+def put(name, place, value):
+    """A change of one number of an array."""
+
+    def change(state):
+        state[name] = np.array(state[name])
+        state[name][place] = value
+
+    return change
+
+
+def put_rows(name, change):
+    """A change of the rows of all chunks."""
+
+    def change_rows(state):
+        state[name] = copy.copy(state[name])
+        state[name]._rows = [None if rows is None else change(rows) for rows in state[name]._rows]
+
+    return change_rows
+
+
+def put_byte(place, value, row=slice(None)):
+    """A change of a byte of rows."""
+
+    def change(rows):
+        rows = rows.copy()
+        rows[row, place] = value
+        return rows
+
+    return put_rows("rows", change)
+
+
+def put_other_slots(name, **changes):
+    def change(state):
+        state[name] = copy.copy(state[name])
+        slots = state[name].slots
+        state[name].slots = Slots(changes.get("bounds", slots.bounds), changes.get("capacity", slots.capacity))
+
+    return change
+
+
+STORAGE = LocalStorage(8, LANES, 2, share="all")
+FIRST, CURSOR, OVER, EPISODE = range(4)
+ROW, PLACE = STORAGE.row, STORAGE.positions
+IMPOSSIBLE = [
+    ("capacity is 8.0", lambda state: state.update(capacity=8.0)),
+    ("capacity is 0", lambda state: state.update(capacity=0)),
+    ("capacity is 4611686018427387904", lambda state: state.update(capacity=1 << 62)),
+    ("capacity 9 is no multiple of 2", lambda state: state.update(capacity=9)),
+    ("lanes is no array", lambda state: state.update(lanes=state["lanes"][:3])),
+    ("lanes is no array", lambda state: state.update(lanes=state["lanes"].astype(float))),
+    ("oldest is no array", lambda state: state.update(oldest=state["oldest"][:1])),
+    ("starts is no array", lambda state: state.update(starts=3)),
+    ("oldest step is newer than its next", put("lanes", (FIRST, 0), -1)),
+    ("oldest step is newer than its next", put("lanes", (CURSOR, 0), 0)),
+    ("too many steps", lambda state: [put("lanes", (slice(0, 2), 0), 1 << 61)(state)]),
+    ("holds more than fits", put("lanes", (FIRST, 0), 0)),
+    ("oldest is outside the lane", put("oldest", 0, 0)),
+    ("oldest is outside the lane", put("oldest", 0, 1 << 40)),
+    ("a flag of a lane is neither 0 nor 1", put("lanes", (OVER, 0), 2)),
+    ("an episode has an impossible number", put("lanes", (EPISODE, 0), 1)),
+    ("an episode has an impossible number", put("lanes", (EPISODE, 1), -3)),
+    ("an episode has an impossible number", put("lanes", (EPISODE, 0), 1 << 62)),
+    ("a running episode has no number", put("lanes", (EPISODE, 0), -2)),
+    ("an episode starts too late", put("starts", 0, 1 << 40)),
+    ("an episode starts too late", put("starts", 0, -2)),
+    ("an episode starts in another lane", put("starts", 0, 1)),
+    ("split is -2", lambda state: state.update(split=-2)),
+    ("split is 4611686018427387904", lambda state: state.update(split=1 << 62)),
+    ("split is 1.0", lambda state: state.update(split=1.0)),
+    ("rows is of other steps", put_other_slots("rows", capacity=16)),
+    ("stamps is of other steps", put_other_slots("stamps", bounds=np.zeros((2, 2), np.int64))),
+    ("frames.obs.frames is of other steps", put_other_slots("frames.obs.frames", bounds=np.zeros((2, 2), np.int64))),
+    ("rows is no array", put_rows("rows", lambda rows: rows[:-1])),
+    ("rows is no array", put_rows("rows", lambda rows: rows[:, :-1])),
+    ("stamps is no array", put_rows("stamps", lambda rows: rows.astype(float))),
+    ("large.big is no array|big is no array", put_rows("large.big", lambda rows: rows[:, 1:])),
+    ("on has other bytes than 0 and 1", put_rows("large.on", lambda rows: (rows.view(np.uint8) + 2).view(np.bool_))),
+    ("a flag has other bytes than 0 and 1", put_byte(ROW.end, 2)),
+    ("a flag has other bytes than 0 and 1", put_byte(ROW.place[PLACE["action"]] + 1, 3)),
+    ("an episode goes on after its last step", put_byte([ROW.place[PLACE["terminated"]], ROW.end], [1, 0])),
+    ("an episode goes on after its last step", put_byte([ROW.place[PLACE["truncated"]], ROW.end], [1, 0])),
+    ("a reward is not finite", put_byte(slice(ROW.place[PLACE["reward"]], ROW.place[PLACE["reward"]] + 4), 255)),
+    ("a lane goes on after its last step", put("lanes", (OVER, 1), 0)),
+    ("there are more episodes than their numbers say", put("lanes", (EPISODE, 1), 1)),
+    ("a chunk has shape", put_rows("frames.obs.frames", lambda rows: rows[:-1])),
+    ("a chunk has shape", put_rows("frames.obs.frames", lambda rows: rows[:3])),
+    ("a chunk has shape", put_rows("frames.obs.frames", lambda rows: rows.astype(np.int8))),
+    (
+        "other frames than the chunk",
+        put_rows("frames.obs.frames", lambda rows: np.append(rows, np.zeros(20, np.uint8))),
+    ),
+]
+
+
+@pytest.mark.parametrize(("problem", "change"), IMPOSSIBLE, ids=[f"{k}" for k in range(len(IMPOSSIBLE))])
+def test_an_impossible_state_of_a_storage_is_refused(problem, change):
+    """By what is wrong with it, and it changes nothing."""
+    buffer = in_lanes()
+    state = buffer.storage.copied_state()
+    buffer.storage.check_state(state)
+    change(state)
+    with unchanged(buffer, ValueError, problem):
+        buffer.storage.check_state(state)
+
+
+@pytest.mark.parametrize(
+    ("problem", "change"),
+    [
+        ("capacity is 1.0", lambda state: state.update(capacity=1.0)),
+        ("capacity is 0", lambda state: state.update(capacity=0)),
+        ("capacity 9 is no multiple", lambda state: state.update(capacity=9)),
+        ("settled is no array", lambda state: state.update(settled=np.zeros(4, np.int64))),
+        ("settled is impossible", put("settled", (0, 0), -1)),
+        ("settled is impossible", put("settled", (1, 0), 0)),
+        ("settled is impossible", put("settled", (0, 0), 0)),
+        ("settled is impossible", put("settled", slice(None), 1 << 61)),
+        ("scaled is no array", lambda state: state.update(scaled=state["scaled"][1:])),
+        ("a priority is negative", put("scaled", 0, -1.0)),
+        ("a priority is negative", put("scaled", 0, np.nan)),
+        ("a priority is negative", put("scaled", 0, np.inf)),
+        ("beta is 2", lambda state: state.update(beta=2)),
+        ("beta is 'x'", lambda state: state.update(beta="x")),
+    ],
+)
+def test_impossible_priorities_are_refused(problem, change):
+    """By what is wrong with them."""
+    buffer = in_lanes()
+    state = buffer.distribution.copied_state()
+    buffer.distribution.check_state(state)
+    change(state)
+    with unchanged(buffer, (ValueError, TypeError), problem):
+        buffer.distribution.check_state(state)
+
+
+@pytest.mark.parametrize("name", ["batches", "stale_updates"])
+@pytest.mark.parametrize("value", [-1, 1.0, True, 1 << 63, None])
+def test_impossible_counters_are_refused(name, value):
+    """They are ints of at least 0."""
+    buffer = in_lanes()
+    with unchanged(buffer, ValueError, f"{name} is {value}; expected an int of at least 0"):
+        buffer.check_state(buffer.state() | {name: value})
 
 
 # -- Dicts of tensors ----------------------------------------------------------------------------------------------
