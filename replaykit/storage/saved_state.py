@@ -66,7 +66,8 @@ def _check_lanes(state: dict[str, Any], num_envs: int) -> None:
     require((cursor - first <= capacity // num_envs).all(), "a lane holds more than fits")
     require(((oldest >= first) & (oldest <= cursor)).all(), "oldest is outside the lane")
     require(np.isin(over, (0, 1)).all(), "a flag of a lane is neither 0 nor 1")
-    is_number = (episode >= lane - num_envs) & (episode < LARGEST_STEP) & ((episode - lane) % num_envs == 0)
+    is_number = (episode >= lane - num_envs) & (episode <= (cursor - 1) * num_envs + lane)  # each has a step at least
+    is_number &= (episode - lane) % num_envs == 0
     require(is_number.all(), "an episode has an impossible number")
     goes_on = (over == 0) | (oldest < cursor)
     require((~goes_on | (episode >= lane)).all(), "a running episode has no number")
