@@ -17,7 +17,7 @@ from tests.checkpoints import Learner, content_of, manifest_of, references_in, s
 from tests.helpers import GOAL_SPEC, sparse
 
 FRAMES = Spec(obs=Field((4, 6), np.uint8), action=Field((), np.int64), big=Field((300,)), is_on=Field((2,), np.bool_))
-COUNT = 8 * settings().max_examples
+COUNT = 4 * settings().max_examples
 """Forgeries of each replay."""
 
 
@@ -123,6 +123,7 @@ def forge_array(path, content, rng):
     return f"{name}: {before} -> {after}"
 
 
+@pytest.mark.filterwarnings("ignore:.*contains NaN or infinite numbers:RuntimeWarning")  # of forged observations
 @pytest.mark.parametrize("make", [frames, goals, simple])
 def test_a_forged_checkpoint_is_refused_or_works(tmp_path, make):
     """Whatever is changed: no crash, no large allocation, no half loaded replay."""
@@ -142,7 +143,7 @@ def test_a_forged_checkpoint_is_refused_or_works(tmp_path, make):
         except BaseException as error:
             raise AssertionError(f"forgery {number}: {notes}") from error
         shutil.rmtree(path)
-    assert outcomes == {"loaded", "ValueError", "FileNotFoundError"} or len(outcomes) > 1
+    assert {"loaded", "ValueError"} <= outcomes
 
 
 def tried(make, path, is_exact):
