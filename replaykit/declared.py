@@ -99,7 +99,7 @@ class Declared:
         return bool(built["class"] == (self.saved_kind or type(self).__name__))
 
     def restart(self) -> None:
-        """Do without a state when others are restored: start anew with what they have now."""
+        """Do without a state when others are restored, or when that has failed: start anew with what they have now."""
 
     def complete_state(self, state: dict[str, Any]) -> None:
         """Called when all chunks of a state are copied: note in it what was retired since it was made."""

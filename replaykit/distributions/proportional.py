@@ -170,11 +170,12 @@ class Proportional(Distribution):
     def restore(self, state: dict[str, Any]) -> None:
         self.beta = state.get("beta", self._beta)
         bounds, num_envs, capacity = self.storage.bounds, self.storage.num_envs, self.storage.capacity
-        settled, is_same = np.array(state["settled"]), state["capacity"] == capacity
-        indices = Slots(settled, state["capacity"]).all()
-        is_kept = np.ones(len(indices), np.bool_) if is_same else indices // num_envs >= bounds[0, indices % num_envs]
+        indices = Slots(state["settled"], state["capacity"]).all()
+        is_same, (step, lane) = state["capacity"] == capacity, np.divmod(indices, num_envs)
+        settled = np.minimum(state["settled"], bounds) if is_same else np.clip(state["settled"], *bounds)
+        is_kept = (step >= settled[0, lane]) & (step < settled[1, lane])
         self.tree.clear()
-        self._settled[:] = settled if is_same else np.clip(settled, *bounds)
+        self._settled[:] = settled
         self.tree.set(indices[is_kept] % capacity, state["scaled"][is_kept])
 
     def restart(self) -> None:

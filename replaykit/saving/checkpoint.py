@@ -20,6 +20,8 @@ Array: TypeAlias = npt.NDArray[Any]
 Path: TypeAlias = str | os.PathLike[str]
 _REMEMBERED = 8
 """Moments of a storage that are kept, so that a later save can tell what has not changed since."""
+_LONGEST_CHUNK = 1 << 22
+"""Slots of a chunk at most, unless there are many lanes."""
 
 
 class Checkpointed(Declared):
@@ -66,6 +68,7 @@ class Checkpointed(Declared):
         >>> twin.sample(4).indices == buffer.sample(4).indices
         array([ True,  True,  True,  True])
         """
+        _refuse_in_a_sample(self)
         directory = Directory(path)
         with directory.saving() as former, _bar(progress, "save") as bar:
             directory.commit(_saved(self, directory, former or {}, bar))
@@ -98,6 +101,7 @@ class Checkpointed(Declared):
         RuntimeError
             If lanes have writers.
         """
+        _refuse_in_a_sample(self)
         directory = Directory(path)
         with directory.loading() as content, _bar(progress, "load") as bar:
             restore(self, content, directory.path, reader(directory.read, bar), exact)
@@ -107,6 +111,7 @@ class Checkpointed(Declared):
 
         For ``torch.save``, beside the state of a network; ``torch.load(weights_only=True)`` takes it.
         """
+        _refuse_in_a_sample(self)
         tensors = Tensors({})
         with self.lock:
             content = _saved(self, tensors, {}, _NoBar())
@@ -114,8 +119,16 @@ class Checkpointed(Declared):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, exact: bool = True) -> None:
         """Take everything from what :meth:`state_dict` returned; `exact` and the errors are those of :meth:`load`."""
+        _refuse_in_a_sample(self)
         tensors = Tensors(state_dict)
         restore(self, tensors.manifest(), "state_dict", reader(tensors.read, _NoBar()), exact)
+
+
+def _refuse_in_a_sample(replay: Checkpointed) -> None:
+    """Raise RuntimeError if this thread is making a batch. It must not wait for files then: another may wait for it."""
+    with replay.lock:
+        if replay.lock.sampling:
+            replay.lock.refuse_writing()
 
 
 def _saved(replay: Checkpointed, target: Any, former: dict[str, Any], bar: Any) -> dict[str, Any]:
@@ -124,8 +137,6 @@ def _saved(replay: Checkpointed, target: Any, former: dict[str, Any], bar: Any) 
     The lock is held while the states are made, and then for one chunk at a time.
     """
     with replay.lock:
-        if replay.lock.sampling:
-            replay.lock.refuse_writing()
         parts = replay.parts()
         states = {name: _without_chunks(part.state()) for name, part in parts.items()}
         large = {(name, key): value for name in parts for key, value in states[name].items() if _is_large(value)}
@@ -133,7 +144,7 @@ def _saved(replay: Checkpointed, target: Any, former: dict[str, Any], bar: Any) 
             large = {place: chunks.copy() for place, chunks in large.items()}
         moments = {name: chunks.slots for (name, _), chunks in large.items()}
         before = {name: _remember(parts[name], target.token, slots, former) for name, slots in moments.items()}
-    bar.total, nodes = sum(map(len, large.values())), {node["name"]: node for node in arrays_in(former)}
+    bar.total, nodes = sum(map(len, large.values())), {str(node["name"]): node for node in arrays_in(former)}
     write = _Writer(replay, target, nodes, bar)
     for (name, key), chunks in large.items():
         write.chunks(f"{name}.{key}", chunks, before[name])
@@ -162,10 +173,11 @@ def _remember(storage: Any, token: str, slots: Slots, former: Mapping[str, Any])
 
     Only what a storage has saved or loaded itself is known: then the rows in the former files are its own.
     """
-    before: Slots | None = storage.moments.get(former.get("token"))
-    storage.moments[token] = slots
-    while len(storage.moments) > _REMEMBERED:
-        del storage.moments[next(iter(storage.moments))]
+    moments: dict[str, Slots] = getattr(storage, "moments", {})
+    before = moments.get(str(former.get("token")))
+    moments[token] = slots
+    while len(moments) > _REMEMBERED:
+        del moments[next(iter(moments))]
     return before
 
 
@@ -197,6 +209,7 @@ class _Writer:
             self._moments[id(slots)] = self(f"{where}.bounds", slots.bounds)
         node = {"name": where, "span": chunks.span, "capacity": slots.capacity, "bounds": self._moments[id(slots)]}
         is_alike = (old.get("span"), old.get("capacity")) == (chunks.span, slots.capacity)
+        is_alike = is_alike and len(old["chunks"]) == len(chunks)
         references = list(old["chunks"]) if is_alike else [None] * len(chunks)
         for k, reference in enumerate(references):
             is_same = before is not None and reference is not None and self._target.has(reference)
@@ -216,11 +229,12 @@ class SavedChunks(Chunks):
 
     def __init__(self, node: dict[str, Any], bounds: Array, read: Callable[[Any], Array], bar: Any) -> None:
         span, capacity, self._references = node["span"], node["capacity"], node["chunks"]
-        if not (type(span) is type(capacity) is int and span > 0 and 0 < capacity < 1 << 62 and bounds.ndim == 2):
+        is_size = type(span) is type(capacity) is int and span > 0 and 0 < capacity < 1 << 62
+        if not is_size or bounds.dtype != np.int64 or bounds.ndim != 2 or len(bounds) != 2 or not bounds.size:
             raise ValueError("chunks of an impossible size")
         super().__init__(Slots(bounds, capacity), span)
-        if len(self) != len(self._references) or (span > CHUNK_BYTES and len(self) > 1):
-            raise ValueError(f"{len(self._references)} chunks; expected {len(self)}")
+        if len(self) != len(self._references) or min(span, capacity) > max(_LONGEST_CHUNK, 8 * bounds.shape[1]):
+            raise ValueError(f"{len(self._references)} chunks of {span} slots; expected {len(self)} of fewer")
         self._read, self._bar, self._unread = read, bar, {k for k, r in enumerate(self._references) if r is not None}
 
     def __getitem__(self, k: int) -> Array:
@@ -238,17 +252,26 @@ class SavedChunks(Chunks):
 
 def reader(read: Callable[[Any], Array], bar: Any) -> Callable[[dict[str, Any]], Any]:
     """A function that returns the array or the chunks that a reference of `_Writer` means."""
+    arrays, named = dict[tuple[str, ...], Array](), set[str]()
 
     def read_node(node: dict[str, Any]) -> Any:
+        files = tuple(reference[0] for reference in node["chunks"] if reference is not None)
+        if files not in arrays:  # else it is the bounds of several chunks
+            if len({*files} - named) < len(files):
+                raise ValueError(f"{node['name']} names a file that has been named before")
+            named.update(files)
         if "span" in node:
             chunks = SavedChunks(node, read_node(node["bounds"]), read, bar)
             bar.total = (bar.total or 0) + len(chunks)
             return chunks
         shape, dtype = tuple(node["shape"]), np.dtype(node["dtype"])
-        parts = [read(reference) for reference in node["chunks"]]
-        if any(part.dtype != dtype for part in parts) or sum(part.size for part in parts) != math.prod(shape):
+        if files and files not in arrays:
+            parts = [read(reference) for reference in node["chunks"]]
+            arrays[files] = np.concatenate(parts).astype(parts[0].dtype, copy=False)  # the byte order is lost otherwise
+        array = arrays[files] if files else np.zeros(shape if math.prod(shape) == 0 else 0, dtype)
+        if array.dtype != dtype or array.size != math.prod(shape):
             raise ValueError(f"{node['name']} is not an array {shape} of {dtype}")
-        return np.concatenate(parts).reshape(shape) if parts else np.zeros(shape, dtype)
+        return array.reshape(shape)
 
     return read_node
 
@@ -256,8 +279,8 @@ def reader(read: Callable[[Any], Array], bar: Any) -> Callable[[dict[str, Any]],
 def restore(replay: Checkpointed, content: dict[str, Any], where: str, read: Any, exact: bool) -> None:
     """Verify a checkpoint whose manifest has this content, and give its states to all parts."""
     parts = replay.parts()
-    try:
-        built, saved, token = content["built"], content["parts"], content["token"]
+    with _verifying(where):
+        built, saved, token = content["built"], content["parts"], str(content["token"])
         compared = (built, replay) if exact else (saved["storage"]["built"], parts["storage"])
         for difference in differences(compared[0], describe(compared[1])):
             remedy = ", or pass exact=False to take what fits" if exact else ""
@@ -269,28 +292,44 @@ def restore(replay: Checkpointed, content: dict[str, Any], where: str, read: Any
         for value in [value for state in states.values() for value in state.values()]:
             if isinstance(value, SavedChunks):
                 value.verify_others()
-    except (KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}") from error
     with replay.lock:
-        if replay.lock.sampling:
-            replay.lock.refuse_writing()
         if any(writer() is not None for writer in replay.lock.writers.values()):
             raise RuntimeError("lanes have writers, whose episodes would go on elsewhere; close them before load()")
-        for name, part in parts.items():
-            if name in fitting:
-                part.restore(states[name])
-            else:
-                part.restart()
-            if getattr(part, "restored", None) is not None:
-                part.moments = {token: part.restored}  # type: ignore[attr-defined]
         replay.lock.recorder = None
+        try:
+            for name, part in parts.items():
+                if name in fitting:
+                    part.restore(states[name])
+                else:
+                    part.restart()
+                if getattr(part, "restored", None) is not None:
+                    part.moments = {token: part.restored}  # type: ignore[attr-defined]
+        except BaseException:  # an interrupt, or a file that can no longer be read
+            for part in parts.values():
+                getattr(part, "moments", {}).clear()
+                part.restart()
+            raise
+
+
+@contextlib.contextmanager
+def _verifying(where: str) -> Iterator[None]:
+    """Raise ValueError, and name `where`, if what is read there is not what `save` wrote."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(where):
+            raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{where} is damaged: {kind}{error}") from error
 
 
 def load_innermost(path: Path, classes: Mapping[str, Callable[..., Any]], is_shown: bool) -> Any:
     """Build the innermost replay of a checkpoint, if it is of these classes, and restore it."""
     directory = Directory(path)
     with directory.loading() as content, _bar(is_shown, "load") as bar:
-        try:
+        with _verifying(directory.path):
             built, functions = content["built"], content["functions"]
             while "inner" in built["arguments"]:
                 built = built["arguments"]["inner"]
@@ -299,8 +338,6 @@ def load_innermost(path: Path, classes: Mapping[str, Callable[..., Any]], is_sho
                 kind = f"with the function {functions[0]}" if name in classes else "which this function does not build"
                 raise ValueError(f"{directory.path} was saved from a {name}, {kind}; build it, and load() into it")
             replay = classes[name](**{key: decode(node, _refuse) for key, node in arguments.items()})
-        except (KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
-            raise ValueError(f"{directory.path} is damaged: {type(error).__name__}: {error}") from error
         restore(replay, content | {"built": built}, directory.path, reader(directory.read, bar), True)
     return replay
 

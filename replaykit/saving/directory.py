@@ -1,6 +1,7 @@
 """The directory of a checkpoint: which files are in it, and in which order they are written."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -40,29 +41,30 @@ class Directory:
     """
 
     def __init__(self, path: Any) -> None:
-        self.path = os.path.abspath(os.fspath(path))
+        self.path = os.path.abspath(os.fsdecode(path))
         self.token, self._written = secrets.token_hex(8), 0
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[dict[str, Any] | None]:
         """The content of the manifest that is there, if there is one; what was not committed is deleted at the end."""
         if not os.path.isdir(self.path):
-            os.makedirs(self.path)
+            os.makedirs(self.path, exist_ok=True)  # another save may make it, too
             _sync(os.path.dirname(self.path))
         with self._locked(exclusive=True):
             names = os.listdir(self.path)
             others = [name for name in names if not (_FILE.fullmatch(name) or _UNFINISHED.fullmatch(name))]
-            if others and MANIFEST not in names:
-                expected = "expected a directory that is new, empty, or has a checkpoint"
-                raise FileExistsError(f"{self.path} has other files, such as {others[0]}; {expected}")
             try:
                 former = self.manifest() if MANIFEST in names else None
             except ValueError:  # nothing of what is damaged can be kept
                 former = None
+            others = [name for name in others if name != MANIFEST] if MANIFEST in names else others
+            if others and former is None:
+                expected = "expected a directory that is new, empty, or has a checkpoint"
+                raise FileExistsError(f"{self.path} has other files, such as {others[0]}; {expected}")
             try:
                 yield former
             except BaseException:
-                self._delete(lambda name: name.startswith(self.token))
+                self._abandon()
                 raise
 
     @contextlib.contextmanager
@@ -87,7 +89,12 @@ class Directory:
                 fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
             yield
         finally:
-            os.close(descriptor)
+            try:  # a child that was forked meanwhile has the descriptor, too, and would keep the lock
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            except OSError:
+                pass
+            finally:
+                os.close(descriptor)
 
     def manifest(self) -> dict[str, Any]:
         """The content of the manifest; raises FileNotFoundError or ValueError."""
@@ -104,13 +111,19 @@ class Directory:
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
         if os.path.islink(where):
             raise ValueError(f"{where} is a link; expected a file")
-        with open(os.open(where, flags | getattr(os, "O_BINARY", 0)), "rb") as file:
-            status = os.fstat(file.fileno())
+        descriptor = os.open(where, flags | getattr(os, "O_BINARY", 0))
+        try:
+            status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError(f"{where} is no file")
             if size is not None and status.st_size != size:
                 raise ValueError(f"{where} has {status.st_size} bytes; expected {size}: it is damaged")
-            return file.read(status.st_size)
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(status.st_size)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, where) from None
+        finally:
+            os.close(descriptor)
 
     def write(self, _name: str, array: Array, former: Any = None) -> list[Any]:
         """Write an array, unless a former file has the same bytes; a reference: a file, its size and its checksum."""
@@ -120,7 +133,7 @@ class Directory:
         digest = hashlib.sha256(head.getbuffer())
         digest.update(data)
         size, checksum = len(head.getbuffer()) + len(data), digest.hexdigest()
-        if former and former[1:] == [size, checksum] and self.has(former):
+        if self.has(former) and list(former[1:]) == [size, checksum]:
             return list(former)
         name = f"{self.token}-{self._written}.npy"
         self._written += 1
@@ -131,7 +144,7 @@ class Directory:
         """Whether the file of a reference is there, with the right size."""
         try:
             return bool(os.lstat(os.path.join(self.path, _checked(reference)[0])).st_size == reference[1])
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             return False
 
     def _write(self, name: str, *parts: Any) -> None:
@@ -177,6 +190,15 @@ class Directory:
         kept = set(_files_of(content))
         self._delete(lambda name: name not in kept)
 
+    def _abandon(self) -> None:
+        """Delete the files of this save, unless its manifest counts already."""
+        try:
+            is_committed = self.manifest()["token"] == self.token
+        except (FileNotFoundError, ValueError, KeyError):
+            is_committed = False
+        if not is_committed:
+            self._delete(lambda name: name.startswith(self.token))
+
     def _delete(self, is_chosen: Any) -> None:
         """Delete those files of checkpoints that are chosen; one that cannot be deleted stays."""
         for name in os.listdir(self.path):
@@ -199,6 +221,9 @@ def _sync(directory: str) -> None:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that does not need it
+                raise
         finally:
             os.close(descriptor)
 

@@ -35,7 +35,7 @@ def encode(value: Any, where: str, write: Write) -> Any:
         return value
     if type(value) is float:
         return value if math.isfinite(value) else {"float": repr(value)}
-    if isinstance(value, np.ndarray | Chunks):
+    if isinstance(value, Chunks) or (isinstance(value, np.ndarray) and value.dtype.kind not in "OV"):
         return {"array": write(where, value)}
     if type(value) in (list, tuple):
         return {type(value).__name__: [encode(entry, f"{where}.{k}", write) for k, entry in enumerate(value)]}
@@ -45,9 +45,9 @@ def encode(value: Any, where: str, write: Write) -> Any:
         return {"LinearSchedule": [value.start, value.end, value.steps]}
     if isinstance(value, Field):
         return {"Field": [list(value.shape), value.dtype.str]}
-    raise TypeError(
-        f"{where} is a {type(value).__name__}; expected numbers, strings, arrays, and lists, tuples and dicts of them"
-    )
+    of_dtype = f" of {value.dtype}" if isinstance(value, np.ndarray) else ""
+    expected = "expected numbers, strings, arrays, and lists, tuples and dicts of them"
+    raise TypeError(f"{where} is a {type(value).__name__}{of_dtype}; {expected}")
 
 
 def decode(node: Any, read: Read) -> Any:
@@ -147,7 +147,7 @@ def is_function(value: Any) -> bool:
 def arrays_in(content: Any) -> Iterator[dict[str, Any]]:
     """All references to arrays in the content of a manifest."""
     if isinstance(content, dict):
-        if "chunks" in content and "name" in content:
+        if type(content.get("chunks")) is list and "name" in content:
             yield content
         content = list(content.values())
     if isinstance(content, list):
@@ -165,11 +165,12 @@ def unpacked(text: str | bytes, where: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
         number, checksum, content = found["format"], found["checksum"], found["content"]
+        actual = checksum_of(content)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}") from None
     if type(number) is not int or number != FORMAT:
         remedy = "update replaykit" if type(number) is int and number > FORMAT else "save it again"
         raise ValueError(f"{where} has the format {number!r:.20}; this version reads {FORMAT}: {remedy}")
-    if type(content) is not dict or checksum != checksum_of(content):
+    if type(content) is not dict or checksum != actual:
         raise ValueError(f"{where} is damaged: its checksum is wrong")
     return content

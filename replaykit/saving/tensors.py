@@ -30,9 +30,11 @@ class Tensors:
         import torch
 
         array = np.array(array, order="C")
+        while name in self._tensors:
+            name += "'"
         try:
             self._tensors[name] = torch.from_numpy(array)
-        except TypeError:
+        except (TypeError, ValueError):
             self._tensors[name] = torch.from_numpy(array.reshape(-1).view(np.uint8))
         return [name, array.dtype.str, list(array.shape)]
 

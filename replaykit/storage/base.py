@@ -216,6 +216,10 @@ class Storage(Declared, ABC):
         """Bytes of all arrays, filled or not."""
         return sum(array.nbytes for array in self.arrays.values())
 
+    def restart(self) -> None:
+        """Called when a `restore` has failed: forget everything."""
+        self.clear()
+
     def stored(self) -> Indices:
         """Every stored index, lane after lane, oldest first. O(N)."""
         return stored_in(self.bounds, self.num_envs)

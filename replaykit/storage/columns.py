@@ -71,6 +71,9 @@ class Columns(ABC):
     def recover(self) -> None:  # noqa: B027
         """Forget what was written, but not published, when a process ended that had the arrays in files."""
 
+    def restart(self) -> None:  # noqa: B027
+        """Nothing is stored any more; undo what a `restore` that failed has left."""
+
     def check(self) -> None:  # noqa: B027
         """Verify every invariant."""
 

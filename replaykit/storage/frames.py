@@ -185,6 +185,10 @@ class Frames(Columns):
             self._array("table")[slots] = rows
         self._array("written")[:] = state["frames"].slots.bounds[1]
 
+    def restart(self) -> None:
+        self._forget(1)
+        self._array("written")[:] = self._storage.bounds[1]
+
     def _forget(self, known: int) -> None:
         """Empty the table; the frames from number `known` on are free."""
         self._array("table")[:] = 0

@@ -18,7 +18,7 @@ from replaykit.storage.base import Flags, Floats, Indices, Open, Serve, Storage,
 from replaykit.storage.columns import Columns, Padding, Share, columns_for
 from replaykit.storage.fused import SCOPES, fuse, looking_ahead
 from replaykit.storage.row import LAYOUTS_KEPT, Layout, Row
-from replaykit.storage.saved_state import check_lanes, check_packed_rows, check_rows
+from replaykit.storage.saved_state import check_lanes_and_rows, starts_of
 from replaykit.trees import Tree
 
 kernels, windows, goals = lazy("store"), lazy("windows"), lazy("goals")
@@ -322,14 +322,14 @@ class LocalStorage(Storage):
 
     def state(self) -> dict[str, Any]:
         has_stamps, slots = len(self.tables) > kernels.STAMPS, Slots(self.bounds, self.capacity)
-        lanes, goes_on = self._lanes[: kernels.PLACE], self._lanes[kernels.OVER] == 0
-        oldest, has_steps = self.bounds[0] * self.num_envs + np.arange(self.num_envs), lanes[0] < lanes[1]
-        numbers = np.where(has_steps, self.tables[kernels.NUMBER, oldest % self.capacity], lanes[kernels.EPISODE])
+        lanes, running = self._lanes[: kernels.PLACE], self.tables[kernels.STARTS, self._lanes[kernels.PLACE]]
+        running[lanes[kernels.OVER] != 0] = 0
         state: dict[str, Any] = {
             "capacity": self.capacity,
             "lanes": lanes,
             "oldest": self.bounds[0],
-            "starts": np.where(has_steps | goes_on, self.tables[kernels.STARTS, numbers % self.capacity], 0),
+            "starts": starts_of(self, self.bounds, running),
+            "running": running,
             "split": int(self.header[kernels.SPLIT]) if has_stamps else -1,
             "rows": LiveChunks.of_array(self.rows, slots),
         }
@@ -340,44 +340,51 @@ class LocalStorage(Storage):
         return state
 
     def complete_state(self, state: dict[str, Any]) -> None:
-        state["oldest"] = np.minimum(self.bounds[0], state["lanes"][kernels.CURSOR])
+        cursor = state["lanes"][kernels.CURSOR]
+        state["oldest"] = oldest = np.minimum(self.bounds[0], cursor)
+        state["starts"] = starts_of(self, np.stack((oldest, cursor)), state.pop("running"))
 
     def check_state(self, state: dict[str, Any]) -> None:
-        check_lanes(state, self.num_envs)
-        check_packed_rows(self, state["rows"], state["lanes"])
-        if state["split"] >= 0:
-            for indices, stamps in pieces(state["stamps"]):
-                check_rows("stamps", stamps, len(indices), (), np.dtype(np.int64))
+        check_lanes_and_rows(self, state)
         for columns in self.columns:
             columns.check_state(_of(columns, state))
 
     def restore(self, state: dict[str, Any]) -> None:
         lanes, starts, slots = np.array(state["lanes"]), np.array(state["starts"]), state["rows"].slots
-        oldest = np.maximum(state["oldest"], np.maximum(lanes[kernels.FIRST], lanes[kernels.CURSOR] - self.length))
+        oldest = np.maximum(state["oldest"], lanes[kernels.CURSOR] - self.length)
         self._lanes[: kernels.PLACE] = lanes
         self._lanes[kernels.PLACE] = self._lanes[kernels.EPISODE] % self.capacity
-        kernels.clear(self.header)  # an interrupt leaves an empty storage
+        kernels.clear(self.header)
         for indices, rows in pieces(state["rows"]):
             step, lane = np.divmod(indices, self.num_envs)
-            is_kept, ends = step >= oldest[lane], rows[:, self.row.end] != 0
+            is_kept, was_there = step >= oldest[lane], step >= state["oldest"][lane]
             self.rows[indices[is_kept] % self.capacity] = rows[is_kept]
-            over = indices[ends & ~is_kept]
+            over = indices[was_there & ~is_kept & (rows[:, self.row.end] != 0)]
             np.maximum.at(starts, over % self.num_envs, over + self.num_envs)
         for columns in self.columns:
             columns.restore(_of(columns, state), oldest)
         if state["split"] >= 0:
             self._keep_stamps()
             for indices, stamps in pieces(state["stamps"]):
-                self.tables[kernels.STAMPS, indices % self.capacity] = stamps
+                is_kept = indices // self.num_envs >= oldest[indices % self.num_envs]
+                self.tables[kernels.STAMPS, indices[is_kept] % self.capacity] = stamps[is_kept]
         self.header[kernels.SPLIT] = state["split"] if state["split"] >= 0 else lanes[kernels.CURSOR].sum()
-        has_steps = np.flatnonzero(oldest < lanes[kernels.CURSOR])
-        newest = (lanes[kernels.CURSOR, has_steps] - 1) * self.num_envs + has_steps
-        self.rows[newest % self.capacity, self.row.end] = lanes[kernels.OVER, has_steps]
+        filled = np.flatnonzero(oldest < lanes[kernels.CURSOR])
+        newest = (lanes[kernels.CURSOR, filled] - 1) * self.num_envs + filled
+        self.rows[newest % self.capacity, self.row.end] = lanes[kernels.OVER, filled]
         self.tables[kernels.STARTS, self._lanes[kernels.PLACE]] = starts
         self._lanes[[kernels.FIRST, kernels.OVER]] = oldest, lanes[kernels.OVER]
         kernels.rebuild_tables(self.header, self.bytes, self.tables, starts)
         self.header[kernels.STORED] = (self.bounds[1] - self.bounds[0]).sum()
         self.restored = slots
+
+    def restart(self) -> None:
+        self.bounds[:] = self.bounds.max()  # in step, whatever was left undone
+        kernels.clear(self.header)
+        self._lanes[kernels.PLACE] = self._lanes[kernels.EPISODE] % self.capacity
+        self.header[kernels.SPLIT] = self.bounds[1].sum()
+        for columns in self.columns:
+            columns.restart()
 
     def check(self) -> None:
         super().check()

@@ -1,11 +1,14 @@
-"""Checks of a state that was saved, which nothing but its checksums vouches for."""
+"""The state of a `LocalStorage` that is saved, and its checks, since nothing but checksums vouches for it."""
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from replaykit._kernels import lazy
 from replaykit.chunks import Chunks, pieces
+
+kernels = lazy("store")
 
 LARGEST_STEP = 1 << 62
 """No lane gets so far that its indices are larger."""
@@ -29,7 +32,27 @@ def check_rows(name: str, rows: npt.NDArray[Any], count: int, shape: tuple[int, 
     require(dtype != np.bool_ or rows.view(np.uint8).max(initial=0) <= 1, f"{name} has other bytes than 0 and 1")
 
 
-def check_lanes(state: dict[str, Any], num_envs: int) -> None:
+def starts_of(storage: Any, bounds: npt.NDArray[np.int64], running: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The first index of the oldest episode in some bounds of each lane; of the `running` one in an empty lane."""
+    oldest = (bounds[0] * storage.num_envs + np.arange(storage.num_envs)) % storage.capacity
+    places = storage.tables[kernels.NUMBER, oldest] % storage.capacity
+    return np.where(bounds[0] < bounds[1], storage.tables[kernels.STARTS, places], running)
+
+
+def check_lanes_and_rows(storage: Any, state: dict[str, Any]) -> None:
+    """Raise ValueError unless what a `LocalStorage` keeps outside of its columns is possible."""
+    _check_lanes(state, storage.num_envs)
+    for name, chunks in state.items():
+        if isinstance(chunks, Chunks):
+            is_alike = chunks.slots.capacity == state["capacity"]
+            require(is_alike and np.array_equal(chunks.slots.bounds, state["lanes"][:2]), f"{name} is of other steps")
+    _check_rows(storage, state)
+    if state["split"] >= 0:
+        for indices, stamps in pieces(state["stamps"]):
+            check_rows("stamps", stamps, len(indices), (), np.dtype(np.int64))
+
+
+def _check_lanes(state: dict[str, Any], num_envs: int) -> None:
     """Raise ValueError unless the numbers of the lanes of a `LocalStorage` are possible."""
     capacity, lane, lanes = state["capacity"], np.arange(num_envs), state["lanes"]
     require(type(capacity) is int and 0 < capacity < LARGEST_STEP, f"capacity is {capacity!r:.30}")
@@ -37,31 +60,32 @@ def check_lanes(state: dict[str, Any], num_envs: int) -> None:
     check_array("lanes", lanes, (4, num_envs), np.int64)
     check_array("oldest", state["oldest"], (num_envs,), np.int64)
     check_array("starts", state["starts"], (num_envs,), np.int64)
-    first, cursor, over, episode = lanes
+    (first, cursor, over, episode), oldest, starts = lanes, state["oldest"], state["starts"]
     require((first >= 0).all() and (first <= cursor).all(), "a lane's oldest step is newer than its next")
     require((cursor < LARGEST_STEP // num_envs).all(), "a lane has too many steps")
     require((cursor - first <= capacity // num_envs).all(), "a lane holds more than fits")
-    require(((state["oldest"] >= first) & (state["oldest"] <= cursor)).all(), "oldest is outside the lane")
+    require(((oldest >= first) & (oldest <= cursor)).all(), "oldest is outside the lane")
     require(np.isin(over, (0, 1)).all(), "a flag of a lane is neither 0 nor 1")
-    is_number = (episode >= lane - num_envs) & (episode < LARGEST_STEP) & ((episode - lane) % num_envs == 0)
+    is_number = (episode >= lane - num_envs) & (episode <= (cursor - 1) * num_envs + lane)  # each has a step at least
+    is_number &= (episode - lane) % num_envs == 0
     require(is_number.all(), "an episode has an impossible number")
-    goes_on = (over == 0) | (first < cursor)
+    goes_on = (over == 0) | (oldest < cursor)
     require((~goes_on | (episode >= lane)).all(), "a running episode has no number")
-    starts = state["starts"]
-    require((starts >= 0).all() and (starts <= first * num_envs + lane)[goes_on].all(), "an episode starts too late")
+    require((starts >= 0).all() and (starts <= oldest * num_envs + lane)[goes_on].all(), "an episode starts too late")
     require(((starts - lane) % num_envs == 0)[goes_on].all(), "an episode starts in another lane")
     split = state["split"]
     require(type(split) is int and -1 <= split <= cursor.sum(), f"split is {split!r:.30}")
 
 
-def check_packed_rows(storage: Any, chunks: Chunks, lanes: npt.NDArray[np.int64]) -> None:
+def _check_rows(storage: Any, state: dict[str, Any]) -> None:
     """Raise ValueError unless the bytes of the rows are possible: flags, finite rewards, numbers of episodes."""
+    lanes, oldest = state["lanes"], state["oldest"]
     row, leaves, num_envs = storage.row, storage.spec.leaves, storage.num_envs
     of_flags = [(row.place[i], leaves[i].field.nbytes) for i in row.packed if leaves[i].dtype == np.bool_]
     flags = np.array([place + k for place, size in of_flags for k in range(size)] + [row.end])
     terminated, truncated = (row.place[storage.positions[name]] for name in ("terminated", "truncated"))
     ended = np.zeros(num_envs, np.int64)
-    for indices, rows in pieces(chunks):
+    for indices, rows in pieces(state["rows"]):
         check_rows("rows", rows, len(indices), (row.nbytes,), np.dtype(np.uint8))
         require(rows[:, flags].max(initial=0) <= 1, "a flag has other bytes than 0 and 1")
         ends = rows[:, row.end]
@@ -69,6 +93,9 @@ def check_packed_rows(storage: Any, chunks: Chunks, lanes: npt.NDArray[np.int64]
         rewards = np.ascontiguousarray(rows).view(row.record).reshape(-1)[str(storage.positions["reward"])]
         require(np.isfinite(rewards).all(), "a reward is not finite")
         step, lane = np.divmod(indices, num_envs)
-        np.add.at(ended, lane[(ends != 0) & (step < lanes[1, lane] - 1)], 1)
+        is_left, is_newest = step >= oldest[lane], step == lanes[1, lane] - 1
+        is_over = lanes[2, lane] >= (rows[:, terminated] | rows[:, truncated])
+        require(is_over[is_left & is_newest].all(), "a lane goes on after its last step")
+        np.add.at(ended, lane[(ends != 0) & is_left & ~is_newest], 1)
     is_number = lanes[3] - ended * num_envs >= np.arange(num_envs)
-    require(is_number[lanes[0] < lanes[1]].all(), "there are more episodes than their numbers say")
+    require(is_number[oldest < lanes[1]].all(), "there are more episodes than their numbers say")

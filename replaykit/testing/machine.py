@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ class ReplayMachine(RuleBasedStateMachine):
     """Every kind of buffer and stack of wrappers, through every operation, against the model.
 
     Subclass it and override `make` to drive a replay of your own with the same operations. It is pickled and copied on
-    the way, so its class and its functions must be found by name in a module.
+    the way, so its class and its functions must be found by name in a module. It is also saved, and loaded into what
+    `make` returns for the same configuration.
 
     Examples
     --------
@@ -33,7 +35,10 @@ class ReplayMachine(RuleBasedStateMachine):
     @initialize(configuration=configurations())
     def start(self, configuration: Configuration) -> None:
         """Build the replay and the model."""
+        self.configuration = configuration
         self.replay, self.model = self.make(configuration)
+        self.directory = tempfile.TemporaryDirectory()
+        self.saved: Any = None
         self.spec = self.replay.spec
         self.number = 0
         self.issued: list[int] = []
@@ -164,6 +169,28 @@ class ReplayMachine(RuleBasedStateMachine):
         self.model.assert_batch(batch, batch_size, after_draw.rng)
         again = pickle.loads(pickle.dumps(twin)).sample(batch_size)
         assert bits_of(again) == bits_of(batch), "a copy drew another batch"
+
+    # -- Saving ----------------------------------------------------------------------------------------------
+
+    @rule()
+    def save(self) -> None:
+        """Write a checkpoint, over the former one if there is one."""
+        self.replay.save(self.directory.name)
+        self.saved = copy.deepcopy((self.model, self.number, self.issued, self.last))
+
+    @precondition(lambda self: self.saved is not None)
+    @rule(is_new=flags)
+    def load(self, is_new: bool) -> None:
+        """Go on from the checkpoint, with a new replay or with the same one."""
+        if is_new:
+            self.replay, _ = self.make(self.configuration)
+        self.replay.load(self.directory.name)
+        self.model, self.number, self.issued, self.last = copy.deepcopy(self.saved)
+
+    def teardown(self) -> None:
+        """Delete the checkpoint."""
+        if hasattr(self, "directory"):
+            self.directory.cleanup()
 
     # -- Looking ---------------------------------------------------------------------------------------------
 

@@ -280,3 +280,101 @@ def test_nothing_is_stored_at_once_if_frames_may_run_out_or_a_reward_is_not_fini
     assert [array.tobytes() for array in (*state, *frames)] == before
     frames[-1][names.COUNT] = 4
     assert kernels.frames.store_at_once(data, 2, *state, np.zeros(2, int), *pair, *frames)
+
+
+# -- Chunks of rows that are saved ---------------------------------------------------------------------------------
+
+
+def plain_codes(table, begin, indices, first, num_envs, capacity):
+    """What `encode_rows` should write, in lists."""
+    codes = []
+    for index in indices.tolist():
+        slot = index % capacity
+        row, width = table[slot].tolist(), table.shape[1]
+        before = []
+        if slot - num_envs >= begin and index // num_envs > first[index % num_envs]:
+            before = table[slot - num_envs].tolist()
+        codes.append([])
+        for j, number in enumerate(row):
+            if number == 0:
+                codes[-1].append(0)
+            elif number in before:
+                codes[-1].append(-1 - before.index(number))
+            elif number in row[:j]:
+                codes[-1].append(-1 - width - row.index(number))
+            else:
+                codes[-1].append(1)
+    return codes
+
+
+def plain_numbers(codes, indices, num_envs):
+    """What `decode_rows` should write and return, in lists; None and -1 for wrong codes."""
+    rows, count = {}, 0
+    for index, given in zip(indices.tolist(), codes.tolist(), strict=True):
+        row, width = [], len(given)
+        for code in given:
+            place = -1 - code
+            if code in (0, 1):
+                count += code
+                row.append(count if code else 0)
+            elif code < 0 and place >= width:
+                if place - width >= len(row):
+                    return None, -1
+                row.append(row[place - width])
+            elif code < 0 and index - num_envs in rows:
+                row.append(rows[index - num_envs][place])
+            else:
+                return None, -1
+        rows[index] = row
+    return list(rows.values()), count
+
+
+def random_rows(rng, num_envs, length, width):
+    """A table, the stored indices of some slots in their order, the first of them, and the oldest step of each lane."""
+    capacity = num_envs * length
+    cursor = rng.integers(1, 3 * length, num_envs)
+    first = np.maximum(cursor - rng.integers(0, length + 1, num_envs), 0)
+    stored = {
+        (s * num_envs + e) % capacity: s * num_envs + e for e in range(num_envs) for s in range(first[e], cursor[e])
+    }
+    begin, stop = sorted(rng.integers(0, capacity + 1, 2).tolist())
+    indices = np.array([stored[slot] for slot in sorted(stored) if begin <= slot < stop], np.int64)
+    return rng.integers(0, 5, (capacity, width)).astype(np.int32), begin, indices, first
+
+
+@both
+@pytest.mark.parametrize("seed", range(30))
+def test_codes_say_where_frames_are_found(kernels, seed):
+    """In the row before or in the same row; decoded, equal frames of a chunk have the same number again."""
+    rng = np.random.default_rng(seed)
+    num_envs, length, width = (int(rng.integers(1, most)) for most in (4, 7, 6))
+    table, begin, indices, first = random_rows(rng, num_envs, length, width)
+    codes = np.empty((len(indices), width), np.int16)
+    kernels.frames.encode_rows(table, begin, indices, first, num_envs, len(table), codes)
+    assert codes.tolist() == plain_codes(table, begin, indices, first, num_envs, len(table))
+    numbers = np.empty(codes.shape, np.int32)
+    count = kernels.frames.decode_rows(codes, indices, num_envs, numbers)
+    assert count == (codes == 1).sum()
+    frames = np.append(0, table[indices % len(table)][codes == 1])
+    assert (frames[numbers] == table[indices % len(table)]).all()
+
+
+@both
+@pytest.mark.parametrize("seed", range(60))
+def test_wrong_codes_are_found(kernels, seed):
+    """Codes of nothing, of later frames, of the row before where there is none, and of numbers far out."""
+    rng = np.random.default_rng(seed)
+    num_envs, length, width = (int(rng.integers(1, most)) for most in (4, 7, 6))
+    table, begin, indices, first = random_rows(rng, num_envs, length, width)
+    codes = np.empty((len(indices), width), np.int16)
+    kernels.frames.encode_rows(table, begin, indices, first, num_envs, len(table), codes)
+    for _ in range(20):
+        wrong = codes.copy()
+        for _ in range(rng.integers(1, 4) if codes.size else 0):
+            place = tuple(rng.integers(0, codes.shape))
+            wrong[place] = rng.choice([0, 1, 2, 99, 32767, -32768, *range(-2 * width - 3, 0)])
+        expected, count = plain_numbers(wrong, indices, num_envs)
+        numbers = np.zeros(codes.shape, np.int32)
+        assert kernels.frames.decode_rows(wrong, indices, num_envs, numbers) == count
+        if expected is not None:
+            assert numbers.tolist() == expected
