@@ -18,7 +18,7 @@ from replaykit.storage.base import Flags, Floats, Indices, Open, Serve, Storage,
 from replaykit.storage.columns import Columns, Padding, Share, columns_for
 from replaykit.storage.fused import SCOPES, fuse, looking_ahead
 from replaykit.storage.row import LAYOUTS_KEPT, Layout, Row
-from replaykit.storage.saved_state import check_lanes_and_rows, starts_of
+from replaykit.storage.saved_state import check_episodes, check_lanes_and_rows, starts_of
 from replaykit.trees import Tree
 
 kernels, windows, goals = lazy("store"), lazy("windows"), lazy("goals")
@@ -396,21 +396,8 @@ class LocalStorage(Storage):
         for columns in self.columns:
             columns.check()
         for lane in np.flatnonzero(self.bounds[1] > self.bounds[0]):
-            self._check_episodes(np.arange(*self.bounds[:, lane]) * self.num_envs + lane)
-
-    def _check_episodes(self, indices: Indices) -> None:
-        """Verify the tables for all stored indices of a lane."""
-        number, first, last = self.episode(indices)
-        begins = np.r_[True, self.rows[indices % self.capacity, self.row.end][:-1] != 0]
-        run = np.cumsum(begins) - 1
-        stops = np.r_[np.flatnonzero(begins)[1:] - 1, indices.size - 1][run]
-        assert (last == indices[stops]).all(), "an episode's end is wrong"
-        assert (np.diff(number) == self.num_envs * begins[1:]).all(), "episode numbers are not consecutive"
-        assert ((number - indices) % self.num_envs == 0).all(), "an episode of another lane"
-        assert number[-1] == self._lanes[kernels.EPISODE, indices[0] % self.num_envs], "the newest episode is wrong"
-        starts = indices[np.flatnonzero(begins)][run]
-        assert (first[run > 0] == starts[run > 0]).all(), "an episode's start is wrong"
-        assert (first[run == 0] <= indices[0]).all(), "an episode starts after its steps"
+            indices = np.arange(*self.bounds[:, lane]) * self.num_envs + lane
+            check_episodes(self, indices, self._lanes[kernels.EPISODE, lane])
 
 
 def _of(columns: Columns, state: dict[str, Any]) -> dict[str, Any]:

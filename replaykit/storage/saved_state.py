@@ -99,3 +99,18 @@ def _check_rows(storage: Any, state: dict[str, Any]) -> None:
         np.add.at(ended, lane[(ends != 0) & is_left & ~is_newest], 1)
     is_number = lanes[3] - ended * num_envs >= np.arange(num_envs)
     require(is_number[oldest < lanes[1]].all(), "there are more episodes than their numbers say")
+
+
+def check_episodes(storage: Any, indices: npt.NDArray[np.int64], newest: int) -> None:
+    """Verify the tables of episodes for all stored indices of a lane, whose newest episode has this number."""
+    number, first, last = storage.episode(indices)
+    begins = np.r_[True, storage.rows[indices % storage.capacity, storage.row.end][:-1] != 0]
+    run = np.cumsum(begins) - 1
+    stops = np.r_[np.flatnonzero(begins)[1:] - 1, indices.size - 1][run]
+    assert (last == indices[stops]).all(), "an episode's end is wrong"
+    assert (np.diff(number) == storage.num_envs * begins[1:]).all(), "episode numbers are not consecutive"
+    assert ((number - indices) % storage.num_envs == 0).all(), "an episode of another lane"
+    assert number[-1] == newest, "the newest episode is wrong"
+    starts = indices[np.flatnonzero(begins)][run]
+    assert (first[run > 0] == starts[run > 0]).all(), "an episode's start is wrong"
+    assert (first[run == 0] <= indices[0]).all(), "an episode starts after its steps"
