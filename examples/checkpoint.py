@@ -1,0 +1,57 @@
+"""Save a run now and then, so that it can be killed at any moment and resumed exactly."""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from replaykit import Replay
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory with the last checkpoint of a run: the buffer and the rest of the agent, always of the same moment.
+
+    `buffer.save` replaces the saved buffer in one step, at its end. So the agent is written first, to a new file whose
+    name says how many transitions had been added. The saved buffer then shows which of these files belongs to it.
+    """
+
+    path: Path
+    options: dict[str, Any]  # which the resumed run must have, too
+
+    def exists(self) -> bool:
+        """Whether a run can be resumed from here."""
+        return (self.path / "buffer" / "manifest.json").exists()
+
+    def save(self, buffer: Replay, rng: np.random.Generator, history: Any, parts: dict[str, Any]) -> None:
+        """Replace the last checkpoint. `parts` are networks and optimizers by name."""
+        agent = {name: part.state_dict() for name, part in parts.items()}
+        agent |= {"history": asdict(history), "options": self.options}
+        agent |= {"numpy": rng.bit_generator.state, "torch": torch.get_rng_state()}
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._file_of(buffer).open("wb") as file:
+            torch.save(agent, file)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before the buffer is
+        buffer.save(self.path / "buffer")  # from here on, this checkpoint counts
+        for other in set(self.path.glob("agent-*.pt")) - {self._file_of(buffer)}:
+            other.unlink()
+
+    def load(self, buffer: Replay, rng: np.random.Generator, history: Any, parts: dict[str, Any]) -> None:
+        """Continue from the last checkpoint: change everything to what it was then."""
+        buffer.load(self.path / "buffer")
+        agent = torch.load(self._file_of(buffer), weights_only=True)
+        for name, value in self.options.items():
+            if agent["options"].get(name) != value:
+                raise ValueError(f"{self.path}: {name} was {agent['options'].get(name)}, and is {value} here")
+        for name, part in parts.items():
+            part.load_state_dict(agent[name])
+        vars(history).update(agent["history"])
+        rng.bit_generator.state = agent["numpy"]
+        torch.set_rng_state(agent["torch"])
+
+    def _file_of(self, buffer: Replay) -> Path:
+        return self.path / f"agent-{buffer.stats()['added']:.0f}.pt"
