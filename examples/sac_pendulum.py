@@ -10,10 +10,10 @@ stores every step as it really was, `batches` returns tensors on the device and 
 meantime, `update_priorities` takes tensors, `stats` goes to TensorBoard, and `save` and `load` continue a run that was
 killed. On the CPU, a resumed run has the same returns, losses and weights as one that was never stopped, bit for bit.
 
-The target of the critics is ``reward + discount * soft value``, for any `n_step`. With more than one step it differs
-from that of the papers in two ways, as in most agents that combine the two. The soft value has the entropy of the
-action at the last state only: the bonuses of the steps between are left out, since that would need the probabilities of
-their actions. And those actions are of older policies, which is not corrected.
+The target of the critics is ``reward + discount * soft value``, for any `n_step`. With one step it is that of the
+papers. With more, it differs from theirs in two ways, as that of Stable-Baselines3 does. The bonuses for entropy at the
+states between are left out: only the last state's is in its soft value. And the actions between are those of older
+policies, which is not corrected. Both matter more, the larger `n_step` is.
 
 Shapes in the comments: B batch, E parallel environments, D observation, A action.
 
@@ -26,7 +26,9 @@ Schaul et al. (2016), Prioritized experience replay.
 
 import argparse
 import copy
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ class Settings:
 
     env: str = "Pendulum-v1"
     num_envs: int = 1
-    total_timesteps: int = 10_000  # environment steps, all parallel environments together
+    total_timesteps: int = 6_000  # environment steps, all parallel environments together
     learning_starts: int = 1_000  # steps of random actions before the first update
     train_every: int = 1  # steps per update
     batch_size: int = 128
@@ -65,7 +67,7 @@ class Settings:
     gamma: float = 0.99
     n_step: int = 3
     alpha: float = 0.6  # how much priorities count
-    eval_every: int = 1_000
+    eval_every: int = 500
     eval_episodes: int = 20
     log_every: int = 200
     save_every: int = 2_000  # steps after which new episodes begin, and the run is saved
@@ -104,7 +106,7 @@ class Actor(nn.Module):
         """Random actions, and the logarithms of their probability densities: (..., D) -> (..., A), (..., 1)."""
         mean, log_std = self.net(obs).chunk(2, -1)
         normal = torch.distributions.Normal(mean, log_std.clamp(-5.0, 2.0).exp(), validate_args=False)
-        u = normal.rsample()  # type: ignore[no-untyped-call]
+        u = normal.rsample()
         # Haarnoja et al. (2018a), appendix C, with log(1 - tanh(u)^2) in a form that is exact for large u, too
         log_slope = 2.0 * (np.log(2.0) - u - F.softplus(-2.0 * u))
         return u.tanh(), (normal.log_prob(u) - log_slope).sum(-1, keepdim=True)  # type: ignore[no-untyped-call]
@@ -202,7 +204,8 @@ policy/temperature
 policy/entropy
     How random actions are; the temperature holds it near minus the number of action dimensions.
 policy/q
-    Value of the actor's actions, by the lower critic. It should be near the discounted returns that follow.
+    Value of the actor's actions by the lower critic, with the bonuses for entropy. If it leaves the range of
+    discounted returns, learning diverges.
 """
 
 
@@ -216,6 +219,14 @@ def make_env(env_id: str, num_envs: int) -> Any:
         wrappers=[lambda env: RescaleAction(env, np.float32(-1.0), np.float32(1.0))],
     )
     return env
+
+
+def make_buffer(env: Any, settings: Settings, seed: np.random.SeedSequence) -> Replay:
+    """Prioritized replay of n-step windows."""
+    batches = settings.batches_by(settings.total_timesteps)
+    beta = LinearSchedule(0.4, 1.0, steps=max(batches, 1))  # counts batches: reaches 1 with the last
+    shared: dict[str, Any] = {"n_step": settings.n_step, "gamma": settings.gamma, "seed": seed}
+    return PrioritizedBuffer.from_env(env, settings.capacity, alpha=settings.alpha, beta=beta, **shared)
 
 
 def evaluate(agent: Agent, episodes: int, seed: int) -> npt.NDArray[np.float64]:
@@ -243,16 +254,7 @@ def train(
     buffer_seed, random_seed = np.random.SeedSequence(seed).spawn(2)
     rng = np.random.default_rng(random_seed)  # random actions before learning starts
     env = make_env(settings.env, settings.num_envs)
-    batches = settings.batches_by(settings.total_timesteps)
-    buffer = PrioritizedBuffer.from_env(
-        env,
-        settings.capacity,
-        alpha=settings.alpha,
-        beta=LinearSchedule(0.4, 1.0, steps=max(batches, 1)),  # counts batches: reaches 1 with the last
-        n_step=settings.n_step,
-        gamma=settings.gamma,
-        seed=buffer_seed,
-    )
+    buffer = make_buffer(env, settings, buffer_seed)
     observations, actions = env.single_observation_space.shape[0], env.single_action_space.shape[0]
     agent, history = Agent(observations, actions, settings, device), History()
 
@@ -260,66 +262,56 @@ def train(
     if checkpoint is not None and checkpoint.exists():
         checkpoint.load(buffer, rng, history, parts)
     env = record(env, buffer)  # from here on each step is stored
-    with tqdm(total=settings.total_timesteps, initial=history.steps, unit="step", desc=f"seed {seed}") as bar:
-        writer = open_log(log, history.steps)
+    bar = tqdm(total=settings.total_timesteps, initial=history.steps, unit="step", desc=f"seed {seed}")
+    with bar, open_log(log, history.steps) as writer:
         while history.steps < settings.total_timesteps:
-            train_until(history.steps + settings.save_every, env, buffer, agent, history, rng, seed, writer, bar)
+            # From one checkpoint to the next. Neither an environment in the middle of an episode nor batches that were
+            # prefetched can be saved, so both begin anew here, whether the run was stopped or not
+            obs, _ = env.reset(seed=1_000_000 * seed + history.steps)  # (E, D)
+            running_returns, metrics = np.zeros(settings.num_envs), list[Tensor]()
+            end = min(history.steps + settings.save_every, settings.total_timesteps)
+            with buffer.batches(settings.batch_size, device=device, column=True) as batches:
+                while history.steps < end:
+                    # Act, at random at first
+                    is_random = history.steps < settings.learning_starts
+                    action = rng.uniform(-1.0, 1.0, env.action_space.shape) if is_random else agent.act(obs)  # (E, A)
+                    obs, reward, terminated, truncated, _ = env.step(action.astype(np.float32))
+                    history.steps += settings.num_envs
+                    bar.update(settings.num_envs)
+                    running_returns += reward
+                    for lane in np.flatnonzero(terminated | truncated):
+                        history.returns.append((history.steps, float(running_returns[lane])))
+                        running_returns[lane] = 0.0
+
+                    # Learn from as many batches as are due by now
+                    while history.batches < settings.batches_by(history.steps):
+                        batch = next(batches)  # obs and next_obs (B, D), action (B, A), indices (B,), others (B, 1)
+                        td_errors, numbers = agent.learn(batch)
+                        buffer.update_priorities(batch.indices, td_errors)
+                        metrics.append(numbers)
+                        history.batches += 1
+
+                    # Look
+                    if is_due(history.steps, settings.eval_every, settings):
+                        returns = evaluate(agent, settings.eval_episodes, 1_000_000 * seed + 500_000)
+                        history.evaluations.append((history.steps, float(returns.mean())))
+                    if is_due(history.steps, settings.log_every, settings):
+                        report(history, metrics, buffer, writer, bar)
             if writer is not None:
-                writer.flush()  # before the checkpoint, so that no event before it is missing
+                writer.flush()  # before the checkpoint, so that no earlier event can be missing
             if checkpoint is not None:
                 checkpoint.save(buffer, rng, history, parts)
-        if writer is not None:
-            writer.close()
     env.close()
     return agent, history
 
 
-def train_until(
-    end: int,
-    env: Any,
-    buffer: Replay,
-    agent: Agent,
-    history: History,
-    rng: np.random.Generator,
-    seed: int,
-    writer: Any,
-    bar: Any,
-) -> None:
-    """Train until step `end`, from new episodes on.
+def open_log(path: Path | None, step: int) -> Any:
+    """TensorBoard's writer, or None without a path; what is there of later steps, or of an earlier run, is hidden."""
+    if path is None:
+        return nullcontext()
+    from torch.utils.tensorboard import SummaryWriter
 
-    An environment cannot be saved in the middle of an episode, nor can batches that were prefetched. So both begin anew
-    after each checkpoint, whether the run is stopped there or not.
-    """
-    settings = agent.settings
-    end, num_envs = min(end, settings.total_timesteps), settings.num_envs
-    running_returns, metrics = np.zeros(num_envs), list[Tensor]()
-    obs, _ = env.reset(seed=1_000_000 * seed + history.steps)  # (E, D)
-    with buffer.batches(settings.batch_size, device=agent.device, column=True) as batches:
-        while history.steps < end:
-            if history.steps < settings.learning_starts:
-                action = rng.uniform(-1.0, 1.0, env.action_space.shape).astype(np.float32)  # (E, A)
-            else:
-                action = agent.act(obs)
-            obs, reward, terminated, truncated, _ = env.step(action)
-            history.steps += num_envs
-            bar.update(num_envs)
-            running_returns += reward
-            for lane in np.flatnonzero(terminated | truncated):
-                history.returns.append((history.steps, float(running_returns[lane])))
-                running_returns[lane] = 0.0
-
-            while history.batches < settings.batches_by(history.steps):
-                batch = next(batches)  # all (B, 1), but obs and next_obs (B, D), action (B, A) and indices (B,)
-                td_errors, numbers = agent.learn(batch)
-                buffer.update_priorities(batch.indices, td_errors)
-                metrics.append(numbers)
-                history.batches += 1
-
-            if is_due(history.steps, settings.eval_every, settings):
-                returns = evaluate(agent, settings.eval_episodes, 1_000_000 * seed + 500_000)
-                history.evaluations.append((history.steps, float(returns.mean())))
-            if is_due(history.steps, settings.log_every, settings):
-                report(history, metrics, buffer, writer, bar)
+    return SummaryWriter(path, purge_step=step + 1)
 
 
 def is_due(step: int, every: int, settings: Settings) -> bool:
@@ -346,18 +338,6 @@ def report(history: History, metrics: list[Tensor], buffer: Replay, writer: Any,
             writer.add_scalar(name, value, history.steps)
 
 
-def open_log(path: Path | None, step: int) -> Any:
-    """TensorBoard's writer to a directory, in place of what is there after `step`; None where there is no TensorBoard."""
-    if path is None:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        tqdm.write("There is no TensorBoard to log to: pip install tensorboard")
-        return None
-    return SummaryWriter(path, purge_step=step + 1)  # type: ignore[no-untyped-call]
-
-
 def plot(histories: dict[int, History], tests: dict[int, Any], title: str, path: Path) -> None:
     """The returns of all seeds, and below them the critics' loss and the temperature."""
     figure = Figure(figsize=(8, 6), layout="constrained")  # not pyplot's: no window, no global state
@@ -373,12 +353,11 @@ def plot(histories: dict[int, History], tests: dict[int, Any], title: str, path:
         if history.losses:
             bottom.plot(*np.array(history.losses).T, color=colour)
             right.plot(*np.array(history.temperatures).T, ":", color=colour)
-    top.set(title=title, ylabel="return of an episode")
+    top.set(title=f"{title}\ndots: training episodes; lines: greedy evaluations", ylabel="return of an episode")
     top.legend(title=f"mean of {TEST_EPISODES} fresh episodes", loc="lower right")
-    top.text(0.0, -0.02, "dots: training episodes; lines: greedy evaluations", transform=top.transAxes, va="top")
-    bottom.set(xlabel="environment steps", ylabel="loss of the critics (solid)", yscale="log")
-    right.set(ylabel="temperature (dotted)", yscale="log")
-    figure.savefig(path, dpi=110)
+    bottom.set(xlabel="environment steps", ylabel="critics' loss (solid)")
+    right.set(ylabel="temperature (dotted)", ylim=(0.0, None))
+    figure.savefig(path, dpi=100)
 
 
 def check_environment(env_id: str) -> None:
@@ -394,6 +373,14 @@ def check_environment(env_id: str) -> None:
         raise ValueError("it has no time limit, so an evaluation might never end")
 
 
+def device(text: str) -> torch.device:
+    """A device that is there."""
+    try:
+        return torch.empty(0, device=text).device
+    except (AssertionError, RuntimeError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: {str(error).splitlines()[0]}") from None
+
+
 def parse_arguments() -> argparse.Namespace:
     """The options, checked as far as they can be without training."""
     parser = argparse.ArgumentParser(description="SAC on prioritized replay.", allow_abbrev=False)
@@ -403,7 +390,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--num-envs", type=at_least(1), default=default.num_envs, help="stepped together (default: %(default)s)")
     add("--total-timesteps", type=at_least(1), default=default.total_timesteps, help="default: %(default)s")
     add("--seeds", type=at_least(0), nargs="+", default=[0], help="one run for each (default: 0)")
-    add("--device", type=torch.device, default="cpu", help="such as cuda (default: %(default)s)")
+    add("--device", type=device, default="cpu", help="such as cuda (default: %(default)s)")
     add("--log", type=Path, help="a directory for TensorBoard (default: beside the picture)")
     add("--checkpoint", type=Path, help="a directory to save the runs in (default: they are not saved)")
     add("--save-every", type=at_least(1), default=default.save_every, help="steps (default: %(default)s)")
@@ -447,9 +434,11 @@ def main() -> None:
     steps = options.total_timesteps + -options.total_timesteps % options.num_envs  # whole steps of all environments
     settings = Settings(total_timesteps=steps, **{name: getattr(options, name) for name in names})
     checkpoints = {seed: find_checkpoint(options, settings, seed) for seed in options.seeds}
-    histories, tests = {}, {}
+    histories, tests, is_logged = {}, {}, find_spec("tensorboard") is not None
+    if not is_logged:
+        print("Nothing is logged, as TensorBoard is not installed: pip install tensorboard")
     for seed in options.seeds:
-        log = options.log / f"seed{seed}"
+        log = options.log / f"seed{seed}" if is_logged else None
         agent, histories[seed] = train(settings, seed, options.device, checkpoints[seed], log)
         tests[seed] = evaluate(agent, TEST_EPISODES, 1_000_000 * seed + 900_000)
         print(
@@ -459,8 +448,8 @@ def main() -> None:
     title = f"SAC on {options.env}: --n-step {options.n_step} --num-envs {options.num_envs}"
     plot(histories, tests, title, options.output)
     print(f"Learning curve: {options.output}")
-    if options.log.exists():
-        print(f"All that was logged: tensorboard --logdir {options.log}")
+    if is_logged:
+        print(f"What was logged: tensorboard --logdir {options.log}")
 
 
 if __name__ == "__main__":
