@@ -4,8 +4,8 @@
     python examples/sac_pendulum.py --seeds 0 1 2 --n-step 1
     python examples/sac_pendulum.py --checkpoint runs/first --resume
 
-A run takes about half a minute on one core. It ends with 100 greedy episodes that training has not seen, played with
-the final weights, and saves a picture of the learning curve. The loop uses all that replaykit has for one: `record`
+A run takes about a minute on one core. It ends with 100 greedy episodes that training has not seen, played with the
+final weights, and saves a picture of the learning curve. The loop uses everything that replaykit has for one: `record`
 stores every step as it really was, `batches` returns tensors on the device and copies the next ones to a GPU in the
 meantime, `update_priorities` takes tensors, `stats` goes to TensorBoard, and `save` and `load` continue a run that was
 killed. On the CPU, a resumed run has the same returns, losses and weights as one that was never stopped, bit for bit.

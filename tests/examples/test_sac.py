@@ -55,6 +55,7 @@ def a_batch(settings, steps=80):
     for _ in range(steps):
         recorded.step(recorded.action_space.sample())
     env.close()
+    buffer.update_priorities(buffer.stored(), priorities=np.linspace(0.1, 2.0, len(buffer)))  # weights differ
     torch.manual_seed(0)
     return Agent(3, 1, settings, CPU), next(buffer.batches(settings.batch_size, device=CPU, column=True))
 
@@ -128,18 +129,33 @@ def test_critics_learn_only_from_td_errors():
     assert not torch.equal(agent.actor.net[0].weight, actor)
 
 
+def test_the_actor_climbs_the_soft_value():
+    """Of the lower critic, with critics and temperature held."""
+    agent, batch = a_batch(SETTINGS)
+    agent.log_temperature.data.fill_(-5.0)
+    for name in ("critics", "temperature"):
+        agent.optimizers[name].param_groups[0]["lr"] = 0.0
+    values = [float(agent.learn(batch)[1][METRICS.index("policy/q")]) for _ in range(100)]
+    assert np.mean(values[-10:]) > np.mean(values[:10])
+
+
 # -- Log and checkpoint --------------------------------------------------------------------------------------
+
+
+def saved(path, settings, history):
+    """The buffer, the agent and the generator of the last checkpoint in `path`."""
+    env, rng = make_env(settings.env, settings.num_envs), np.random.default_rng()
+    buffer, agent = make_buffer(env, settings, np.random.SeedSequence()), Agent(3, 1, settings, CPU)
+    env.close()
+    Checkpoint(path / "checkpoint", asdict(settings)).load(buffer, rng, history, {"agent": agent} | agent.optimizers)
+    buffer.check()
+    return buffer, agent, rng
 
 
 def run(path, settings=SETTINGS):
     """Train with a checkpoint and a log in `path`: all that the last checkpoint has, and the next batch."""
-    checkpoint = Checkpoint(path / "checkpoint", asdict(settings))
-    _, history = train(settings, 7, CPU, checkpoint, path / "log")
-    env, rng = make_env(settings.env, settings.num_envs), np.random.default_rng()
-    buffer, agent = make_buffer(env, settings, np.random.SeedSequence()), Agent(3, 1, settings, CPU)
-    env.close()
-    checkpoint.load(buffer, rng, history, {"agent": agent} | agent.optimizers)
-    buffer.check()
+    _, history = train(settings, 7, CPU, Checkpoint(path / "checkpoint", asdict(settings)), path / "log")
+    buffer, agent, rng = saved(path, settings, history)
     batch = buffer.sample(8)
     moments = [value for optimizer in agent.optimizers.values() for value in optimizer.state_dict()["state"].values()]
     tensors = [*agent.state_dict().values(), *(entry for moment in moments for entry in moment.values())]
@@ -182,6 +198,25 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, monkeypatch, 
     assert expected[0]["losses"]
 
 
+def test_other_episodes_begin_after_each_checkpoint(tmp_path):
+    """Each reset has a seed of its own, and ends the episodes before it."""
+    settings = replace(SETTINGS, capacity=300)
+    _, history = train(settings, 7, CPU, Checkpoint(tmp_path / "checkpoint", asdict(settings)))
+    buffer, _, _ = saved(tmp_path, settings, history)
+    _, first, last = buffer.episode([0, 100, 239])
+    assert (first.tolist(), last.tolist()) == ([0, 80, 160], [79, 159, 239])
+    assert len(np.unique(buffer.read(first, "obs"), axis=0)) == 3
+
+
+def test_returns_are_the_sums_of_each_episode(tmp_path):
+    settings = replace(SETTINGS, total_timesteps=420, learning_starts=420, save_every=420, capacity=500)
+    _, history = train(settings, 7, CPU, Checkpoint(tmp_path / "checkpoint", asdict(settings)))
+    buffer, _, _ = saved(tmp_path, settings, history)
+    steps, returns = zip(*history.returns, strict=True)
+    assert steps == (200, 400)
+    assert returns == pytest.approx(buffer.read(np.arange(400), "reward").reshape(2, 200).sum(1), rel=1e-5)
+
+
 def test_tensorboard_finds_returns_losses_and_the_replay(tmp_path):
     pytest.importorskip("tensorboard")
     settings = replace(SETTINGS, total_timesteps=420)  # two episodes of 200 steps
@@ -210,7 +245,8 @@ def test_a_new_run_takes_the_place_of_a_former_log(tmp_path):
 
 
 def script(monkeypatch, *options):
-    monkeypatch.setattr(sys, "argv", ["sac_pendulum.py", "--total-timesteps", "1100", *map(str, options)])
+    monkeypatch.setattr(sac_pendulum, "TEST_EPISODES", 2)
+    monkeypatch.setattr(sys, "argv", ["sac_pendulum.py", "--total-timesteps", "250", *map(str, options)])
     main()
 
 
