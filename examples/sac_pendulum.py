@@ -285,7 +285,7 @@ def train(
 
                     # Learn from as many batches as are due by now
                     while history.batches < settings.batches_by(history.steps):
-                        batch = next(batches)  # obs and next_obs (B, D), action (B, A), indices (B,), others (B, 1)
+                        batch = next(batches)  # obs (B, D), action (B, A), indices (B,); reward and such (B, 1)
                         td_errors, numbers = agent.learn(batch)
                         buffer.update_priorities(batch.indices, td_errors)
                         metrics.append(numbers)
