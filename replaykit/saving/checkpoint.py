@@ -1,10 +1,8 @@
 """Saving and loading: the states of all parts of a replay at one moment, in a directory or in a dict of tensors."""
 
-import contextlib
 import math
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,6 +10,7 @@ import numpy.typing as npt
 
 from replaykit.chunks import CHUNK_BYTES, Chunks, LiveChunks, Slots
 from replaykit.declared import Declared, copied
+from replaykit.progress import NoBar, bar_of
 from replaykit.saving.directory import Directory
 from replaykit.saving.manifest import arrays_in, decode, describe, differences, encode, is_function
 from replaykit.saving.tensors import Tensors
@@ -67,7 +66,7 @@ class Checkpointed(Declared):
         array([ True,  True,  True,  True])
         """
         directory = Directory(path)
-        with directory.saving() as former, _bar(progress, "save") as bar:
+        with directory.saving() as former, bar_of(progress, "save") as bar:
             directory.commit(_saved(self, directory, former or {}, bar))
 
     def load(self, path: Path, *, exact: bool = True, progress: bool = False) -> None:
@@ -99,7 +98,7 @@ class Checkpointed(Declared):
             If lanes have writers.
         """
         directory = Directory(path)
-        with directory.loading() as content, _bar(progress, "load") as bar:
+        with directory.loading() as content, bar_of(progress, "load") as bar:
             restore(self, content, directory.path, reader(directory.read, bar), exact)
 
     def state_dict(self) -> dict[str, Any]:
@@ -109,13 +108,13 @@ class Checkpointed(Declared):
         """
         tensors = Tensors({})
         with self.lock:
-            content = _saved(self, tensors, {}, _NoBar())
+            content = _saved(self, tensors, {}, NoBar())
         return tensors.with_manifest(content)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, exact: bool = True) -> None:
         """Take everything from what :meth:`state_dict` returned; `exact` and the errors are those of :meth:`load`."""
         tensors = Tensors(state_dict)
-        restore(self, tensors.manifest(), "state_dict", reader(tensors.read, _NoBar()), exact)
+        restore(self, tensors.manifest(), "state_dict", reader(tensors.read, NoBar()), exact)
 
 
 def _saved(replay: Checkpointed, target: Any, former: dict[str, Any], bar: Any) -> dict[str, Any]:
@@ -289,7 +288,7 @@ def restore(replay: Checkpointed, content: dict[str, Any], where: str, read: Any
 def load_innermost(path: Path, classes: Mapping[str, Callable[..., Any]], is_shown: bool) -> Any:
     """Build the innermost replay of a checkpoint, if it is of these classes, and restore it."""
     directory = Directory(path)
-    with directory.loading() as content, _bar(is_shown, "load") as bar:
+    with directory.loading() as content, bar_of(is_shown, "load") as bar:
         try:
             built, functions = content["built"], content["functions"]
             while "inner" in built["arguments"]:
@@ -307,31 +306,3 @@ def load_innermost(path: Path, classes: Mapping[str, Callable[..., Any]], is_sho
 
 def _refuse(_node: Any) -> Any:
     raise ValueError("an argument is an array")
-
-
-class _NoBar:
-    """In place of a bar that is not shown."""
-
-    total: int | None = 0
-
-    def update(self, count: int = 1) -> None:
-        """Do nothing."""
-
-
-@contextlib.contextmanager
-def _bar(is_shown: bool, label: str) -> Iterator[Any]:
-    """A bar of chunks."""
-    bar: Any = _NoBar()
-    if is_shown:
-        try:
-            from tqdm import tqdm
-
-            bar = tqdm(desc=label, unit="chunk")
-        except ImportError:
-            warnings.warn("progress=True needs tqdm: pip install tqdm", RuntimeWarning, stacklevel=4)
-    try:
-        yield bar
-    finally:
-        if is_shown and not isinstance(bar, _NoBar):
-            bar.refresh()
-            bar.close()
