@@ -30,7 +30,8 @@ AVERAGED = (
 )  # fmt: skip
 """Numbers of a batch, which `stats` averages over the batches of the window."""
 LATEST = (
-    "recorded_batches", "stored_transitions", "batch_size", "draws_per_transition", "lifetime_batches", "stale_update_share",
+    "recorded_batches", "stored_transitions", "batch_size", "draws_per_transition", "lifetime_batches",
+    "stale_update_share",
     *(f"probability_{name}" for name in (
         "top_percent_share", "entropy", "perplexity_share", "largest", "undrawable_share", "starved_share"
     )),

@@ -534,7 +534,11 @@ def test_the_figure_shows_every_panel_and_what_iid_draws_give(watched):
     lines = {line.get_label(): line for line in figure.axes[2].lines}
     assert lines["i.i.d."].get_ydata()[0] == 1.0
     drawn = lines["mean squared error"]
-    shifts = [(row["recorded_batches"], row["mean_shift"]) for row in watched.history if row["mean_shift"] == row["mean_shift"]]
+    shifts = [
+        (row["recorded_batches"], row["mean_shift"])
+        for row in watched.history
+        if row["mean_shift"] == row["mean_shift"]
+    ]
     assert np.array_equal(drawn.get_xydata(), shifts)
     figure.canvas.draw()
 
