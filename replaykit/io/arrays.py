@@ -115,11 +115,12 @@ def from_npz(
 ) -> Replay:  # fmt: skip
     """A buffer with all transitions of a file of plain arrays, such as one that `to_npz` wrote.
 
-    A file of yours needs an array of shape (N, ...) for each field, as `to_npz` describes. Without ``_lane``, all steps
-    are of one lane. Without ``_episode``, episodes end at the flags.
+    A file of yours needs an array of shape (N, ...) for each field, as `to_npz` describes, with steps in order. Without
+    ``_episode``, episodes end at the flags.
 
-    Lanes and episodes come back. If the buffer has fewer lanes than the file, the episodes are spread over its lanes.
-    Running episodes have ended: what you add next begins others. Steps get new indices and the priorities of new ones.
+    Lanes and episodes come back. If the file has no ``_lane``, or the buffer has fewer lanes, the episodes are spread
+    over the lanes of the buffer. Running episodes have ended: what you add next begins others. Steps get new indices
+    and the priorities of new ones.
 
     Parameters
     ----------
@@ -177,7 +178,8 @@ def from_npz(
     lengths = [end - begin for begin, end in zip(begins, ends, strict=True)]
     wanted = int(lane.max(initial=0)) + 1
     num_envs = target.num_envs(wanted)
-    lanes = [int(lane[begin]) for begin in begins] if num_envs >= wanted else spread(lengths, num_envs)
+    keeps_lanes = places[_LANE] is not None and num_envs >= wanted
+    lanes = [int(lane[begin]) for begin in begins] if keeps_lanes else spread(lengths, num_envs)
     replay = target.make(lengths, lanes)
     with bar_of(progress, "from_npz", "step", len(lane)) as bar, replay.lock:
         for begin, end, place in zip(begins, ends, lanes, strict=True):

@@ -26,10 +26,10 @@ def episodes_of(replay: Replay) -> list[Episode]:
     """Every episode that is stored, lane after lane, oldest first. O(N)."""
     stored = replay.stored()
     numbers, first, _ = replay.episode(stored)
-    begins = np.flatnonzero(np.diff(numbers, prepend=-1))
+    begins = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
     return [
         Episode(indices, int(numbers[begin]), int(indices[0] % replay.successor), bool(first[begin] == indices[0]))
-        for begin, indices in zip(begins, np.split(stored, begins[1:]), strict=True)
+        for begin, indices in zip(begins, np.split(stored, begins[1:]), strict=False)  # one empty part of nothing
     ]
 
 

@@ -389,7 +389,7 @@ def _fields_of(buffer: Replay, episode: Episode) -> dict[str, Tree]:
         later = f"next_{path}"
         first, then = arrays[path][1:], arrays[later][:-1]
         differs = ~((first == then) | ((first != first) & (then != then)))
-        rows = differs.reshape(len(first), -1).any(axis=1)
+        rows = differs.any(axis=tuple(range(1, differs.ndim)))
         if rows.any():
             step = indices[int(rows.argmax())]
             raise ValueError(
