@@ -2,7 +2,7 @@
 
 Each function that reads makes a `ReplayBuffer <replaykit.ReplayBuffer>`, or fills a buffer of your choice. Those that
 write take any buffer or wrapper, and write what is stored: no wrapper changes it. Priorities, counters and the state of
-the generator are kept by `Replay.save <replaykit.Replay.save>` only.
+the generator are kept only by ``save`` of the buffer.
 """
 
 from replaykit.io.arrays import from_npz, to_npz

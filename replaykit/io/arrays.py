@@ -126,7 +126,7 @@ def from_npz(
     ----------
     path : str or path-like
     buffer : Replay, optional
-        What to fill: a `PrioritizedBuffer`, for example. By default, a new `ReplayBuffer`.
+        What to fill: a `replaykit.PrioritizedBuffer`, for example. By default, a new `replaykit.ReplayBuffer`.
     spec : Spec, optional
         The fields of a new buffer. By default, shapes and dtypes of the arrays, nested at the dots of their names.
     capacity : int, optional
@@ -140,7 +140,7 @@ def from_npz(
     Returns
     -------
     Replay
-        `buffer`, or the new `ReplayBuffer`.
+        `buffer`, or the new `replaykit.ReplayBuffer`.
 
     Raises
     ------

@@ -48,8 +48,8 @@ def from_minari(
     dataset : minari.MinariDataset
         Such as ``minari.load_dataset`` returns, or a part that its ``filter_episodes`` selected.
     buffer : Replay, optional
-        What to fill: a `PrioritizedBuffer`, for example. Episodes are spread over its lanes. By default, a new
-        `ReplayBuffer`.
+        What to fill: a `replaykit.PrioritizedBuffer`, for example. Episodes are spread over its lanes. By default, a
+        new `replaykit.ReplayBuffer`.
     capacity : int, optional
         Of a new buffer. By default, all steps fit.
     progress : bool
@@ -60,7 +60,7 @@ def from_minari(
     Returns
     -------
     Replay
-        `buffer`, or the new `ReplayBuffer`.
+        `buffer`, or the new `replaykit.ReplayBuffer`.
 
     Raises
     ------
