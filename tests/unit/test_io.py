@@ -1,4 +1,4 @@
-"""Data in and out: data sets of Minari and files of plain arrays, and what is refused."""
+"""Data sets of Minari in and out, what is refused, and what an interrupt leaves behind."""
 
 import sys
 import warnings
@@ -19,7 +19,7 @@ from replaykit import (
     record,
 )
 from replaykit.io import from_minari, from_npz, to_minari, to_npz
-from tests.helpers import FLAT, GOAL_SPEC, filled, goal_episodes, sparse, step, stretch, unchanged
+from tests.helpers import FLAT, GOAL_SPEC, filled, goal_episodes, sparse, step, unchanged
 
 minari = pytest.importorskip("minari")
 
@@ -362,75 +362,3 @@ def test_progress_is_shown(write, tmp_path, capsys):
     shown = capsys.readouterr().err
     for end in ["to_minari: 100%", "4/4"] if write == "minari" else ["to_npz: 100%", "6/6", "from_npz: 100%", "8/8"]:
         assert end in shown
-
-
-# -- Files of arrays -----------------------------------------------------------------------------------------
-
-
-def test_a_plain_file_needs_only_the_fields(tmp_path):
-    """One lane, with episodes that end at the flags; dtypes and shapes are those of the arrays."""
-    fields = stretch(6, terminated=np.arange(6) == 2)
-    np.savez(tmp_path / "plain.npz", **fields | {"reward": np.ones(6)})
-    buffer = from_npz(tmp_path / "plain.npz", n_step=9)
-    assert buffer.spec == Spec(Field((3,)), Field((), np.int64), reward=Field((), np.float64))
-    assert buffer.window(np.arange(6)).length.tolist() == [3, 2, 1, 3, 2, 1]
-    two = from_npz(tmp_path / "plain.npz", num_envs=2)
-    assert len(two) == 6 and two.capacity == 6 and set(two.stored() % 2) == {0, 1}
-    with pytest.raises(TypeError, match="num_envs is '2'"):
-        from_npz(tmp_path / "plain.npz", num_envs="2")
-
-
-def test_an_empty_buffer_is_written_and_read(tmp_path):
-    """With all its fields, and no rows."""
-    to_npz(ReplayBuffer(5, FLAT, num_envs=2), tmp_path / "empty.npz")
-    buffer = from_npz(tmp_path / "empty.npz")
-    assert len(buffer) == 0 and buffer.spec == FLAT
-
-
-def test_files_that_do_not_fit_are_refused_by_name(tmp_path):
-    """The buffer is unchanged, and no code of a file is run."""
-    path, buffer, fields = tmp_path / "file.npz", filled(ReplayBuffer(9, FLAT), 2), stretch(3)
-
-    def refused(error, match, **options):
-        with unchanged(buffer, error, match):
-            from_npz(path, buffer, **options)
-
-    refused(FileNotFoundError, "file.npz")
-    path.write_bytes(b"no file of arrays")
-    refused(ValueError, "file.npz is not a file of plain arrays")
-    np.savez(path, obs=np.array([{}, None]))
-    refused(ValueError, "file.npz is not a file of plain arrays.*pickle")
-    with path.open("wb") as file:
-        np.save(file, np.zeros(3))
-    refused(ValueError, "single array without a name")
-    np.savez(path, **{name: value for name, value in fields.items() if name != "truncated"})
-    refused(FieldNameError, "has no array 'truncated'")
-    np.savez(path, **fields, cost=np.zeros(3))
-    refused(FieldNameError, "has the array 'cost', which is no field")
-    np.savez(path, **fields | {"action": np.zeros(2, int)})
-    refused(ValueError, r"action has shape \(2,\); expected 3 rows, as reward has")
-    np.savez(path, **fields | {"obs": np.zeros((3, 4))})
-    refused(ValueError, r"file.npz: obs has shape \(3, 4\); expected \(3, 3\)")
-    np.savez(path, **fields | {"reward": np.array([0.0, np.inf, 0.0])})
-    refused(ValueError, "file.npz: reward contains inf")
-    for wrong in (np.zeros(2, int), np.zeros(3), np.array([0, -1, 0])):
-        np.savez(path, **fields, _lane=wrong)
-        refused(ValueError, r"_lane has shape.*expected \(3,\) and integers of at least 0")
-    np.savez(path, **fields)
-    refused(TypeError, "capacity is an option of a new buffer", capacity=5)
-    refused(TypeError, "spec is an option of a new buffer", spec=FLAT)
-    with pytest.raises(TypeError, match="buffer is a ReplayBuffer|buffer is a str"):
-        from_npz(path, "buffer")
-    with pytest.raises(TypeError, match="buffer is a str"):
-        to_npz("buffer", path)
-    assert from_npz(path, buffer) is buffer and len(buffer) == 5
-
-
-def test_a_given_spec_decides_how_arrays_are_nested(tmp_path):
-    """A tuple is guessed from names that are numbers; a spec says where it is a dict instead."""
-    spec = Spec(obs={"0": Field(()), "1": Field(())}, action=(Field(()), Field(())))
-    buffer = ReplayBuffer(5, spec)
-    buffer.add({"0": 1.0, "1": 2.0}, (3.0, 4.0), 0.0, {"0": 5.0, "1": 6.0}, False, True)
-    to_npz(buffer, tmp_path / "file.npz")
-    assert from_npz(tmp_path / "file.npz", spec=spec).sample(1).obs["1"] == 2.0
-    assert from_npz(tmp_path / "file.npz").sample(1).obs[1] == 2.0
