@@ -197,6 +197,7 @@ def test_a_recorded_environment_is_recovered():
     metadata = {"author": "A. Nyone", "author_email": {"a@example.org", "b@example.org"}, "description": "random"}
     to_minari(buffer, "cartpole/random-v0", env=env, metadata=metadata)
     assert set(minari.list_local_datasets()) == {"cartpole/random-v0"}
+    assert minari.namespace.list_local_namespaces() == ["cartpole"]
     data = minari.load_dataset("cartpole/random-v0")
     assert data.observation_space == env.observation_space and data.action_space == env.action_space
     assert data.recover_environment().spec.id == "CartPole-v1"

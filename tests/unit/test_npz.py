@@ -24,6 +24,18 @@ def test_a_plain_file_needs_only_the_fields(tmp_path):
         from_npz(tmp_path / "plain.npz", num_envs="2")
 
 
+def test_lanes_and_episodes_come_back(tmp_path):
+    """An episode that was ended without a flag, too."""
+    buffer = ReplayBuffer(12, FLAT, num_envs=3)
+    buffer.extend(**stretch(2, 3), mask=np.array([True, False, True]))
+    buffer.end_episode(np.array([True, False, False]))
+    buffer.extend(**stretch(1, 3), mask=np.array([True, False, True]))
+    to_npz(buffer, tmp_path / "file.npz")
+    twin = from_npz(tmp_path / "file.npz", n_step=9)
+    assert (twin.stored() % 3).tolist() == [0, 0, 0, 2, 2, 2]
+    assert twin.window(twin.stored()).length.tolist() == [2, 1, 1, 3, 2, 1]
+
+
 def test_an_empty_buffer_is_written_and_read(tmp_path):
     """With all its fields, and no rows."""
     to_npz(ReplayBuffer(5, FLAT, num_envs=2), tmp_path / "empty.npz")
