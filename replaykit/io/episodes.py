@@ -68,6 +68,7 @@ class Target:
     def make(self, lengths: Sequence[int], lanes: Sequence[int]) -> Replay:
         """The buffer. A new one has room for stretches of these lengths in these lanes, unless a capacity was given."""
         if self.buffer is not None:
+            self.buffer.writer(slice(None)).close()  # raises if a lane has a writer already
             return self.buffer  # type: ignore[no-any-return]
         capacity = self._capacity
         if capacity is None:

@@ -299,7 +299,8 @@ def _new_place(dataset_id: Any) -> Path:
     try:
         parse_dataset_id(dataset_id)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"dataset_id is {dataset_id!r}; expected a name such as 'cartpole/random-v0'") from error
+        expected = "expected a name such as 'cartpole/random-v0', with at least two letters before a '/' and a version"
+        raise ValueError(f"dataset_id is {dataset_id!r}; {expected}") from error
     place: Path = get_dataset_path(dataset_id)
     if place.exists():
         remedy = f"take another version, or call minari.delete_dataset({dataset_id!r})"

@@ -261,7 +261,7 @@ def test_images_are_written_without_loss():
     buffer = ReplayBuffer(10, Spec(Field((40, 40, 3), np.uint8), Field((), np.int64)), stack=4)
     for number in range(5):
         buffer.add(images[number], 0, 1.0, images[number + 1], False, number == 4)
-    data = to_minari(buffer, "test/images-v0")
+    data = to_minari(buffer, "images-v0")
     assert np.array_equal(data[0].observations, images)
     twin = from_minari(data, stack=4)
     assert (twin.read([3], "obs") == buffer.read([3], "obs")).all()

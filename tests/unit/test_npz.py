@@ -36,6 +36,15 @@ def test_lanes_and_episodes_come_back(tmp_path):
     assert twin.window(twin.stored()).length.tolist() == [2, 1, 1, 3, 2, 1]
 
 
+def test_lanes_of_writers_are_left_alone(tmp_path):
+    """Nothing is added to the other lanes either."""
+    to_npz(filled(ReplayBuffer(5, FLAT), 3), tmp_path / "file.npz")
+    buffer = ReplayBuffer(10, FLAT, num_envs=2)
+    with buffer.writer([1]), pytest.raises(ValueError, match="lanes contains 1, which has a writer"):
+        from_npz(tmp_path / "file.npz", buffer)
+    assert len(buffer) == 0
+
+
 def test_an_empty_buffer_is_written_and_read(tmp_path):
     """With all its fields, and no rows."""
     to_npz(ReplayBuffer(5, FLAT, num_envs=2), tmp_path / "empty.npz")
