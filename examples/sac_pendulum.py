@@ -333,8 +333,7 @@ def report(history: History, metrics: list[Tensor], buffer: Replay, writer: Any,
         metrics.clear()
     bar.set_postfix({name.split("/")[1]: f"{value:.3g}" for name, value in numbers.items()}, refresh=False)
     if writer is not None:
-        replay = {f"replay/{name}": value for name, value in buffer.stats().items()}
-        for name, value in (numbers | replay).items():
+        for name, value in (numbers | buffer.stats(prefix="replay/")).items():
             writer.add_scalar(name, value, history.steps)
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from replaykit._kernels import lazy
 from replaykit.batch import Ahead, Draw, Look, Window
-from replaykit.checks import check_count, check_generator_state, check_seed, check_unit
+from replaykit.checks import check_count, check_generator_state, check_seed, check_unit, prefixed
 from replaykit.declared import Declared, Moment, read_only
 from replaykit.distributions.base import Distribution
 from replaykit.field import as_array, as_float64, as_indices
@@ -365,14 +365,14 @@ class Buffer(Replay):
         with self.lock:
             return self._storage.read(entries, field)
 
-    def stats(self) -> dict[str, float]:
+    def stats(self, prefix: str = "") -> dict[str, float]:
         storage, distribution = self._storage, self._distribution
         with self.lock:
             stats = {"size": len(storage), "capacity": storage.capacity, "added": storage.bounds[1].sum()}
             stats |= {"batches": distribution.batches, "nbytes": storage.nbytes}
             if self._has_priorities:
                 stats["stale_updates"] = self._stale_updates
-            return {name: float(value) for name, value in (stats | distribution.stats()).items()}
+            return prefixed(stats | distribution.stats(), prefix)
 
     def check(self) -> None:
         with self.lock:

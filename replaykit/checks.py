@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any, get_args
 
@@ -91,3 +91,10 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
     """Raise ValueError unless `value` is one of the strings of a Literal."""
     if not isinstance(value, str) or value not in get_args(choices):
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, get_args(choices)))}")
+
+
+def prefixed(numbers: Mapping[str, Any], prefix: Any) -> dict[str, float]:
+    """The numbers as floats, with `prefix` before each name."""
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix is {prefix!r}; expected a str, such as 'replay/'")
+    return {f"{prefix}{name}": float(value) for name, value in numbers.items()}

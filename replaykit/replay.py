@@ -402,11 +402,23 @@ class Replay(Checkpointed, Batching, ABC):
         """
 
     @abstractmethod
-    def stats(self) -> dict[str, float]:
-        """Numbers for a logger: `size`, `capacity`, `added`, `batches` and `nbytes`.
+    def stats(self, prefix: str = "") -> dict[str, float]:
+        """Numbers for a logger, by name. :doc:`/how-to/log-metrics` shows loggers.
 
-        A prioritized buffer adds `stale_updates`, `beta`, and of the scaled priorities p**alpha the mean and the
-        maximum, `scaled_priority_mean` and `scaled_priority_max`.
+        - `size`: transitions stored; `capacity`: transitions that fit
+        - `added`: transitions added so far; `batches`: batches sampled so far
+        - `nbytes`: bytes of all arrays
+
+        A prioritized buffer adds:
+
+        - `stale_updates`: updates of priorities that came after the transition had been overwritten
+        - `beta`: the exponent of the weights of the next batch
+        - `scaled_priority_mean`, `scaled_priority_max`: of the scaled priorities ``p**alpha`` of what is stored
+
+        Parameters
+        ----------
+        prefix : str
+            Put before each name, such as ``"replay/"``.
         """
 
     @abstractmethod

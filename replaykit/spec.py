@@ -8,6 +8,7 @@ import numpy as np
 
 from replaykit.checks import nearest
 from replaykit.field import Field, FieldNameError, Leaf, as_array
+from replaykit.rows import nested_row
 from replaykit.trees import Tree, entries_of, leaves_of, map_tree
 
 DERIVED = ("discount", "length", "weights", "probabilities", "indices", "relabelled")
@@ -98,14 +99,23 @@ class Spec:
     def from_example(cls, transition: Mapping[str, Tree]) -> "Spec":
         """The spec of which `transition`, a mapping with at least ``obs`` and ``action``, is an instance.
 
-        Arrays keep their dtype; Python floats become float32 and Python ints int64.
+        Arrays keep their dtype; Python floats become float32 and Python ints int64. Keys with dots are nested: the
+        entry ``"obs.position"`` is that of ``position`` in a dict `obs`.
+
+        A row of LeRobot is a transition, too: ``observation`` is `obs`, ``next.reward`` is the reward, and
+        ``timestamp``, ``frame_index``, ``episode_index``, ``index``, ``task_index``, ``task`` and ``next.done`` are
+        left out. Anything else becomes an extra field, such as ``next`` for ``next.success``.
 
         Examples
         --------
         >>> import numpy as np
         >>> Spec.from_example({"obs": np.zeros(3, np.float32), "action": 1, "log_prob": -0.7})
         Spec(obs=Field((3,), float32), action=Field((), int64), log_prob=Field((), float32))
+        >>> row = {"observation.state": np.zeros(6, np.float32), "action": np.zeros(6, np.float32), "index": 3}
+        >>> Spec.from_example(row)
+        Spec(obs={'state': Field((6,), float32)}, action=Field((6,), float32))
         """
+        transition = nested_row(transition)
         for name in ("obs", "action"):
             if name not in transition:
                 raise FieldNameError(f"the example has no {name!r}; expected at least 'obs' and 'action'")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from replaykit.checks import prefixed
 from replaykit.diagnostics.arguments import Compared, count
 from replaykit.diagnostics.distribution_shift import energy_distance, relative_age, weighted_td_lift
 from replaykit.diagnostics.draw_counts import DrawCounts, Indices, StoredSteps
@@ -29,7 +30,8 @@ AVERAGED = (
 )  # fmt: skip
 """Numbers of a batch, which `stats` averages over the batches of the window."""
 LATEST = (
-    "batches", "size", "batch_size", "draws_per_transition", "lifetime_batches", "stale_update_share",
+    "recorded_batches", "stored_transitions", "batch_size", "draws_per_transition", "lifetime_batches",
+    "stale_update_share",
     *(f"probability_{name}" for name in (
         "top_percent_share", "entropy", "perplexity_share", "largest", "undrawable_share", "starved_share"
     )),
@@ -202,8 +204,8 @@ class ReplayMonitor:
         self._last_totals = self._draws, numbers["added"], numbers.get("stale_updates", 0.0)
         drawn, new = self._draws - draws, numbers["added"] - added
         return {
-            "batches": float(self._batches),
-            "size": numbers["size"],
+            "recorded_batches": float(self._batches),
+            "stored_transitions": numbers["size"],
             "batch_size": float(batch_size),
             "draws_per_transition": drawn / new if new else float("inf"),
             "lifetime_batches": numbers["capacity"] * drawn / batch_size / new if new else float("inf"),
@@ -282,15 +284,21 @@ class ReplayMonitor:
 
     # -- Looking ---------------------------------------------------------------------------------------------
 
-    def stats(self) -> dict[str, float]:
+    def stats(self, prefix: str = "") -> dict[str, float]:
         """Numbers for a logger: always the same names, with nan for a number that is not known yet.
 
         Numbers of a batch are averages over the last `window` examined batches. :doc:`/reference/diagnostics` lists all
-        names.
+        names. None of them is a name in the `stats` of a buffer.
+
+        Parameters
+        ----------
+        prefix : str
+            Put before each name, such as ``"replay/"``.
         """
         if self._history:
-            return dict(self._history[-1])
-        return dict.fromkeys((*LATEST, *AVERAGED, *SHIFT_NAMES), float("nan")) | {"batches": float(self._batches)}
+            return prefixed(self._history[-1], prefix)
+        unknown = dict.fromkeys((*LATEST, *AVERAGED, *SHIFT_NAMES), float("nan"))
+        return prefixed(unknown | {"recorded_batches": float(self._batches)}, prefix)
 
     @property
     def history(self) -> list[dict[str, float]]:

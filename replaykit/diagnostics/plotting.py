@@ -96,7 +96,7 @@ def _new_axes(number: int) -> tuple[list[Any], Any]:
 
 
 def _draw(panel: Panel, history: Sequence[dict[str, float]], ax: Any) -> None:
-    batches = np.array([row["batches"] for row in history])
+    batches = np.array([row["recorded_batches"] for row in history])
     is_drawn = False
     for name, label in panel.lines.items():
         values = np.array([row[name] for row in history])

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from replaykit.chunks import CHUNK_BYTES, Chunks, LiveChunks, Slots
 from replaykit.declared import Declared, copied
+from replaykit.progress import NoBar, bar_of
 from replaykit.saving.directory import Directory
 from replaykit.saving.manifest import arrays_in, decode, describe, differences, encode, is_function
 from replaykit.saving.tensors import Tensors
@@ -70,7 +70,7 @@ class Checkpointed(Declared):
         """
         _refuse_in_a_sample(self)
         directory = Directory(path)
-        with directory.saving() as former, _bar(progress, "save") as bar:
+        with directory.saving() as former, bar_of(progress, "save") as bar:
             directory.commit(_saved(self, directory, former or {}, bar))
 
     def load(self, path: Path, *, exact: bool = True, progress: bool = False) -> None:
@@ -103,7 +103,7 @@ class Checkpointed(Declared):
         """
         _refuse_in_a_sample(self)
         directory = Directory(path)
-        with directory.loading() as content, _bar(progress, "load") as bar:
+        with directory.loading() as content, bar_of(progress, "load") as bar:
             restore(self, content, directory.path, reader(directory.read, bar), exact)
 
     def state_dict(self) -> dict[str, Any]:
@@ -114,14 +114,14 @@ class Checkpointed(Declared):
         _refuse_in_a_sample(self)
         tensors = Tensors({})
         with self.lock:
-            content = _saved(self, tensors, {}, _NoBar())
+            content = _saved(self, tensors, {}, NoBar())
         return tensors.with_manifest(content)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, exact: bool = True) -> None:
         """Take everything from what :meth:`state_dict` returned; `exact` and the errors are those of :meth:`load`."""
         _refuse_in_a_sample(self)
         tensors = Tensors(state_dict)
-        restore(self, tensors.manifest(), "state_dict", reader(tensors.read, _NoBar()), exact)
+        restore(self, tensors.manifest(), "state_dict", reader(tensors.read, NoBar()), exact)
 
 
 def _refuse_in_a_sample(replay: Checkpointed) -> None:
@@ -328,7 +328,7 @@ def _verifying(where: str) -> Iterator[None]:
 def load_innermost(path: Path, classes: Mapping[str, Callable[..., Any]], is_shown: bool) -> Any:
     """Build the innermost replay of a checkpoint, if it is of these classes, and restore it."""
     directory = Directory(path)
-    with directory.loading() as content, _bar(is_shown, "load") as bar:
+    with directory.loading() as content, bar_of(is_shown, "load") as bar:
         with _verifying(directory.path):
             built, functions = content["built"], content["functions"]
             while "inner" in built["arguments"]:
@@ -344,31 +344,3 @@ def load_innermost(path: Path, classes: Mapping[str, Callable[..., Any]], is_sho
 
 def _refuse(_node: Any) -> Any:
     raise ValueError("an argument is an array")
-
-
-class _NoBar:
-    """In place of a bar that is not shown."""
-
-    total: int | None = 0
-
-    def update(self, count: int = 1) -> None:
-        """Do nothing."""
-
-
-@contextlib.contextmanager
-def _bar(is_shown: bool, label: str) -> Iterator[Any]:
-    """A bar of chunks."""
-    bar: Any = _NoBar()
-    if is_shown:
-        try:
-            from tqdm import tqdm
-
-            bar = tqdm(desc=label, unit="chunk")
-        except ImportError:
-            warnings.warn("progress=True needs tqdm: pip install tqdm", RuntimeWarning, stacklevel=4)
-    try:
-        yield bar
-    finally:
-        if is_shown and not isinstance(bar, _NoBar):
-            bar.refresh()
-            bar.close()

@@ -200,9 +200,9 @@ def test_numbers_of_a_batch_are_averaged_over_the_window():
                 mean = np.mean([found[place][name] for found in expected[-2:]])
                 assert stats[f"{prefix}_{name}"] == pytest.approx(mean), name
     history = watcher.history
-    assert [row["batches"] for row in history] == [3.0, 6.0, 9.0, 12.0] and history[-1] == stats
-    history[0]["batches"] = 7.0
-    assert watcher.history[0]["batches"] == 3.0
+    assert [row["recorded_batches"] for row in history] == [3.0, 6.0, 9.0, 12.0] and history[-1] == stats
+    history[0]["recorded_batches"] = 7.0
+    assert watcher.history[0]["recorded_batches"] == 3.0
 
 
 def test_priorities_are_judged_from_the_buffer():
@@ -317,7 +317,7 @@ def test_nothing_is_known_at_first():
     """An empty buffer may be watched; numbers are nan until a batch is examined, and nothing is wrong."""
     watcher = ReplayMonitor(ReplayBuffer(10, FLAT))
     stats = watcher.stats()
-    assert stats.pop("batches") == 0.0
+    assert stats.pop("recorded_batches") == 0.0
     assert all(math.isnan(value) for value in stats.values())
     assert watcher.warnings() == [] and watcher.history == []
 
@@ -401,7 +401,7 @@ def test_after_a_clear_stale_batches_count_for_nothing():
     buffer.clear()
     watcher.record(batch, np.ones(8))
     stats = watcher.stats()
-    assert stats["size"] == 0.0 and stats["stale_share"] == 0.5 and stats["td_error_mean"] == 1.0
+    assert stats["stored_transitions"] == 0.0 and stats["stale_share"] == 0.5 and stats["td_error_mean"] == 1.0
     filled(buffer, 10)
     watcher.record(buffer.sample(8))
     assert watcher.stats()["draws_mean"] == 0.8
@@ -439,7 +439,7 @@ def test_the_history_is_thinned_before_it_is_long(monkeypatch):
     watcher = ReplayMonitor(buffer, every=1)
     for _ in range(50):
         watcher.record(buffer.sample(4))
-    batches = [row["batches"] for row in watcher.history]
+    batches = [row["recorded_batches"] for row in watcher.history]
     assert len(batches) <= 8 and batches[-1] == 50.0 and batches[0] < 20.0 and batches == sorted(set(batches))
 
 
@@ -534,7 +534,11 @@ def test_the_figure_shows_every_panel_and_what_iid_draws_give(watched):
     lines = {line.get_label(): line for line in figure.axes[2].lines}
     assert lines["i.i.d."].get_ydata()[0] == 1.0
     drawn = lines["mean squared error"]
-    shifts = [(row["batches"], row["mean_shift"]) for row in watched.history if row["mean_shift"] == row["mean_shift"]]
+    shifts = [
+        (row["recorded_batches"], row["mean_shift"])
+        for row in watched.history
+        if row["mean_shift"] == row["mean_shift"]
+    ]
     assert np.array_equal(drawn.get_xydata(), shifts)
     figure.canvas.draw()
 

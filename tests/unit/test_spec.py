@@ -240,6 +240,46 @@ def test_spec_from_example():
         Spec.from_example({"obs": 1})
 
 
+def test_keys_with_dots_are_nested():
+    """A plain dict of arrays is an example, too; what it has as values is left as it is."""
+    row = {"obs.x": 1.0, "obs.parts.1": 2, "obs.parts.0": 1.0, "action": {"a.b": True}, "note.z": 3, "observation": 1}
+    expected = Spec(
+        obs={"x": Field(()), "parts": (Field(()), Field((), np.int64))},
+        action={"a.b": Field((), np.bool_)},
+        note={"z": Field((), np.int64)},
+        observation=Field((), np.int64),
+    )
+    assert Spec.from_example(row) == expected
+    for keys in (("obs", "obs.x"), ("obs.x.y", "obs.x")):
+        with pytest.raises(KeyError, match=f"keys '{min(keys)}' and '{max(keys)}'"):
+            Spec.from_example(dict.fromkeys(keys, 1.0) | {"action": 1})
+
+
+def test_a_row_of_lerobot_is_an_example():
+    """Observations and rewards get their names here; places in the data set and the done flag are no fields."""
+    torch = pytest.importorskip("torch")
+    row = {
+        "observation.state": torch.zeros(6),
+        "observation.images.top": torch.zeros((3, 4, 5), dtype=torch.uint8),
+        "action": torch.zeros(6),
+        "next.reward": torch.tensor(1.0),
+        "next.done": torch.tensor(False),
+        "next.success": torch.tensor(False),
+        "next.observation.state": torch.zeros(6),
+        "next.terminated": torch.tensor(False),
+        "task": "stack the cups",
+    }
+    row |= dict.fromkeys(("timestamp", "frame_index", "episode_index", "index", "task_index"), torch.tensor(0))
+    expected = Spec(
+        obs={"state": Field((6,)), "images": {"top": Field((3, 4, 5), np.uint8)}},
+        action=Field((6,)),
+        next={"success": Field((), np.bool_)},
+    )
+    assert Spec.from_example(row) == expected
+    single = Spec.from_example({"observation": np.zeros(2), "action": 0, "next.reward": np.float64(0.0)})
+    assert single == Spec(Field((2,), np.float64), Field((), np.int64), reward=Field((), np.float64))
+
+
 def test_bad_specs_are_refused():
     """Fields must be dense and named as nothing else is."""
     with pytest.raises(TypeError, match="object"):

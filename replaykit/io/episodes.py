@@ -1,0 +1,102 @@
+"""What reading and writing share: the episodes that are stored, and how episodes are spread over lanes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from replaykit.buffers import ReplayBuffer
+from replaykit.checks import check_count
+from replaykit.field import Array
+from replaykit.replay import Replay
+from replaykit.spec import CORE, Spec
+from replaykit.storage.base import Indices
+
+
+class Episode(NamedTuple):
+    """The stored steps of an episode, and whether the first of them begins it."""
+
+    indices: Indices
+    number: int
+    lane: int
+    has_beginning: bool
+
+
+def episodes_of(replay: Replay) -> list[Episode]:
+    """Every episode that is stored, lane after lane, oldest first. O(N)."""
+    stored = replay.stored()
+    numbers, first, _ = replay.episode(stored)
+    begins = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
+    return [
+        Episode(indices, int(numbers[begin]), int(indices[0] % replay.successor), bool(first[begin] == indices[0]))
+        for begin, indices in zip(begins, np.split(stored, begins[1:]), strict=False)  # one empty part of nothing
+    ]
+
+
+def as_added(replay: Replay, indices: Indices, name: str) -> Array:
+    """A leaf of stored steps as it was added: of frames that the buffer stacks, only the newest."""
+    values = replay.read(indices, name)
+    leaf = next(leaf for leaf in replay.spec.leaves if leaf.name == name)
+    return values[:, -1] if values.ndim > len(leaf.shape) + 1 else values
+
+
+def refuse_no_replay(buffer: Any) -> None:
+    """Raise TypeError for what is no buffer."""
+    if not isinstance(buffer, Replay):
+        raise TypeError(f"buffer is a {type(buffer).__name__}; expected a buffer or a wrapper around one")
+
+
+class Target:
+    """The buffer to fill: one that was given, or a `ReplayBuffer` with these options."""
+
+    def __init__(self, buffer: Any, spec: Spec, capacity: Any, options: Mapping[str, Any]) -> None:
+        if buffer is not None:
+            refuse_no_replay(buffer)
+            given = ["capacity"] * (capacity is not None) + list(options)
+            if given:
+                raise TypeError(f"{given[0]} is an option of a new buffer; expected none of its options with buffer")
+        self.buffer, self._spec, self._capacity, self._options = buffer, spec, capacity, dict(options)
+        self.keeps_what_it_gets = buffer is not None or self._options.get("storage") is not None
+        """Whether something is left behind if filling it fails."""
+
+    def num_envs(self, default: int = 1) -> int:
+        """The number of lanes."""
+        if self.buffer is not None:
+            return int(self.buffer.num_envs)
+        return check_count("num_envs", self._options.setdefault("num_envs", default))
+
+    def make(self, lengths: Sequence[int], lanes: Sequence[int]) -> Replay:
+        """The buffer. A new one has room for stretches of these lengths in these lanes, unless a capacity was given."""
+        if self.buffer is not None:
+            self.buffer.writer(slice(None)).close()  # raises if a lane has a writer already
+            return self.buffer  # type: ignore[no-any-return]
+        capacity = self._capacity
+        if capacity is None:
+            capacity = max(int(np.bincount(lanes, weights=lengths).max(initial=0)), 1) * self.num_envs()
+        return ReplayBuffer(capacity, self._spec, **self._options)
+
+
+def spread(lengths: Sequence[int], num_envs: int) -> list[int]:
+    """A lane for each episode: always the one that has the fewest steps so far."""
+    loads, lanes = np.zeros(num_envs, np.int64), []
+    for length in lengths:
+        lanes.append(int(loads.argmin()))
+        loads[lanes[-1]] += length
+    return lanes
+
+
+def add_episode(replay: Replay, lane: int, fields: Mapping[str, Any]) -> None:
+    """Store the steps of an episode, or of a part of one; no episode of the lane goes on across its ends."""
+    with replay.writer(lane) as writer:
+        writer.extend(**fields)
+
+
+def checked(spec: Spec, fields: Mapping[str, Any], steps: int) -> list[Array]:
+    """The leaves of `steps` steps as they will be stored. Raises the error that adding them would."""
+    values = tuple(fields[name] for name in CORE)
+    flat = spec.flatten(values, {name: value for name, value in fields.items() if name not in CORE})
+    leaves = [leaf.coerce(value, (steps,)) for leaf, value in zip(spec.leaves, flat, strict=True)]
+    rewards = leaves[[leaf.name for leaf in spec.leaves].index("reward")]
+    if not np.isfinite(rewards).all():
+        raise ValueError(f"reward contains {rewards[~np.isfinite(rewards)][0]}; expected finite numbers")
+    return leaves

@@ -1,0 +1,413 @@
+"""Data sets of Minari, read and written on this machine. Nothing is downloaded."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from replaykit.checks import check_choice
+from replaykit.field import Array, Field, FieldNameError, as_array
+from replaykit.io.episodes import (
+    Episode,
+    Target,
+    add_episode,
+    as_added,
+    checked,
+    episodes_of,
+    refuse_no_replay,
+    spread,
+)  # fmt: skip
+from replaykit.progress import bar_of
+from replaykit.replay import Replay
+from replaykit.spec import Spec
+from replaykit.trees import Tree, leaves_of, map_tree
+
+Unfinished: TypeAlias = Literal["keep", "truncate", "drop"]
+Overwritten: TypeAlias = Literal["keep", "drop"]
+_ERRORS = (FieldNameError, ValueError, TypeError, OverflowError)
+
+
+def from_minari(
+    dataset: Any, buffer: Replay | None = None, *, capacity: int | None = None, progress: bool = False, **options: Any
+) -> Replay:
+    """A buffer with all steps of a data set of Minari.
+
+    Each step has its true next observation, the last observation of an episode included, and `terminated` and
+    `truncated` as they were recorded. No episode goes on in the next one, whether or not a flag ended it.
+
+    By default, the fields are those of the data set's spaces and a float32 reward. Fill a buffer of your own for
+    another kind, other dtypes or extra fields. Its extra fields are looked up in the infos, under their names: an entry
+    for each step or, as Minari records infos, one for the reset before them.
+
+    Parameters
+    ----------
+    dataset : minari.MinariDataset
+        Such as ``minari.load_dataset`` returns, or a part that its ``filter_episodes`` selected.
+    buffer : Replay, optional
+        What to fill: a `replaykit.PrioritizedBuffer`, for example. Episodes are spread over its lanes. By default, a
+        new `replaykit.ReplayBuffer`.
+    capacity : int, optional
+        Of a new buffer. By default, all steps fit.
+    progress : bool
+        Whether to show a bar, where ``tqdm`` is installed.
+    **options
+        Further options of the constructor of the new buffer, such as `n_step`.
+
+    Returns
+    -------
+    Replay
+        `buffer`, or the new `replaykit.ReplayBuffer`.
+
+    Raises
+    ------
+    ImportError
+        If Minari is not installed.
+    TypeError, ValueError, FieldNameError, OverflowError
+        If the spaces or an episode do not fit the fields; the message names the data set. A buffer that you gave is
+        then unchanged: all episodes are read and checked before it is filled.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import minari
+    >>> from replaykit import Field, ReplayBuffer, Spec
+    >>> from replaykit.io import from_minari, to_minari
+    >>> os.environ["MINARI_DATASETS_PATH"] = tempfile.mkdtemp()
+    >>> buffer = ReplayBuffer(10, Spec(obs=Field((2,)), action=Field((), "int64")))
+    >>> for step in range(6):
+    ...     index = buffer.add([step, 0.0], 1, 1.0, [step + 1, 0.0], step == 2, step == 5)
+    >>> dataset = to_minari(buffer, "line/random-v0")
+    >>> from_minari(minari.load_dataset("line/random-v0"), n_step=3)
+    ReplayBuffer(6 of 6, num_envs=1, n_step=3)
+    """
+    minari = _minari()
+    if not isinstance(dataset, minari.MinariDataset):
+        expected = "expected a minari.MinariDataset, such as minari.load_dataset returns"
+        raise TypeError(f"dataset is a {type(dataset).__name__}; {expected}")
+    spec = _spec_of(dataset)
+    target = Target(buffer, spec, capacity, options)
+    if buffer is not None:
+        _refuse_other_fields(f"data set {dataset.id!r}", spec, buffer.spec)
+        spec = buffer.spec
+    lengths = [int(m["total_steps"]) for m in dataset.storage.get_episode_metadata(dataset.episode_indices)]
+    with bar_of(progress, "from_minari", "episode", len(lengths) * (1 + target.keeps_what_it_gets)) as bar:
+        if target.keeps_what_it_gets:
+            for episode in dataset.iterate_episodes():
+                _steps_of(dataset, episode, spec)
+                bar.update()
+        lanes = spread(lengths, target.num_envs())
+        replay = target.make(lengths, lanes)
+        for episode, lane in zip(dataset.iterate_episodes(), lanes, strict=True):
+            add_episode(replay, lane, _steps_of(dataset, episode, spec))
+            bar.update()
+    return replay
+
+
+def _minari() -> Any:
+    """The package Minari with what its files need."""
+    try:
+        import minari
+    except ImportError as error:
+        raise ImportError(f"{error}; data sets of Minari need: pip install 'replaykit[minari]'") from error
+    return minari
+
+
+def _spec_of(dataset: Any) -> Spec:
+    """The spec of the steps of a data set."""
+    try:
+        return Spec.from_spaces(dataset.observation_space, dataset.action_space)
+    except TypeError as error:
+        raise TypeError(f"data set {dataset.id!r}: {error}") from error
+
+
+def _refuse_other_fields(what: str, given: Spec, expected: Spec) -> None:
+    """Raise ValueError if observations or actions have other names or shapes."""
+    shapes = [
+        [(leaf.name, leaf.shape) for leaf in spec.leaves if leaf.name.partition(".")[0] in ("obs", "action")]
+        for spec in (given, expected)
+    ]
+    if sorted(shapes[0]) != sorted(shapes[1]):
+        raise ValueError(f"{what} has transitions of {given}; expected those of the buffer, {expected}")
+
+
+def _steps_of(dataset: Any, episode: Any, spec: Spec) -> dict[str, Tree]:
+    """The fields of all steps of an episode, checked."""
+    steps = len(episode.rewards)
+
+    def part(tree: Tree, path: str, rows: slice, length: int) -> Tree:
+        def rows_of(value: Any, name: str) -> Array:
+            array = as_array(name, value)
+            if array.shape[:1] != (length,):
+                raise ValueError(f"{name} has shape {array.shape}; expected {length} entries for {steps} steps")
+            return array[rows]
+
+        return map_tree(rows_of, tree, path)
+
+    try:
+        fields = {
+            "obs": part(episode.observations, "observations", slice(0, -1), steps + 1),
+            "action": part(episode.actions, "actions", slice(None), steps),
+            "reward": episode.rewards,
+            "next_obs": part(episode.observations, "observations", slice(1, None), steps + 1),
+            "terminated": episode.terminations,
+            "truncated": episode.truncations,
+        } | {name: _info(episode.infos or {}, name, spec[name], steps) for name in spec.extra}
+        flat = checked(spec, fields, steps)
+    except _ERRORS as error:
+        raise type(error)(f"data set {dataset.id!r}, episode {episode.id}: {error}") from error
+    return spec.unflatten(flat, tuple(spec))
+
+
+def _info(infos: Mapping[str, Any], name: str, fields: Tree, steps: int) -> Tree:
+    """An extra field, from the infos: the last entries, one for each step."""
+    if name not in infos:
+        wanted = "which is an extra field of the buffer's spec"
+        raise FieldNameError(f"the infos have no {name!r}, {wanted}; they have {list(infos)}")
+    found = infos[name]
+    if isinstance(fields, Field):
+        array = as_array(name, found)
+        return array[1:] if array.shape[:1] == (steps + 1,) else array
+    if isinstance(fields, tuple):
+        return tuple(_info(found, f"_index_{i}", entry, steps) for i, entry in enumerate(fields))
+    return {key: _info(found, key, entry, steps) for key, entry in fields.items()}
+
+
+def to_minari(
+    buffer: Replay, dataset_id: str, *, env: Any = None, observation_space: Any = None, action_space: Any = None,
+    unfinished: Unfinished = "keep", overwritten: Overwritten = "keep", metadata: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Any:  # fmt: skip
+    """Write the stored episodes as a data set of Minari on this machine, and return it.
+
+    Each episode has its T steps, T + 1 observations of which the last is the true last one, and its flags as they were
+    added. Extra fields become infos, with an entry for each step. Images are written without loss, so not as JPEG.
+
+    Some episodes may not be whole. Their metadata in the data set say so: ``has_beginning`` is False where the first
+    steps have been overwritten, and ``truncation_added`` is True where `unfinished` has set a flag. ``lane`` is the
+    lane of an episode.
+
+    The data set appears when it is complete, in the directory where Minari looks for its data sets. The buffer is
+    locked meanwhile, so the data set is one moment of it.
+
+    Parameters
+    ----------
+    buffer : Replay
+        A buffer, or a wrapper around one. Wrappers do not change what is written.
+    dataset_id : str
+        A new name for it, such as ``"cartpole/random-v0"``.
+    env : gymnasium.Env or VectorEnv, optional
+        What was recorded. The data set gets its spaces, and its ``spec`` for ``recover_environment``.
+    observation_space, action_space : gymnasium.Space, optional
+        In place of those of `env`. Without either, a Box for each field, which has the limits of its dtype.
+    unfinished : {"keep", "truncate", "drop"}
+        For episodes whose last stored step has no flag, since they are running or were ended without one. They are
+        written as they are, which no flag shows; or with ``truncated`` set in their last step, as Minari's
+        ``DataCollector`` does; or left out.
+    overwritten : {"keep", "drop"}
+        Whether episodes whose first steps have been overwritten are written from the oldest stored step on, or left
+        out.
+    metadata : dict, optional
+        More about the data set, such as ``author``, ``description``, ``algorithm_name`` and ``code_permalink``.
+    progress : bool
+        Whether to show a bar, where ``tqdm`` is installed.
+
+    Returns
+    -------
+    minari.MinariDataset
+
+    Raises
+    ------
+    ImportError
+        If Minari is not installed.
+    TypeError
+        If a field has a dtype that no space has, such as complex numbers.
+    ValueError
+        If `dataset_id` is not a name of Minari or exists, spaces do not fit, no episode is left, or a step does not
+        begin where the step before it in the episode ended, which Minari cannot represent. No data set is left behind.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from replaykit import Field, ReplayBuffer, Spec
+    >>> from replaykit.io import to_minari
+    >>> os.environ["MINARI_DATASETS_PATH"] = tempfile.mkdtemp()
+    >>> buffer = ReplayBuffer(10, Spec(obs=Field(()), action=Field((), "int64")))
+    >>> for step in range(5):
+    ...     index = buffer.add(step, 1, 1.0, step + 1, step == 2, False)
+    >>> dataset = to_minari(buffer, "line/random-v0", unfinished="drop")
+    >>> dataset[0].observations, dataset[0].terminations
+    (array([0., 1., 2., 3.], dtype=float32), array([False, False,  True]))
+    """
+    minari = _minari()
+    refuse_no_replay(buffer)
+    check_choice("unfinished", unfinished, Unfinished)
+    check_choice("overwritten", overwritten, Overwritten)
+    final = _new_place(dataset_id)
+    spaces = _spaces(buffer.spec, env, observation_space, action_space)
+    with buffer.lock, _scratch() as scratch:
+        episodes = _chosen(buffer, unfinished, overwritten)
+        storage = _new_storage(scratch / "data", spaces, env)
+        storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__})
+        storage.update_metadata(_with_sets(metadata or {}))
+        found: list[dict[str, Any]] = []
+        with bar_of(progress, "to_minari", "episode", len(episodes)) as bar:
+            storage.update_episodes(_written(buffer, episodes, unfinished == "truncate", found, bar))
+        storage.update_episode_metadata(found)
+        _publish(scratch, final, dataset_id)
+    return minari.MinariDataset(final / "data")
+
+
+def _chosen(buffer: Replay, unfinished: Unfinished, overwritten: Overwritten) -> list[Episode]:
+    """The episodes to write."""
+    episodes = [e for e in episodes_of(buffer) if e.has_beginning or overwritten == "keep"]
+    if unfinished == "drop":
+        episodes = [episode for episode in episodes if _has_end(buffer, episode)]
+    if not episodes:
+        raise ValueError("buffer has no episode to write; add some steps, or keep what the options leave out")
+    return episodes
+
+
+def _with_sets(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata with a set of authors, as Minari has them, in place of one or several."""
+    names = [name for name in ("author", "author_email") if name in metadata]
+    given = {name: metadata[name] for name in names}
+    return dict(metadata) | {n: {each} if isinstance(each, str) else set(each) for n, each in given.items()}
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """A directory for a data set in the making, beside the others. It is removed in the end if it is still there."""
+    from minari.storage import get_dataset_path
+
+    parent = Path(tempfile.mkdtemp(prefix=".", dir=get_dataset_path()))  # which lists of data sets leave out
+    try:
+        (parent / "dataset").mkdir()
+        yield parent / "dataset"
+    finally:
+        shutil.rmtree(parent, ignore_errors=True)
+
+
+def _new_place(dataset_id: Any) -> Path:
+    """Where Minari will look for a data set, which must be new."""
+    from minari.dataset.minari_dataset import parse_dataset_id
+    from minari.storage import get_dataset_path
+
+    try:
+        parse_dataset_id(dataset_id)
+    except (ValueError, TypeError) as error:
+        expected = "expected a name such as 'cartpole/random-v0', with at least two letters before a '/' and a version"
+        raise ValueError(f"dataset_id is {dataset_id!r}; {expected}") from error
+    place: Path = get_dataset_path(dataset_id)
+    if place.exists():
+        remedy = f"take another version, or call minari.delete_dataset({dataset_id!r})"
+        raise ValueError(f"dataset_id is {dataset_id!r}, which exists at {place}; expected a new name: {remedy}")
+    return place
+
+
+def _spaces(spec: Spec, env: Any, observation_space: Any, action_space: Any) -> tuple[Any, Any]:
+    """The spaces of a data set: those that were given, those of the environment, or some that the fields fit in."""
+    if env is not None and not hasattr(env, "observation_space"):
+        raise TypeError(f"env is a {type(env).__name__}; expected a Gymnasium environment, single or vector")
+    single = "single_" if hasattr(env, "single_observation_space") else ""
+    spaces = []
+    for name, given, kind in (("obs", observation_space, "observation"), ("action", action_space, "action")):
+        if given is None and env is not None:
+            given = getattr(env, f"{single}{kind}_space")
+        spaces.append(_space_of(spec[name], name) if given is None else given)
+    _refuse_other_fields("the spaces", Spec.from_spaces(*spaces), spec)
+    return spaces[0], spaces[1]
+
+
+def _space_of(fields: Tree, path: str) -> Any:
+    """A space that all values of a field are in."""
+    from gymnasium import spaces
+
+    if isinstance(fields, dict):
+        for key in fields:
+            if "/" in key or key in ("", "."):
+                raise ValueError(f"{path} has the key {key!r}, which Minari cannot write; expected a name without '/'")
+        return spaces.Dict({key: _space_of(entry, f"{path}.{key}") for key, entry in fields.items()})
+    if isinstance(fields, tuple):
+        return spaces.Tuple([_space_of(entry, f"{path}.{i}") for i, entry in enumerate(fields)])
+    dtype, limits = fields.dtype, {"b": (0, 1), "f": (-np.inf, np.inf)}
+    if dtype.kind in "iu":
+        limits[dtype.kind] = (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    if dtype.kind not in limits or dtype.itemsize > 8:
+        raise TypeError(f"{path} has dtype {dtype}, for which Gymnasium has no space; write it with to_npz")
+    return spaces.Box(*limits[dtype.kind], fields.shape, dtype)
+
+
+def _new_storage(path: Path, spaces: tuple[Any, Any], env: Any) -> Any:
+    """An empty data set in a directory."""
+    from minari.dataset.minari_storage import MinariStorage
+
+    return MinariStorage.new(
+        path,
+        observation_space=spaces[0],
+        action_space=spaces[1],
+        env_spec=None if env is None else env.spec,
+        jpeg_encoding=False,  # which loses precision
+    )
+
+
+def _has_end(buffer: Replay, episode: Episode) -> bool:
+    """Whether the last stored step of an episode has a flag."""
+    last = episode.indices[-1:]
+    return bool(buffer.read(last, "terminated")[0] or buffer.read(last, "truncated")[0])
+
+
+def _written(
+    buffer: Replay, episodes: list[Episode], truncates: bool, found: list[dict[str, Any]], bar: Any
+) -> Iterator[Any]:
+    """The episodes as Minari takes them, one at a time. What their metadata say is appended to `found`."""
+    from minari.data_collector import EpisodeBuffer
+
+    for episode in episodes:
+        fields = _fields_of(buffer, episode)
+        is_cut = truncates and not (fields["terminated"][-1] or fields["truncated"][-1])
+        fields["truncated"][-1] |= is_cut
+        found.append({"lane": episode.lane, "has_beginning": episode.has_beginning, "truncation_added": bool(is_cut)})
+        yield EpisodeBuffer(
+            observations=fields["obs"],
+            actions=fields["action"],
+            rewards=fields["reward"],
+            terminations=fields["terminated"],
+            truncations=fields["truncated"],
+            infos={name: fields[name] for name in buffer.spec.extra} or None,
+        )
+        bar.update()
+
+
+def _fields_of(buffer: Replay, episode: Episode) -> dict[str, Tree]:
+    """The fields of an episode, with T + 1 observations, of which the last is that after the last step."""
+    spec, indices = buffer.spec, episode.indices
+    arrays = {leaf.name: as_added(buffer, indices, leaf.name) for leaf in spec.leaves}
+    for path, _ in leaves_of(spec["obs"], "obs"):
+        later = f"next_{path}"
+        first, then = arrays[path][1:], arrays[later][:-1]
+        differs = ~((first == then) | ((first != first) & (then != then)))
+        rows = differs.any(axis=tuple(range(1, differs.ndim)))
+        if rows.any():
+            step = indices[int(rows.argmax())]
+            raise ValueError(
+                f"{later} of the step with index {step} is not {path} of the next step of its episode, and Minari "
+                "keeps one of them; call end_episode() where steps do not go on, or use to_npz"
+            )
+        arrays[path] = np.concatenate((arrays[path], arrays[later][-1:]))
+    return spec.unflatten([arrays[leaf.name] for leaf in spec.leaves], tuple(spec))
+
+
+def _publish(made: Path, final: Path, dataset_id: str) -> None:
+    """Give the finished data set its place, and Minari its namespace."""
+    from minari.dataset.minari_dataset import parse_dataset_id
+    from minari.namespace import create_namespace, list_local_namespaces
+
+    namespace = parse_dataset_id(dataset_id)[0]
+    if namespace is not None and namespace not in list_local_namespaces():
+        create_namespace(namespace)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    made.rename(final)
