@@ -63,13 +63,15 @@ def main() -> None:
     if "architecture" in results:  # a run of two versions
         table(options.output / "benchmark-architecture.csv", architecture_table(results["architecture"]))
         return
+    for section in results["sections"]:
+        table(options.output / f"benchmark-{section['name']}.csv", section_table(section))
+    if not {section["name"] for section in results["sections"]} >= {"uniform", "per"}:  # a run of a few sections
+        return
     rows = {row["key"]: row for section in results["sections"] for row in section["rows"]}
     for name, draw in (("overview", overview), ("capacity", capacity), ("training", training)):
         figure, description = draw(rows)
         if figure is not None:
             save(figure, description, options.output / f"benchmark-{name}.{options.format}")
-    for section in results["sections"]:
-        table(options.output / f"benchmark-{section['name']}.csv", section_table(section))
     table(options.output / "benchmark-targets.csv", targets_table(results["targets"]))
     table(options.output / "benchmark-machine.csv", machine_table(results))
 
