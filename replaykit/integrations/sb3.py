@@ -45,6 +45,7 @@ Array = npt.NDArray[Any]
 
 _ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts", "infos")
 """The arrays that Stable-Baselines3's own buffers have."""
+_BOOL = np.dtype(np.bool_)
 _RENAMED = {"capacity": "buffer_size", "num_envs": "n_envs", "n_step": "n_steps", "spec": "observation_space"}
 """Arguments of replaykit's buffers that have another name in Stable-Baselines3."""
 
@@ -111,9 +112,12 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         if not isinstance(self.replay, Replay):
             raise TypeError(f"wrap returned a {type(self.replay).__name__}; expected the buffer or a wrapper around it")
         self.batch: Batch | None = None
-        self._needs_episodes = n_steps > 1
-        self._expected: dict[str, Array] | None = None
-        self._is_running = np.zeros(n_envs, np.bool_)
+        is_dict = isinstance(observation_space, spaces.Dict)
+        entries = observation_space.spaces.values() if is_dict else (observation_space,)
+        self._is_reshaped = any(isinstance(space, spaces.Discrete) for space in entries)
+        self._action_shape = n_envs, self.action_dim
+        self._no_timeouts, self._needs_episodes = np.zeros(n_envs, np.bool_), n_steps > 1
+        self._expected: bytes | None = None
 
     def _extra_fields(self) -> dict[str, Field]:
         return {}
@@ -128,16 +132,21 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         Where `obs` is not the `next_obs` of the step before, the environment was reset in the middle of an episode. The
         episode is ended there, so that no n-step window and no hindsight goal crosses the reset.
         """
-        obs, next_obs = self._in_rows(obs), self._in_rows(next_obs)
-        action = _reshaped(action, (self.n_envs, self.action_dim))
-        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos], np.bool_)
-        terminated = np.asarray(done, np.bool_) & ~truncated
-        if self._needs_episodes:
+        if self._is_reshaped:
+            obs, next_obs = self._in_rows(obs), self._in_rows(next_obs)
+        if action.shape != self._action_shape:
+            action = _reshaped(action, self._action_shape)
+        terminated, truncated = done, self._no_timeouts
+        timeouts = [info.get("TimeLimit.truncated", False) for info in infos]
+        if True in timeouts or done.dtype is not _BOOL:
+            truncated = np.array(timeouts, np.bool_)
+            terminated = np.asarray(done, np.bool_) & ~truncated
+        if self._needs_episodes and self._expected != _bytes_of(obs):
             self._end_interrupted_episodes(obs)
-        self.replay.add(obs, action, reward, next_obs, terminated, truncated, **self._extras(infos))
+        extras = self._extras(infos)
+        self.replay.add(obs, action, reward, next_obs, terminated, truncated, **extras)
         if self._needs_episodes:
-            self._expected = {name: np.array(value) for name, value in leaves_of(next_obs)}
-            self._is_running = ~(terminated | truncated)
+            self._expected = _bytes_of(next_obs)
 
     def _in_rows(self, obs: Any) -> Any:
         """Observations in the shape of the fields: a Discrete one has the shape (1,)."""
@@ -149,17 +158,14 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         """End the running episodes of the environments that were reset since the step before."""
         if not len(self.replay):
             return
-        expected = self._expected or self._stored_next()
-        interrupted = self._is_running & _differ(expected, dict(leaves_of(obs)), self.n_envs)
+        replay, newest, interrupted = self.replay, self.replay.newest, np.zeros(self.n_envs, np.bool_)
+        for name, now in leaves_of(obs, "next_obs"):
+            former = replay.read(newest, name)
+            if now.shape == former.shape:  # the buffer refuses another shape
+                interrupted |= _differ(now.astype(former.dtype), former)
+        interrupted &= ~(replay.read(newest, "terminated") | replay.read(newest, "truncated"))
         if interrupted.any():
-            self.replay.end_episode(interrupted)
-
-    def _stored_next(self) -> dict[str, Array]:
-        """The next observation of every environment, as the newest stored step has it."""
-        replay, newest = self.replay, self.replay.newest
-        names = [leaf.name for leaf in replay.spec.leaves if leaf.name.partition(".")[0] == "next_obs"]
-        self._is_running = ~(replay.read(newest, "terminated") | replay.read(newest, "truncated"))
-        return {name.partition(".")[2]: replay.read(newest, name) for name in names}
+            replay.end_episode(interrupted)
 
     def end_episode(self) -> None:
         """End the running episodes: the next step of every environment begins a new one."""
@@ -238,7 +244,7 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         self._expected = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"batch": None}
+        return self.__dict__ | {"batch": None, "_expected": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -341,7 +347,7 @@ class _ComputeReward:
     def __call__(self, achieved_goal: Array, desired_goal: Array, info: dict[str, Any]) -> Any:
         if self.env is None:
             raise RuntimeError("the buffer has no environment that computes rewards; call set_env(env) first")
-        infos = copy.deepcopy(self._infos[info["info_slot"]]) if info else [{} for _ in achieved_goal]
+        infos = copy.deepcopy(self._infos[info["info_slot"]].tolist()) if info else [{} for _ in achieved_goal]
         return self.env.env_method("compute_reward", achieved_goal, desired_goal, infos, indices=[0])[0]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -511,12 +517,14 @@ def _reshaped(value: Any, shape: tuple[int, ...]) -> Any:
     return array.reshape(shape) if array.shape != shape and array.size == math.prod(shape) else array
 
 
-def _differ(expected: dict[str, Array], found: dict[str, Array], lanes: int) -> npt.NDArray[np.bool_]:
-    """In which lanes observations differ; NaN equals NaN. Nowhere if a shape is wrong, which the buffer refuses."""
-    differ = np.zeros(lanes, np.bool_)
-    for name, former in expected.items():
-        now = found[name]
-        if now.shape == former.shape and not np.array_equal(now, former):
-            unequal = (now != former) & ((now == now) | (former == former))
-            differ |= unequal.reshape(lanes, -1).any(axis=1)
-    return differ
+def _bytes_of(obs: Any) -> bytes:
+    """The bytes of an array, or of the arrays of a dict."""
+    if not isinstance(obs, dict):
+        return bytes(obs.tobytes())
+    return b"".join([value.tobytes() for value in obs.values()])
+
+
+def _differ(now: Array, former: Array) -> npt.NDArray[np.bool_]:
+    """In which rows two arrays differ; NaN equals NaN."""
+    unequal = (now != former) & ((now == now) | (former == former))
+    return np.asarray(unequal.reshape(len(unequal), -1).any(axis=1))
