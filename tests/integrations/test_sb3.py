@@ -189,9 +189,8 @@ def test_windows_do_not_cross_a_reset(reopen, tmp_path):
 
 def test_states_are_pickled_and_saved_exactly(tmp_path):
     """After either, the same batches follow."""
-    buffer = SB3ReplayBuffer(
-        40, BOX, ACTION, device="cpu", n_envs=2, n_steps=3, gamma=0.9, buffer_class=PrioritizedBuffer
-    )
+    options = {"n_steps": 3, "gamma": 0.9, "buffer_class": PrioritizedBuffer}
+    buffer = SB3ReplayBuffer(40, BOX, ACTION, "cpu", 2, **options)
     for step in steps_of(BOX, ACTION, 30, 2, ENDS):
         buffer.add(*step)
     buffer.sample(8)
