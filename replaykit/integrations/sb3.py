@@ -421,12 +421,13 @@ class _Prioritized:
         if not issubclass(self.replay_buffer_class, SB3ReplayBuffer):
             wanted = "expected SB3ReplayBuffer or SB3HindsightBuffer, whose batches have weights"
             raise TypeError(f"replay_buffer_class is {self.replay_buffer_class.__name__}; {wanted}")
+        given, n_steps = self.replay_buffer_kwargs, self.n_steps
         self.replay_buffer_kwargs = self._options()
-        n_steps, self.n_steps = self.n_steps, 1  # other numbers make Stable-Baselines3 warn that it ignores them
+        self.n_steps = 1  # other numbers make Stable-Baselines3 warn that it ignores them
         try:
             super()._setup_model()  # type: ignore[misc]
         finally:
-            self.n_steps = n_steps
+            self.replay_buffer_kwargs, self.n_steps = given, n_steps
 
     def _options(self) -> dict[str, Any]:
         """`replay_buffer_kwargs` with a `PrioritizedBuffer`, and the `n_steps` and the `gamma` of the model."""

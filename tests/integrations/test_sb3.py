@@ -415,8 +415,9 @@ def test_without_priorities_nothing_changes(prioritized, plain, env, tmp_path):
     for found, parameter in zip(*(model.policy.parameters() for model in models), strict=True):
         assert torch.allclose(found, parameter, rtol=1e-4, atol=1e-6)
     models[0].save(tmp_path / "model")
-    loaded = prioritized.load(tmp_path / "model", env=models[0].get_env())
-    assert type(loaded.replay_buffer.replay) is PrioritizedBuffer
+    loaded = prioritized.load(tmp_path / "model", env=models[0].get_env(), gamma=0.9, n_steps=2)
+    buffer = loaded.replay_buffer
+    assert type(buffer.replay) is PrioritizedBuffer and (buffer.gamma, buffer.n_steps) == (0.9, 2)
 
 
 @pytest.mark.parametrize("algorithm", [PrioritizedSAC, PrioritizedTD3])
