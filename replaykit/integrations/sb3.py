@@ -244,7 +244,7 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         self._expected = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"batch": None, "_expected": None}
+        return self.__dict__ | {"batch": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -28,6 +28,7 @@ from replaykit.integrations.sb3 import (  # noqa: E402
     PrioritizedTD3,
     SB3HindsightBuffer,
     SB3ReplayBuffer,
+    _WeightedLoss,
 )
 
 BOX, ACTION = spaces.Box(-9.0, 9.0, (3,)), spaces.Box(-1.0, 1.0, (2,))
@@ -179,6 +180,7 @@ def test_windows_do_not_cross_a_reset(reopen, tmp_path):
     elif reopen:
         buffer.save(tmp_path)
         buffer = SB3ReplayBuffer(50, BOX, ACTION, device="cpu", n_envs=2, n_steps=3, gamma=0.9)
+        add(3, jump=0.5)  # the next step would follow from this one
         buffer.load(tmp_path)
     add(4, jump=0.5)
     add(5, jump=0.5)
@@ -336,15 +338,22 @@ def test_hindsight_needs_an_environment_after_unpickling():
 
 
 def test_truncating_the_last_trajectory_ends_it():
-    """A new episode begins with the next step, even if its observation would follow."""
+    """A new episode begins with the next step, even if its observation would follow. Another begins one anyway."""
     env = lines(1)
     buffer = hindsight(env, steps=8)
     replay = buffer.replay
-    number = replay.episode(replay.newest)[0]
-    buffer.truncate_last_trajectory()
     obs = {name: replay.read(replay.newest, f"next_obs.{name}") for name in ("achieved_goal", "desired_goal")}
-    buffer.add(obs, obs, np.zeros((1, 2)), np.zeros(1), np.array([False]), [{}])
-    assert replay.episode(replay.newest)[0] != number
+
+    def number_after(obs):
+        buffer.add(obs, obs, np.zeros((1, 2)), np.zeros(1), np.array([False]), [{}])
+        return int(replay.episode(replay.newest)[0][0])
+
+    first = int(replay.episode(replay.newest)[0][0])
+    assert number_after(obs) == first
+    buffer.truncate_last_trajectory()
+    second = number_after(obs)
+    assert second != first
+    assert number_after(obs | {"achieved_goal": obs["achieved_goal"] + 1}) != second
 
 
 @pytest.mark.parametrize("kind", [DummyVecEnv, SubprocVecEnv])
@@ -440,6 +449,29 @@ def test_critics_share_a_priority(algorithm):
     assert all(errors.shape == (16,) and (errors >= 0).all() for errors in updates)
     assert not np.array_equal(updates[0], updates[1])
     assert 0.4 < buffer.replay.beta < 1.0
+
+
+def test_td_errors_are_those_of_the_last_batch():
+    """The mean of its losses so far counts; a loss of other shapes or another reduction is as it was."""
+    buffer = SB3ReplayBuffer(4, BOX, ACTION, "cpu", buffer_class=PrioritizedBuffer, alpha=1.0, eps=0.0, seed=0)
+    for step in steps_of(BOX, ACTION, 4):
+        buffer.add(*step)
+    mse, zeros = torch.nn.functional.mse_loss, torch.zeros(4, 1)
+
+    def shares(*errors):
+        buffer.sample(4)
+        assert sorted(buffer.batch.indices) == [0, 1, 2, 3]
+        for error in errors:
+            mse(zeros, torch.tensor(error)[:, None])
+        return buffer.replay.probability(buffer.batch.indices)
+
+    with _WeightedLoss(buffer) as weighted:
+        np.testing.assert_allclose(shares([1.0, 2.0, 3.0, 2.0], [1.0, 2.0, -3.0, 2.0]), [0.125, 0.25, 0.375, 0.25])
+        buffer.replay.update_priorities(np.arange(4), np.ones(4))
+        np.testing.assert_allclose(shares([1.0, 1.0, 1.0, 2.0]), [0.2, 0.2, 0.2, 0.4])
+        assert weighted.losses == 3
+        assert mse(zeros, zeros + 2, reduction="sum") == 16 and mse(zeros[:, 0], zeros[:, 0] + 2) == 4
+        assert weighted.losses == 3
 
 
 def test_an_algorithm_without_such_a_loss_is_refused():
