@@ -22,7 +22,6 @@ try:
     from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
     from stable_baselines3.common.utils import get_device
     from torch.nn import functional
-    from torch.overrides import TorchFunctionMode
 except ImportError as error:
     remedy = "replaykit.integrations.sb3 needs Stable-Baselines3: pip install 'replaykit[sb3]'"
     raise ImportError(f"{error}; {remedy}") from error
@@ -112,6 +111,7 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         if not isinstance(self.replay, Replay):
             raise TypeError(f"wrap returned a {type(self.replay).__name__}; expected the buffer or a wrapper around it")
         self.batch: Batch | None = None
+        self.weighted_loss: _WeightedLoss | None = None
         is_dict = isinstance(observation_space, spaces.Dict)
         entries = observation_space.spaces.values() if is_dict else (observation_space,)
         self._is_reshaped = any(isinstance(space, spaces.Discrete) for space in entries)
@@ -210,9 +210,10 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         fields = {"obs": obs, "action": batch.action, "next_obs": next_obs, "reward": reward}
         fields |= {"terminated": batch.terminated.astype(np.float32), "discount": batch.discount}
         tensors = Batch.of(fields).to_torch(self.device, column=True)
+        reward = tensors.reward if self.weighted_loss is None else _targets(tensors.reward, self.weighted_loss)
         kind = DictReplayBufferSamples if isinstance(obs, dict) else ReplayBufferSamples
         discounts = tensors.discount if self._has_windows else None
-        return kind(tensors.obs, tensors.action, tensors.next_obs, tensors.terminated, tensors.reward, discounts)
+        return kind(tensors.obs, tensors.action, tensors.next_obs, tensors.terminated, reward, discounts)
 
     def update_priorities(self, td_errors: Any) -> int:
         """Set the priorities of the batch that was sampled last; does nothing if the buffer has none."""
@@ -244,7 +245,7 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         self._expected = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"batch": None}
+        return self.__dict__ | {"batch": None, "weighted_loss": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -366,36 +367,58 @@ class _NormalizedRewards(ReplayWrapper):
         return window
 
 
-class _WeightedLoss(TorchFunctionMode):
+class _WeightedLoss:
     """While it is active, a mean loss of the buffer's last batch is weighted, and its TD errors become priorities.
 
-    A loss is recognised by its function and the shape (B, 1) of its values and targets. An algorithm with several
-    critics has a loss for each; their mean absolute TD error counts.
+    A loss is recognised by its function, by its targets, which are computed from the rewards of the batch, and by the
+    shape (B, 1). An algorithm with several critics has a loss for each; their mean absolute TD error counts.
     """
 
     def __init__(self, buffer: SB3ReplayBuffer) -> None:
-        super().__init__()
         self.losses = 0
         self._buffer, self._batch = buffer, buffer.batch
         self._errors: list[Array] = []
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        options = kwargs or {}
-        if function in _LOSSES and len(args) == 2 and options.get("reduction", "mean") == "mean":
-            batch = self._buffer.batch
-            if batch is not None and args[0].shape == args[1].shape == (len(batch), 1):
-                losses = function(*args, **options | {"reduction": "none"})
-                return self._weighted(losses, args[1] - args[0], batch)
-        return function(*args, **options)
+    def __enter__(self) -> "_WeightedLoss":
+        self._buffer.weighted_loss = self
+        return self
 
-    def _weighted(self, losses: Any, td_errors: Any, batch: Batch) -> Any:
+    def __exit__(self, *_: Any) -> None:
+        self._buffer.weighted_loss = None
+
+    def mean(self, losses: Any, td_errors: Any) -> Any:
         """The weighted mean of the losses of a batch."""
+        batch = self._buffer.batch
+        if batch is None or losses.shape != (len(batch), 1):
+            return losses.mean()
         if batch is not self._batch:
             self._batch, self._errors = batch, []
         self.losses += 1
         self._errors.append(td_errors.detach().reshape(-1).abs().cpu().numpy())
         self._buffer.update_priorities(np.mean(self._errors, axis=0))
         return (torch.from_numpy(batch.weights).to(losses.device).reshape(-1, 1) * losses).mean()
+
+
+class _Targets(torch.Tensor):
+    """The rewards of a batch, and all tensors computed from them. A mean loss of them is weighted by `loss`."""
+
+    loss: _WeightedLoss
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        loss = next((getattr(each, "loss", None) for each in (*args, *options.values()) if isinstance(each, cls)), None)
+        with torch._C.DisableTorchFunctionSubclass():
+            if loss and function in _LOSSES and len(args) == 2 and options.get("reduction", "mean") == "mean":
+                return loss.mean(function(*args, **options | {"reduction": "none"}), args[1] - args[0])
+            result = function(*args, **options)
+        return _targets(result, loss) if loss and type(result) is torch.Tensor else result
+
+
+def _targets(tensor: Any, loss: _WeightedLoss) -> _Targets:
+    targets = tensor.as_subclass(_Targets)
+    targets.loss = loss
+    return targets  # type: ignore[no-any-return]
 
 
 _LOSSES = (functional.smooth_l1_loss, functional.mse_loss)

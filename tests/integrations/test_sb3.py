@@ -459,10 +459,11 @@ def test_td_errors_are_those_of_the_last_batch():
     mse, zeros = torch.nn.functional.mse_loss, torch.zeros(4, 1)
 
     def shares(*errors):
-        buffer.sample(4)
+        samples = buffer.sample(4)
         assert sorted(buffer.batch.indices) == [0, 1, 2, 3]
         for error in errors:
-            mse(zeros, torch.tensor(error)[:, None])
+            loss = mse(zeros, samples.rewards * 0 + torch.tensor(error)[:, None])
+            assert type(loss) is torch.Tensor
         return buffer.replay.probability(buffer.batch.indices)
 
     with _WeightedLoss(buffer) as weighted:
@@ -470,8 +471,11 @@ def test_td_errors_are_those_of_the_last_batch():
         buffer.replay.update_priorities(np.arange(4), np.ones(4))
         np.testing.assert_allclose(shares([1.0, 1.0, 1.0, 2.0]), [0.2, 0.2, 0.2, 0.4])
         assert weighted.losses == 3
-        assert mse(zeros, zeros + 2, reduction="sum") == 16 and mse(zeros[:, 0], zeros[:, 0] + 2) == 4
+        targets = buffer.sample(4).rewards * 0 + 2
+        assert mse(zeros, targets, reduction="sum") == 16 and mse(zeros[:, 0], targets[:, 0]) == 4
+        assert mse(zeros, zeros + 2) == 4
         assert weighted.losses == 3
+    assert type(buffer.sample(4).rewards) is torch.Tensor
 
 
 def test_an_algorithm_without_such_a_loss_is_refused():

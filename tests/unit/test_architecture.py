@@ -123,12 +123,13 @@ def test_private_names_are_those_of_the_module(path):
     """Outside of `storage`, private attributes are reached from `self`, `cls` and the module's own classes only.
 
     Not those of a storage, a distribution or a wrapped replay. Exceptions are other objects of the same class, and
-    Numba's, whose interface for caches has such names.
+    Numba's and torch's, whose interfaces for caches and for subclasses have such names.
     """
     allowed = {
         "declared": {"_arguments"},
         "spec": {"_trees"},
         "_kernels": {"_cache", "_getvalue", "_rebuild", "_reduce"},
+        "integrations": {"_C"},
     }
     if part_of(path) == "storage":
         return
