@@ -73,7 +73,7 @@ def plot(monitor: Any, test_returns: Any, title: str, path: Path) -> None:
     label = f"{TEST_EPISODES} greedy episodes: {np.mean(test_returns):.0f}"
     axes.plot(steps[-1], np.mean(test_returns), "*", color="tab:green", markersize=15, label=label)
     axes.set(title=title, xlabel="environment steps", ylabel="return of an episode")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path, dpi=120)
 
 
