@@ -158,7 +158,7 @@ def _unfold(tree: Tree, name: str, lines: list[str], known: dict[str, Any]) -> l
     """The names of the leaves of the value `name`; `lines` get the statements that take it apart."""
     if isinstance(tree, Field):
         return [name]
-    lines.append(f"if type({name}) is not {type(tree).__name__} or len({name}) != {len(tree)}: raise KeyError")
+    lines.append(f"if not isinstance({name}, {type(tree).__name__}) or len({name}) != {len(tree)}: raise KeyError")
     leaves = []
     for n, (key, entry) in enumerate(entries_of(tree)):
         known[f"key_{name}_{n}"] = key
