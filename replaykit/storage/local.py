@@ -18,7 +18,7 @@ from replaykit.storage.base import Flags, Floats, Indices, Open, Serve, Storage,
 from replaykit.storage.columns import Columns, Padding, Share, columns_for
 from replaykit.storage.fused import SCOPES, fuse, looking_ahead
 from replaykit.storage.row import LAYOUTS_KEPT, Layout, Row
-from replaykit.storage.saved_state import check_episodes, check_lanes_and_rows, starts_of
+from replaykit.storage.saved_state import LARGEST_STEP, check_episodes, check_lanes_and_rows, starts_of
 from replaykit.trees import Tree
 
 kernels, windows, goals = lazy("store"), lazy("windows"), lazy("goals")
@@ -174,6 +174,11 @@ class LocalStorage(Storage):
             self.arrays["tables"] = self.tables  # an interrupt may have left another
             self.header[kernels.SPLIT] = self.bounds[1].sum()
             self._written = self.header, self.bytes, self.allocate("tables", (4, self.capacity), np.int64)
+
+    def forget_stamps(self) -> None:
+        """Lanes are in step, so that indices tell when each slot was written, until they get out of step again."""
+        self.header[kernels.SPLIT] = LARGEST_STEP
+        self._written = self.header, self.bytes, self.tables[: kernels.STAMPS]
 
     def end_episode(self, lanes: Indices) -> None:
         kernels.end_episodes(lanes, self.header, self.bytes)
@@ -363,12 +368,14 @@ class LocalStorage(Storage):
             np.maximum.at(starts, over % self.num_envs, over + self.num_envs)
         for columns in self.columns:
             columns.restore(_of(columns, state), oldest)
-        if state["split"] >= 0:
+        if state["split"] < 0:
+            self.forget_stamps()
+        else:
             self._keep_stamps()
+            self.header[kernels.SPLIT] = state["split"]
             for indices, stamps in pieces(state["stamps"]):
                 is_kept = indices // self.num_envs >= oldest[indices % self.num_envs]
                 self.tables[kernels.STAMPS, indices[is_kept] % self.capacity] = stamps[is_kept]
-        self.header[kernels.SPLIT] = state["split"] if state["split"] >= 0 else lanes[kernels.CURSOR].sum()
         filled = np.flatnonzero(oldest < lanes[kernels.CURSOR])
         newest = (lanes[kernels.CURSOR, filled] - 1) * self.num_envs + filled
         self.rows[newest % self.capacity, self.row.end] = lanes[kernels.OVER, filled]

@@ -160,6 +160,8 @@ class MappedStorage(LocalStorage):
         self._lanes[kernels.OVER, has_steps] = self.rows[newest % self.capacity, self.row.end]
         self.tables[kernels.STOPS, numbers % self.capacity] = newest
         self.header[kernels.STORED] = (cursor - first).sum()
+        if self.header[kernels.SPLIT] > cursor.sum():
+            self.forget_stamps()
         for columns in self.columns:
             columns.recover()
 
