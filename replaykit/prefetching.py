@@ -19,7 +19,7 @@ _LARGE_BATCH_BYTES = 1 << 19
 
 
 class Batches:
-    """Batches without end, as `Replay.batches` returns them.
+    """Batches without end, as the method ``batches`` of a replay returns them.
 
     It is also a context manager. It ends with `close`, when the ``with`` block is left, or when it is forgotten, and
     leaves no thread. If a batch cannot be made, the error is raised in its place; the next call tries again.
