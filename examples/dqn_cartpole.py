@@ -3,16 +3,17 @@
     python examples/dqn_cartpole.py
     python examples/dqn_cartpole.py --buffer uniform --n-step 3 --num-envs 8 --seed 1
     python examples/dqn_cartpole.py --env MountainCar-v0
-    python examples/dqn_cartpole.py --checkpoint runs/first --resume
+    python examples/dqn_cartpole.py --resume
 
 A run takes half a minute or less on an idle core, MountainCar up to two. It ends with 100 greedy episodes that neither
 training nor the choice of the weights has seen, and saves a picture of the learning curve. With --monitor it also saves
 one of the health of the replay, and says in words what is wrong with it.
 
-With --checkpoint DIRECTORY everything is saved there every 5,000 steps. You can kill the run at any moment and start it
-again with --resume. It continues from the last checkpoint, and has the same returns, losses and weights as a run that
-was never stopped, bit for bit on the same machine. An environment cannot be saved in the middle of an episode. So at
-each checkpoint new episodes begin, from a seed of their own, whether the run is stopped there or not.
+With --resume everything is saved every 5,000 steps, beside the picture or in --checkpoint DIRECTORY. You can kill the
+run at any moment and start it again with --resume. It continues from the last checkpoint, and has the same returns,
+losses and weights as a run that was never stopped, bit for bit on the same machine. An environment cannot be saved in
+the middle of an episode. So at each checkpoint new episodes begin, from a seed of their own, whether the run is stopped
+there or not.
 """
 
 import argparse
@@ -134,13 +135,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--no-double", action="store_true", help="plain DQN rather than Double DQN")
     add("--seed", type=at_least(0), default=0, help="of everything (default: %(default)s)")
     add("--monitor", action="store_true", help="watch the replay: a second picture, and warnings in words")
-    add("--checkpoint", type=Path, help="a directory to save the run in (default: it is not saved)")
+    add("--checkpoint", type=Path, help="a directory to save the run in (default: with --resume, beside the picture)")
     add("--save-every", type=at_least(1), default=5_000, help="steps between checkpoints (default: %(default)s)")
     add("--resume", action="store_true", help="continue from the checkpoint; start anew if there is none yet")
     add("--output", type=Path, help="the picture (default: in runs/, beside this script)")
     options = parser.parse_args()
-    if options.resume and options.checkpoint is None:
-        parser.error("--resume needs --checkpoint DIRECTORY, the same as before")
     try:
         check_environment(options.env)
     except (gymnasium.error.Error, ImportError, ValueError) as error:
@@ -152,6 +151,8 @@ def parse_arguments() -> argparse.Namespace:
         options.output = picture(str(output))
     except argparse.ArgumentTypeError as error:
         parser.error(f"--output {error}")
+    if options.resume and options.checkpoint is None:
+        options.checkpoint = options.output.with_suffix(".checkpoint")
     return options
 
 

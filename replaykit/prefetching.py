@@ -12,6 +12,7 @@ from typing import Any
 
 from replaykit.batch import Batch
 from replaykit.checks import check_count
+from replaykit.tensors import device_of
 from replaykit.trees import leaves_of
 
 _LARGE_BATCH_BYTES = 1 << 19
@@ -196,8 +197,7 @@ class Batching:
 
         import torch
 
-        target = torch.device("cpu" if device is None else device)
-        torch.empty(0, device=target)  # raises now if the device is not there
+        target = device_of(device)
 
         def make() -> Batch:
             return self.sample(size).to_torch(target, dtype=dtype, column=column)

@@ -24,7 +24,7 @@ def to_tensors(
     """The fields of a batch as tensors; see `Batch.to_torch`."""
     import torch
 
-    target = None if device is None else torch.device(device)
+    target = None if device is None else device_of(device)
     is_here = target is None or target.type == "cpu"
     made = _shared(fields, torch) if is_here else _moved(fields, target, torch)
     if dtype is not None:
@@ -32,6 +32,19 @@ def to_tensors(
     if column:
         made |= {name: made[name].reshape(-1, 1) for name in _COLUMNS if name in made and made[name].ndim == 1}
     return made
+
+
+@functools.cache
+def device_of(device: Any) -> Any:
+    """A device of torch that is there; raises RuntimeError for another."""
+    import torch
+
+    target = torch.device("cpu" if device is None else device)
+    try:
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RuntimeError(f"device is {str(target)!r}, which torch cannot use here: {error}") from error
+    return target
 
 
 def _shared(fields: Mapping[str, Any], torch: Any) -> dict[str, Any]:

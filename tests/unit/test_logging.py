@@ -5,6 +5,7 @@ import doctest
 import inspect
 import math
 import re
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +104,15 @@ def test_the_csv_has_a_row_for_each_step(page):
     assert set(rows[0]) == {"step", *page["metrics"]()}
     assert [float(row["replay/added"]) for row in rows] == [400.0, 500.0]
     assert not math.isnan(float(rows[0]["replay/td_error_mean"]))
+
+
+def test_weights_and_biases_takes_the_numbers_offline(page, monkeypatch, tmp_path):
+    """Where it is installed; nothing is sent anywhere."""
+    pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    block = PAGE.read_text().split("Weights & Biases\n---")[1].split(".. code-block:: python\n")[1]
+    code = textwrap.dedent(re.split(r"\n(?=\S)", block)[0])
+    assert "wandb.init" in code
+    exec(compile(code, str(PAGE), "exec"), page | {})
+    assert list(tmp_path.rglob("*.wandb"))

@@ -141,8 +141,12 @@ def test_columns_have_two_axes():
 
 
 def test_a_device_that_is_not_there_is_refused():
-    with pytest.raises((RuntimeError, AssertionError)):
-        filled(NESTED).sample(4).to_torch("cuda:77")
+    for call in (
+        lambda: filled(NESTED).sample(4).to_torch("cuda:77"),
+        lambda: filled(NESTED).batches(4, device="cuda:77"),
+    ):
+        with pytest.raises(RuntimeError, match="device is 'cuda:77', which torch cannot use here"):
+            call()
     with pytest.raises(RuntimeError, match="nonsense"):
         filled(NESTED).sample(4).to_torch("nonsense")
 
