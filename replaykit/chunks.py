@@ -123,7 +123,7 @@ class LiveChunks(Chunks):
     read : callable
         ``read(begin, stop)`` returns the rows of the stored slots among these.
     shortest : int
-        A chunk has at least so many slots, whatever their size.
+        The smallest number of slots in a chunk.
     """
 
     def __init__(self, slots: Slots, row_bytes: int, read: Callable[[int, int], Array], shortest: int = 1) -> None:

@@ -11,7 +11,10 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 TESTS = HERE.parents[1] / "tests" / "faults"
-GROUPS = ("arguments", "priorities", "semantics", "state", "processes", "resources")
+GROUPS = (
+    *("arguments", "priorities", "semantics", "state", "processes", "resources"),
+    *("persistence", "mapped", "forgeries"),
+)
 
 
 def promises(group: str) -> list[tuple[str, str]]:

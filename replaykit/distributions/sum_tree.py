@@ -112,7 +112,7 @@ class SumTree:
         self.fill(0, self.capacity, 0.0)
 
     def rebuild(self) -> None:
-        """Compute everything from the leaves, whatever the inner nodes are. O(C)."""
+        """Compute all inner nodes and bounds anew from the leaves. O(C)."""
         size = len(self.leaves)
         while size > 1:
             size //= 2

@@ -30,9 +30,9 @@ _HEADER_BYTES = 4096
 class Directory:
     """A directory with the arrays of one checkpoint, and a manifest that names them.
 
-    Whatever interrupts a save, the manifest is that of the last one that was finished, and all of its files are there:
-    a save writes files of new names, moves its manifest over the former one, and only then deletes what is not needed
-    any more. A save waits for others of the same directory, and loads wait for saves.
+    At any moment the manifest is that of the last save that was finished, and all files that it names are there. A save
+    writes files of new names, moves its manifest over the former one, and only then deletes the files that are not
+    needed any more. A save waits for others of the same directory, and loads wait for saves.
 
     Attributes
     ----------

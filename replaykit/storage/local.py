@@ -386,7 +386,7 @@ class LocalStorage(Storage):
         self.restored = slots
 
     def restart(self) -> None:
-        self.bounds[:] = self.bounds.max()  # in step, whatever was left undone
+        self.bounds[:] = self.bounds.max()  # all lanes in step
         kernels.clear(self.header)
         self._lanes[kernels.PLACE] = self._lanes[kernels.EPISODE] % self.capacity
         self.header[kernels.SPLIT] = self.bounds[1].sum()

@@ -126,7 +126,7 @@ def forge_array(path, content, rng):
 @pytest.mark.filterwarnings("ignore:.*contains NaN or infinite numbers:RuntimeWarning")  # of forged observations
 @pytest.mark.parametrize("make", [frames, goals, simple])
 def test_a_forged_checkpoint_is_refused_or_works(tmp_path, make):
-    """Whatever is changed: no crash, no large allocation, no half loaded replay."""
+    """There is no crash, no large allocation, and no half loaded replay."""
     seed = int(os.environ.get("FORGERY_SEED", "0"))
     saved = make()
     Learner(1).act(saved, 80)

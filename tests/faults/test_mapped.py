@@ -327,3 +327,22 @@ def test_checkpoints_of_mapped_buffers_are_those_of_others(tmp_path):
     expected = step(mapped, np.random.default_rng(1), 20)
     assert step(inside, np.random.default_rng(1), 20) == expected
     assert step(other, np.random.default_rng(1), 20) == expected
+
+
+def test_the_order_of_writing_is_right_after_a_load_and_a_restart(tmp_path):
+    """Lanes were out of step, a checkpoint has them in step, the files are opened again, and lanes part once more."""
+    one = {"obs": np.zeros((2, 3)), "action": [0, 0], "reward": [0.0] * 2, "next_obs": np.zeros((2, 3))}
+    one |= {"terminated": [False] * 2, "truncated": [False] * 2, "note": np.zeros((2, 2), np.bool_)}
+    twin, mapped = ReplayBuffer(20, FLAT, num_envs=2), ReplayBuffer(20, FLAT, num_envs=2, storage=tmp_path / "files")
+    for _ in range(5):
+        mapped.add(**one, mask=[False, True])
+    for _ in range(4):
+        twin.add(**one)
+    twin.save(tmp_path / "checkpoint")
+    mapped.load(tmp_path / "checkpoint")
+    del mapped
+    mapped = ReplayBuffer(20, FLAT, num_envs=2, storage=tmp_path / "files")
+    for mask in ([True, True], [True, False], [True, False], [False, True]):
+        for replay in (twin, mapped):
+            replay.add(**one, mask=mask)
+        assert mapped.latest(20).tolist() == twin.latest(20).tolist()
