@@ -88,7 +88,7 @@ class Frames(Columns):
             self._storage.refuse_size((len(self._array("overflow")) + more) * self._size, purpose)
 
     def store(self, values: Sequence[Array], data: bytes, steps: int, state: Sequence[Array], indices: Indices) -> bool:
-        pair = [_bytes_of(value) for value in values]
+        pair = map(_bytes_of, values)
         return bool(kernels.store_at_once(data, steps, *state, indices, *pair, *(self._bound or self._bind())))
 
     def write(self, values: Sequence[Array], indices: Indices, begins: Flags) -> None:
