@@ -24,6 +24,7 @@ from replaykit.hindsight import HindsightReplay
 from replaykit.recording import record
 from replaykit.replay import Replay
 from replaykit.schedules import LinearSchedule
+from replaykit.sequences import SequenceReplay
 from replaykit.spec import Spec
 from replaykit.wrapper import ReplayWrapper
 
@@ -40,6 +41,7 @@ __all__ = [
     "Replay",
     "ReplayBuffer",
     "ReplayWrapper",
+    "SequenceReplay",
     "Spec",
     "SumTree",
     "__version__",

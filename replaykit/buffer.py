@@ -72,7 +72,7 @@ class Buffer(Replay):
         n_step, gamma = check_count("n_step", n_step), check_unit("gamma", gamma)
         self.settings = Settings(storage.spec, storage.capacity, storage.num_envs, n_step, gamma, storage.stack)
         self.lock, self.successor, self.rng = storage.lock, storage.num_envs, np.random.default_rng(check_seed(seed))
-        self.large_batch = self.settings.large_batch
+        self.note_bytes(self.settings.bytes_each)
         self._stale_updates = 0
         self._has_priorities = type(distribution).update is not Distribution.update
         longest = min(n_step, storage.length)  # no window can be longer than a lane

@@ -146,7 +146,7 @@ def _ready(made: Any) -> Batch:
 class Batching:
     """What gives batches without end: everything that replays."""
 
-    settings: Any
+    bytes_each: int
     checked_batch_size: Callable[[Any], int]
     sample: Callable[[int], Batch]
 
@@ -191,7 +191,7 @@ class Batching:
         """
         size = self.checked_batch_size(batch_size)
         ahead = 0 if type(prefetch) is int and prefetch == 0 else check_count("prefetch", prefetch)
-        is_large = ahead > 0 and size * self.settings.bytes_each >= _LARGE_BATCH_BYTES
+        is_large = ahead > 0 and size * self.bytes_each >= _LARGE_BATCH_BYTES
         if device is None and dtype is None and not column:
             return Batches(lambda: self.sample(size), ahead if is_large else 0, is_large)
 

@@ -21,8 +21,10 @@ from replaykit.trees import Tree
 from replaykit.writer import Lanes, Writer
 
 _new_batch = Batch.__new__
-_PARTS = ("settings", "lock", "rng", "successor", "inner", "large_batch")
+_PARTS = ("settings", "lock", "rng", "successor", "inner", "bytes_each", "large_batch")
 """Attributes that are set once, by the constructor."""
+_LARGE_BATCH, _LARGE_BATCH_BYTES = 1 << 16, 1 << 26
+"""Batches of more rows or bytes are compared with the memory of the machine before anything is drawn."""
 
 
 class Replay(Checkpointed, Batching, ABC):
@@ -53,6 +55,8 @@ class Replay(Checkpointed, Batching, ABC):
     lock: Lock
     rng: np.random.Generator
     successor: int
+    bytes_each = 0
+    """About how many bytes each row of a batch takes while it is made."""
     large_batch = 1
     """A larger batch is compared with the memory of the machine before anything is drawn."""
     may_raise = False
@@ -69,6 +73,11 @@ class Replay(Checkpointed, Batching, ABC):
         if cls.sample is not Replay.sample:
             remedy = "override draw, window, reduce or weigh"
             raise TypeError(f"{cls.__name__} overrides sample, which wrappers around it would bypass; {remedy}")
+
+    def note_bytes(self, bytes_each: int) -> None:
+        """For a constructor: note how many bytes each row of a batch takes while it is made."""
+        self.bytes_each = bytes_each
+        self.large_batch = max(min(_LARGE_BATCH, _LARGE_BATCH_BYTES // bytes_each), 1)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse what would have no effect, or only half of it."""
@@ -302,7 +311,7 @@ class Replay(Checkpointed, Batching, ABC):
         """`batch_size` as an int; raises MemoryError for a batch that is larger than memory."""
         size = check_count("batch_size", batch_size)
         if size > self.large_batch:
-            each = self.settings.bytes_each
+            each = self.bytes_each
             refuse_more_than_memory(size * each, f"batch_size {size} at {each} bytes each", "sample fewer at a time")
         return size
 

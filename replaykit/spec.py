@@ -11,7 +11,10 @@ from replaykit.field import Field, FieldNameError, Leaf, as_array
 from replaykit.rows import nested_row
 from replaykit.trees import Tree, entries_of, leaves_of, map_tree
 
-DERIVED = ("discount", "length", "weights", "probabilities", "indices", "relabelled")
+DERIVED = (
+    *("discount", "length", "weights", "probabilities", "indices"),
+    *("relabelled", "loss_mask", "is_first", "step_indices", "source"),
+)
 """Fields that only a batch has."""
 CORE = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
 """Fields that every transition has, in the order of the arguments of ``add``."""

@@ -42,6 +42,13 @@ class ReplayWrapper(Replay):
     `probability`; `reduce`; or `weigh`. An override takes effect whatever is around the wrapper, and wrappers on
     different verbs commute. Everything else is passed on to `inner`; methods that do several verbs at once, only if
     none of their verbs is overridden. A copy or a pickle is the constructor's arguments and the `state`.
+
+    Parameters
+    ----------
+    inner : Replay
+        A buffer, or another wrapper.
+    transitions_each : int
+        Transitions of `inner` that are read for each row of a batch, by which a batch larger than memory is known.
     """
 
     look: Look | None = None
@@ -71,12 +78,12 @@ class ReplayWrapper(Replay):
         if own and not cls.__module__.startswith("replaykit."):
             cls.may_raise = True
 
-    def __init__(self, inner: Replay) -> None:
+    def __init__(self, inner: Replay, transitions_each: int = 1) -> None:
         if not isinstance(inner, Replay):
             raise TypeError(f"inner is a {type(inner).__name__}; expected a buffer or another wrapper")
         self.inner = inner
         self.settings, self.lock, self.rng, self.successor = inner.settings, inner.lock, inner.rng, inner.successor
-        self.large_batch = inner.large_batch
+        self.note_bytes(inner.bytes_each * transitions_each)
         self.may_raise = type(self).may_raise or inner.may_raise
 
     add = _passed_on(Replay.add)
@@ -102,10 +109,8 @@ class ReplayWrapper(Replay):
     def count_batch(self) -> None:
         self.inner.count_batch()
 
-    def update_priorities(
-        self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *, priorities: npt.ArrayLike | None = None
-    ) -> int:
-        return self.inner.update_priorities(indices, td_errors, priorities=priorities)
+    def update_priorities(self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, **options: Any) -> int:
+        return self.inner.update_priorities(indices, td_errors, **options)
 
     def fetch(self, indices: Indices) -> dict[str, Any]:
         return self.inner.fetch(indices)

@@ -1,0 +1,287 @@
+"""Sequences: rows of consecutive transitions of one episode, for recurrent agents and world models."""
+
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit.batch import Draw, Window
+from replaykit.checks import check_count, check_unit
+from replaykit.declared import read_only
+from replaykit.field import as_array, as_float64, as_indices
+from replaykit.replay import Replay
+from replaykit.storage.base import Flags, Floats, Indices
+from replaykit.trees import map_tree
+from replaykit.wrapper import ReplayWrapper
+
+
+@final
+class SequenceReplay(ReplayWrapper):
+    """Any replay, in rows of T consecutive transitions of one episode, for recurrent agents and world models.
+
+    Each episode is cut into spans of `stride` steps, counted from its first step. A row begins with the first stored
+    step of a span, and ends with the episode, or with the newest step if the episode is running. The rest of it is
+    padding: zeros in every field. To draw a row is to draw a transition from the wrapped replay and to serve the span
+    that it belongs to, so a row's probability is the sum of those of its span's transitions, whatever these are.
+
+    Transition t of a row is what the wrapped replay serves at that index, with its `n_step` and stacks. A batch has
+    the shape (B, T, ...), apart from `indices`, `weights` and `probabilities` (B,), and these further fields (B, T):
+
+    - ``mask``, bool: whether there is a transition;
+    - ``loss_mask``, bool: whether it is also past the burn-in. A row that begins its episode has no burn-in, since the
+      recurrent state is known there;
+    - ``is_first``, bool: whether the transition begins its episode;
+    - ``step_indices``, int64: the index of the transition, or -1 for padding.
+
+    Parameters
+    ----------
+    inner : Replay
+        A buffer, or another wrapper. Around a `HindsightReplay`, or inside of one, all transitions of a row get one
+        goal. If it ends the episode, it ends the row.
+    length : int
+        Transitions in each row, T.
+    burn_in : int
+        How many of them only warm up the recurrent state, less than T.
+    stride : int
+        Steps from the start of a row to that of the next, at most T. With 1 every transition starts a row.
+    eta : float
+        The share of the largest TD error of a row in its priority; the rest is that of their mean.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of its range, T is more than a lane holds, or `inner` has rows of sequences already or
+        cannot tell the probability of a transition.
+
+    References
+    ----------
+    Kapturowski et al. (2019), Recurrent Experience Replay in Distributed Reinforcement Learning, section 2.3.
+
+    Examples
+    --------
+    An episode of five steps, and two steps of the next:
+
+    >>> from replaykit import Field, ReplayBuffer, SequenceReplay, Spec
+    >>> buffer = ReplayBuffer(1000, Spec(obs=Field(()), action=Field(())), seed=2)
+    >>> replay = SequenceReplay(buffer, length=4, burn_in=1, stride=2)
+    >>> for step in range(7):
+    ...     index = replay.add(step, 0, 1.0, step + 1, step == 4, False)
+    >>> batch = replay.sample(2)
+    >>> batch.obs
+    array([[0., 1., 2., 3.],
+           [2., 3., 4., 0.]], dtype=float32)
+    >>> batch.loss_mask
+    array([[ True,  True,  True,  True],
+           [False,  True,  True, False]])
+    >>> batch.probabilities  # two of seven transitions are in either span
+    array([0.28571429, 0.28571429])
+    """
+
+    length: int = read_only("_length", "Transitions in each row, T.")
+    burn_in: int = read_only("_burn_in", "How many of them only warm up the recurrent state.")
+    stride: int = read_only("_stride", "Steps from the start of a row to that of the next.")
+    eta: float = read_only("_eta", "The share of the largest TD error of a row in its priority.")
+
+    def __init__(self, inner: Replay, length: int, *, burn_in: int = 0, stride: int = 1, eta: float = 0.9) -> None:
+        length, stride = check_count("length", length), check_count("stride", stride)
+        super().__init__(inner, transitions_each=length)
+        burn_in = 0 if type(burn_in) is int and burn_in == 0 else check_count("burn_in", burn_in)
+        if burn_in >= length:
+            raise ValueError(
+                f"burn_in is {burn_in}; expected less than length={length}, so that some steps are learned"
+            )
+        if stride > length:
+            raise ValueError(f"stride is {stride}; expected at most length={length}, so that every step is in a row")
+        lanes = inner.bounds.shape[1]
+        if length > inner.capacity // lanes:
+            held = f"the {inner.capacity // lanes} steps that each of {lanes} lanes holds"
+            raise ValueError(f"length is {length}; expected at most {held}; build a buffer with a larger capacity")
+        layer: Any = inner
+        while isinstance(layer, ReplayWrapper):
+            if isinstance(layer, SequenceReplay):
+                raise ValueError("inner serves sequences already; expected a replay of single transitions")
+            layer = layer.inner
+        self._length, self._burn_in, self._stride, self._eta = length, burn_in, stride, check_unit("eta", eta)
+        self._offsets = np.arange(length) * self.successor
+
+    # Which rows
+
+    def draw(self, batch_size: int) -> Draw:
+        """The starts of the spans that the wrapped replay draws from, with the sums of the spans' probabilities."""
+        with self.lock:
+            draw = self.inner.draw(batch_size)
+            starts, stops = self._spans_of(draw.indices)
+            shares, least = self._shares(starts, stops, batch_size), None
+            if draw.least is not None:
+                least = self.least_probability(batch_size, np.zeros(0, np.int64))
+            return Draw(starts, shares, least)
+
+    def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> Floats:
+        """The expected share of the row that begins at each stored index; 0 where none does. O(B stride)."""
+        entries = as_indices("indices", indices)
+        with self.lock:
+            self.inner.read(entries, "terminated")  # raises for an index that is not stored
+            starts, stops = self._spans_of(entries)
+            return np.where(starts == entries, self._shares(starts, stops, batch_size), 0.0)
+
+    def latest(self, count: int) -> Indices:
+        """The starts of the `count` spans that were added to last, or of all if there are fewer, oldest first."""
+        count = check_count("count", count)
+        with self.lock:
+            starts, _ = self._spans_of(self.inner.latest(count * self._stride))
+        newest_first = starts[::-1]
+        places = np.unique(newest_first, return_index=True)[1]
+        return np.ascontiguousarray(newest_first[np.sort(places)[:count]][::-1])
+
+    def _spans_of(self, indices: Indices) -> tuple[Indices, Indices]:
+        """Of the span of each stored index, the first stored index, and what follows the last."""
+        _, first, last = self.inner.episode(indices)
+        lanes, successor = indices % self.successor, self.successor
+        begins = indices - (indices - first) // successor % self._stride * successor
+        oldest = self.bounds[0, lanes] * successor + lanes
+        return np.maximum(begins, oldest), np.minimum(begins + self._stride * successor, last + successor)
+
+    def _shares(self, starts: Indices, stops: Indices, batch_size: int) -> Floats:
+        """The sum of the probabilities of the transitions of each span."""
+        steps, begins = self._steps_between(starts, stops)
+        shares = self.inner.probability(steps, batch_size)
+        return np.asarray(np.add.reduceat(shares, begins)) if begins.size else shares
+
+    def _steps_between(self, starts: Indices, stops: Indices) -> tuple[Indices, Indices]:
+        """All indices from each start to before its stop, and at which place those of each begin."""
+        counts = (stops - starts) // self.successor
+        begins = counts.cumsum() - counts
+        return (starts - begins * self.successor).repeat(counts) + np.arange(counts.sum()) * self.successor, begins
+
+    # What is in them
+
+    def window(self, indices: Indices) -> Window:
+        """Windows (B, T), of the transitions of a row from each index on. Padding has those of the last transition."""
+        entries = as_indices("indices", indices)
+        with self.lock:
+            _, first, last = self.inner.episode(entries)
+            steps = entries[:, None] + self._offsets
+            mask = steps <= last[:, None]
+            window = self.inner.window(np.minimum(steps, last[:, None]))
+        is_first = np.zeros(mask.shape, np.bool_)
+        is_first[:, 0] = entries == first
+        window.added |= {"mask": mask, "is_first": is_first, "step_indices": steps}
+        return window
+
+    def reduce(self, window: Window) -> dict[str, Any]:
+        """The transitions of the rows, each field of shape (B, T, ...), with zeros for padding."""
+        mask, is_first, steps = self._mask_of(window), window.added["is_first"], window.added["step_indices"]
+        fields, others = self.inner.reduce(window), window.added.keys()
+        padding = np.flatnonzero(~mask)
+
+        def in_rows(array: npt.NDArray[Any], _path: str) -> npt.NDArray[Any]:
+            if padding.size:
+                array[padding] = 0
+            return array.reshape(*mask.shape, *array.shape[1:])
+
+        fields = {name: value if name in others else map_tree(in_rows, value) for name, value in fields.items()}
+        is_learned = (np.arange(self._length) >= self._burn_in) | is_first[:, :1]
+        fields |= {"mask": mask, "loss_mask": mask & is_learned, "is_first": is_first}
+        return fields | {"step_indices": np.where(mask, steps, -1)}
+
+    def _mask_of(self, window: Window) -> Flags:
+        """Which windows are transitions of their rows. A goal that a wrapper has given may end the episode earlier."""
+        mask: Flags = window.added["mask"]
+        terminated = window.terminated.reshape(mask.shape) & mask
+        if not terminated.any():
+            return mask
+        places = np.arange(self._length)
+        ends = np.where(terminated, places + window.length.reshape(mask.shape) - 1, self._length)
+        return np.asarray(mask & (places <= ends.min(axis=1, keepdims=True)))
+
+    # What is learned from them
+
+    def update_priorities(  # type: ignore[override]
+        self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *,
+        priorities: npt.ArrayLike | None = None, mask: npt.ArrayLike | None = None,
+    ) -> int:  # fmt: skip
+        """Set the priorities of the spans that rows begin with, from the TD errors of their transitions.
+
+        ``eta * max(abs(td_errors)) + (1 - eta) * mean(abs(td_errors))`` over a row's mask, or 0 if that selects
+        nothing, is the TD error of each transition that the row showed of its span: those up to the last that the mask
+        selects, or all if it selects none. Later steps of a running episode keep their priorities. Returns how many
+        rows were applied: those of which such a transition is still stored, or 0 without priorities.
+
+        Parameters
+        ----------
+        indices : array-like of shape (B,), int
+            As ``batch.indices`` has them. Of two rows with the same start the last counts.
+        td_errors : array-like of shape (B, T), float
+            With their sign. Those outside of the mask are ignored.
+        priorities : array-like of shape (B,), float
+            Instead of `td_errors`: a priority for each row.
+        mask : array-like of shape (B, T), bool
+            Which TD errors count, as ``batch.loss_mask`` says. If it is missing, it is the `loss_mask` that a batch
+            would have now, and rows whose start is no longer stored are ignored.
+
+        Raises
+        ------
+        IndexError, TypeError, ValueError
+            As :meth:`Replay.update_priorities`, and for a mask or TD errors of another shape. The buffer is then
+            unchanged.
+        """
+        if (td_errors is None) == (priorities is None):
+            raise TypeError("pass either td_errors or priorities=")
+        entries = as_indices("indices", indices, True)
+        shape = (len(entries), self._length)
+        chosen = None if mask is None else as_array("mask", mask, True)
+        if chosen is not None and (chosen.shape != shape or chosen.dtype != np.bool_):
+            raise ValueError(f"mask has shape {chosen.shape} and dtype {chosen.dtype}; expected {shape} and bool")
+        name, given, wanted = (
+            ("td_errors", td_errors, shape) if priorities is None else ("priorities", priorities, shape[:1])
+        )
+        values = as_float64(name, given, True)
+        if values.shape != wanted:
+            raise ValueError(f"{name} has shape {values.shape}; expected {wanted}, a row for each of indices")
+        with self.lock:
+            if chosen is None:
+                chosen = self._learned_now(entries)
+            if priorities is None:
+                values = self._mixed(values, chosen)
+            starts, stops = self._shown(entries, chosen)
+            is_stored = starts < stops  # what is not goes to the wrapped replay, too, which counts or refuses it
+            stops = np.where(is_stored, stops, entries + self.successor)
+            steps, _ = self._steps_between(starts, stops)
+            values = values.repeat((stops - starts) // self.successor)
+            return int(is_stored.sum()) if self.inner.update_priorities(steps, **{name: values}) else 0
+
+    def _learned_now(self, indices: Indices) -> Flags:
+        """The `loss_mask` of the rows from these indices on, empty where none is stored."""
+        mask = np.zeros((len(indices), self._length), np.bool_)
+        step, lanes = np.divmod(indices, self.successor)
+        rows = np.flatnonzero((step >= self.bounds[0, lanes]) & (step < self.bounds[1, lanes]))
+        _, first, last = self.inner.episode(indices[rows])
+        is_learned = (np.arange(self._length) >= self._burn_in) | (indices[rows] == first)[:, None]
+        mask[rows] = (indices[rows, None] + self._offsets <= last[:, None]) & is_learned
+        return mask
+
+    def _mixed(self, td_errors: Floats, mask: Flags) -> Floats:
+        """The mixture of the largest and the mean magnitude of each row."""
+        errors = np.where(mask, np.abs(td_errors), 0.0)
+        wrong = ~np.isfinite(errors)
+        if wrong.any():
+            raise ValueError(
+                f"td_errors contains {td_errors[wrong][0]}; expected finite numbers where the mask is True"
+            )
+        means = errors.sum(axis=1) / np.maximum(mask.sum(axis=1), 1)
+        return np.asarray(self._eta * errors.max(axis=1) + (1.0 - self._eta) * means)
+
+    def _shown(self, indices: Indices, mask: Flags) -> tuple[Indices, Indices]:
+        """Of the span that each row begins with, the first shown index that is stored, and what follows the last."""
+        lanes, successor, is_empty = indices % self.successor, self.successor, ~mask.any(axis=1)
+        count = np.where(is_empty, self._length, self._length - mask[:, ::-1].argmax(axis=1))
+        oldest, cursor = self.bounds[:, lanes] * successor + lanes
+        starts, limits = np.maximum(indices, oldest), indices + count * successor
+        rows = np.flatnonzero((starts < np.minimum(limits, cursor)) & ~(is_empty & (starts > indices)))
+        _, first, last = self.inner.episode(starts[rows])
+        spans = indices[rows] + (self._stride - (indices[rows] - first) // successor % self._stride) * successor
+        stops = np.minimum(np.minimum(spans, limits[rows]), last + successor)
+        is_shown = (first <= indices[rows]) & (starts[rows] < stops)
+        found = np.stack((indices, indices))
+        found[:, rows[is_shown]] = starts[rows[is_shown]], stops[is_shown]
+        return found[0], found[1]
