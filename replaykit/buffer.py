@@ -198,6 +198,26 @@ class Buffer(Replay):
             self._storage.clear()
             self._distribution.settle()
 
+    def overwrite(self, indices: npt.ArrayLike, **fields: Tree) -> int:
+        given, storage = as_array("indices", indices, True), self._storage
+        entries = as_indices("indices", given.reshape(-1))
+        flat = self.spec.flatten_fields(fields)
+        values = {leaf.name: leaf.coerce(value, given.shape).reshape(-1, *leaf.shape) for leaf, value in flat}
+        storage.refuse_replacing(values)
+        step, lanes = np.divmod(entries, storage.num_envs)
+        with self.lock:
+            if self.lock.sampling:
+                self.lock.refuse_writing()
+            unknown = (entries < -1) | (step >= storage.bounds[1, lanes])
+            if unknown.any():
+                storage.refuse(entries[unknown])
+            stored = np.flatnonzero((entries >= 0) & (step >= storage.bounds[0, lanes]))
+            slots = entries[stored] % storage.capacity
+            for former in storage.moments.values():
+                former.overwrite(slots)
+            storage.replace(entries[stored], {name: value[stored] for name, value in values.items()})
+        return len(stored)
+
     def count_batch(self) -> None:
         self._distribution.batches += 1
 

@@ -10,6 +10,7 @@ from replaykit.batch import Ahead, Batch, Draw, Look, Window
 from replaykit.checks import check_count, check_seed, nearest
 from replaykit.declared import Declared, read_only
 from replaykit.field import as_indices
+from replaykit.passes import Passes
 from replaykit.prefetching import Batching
 from replaykit.saving.checkpoint import Checkpointed
 from replaykit.settings import Settings
@@ -27,18 +28,19 @@ _LARGE_BATCH, _LARGE_BATCH_BYTES = 1 << 16, 1 << 26
 """Batches of more rows or bytes are compared with the memory of the machine before anything is drawn."""
 
 
-class Replay(Checkpointed, Batching, ABC):
+class Replay(Checkpointed, Batching, Passes, ABC):
     """Replayed experience: what a buffer and a wrapper around one have in common.
 
     A batch is a draw of indices, a window of stored steps at each, and a reduction of each window to one transition:
     ``sample(B) = reduce(window(draw(B)))``. A buffer holds data. A wrapper, a subclass of `ReplayWrapper`, overrides
     one of these verbs to change how they are replayed. `sample` is final, so that nothing can bypass a wrapper.
 
-    Methods for writing: `add`, `extend`, `end_episode`, `clear`, `writer`. For learning: `sample`, `batches`,
-    `update_priorities`, `reseed`. The verbs: `draw`, `probability`, `window`, `reduce`, `weigh`. Several verbs at once,
-    for which a buffer may have a faster way: `serve`, `open`, `fetch`, `look_ahead`. For keeping: `save`, `load`,
-    `state_dict`, `load_state_dict`. For looking: `oldest`, `newest`, `latest`, `stored`, `episode`, `read`, `stats`,
-    `check`. Public methods hold `lock`, so that threads can share a buffer: a batch is one moment of it.
+    Methods for writing: `add`, `extend`, `end_episode`, `clear`, `overwrite`, `writer`. For learning: `sample`,
+    `batches`, `epoch`, `update_priorities`, `reseed`. The verbs: `draw`, `probability`, `window`, `reduce`, `weigh`.
+    Several verbs at once, for which a buffer may have a faster way: `serve`, `open`, `fetch`, `look_ahead`. For
+    keeping: `save`, `load`, `state_dict`, `load_state_dict`. For looking: `oldest`, `newest`, `latest`, `stored`,
+    `episode`, `episodes`, `read`, `is_full`, `stats`, `check`. Public methods hold `lock`, so that threads can share a
+    buffer: a batch is one moment of it.
 
     Attributes
     ----------
@@ -138,6 +140,40 @@ class Replay(Checkpointed, Batching, ABC):
     @abstractmethod
     def clear(self) -> None:
         """Forget every transition, episode and priority. Indices given out before are stale, and are never reused."""
+
+    @abstractmethod
+    def overwrite(self, indices: npt.ArrayLike, **fields: Tree) -> int:
+        """Replace fields of stored transitions, such as recurrent states that were computed anew. O(B).
+
+        Priorities stay as they are. Returns how many transitions were changed: those that are not stale.
+
+        Parameters
+        ----------
+        indices : array-like of shape (B,) or (B, T), int
+            As ``batch.indices``, ``batch.step_indices`` or :meth:`add` gave them. Stale ones are ignored, and so is -1,
+            which stands for padding. Of duplicates the last counts.
+        **fields
+            Values of the shape of the indices, followed by that of the field. Of a nested field all entries are given.
+
+        Raises
+        ------
+        FieldNameError, IndexError, TypeError, ValueError, OverflowError
+            If a field is unknown, or is `terminated` or `truncated`, by which episodes are told apart, or an
+            observation that is kept once for several transitions; if an index was never given out; or as :meth:`add`
+            for a wrong value. The buffer is then unchanged.
+
+        Examples
+        --------
+        >>> from replaykit import Field, ReplayBuffer, Spec
+        >>> buffer = ReplayBuffer(2, Spec(obs=Field(()), action=Field(()), state=Field((2,))))
+        >>> for step in range(3):
+        ...     index = buffer.add(step, 0, 1.0, step + 1, False, False, state=[0.0, 0.0])
+        >>> buffer.overwrite([0, 2], state=[[1.0, 2.0], [3.0, 4.0]])  # 0 was overwritten by 2
+        1
+        >>> buffer.read([1, 2], "state")
+        array([[0., 0.],
+               [3., 4.]], dtype=float32)
+        """
 
     def writer(self, lanes: Lanes) -> Writer:
         """A :class:`~replaykit.writer.Writer` for some lanes: for a thread that acts in these alone.
@@ -363,9 +399,18 @@ class Replay(Checkpointed, Batching, ABC):
         with self.lock:
             return stored_in(self.bounds, self.successor)
 
+    def begins_row(self, indices: Indices) -> npt.NDArray[np.bool_]:
+        """Whether a row of a batch can begin with each stored index: any does, unless rows are sequences."""
+        return np.ones(len(indices), np.bool_)
+
     @abstractmethod
     def __len__(self) -> int:
         """Transitions stored, N."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every slot has a transition, so that each new one takes the place of another."""
+        return len(self) == self.capacity
 
     @abstractmethod
     def latest(self, count: int) -> Indices:

@@ -155,8 +155,18 @@ class SequenceReplay(ReplayWrapper):
 
     # What is in them
 
+    def begins_row(self, indices: Indices) -> Flags:
+        """Whether each stored index is the first that is stored of its span."""
+        with self.lock:
+            return np.asarray(self._spans_of(indices)[0] == indices)
+
     def window(self, indices: Indices) -> Window:
-        """Windows (B, T), of the transitions of a row from each index on. Padding has those of the last transition."""
+        """Windows (B, T), of the transitions of a row from each index on. Padding has those of the last transition.
+
+        Indices (B, T) are those of the transitions themselves.
+        """
+        if np.ndim(indices) == 2:
+            return self.inner.window(indices)
         entries = as_indices("indices", indices)
         with self.lock:
             _, first, last = self.inner.episode(entries)
@@ -170,6 +180,8 @@ class SequenceReplay(ReplayWrapper):
 
     def reduce(self, window: Window) -> dict[str, Any]:
         """The transitions of the rows, each field of shape (B, T, ...), with zeros for padding."""
+        if "step_indices" not in window.added:
+            return self.inner.reduce(window)
         mask, is_first, steps = self._mask_of(window), window.added["is_first"], window.added["step_indices"]
         fields, others = self.inner.reduce(window), window.added.keys()
         padding = np.flatnonzero(~mask)

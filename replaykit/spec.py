@@ -167,6 +167,17 @@ class Spec:
         trees = zip(self._trees.items(), values, strict=True)
         return tuple(leaf for (name, tree), value in trees for leaf in _leaves(tree, value, name))
 
+    def flatten_fields(self, fields: Mapping[str, Tree]) -> list[tuple[Leaf, Any]]:
+        """The leaves of some fields, each with its value. Raises FieldNameError for an unknown field or nested key."""
+        found = list[tuple[Leaf, Any]]()
+        for name, value in fields.items():
+            if name not in self._trees:
+                expected = f"expected {', '.join(self._trees)}{nearest(name, self._trees)}"
+                raise FieldNameError(f"unknown field {name!r}; {expected}")
+            leaves = [leaf for leaf in self.leaves if leaf.name == name or leaf.name.startswith(f"{name}.")]
+            found += zip(leaves, _leaves(self._trees[name], value, name), strict=True)
+        return found
+
     def unflatten(self, flat: Sequence[Any], names: tuple[str, ...]) -> dict[str, Tree]:
         """The trees of the fields of these names, from the values of their leaves, in order."""
         leaves = iter(flat)

@@ -14,10 +14,10 @@ from replaykit.io.episodes import (
     add_episode,
     as_added,
     checked,
-    episodes_of,
     refuse_no_replay,
     spread,
 )  # fmt: skip
+from replaykit.passes import episodes_of
 from replaykit.progress import bar_of
 from replaykit.replay import Replay
 from replaykit.spec import Spec

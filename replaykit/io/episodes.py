@@ -1,7 +1,7 @@
 """What reading and writing share: the episodes that are stored, and how episodes are spread over lanes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -11,26 +11,6 @@ from replaykit.field import Array
 from replaykit.replay import Replay
 from replaykit.spec import CORE, Spec
 from replaykit.storage.base import Indices
-
-
-class Episode(NamedTuple):
-    """The stored steps of an episode, and whether the first of them begins it."""
-
-    indices: Indices
-    number: int
-    lane: int
-    has_beginning: bool
-
-
-def episodes_of(replay: Replay) -> list[Episode]:
-    """Every episode that is stored, lane after lane, oldest first. O(N)."""
-    stored = replay.stored()
-    numbers, first, _ = replay.episode(stored)
-    begins = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
-    return [
-        Episode(indices, int(numbers[begin]), int(indices[0] % replay.successor), bool(first[begin] == indices[0]))
-        for begin, indices in zip(begins, np.split(stored, begins[1:]), strict=False)  # one empty part of nothing
-    ]
 
 
 def as_added(replay: Replay, indices: Indices, name: str) -> Array:

@@ -12,15 +12,14 @@ import numpy as np
 from replaykit.checks import check_choice
 from replaykit.field import Array, Field, FieldNameError, as_array
 from replaykit.io.episodes import (
-    Episode,
     Target,
     add_episode,
     as_added,
     checked,
-    episodes_of,
     refuse_no_replay,
     spread,
 )  # fmt: skip
+from replaykit.passes import Episode, episodes_of
 from replaykit.progress import bar_of
 from replaykit.replay import Replay
 from replaykit.spec import Spec

@@ -162,6 +162,19 @@ class Storage(Declared, ABC):
     def clear(self) -> None:
         """Retire every transition: ``bounds[0]`` becomes ``bounds[1]``. All episodes end."""
 
+    def refuse_replacing(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Raise ValueError for leaves that `replace` cannot replace, or with these values."""
+        for name in values:
+            if name in ("terminated", "truncated"):
+                remedy = "end episodes with end_episode, or add the steps anew"
+                raise ValueError(f"{name} cannot be overwritten, since episodes are told apart by it; {remedy}")
+        if "reward" in values:
+            self.refuse_rewards(values["reward"])
+
+    def replace(self, indices: Indices, values: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Write these leaves (B, ...) of stored transitions anew. Of duplicates the last counts."""
+        raise NotImplementedError(f"a {type(self).__name__} cannot overwrite what it stores; it needs a method replace")
+
     @abstractmethod
     def window(self, indices: Indices, n: int) -> Window:
         """Windows of up to `n` steps from indices (B,) or (B, T) on, to the end of the episode or of what is stored.

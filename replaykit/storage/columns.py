@@ -56,6 +56,18 @@ class Columns(ABC):
     def read(self, slots: Indices, leaf: int) -> Array:
         """One leaf in filled slots, in a fresh array."""
 
+    def refuse_replacing(self, name: str) -> None:  # noqa: B027
+        """Raise ValueError if the values of its leaf `name` cannot be replaced."""
+
+    @abstractmethod
+    def replace(self, slots: Indices, leaf: int, values: Array) -> None:
+        """Write one leaf (B, ...) in filled slots anew."""
+
+    def part_of(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The entries of the storage's state that are its own."""
+        prefix = f"{self.name}."
+        return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
     @abstractmethod
     def state(self, slots: Slots) -> dict[str, Any]:
         """What is stored in these slots, as `Chunks`."""
@@ -113,6 +125,9 @@ class Arrays(Columns):
 
     def read(self, slots: Indices, leaf: int) -> Array:
         return np.asarray(self._arrays[self.leaves.index(leaf)].take(slots, axis=0))
+
+    def replace(self, slots: Indices, leaf: int, values: Array) -> None:
+        self._arrays[self.leaves.index(leaf)][slots] = values
 
     def state(self, slots: Slots) -> dict[str, Any]:
         arrays = zip(self._spec, self._arrays, strict=True)

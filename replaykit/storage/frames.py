@@ -130,6 +130,13 @@ class Frames(Columns):
         part = numbers[:, : self._kept] if leaf == self.leaves[0] else numbers[:, self._kept :]
         return self._frames(part).reshape(len(slots), *self._shape)
 
+    def refuse_replacing(self, name: str) -> None:
+        remedy = "build the buffer with share='none' and stack=1"
+        raise ValueError(f"{name} cannot be overwritten, since its frames are shared by several transitions; {remedy}")
+
+    def replace(self, slots: Indices, leaf: int, values: Array) -> None:
+        self.refuse_replacing(self._leaf.name)
+
     def state(self, slots: Slots) -> dict[str, Any]:
         """See `Columns.state`: of each chunk of rows, the codes of their frames, and then the frames.
 

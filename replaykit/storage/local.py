@@ -189,6 +189,21 @@ class LocalStorage(Storage):
     def __len__(self) -> int:
         return int(self.header.item(kernels.STORED))
 
+    def refuse_replacing(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
+        super().refuse_replacing(values)
+        for name in values.keys() & self.positions.keys():
+            if self.is_in_columns(name):
+                self._column_of[self.positions[name]].refuse_replacing(name)
+
+    def replace(self, indices: Indices, values: Mapping[str, npt.NDArray[Any]]) -> None:
+        slots = indices % self.capacity
+        for name, value in values.items():
+            columns = self._column_of.get(self.positions[name])
+            if columns:
+                columns.replace(slots, self.positions[name], value)
+            else:
+                self._columns_of_row[str(self.positions[name])][slots] = value
+
     def window(self, indices: Indices, n: int) -> Window:
         flat = indices.reshape(-1)
         layout, block = self._transitions_at(flat, np.empty(n + 1), windows.OPEN)  # only the number of powers matters
@@ -352,7 +367,7 @@ class LocalStorage(Storage):
     def check_state(self, state: dict[str, Any]) -> None:
         check_lanes_and_rows(self, state)
         for columns in self.columns:
-            columns.check_state(_of(columns, state))
+            columns.check_state(columns.part_of(state))
 
     def restore(self, state: dict[str, Any]) -> None:
         lanes, starts, slots = np.array(state["lanes"]), np.array(state["starts"]), state["rows"].slots
@@ -367,7 +382,7 @@ class LocalStorage(Storage):
             over = indices[was_there & ~is_kept & (rows[:, self.row.end] != 0)]
             np.maximum.at(starts, over % self.num_envs, over + self.num_envs)
         for columns in self.columns:
-            columns.restore(_of(columns, state), oldest)
+            columns.restore(columns.part_of(state), oldest)
         if state["split"] < 0:
             self.forget_stamps()
         else:
@@ -405,12 +420,6 @@ class LocalStorage(Storage):
         for lane in np.flatnonzero(self.bounds[1] > self.bounds[0]):
             indices = np.arange(*self.bounds[:, lane]) * self.num_envs + lane
             check_episodes(self, indices, self._lanes[kernels.EPISODE, lane])
-
-
-def _of(columns: Columns, state: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a state that belong to some columns."""
-    prefix = f"{columns.name}."
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _replace(name: str, array: npt.NDArray[Any], value: Any) -> None:
