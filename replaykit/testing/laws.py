@@ -19,6 +19,7 @@ def assert_lawful(replay: Replay, batch_size: int) -> Batch:
     - The batch is bit for bit what a copy gives by `draw`, `window`, `reduce` and `weigh`, one after another.
     - The discount is 0 exactly where terminated, else ``gamma**length`` with a length from 1 to `n_step`.
     - Weights are positive.
+    - Where rows are sequences, padding is 0 in every field of the spec.
     - Every field has B rows, and no array shares memory with the storage.
     - Sampling leaves what is stored, the invariants and the global random state as they were.
 
@@ -47,10 +48,15 @@ def assert_lawful(replay: Replay, batch_size: int) -> Batch:
     if least is not None:
         right = twin.least_probability(batch_size, np.zeros(0, np.int64))
         np.testing.assert_allclose(least, right, rtol=1e-9, err_msg="`least` of a draw is not the least probability")
-    assert ((batch.length >= 1) & (batch.length <= replay.n_step)).all(), "a window has no step, or too many"
-    powers = np.array([replay.gamma**k for k in range(int(batch.length.max()) + 1)])
-    expected = np.where(batch.terminated, 0.0, powers[batch.length]).astype(batch.discount.dtype)
-    assert (batch.discount == expected).all(), "the discount is not gamma**length * (1 - terminated)"
+    is_real = batch.mask if "mask" in batch else np.ones(batch.length.shape, np.bool_)
+    length, discount = batch.length[is_real], batch.discount[is_real]
+    assert ((length >= 1) & (length <= replay.n_step)).all(), "a window has no step, or too many"
+    powers = np.array([replay.gamma**k for k in range(int(length.max()) + 1)])
+    expected = np.where(batch.terminated[is_real], 0.0, powers[length]).astype(discount.dtype)
+    assert (discount == expected).all(), "the discount is not gamma**length * (1 - terminated)"
+    for name in (*replay.spec, "discount", "length"):
+        for path, array in leaves_of(batch[name], name):
+            assert not array[~is_real].any(), f"{path} is not 0 where the mask says that there is no transition"
     assert (batch.weights > 0.0).all(), "a weight is not positive"
     arrays = [array for part in storages for array in (*part.arrays.values(), *_arrays_in(part.state()))]
     for path, array in leaves_of(dict(batch.items())):
