@@ -28,8 +28,8 @@ from replaykit.integrations.sb3 import (  # noqa: E402
     PrioritizedTD3,
     SB3HindsightBuffer,
     SB3ReplayBuffer,
-    _WeightedLoss,
 )
+from replaykit.integrations.sb3.prioritized import WeightedLoss  # noqa: E402
 
 BOX, ACTION = spaces.Box(-9.0, 9.0, (3,)), spaces.Box(-1.0, 1.0, (2,))
 
@@ -466,7 +466,7 @@ def test_td_errors_are_those_of_the_last_batch():
             assert type(loss) is torch.Tensor
         return buffer.replay.probability(buffer.batch.indices)
 
-    with _WeightedLoss(buffer) as weighted:
+    with WeightedLoss(buffer) as weighted:
         np.testing.assert_allclose(shares([1.0, 2.0, 3.0, 2.0], [1.0, 2.0, -3.0, 2.0]), [0.125, 0.25, 0.375, 0.25])
         buffer.replay.update_priorities(np.arange(4), np.ones(4))
         np.testing.assert_allclose(shares([1.0, 1.0, 1.0, 2.0]), [0.2, 0.2, 0.2, 0.4])
