@@ -108,8 +108,9 @@ class LocalStorage(Storage):
 
     def write(self, block: Any, steps: int, mask: Flags | None = None) -> Indices:
         indices = np.empty(steps * self.num_envs, _INT64)
-        if type(block) is bytes and mask is None:
-            if kernels.store(block, steps, kernels.BOTH, *self._written, indices) >= 0:
+        if mask is None and type(block) is bytes:
+            header, rows, tables = self._written
+            if kernels.store(block, steps, kernels.BOTH, header, rows, tables, indices) >= 0:
                 self.refuse_block(block, len(indices))
             return indices
         if type(block) is bytes and mask is not None and self.num_envs > 1:

@@ -189,6 +189,19 @@ def test_windows_do_not_cross_a_reset(reopen, tmp_path):
     assert first[6:].tolist() == [1] * 4 + [9] * 2
 
 
+@pytest.mark.parametrize("jump", [0.0, 0.5])
+def test_a_reset_is_recognised_while_another_episode_ends(jump):
+    """Of two environments one ends its episode, and the other is reset, or goes on."""
+    buffer = SB3ReplayBuffer(50, BOX, ACTION, device="cpu", n_envs=2, n_steps=2, gamma=0.9)
+    for step in range(6):
+        obs = np.full((2, 3), step, np.float32)
+        obs[1] += jump * (step >= 3)
+        obs[0] += 10 * (step >= 3)
+        buffer.add(obs, obs + 1, np.zeros((2, 2)), np.ones(2), np.array([step == 2, False]), [{}] * 2)
+    first = buffer.replay.episode(buffer.replay.stored())[1]
+    assert first.tolist() == [0] * 3 + [6] * 3 + [1] * 3 + [7 if jump else 1] * 3
+
+
 def test_states_are_pickled_and_saved_exactly(tmp_path):
     """After either, the same batches follow."""
     options = {"n_steps": 3, "gamma": 0.9, "buffer_class": PrioritizedBuffer}
@@ -233,6 +246,28 @@ def test_algorithms_learn_from_it(algorithm, env, options, tmp_path):
     other.load_replay_buffer(file)
     assert_same(other.replay_buffer.sample(8), model.replay_buffer.sample(8))
     other.learn(20, reset_num_timesteps=False)
+
+
+class SameDraws(SB3ReplayBuffer):
+    """Draws the positions and the environments that the buffer of Stable-Baselines3 draws."""
+
+    def sample(self, batch_size, env=None):
+        places = np.random.randint(0, self.buffer_size if self.full else self.pos, size=batch_size)  # noqa: NPY002
+        lanes = np.random.randint(0, high=self.n_envs, size=batch_size)  # noqa: NPY002
+        return self._samples_at(places, lanes, env)
+
+
+@pytest.mark.parametrize(("algorithm", "env"), [(sb3.DQN, "CartPole-v1"), (sb3.SAC, "Pendulum-v1")])
+def test_training_is_that_of_sb3_bit_for_bit(algorithm, env):
+    """If both buffers draw the same transitions: two environments, normalised, steps overwritten, time limits."""
+
+    def weights(**options):
+        vector = VecNormalize(make_vec_env(env, 2, seed=0))
+        model = algorithm("MlpPolicy", vector, **options, **tiny() | {"buffer_size": 100, "train_freq": 2}).learn(450)
+        return torch.cat([parameter.detach().reshape(-1) for parameter in model.policy.parameters()])
+
+    ours = weights(replay_buffer_class=SameDraws, replay_buffer_kwargs={"seed": 0})
+    assert torch.equal(ours, weights())
 
 
 def test_the_seed_of_the_model_seeds_the_buffer():

@@ -28,7 +28,7 @@ Array = npt.NDArray[Any]
 
 _ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts", "infos")
 """The arrays that Stable-Baselines3's own buffers have."""
-_BOOL = np.dtype(np.bool_)
+_BOOL, _TRUE = np.dtype(np.bool_), b"\1"
 
 
 class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
@@ -101,7 +101,8 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         self._is_reshaped = any(isinstance(space, spaces.Discrete) for space in entries)
         self._action_shape = n_envs, self.action_dim
         self._no_timeouts, self._needs_episodes = np.zeros(n_envs, np.bool_), n_steps > 1
-        self._before: tuple[list[bytes], Array] = [], self._no_timeouts
+        self._expected: list[bytes] = []
+        self._ended = b""
 
     def _extra_fields(self) -> dict[str, Field]:
         return {}
@@ -120,28 +121,17 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
             obs, next_obs = self._in_rows(obs), self._in_rows(next_obs)
         if action.shape != self._action_shape:
             action = reshaped(action, self._action_shape)
-        terminated, truncated = done, self._no_timeouts
-        timeouts = [info.get("TimeLimit.truncated", False) for info in infos]
-        if True in timeouts or done.dtype is not _BOOL:
-            truncated = np.array(timeouts, np.bool_)
-            terminated = np.asarray(done, np.bool_) & ~truncated
+        terminated, truncated, ended = done, self._no_timeouts, done.tobytes()
+        if done.dtype is not _BOOL or _TRUE in ended:  # a vector environment sets time limits only where `done` is True
+            truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos], np.bool_)
+            terminated = done.astype(np.bool_) & ~truncated
+            ended = (terminated | truncated).tobytes()
         if not self._needs_episodes:
             self.replay.add(obs, action, reward, next_obs, terminated, truncated)
             return
-        if not self._follows(obs):
-            self._end_interrupted_episodes(obs)
+        self._end_interrupted_episodes(obs)
         self.replay.add(obs, action, reward, next_obs, terminated, truncated, **self._extras(infos))
-        self._before = _bytes_of(next_obs), done.astype(np.bool_)
-
-    def _follows(self, obs: Any) -> bool:
-        """Whether `obs` is the `next_obs` of the step before wherever that was not the last of its episode."""
-        expected, done = self._before
-        found = _bytes_of(obs)
-        if found == expected:
-            return True
-        if len(found) != len(expected) or not done.any():
-            return False
-        return all(_in_lanes(one, ~done) == _in_lanes(other, ~done) for one, other in zip(found, expected, strict=True))
+        self._expected, self._ended = _bytes_of(next_obs), ended
 
     def _in_rows(self, obs: Any) -> Any:
         """Observations in the shape of the fields: a Discrete one has the shape (1,)."""
@@ -151,8 +141,13 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
 
     def _end_interrupted_episodes(self, obs: Tree) -> None:
         """End the running episodes of the environments that were reset since the step before."""
-        if not len(self.replay):
+        found, expected = _bytes_of(obs), self._expected
+        if found == expected or not len(self.replay):
             return
+        if len(found) == len(expected) and _TRUE in self._ended:  # most often, only new episodes begin
+            goes_on = ~np.frombuffer(self._ended, np.bool_)
+            if all(_are_equal(*pair, goes_on) for pair in zip(found, expected, strict=True)):
+                return
         replay, newest, interrupted = self.replay, self.replay.newest, np.zeros(self.n_envs, np.bool_)
         for name, now in leaves_of(obs, "next_obs"):
             former = replay.read(newest, name)
@@ -169,7 +164,7 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
     def reset(self) -> None:
         """Forget everything that is stored."""
         self.replay.clear()
-        self._before = [], self._no_timeouts
+        self._expected = []
 
     def sample(self, batch_size: int, env: Any = None) -> Any:
         """A batch as Stable-Baselines3 takes it. With `env`, a `VecNormalize`, it is normalised.
@@ -185,9 +180,12 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
 
     def _get_samples(self, batch_inds: Array, env: Any = None) -> Any:
         """The steps at these positions, from 0 to `buffer_size`, each of an environment that is drawn."""
-        lanes = self.replay.rng.integers(self.n_envs, size=len(batch_inds))
+        return self._samples_at(batch_inds, self.replay.rng.integers(self.n_envs, size=len(batch_inds)), env)
+
+    def _samples_at(self, places: Array, lanes: Array, env: Any) -> Any:
+        """The steps at these positions of these environments."""
         newest = self.replay.bounds[1, lanes] - 1
-        indices = (newest - (newest - batch_inds) % self.buffer_size) * self.replay.successor + lanes
+        indices = (newest - (newest - places) % self.buffer_size) * self.replay.successor + lanes
         is_summed = env is not None and self._has_windows
         replay = _NormalizedRewards(self.replay, env) if is_summed else self.replay
         return self._samples_of(Batch.of(replay.fetch(indices)), env)
@@ -237,7 +235,7 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
     def load(self, path: Path, *, exact: bool = True, progress: bool = False) -> None:
         """Take everything from a checkpoint that `save` wrote; see `Replay.load`."""
         self.replay.load(path, exact=exact, progress=progress)
-        self._before = [], self._no_timeouts
+        self._expected = []
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"batch": None, "mark_rewards": None}
@@ -270,9 +268,10 @@ def _bytes_of(obs: Any) -> list[bytes]:
     return [value.tobytes() for value in obs.values()] if isinstance(obs, dict) else [obs.tobytes()]
 
 
-def _in_lanes(data: bytes, lanes: Array) -> bytes:
-    """The bytes of some lanes."""
-    return np.frombuffer(data, np.uint8).reshape(len(lanes), -1)[lanes].tobytes()
+def _are_equal(one: bytes, other: bytes, lanes: Array) -> bool:
+    """Whether the bytes of some of the lanes are equal."""
+    rows, others = (np.frombuffer(data, np.uint8).reshape(len(lanes), -1) for data in (one, other))
+    return rows.shape == others.shape and bool((rows == others)[lanes].all())
 
 
 def _differ(now: Array, former: Array) -> npt.NDArray[np.bool_]:
