@@ -372,6 +372,16 @@ def test_hindsight_needs_an_environment_after_unpickling():
     assert buffer.sample(64).discounts is not None
 
 
+def test_a_refused_step_leaves_the_info_dicts():
+    """Also if the step would have replaced the oldest."""
+    env = lines(1)
+    buffer = hindsight(env, steps=400, n_sampled_goal=1000, copy_info_dict=True)
+    obs, action = env.reset(), np.zeros((1, 2), np.float32)
+    with pytest.raises(ValueError, match="reward contains nan"):
+        buffer.add(obs, obs, action, np.array([np.nan]), np.array([False]), [{"x": np.nan}])
+    buffer.sample(4000)  # `compute_reward` of `Line` compares the info dicts with the goals
+
+
 def test_truncating_the_last_trajectory_ends_it():
     """A new episode begins with the next step, even if its observation would follow. Another begins one anyway."""
     env = lines(1)
@@ -564,6 +574,9 @@ def test_other_refusals():
         hindsight(env, goal_selection_strategy="best")
     with pytest.raises(ValueError, match="n_sampled_goal is -1"):
         hindsight(env, n_sampled_goal=-1)
+    with pytest.raises(TypeError, match="n_sampled_goal is True; expected an int of at least 0"):
+        hindsight(env, n_sampled_goal=True)
+    assert not hindsight(env, n_sampled_goal=0).sample(50).rewards.ne(-7.0).any()
     with pytest.raises(TypeError, match="replay_buffer_class is ReplayBuffer; expected SB3ReplayBuffer"):
         PrioritizedDQN("MlpPolicy", "CartPole-v1", replay_buffer_class=buffers.ReplayBuffer)
     with pytest.raises(ValueError, match=r"replay_buffer_kwargs has gamma=0.9; expected 0.99, that of the model"):

@@ -107,8 +107,8 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
     def _extra_fields(self) -> dict[str, Field]:
         return {}
 
-    def _extras(self, infos: Any) -> dict[str, Array]:
-        """The extra fields of one step."""
+    def _extras(self) -> dict[str, Array]:
+        """The extra fields of the next step."""
         return {}
 
     def add(self, obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: Any) -> None:
@@ -130,7 +130,7 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
             self.replay.add(obs, action, reward, next_obs, terminated, truncated)
             return
         self._end_interrupted_episodes(obs)
-        self.replay.add(obs, action, reward, next_obs, terminated, truncated, **self._extras(infos))
+        self.replay.add(obs, action, reward, next_obs, terminated, truncated, **self._extras())
         self._expected, self._ended = _bytes_of(next_obs), ended
 
     def _in_rows(self, obs: Any) -> Any:

@@ -51,9 +51,7 @@ class SB3HindsightBuffer(SB3ReplayBuffer, HerReplayBuffer):  # type: ignore[misc
         n_steps: int = 1, gamma: float | None = None, buffer_class: type[Buffer] = ReplayBuffer,
         wrap: Callable[[Any], Replay] | None = None, **options: Any,
     ) -> None:  # fmt: skip
-        count = (
-            0 if type(n_sampled_goal) is int and n_sampled_goal == 0 else check_count("n_sampled_goal", n_sampled_goal)
-        )
+        count = check_count("n_sampled_goal", n_sampled_goal, least=0)
         strategy: Any = getattr(goal_selection_strategy, "name", goal_selection_strategy)
         strategy = strategy.lower() if isinstance(strategy, str) else strategy
         check_choice("goal_selection_strategy", strategy, Strategy)
@@ -70,8 +68,19 @@ class SB3HindsightBuffer(SB3ReplayBuffer, HerReplayBuffer):  # type: ignore[misc
     def _extra_fields(self) -> dict[str, Field]:
         return {"info_slot": Field((), np.int64)} if self.copy_info_dict else {}
 
-    def _extras(self, infos: Any) -> dict[str, Array]:
-        return {"info_slot": self._compute_reward.keep(infos, self.pos * self.n_envs)} if self.copy_info_dict else {}
+    def add(self, obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: Any) -> None:
+        """Store one step of every environment; see `SB3ReplayBuffer.add`."""
+        slots = self._info_slots() if self.copy_info_dict else None
+        super().add(obs, next_obs, action, reward, done, infos)
+        if slots is not None:
+            self._compute_reward.infos[slots] = infos
+
+    def _info_slots(self) -> Array:
+        """Where the info dicts of the next step are kept."""
+        return self.pos * self.n_envs + np.arange(self.n_envs)
+
+    def _extras(self) -> dict[str, Array]:
+        return {"info_slot": self._info_slots()} if self.copy_info_dict else {}
 
     @property
     def env(self) -> Any:
@@ -100,18 +109,12 @@ class _ComputeReward:
     """`compute_reward` of the first environment, with the info dicts of as many steps as are kept."""
 
     def __init__(self, env: Any, capacity: int) -> None:
-        self.env, self._infos = env, np.empty(capacity, object)
-
-    def keep(self, infos: Any, begin: int) -> Array:
-        """Keep the dicts of one step from this slot on; returns their slots."""
-        slots = np.arange(begin, begin + len(infos))
-        self._infos[slots] = infos
-        return slots
+        self.env, self.infos = env, np.empty(capacity, object)
 
     def __call__(self, achieved_goal: Array, desired_goal: Array, info: dict[str, Any]) -> Any:
         if self.env is None:
             raise RuntimeError("the buffer has no environment that computes rewards; call set_env(env) first")
-        infos = copy.deepcopy(self._infos[info["info_slot"]].tolist()) if info else [{} for _ in achieved_goal]
+        infos = copy.deepcopy(self.infos[info["info_slot"]].tolist()) if info else [{} for _ in achieved_goal]
         return self.env.env_method("compute_reward", achieved_goal, desired_goal, infos, indices=[0])[0]
 
     def __getstate__(self) -> dict[str, Any]:
