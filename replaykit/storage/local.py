@@ -107,9 +107,8 @@ class LocalStorage(Storage):
         return self.row.join(super().encode(values, extras, lead))
 
     def write(self, block: Any, steps: int, mask: Flags | None = None) -> Indices:
-        indices = np.empty(steps * self.num_envs, _INT64)
+        indices, (header, rows, tables) = np.empty(steps * self.num_envs, _INT64), self._written
         if mask is None and type(block) is bytes:
-            header, rows, tables = self._written
             if kernels.store(block, steps, kernels.BOTH, header, rows, tables, indices) >= 0:
                 self.refuse_block(block, len(indices))
             return indices

@@ -36,7 +36,7 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
 
     With its defaults it samples as Stable-Baselines3's own buffers do. Observations may be a Dict. With `VecNormalize`,
     observations and rewards are stored as they are, and normalised when they are sampled. A time limit,
-    ``infos["TimeLimit.truncated"]``, is stored as `truncated`, and does not stop the bootstrap.
+    ``infos["TimeLimit.truncated"]`` where `done` is True, is stored as `truncated`, and does not stop the bootstrap.
 
     Parameters
     ----------
