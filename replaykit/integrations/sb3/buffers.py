@@ -28,7 +28,7 @@ Array = npt.NDArray[Any]
 
 _ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts", "infos")
 """The arrays that Stable-Baselines3's own buffers have."""
-_BOOL, _TRUE = np.dtype(np.bool_), b"\1"
+_BOOL = np.dtype(np.bool_)
 
 
 class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
@@ -82,7 +82,8 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
     ) -> None:  # fmt: skip
         refuse_sb3_options(optimize_memory_usage, handle_timeout_termination)
         refuse_options(n_steps, gamma, buffer_class, options)
-        spec = Spec(observation_fields(observation_space), action_field(action_space), **self._extra_fields())
+        extra_fields = self._extra_fields()
+        spec = Spec(observation_fields(observation_space), action_field(action_space), **extra_fields)
         self.observation_space, self.action_space = observation_space, action_space
         self.obs_shape, self.action_dim = get_obs_shape(observation_space), get_action_dim(action_space)
         self.buffer_size = max(check_count("buffer_size", buffer_size) // check_count("n_envs", n_envs), 1)
@@ -101,6 +102,7 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         self._is_reshaped = any(isinstance(space, spaces.Discrete) for space in entries)
         self._action_shape = n_envs, self.action_dim
         self._no_timeouts, self._needs_episodes = np.zeros(n_envs, np.bool_), n_steps > 1
+        self._has_extras = bool(extra_fields)
         self._expected: list[bytes] = []
         self._ended = b""
 
@@ -122,16 +124,18 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         if action.shape != self._action_shape:
             action = reshaped(action, self._action_shape)
         terminated, truncated, ended = done, self._no_timeouts, done.tobytes()
-        if done.dtype is not _BOOL or _TRUE in ended:  # a vector environment sets time limits only where `done` is True
+        if done.dtype is not _BOOL or 1 in ended:  # a vector environment sets time limits only where `done` is True
             truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos], np.bool_)
             terminated = done.astype(np.bool_) & ~truncated
             ended = (terminated | truncated).tobytes()
-        if not self._needs_episodes:
+        if self._needs_episodes and (found := _bytes_of(obs)) != self._expected:
+            self._end_interrupted_episodes(obs, found)
+        if self._has_extras:
+            self.replay.add(obs, action, reward, next_obs, terminated, truncated, **self._extras())
+        else:
             self.replay.add(obs, action, reward, next_obs, terminated, truncated)
-            return
-        self._end_interrupted_episodes(obs)
-        self.replay.add(obs, action, reward, next_obs, terminated, truncated, **self._extras())
-        self._expected, self._ended = _bytes_of(next_obs), ended
+        if self._needs_episodes:
+            self._expected, self._ended = _bytes_of(next_obs), ended
 
     def _in_rows(self, obs: Any) -> Any:
         """Observations in the shape of the fields: a Discrete one has the shape (1,)."""
@@ -139,12 +143,12 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
             return {key: reshaped(obs[key], (self.n_envs, *shape)) for key, shape in self.obs_shape.items()}
         return reshaped(obs, (self.n_envs, *self.obs_shape))
 
-    def _end_interrupted_episodes(self, obs: Tree) -> None:
+    def _end_interrupted_episodes(self, obs: Tree, found: list[bytes]) -> None:
         """End the running episodes of the environments that were reset since the step before."""
-        found, expected = _bytes_of(obs), self._expected
-        if found == expected or not len(self.replay):
+        expected = self._expected
+        if not len(self.replay):
             return
-        if len(found) == len(expected) and _TRUE in self._ended:  # most often, only new episodes begin
+        if len(found) == len(expected) and 1 in self._ended:  # most often, only new episodes begin
             goes_on = ~np.frombuffer(self._ended, np.bool_)
             if all(_are_equal(*pair, goes_on) for pair in zip(found, expected, strict=True)):
                 return
