@@ -5,6 +5,7 @@
     python -m benchmarks --quick                            # a first look, two or three minutes
     python -m benchmarks --only per --libs cpprb,tianshou
     python -m benchmarks --output benchmarks/results.json   # keep the figures
+    python -m benchmarks --only sb3 --libs stable_baselines3 --clock cpu --output benchmarks/sb3.json
     python -m benchmarks.plot benchmarks/results.json       # draw them, and fill the tables of the documentation
     python -m benchmarks.check                              # do the adapters do what they say?
 

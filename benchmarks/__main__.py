@@ -20,9 +20,10 @@ from benchmarks.checkouts import commit  # noqa: E402
 from benchmarks.processes import Subject  # noqa: E402
 from benchmarks.report import architecture_text, section_text, targets_text, versions_text  # noqa: E402
 from benchmarks.targets import judge  # noqa: E402
-from benchmarks.timing import Measured, Row, measure  # noqa: E402
+from benchmarks.timing import Clock, Measured, Row, measure  # noqa: E402
 
 ROUNDS, QUICK_ROUNDS = 40, 5
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 
 def main() -> None:
@@ -43,7 +44,7 @@ def run_libraries(options: argparse.Namespace) -> dict[str, Any]:
         begin = time.perf_counter()
         if name in TIMED:
             title, rows_of = TIMED[name]
-            measured = timed(name, rows_of(libraries, options.quick), options.rounds)
+            measured = timed(name, rows_of(libraries, options.quick), options.rounds, CLOCKS[options.clock])
         else:
             title, module = IN_PROCESSES[name]
             subjects = [Subject.of(library) for library in libraries]
@@ -96,7 +97,7 @@ def run_versions(options: argparse.Namespace) -> dict[str, Any]:
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """What the figures depend on besides machine and versions."""
-    return {"rounds": options.rounds, "quick": options.quick, "spread": "10-90 %"}
+    return {"rounds": options.rounds, "quick": options.quick, "spread": "10-90 %", "clock": options.clock}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -106,6 +107,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--before", type=Path, help="compare with the replaykit of this checkout, and with no peer")
     parser.add_argument("--quick", action="store_true", help="few rounds, and nothing of 10 million transitions")
     parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS}, with --quick {QUICK_ROUNDS}")
+    clock_help = "cpu: the time of one thread, if other programs are running (default: %(default)s)"
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help=clock_help)
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
     options.only = list(ARCHITECTURE) if options.only == "architecture" else options.only.split(",")
@@ -139,10 +142,10 @@ def available(peers: list[str]) -> tuple[list[Library], dict[str, str]]:
     return libraries, skipped
 
 
-def timed(name: str, rows: list[Row], rounds: int) -> list[Measured]:
+def timed(name: str, rows: list[Row], rounds: int, clock: Clock) -> list[Measured]:
     """Measure the rows of a section."""
     with progress(name, rounds * sum(len(row.everything) for row in rows)) as bar:
-        return measure(rows, rounds, bar.update)
+        return measure(rows, rounds, bar.update, clock)
 
 
 def progress(name: str, total: int) -> Any:

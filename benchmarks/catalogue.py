@@ -13,6 +13,7 @@ from benchmarks.sections import (
     pauses,
     per,
     saving,
+    sb3,
     startup,
     tensors,
     threads,
@@ -37,6 +38,7 @@ TIMED: dict[str, tuple[str, RowsOf]] = {
     "threads": ("Two threads", threads.rows),
     "training": ("A training step with its network", training.rows),
     "tensors": ("Batches as tensors", tensors.rows),
+    "sb3": ("In Stable-Baselines3, beside its own buffers", sb3.rows),
 }
 IN_PROCESSES: dict[str, tuple[str, Any]] = {
     "pauses": ("The longest add", pauses),

@@ -67,7 +67,7 @@ TARGETS = (
     Target("another one after 1,000 adds, over the first", "saving-save-again", ("saving-save", "replaykit"), 0.15),
 )
 FASTEST_PEER, FASTEST_PEER_OF_IMAGES = 0.5, 0.8
-NOT_AGAINST_PEERS = "import first-batch memory training add-4 extend-4096 frame threads saving tensors"
+NOT_AGAINST_PEERS = "import first-batch memory training add-4 extend-4096 frame threads saving tensors sb3"
 """Rows without such a promise, by the beginnings of their keys."""
 
 

@@ -10,12 +10,12 @@ from typing import Any, get_args
 import numpy as np
 
 
-def check_count(name: str, value: Any) -> int:
-    """`value` as an int of at least 1."""
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int of at least `least`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} is {value!r}; expected an int of at least 1")
-    if value < 1:
-        raise ValueError(f"{name} is {value}; expected an int of at least 1")
+        raise TypeError(f"{name} is {value!r}; expected an int of at least {least}")
+    if value < least:
+        raise ValueError(f"{name} is {value}; expected an int of at least {least}")
     return int(value)
 
 

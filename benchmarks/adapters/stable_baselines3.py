@@ -68,7 +68,7 @@ class StableBaselines3(Library):
 
     def hindsight(self, task: Task) -> Sb3Buffer:
         goals = round(HINDSIGHT_RATIO / (1 - HINDSIGHT_RATIO))
-        env: Any = _NoReward(task.capacity)
+        env: Any = NoReward(task.capacity)
         replay = HerReplayBuffer(task.capacity, *_spaces(task), env=env, device="cpu", n_sampled_goal=goals)
         _filled(replay, task)
         starts = np.arange(task.capacity) // task.episode * task.episode
@@ -83,7 +83,7 @@ class StableBaselines3(Library):
         return Sb3Buffer(_filled(ReplayBuffer(task.capacity, box, spaces.Discrete(4), "cpu", **options), task))
 
 
-class _NoReward:
+class NoReward:
     """As much of a vector environment as the rewards of hindsight replay need."""
 
     def __init__(self, capacity: int) -> None:

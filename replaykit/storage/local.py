@@ -57,7 +57,7 @@ class LocalStorage(Storage):
         self.columns: list[Columns] = columns_for(self, stack, padding, share)
         self.stack = int(stack)
         self._column_of = {leaf: columns for columns in self.columns for leaf in columns.leaves}
-        self.row = row = Row(spec, [columns.leaves for columns in self.columns], self._encode_any)
+        self.row = row = Row(spec, [columns.leaves for columns in self.columns], self._encode_any, self.lanes or (1,))
         self.positions = positions = {leaf.name: i for i, leaf in enumerate(spec.leaves)}
         self._flags = positions["terminated"], positions["truncated"]
         self._length = len(positions) + 1  # the place of the length among the fields of a batch
@@ -84,8 +84,7 @@ class LocalStorage(Storage):
         self.bounds = self._lanes[:2]
         self._columns_of_row = self.rows.view(row.record).reshape(-1)
         self._most_entries = 0 if self.columns else min(self.capacity, max(_LARGEST_BLOCK // row.nbytes, 1))
-        if self.num_envs == 1:
-            self.encode_step = row.encode_row  # type: ignore[method-assign]
+        self.encode_step = row.encode_lanes if self.lanes else row.encode_row  # type: ignore[method-assign]
 
     @property
     def tables(self) -> Indices:
@@ -107,13 +106,10 @@ class LocalStorage(Storage):
         """The block of values that need more than the usual checks."""
         return self.row.join(super().encode(values, extras, lead))
 
-    def encode_step(self, *values: Any) -> Any:
-        return self.row.encode_steps(self.lanes, *values)
-
     def write(self, block: Any, steps: int, mask: Flags | None = None) -> Indices:
-        indices = np.empty(steps * self.num_envs, _INT64)
-        if type(block) is bytes and mask is None:
-            if kernels.store(block, steps, kernels.BOTH, *self._written, indices) >= 0:
+        indices, (header, rows, tables) = np.empty(steps * self.num_envs, _INT64), self._written
+        if mask is None and type(block) is bytes:
+            if kernels.store(block, steps, kernels.BOTH, header, rows, tables, indices) >= 0:
                 self.refuse_block(block, len(indices))
             return indices
         if type(block) is bytes and mask is not None and self.num_envs > 1:

@@ -21,7 +21,8 @@ from replaykit.trees import Tree, entries_of
 
 kernels = lazy("windows")
 
-Encode = Callable[[tuple[Tree, ...], Mapping[str, Tree], tuple[int, ...]], Any]
+Axes = tuple[int, ...]
+Encode = Callable[[tuple[Tree, ...], Mapping[str, Tree], Axes], Any]
 
 _FORMATS = {np.dtype(code).str[1:]: code for code in "?bBhHiIqQefd"}
 """The format of Python's struct for each dtype of a scalar. NumPy uses the same codes."""
@@ -49,14 +50,14 @@ class Row:
     two flags are last, and after them the flag that ends an episode. The row is filled up to whole words of 8 bytes.
 
     `packed` has the positions of the leaves in the row, in the order in which they lie there, and `place` where each of
-    them begins. `end` is the place of the flag that ends an episode. `encode_row` and `encode_steps` come from
-    `encoder`. `name_batch` nests all leaves and derived fields in a dict, `name_transitions` those up to the length.
+    them begins. `end` is the place of the flag that ends an episode. `encoder` makes `encode_steps`, `encode_lanes` and
+    `encode_row`. `name_batch` nests all leaves and derived fields in a dict, `name_transitions` those up to the length.
 
     The leaves at the positions in `groups` are not in the row but in columns, one group in each. `encode` takes values
     that need more than the usual checks.
     """
 
-    def __init__(self, spec: Spec, groups: Sequence[Sequence[int]], encode: Encode) -> None:
+    def __init__(self, spec: Spec, groups: Sequence[Sequence[int]], encode: Encode, lanes: Axes = (1,)) -> None:
         leaves, names = spec.leaves, [leaf.name for leaf in spec.leaves]
         self._groups, apart = groups, [i for group in groups for i in group]
         sizes = [0 if i in apart else leaf.field.nbytes for i, leaf in enumerate(leaves)]
@@ -70,7 +71,8 @@ class Row:
         formats = {i: (leaves[i].dtype, leaves[i].shape) for i in self.packed}
         self.record = _record(self.packed, formats, self.place, self.nbytes)
         self.encode_steps = encoder(spec, self.packed, groups, encode)
-        self.encode_row = encoder(spec, self.packed, groups, encode, self.encode_steps)
+        self.encode_lanes = encoder(spec, self.packed, groups, encode, lanes)
+        self.encode_row = encoder(spec, self.packed, groups, encode, lane=self.encode_lanes)
         self.name_batch = batch_namer(spec, ("discount", *_DERIVED))
         self.name_transitions = batch_namer(spec, ("discount", "length"))
         self.layout = functools.lru_cache(LAYOUTS_KEPT)(self._layout)
@@ -110,37 +112,38 @@ def _record(fields: Iterable[int], formats: Any, places: Any, nbytes: int) -> np
 
 
 def encoder(
-    spec: Spec, order: Sequence[int], groups: Sequence[Sequence[int]], encode: Encode, encode_steps: Any = None
+    spec: Spec, order: Sequence[int], groups: Sequence[Any], encode: Encode, lanes: Axes = (), lane: Any = None
 ) -> Callable[..., Any]:
     """A function that takes steps apart, checks their leaves and makes the block that `Row.join` makes of them.
 
-    Its arguments are the leading axes, the six core fields and a dict of the extras. With `encode_steps`, it encodes a
-    single step, without leading axes, and passes values with a leading axis of length 1 on to `encode_steps`. Values in
-    other containers than the spec's, and wrong ones, go to `encode`, which raises the first error in the spec's order.
+    Its arguments are the leading axes, unless they are always `lanes`, the six core fields and a dict of the extras.
+    With `lane`, it encodes a single step, without leading axes, and passes values with one of length 1 on to `lane`.
+    Values in other containers than the spec's, and wrong ones, go to `encode`, which raises the first error in order.
     """
-    is_row, core = encode_steps is not None, ", ".join(CORE)
-    known: dict[str, Any] = {"ndarray": np.ndarray, "wrong": _WRONG, "encode": encode, "encode_steps": encode_steps}
+    is_row, core = lane is not None, ", ".join(CORE)
+    known: dict[str, Any] = {"ndarray": np.ndarray, "wrong": _WRONG, "encode": encode, "encode_lane": lane}
     lines = [] if spec.extra else ["if extras: raise KeyError"]
     names = [leaf for name in CORE for leaf in _unfold(spec[name], name, lines, known)]
     if spec.extra:
         names += _unfold({name: spec[name] for name in spec.extra}, "extras", lines, known)
     if is_row:
-        lines.append(f"if type(reward) is ndarray and reward.ndim: return encode_steps((1,), {core}, extras)")
+        lines.append(f"if type(reward) is ndarray and reward.ndim: return encode_lane({core}, extras)")
     for i, (leaf, name) in enumerate(zip(spec.leaves, names, strict=True)):
         is_number = is_row and not leaf.shape and i in order
-        known |= {f"dtype{i}": leaf.dtype, f"shape{i}": leaf.shape, f"types{i}": leaf.scalar_types}
+        known |= {f"dtype{i}": leaf.dtype, f"shape{i}": lanes + leaf.shape, f"types{i}": leaf.scalar_types}
         known[f"coerce{i}"] = leaf.coerce_scalar if is_number else leaf.coerce
         if is_number:
             is_unusual = f"type({name}) not in types{i}" + (f" or {name} != {name}" if leaf.dtype.kind == "f" else "")
         else:
-            shape = f"shape{i}" if is_row else f"lead + shape{i}" if leaf.shape else "lead"
+            shape = f"shape{i}" if is_row or lanes else f"lead + shape{i}" if leaf.shape else "lead"
             is_unusual = f"type({name}) is not ndarray or {name}.dtype is not dtype{i} or {name}.shape != {shape}"
         lines.append(f"if {is_unusual}: {name} = coerce{i}({name}{'' if is_row else ', lead'})")
     codes = [_FORMATS.get(leaf.dtype.str[1:]) if is_row and not leaf.shape else None for leaf in spec.leaves]
     layout = "=" + "".join(codes[i] or f"{spec.leaves[i].field.nbytes}s" for i in order)
-    known |= {"pack": struct.Struct(layout).pack, "join": b"".join}
+    known |= {"pack": struct.Struct(layout).pack, "join": b"".join, "lead": lanes}
     parts = ", ".join(names[i] if codes[i] else f"{names[i]}.tobytes()" for i in order)
-    first, lead, joined = ("", "()", f"pack({parts})") if is_row else ("lead, ", "lead", f"join(({parts}))")
+    first = "" if is_row or lanes else "lead, "
+    lead, joined = ("()", f"pack({parts})") if is_row else ("lead", f"join(({parts}))")
     columns = "".join(f", ({', '.join(names[i] for i in group)},)" for group in groups)
     statements = "\n        ".join(lines)
     source = f"""

@@ -28,8 +28,8 @@ from replaykit.integrations.sb3 import (  # noqa: E402
     PrioritizedTD3,
     SB3HindsightBuffer,
     SB3ReplayBuffer,
-    _WeightedLoss,
 )
+from replaykit.integrations.sb3.prioritized import WeightedLoss  # noqa: E402
 
 BOX, ACTION = spaces.Box(-9.0, 9.0, (3,)), spaces.Box(-1.0, 1.0, (2,))
 
@@ -189,6 +189,19 @@ def test_windows_do_not_cross_a_reset(reopen, tmp_path):
     assert first[6:].tolist() == [1] * 4 + [9] * 2
 
 
+@pytest.mark.parametrize("jump", [0.0, 0.5])
+def test_a_reset_is_recognised_while_another_episode_ends(jump):
+    """Of two environments one ends its episode, and the other is reset, or goes on."""
+    buffer = SB3ReplayBuffer(50, BOX, ACTION, device="cpu", n_envs=2, n_steps=2, gamma=0.9)
+    for step in range(6):
+        obs = np.full((2, 3), step, np.float32)
+        obs[1] += jump * (step >= 3)
+        obs[0] += 10 * (step >= 3)
+        buffer.add(obs, obs + 1, np.zeros((2, 2)), np.ones(2), np.array([step == 2, False]), [{}] * 2)
+    first = buffer.replay.episode(buffer.replay.stored())[1]
+    assert first.tolist() == [0] * 3 + [6] * 3 + [1] * 3 + [7 if jump else 1] * 3
+
+
 def test_states_are_pickled_and_saved_exactly(tmp_path):
     """After either, the same batches follow."""
     options = {"n_steps": 3, "gamma": 0.9, "buffer_class": PrioritizedBuffer}
@@ -233,6 +246,28 @@ def test_algorithms_learn_from_it(algorithm, env, options, tmp_path):
     other.load_replay_buffer(file)
     assert_same(other.replay_buffer.sample(8), model.replay_buffer.sample(8))
     other.learn(20, reset_num_timesteps=False)
+
+
+class SameDraws(SB3ReplayBuffer):
+    """Draws the positions and the environments that the buffer of Stable-Baselines3 draws."""
+
+    def sample(self, batch_size, env=None):
+        places = np.random.randint(0, self.buffer_size if self.full else self.pos, size=batch_size)  # noqa: NPY002
+        lanes = np.random.randint(0, high=self.n_envs, size=batch_size)  # noqa: NPY002
+        return self._samples_at(places, lanes, env)
+
+
+@pytest.mark.parametrize(("algorithm", "env"), [(sb3.DQN, "CartPole-v1"), (sb3.SAC, "Pendulum-v1")])
+def test_training_is_that_of_sb3_bit_for_bit(algorithm, env):
+    """If both buffers draw the same transitions: two environments, normalised, steps overwritten, time limits."""
+
+    def weights(**options):
+        vector = VecNormalize(make_vec_env(env, 2, seed=0))
+        model = algorithm("MlpPolicy", vector, **options, **tiny() | {"buffer_size": 100, "train_freq": 2}).learn(450)
+        return torch.cat([parameter.detach().reshape(-1) for parameter in model.policy.parameters()])
+
+    ours = weights(replay_buffer_class=SameDraws, replay_buffer_kwargs={"seed": 0})
+    assert torch.equal(ours, weights())
 
 
 def test_the_seed_of_the_model_seeds_the_buffer():
@@ -335,6 +370,16 @@ def test_hindsight_needs_an_environment_after_unpickling():
     with pytest.raises(ValueError, match=r"copy_info_dict is True.*save_replay_buffer"):
         buffer.save("nowhere")
     assert buffer.sample(64).discounts is not None
+
+
+def test_a_refused_step_leaves_the_info_dicts():
+    """Also if the step would have replaced the oldest."""
+    env = lines(1)
+    buffer = hindsight(env, steps=400, n_sampled_goal=1000, copy_info_dict=True)
+    obs, action = env.reset(), np.zeros((1, 2), np.float32)
+    with pytest.raises(ValueError, match="reward contains nan"):
+        buffer.add(obs, obs, action, np.array([np.nan]), np.array([False]), [{"x": np.nan}])
+    buffer.sample(4000)  # `compute_reward` of `Line` compares the info dicts with the goals
 
 
 def test_truncating_the_last_trajectory_ends_it():
@@ -466,7 +511,7 @@ def test_td_errors_are_those_of_the_last_batch():
             assert type(loss) is torch.Tensor
         return buffer.replay.probability(buffer.batch.indices)
 
-    with _WeightedLoss(buffer) as weighted:
+    with WeightedLoss(buffer) as weighted:
         np.testing.assert_allclose(shares([1.0, 2.0, 3.0, 2.0], [1.0, 2.0, -3.0, 2.0]), [0.125, 0.25, 0.375, 0.25])
         buffer.replay.update_priorities(np.arange(4), np.ones(4))
         np.testing.assert_allclose(shares([1.0, 1.0, 1.0, 2.0]), [0.2, 0.2, 0.2, 0.4])
@@ -529,6 +574,9 @@ def test_other_refusals():
         hindsight(env, goal_selection_strategy="best")
     with pytest.raises(ValueError, match="n_sampled_goal is -1"):
         hindsight(env, n_sampled_goal=-1)
+    with pytest.raises(TypeError, match="n_sampled_goal is True; expected an int of at least 0"):
+        hindsight(env, n_sampled_goal=True)
+    assert not hindsight(env, n_sampled_goal=0).sample(50).rewards.ne(-7.0).any()
     with pytest.raises(TypeError, match="replay_buffer_class is ReplayBuffer; expected SB3ReplayBuffer"):
         PrioritizedDQN("MlpPolicy", "CartPole-v1", replay_buffer_class=buffers.ReplayBuffer)
     with pytest.raises(ValueError, match=r"replay_buffer_kwargs has gamma=0.9; expected 0.99, that of the model"):

@@ -1,0 +1,35 @@
+"""Arguments that the buffers for Stable-Baselines3 refuse, and what to do instead."""
+
+from typing import Any
+
+from replaykit.buffer import Buffer
+from replaykit.checks import check_count
+
+_RENAMED = {"capacity": "buffer_size", "num_envs": "n_envs", "n_step": "n_steps", "spec": "observation_space"}
+"""Arguments of replaykit's buffers that have another name in Stable-Baselines3."""
+
+
+def refuse_sb3_options(optimize_memory_usage: bool, handle_timeout_termination: bool) -> None:
+    """Raise ValueError for options of Stable-Baselines3's buffers that cannot be honoured."""
+    if optimize_memory_usage:
+        remedy = "leave it out: large observations are kept once, and with share='all' small ones, too"
+        raise ValueError(f"optimize_memory_usage is {optimize_memory_usage}; expected False; {remedy}")
+    if not handle_timeout_termination:
+        remedy = "leave it out; if a time limit shall stop the bootstrap, let the environment terminate there"
+        raise ValueError(f"handle_timeout_termination is {handle_timeout_termination}; expected True; {remedy}")
+
+
+def refuse_options(n_steps: Any, gamma: float | None, buffer_class: Any, options: dict[str, Any]) -> None:
+    """Raise for options of replaykit that do not fit. Those of the buffer itself are checked by its constructor."""
+    if not (isinstance(buffer_class, type) and issubclass(buffer_class, Buffer)):
+        wanted = "expected ReplayBuffer, PrioritizedBuffer or LatestBuffer of replaykit"
+        raise TypeError(f"buffer_class is {buffer_class!r}; {wanted}; pass wrappers as wrap=")
+    for name, meant in _RENAMED.items():
+        if name in options:
+            raise TypeError(f"{name} is no option of this buffer; use {meant}, as Stable-Baselines3 does")
+    if options.get("stack", 1) != 1:
+        remedy = "stack frames with VecFrameStack, and they are kept once"
+        raise ValueError(f"stack is {options['stack']!r}; expected 1, since the policy acts on stacks itself; {remedy}")
+    if check_count("n_steps", n_steps) > 1 and gamma is None:
+        remedy = f"add it: replay_buffer_kwargs=dict(n_steps={n_steps}, gamma=...)"
+        raise ValueError(f"n_steps is {n_steps}, but gamma is missing; expected the gamma of the model; {remedy}")
