@@ -137,6 +137,8 @@ class Batch:
         For ``update_priorities``.
     relabelled : array of shape (B,), bool
         Only with a `HindsightReplay`: whether a transition has another goal than it was stored with.
+    mask, loss_mask, is_first, step_indices : array of shape (B, T)
+        Only with a `SequenceReplay`, with which all but `weights`, `probabilities` and `indices` have the axes (B, T).
 
     Examples
     --------
@@ -218,7 +220,8 @@ class Batch:
         dtype : torch.dtype, optional
             Of the floating-point fields. Each keeps its own unless given.
         column : bool
-            Whether `reward`, `discount`, `terminated`, `truncated` and `weights` have shape (B, 1) rather than (B,).
+            Whether `reward`, `discount`, `terminated`, `truncated` and `weights` have shape (B, 1) rather than (B,);
+            those of sequences (B, T, 1) rather than (B, T).
 
         Raises
         ------
@@ -235,6 +238,7 @@ class Batch:
         `obs` is ``"observation"``, or its keys if it is a dict. What belongs to the next step is in ``"next"``:
         `next_obs`, ``"reward"``, ``"terminated"``, ``"truncated"`` and ``"done"``, of shape (B, 1). `indices` is
         ``"index"``, `weights` ``"priority_weight"``, and `length` ``"steps_to_next_obs"``, from which TorchRL's losses
-        compute the discount. The other fields keep their names.
+        compute the discount. The other fields keep their names. Of sequences the batch size is (B, T), ``"index"`` is
+        `step_indices`, and every transition has the weight of its row.
         """
         return to_tensordict(self.__dict__, device)

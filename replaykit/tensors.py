@@ -12,7 +12,7 @@ from replaykit.trees import entries_of, leaves_of, map_tree
 Array = npt.NDArray[Any]
 
 _COLUMNS = ("reward", "terminated", "truncated", "discount", "weights")
-"""Fields of shape (B,) that some programs want as (B, 1)."""
+"""Fields of shape (B,) that some programs want as (B, 1); of sequences, (B, T) and (B, T, 1)."""
 _ALIGNED = 64
 _MOST_WASTE = 1.25, 4096
 """Memory is copied whole if it is at most so many times, and so many bytes, larger than what is needed of it."""
@@ -30,7 +30,8 @@ def to_tensors(
     if dtype is not None:
         made = map_tree(lambda tensor, _: tensor.to(dtype) if tensor.is_floating_point() else tensor, made)
     if column:
-        made |= {name: made[name].reshape(-1, 1) for name in _COLUMNS if name in made and made[name].ndim == 1}
+        most = 2 if "step_indices" in made else 1
+        made |= {name: made[name].unsqueeze(-1) for name in _COLUMNS if name in made and made[name].ndim <= most}
     return made
 
 
@@ -159,22 +160,27 @@ def to_tensordict(fields: Mapping[str, Any], device: Any = None) -> Any:
         raise ImportError("to_tensordict needs tensordict: pip install 'replaykit[tensordict]'") from error
 
     tensors = to_tensors(fields, device)
-    size = len(tensors["indices"])
+    if "step_indices" in tensors:  # sequences: each transition has its own index, and the weight of its row
+        tensors["indices"] = tensors.pop("step_indices")
+        for name in ("weights", "probabilities", "relabelled"):
+            if name in tensors:
+                tensors[name] = tensors[name][:, None].expand(tensors["indices"].shape)
+    size = tensors["indices"].shape
     obs, next_obs = ({"observation": tensors.pop(name)} for name in ("obs", "next_obs"))
     if isinstance(obs["observation"], dict):
         obs, next_obs = obs["observation"], next_obs["observation"]
-    step = {name: tensors.pop(name).reshape(size, -1) for name in ("reward", "terminated", "truncated")}
+    step = {name: tensors.pop(name).reshape(*size, -1) for name in ("reward", "terminated", "truncated")}
     step["done"] = step["terminated"] | step["truncated"]
     renamed = {"indices": "index", "weights": "priority_weight"}
     others = {renamed.get(name, name): value for name, value in tensors.items()}
-    others["steps_to_next_obs"] = others.pop("length").reshape(size, 1)
-    others["discount"] = others["discount"].reshape(size, 1)
+    others["steps_to_next_obs"] = others.pop("length").reshape(*size, 1)
+    others["discount"] = others["discount"].reshape(*size, 1)
     taken = sorted((obs.keys() & (others.keys() | {"next"})) | (next_obs.keys() & step.keys()))
     if taken:
         raise ValueError(
             f"obs has the key {taken[0]!r}, which the TensorDict needs itself; rename it in the environment"
         )
-    return TensorDict(_by_name(obs | others | {"next": next_obs | step}), batch_size=[size])
+    return TensorDict(_by_name(obs | others | {"next": next_obs | step}), batch_size=size)
 
 
 def _by_name(tree: Any) -> Any:

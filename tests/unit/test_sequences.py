@@ -455,3 +455,29 @@ def test_an_empty_buffer_says_so():
     """As without sequences."""
     with pytest.raises(ValueError, match="the buffer is empty"):
         SequenceReplay(counted(steps=0), 4).sample(1)
+
+
+def test_sequences_become_tensors():
+    """As columns, (B, T, 1); weights (B, 1)."""
+    pytest.importorskip("torch")
+    batch = SequenceReplay(counted(), 4).sample(3)
+    tensors = batch.to_torch(column=True)
+    assert tuple(tensors.reward.shape) == tuple(tensors.discount.shape) == (3, 4, 1)
+    assert tuple(tensors.weights.shape) == (3, 1)
+    assert tuple(tensors.mask.shape) == (3, 4)
+    np.testing.assert_array_equal(tensors.obs.numpy(), batch.obs)
+
+
+def test_sequences_become_a_tensordict():
+    """Of batch size (B, T): each transition has its own index, and the weight of its row."""
+    pytest.importorskip("tensordict")
+    buffer = of_goals(kind=PrioritizedBuffer)
+    buffer.update_priorities(buffer.stored(), np.arange(60.0))
+    batch = SequenceReplay(HindsightReplay(buffer, reward_of_goal), 4).sample(3)
+    made = batch.to_tensordict()
+    assert tuple(made.batch_size) == (3, 4)
+    np.testing.assert_array_equal(made["index"].numpy(), batch.step_indices)
+    np.testing.assert_array_equal(made["priority_weight"].numpy(), np.tile(batch.weights[:, None], 4))
+    np.testing.assert_array_equal(made["next", "reward"].numpy()[..., 0], batch.reward)
+    np.testing.assert_array_equal(made["relabelled"].numpy(), np.tile(batch.relabelled[:, None], 4))
+    assert tuple(made["steps_to_next_obs"].shape) == (3, 4, 1)
