@@ -2,15 +2,17 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
+from replaykit.checks import check_choice
 
 kernels = lazy("lanes")
 
+Step: TypeAlias = Literal["first", "last"]
 _FLOAT32, _FLOAT64, _INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
 _INTEGERS = (int, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
 _FLOATS = (float, np.float16, np.float32, np.float64)
@@ -40,17 +42,26 @@ class Field:
     dtype : dtype-like
         Any boolean, integer, floating or complex dtype of NumPy; stored in native byte order. Another one, such as
         object or str, raises TypeError.
+    step : {"first", "last"}
+        From which step of an n-step window a batch has it. The last is for extra fields that belong to `next_obs`, such
+        as the actions that are legal there.
 
     Examples
     --------
     >>> Field((17,), "float32")
     Field((17,), float32)
+    >>> Field((4,), "bool", step="last")
+    Field((4,), bool, step='last')
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    step: Step = "first"
 
-    def __init__(self, shape: tuple[int, ...] | int = (), dtype: npt.DTypeLike = np.float32) -> None:
+    def __init__(
+        self, shape: tuple[int, ...] | int = (), dtype: npt.DTypeLike = np.float32, *, step: Step = "first"
+    ) -> None:
+        check_choice("step", step, Step)
         shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
         for size in shape:
             if isinstance(size, bool | np.bool_) or not isinstance(size, int | np.integer):
@@ -67,9 +78,11 @@ class Field:
             raise TypeError(f"Field dtype is {dtype!r}; expected {wanted}")
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "dtype", np.dtype(native.type))
+        object.__setattr__(self, "step", step)
 
     def __repr__(self) -> str:
-        return f"Field({self.shape}, {self.dtype})"
+        step = "" if self.step == "first" else f", step={self.step!r}"
+        return f"Field({self.shape}, {self.dtype}{step})"
 
     @property
     def nbytes(self) -> int:
@@ -81,12 +94,14 @@ class Leaf:
     """A field at its place in the transition, and the conversion of values to it.
 
     `name` is how errors call it, such as ``obs.position``. For a scalar, `scalar_types` are the types in `_SCALARS`.
+    `is_of_last` tells whether a batch has it from the last step of a window rather than from the first.
     """
 
-    __slots__ = ("dtype", "field", "name", "scalar_types", "shape")
+    __slots__ = ("dtype", "field", "is_of_last", "name", "scalar_types", "shape")
 
     def __init__(self, name: str, field: Field) -> None:
         self.name, self.field, self.shape = name, field, field.shape
+        self.is_of_last = field.step == "last" or name.partition(".")[0] == "next_obs"
         self.dtype = np.dtype(field.dtype.type)  # NumPy's own, for comparisons by identity; pickles make others
         is_number = not self.shape and self.dtype.itemsize <= 8
         self.scalar_types = frozenset(_SCALARS.get(self.dtype.kind, ()) if is_number else ())

@@ -43,8 +43,8 @@ class Spec:
     reward : Field, optional
         A float32 or float64 scalar; float32 unless given.
     **extra : Field, or dict or tuple of them
-        Further fields, given to ``add`` by keyword and found in the batch under the same name. Names that a batch or
-        ``add`` uses are refused.
+        Further fields, given to ``add`` by keyword and found in the batch under the same name: that of a window's first
+        step, or of its last with ``Field(..., step="last")``. Names that a batch or ``add`` uses are refused.
 
     Examples
     --------
@@ -66,6 +66,9 @@ class Spec:
                 raise ValueError(f"extra field {name!r} {reason}; choose another")
         obs, action, flag = _frozen(obs, "obs"), _frozen(action, "action"), Field((), np.bool_)
         self._trees: dict[str, Tree] = dict(zip(CORE, (obs, action, reward, obs, flag, flag), strict=True))
+        for path, field in leaves_of({"obs": obs, "action": action}):
+            if field.step == "last":
+                raise ValueError(f"{path} is {field!r}; expected step='first', which every field but an extra one has")
         self._trees |= {name: _frozen(tree, name) for name, tree in extra.items()}
         self.extra = tuple(extra)
         self.leaves: tuple[Leaf, ...] = tuple(Leaf(path, field) for path, field in leaves_of(self._trees))

@@ -44,7 +44,7 @@ def encode(value: Any, where: str, write: Write) -> Any:
     if isinstance(value, LinearSchedule):
         return {"LinearSchedule": [value.start, value.end, value.steps]}
     if isinstance(value, Field):
-        return {"Field": [list(value.shape), value.dtype.str]}
+        return {"Field": [list(value.shape), value.dtype.str, *(["last"] if value.step == "last" else [])]}
     of_dtype = f" of {value.dtype}" if isinstance(value, np.ndarray) else ""
     expected = "expected numbers, strings, arrays, and lists, tuples and dicts of them"
     raise TypeError(f"{where} is a {type(value).__name__}{of_dtype}; {expected}")
@@ -70,8 +70,8 @@ def decode(node: Any, read: Read) -> Any:
         if kind == "LinearSchedule":
             return LinearSchedule(*content)
         if kind == "Field":
-            shape, dtype = content
-            return Field(tuple(shape), np.dtype(dtype))
+            shape, dtype, *last = content
+            return Field(tuple(shape), np.dtype(dtype), step=last[0] if last else "first")
     except OSError:
         raise
     except Exception as error:
@@ -135,7 +135,8 @@ def _words(node: Any) -> str:
     if kind in ("list", "tuple"):
         return f"({', '.join(map(_words, content))})"
     if kind == "Field":
-        return f"Field({tuple(content[0])}, {content[1]!r})"
+        step = ", step='last'" if content[2:] else ""
+        return f"Field({tuple(content[0])}, {content[1]!r}{step})"
     return _words(content) if kind == "Spec" else f"{kind} {content}"
 
 

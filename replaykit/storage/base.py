@@ -186,11 +186,11 @@ class Storage(Declared, ABC):
     def reduce(self, window: Window, powers: Floats) -> dict[str, Any]:
         """One transition from each window, by field, nested as the spec has them.
 
-        `next_obs` is that of the last step of the window, ``first + (length - 1) * E``, and the other fields are those
-        of the first. The reward is the sum of ``powers[k] * window.reward[:, k]`` over the length, in float64, rounded
-        to the dtype of the field. `discount`, in the same dtype, is 0 where ``window.terminated`` and
-        ``powers[length]`` elsewhere. `terminated`, `truncated` and `length` are the window's. Its `rewrites` are
-        applied in order, and the fields `added` come last.
+        `next_obs`, and every leaf that `is_of_last`, is that of the last step of the window, with the index ``first +
+        (length - 1) * E``. The other fields are those of the first. The reward is the sum of ``powers[k] *
+        window.reward[:, k]`` over the length, in float64, rounded to the dtype of the field. `discount`, in the same
+        dtype, is 0 where ``window.terminated`` and ``powers[length]`` elsewhere. `terminated`, `truncated` and `length`
+        are the window's. Its `rewrites` are applied in order, and the fields `added` come last.
         """
 
     @abstractmethod

@@ -50,7 +50,7 @@ class Columns(ABC):
 
     @abstractmethod
     def gather(self, indices: Indices, length: Indices) -> list[Array]:
-        """Each leaf at stored indices (B,), in fresh arrays (B, ...); next_obs at the last of `length` steps."""
+        """Each leaf at stored indices (B,), in fresh arrays; one that `is_of_last` at the last of `length` steps."""
 
     @abstractmethod
     def read(self, slots: Indices, leaf: int) -> Array:
@@ -98,7 +98,6 @@ class Arrays(Columns):
     def __init__(self, storage: Any, leaves: Sequence[int]) -> None:
         self._storage, self.leaves = storage, tuple(leaves)
         self._spec: list[Leaf] = [storage.spec.leaves[i] for i in leaves]
-        self._is_next = [leaf.name.partition(".")[0] == "next_obs" for leaf in self._spec]
         self._bytes = sum(leaf.field.nbytes for leaf in self._spec)
         self.nbytes = self._bytes * storage.capacity
 
@@ -120,7 +119,9 @@ class Arrays(Columns):
             array = self._arrays[k]
             out: Array = np.ndarray((count, *array.shape[1:]), array.dtype, memory, start)
             start += out.nbytes
-            found[k] = np.take(array, last if self._is_next[k] else indices % capacity, axis=0, out=out, mode="clip")
+            found[k] = np.take(
+                array, last if self._spec[k].is_of_last else indices % capacity, axis=0, out=out, mode="clip"
+            )
         return [found[k] for k in range(len(self._arrays))]
 
     def read(self, slots: Indices, leaf: int) -> Array:

@@ -82,7 +82,7 @@ class Row:
         plan[kernels.SIZE] = [*sizes, *(field.nbytes for field in derived)]
         for i in self.packed:
             if i not in (reward, *flags):
-                step = kernels.LAST if names[i].partition(".")[0] == "next_obs" else kernels.FIRST
+                step = kernels.LAST if leaves[i].is_of_last else kernels.FIRST
                 plan[[step, kernels.ONLY], i] = self.place[i]
         of_window = [reward, *flags]
         plan[kernels.META, 1:9] = self.nbytes, self.end, *of_window, *(self.place[i] for i in of_window)

@@ -90,9 +90,7 @@ class ListStorage(Storage):
 
     def reduce(self, window, powers):
         last = window.indices + (window.length - 1) * self.num_envs
-        leaves = [
-            self.read(last if name.partition(".")[0] == "next_obs" else window.indices, name) for name in self.positions
-        ]
+        leaves = [self.read(last if leaf.is_of_last else window.indices, leaf.name) for leaf in self.spec.leaves]
         dtype = self.spec["reward"].dtype
         total = np.array(window.reward[:, 0], np.float64)
         for k in range(1, window.reward.shape[1]):

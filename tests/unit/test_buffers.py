@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import replaykit
 from replaykit import (
     Field,
     LatestBuffer,
@@ -349,3 +350,35 @@ def test_a_refused_add_leaves_the_row_under_the_cursor_whole():
     with unchanged(buffer, ValueError, "next_obs"):
         buffer.extend(**stretch(2, next_obs=np.zeros((2, 4))))
     assert sorted({*buffer.sample(30).obs[:, 0]}) == [4.0, 5.0, 6.0]
+
+
+@pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer])
+@pytest.mark.parametrize("size", [3, 600])
+def test_an_extra_of_the_last_step_is_that_of_next_obs(make, size, tmp_path):
+    """Small fields in the row and large ones in columns; saved, pickled and shown as such."""
+    last = Field((size,), np.int16, step="last")
+    spec = Spec(obs=Field(()), action=Field(()), legal={"next": last, "now": Field((size,), np.int16)})
+    buffer = make(20, spec, n_step=3, gamma=0.5, seed=0)
+    for t in range(12):
+        legal = {"next": np.full(size, t + 1), "now": np.full(size, t)}
+        buffer.add(t, 0, 1.0, t + 1, t == 6, False, legal={k: v.astype(np.int16) for k, v in legal.items()})
+    buffer.save(tmp_path)
+    for replay in (buffer, replaykit.load(tmp_path), pickle.loads(pickle.dumps(buffer))):
+        batch = replay.sample(40)
+        assert (batch.legal["next"] == batch.next_obs[:, None]).all()
+        assert (batch.legal["now"] == batch.obs[:, None]).all()
+        assert (batch.length > 1).any()
+        assert (replay.read([2], "legal.next") == 3).all()
+        assert replay.spec == spec
+    assert repr(spec["legal"]["next"]) == f"Field(({size},), int16, step='last')"
+
+
+def test_only_an_extra_can_be_of_the_last_step():
+    """The others are of the first by what they mean."""
+    last = Field((), step="last")
+    with pytest.raises(ValueError, match="obs.x is .*step='last'.*; expected step='first'"):
+        Spec(obs={"x": last}, action=Field(()))
+    with pytest.raises(ValueError, match="action is .*step='last'.*; expected step='first'"):
+        Spec(obs=Field(()), action=last)
+    with pytest.raises(ValueError, match="step is 'newest'; expected"):
+        Field((), step="newest")
