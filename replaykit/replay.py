@@ -14,14 +14,14 @@ from replaykit.prefetching import Batching
 from replaykit.saving.checkpoint import Checkpointed
 from replaykit.settings import Settings
 from replaykit.spec import Spec
-from replaykit.storage.base import EMPTY, Indices, look_ahead, stored_in
+from replaykit.storage.base import EMPTY, Floats, Indices, look_ahead, stored_in
 from replaykit.storage.lock import Lock
 from replaykit.storage.memory_limit import refuse_more_than_memory
 from replaykit.trees import Tree
 from replaykit.writer import Lanes, Writer
 
 _new_batch = Batch.__new__
-_PARTS = ("settings", "lock", "rng", "successor", "inner", "large_batch")
+_PARTS = ("settings", "lock", "rng", "successor", "inner", "sources", "large_batch")
 """Attributes that are set once, by the constructor."""
 
 
@@ -191,7 +191,7 @@ class Replay(Checkpointed, Batching, ABC):
             batch_size = self.checked_batch_size(batch_size)
         lock = self.lock
         with lock:
-            outer, state = lock.sampling, self.rng.bit_generator.state if self.may_raise else None
+            outer, state = lock.sampling, self.random_state() if self.may_raise else None
             try:
                 if outer and lock.refusal:
                     raise RuntimeError(lock.refusal)
@@ -200,13 +200,21 @@ class Replay(Checkpointed, Batching, ABC):
                 self.count_batch()
             except BaseException:
                 if state is not None:  # the next batch is the one that this would have been
-                    self.rng.bit_generator.state = state
+                    self.restore_random_state(state)
                 raise
             finally:
                 lock.sampling = outer
         batch = _new_batch(Batch)
         batch.__dict__ = fields
         return batch
+
+    def random_state(self) -> Any:
+        """The state of every generator that a batch draws from."""
+        return self.rng.bit_generator.state
+
+    def restore_random_state(self, state: Any) -> None:
+        """Go back to what `random_state` returned."""
+        self.rng.bit_generator.state = state
 
     @abstractmethod
     def count_batch(self) -> None:
@@ -269,11 +277,18 @@ class Replay(Checkpointed, Batching, ABC):
     def weigh(self, draw: Draw) -> npt.NDArray[np.float32]:
         """The importance-sampling weights of a draw: 1 unless the buffer corrects for its probabilities."""
 
-    def least_probability(self, batch_size: int, without: Indices) -> float:
-        """The smallest positive probability of any stored index but those in `without`; inf if there is none. O(N)."""
+    def least_probability(self, batch_size: int, without: Indices) -> float | Floats:
+        """The smallest positive probability of any stored index but those in `without`; inf if there is none. O(N).
+
+        Of a mixture, that of each source.
+        """
         with self.lock:
-            shares = self.probability(np.setdiff1d(self.stored(), without), batch_size)
-        return float(shares.min(initial=np.inf, where=shares > 0.0))
+            others = np.setdiff1d(self.stored(), without)
+            return self.least_of(others, self.probability(others, batch_size))
+
+    def least_of(self, indices: Indices, probabilities: Floats) -> float | Floats:
+        """The smallest positive one of these probabilities of indices, inf if there is none; of a mixture, as above."""
+        return float(probabilities.min(initial=np.inf, where=probabilities > 0.0))
 
     def serve(self, batch_size: int) -> dict[str, Any]:
         """`draw`, `window`, `reduce` and `weigh`: all fields of a batch."""
@@ -319,6 +334,21 @@ class Replay(Checkpointed, Batching, ABC):
         fields["weights"] = self.weigh(draw)
         fields["probabilities"], fields["indices"] = draw.probabilities, draw.indices
         return fields
+
+    @property
+    def inside(self) -> "tuple[Replay, ...]":
+        """The replays that this one is around: none, one, or the sources of a mixture."""
+        return ()
+
+    @property
+    def slots(self) -> int:
+        """Slots of the ring: each stored index has ``index % slots`` for itself. A mixture can have unused ones."""
+        return self.capacity
+
+    @property
+    @abstractmethod
+    def largest_priority(self) -> float:
+        """The largest magnitude that `update_priorities` takes."""
 
     @abstractmethod
     def parts(self) -> dict[str, Declared]:
