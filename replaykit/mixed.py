@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from operator import methodcaller
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias, cast, final
@@ -135,7 +135,9 @@ class MixedReplay(Replay):
         self.successor, self.large_batch = sum(lanes), self.settings.large_batch
         self.may_raise = any(source.may_raise for source in self._each)
         self._lanes, self._offsets = np.array(lanes), np.cumsum([0, *lanes[:-1]])
-        self._owner = np.repeat(np.arange(len(lanes)), lanes)
+        self._ring = list(zip(lanes, self._offsets.tolist(), strict=True))
+        self._numbers, self._last = np.arange(len(lanes)), len(lanes) - 1
+        self._owner = np.repeat(self._numbers, lanes)
         self._batches = 0
         self._plans: dict[int, _Plan] = {}
         self.shares = shares
@@ -232,14 +234,17 @@ class MixedReplay(Replay):
 
     # -- Indices ---------------------------------------------------------------------------------------------
 
+    def _mapped(self, k: int, own: Indices) -> Indices:
+        """The indices here of those of source k."""
+        lanes, offset = self._ring[k]
+        indices: Indices = own * self.successor if lanes == 1 else own + own // lanes * (self.successor - lanes)
+        indices += offset
+        return indices
+
     def _from(self, k: int, own: Indices) -> Indices:
-        """The indices here of those of source k. Negative ones stay."""
-        lanes, offset = int(self._lanes[k]), int(self._offsets[k])
-        if lanes == 1:
-            indices = own * self.successor + offset
-        else:
-            indices = own // lanes * (self.successor - lanes) + own + offset
-        return np.where(own < 0, own, indices) if own.size and own.min() < 0 else indices
+        """`_mapped`, in which negative ones stay."""
+        indices = self._mapped(k, own)
+        return np.where(own < 0, own, indices) if own.min(initial=0) < 0 else indices
 
     def _split(self, indices: Indices) -> "_Rows":
         """The rows of each source in indices of shape (B,) or (B, T). The entry -1 may be of any source."""
@@ -259,8 +264,8 @@ class MixedReplay(Replay):
         if (owner[1:] < owner[:-1]).any():
             order = np.argsort(owner, kind="stable")
             own = own[order]
-        begins = np.concatenate(([0], np.cumsum(np.bincount(owner, minlength=len(self._each))))).tolist()
-        return _Rows([own[begin:end] for begin, end in pairwise(begins)], owner, order, width)
+        begins = [0, *np.bincount(owner, minlength=len(self._each)).cumsum().tolist()]
+        return _Rows([own[begin:end] for begin, end in pairwise(begins)], owner, begins, order, width)
 
     def _refuse(self, indices: Indices, padded: bool = False) -> None:
         """Raise IndexError for the first index that is not stored."""
@@ -273,19 +278,20 @@ class MixedReplay(Replay):
         with self.lock:
             return self._draws(size)[1]
 
-    def _draws(self, size: int) -> tuple[list[Indices], Draw]:
-        """The indices that each source draws, its own, and the draw that they make together."""
+    def _draws(self, size: int) -> tuple["_Rows", Draw]:
+        """What each source draws, its own indices, and the draw that these are together."""
         plan = self._plan(size)
         for name, source, most in zip(self._names, self._each, plan.most, strict=True):
             if most and not len(source):
                 raise ValueError(f"source {name!r} is empty, and has a share; add to it first, or give it the share 0")
-        states = list[tuple[Replay, Any]]()
+        states: list[tuple[Replay, Any]] = []
         own_state = None if plan.is_whole else self.rng.bit_generator.state
         try:
-            counts = plan.most if plan.is_whole else plan.rounded(float(self.rng.random()))
-            draws = list[Draw | None]()
-            for k, (source, count) in enumerate(zip(self._each, counts, strict=True)):
-                if k + 1 < len(self._each):  # the last draws nothing before it raises
+            counts = plan.most if plan.is_whole else plan.rounded(self.rng.random())
+            draws: list[Draw | None] = []
+            for k, count in enumerate(counts):
+                source = self._each[k]
+                if k < self._last:  # the last draws nothing before it raises
                     states.append((source, source.random_state()))
                 draws.append(self._asked(k, count, size, source.draw) if count else None)
             return self._together(draws, plan, size)
@@ -296,24 +302,24 @@ class MixedReplay(Replay):
                 self.rng.bit_generator.state = own_state
             raise
 
-    def _together(self, draws: list[Draw | None], plan: "_Plan", size: int) -> tuple[list[Indices], Draw]:
-        owns, indices, probabilities, leasts = [], [], [], []
+    def _together(self, draws: list[Draw | None], plan: "_Plan", size: int) -> tuple["_Rows", Draw]:
+        owns: list[Indices] = []
+        indices, probabilities, least = [], [], None
         for k, draw in enumerate(draws):
-            own = _NONE if draw is None else np.asarray(draw.indices, np.int64)
+            if draw is None:
+                owns.append(_NONE)
+                continue
+            own = as_indices("indices", draw.indices)
             owns.append(own)
-            if draw is not None:
-                indices.append(self._from(k, own))
-                is_whole = plan.chances[k] == 0.0
-                share = draw.probabilities * (own.size / size) if is_whole else self._shares_of(k, own, size)
-                probabilities.append(share)
-            leasts.append(None if draw is None else draw.least)
-        least = None
-        if any(each is not None for each in leasts):
-            least = np.full(len(leasts), np.nan)
-            for k, each in enumerate(leasts):
-                if each is not None:
-                    least[k] = self._least(k, size, _NONE)
-        return owns, Draw(np.concatenate(indices), np.concatenate(probabilities), least)
+            indices.append(self._mapped(k, own))
+            is_whole = not plan.chances[k]
+            probabilities.append(draw.probabilities * (own.size / size) if is_whole else self._shares_of(k, own, size))
+            if draw.least is not None:
+                least = np.full(len(draws), np.nan) if least is None else least
+                least[k] = draw.least * (own.size / size) if is_whole else self._least(k, size, _NONE)
+        counts = [own.size for own in owns]
+        rows = _Rows(owns, np.repeat(self._numbers, counts), [0, *accumulate(counts)], None, 1)
+        return rows, Draw(np.concatenate(indices), np.concatenate(probabilities), least)
 
     def _asked(self, k: int, count: int, size: int, ask: Callable[[int], Any]) -> Any:
         """What source k answers for `count` of `size` rows; an error names it."""
@@ -366,23 +372,28 @@ class MixedReplay(Replay):
     def weigh(self, draw: Draw) -> npt.NDArray[np.float32]:
         """The weights that each source gives its rows, for their probabilities divided by its share."""
         with self.lock:
-            rows = self._split(draw.indices)
-            shares = self._shares_after(self._shares, self._batches)
-            least = None if draw.least is None else np.broadcast_to(draw.least, len(shares))
-            weights = list[npt.NDArray[np.float32]]()
-            for k, own in enumerate(rows.own):
-                if own.size:
-                    scale = shares[k] or 1.0  # without a share, only a wrapper draws from it
-                    known = None if least is None or np.isnan(least[k]) else float(least[k] / scale)
-                    part = Draw(own, draw.probabilities[rows.of(k)] / scale, known)
-                    weights.append(self._each[k].weigh(part))
-            return rows.joined(weights)
+            return self._weights(self._split(draw.indices), draw)
+
+    def _weights(self, rows: "_Rows", draw: Draw) -> npt.NDArray[np.float32]:
+        shares, least = self._plan(1).shares, draw.least
+        weights: list[npt.NDArray[np.float32]] = []
+        for k, own in enumerate(rows.own):
+            if own.size:
+                share = shares[k] or 1.0  # without a share, only a wrapper draws from it
+                part = Draw(own, draw.probabilities[rows.of(k)] / share)
+                if least is not None:
+                    known = float(np.broadcast_to(least, len(shares))[k])
+                    part.least = None if np.isnan(known) else known / share
+                weights.append(self._each[k].weigh(part))
+        return rows.joined(weights)
 
     def serve(self, batch_size: int) -> dict[str, Any]:
-        owns, draw = self._draws(batch_size)
-        owner = np.repeat(np.arange(len(owns)), [own.size for own in owns])
-        fields = self._fields(_Rows(owns, owner, None, 1), [s.fetch(o) for s, o in zip(self._each, owns, strict=True)])
-        return self._weighed(fields, draw)
+        rows, draw = self._draws(batch_size)
+        parts = [self._each[k].fetch(own) for k, own in enumerate(rows.own)]
+        fields = self._fields(rows, parts)
+        fields["weights"] = self._weights(rows, draw)
+        fields["probabilities"], fields["indices"] = draw.probabilities, draw.indices
+        return fields
 
     def fetch(self, indices: Indices) -> dict[str, Any]:
         with self.lock:
@@ -398,16 +409,25 @@ class MixedReplay(Replay):
 
     def _fields(self, rows: "_Rows", parts: list[dict[str, Any]]) -> dict[str, Any]:
         """The fields of the rows of all sources, from those of each."""
-        names = dict.fromkeys(name for part in parts for name in part)
-        for k, part in enumerate(parts):
-            for name in names:
+        first = parts[0]
+        if any(part.keys() != first.keys() for part in parts):
+            self._complete(rows, parts)
+        if rows.order is None and self.spec.is_flat:
+            fields = {name: np.concatenate([part[name] for part in parts]) for name in first}
+        else:
+            fields = {name: rows.tree([part[name] for part in parts]) for name in first}
+        fields["source"] = rows.owner
+        return fields
+
+    def _complete(self, rows: "_Rows", parts: list[dict[str, Any]]) -> None:
+        """Zeros for the fields that only some of the sources have."""
+        for name in dict.fromkeys(name for part in parts for name in part):
+            like = next(part[name] for part in parts if name in part)
+            for k, part in enumerate(parts):
                 if name not in part:
                     if name in self.spec or name in ("discount", "length"):
                         raise ValueError(f"source {self._names[k]!r} gives batches without {name!r}, which others have")
-                    like = next(other[name] for other in parts if name in other)
                     part[name] = _zeros_like(like, len(rows.own[k]))
-        fields = {name: rows.tree([part[name] for part in parts]) for name in names}
-        return fields | {"source": rows.owner.copy() if rows.order is not None else rows.owner}
 
     def window(self, indices: Indices) -> Window:
         with self.lock:
@@ -450,7 +470,7 @@ class MixedReplay(Replay):
         return fields | {name: value for name, value in window.added.items() if name not in known}
 
     def count_batch(self) -> None:
-        self._batches += 1
+        self.__dict__["_batches"] += 1  # at once
         for source in self._each:
             source.count_batch()
 
@@ -648,7 +668,7 @@ class Locks:
         self._reversed = self.each[::-1]
 
     def __enter__(self) -> bool:
-        taken = list[Any]()
+        taken: list[Any] = []
         try:
             taken.extend(map(_acquire, self.each))  # in one call, so that an interrupt leaves the right number in it
         except BaseException:
@@ -681,12 +701,13 @@ class Locks:
 
 
 class _Plan(NamedTuple):
-    """How many rows of a batch each source gives: `counts`, and one more with the probability `chances`.
+    """How many rows of a batch each source gives by its share: `counts`, and one more with the probability `chances`.
 
     `edges` are the sums of the chances of all sources before each, and of all, which is a whole number. `most` is the
     number above, or `counts` where it is whole.
     """
 
+    shares: list[float]
     counts: list[int]
     chances: list[float]
     edges: list[float]
@@ -705,7 +726,8 @@ class _Plan(NamedTuple):
 
 
 def _planned(shares: list[float], size: int) -> _Plan:
-    exact = np.array(shares) / sum(shares) * size
+    shares = [share / sum(shares) for share in shares]
+    exact = np.array(shares) * size
     whole = np.rint(exact)
     is_whole = np.abs(exact - whole) <= _ROUNDING * size
     counts = np.where(is_whole, whole, np.floor(exact)).astype(np.int64)
@@ -716,7 +738,7 @@ def _planned(shares: list[float], size: int) -> _Plan:
         edges[-1] = rest
     chances = np.diff(edges) if rest else np.zeros(len(shares))
     most = counts + (chances > 0.0)
-    return _Plan(counts.tolist(), chances.tolist(), edges.tolist(), most.tolist(), not rest)
+    return _Plan(shares, counts.tolist(), chances.tolist(), edges.tolist(), most.tolist(), not rest)
 
 
 class _Rows(NamedTuple):
@@ -728,6 +750,8 @@ class _Rows(NamedTuple):
         The indices of the rows of each source, its own.
     owner : ndarray of shape (B,), int64
         The number of the source of each row.
+    begins : list of int
+        Where the rows of each source begin, source after source, and B.
     order : ndarray of shape (B,), int64, or None
         The rows, source after source; None if this is how they are.
     width : int
@@ -736,20 +760,20 @@ class _Rows(NamedTuple):
 
     own: list[Indices]
     owner: Indices
+    begins: list[int]
     order: Indices | None
     width: int
 
     def of(self, k: int, width: int = 1) -> Any:
         """The places of the rows of source k, or of their windows, in an array of all."""
-        begin = sum(len(own) for own in self.own[:k])
-        end = begin + len(self.own[k])
+        begin, end = self.begins[k : k + 2]
         if self.order is None:
             return slice(begin * width, end * width)
         return _widened(self.order[begin:end], width)
 
     def joined(self, parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
         """An array of all rows, or of all their windows, from those of each source."""
-        array = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        array = np.concatenate(parts)
         if self.order is None:
             return array
         width = 1 if len(array) == len(self.order) else self.width
@@ -760,6 +784,8 @@ class _Rows(NamedTuple):
     def tree(self, parts: list[Tree]) -> Tree:
         """`joined`, of nested arrays."""
         first = parts[0]
+        if type(first) is np.ndarray:
+            return self.joined(parts)
         if isinstance(first, dict):
             return {key: self.tree([part[key] for part in parts]) for key in first}
         if isinstance(first, tuple):
