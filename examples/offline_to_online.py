@@ -44,7 +44,7 @@ from replaykit.io import from_npz, to_npz
 
 ENV_ID = "MountainCar-v0"
 TIME_LIMIT = 200
-SETTINGS = Settings(total_timesteps=20_000, batch_size=128, learning_rate=1e-3, eval_every=1_000, eval_episodes=40)
+SETTINGS = Settings(total_timesteps=10_000, batch_size=64, learning_rate=1e-3, eval_every=500, eval_episodes=40)
 REPLAY: dict[str, Any] = {"n_step": 3, "gamma": 0.98}  # the same for both buffers, so that they can be mixed
 EPSILON = 0.1  # share of random actions in training
 TEST_EPISODES = 100
