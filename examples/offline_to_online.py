@@ -5,10 +5,10 @@
     python examples/offline_to_online.py --demos my_demonstrations.npz
 
 A car that drives at random never reaches the flag, and every step costs 1, so an agent alone has nothing to learn from
-at first. Ten episodes of a simple driver, which always pushes in the direction in which the car is moving, are recorded,
-written to a file and read back. From then on a share of each batch comes from these demonstrations, and the rest from
-what the agent does itself. The demonstrations are in a buffer of their own, so the agent's steps never overwrite them,
-and their share stays the same however much the agent adds.
+at first. Ten episodes of a simple driver, which always pushes the way in which the car is moving, are recorded, written
+to a file and read back. From then on a share of each batch comes from these demonstrations, and the rest from what the
+agent does itself. The demonstrations are in a buffer of their own, so the agent's steps never overwrite them, and their
+share stays the same however much the agent adds.
 
 The default run trains three agents with demonstrations and three without, in about two minutes on two cores, prints a
 table and saves a picture of the learning curves. The agent learns by `update` of dqn.py, which does not know that its
@@ -48,7 +48,7 @@ SETTINGS = Settings(total_timesteps=10_000, batch_size=64, learning_rate=1e-3, e
 REPLAY: dict[str, Any] = {"n_step": 3, "gamma": 0.98}  # the same for both buffers, so that they can be mixed
 EPSILON = 0.1  # share of random actions in training
 TEST_EPISODES = 100
-SOLVED = -110.0  # the mean return at which Gymnasium calls the task solved
+REACHED = -160.0  # a mean return at which most episodes end at the flag
 COLOURS = ("tab:red", "tab:blue", "tab:green", "tab:purple", "tab:orange", "tab:brown")
 
 
@@ -150,14 +150,11 @@ def train(demos: Path, demo_share: float, settings: Settings, seed: int) -> Resu
 def summarise(results: list[Result]) -> None:
     """Print how each agent fared."""
     print(f"Mean return of greedy episodes, in {TEST_EPISODES} fresh ones and the evaluations before:")
-    print(f"demonstrations  seed  at the end  best on the way  first {-TIME_LIMIT} exceeded after  first {SOLVED:.0f} after")
+    print("demonstrations  seed  at the end  best on the way  first at the flag after")
     for each in results:
         curve = list(zip(each.steps, each.returns, strict=True))
-        moved = next((step for step, value in curve if value > -TIME_LIMIT), "-")
-        solved = next((step for step, value in curve if value >= SOLVED), "-")
-        print(
-            f"{each.demo_share:>14.0%}{each.seed:6}{each.test_return:12.1f}{max(each.returns):17.1f}{moved:>27}{solved:>18}"
-        )
+        reached = next((step for step, value in curve if value >= REACHED), "-")
+        print(f"{each.demo_share:>14.0%}{each.seed:6}{each.test_return:12.1f}{max(each.returns):17.1f}{reached:>25}")
     for demo_share in dict.fromkeys(each.demo_share for each in results):
         ends = [each.test_return for each in results if each.demo_share == demo_share]
         print(f"{demo_share:.0%} demonstrations: {np.mean(ends):.1f} at the end, mean of {len(ends)}.")
@@ -174,8 +171,7 @@ def plot(results: list[Result], path: Path) -> None:
         label = f"{demo_share:.0%} of each batch from demonstrations" if demo_share else "the agent's own steps only"
         mean = np.mean([each.returns for each in agents], axis=0)
         axes.plot(agents[0].steps, mean, color=colour, linewidth=2.5, label=label)
-    axes.axhline(SOLVED, color="grey", linewidth=0.8, linestyle="--")
-    axes.set(xlabel="environment steps", ylabel="return of greedy episodes", title=f"{ENV_ID}: DQN, {len(results)} agents")
+    axes.set(xlabel="environment steps", ylabel="return of greedy episodes", title=f"DQN on {ENV_ID}")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)

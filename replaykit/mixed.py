@@ -2,20 +2,20 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import accumulate, pairwise
-from operator import methodcaller
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias, cast, final
+from typing import Any, TypeAlias, cast, final
 
 import numpy as np
 import numpy.typing as npt
 
-from replaykit.batch import Draw, Rewrite, Window
+from replaykit.batch import Draw, Window
 from replaykit.buffer import Seed
 from replaykit.checks import check_count, check_generator_state, check_seed, check_unit, nearest, prefixed
 from replaykit.declared import Declared, Moment, read_only
 from replaykit.field import as_float64, as_indices
+from replaykit.mixing import Locks, Plan, Rows, padded_rewards, planned, refuse_values, zeros_like
 from replaykit.replay import Replay
 from replaykit.schedules import check_schedule
 from replaykit.settings import Settings
@@ -27,14 +27,11 @@ from replaykit.trees import Tree
 Share: TypeAlias = float | Callable[[int], float]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
-_ROUNDING = 1e-12
-"""How far a share of a batch may be from a whole number, relative to the batch, and count as whole."""
 _SUM_ROUNDING = 1e-6
 """How far the sum of the shares may be from 1."""
 _PLANS = 64
 """Batch sizes for which the counts of fixed shares are remembered."""
 _ENDS = "length", "terminated", "truncated"
-_acquire, _release = methodcaller("acquire"), methodcaller("release")
 
 
 @final
@@ -139,7 +136,7 @@ class MixedReplay(Replay):
         self._numbers, self._last = np.arange(len(lanes)), len(lanes) - 1
         self._owner = np.repeat(self._numbers, lanes)
         self._batches = 0
-        self._plans: dict[int, _Plan] = {}
+        self._plans: dict[int, Plan] = {}
         self.shares = shares
 
     # -- Shares ----------------------------------------------------------------------------------------------
@@ -192,11 +189,11 @@ class MixedReplay(Replay):
                 f"shares is {{{listed}}}{when}, with the sum {sum(shares):g}; expected 1; divide each by the sum"
             )
 
-    def _plan(self, batch_size: int) -> "_Plan":
+    def _plan(self, batch_size: int) -> Plan:
         """How many of a batch each source gives."""
         plan = self._plans.get(batch_size)
         if plan is None:
-            plan = _planned(self._shares_after(self._shares, self._batches), batch_size)
+            plan = planned(self._shares_after(self._shares, self._batches), batch_size)
             if self._is_fixed:
                 if len(self._plans) >= _PLANS:
                     self._plans.clear()
@@ -246,7 +243,7 @@ class MixedReplay(Replay):
         indices = self._mapped(k, own)
         return np.where(own < 0, own, indices) if own.min(initial=0) < 0 else indices
 
-    def _split(self, indices: Indices) -> "_Rows":
+    def _split(self, indices: Indices) -> Rows:
         """The rows of each source in indices of shape (B,) or (B, T). The entry -1 may be of any source."""
         width = indices.shape[1] if indices.ndim == 2 else 1
         steps, lanes = np.divmod(indices, self.successor)
@@ -265,7 +262,7 @@ class MixedReplay(Replay):
             order = np.argsort(owner, kind="stable")
             own = own[order]
         begins = [0, *np.bincount(owner, minlength=len(self._each)).cumsum().tolist()]
-        return _Rows([own[begin:end] for begin, end in pairwise(begins)], owner, begins, order, width)
+        return Rows([own[begin:end] for begin, end in pairwise(begins)], owner, begins, order, width)
 
     def _refuse(self, indices: Indices, padded: bool = False) -> None:
         """Raise IndexError for the first index that is not stored."""
@@ -278,7 +275,7 @@ class MixedReplay(Replay):
         with self.lock:
             return self._draws(size)[1]
 
-    def _draws(self, size: int) -> tuple["_Rows", Draw]:
+    def _draws(self, size: int) -> tuple[Rows, Draw]:
         """What each source draws, its own indices, and the draw that these are together."""
         plan = self._plan(size)
         for name, source, most in zip(self._names, self._each, plan.most, strict=True):
@@ -302,7 +299,7 @@ class MixedReplay(Replay):
                 self.rng.bit_generator.state = own_state
             raise
 
-    def _together(self, draws: list[Draw | None], plan: "_Plan", size: int) -> tuple["_Rows", Draw]:
+    def _together(self, draws: list[Draw | None], plan: Plan, size: int) -> tuple[Rows, Draw]:
         owns: list[Indices] = []
         indices, probabilities, least = [], [], None
         for k, draw in enumerate(draws):
@@ -318,7 +315,7 @@ class MixedReplay(Replay):
                 least = np.full(len(draws), np.nan) if least is None else least
                 least[k] = draw.least * (own.size / size) if is_whole else self._least(k, size, _NONE)
         counts = [own.size for own in owns]
-        rows = _Rows(owns, np.repeat(self._numbers, counts), [0, *accumulate(counts)], None, 1)
+        rows = Rows(owns, np.repeat(self._numbers, counts), [0, *accumulate(counts)], None, 1)
         return rows, Draw(np.concatenate(indices), np.concatenate(probabilities), least)
 
     def _asked(self, k: int, count: int, size: int, ask: Callable[[int], Any]) -> Any:
@@ -374,7 +371,7 @@ class MixedReplay(Replay):
         with self.lock:
             return self._weights(self._split(draw.indices), draw)
 
-    def _weights(self, rows: "_Rows", draw: Draw) -> npt.NDArray[np.float32]:
+    def _weights(self, rows: Rows, draw: Draw) -> npt.NDArray[np.float32]:
         shares, least = self._plan(1).shares, draw.least
         weights: list[npt.NDArray[np.float32]] = []
         for k, own in enumerate(rows.own):
@@ -407,7 +404,7 @@ class MixedReplay(Replay):
         self._refuse(indices.reshape(-1), padded=indices.ndim == 2)
         return cast(Indices, indices)
 
-    def _fields(self, rows: "_Rows", parts: list[dict[str, Any]]) -> dict[str, Any]:
+    def _fields(self, rows: Rows, parts: list[dict[str, Any]]) -> dict[str, Any]:
         """The fields of the rows of all sources, from those of each."""
         first = parts[0]
         if any(part.keys() != first.keys() for part in parts):
@@ -419,7 +416,7 @@ class MixedReplay(Replay):
         fields["source"] = rows.owner
         return fields
 
-    def _complete(self, rows: "_Rows", parts: list[dict[str, Any]]) -> None:
+    def _complete(self, rows: Rows, parts: list[dict[str, Any]]) -> None:
         """Zeros for the fields that only some of the sources have."""
         for name in dict.fromkeys(name for part in parts for name in part):
             like = next(part[name] for part in parts if name in part)
@@ -427,7 +424,7 @@ class MixedReplay(Replay):
                 if name not in part:
                     if name in self.spec or name in ("discount", "length"):
                         raise ValueError(f"source {self._names[k]!r} gives batches without {name!r}, which others have")
-                    part[name] = _zeros_like(like, len(rows.own[k]))
+                    part[name] = zeros_like(like, len(rows.own[k]))
 
     def window(self, indices: Indices) -> Window:
         with self.lock:
@@ -438,14 +435,14 @@ class MixedReplay(Replay):
         if len(shapes) > 1:
             raise ValueError(f"the sources open windows of the shapes {shapes} for each row; expected one")
         shape = len(indices), *shapes.pop()
-        rows = rows._replace(width=int(np.prod(shape[1:])))
+        rows = Rows(rows.own, rows.owner, rows.begins, rows.order, int(np.prod(shape[1:])))
         own = [self._from(k, part.indices) for k, part in enumerate(parts)]
-        reward = rows.joined(_padded([part.reward for part in parts]))
+        reward = rows.joined(padded_rewards([part.reward for part in parts]))
         length, terminated, truncated = (rows.joined([getattr(part, name) for part in parts]) for name in _ENDS)
         window = Window(rows.joined(own), shape, self.successor, reward, length, terminated, truncated, (rows, parts))
         for name in dict.fromkeys(name for part in parts for name in part.added):
             like = next(part.added[name] for part in parts if name in part.added)
-            values = [part.added.get(name, _zeros_like(like, part.shape[0])) for part in parts]
+            values = [part.added.get(name, zeros_like(like, part.shape[0])) for part in parts]
             window.added[name] = rows.tree(values)
         return window
 
@@ -518,7 +515,7 @@ class MixedReplay(Replay):
             rows, applied = self._split(entries), 0
             given_to = [values[rows.of(k)] for k in range(len(self._each))]
             for source, part in zip(self._each, given_to, strict=True):
-                _refuse_values(name, part, source.largest_priority)
+                refuse_values(name, part, source.largest_priority)
             for source, own, part in zip(self._each, rows.own, given_to, strict=True):
                 applied += source.update_priorities(own, **{name: part}) if own.size else 0
             return applied
@@ -654,187 +651,6 @@ class MixedReplay(Replay):
 
 _NONE: Indices = np.empty(0, np.int64)
 _NONE.flags.writeable = False
-
-
-class Locks:
-    """The locks of several storages, held together; a `Lock <replaykit.storage.Lock>` in all that a replay asks of it.
-
-    They are taken in the order of their creation, as everything else that takes several does, so that no two threads
-    wait for each other.
-    """
-
-    def __init__(self, locks: list[Lock], written: Lock) -> None:
-        self.each, self.written = sorted(locks, key=lambda lock: lock.number), written
-        self._reversed = self.each[::-1]
-
-    def __enter__(self) -> bool:
-        taken: list[Any] = []
-        try:
-            taken.extend(map(_acquire, self.each))  # in one call, so that an interrupt leaves the right number in it
-        except BaseException:
-            for lock in self.each[: len(taken)]:
-                lock.release()
-            raise
-        return True
-
-    def __exit__(self, *_exception: object) -> None:
-        list(map(_release, self._reversed))
-
-    @property
-    def sampling(self) -> bool:
-        return any(lock.sampling for lock in self.each)
-
-    @sampling.setter
-    def sampling(self, value: bool) -> None:
-        for lock in self.each:
-            lock.sampling = value or lock.refusal is not None
-
-    @property
-    def refusal(self) -> str | None:
-        return next((lock.refusal for lock in self.each if lock.refusal), None)
-
-    def refuse_writing(self) -> None:
-        """Raise RuntimeError if the thread that holds the locks is in the middle of a sample."""
-        for lock in self.each:
-            if lock.sampling:
-                lock.refuse_writing()
-
-
-class _Plan(NamedTuple):
-    """How many rows of a batch each source gives by its share: `counts`, and one more with the probability `chances`.
-
-    `edges` are the sums of the chances of all sources before each, and of all, which is a whole number. `most` is the
-    number above, or `counts` where it is whole.
-    """
-
-    shares: list[float]
-    counts: list[int]
-    chances: list[float]
-    edges: list[float]
-    most: list[int]
-    is_whole: bool
-
-    def rounded(self, uniform: float) -> list[int]:
-        """Counts for a number in [0, 1), by systematic sampling: expectations are exact, and the sum is the size."""
-        up = [int(edge + uniform) for edge in self.edges]
-        return [count + end - begin for count, (begin, end) in zip(self.counts, pairwise(up), strict=True)]
-
-    def counts_of(self, k: int) -> list[tuple[int, float]]:
-        """The numbers of rows that source k may give, but 0, with their probabilities."""
-        count, chance = self.counts[k], self.chances[k]
-        return [(n, p) for n, p in ((count, 1.0 - chance), (count + 1, chance)) if n and p > 0.0]
-
-
-def _planned(shares: list[float], size: int) -> _Plan:
-    shares = [share / sum(shares) for share in shares]
-    exact = np.array(shares) * size
-    whole = np.rint(exact)
-    is_whole = np.abs(exact - whole) <= _ROUNDING * size
-    counts = np.where(is_whole, whole, np.floor(exact)).astype(np.int64)
-    fractions, rest = np.where(is_whole, 0.0, exact - counts), size - int(counts.sum())
-    edges = np.concatenate(([0.0], np.cumsum(fractions)))
-    if rest:
-        edges *= rest / edges[-1]
-        edges[-1] = rest
-    chances = np.diff(edges) if rest else np.zeros(len(shares))
-    most = counts + (chances > 0.0)
-    return _Plan(shares, counts.tolist(), chances.tolist(), edges.tolist(), most.tolist(), not rest)
-
-
-class _Rows(NamedTuple):
-    """The rows of a batch by source.
-
-    Attributes
-    ----------
-    own : list of ndarray
-        The indices of the rows of each source, its own.
-    owner : ndarray of shape (B,), int64
-        The number of the source of each row.
-    begins : list of int
-        Where the rows of each source begin, source after source, and B.
-    order : ndarray of shape (B,), int64, or None
-        The rows, source after source; None if this is how they are.
-    width : int
-        Windows of each row, T.
-    """
-
-    own: list[Indices]
-    owner: Indices
-    begins: list[int]
-    order: Indices | None
-    width: int
-
-    def of(self, k: int, width: int = 1) -> Any:
-        """The places of the rows of source k, or of their windows, in an array of all."""
-        begin, end = self.begins[k : k + 2]
-        if self.order is None:
-            return slice(begin * width, end * width)
-        return _widened(self.order[begin:end], width)
-
-    def joined(self, parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        """An array of all rows, or of all their windows, from those of each source."""
-        array = np.concatenate(parts)
-        if self.order is None:
-            return array
-        width = 1 if len(array) == len(self.order) else self.width
-        result = np.empty_like(array)
-        result[_widened(self.order, width)] = array
-        return result
-
-    def tree(self, parts: list[Tree]) -> Tree:
-        """`joined`, of nested arrays."""
-        first = parts[0]
-        if type(first) is np.ndarray:
-            return self.joined(parts)
-        if isinstance(first, dict):
-            return {key: self.tree([part[key] for part in parts]) for key in first}
-        if isinstance(first, tuple):
-            return tuple(self.tree(list(entries)) for entries in zip(*parts, strict=True))
-        return self.joined(parts)
-
-    def rewrites_of(self, rewrites: list[Rewrite], begin: int, count: int) -> Iterator[Rewrite]:
-        """The rewrites of the windows of a source, the first of which is number `begin`, source after source."""
-        for fields, windows, values in rewrites:
-            if self.order is not None:
-                places = np.empty(len(self.order) * self.width, np.int64)
-                places[_widened(self.order, self.width)] = np.arange(places.size)
-                windows = places[windows]
-            is_mine = (windows >= begin) & (windows < begin + count)
-            yield Rewrite(fields, windows[is_mine] - begin, values[is_mine])
-
-
-def _widened(rows: Indices, width: int) -> Indices:
-    """The numbers of the windows of rows, `width` for each."""
-    return rows if width == 1 else (rows[:, None] * width + np.arange(width)).reshape(-1)
-
-
-def _padded(rewards: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-    """Rewards (M, n, ...) with as many steps in all: a lane that is shorter than `n_step` has shorter windows."""
-    longest = max(reward.shape[1] for reward in rewards)
-    missing = [(longest - reward.shape[1], reward.ndim) for reward in rewards]
-    return [
-        np.pad(reward, [(0, 0), (0, steps), *[(0, 0)] * (axes - 2)]) if steps else reward
-        for reward, (steps, axes) in zip(rewards, missing, strict=True)
-    ]
-
-
-def _zeros_like(tree: Tree, rows: int) -> Tree:
-    """Zeros in the place of a field, with so many rows."""
-    if isinstance(tree, dict):
-        return {key: _zeros_like(entry, rows) for key, entry in tree.items()}
-    if isinstance(tree, tuple):
-        return tuple(_zeros_like(entry, rows) for entry in tree)
-    return np.zeros((rows, *tree.shape[1:]), tree.dtype)
-
-
-def _refuse_values(name: str, values: Floats, limit: float) -> None:
-    """Raise ValueError for TD errors or priorities that `update_priorities` of a buffer refuses."""
-    wrong = ~(np.abs(values) <= limit)
-    if wrong.any():
-        expected = f"finite numbers of at most {limit:.3g} in magnitude"
-        raise ValueError(f"{name} contains {values[wrong][0]}; expected {expected}")
-    if name == "priorities" and values.size and values.min() < 0.0:
-        raise ValueError(f"priorities contains {values.min()}; expected non-negative numbers")
 
 
 # -- What is refused -----------------------------------------------------------------------------------------------
