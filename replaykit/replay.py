@@ -337,12 +337,12 @@ class Replay(Checkpointed, Batching, ABC):
 
     @property
     def inside(self) -> "tuple[Replay, ...]":
-        """The replays that this one is around: none, one, or the sources of a mixture."""
+        """The replays that this one is around, which are none, one, or the sources of a mixture."""
         return ()
 
     @property
     def slots(self) -> int:
-        """Slots of the ring: each stored index has ``index % slots`` for itself. A mixture can have unused ones."""
+        """The size of the ring, so that no two stored indices have the same ``index % slots``."""
         return self.capacity
 
     @property

@@ -299,7 +299,7 @@ def _add(source: Replay, model: NaiveReplay, number: int, is_end: bool) -> None:
 
 
 class MixedMachine(ReplayMachine):
-    """Mixtures through every operation, against the model; see `ReplayMachine`."""
+    """Mixtures through every operation, against the model; see `replaykit.testing.ReplayMachine`."""
 
     @initialize(configuration=mixtures())
     def start(self, configuration: Any) -> None:
