@@ -5,7 +5,7 @@ rows are whole: ``next_obs[0] == obs[0] + 1 == reward + 1``. All else is noise.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -56,6 +56,10 @@ class Task:
     lanes: int = 1
     goal: int = 0
     episode: int = 200
+
+    def halved(self) -> "Task":
+        """The same with half of the capacity."""
+        return replace(self, capacity=self.capacity // 2)
 
     @property
     def row_bytes(self) -> int:

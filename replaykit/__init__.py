@@ -21,6 +21,7 @@ from replaykit.combined import CombinedReplay
 from replaykit.distributions.sum_tree import SumTree
 from replaykit.field import Field, FieldNameError
 from replaykit.hindsight import HindsightReplay
+from replaykit.mixed import MixedReplay
 from replaykit.recording import record
 from replaykit.replay import Replay
 from replaykit.schedules import LinearSchedule
@@ -37,6 +38,7 @@ __all__ = [
     "HindsightReplay",
     "LatestBuffer",
     "LinearSchedule",
+    "MixedReplay",
     "PrioritizedBuffer",
     "Replay",
     "ReplayBuffer",

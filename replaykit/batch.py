@@ -19,12 +19,13 @@ class Draw:
     """Indices (B,) of transitions, and the expected share of a batch of each, as `probabilities` (B,).
 
     `least` is the smallest positive probability of any stored transition, which ``weights="buffer"`` normalises by. If
-    it is None, weights are normalised as with ``weights="batch"``.
+    it is None, weights are normalised as with ``weights="batch"``. Of a mixture it has the smallest of each source, NaN
+    for None.
     """
 
     indices: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float64]
-    least: float | None = None
+    least: float | npt.NDArray[np.float64] | None = None
 
 
 class Rewrite(NamedTuple):

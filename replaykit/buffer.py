@@ -16,7 +16,7 @@ from replaykit.field import as_array, as_float64, as_indices
 from replaykit.replay import Replay
 from replaykit.settings import Settings
 from replaykit.spec import REQUIRED, Spec
-from replaykit.storage.base import Indices, Storage, refuse_other_lengths
+from replaykit.storage.base import Floats, Indices, Storage, refuse_other_lengths
 from replaykit.trees import Tree
 from replaykit.writer import Selection, refuse_lanes_of_writers
 
@@ -292,7 +292,7 @@ class Buffer(Replay):
         with self.lock:
             return self._storage.look_ahead(window, look, uniforms)
 
-    def least_probability(self, batch_size: int, without: Indices) -> float:
+    def least_probability(self, batch_size: int, without: Indices) -> float | Floats:
         with self.lock:
             return self._distribution.least_probability(batch_size, without)
 
@@ -356,6 +356,10 @@ class Buffer(Replay):
         if not hasattr(type(self._distribution), "beta"):
             raise AttributeError(f"{self!r} prioritizes nothing, so it has no beta")
         return self._distribution
+
+    @property
+    def largest_priority(self) -> float:
+        return self._distribution.largest_priority
 
     @property
     def nbytes(self) -> int:

@@ -11,7 +11,7 @@ from replaykit.checks import check_count
 from replaykit.declared import read_only
 from replaykit.field import as_indices
 from replaykit.replay import Replay
-from replaykit.storage.base import Indices
+from replaykit.storage.base import Floats, Indices
 from replaykit.wrapper import ReplayWrapper
 
 kernels = lazy("goals")
@@ -71,7 +71,7 @@ class CombinedReplay(ReplayWrapper):
             if draw.least is None:
                 return Draw(indices, mixed)
             of_others = drawn * self.inner.least_probability(drawn, newest) / batch_size
-            return Draw(indices, mixed, min(of_others, float(mixed[drawn:].min())))
+            return Draw(indices, mixed, np.minimum(of_others, self.inner.least_of(newest, mixed[drawn:])))
 
     def _newest(self, batch_size: int) -> Indices:
         if self._latest_count > batch_size:
@@ -89,13 +89,13 @@ class CombinedReplay(ReplayWrapper):
             of_inner = drawn * self.inner.probability(entries, drawn) if drawn else np.zeros(entries.shape)
             return (of_inner + np.isin(entries, newest)) / batch_size
 
-    def least_probability(self, batch_size: int, without: Indices) -> float:
+    def least_probability(self, batch_size: int, without: Indices) -> float | Floats:
         """The smallest positive probability of any stored index but those in `without`; inf if there is none."""
         with self.lock:
             newest = self._newest(batch_size)
             drawn = batch_size - newest.size
-            of_others = np.inf
+            of_others: float | Floats = np.inf
             if drawn:
                 of_others = drawn * self.inner.least_probability(drawn, np.union1d(newest, without)) / batch_size
-            of_newest = self.probability(np.setdiff1d(newest, without), batch_size)
-            return float(min(of_others, of_newest.min(initial=np.inf)))
+            newest = np.setdiff1d(newest, without)
+            return np.minimum(of_others, self.inner.least_of(newest, self.probability(newest, batch_size)))

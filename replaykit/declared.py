@@ -30,8 +30,12 @@ class Moment:
     """
 
     def __init__(self, parts: "Iterable[Declared]") -> None:
-        self.states = {id(part): part.copied_state() for part in parts}
-        _copying.moment = weakref.ref(self)
+        self.states: dict[int, dict[str, Any]] = {}
+        for part in parts:
+            if id(part) not in self.states:
+                known = _copying.state_of(part)  # at the moment of something around this
+                self.states[id(part)] = part.copied_state() if known is None else known
+        _copying.moments = [*_copying.living(), weakref.ref(self)]
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -41,13 +45,19 @@ class Moment:
 
 
 class _Copying(threading.local):
-    """The moment of which a thread makes copies."""
+    """The moments of which a thread makes copies, the innermost last."""
 
-    moment: "weakref.ref[Moment] | None" = None
+    moments: "list[weakref.ref[Moment]]" = []  # noqa: RUF012
+
+    def living(self) -> "list[weakref.ref[Moment]]":
+        return [moment for moment in self.moments if moment() is not None]
 
     def state_of(self, part: "Declared") -> dict[str, Any] | None:
-        moment = None if self.moment is None else self.moment()
-        return None if moment is None else moment.states.pop(id(part), None)
+        for reference in reversed(self.moments):
+            moment = reference()
+            if moment is not None and id(part) in moment.states:
+                return moment.states.pop(id(part))
+        return None
 
 
 _copying = _Copying()
@@ -83,6 +93,15 @@ class Declared:
         bound = inspect.signature(type(self).__init__).bind(self, *args, **options)
         bound.apply_defaults()
         return dict(list(bound.arguments.items())[1:])
+
+    def made_of(self) -> "Iterator[Declared]":
+        """Everything of this kind among the constructor's arguments, and what that was built with in turn."""
+        args, options = self._arguments
+        for argument in (*args, *options.values()):
+            for part in argument.values() if isinstance(argument, dict) else [argument]:
+                if isinstance(part, Declared):
+                    yield part
+                    yield from part.made_of()
 
     def state(self) -> dict[str, Any]:
         """What is kept apart from the constructor's arguments: arrays, which may be views, and plain values.

@@ -112,11 +112,8 @@ class HindsightReplay(ReplayWrapper):
                 raise TypeError(f"{name} is {function!r}; expected {wanted}")
         check_choice("strategy", strategy, Strategy)
         check_unit("ratio", ratio)
-        layer: Any = inner
-        while isinstance(layer, ReplayWrapper):
-            if isinstance(layer, HindsightReplay):
-                raise ValueError("inner is relabelled by a HindsightReplay already; expected one of them at most")
-            layer = layer.inner
+        if _is_relabelled(inner):
+            raise ValueError("inner is relabelled by a HindsightReplay already; expected one of them at most")
         self._refuse_wrong_goals(achieved_goal, desired_goal)
         self._reward_fn, self._terminated_fn, self._strategy = reward_fn, terminated_fn, strategy
         self._leaf = f"next_obs.{achieved_goal}"
@@ -244,6 +241,10 @@ class HindsightReplay(ReplayWrapper):
         window.terminated[ahead.windows] = ends[begins + length - 1]
         window.truncated[ahead.windows] &= length == lengths
         window.length[ahead.windows] = length
+
+
+def _is_relabelled(replay: Replay) -> bool:
+    return isinstance(replay, HindsightReplay) or any(map(_is_relabelled, replay.inside))
 
 
 def _map(function: Callable[[Any], Any], goals: Goals) -> Goals:

@@ -33,7 +33,7 @@ def recorder_of(env: Any, buffer: Replay | Writer, extras: Extras) -> "RecordSin
     if not isinstance(env, gymnasium.Env | VectorEnv):
         wanted = "a Gymnasium environment, single or vector"
         raise TypeError(f"env is a {type(env).__name__}; expected {wanted}; {_OLD_GYM}")
-    if any(isinstance(layer, Recorder) and layer.buffer.lock is buffer.lock for layer in _layers(env)):
+    if any(isinstance(layer, Recorder) and layer.buffer.lock.written is buffer.lock.written for layer in _layers(env)):
         raise ValueError("env is already recorded into this buffer; use it as it is, without another record()")
     num_envs = env.num_envs if isinstance(env, VectorEnv) else 1
     if num_envs != buffer.num_envs:
@@ -80,7 +80,7 @@ class Recorder:
 
     def _record(self, buffer: Replay | Writer, write: Callable[..., Any], extras: Extras) -> None:
         self.buffer, self._write, self._extras, self._pauses = buffer, write, dict(extras), 0
-        self._owned: Any = buffer if isinstance(buffer, Writer) else buffer.lock
+        self._owned: Any = buffer if isinstance(buffer, Writer) else buffer.lock.written
         self._take_over()
 
     def _take_over(self) -> None:

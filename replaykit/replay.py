@@ -15,14 +15,14 @@ from replaykit.prefetching import Batching
 from replaykit.saving.checkpoint import Checkpointed
 from replaykit.settings import Settings
 from replaykit.spec import Spec
-from replaykit.storage.base import EMPTY, Indices, look_ahead, stored_in
+from replaykit.storage.base import EMPTY, Floats, Indices, look_ahead, stored_in
 from replaykit.storage.lock import Lock
 from replaykit.storage.memory_limit import refuse_more_than_memory
 from replaykit.trees import Tree
 from replaykit.writer import Lanes, Writer
 
 _new_batch = Batch.__new__
-_PARTS = ("settings", "lock", "rng", "successor", "inner", "bytes_each", "large_batch")
+_PARTS = ("settings", "lock", "rng", "successor", "inner", "sources", "bytes_each", "large_batch")
 """Attributes that are set once, by the constructor."""
 _LARGE_BATCH, _LARGE_BATCH_BYTES = 1 << 16, 1 << 26
 """Batches of more rows or bytes are compared with the memory of the machine before anything is drawn."""
@@ -61,6 +61,8 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     """About how many bytes each row of a batch takes while it is made."""
     large_batch = 1
     """A larger batch is compared with the memory of the machine before anything is drawn."""
+    has_sequences = False
+    """Whether each row of a batch is a sequence of transitions."""
     may_raise = False
     """Whether a batch may fail after something random was drawn, since it calls functions of the user."""
     spec: Spec = read_only("settings.spec", "The fields of a transition.")
@@ -236,7 +238,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
             batch_size = self.checked_batch_size(batch_size)
         lock = self.lock
         with lock:
-            outer, state = lock.sampling, self.rng.bit_generator.state if self.may_raise else None
+            outer, state = lock.sampling, self.random_state() if self.may_raise else None
             try:
                 if outer and lock.refusal:
                     raise RuntimeError(lock.refusal)
@@ -245,13 +247,21 @@ class Replay(Checkpointed, Batching, Passes, ABC):
                 self.count_batch()
             except BaseException:
                 if state is not None:  # the next batch is the one that this would have been
-                    self.rng.bit_generator.state = state
+                    self.restore_random_state(state)
                 raise
             finally:
                 lock.sampling = outer
         batch = _new_batch(Batch)
         batch.__dict__ = fields
         return batch
+
+    def random_state(self) -> Any:
+        """The state of every generator that a batch draws from."""
+        return self.rng.bit_generator.state
+
+    def restore_random_state(self, state: Any) -> None:
+        """Go back to what `random_state` returned."""
+        self.rng.bit_generator.state = state
 
     @abstractmethod
     def count_batch(self) -> None:
@@ -314,11 +324,18 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     def weigh(self, draw: Draw) -> npt.NDArray[np.float32]:
         """The importance-sampling weights of a draw: 1 unless the buffer corrects for its probabilities."""
 
-    def least_probability(self, batch_size: int, without: Indices) -> float:
-        """The smallest positive probability of any stored index but those in `without`; inf if there is none. O(N)."""
+    def least_probability(self, batch_size: int, without: Indices) -> float | Floats:
+        """The smallest positive probability of any stored index but those in `without`; inf if there is none. O(N).
+
+        Of a mixture, that of each source.
+        """
         with self.lock:
-            shares = self.probability(np.setdiff1d(self.stored(), without), batch_size)
-        return float(shares.min(initial=np.inf, where=shares > 0.0))
+            others = np.setdiff1d(self.stored(), without)
+            return self.least_of(others, self.probability(others, batch_size))
+
+    def least_of(self, indices: Indices, probabilities: Floats) -> float | Floats:
+        """The smallest positive one of these probabilities of indices, inf if there is none; of a mixture, as above."""
+        return float(probabilities.min(initial=np.inf, where=probabilities > 0.0))
 
     def serve(self, batch_size: int) -> dict[str, Any]:
         """`draw`, `window`, `reduce` and `weigh`: all fields of a batch."""
@@ -364,6 +381,21 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         fields["weights"] = self.weigh(draw)
         fields["probabilities"], fields["indices"] = draw.probabilities, draw.indices
         return fields
+
+    @property
+    def inside(self) -> "tuple[Replay, ...]":
+        """The replays that this one is around, which are none, one, or the sources of a mixture."""
+        return ()
+
+    @property
+    def slots(self) -> int:
+        """The size of the ring, so that no two stored indices have the same ``index % slots``."""
+        return self.capacity
+
+    @property
+    @abstractmethod
+    def largest_priority(self) -> float:
+        """The largest magnitude that `update_priorities` takes."""
 
     @abstractmethod
     def parts(self) -> dict[str, Declared]:

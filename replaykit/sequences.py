@@ -77,6 +77,7 @@ class SequenceReplay(ReplayWrapper):
     array([0.28571429, 0.28571429])
     """
 
+    has_sequences = True
     length: int = read_only("_length", "Transitions in each row, T.")
     burn_in: int = read_only("_burn_in", "How many of them only warm up the recurrent state.")
     stride: int = read_only("_stride", "Steps from the start of a row to that of the next.")
@@ -96,11 +97,8 @@ class SequenceReplay(ReplayWrapper):
         if length > inner.capacity // lanes:
             held = f"the {inner.capacity // lanes} steps that each of {lanes} lanes holds"
             raise ValueError(f"length is {length}; expected at most {held}; build a buffer with a larger capacity")
-        layer: Any = inner
-        while isinstance(layer, ReplayWrapper):
-            if isinstance(layer, SequenceReplay):
-                raise ValueError("inner serves sequences already; expected a replay of single transitions")
-            layer = layer.inner
+        if inner.has_sequences:
+            raise ValueError("inner serves sequences already; expected a replay of single transitions")
         self._length, self._burn_in, self._stride, self._eta = length, burn_in, stride, check_unit("eta", eta)
         self._offsets = np.arange(length) * self.successor
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from replaykit.batch import Draw, Look, Window
 from replaykit.declared import Declared
 from replaykit.replay import Replay
-from replaykit.storage.base import Indices
+from replaykit.storage.base import Floats, Indices
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -84,6 +84,7 @@ class ReplayWrapper(Replay):
         self.inner = inner
         self.settings, self.lock, self.rng, self.successor = inner.settings, inner.lock, inner.rng, inner.successor
         self.note_bytes(inner.bytes_each * transitions_each)
+        self.has_sequences = type(self).has_sequences or inner.has_sequences
         self.may_raise = type(self).may_raise or inner.may_raise
 
     add = _passed_on(Replay.add)
@@ -101,6 +102,10 @@ class ReplayWrapper(Replay):
     begins_row = _passed_on(Replay.begins_row)
     read = _passed_on(Replay.read)
     stats = _passed_on(Replay.stats)
+    reseed = _passed_on(Replay.reseed)
+    random_state = _passed_on(Replay.random_state)
+    restore_random_state = _passed_on(Replay.restore_random_state)
+    least_of = _passed_on(Replay.least_of)
     check = _passed_on(Replay.check)
 
     # Called for every batch: written out, which is faster
@@ -132,7 +137,7 @@ class ReplayWrapper(Replay):
         """What a subclass makes of the windows of the wrapped replay: the same, or another window."""
         return window
 
-    def least_probability(self, batch_size: int, without: Indices) -> float:
+    def least_probability(self, batch_size: int, without: Indices) -> float | Floats:
         if type(self).probability is not ReplayWrapper.probability:
             return super().least_probability(batch_size, without)
         return self.inner.least_probability(batch_size, without)
@@ -165,6 +170,18 @@ class ReplayWrapper(Replay):
         if not hasattr(self.inner, "beta"):
             raise AttributeError(f"{self.inner!r} prioritizes nothing, so it has no beta")
         return self.inner
+
+    @property
+    def inside(self) -> tuple[Replay, ...]:
+        return (self.inner,)
+
+    @property
+    def slots(self) -> int:
+        return self.inner.slots
+
+    @property
+    def largest_priority(self) -> float:
+        return self.inner.largest_priority
 
     @property
     def nbytes(self) -> int:

@@ -55,7 +55,7 @@ class Writer:
         self._is_closed, self._columns = False, np.array(self.lanes)
         self._selected = np.zeros(every, np.bool_)
         self._selected[self._columns] = True
-        writers = self.lock.writers
+        writers = self.lock.written.writers
         with self.lock:
             for lane in self.lanes:
                 if _is_owned(writers, lane):
@@ -116,7 +116,7 @@ class Writer:
                 self.replay.end_episode(self._selected)
                 self._is_closed = True
                 for lane in self.lanes:
-                    del self.lock.writers[lane]
+                    del self.lock.written.writers[lane]
 
     def __enter__(self) -> "Writer":
         return self

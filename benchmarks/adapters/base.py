@@ -111,6 +111,10 @@ class Library:
         """A full buffer to which single frames are added; a sample has stacks of them."""
         raise NotOfferedError("leaves stacks to the environment")
 
+    def mixed(self, task: Task) -> Buffer:
+        """Two full buffers with uniform sampling, each with half of the capacity, that each give half of a batch."""
+        raise NotOfferedError("has no mixture of buffers")
+
     def composed(self, task: Task, layers: tuple[str, ...], n_step: int = 1) -> Buffer:
         """A full buffer, uniform or prioritized, in the wrappers hindsight or combined; the innermost layer first."""
         raise NotOfferedError("not tried")

@@ -21,6 +21,11 @@ from benchmarks.adapters.base import (
 from benchmarks.data import GOAL_KEYS, SCREEN, STACK, FrameTask, Steps, Task
 from replaykit import CombinedReplay, Field, HindsightReplay, PrioritizedBuffer, Replay, ReplayBuffer, Spec
 
+try:
+    from replaykit import MixedReplay
+except ImportError:  # a former version, for comparison
+    MixedReplay = None  # type: ignore[assignment, misc]
+
 
 class ReplaykitBuffer(Buffer):
     """Any replay of replaykit."""
@@ -96,6 +101,14 @@ class Replaykit(Library):
         for layer in layers[1:]:
             replay = WRAPPERS[layer](replay)
         return ReplaykitBuffer(replay)
+
+    def mixed(self, task: Task) -> ReplaykitBuffer:
+        if MixedReplay is None:
+            raise NotOfferedError("this version has no mixtures")
+        halves = task.halved()
+        first, second = (_filled(ReplayBuffer(halves.capacity, _spec(task), seed=seed), halves) for seed in range(2))
+        shares = {"first": 0.5, "second": 0.5}
+        return ReplaykitBuffer(MixedReplay({"first": first, "second": second}, shares=shares, add_to="first", seed=2))
 
     def hindsight(self, task: Task) -> ReplaykitBuffer:
         no_reward = np.zeros(task.capacity, np.float32)

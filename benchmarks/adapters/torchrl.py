@@ -14,6 +14,7 @@ from torchrl.data import (
     HERReplayBuffer,
     LazyTensorStorage,
     ReplayBuffer,
+    ReplayBufferEnsemble,
     TensorDictPrioritizedReplayBuffer,
 )
 from torchrl.envs.transforms import MultiStepTransform
@@ -154,6 +155,12 @@ class Torchrl(Library):
             task.one()
         )()  # else it fails at the first sample after an add, for it compares what was written last
         return buffer
+
+    def mixed(self, task: Task) -> TorchrlBuffer:
+        halves = task.halved()
+        both = [_filled(TorchrlBuffer(ReplayBuffer(storage=_storage(halves))), halves).replay for _ in range(2)]
+        ensemble = ReplayBufferEnsemble(*both, sample_from_all=True)  # a batch has the shape (2, B / 2)
+        return TorchrlBuffer(ensemble)
 
     def images(self, task: FrameTask, once: bool) -> TorchrlBuffer:
         if once:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from replaykit import Field, HindsightReplay, ReplayBuffer, Spec, SumTree
+from replaykit import Field, HindsightReplay, MixedReplay, ReplayBuffer, Spec, SumTree
 
 ACCENT = "var(--color-brand-primary, #0a4bff)"
 MUTED = "var(--color-foreground-muted, #808080)"
@@ -361,8 +361,47 @@ def draw_flows() -> None:
     drawing.save("flows.svg")
 
 
+def draw_mixture() -> None:
+    """A batch of eight from two buffers, with the indices of the mixture."""
+    spec = Spec(obs=Field(()), action=Field(()))
+    demos, online = ReplayBuffer(6, spec, seed=0), ReplayBuffer(10, spec, num_envs=2, seed=1)
+    for step in range(6):
+        demos.add(step, 0, 0.0, step, False, False)
+        online.add([step] * 2, [0] * 2, [0.0] * 2, [step] * 2, [False] * 2, [False] * 2)
+    shares = {"demos": 0.25, "online": 0.75}
+    replay = MixedReplay({"demos": demos, "online": online}, shares=shares, add_to="online", seed=2)
+    drawing = Drawing(700, 300, "A quarter of a batch of eight from demonstrations, three quarters from online steps")
+    size, left, top = 44, 150, 28
+    places = {}
+    lanes = [("demos", "lane 0"), ("online", "lane 1"), ("online", "lane 2")]
+    for lane, (name, words) in enumerate(lanes):
+        y = top + lane * (size + 6) + (16 if lane else 0)
+        drawing.text(14, y + 27, name if lane < 2 else "", anchor="start", bold=True)
+        drawing.text(left - 12, y + 27, words, MUTED, 12.5, anchor="end")
+        stored = [index for index in replay.stored().tolist() if index % 3 == lane]
+        for index in stored:
+            x = left + (index // 3) * (size + 6)
+            places[index] = x, y
+            drawing.box(x, y, size, size, ACCENT if lane else "currentColor")
+            drawing.text(x + size / 2, y + 28, index, ACCENT if lane else "currentColor", 16, bold=True)
+    x = left + 6 * (size + 6) + 14
+    drawing.text(x, top + 27, "share 0.25 of each batch", MUTED, 13, anchor="start")
+    drawing.text(x, top + size + 49, "share 0.75, and", MUTED, 13, anchor="start")
+    drawing.text(x, top + size + 67, "what is added", MUTED, 13, anchor="start")
+    batch, y = replay.sample(8), 220
+    drawing.text(14, y + 27, "sample(8)", anchor="start", bold=True)
+    drawing.text(left - 12, y + 66, "source", MUTED, 12.5, anchor="end")
+    for row, (index, source) in enumerate(zip(batch.indices.tolist(), batch.source.tolist(), strict=True)):
+        x = left + row * (size + 6)
+        drawing.box(x, y, size, size, ACCENT if source else "currentColor")
+        drawing.text(x + size / 2, y + 28, index, ACCENT if source else "currentColor", 16, bold=True)
+        drawing.text(x + size / 2, y + 66, source, MUTED, 13)
+    drawing.save("mixture.svg")
+
+
 if __name__ == "__main__":
     for draw in (draw_query, draw_update, draw_schemes, draw_ring, draw_verbs, draw_hindsight, draw_frames):
         draw()
     draw_house()
     draw_flows()
+    draw_mixture()

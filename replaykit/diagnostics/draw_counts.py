@@ -27,7 +27,7 @@ class StoredSteps(NamedTuple):
     @classmethod
     def of(cls, buffer: Replay) -> "StoredSteps":
         """The steps that `buffer` stores now."""
-        lanes = buffer.num_envs
+        lanes = buffer.successor
         oldest, newest = buffer.oldest, buffer.newest
         return cls(np.where(oldest < 0, 0, oldest // lanes), np.where(newest < 0, -1, newest // lanes))
 
@@ -70,11 +70,11 @@ class DrawCounts:
     `update` are assumed to be spread evenly over the batches between them.
     """
 
-    def __init__(self, capacity: int, num_envs: int) -> None:
-        self._counts = np.zeros(capacity, np.int32)
+    def __init__(self, slots: int, lanes: int) -> None:
+        self._counts = np.zeros(slots, np.int32)
         self._uniform_draws = 0.0
-        self._uniform_draws_at_add = np.zeros(capacity, np.float64)
-        self._newest = np.full(num_envs, -1, np.int64)  # of each lane, the last step whose count has been started
+        self._uniform_draws_at_add = np.zeros(slots, np.float64)
+        self._newest = np.full(lanes, -1, np.int64)  # of each lane, the last step whose count has been started
         self._recorded: list[Indices] = []  # batches since the last update, and the buffer's size at each
         self._sizes: list[int] = []
         self._last: Indices | None = None  # the last batch before the last update

@@ -109,7 +109,7 @@ class ReplayMonitor:
         self.window = count("window", window, 2)
         self._rng = np.random.default_rng(seed)
         self._state_reader = StateReader(buffer, count("max_features", max_features), self._rng)
-        self._draw_counts = DrawCounts(buffer.capacity, buffer.num_envs)
+        self._draw_counts = DrawCounts(buffer.slots, buffer.successor)
         self._batches = 0
         self._draws = 0
         numbers = buffer.stats()
@@ -162,7 +162,7 @@ class ReplayMonitor:
         shape = indices.shape if td_errors is None else as_float64("td_errors", td_errors).shape
         if shape != indices.shape:
             raise ValueError(f"td_errors has shape {shape}; expected {indices.shape}, that of batch.indices")
-        newest = self.buffer.newest[indices % self.buffer.num_envs]
+        newest = self.buffer.newest[indices % self.buffer.successor]
         is_known = (newest >= 0) | (self.buffer.stats()["added"] == 0.0)  # a reset leaves a lane without a newest
         wrong = indices[(indices < 0) | ((indices > newest) & is_known)]
         if wrong.size:

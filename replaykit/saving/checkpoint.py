@@ -281,8 +281,8 @@ def restore(replay: Checkpointed, content: dict[str, Any], where: str, read: Any
     parts = replay.parts()
     with _verifying(where):
         built, saved, token = content["built"], content["parts"], str(content["token"])
-        compared = (built, replay) if exact else (saved["storage"]["built"], parts["storage"])
-        for difference in differences(compared[0], describe(compared[1])):
+        compared = [(built, replay)] if exact else _storages(saved, parts)
+        for difference in [each for pair in compared for each in differences(pair[0], describe(pair[1]))]:
             remedy = ", or pass exact=False to take what fits" if exact else ""
             raise ValueError(f"{where}: {difference}; build it as it was{remedy}")
         fitting = {name: p for name, p in parts.items() if exact or (name in saved and p.fits(saved[name]["built"]))}
@@ -293,9 +293,10 @@ def restore(replay: Checkpointed, content: dict[str, Any], where: str, read: Any
             if isinstance(value, SavedChunks):
                 value.verify_others()
     with replay.lock:
-        if any(writer() is not None for writer in replay.lock.writers.values()):
+        if any(writer() is not None for lock in replay.lock.each for writer in lock.writers.values()):
             raise RuntimeError("lanes have writers, whose episodes would go on elsewhere; close them before load()")
-        replay.lock.recorder = None
+        for lock in replay.lock.each:
+            lock.recorder = None
         try:
             for name, part in parts.items():
                 if name in fitting:
@@ -309,6 +310,14 @@ def restore(replay: Checkpointed, content: dict[str, Any], where: str, read: Any
                 getattr(part, "moments", {}).clear()
                 part.restart()
             raise
+
+
+def _storages(saved: dict[str, Any], parts: dict[str, Declared]) -> list[tuple[Any, Declared]]:
+    """How each storage was built when it was saved, and the storage that takes its place."""
+    ours, theirs = ([name for name in named if name.rpartition(".")[2] == "storage"] for named in (parts, saved))
+    if ours != theirs:
+        raise ValueError(f"it has {', '.join(theirs)}, and here it would be {', '.join(ours)}")
+    return [(saved[name]["built"], parts[name]) for name in ours]
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ Read = Callable[[dict[str, Any]], Any]
 
 FORMAT = 1
 """Of manifests; a newer one is refused."""
-_NOT_COMPARED = {"capacity", "beta", "ratio"}
+_NOT_COMPARED = {"capacity", "beta", "ratio", "shares"}
 """Arguments that are part of the state, or that may differ."""
 _NOT_SAVED = {"seed", "path"}
 """Arguments that what is saved does not depend on."""
@@ -117,8 +117,19 @@ def differences(saved: Any, built: Any, name: str = "") -> Iterator[str]:
         ours, theirs = built["arguments"], saved["arguments"]
         for key in sorted((ours.keys() | theirs.keys()) - _NOT_COMPARED):
             yield from differences(theirs.get(key), ours.get(key), key)
+    elif _keys(saved) == _keys(built) is not None:
+        for (key, theirs), (_, ours) in zip(saved["dict"], built["dict"], strict=True):
+            yield from differences(theirs, ours, f"{name}[{key!r}]")
     elif saved != built and not (_is_of_user(saved) and _is_of_user(built)):
         yield f"{name} was {_words(saved)}, and is {_words(built)} here"
+
+
+def _keys(node: Any) -> list[Any] | None:
+    """The keys of the description of a dict of objects."""
+    if type(node) is not dict or node.keys() != {"dict"}:
+        return None
+    is_of_objects = all(type(entry) is dict and "class" in entry for _, entry in node["dict"])
+    return [key for key, _ in node["dict"]] if is_of_objects else None
 
 
 def _is_of_user(node: Any) -> bool:

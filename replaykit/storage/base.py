@@ -246,18 +246,7 @@ class Storage(Declared, ABC):
 
     def refuse(self, indices: Indices) -> None:
         """Raise IndexError for the first index that is not stored, naming it, and whether it is stale."""
-        steps, lanes = np.divmod(indices, self.num_envs)
-        wrong = (indices < 0) | (steps < self.bounds[0, lanes]) | (steps >= self.bounds[1, lanes])
-        if not wrong.any():
-            return
-        index = int(indices[wrong][0])
-        lane = index % self.num_envs
-        oldest, stop = (self.bounds[:, lane] * self.num_envs + lane).tolist()
-        if 0 <= index < stop:
-            raise IndexError(f"indices contains {index}, which is stale; the oldest stored of lane {lane} is {oldest}")
-        newest = f"the newest of lane {lane} is {stop - self.num_envs}" if stop > lane else f"lane {lane} is empty"
-        reason = f"which was never given out; {newest}; pass indices from add or sample"
-        raise IndexError(f"indices contains {index}, {reason}")
+        refuse_not_stored(indices, self.bounds)
 
     def not_finite_observations(self) -> Iterator[str]:
         """A message for each leaf of the observations that is NaN or infinite somewhere. O(N)."""
@@ -313,6 +302,23 @@ def _shape_of(value: Any) -> tuple[int, ...] | None:
         return shape
     except (ValueError, TypeError, RuntimeError):
         return None
+
+
+def refuse_not_stored(indices: Indices, bounds: Indices) -> None:
+    """Raise IndexError for the first index that is not within the bounds of its lane, and say whether it is stale."""
+    successor = bounds.shape[1]
+    steps, lanes = np.divmod(indices, successor)
+    wrong = (indices < 0) | (steps < bounds[0, lanes]) | (steps >= bounds[1, lanes])
+    if not wrong.any():
+        return
+    index = int(indices[wrong][0])
+    lane = index % successor
+    oldest, stop = (bounds[:, lane] * successor + lane).tolist()
+    if 0 <= index < stop:
+        raise IndexError(f"indices contains {index}, which is stale; the oldest stored of lane {lane} is {oldest}")
+    newest = f"the newest of lane {lane} is {stop - successor}" if stop > lane else f"lane {lane} is empty"
+    reason = f"which was never given out; {newest}; pass indices from add or sample"
+    raise IndexError(f"indices contains {index}, {reason}")
 
 
 def stored_in(bounds: Indices, successor: int) -> Indices:

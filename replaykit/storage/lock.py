@@ -22,7 +22,8 @@ class Lock(_RLock):  # type: ignore[misc]
     `sampling` is True while the thread that holds it makes a batch: functions of the user that run then must not write.
     `writers` has a weak reference to the writer of each lane that has one. `recorder` is a mark of the recorder that
     stores an environment's steps, the last that `record` made. `after_fork` is called in a forked child. A `refusal` is
-    the reason for which nothing may be done any more; `sampling` is then True, too.
+    the reason for which nothing may be done any more; `sampling` is then True, too. A thread that takes several locks
+    takes them in the order of their `number`, that of their creation, as a fork does.
 
     A copy or a pickle of a lock is a new lock without either. A fork waits for the threads that hold locks, so that a
     forked child has every buffer at one moment of it, and a free lock.
@@ -37,7 +38,18 @@ class Lock(_RLock):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.sampling, self.writers = False, {}
-        _locks[next(_numbers)] = self
+        self.number = next(_numbers)
+        _locks[self.number] = self
+
+    @property
+    def each(self) -> "list[Lock]":
+        """The locks of storages that this one stands for: itself."""
+        return [self]
+
+    @property
+    def written(self) -> "Lock":
+        """The lock of the storage that is written to: this one."""
+        return self
 
     def refuse_writing(self) -> None:
         """Raise RuntimeError if the thread that holds the lock is in the middle of a sample.

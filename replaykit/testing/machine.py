@@ -75,7 +75,7 @@ class ReplayMachine(RuleBasedStateMachine):
         self._write(data, steps, with_error)
 
     def _write(self, data: st.DataObject, steps: int | None, with_error: bool) -> None:
-        lanes = self.model.num_envs
+        lanes = self.replay.num_envs
         count = 1 if steps is None else steps
         mask = None
         if data.draw(flags, label="masked"):
@@ -102,7 +102,7 @@ class ReplayMachine(RuleBasedStateMachine):
 
         lead = (() if steps is None else (steps,)) + ((lanes,) if lanes > 1 else ())
         values = {
-            name: _stack([[grid[t][e][name] for e in range(lanes)] for t in range(count)], self.spec[name], lead)
+            name: stack_of([[grid[t][e][name] for e in range(lanes)] for t in range(count)], self.spec[name], lead)
             for name in self.spec
         }
         options = {
@@ -116,7 +116,7 @@ class ReplayMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def end_episode(self, data: st.DataObject) -> None:
         """The environment of some lanes was reset."""
-        mask = np.array([data.draw(rarely) for _ in range(self.model.num_envs)], np.bool_)
+        mask = np.array([data.draw(rarely) for _ in range(self.replay.num_envs)], np.bool_)
         self.replay.end_episode(mask)
         self.model.end_episode([int(lane) for lane in np.flatnonzero(mask)])
 
@@ -152,6 +152,8 @@ class ReplayMachine(RuleBasedStateMachine):
     def sample(self, extra: int) -> None:
         """A batch is what the model says, and a copy would draw the same one."""
         batch_size = 1 + extra + sum(self.model.combined)
+        if not self.is_comparable(batch_size):
+            return
         refusal = self.model.refusal(batch_size)
         if refusal is not None:
             try:
@@ -160,15 +162,23 @@ class ReplayMachine(RuleBasedStateMachine):
                 assert refusal in str(error)  # noqa: PT017
                 return
             raise AssertionError(f"drew where it should raise: {refusal}")
-        numbers = copy.deepcopy(self.replay.rng)
+        numbers = self.numbers_of(self.replay)
         twin = copy.deepcopy(self.replay)
         after_draw = copy.deepcopy(self.replay)
         after_draw.draw(batch_size)
         batch = assert_lawful(self.replay, batch_size)
         self.model.assert_drawn(batch.indices, batch_size, numbers)
-        self.model.assert_batch(batch, batch_size, after_draw.rng)
+        self.model.assert_batch(batch, batch_size, self.numbers_of(after_draw))
         again = pickle.loads(pickle.dumps(twin)).sample(batch_size)
         assert bits_of(again) == bits_of(batch), "a copy drew another batch"
+
+    def is_comparable(self, batch_size: int) -> bool:
+        """Whether the model knows if a batch of this size can be drawn."""
+        return True
+
+    def numbers_of(self, replay: Any) -> Any:
+        """What the model takes random numbers from: a copy of the generator of `replay`."""
+        return copy.deepcopy(replay.rng)
 
     # -- Saving ----------------------------------------------------------------------------------------------
 
@@ -221,6 +231,7 @@ class ReplayMachine(RuleBasedStateMachine):
         """
         model = self.model
         assert len(self.replay) == len(model.steps)
+        assert len(self.replay.oldest) == model.num_envs
         for lane in range(model.num_envs):
             steps = [step.index for step in model.lane(lane)] or [-1]
             assert self.replay.oldest[lane] == steps[0]
@@ -233,12 +244,14 @@ def _shifted(stack: Any, new: Any) -> Any:
     return np.concatenate((stack[1:], new[:1])) if np.ndim(stack) == 3 else new
 
 
-def _stack(grid: list[list[Tree]], tree: Tree, lead: tuple[int, ...]) -> Tree:
+def stack_of(grid: list[list[Tree]], tree: Tree, lead: tuple[int, ...]) -> Tree:
     """A T x E grid of values of a tree of fields, as arrays with the leading axes `lead`."""
     if isinstance(tree, dict):
         return {
-            key: _stack([[value[key] for value in row] for row in grid], entry, lead) for key, entry in tree.items()
+            key: stack_of([[value[key] for value in row] for row in grid], entry, lead) for key, entry in tree.items()
         }
     if isinstance(tree, tuple):
-        return tuple(_stack([[value[i] for value in row] for row in grid], entry, lead) for i, entry in enumerate(tree))
+        return tuple(
+            stack_of([[value[i] for value in row] for row in grid], entry, lead) for i, entry in enumerate(tree)
+        )
     return np.array(grid, tree.dtype).reshape(lead + tree.shape)

@@ -1,0 +1,748 @@
+"""Mixtures: batches to which several replays give their shares."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from itertools import accumulate, pairwise
+from types import MappingProxyType
+from typing import Any, TypeAlias, cast, final
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit.batch import Draw, Window
+from replaykit.buffer import Seed
+from replaykit.checks import check_count, check_generator_state, check_seed, check_unit, nearest, prefixed
+from replaykit.declared import Declared, Moment, read_only
+from replaykit.field import as_array, as_float64, as_indices
+from replaykit.mixing import Locks, Plan, Rows, padded_rewards, planned, refuse_values, zeros_like
+from replaykit.replay import Replay
+from replaykit.schedules import check_schedule
+from replaykit.settings import Settings
+from replaykit.spec import REQUIRED
+from replaykit.storage.base import Floats, Indices, refuse_not_stored
+from replaykit.storage.lock import Lock
+from replaykit.trees import Tree
+
+Share: TypeAlias = float | Callable[[int], float]
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_SUM_ROUNDING = 1e-6
+"""How far the sum of the shares may be from 1."""
+_PLANS = 64
+"""Batch sizes for which the counts of fixed shares are remembered."""
+_ENDS = "length", "terminated", "truncated"
+
+
+@final
+class MixedReplay(Replay):
+    """Several replays as one: each source gives its share of every batch.
+
+    A source is a buffer, or a wrapper around one. It draws as it would alone, by its own distribution and its own
+    generator, and weighs what it draws as it would alone. A batch has the rows of the first source first, and so on.
+    Its fields are those of the sources, and `source`, (B,) int64, the number of each row's source in the order of the
+    dict. A field that only some sources have, such as `relabelled`, is 0 or False in the rows of the others.
+
+    If ``batch_size * share`` is a whole number, the source gives just as many rows. Otherwise it gives the number below
+    or above, chosen at random so that the expected number is ``batch_size * share``. A transition of probability P in
+    its source has the probability ``share * P``.
+
+    The weights of the rows of a source are computed from P, and normalised among themselves: with ``weights="batch"``
+    the largest weight of each source in the batch is 1. So a share is what it says, and is not corrected for.
+
+    Transitions have other indices here than in their source. The mixture is one ring of S lanes, those of all sources:
+    index i of a source with E lanes, the first of which is lane k of the mixture, is ``i // E * S + k + i % E`` here.
+    `update_priorities` and all other methods take these indices.
+
+    `add`, `extend`, `end_episode` and `writer` write to the source `add_to`, and `latest` is of this source, so that
+    the other ones keep what they have. `clear` empties all sources; ``mixture.sources["online"].clear()`` empties one.
+    A batch counts as a batch of every source, for its schedule of `beta`. Setting `beta` sets that of all sources that
+    have one. The sources can be used by themselves at any time, also in other threads.
+
+    Runtime of a batch: that of the batches of the sources, and O(B) to join them. If a source has ``weights="buffer"``
+    and does not give a whole number of rows, O(N).
+
+    Parameters
+    ----------
+    sources : dict of str to Replay
+        Names and replays, with equal `spec`, `n_step`, `gamma` and, for frames, `stack`. `num_envs` may differ.
+    shares : dict of str to float or callable
+        The share of each source in [0, 1]: a number, or a function of the number of batches sampled so far. The sum
+        is 1. A source with a positive share must not be empty when a batch is drawn.
+    add_to : str
+        The name of the source that is written to.
+    seed : int, SeedSequence or Generator, optional
+        For the random rounding, and for wrappers around the mixture.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong, the sources differ in what must be equal, or two of them share a storage or a
+        generator. When sampling, if a source with a share is empty, or cannot give its rows. Nothing is changed then.
+
+    References
+    ----------
+    Vecerik et al. (2017), Leveraging Demonstrations for Deep Reinforcement Learning on Robotics Problems with Sparse
+    Rewards. Ball et al. (2023), Efficient Online Reinforcement Learning with Offline Data, section 4.1: half of each
+    batch.
+
+    Examples
+    --------
+    Demonstrations with rewards of 1, and what the agent does itself:
+
+    >>> import numpy as np
+    >>> from replaykit import Field, MixedReplay, PrioritizedBuffer, ReplayBuffer, Spec
+    >>> spec = Spec(obs=Field(()), action=Field(()))
+    >>> demos, online = ReplayBuffer(50, spec, seed=0), PrioritizedBuffer(1000, spec, seed=1)
+    >>> zeros, flags = np.zeros(50), np.zeros(50, bool)
+    >>> index = demos.extend(zeros, zeros, np.ones(50), zeros, flags, flags)
+    >>> sources = {"demos": demos, "online": online}
+    >>> replay = MixedReplay(sources, shares={"demos": 0.25, "online": 0.75}, add_to="online", seed=2)
+    >>> for step in range(100):
+    ...     index = replay.add(step, 0, 0.0, step + 1, False, False)
+    >>> batch = replay.sample(8)
+    >>> batch.source
+    array([0, 0, 1, 1, 1, 1, 1, 1])
+    >>> batch.reward
+    array([1., 1., 0., 0., 0., 0., 0., 0.], dtype=float32)
+    >>> batch.probabilities  # 0.25 / 50 and 0.75 / 100
+    array([0.005 , 0.005 , 0.0075, 0.0075, 0.0075, 0.0075, 0.0075, 0.0075])
+    >>> replay.update_priorities(batch.indices, td_errors=np.ones(8))  # of the online buffer; demos has none
+    6
+    """
+
+    add_to: str = read_only("_add_to", "The name of the source that is written to.")
+
+    def __init__(
+        self, sources: Mapping[str, Replay], *, shares: Mapping[str, Share], add_to: str, seed: Seed = None
+    ) -> None:
+        _refuse_wrong_sources(sources)
+        if not isinstance(add_to, str) or add_to not in sources:
+            raise ValueError(f"add_to is {add_to!r}; expected one of {_listed(sources)}{nearest(add_to, sources)}")
+        self.sources: Mapping[str, Replay] = MappingProxyType(dict(sources))
+        self._each, self._names, self._add_to = tuple(sources.values()), tuple(sources), add_to
+        self._added_to = sources[add_to]
+        self.rng = np.random.default_rng(check_seed(seed))
+        _refuse_shared(sources, self.rng)
+        locks = [lock for source in self._each for lock in source.lock.each]
+        self.lock = cast(Lock, Locks(locks, self._added_to.lock.written))
+        lanes = [source.successor for source in self._each]
+        first, capacity = self._added_to.settings, sum(source.capacity for source in self._each)
+        self.settings = Settings(first.spec, capacity, first.num_envs, first.n_step, first.gamma, first.stack)
+        self.successor = sum(lanes)
+        self.note_bytes(max(source.bytes_each for source in self._each))
+        self.may_raise = any(source.may_raise for source in self._each)
+        self._lanes, self._offsets = np.array(lanes), np.cumsum([0, *lanes[:-1]])
+        self._ring = list(zip(lanes, self._offsets.tolist(), strict=True))
+        self._numbers, self._last = np.arange(len(lanes)), len(lanes) - 1
+        self._owner = np.repeat(self._numbers, lanes)
+        self._batches = 0
+        self._plans: dict[int, Plan] = {}
+        self.shares = shares
+
+    # -- Shares ----------------------------------------------------------------------------------------------
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of each source in the next batch. Set it to a dict of numbers in [0, 1] or of schedules."""
+        return dict(zip(self._names, self._shares_after(self._shares, self._batches), strict=True))
+
+    @shares.setter
+    def shares(self, shares: Mapping[str, Share]) -> None:
+        given = self._checked_shares(shares)
+        with self.lock:
+            self._shares = given
+            self._is_fixed = not any(map(callable, given))
+            self._plans.clear()
+
+    def _checked_shares(self, shares: Any) -> tuple[Share, ...]:
+        """The shares in the order of the sources; raises TypeError or ValueError for wrong ones."""
+        if not isinstance(shares, Mapping):
+            raise TypeError(f"shares is {shares!r}; expected a dict with a number for each of {_listed(self._names)}")
+        for name in shares:
+            if name not in self.sources:
+                meant = nearest(name, self._names)
+                raise ValueError(f"shares has the unknown name {name!r}; expected {_listed(self._names)}{meant}")
+        for name in self._names:
+            if name not in shares:
+                raise ValueError(f"shares lacks {name!r}; expected a share of each source, 0 for none")
+        given = tuple(check_schedule(f"shares[{name!r}]", shares[name]) for name in self._names)
+        for batches in (0, *(10**power for power in range(19))) if any(map(callable, given)) else (0,):
+            try:
+                found = [share(batches) if callable(share) else share for share in given]
+            except Exception:  # a table that ends there
+                break
+            self._refuse_sum(found, batches)
+        return given
+
+    def _shares_after(self, shares: tuple[Share, ...], batches: int) -> list[float]:
+        """The numbers that shares are after so many batches."""
+        named = zip(self._names, shares, strict=True)
+        found = [check_unit(f"shares[{name!r}]", s(batches)) if callable(s) else s for name, s in named]
+        self._refuse_sum(found, batches)
+        return found
+
+    def _refuse_sum(self, shares: list[float], batches: int) -> None:
+        if not abs(sum(shares) - 1.0) <= _SUM_ROUNDING:
+            when = f" after {batches} batches" if batches else ""
+            listed = ", ".join(f"{name!r}: {share:g}" for name, share in zip(self._names, shares, strict=True))
+            raise ValueError(
+                f"shares is {{{listed}}}{when}, with the sum {sum(shares):g}; expected 1; divide each by the sum"
+            )
+
+    def _plan(self, batch_size: int) -> Plan:
+        """How many of a batch each source gives."""
+        plan = self._plans.get(batch_size)
+        if plan is None:
+            plan = planned(self._shares_after(self._shares, self._batches), batch_size)
+            if self._is_fixed:
+                if len(self._plans) >= _PLANS:
+                    self._plans.clear()
+                self._plans[batch_size] = plan
+        return plan
+
+    # -- Adding ----------------------------------------------------------------------------------------------
+
+    def add(
+        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
+        truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
+    ) -> Indices:  # fmt: skip
+        values = obs, action, reward, next_obs, terminated, truncated
+        return self._of_added(self._added_to.add(*values, mask=mask, td_error=td_error, **extras))
+
+    def extend(
+        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
+        truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
+    ) -> Indices:  # fmt: skip
+        values = obs, action, reward, next_obs, terminated, truncated
+        return self._of_added(self._added_to.extend(*values, mask=mask, td_error=td_error, **extras))
+
+    def _of_added(self, own: Indices) -> Indices:
+        return self._from(self._names.index(self._add_to), own)
+
+    def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
+        self._added_to.end_episode(mask)
+
+    def clear(self) -> None:
+        with self.lock:
+            if self.lock.sampling:
+                self.lock.refuse_writing()
+            for source in self._each:
+                source.clear()
+
+    def overwrite(self, indices: npt.ArrayLike, **fields: Tree) -> int:
+        given = as_array("indices", indices, True)
+        entries = as_indices("indices", given.reshape(-1))
+        flat = self.spec.flatten_fields(fields)
+        values = [leaf.coerce(value, given.shape).reshape(-1, *leaf.shape) for leaf, value in flat]
+        with self.lock:
+            if self.lock.sampling:
+                self.lock.refuse_writing()
+            kept = entries != -1
+            entries, values = entries[kept], [value[kept] for value in values]
+            self._refuse_never_given(entries)
+            rows = self._split(entries)
+            parts = [
+                self.spec.unflatten([v[rows.of(k)] for v in values], tuple(fields)) for k in range(len(self._each))
+            ]
+            for source, own, part in zip(self._each, rows.own, parts, strict=True):
+                source.overwrite(np.full_like(own, -1), **part)  # only checks the values
+            return sum(s.overwrite(own, **part) for s, own, part in zip(self._each, rows.own, parts, strict=True))
+
+    def _refuse_never_given(self, indices: Indices) -> None:
+        """Raise IndexError for the first index that was never given out."""
+        wrong = (indices < 0) | (indices // self.successor >= self.bounds[1, indices % self.successor])
+        if wrong.any():
+            self._refuse(indices[wrong][:1])
+
+    def begins_row(self, indices: Indices) -> npt.NDArray[np.bool_]:
+        rows = self._split(indices)
+        return rows.joined([source.begins_row(own) for source, own in zip(self._each, rows.own, strict=True)])
+
+    # -- Indices ---------------------------------------------------------------------------------------------
+
+    def _mapped(self, k: int, own: Indices) -> Indices:
+        """The indices here of those of source k."""
+        lanes, offset = self._ring[k]
+        indices: Indices = own * self.successor if lanes == 1 else own + own // lanes * (self.successor - lanes)
+        indices += offset
+        return indices
+
+    def _from(self, k: int, own: Indices) -> Indices:
+        """`_mapped`, in which negative ones stay."""
+        indices = self._mapped(k, own)
+        return np.where(own < 0, own, indices) if own.min(initial=0) < 0 else indices
+
+    def _split(self, indices: Indices) -> Rows:
+        """The rows of each source in indices of shape (B,) or (B, T). The entry -1 may be of any source."""
+        width = indices.shape[1] if indices.ndim == 2 else 1
+        steps, lanes = np.divmod(indices, self.successor)
+        owners = self._owner[lanes]
+        owner = owners
+        if indices.ndim == 2:
+            owner = self._owner[indices.max(axis=1, initial=-1) % self.successor]
+            if ((owners != owner[:, None]) & (indices >= 0)).any():
+                raise IndexError("a row of indices is of several sources; expected rows of one episode each")
+            owners = owner[:, None]
+        own = steps * self._lanes[owners] + lanes - self._offsets[owners]
+        if indices.size and indices.min() < 0:
+            own = np.where(indices < 0, indices, own)
+        order = None
+        if (owner[1:] < owner[:-1]).any():
+            order = np.argsort(owner, kind="stable")
+            own = own[order]
+        begins = [0, *np.bincount(owner, minlength=len(self._each)).cumsum().tolist()]
+        return Rows([own[begin:end] for begin, end in pairwise(begins)], owner, begins, order, width)
+
+    def _refuse(self, indices: Indices, padded: bool = False) -> None:
+        """Raise IndexError for the first index that is not stored."""
+        refuse_not_stored(indices[indices != -1] if padded else indices, self.bounds)
+
+    # -- Sampling --------------------------------------------------------------------------------------------
+
+    def draw(self, batch_size: int) -> Draw:
+        size = self.checked_batch_size(batch_size)
+        with self.lock:
+            return self._draws(size)[1]
+
+    def _draws(self, size: int) -> tuple[Rows, Draw]:
+        """What each source draws, its own indices, and the draw that these are together."""
+        plan = self._plan(size)
+        for name, source, most in zip(self._names, self._each, plan.most, strict=True):
+            if most and not len(source):
+                raise ValueError(f"source {name!r} is empty, and has a share; add to it first, or give it the share 0")
+        states: list[tuple[Replay, Any]] = []
+        own_state = None if plan.is_whole else self.rng.bit_generator.state
+        try:
+            counts = plan.most if plan.is_whole else plan.rounded(self.rng.random())
+            draws: list[Draw | None] = []
+            for k, count in enumerate(counts):
+                source = self._each[k]
+                if k < self._last:  # the last draws nothing before it raises
+                    states.append((source, source.random_state()))
+                draws.append(self._asked(k, count, size, source.draw) if count else None)
+            return self._together(draws, plan, size)
+        except BaseException:
+            for source, state in states:
+                source.restore_random_state(state)
+            if own_state is not None:
+                self.rng.bit_generator.state = own_state
+            raise
+
+    def _together(self, draws: list[Draw | None], plan: Plan, size: int) -> tuple[Rows, Draw]:
+        owns: list[Indices] = []
+        indices, probabilities, least = [], [], None
+        for k, draw in enumerate(draws):
+            if draw is None:
+                owns.append(_NONE)
+                continue
+            own = as_indices("indices", draw.indices)
+            owns.append(own)
+            indices.append(self._mapped(k, own))
+            is_whole = not plan.chances[k]
+            probabilities.append(draw.probabilities * (own.size / size) if is_whole else self._shares_of(k, own, size))
+            if draw.least is not None:
+                least = np.full(len(draws), np.nan) if least is None else least
+                least[k] = draw.least * (own.size / size) if is_whole else self._least(k, size, _NONE)
+        counts = [own.size for own in owns]
+        rows = Rows(owns, np.repeat(self._numbers, counts), [0, *accumulate(counts)], None, 1)
+        return rows, Draw(np.concatenate(indices), np.concatenate(probabilities), least)
+
+    def _asked(self, k: int, count: int, size: int, ask: Callable[[int], Any]) -> Any:
+        """What source k answers for `count` of `size` rows; an error names it."""
+        try:
+            return ask(count)
+        except ValueError as error:
+            raise ValueError(f"source {self._names[k]!r} gives {count} rows of {size}: {error}") from error
+
+    def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> Floats:
+        """The expected share of each stored index in a batch: that of its source, times its probability there."""
+        entries, size = as_indices("indices", indices), check_count("batch_size", batch_size)
+        with self.lock:
+            self._refuse(entries)
+            rows = self._split(entries)
+            return rows.joined([self._shares_of(k, own, size) for k, own in enumerate(rows.own)])
+
+    def _shares_of(self, k: int, own: Indices, size: int) -> Floats:
+        """The expected share of indices of source k in a batch of `size`, over the counts that it may give."""
+        source, shares = self._each[k], np.zeros(own.size)
+        if own.size:
+            for count, chance in self._plan(size).counts_of(k):
+                of_source = self._asked(k, count, size, lambda count: source.probability(own, count))
+                shares += of_source * (chance * count / size)
+        return shares
+
+    def least_probability(self, batch_size: int, without: Indices) -> Floats:
+        """The smallest positive probability of any stored index of each source, (K,), but of those in `without`."""
+        size = check_count("batch_size", batch_size)
+        with self.lock:
+            return np.array([self._least(k, size, own) for k, own in enumerate(self._split(without).own)])
+
+    def _least(self, k: int, size: int, without: Indices) -> float:
+        counts = self._plan(size).counts_of(k)
+        source = self._each[k]
+        if not counts or not len(source):
+            return np.inf
+        if len(counts) == 1:
+            ((count, chance),) = counts
+            least = self._asked(k, count, size, lambda count: source.least_probability(count, without))
+            return float(least * (chance * count / size))
+        shares = self._shares_of(k, np.setdiff1d(source.stored(), without), size)
+        return float(shares.min(initial=np.inf, where=shares > 0.0))
+
+    def least_of(self, indices: Indices, probabilities: Floats) -> Floats:
+        least, owner = np.full(len(self._each), np.inf), self._owner[indices % self.successor]
+        is_positive = probabilities > 0.0
+        np.minimum.at(least, owner[is_positive], probabilities[is_positive])
+        return least
+
+    def weigh(self, draw: Draw) -> npt.NDArray[np.float32]:
+        """The weights that each source gives its rows, for their probabilities divided by its share."""
+        with self.lock:
+            return self._weights(self._split(draw.indices), draw)
+
+    def _weights(self, rows: Rows, draw: Draw) -> npt.NDArray[np.float32]:
+        shares, least = self._plan(1).shares, draw.least
+        weights: list[npt.NDArray[np.float32]] = []
+        for k, own in enumerate(rows.own):
+            if own.size:
+                share = shares[k] or 1.0  # without a share, only a wrapper draws from it
+                part = Draw(own, draw.probabilities[rows.of(k)] / share)
+                if least is not None:
+                    known = float(np.broadcast_to(least, len(shares))[k])
+                    part.least = None if np.isnan(known) else known / share
+                weights.append(self._each[k].weigh(part))
+        return rows.joined(weights)
+
+    def serve(self, batch_size: int) -> dict[str, Any]:
+        rows, draw = self._draws(batch_size)
+        parts = [self._each[k].fetch(own) for k, own in enumerate(rows.own)]
+        fields = self._fields(rows, parts)
+        fields["weights"] = self._weights(rows, draw)
+        fields["probabilities"], fields["indices"] = draw.probabilities, draw.indices
+        return fields
+
+    def fetch(self, indices: Indices) -> dict[str, Any]:
+        with self.lock:
+            indices = self._checked(indices)
+            rows = self._split(indices)
+            return self._fields(rows, [s.fetch(own) for s, own in zip(self._each, rows.own, strict=True)])
+
+    def _checked(self, indices: Any) -> Indices:
+        if type(indices) is not np.ndarray or indices.dtype != np.int64 or indices.ndim != 2:
+            indices = as_indices("indices", indices)
+        self._refuse(indices.reshape(-1), padded=indices.ndim == 2)
+        return cast(Indices, indices)
+
+    def _fields(self, rows: Rows, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        """The fields of the rows of all sources, from those of each."""
+        first = parts[0]
+        if any(part.keys() != first.keys() for part in parts):
+            self._complete(rows, parts)
+        if rows.order is None and self.spec.is_flat:
+            fields = {name: np.concatenate([part[name] for part in parts]) for name in first}
+        else:
+            fields = {name: rows.tree([part[name] for part in parts]) for name in first}
+        fields["source"] = rows.owner
+        return fields
+
+    def _complete(self, rows: Rows, parts: list[dict[str, Any]]) -> None:
+        """Zeros for the fields that only some of the sources have."""
+        for name in dict.fromkeys(name for part in parts for name in part):
+            like = next(part[name] for part in parts if name in part)
+            for k, part in enumerate(parts):
+                if name not in part:
+                    if name in self.spec or name in ("discount", "length"):
+                        raise ValueError(f"source {self._names[k]!r} gives batches without {name!r}, which others have")
+                    part[name] = zeros_like(like, len(rows.own[k]))
+
+    def window(self, indices: Indices) -> Window:
+        with self.lock:
+            indices = self._checked(indices)
+            rows = self._split(indices)
+            parts = [source.window(own) for source, own in zip(self._each, rows.own, strict=True)]
+        shapes = {part.shape[1:] for part in parts}
+        if len(shapes) > 1:
+            raise ValueError(f"the sources open windows of the shapes {shapes} for each row; expected one")
+        shape = len(indices), *shapes.pop()
+        rows = Rows(rows.own, rows.owner, rows.begins, rows.order, int(np.prod(shape[1:])))
+        own = [self._from(k, part.indices) for k, part in enumerate(parts)]
+        reward = rows.joined(padded_rewards([part.reward for part in parts]))
+        length, terminated, truncated = (rows.joined([getattr(part, name) for part in parts]) for name in _ENDS)
+        window = Window(rows.joined(own), shape, self.successor, reward, length, terminated, truncated, (rows, parts))
+        for name in dict.fromkeys(name for part in parts for name in part.added):
+            like = next(part.added[name] for part in parts if name in part.added)
+            values = [part.added.get(name, zeros_like(like, part.shape[0])) for part in parts]
+            window.added[name] = rows.tree(values)
+        window.added["source"] = rows.owner
+        return window
+
+    def reduce(self, window: Window) -> dict[str, Any]:
+        rows, parts = window.opened
+        known = {name for part in parts for name in part.added}
+        reduced = []
+        begin = 0
+        for k, (source, part) in enumerate(zip(self._each, parts, strict=True)):
+            mine, count = rows.of(k, rows.width), part.indices.size
+            changed = dataclasses.replace(
+                part,
+                reward=np.ascontiguousarray(window.reward[mine][:, : part.reward.shape[1]]),
+                **{name: getattr(window, name)[mine] for name in _ENDS},
+                added={name: window.added[name][rows.of(k)] for name in known if name in window.added},
+                rewrites=[*part.rewrites, *rows.rewrites_of(window.rewrites, begin, count)],
+            )
+            begin += count
+            reduced.append(source.reduce(changed))
+        with self.lock:
+            fields = self._fields(rows, reduced)
+        return fields | {name: value for name, value in window.added.items() if name not in known}
+
+    def count_batch(self) -> None:
+        self.__dict__["_batches"] += 1  # at once
+        for source in self._each:
+            source.count_batch()
+
+    def random_state(self) -> Any:
+        return self.rng.bit_generator.state, [source.random_state() for source in self._each]
+
+    def restore_random_state(self, state: Any) -> None:
+        self.rng.bit_generator.state, states = state
+        for source, own in zip(self._each, states, strict=True):
+            source.restore_random_state(own)
+
+    def reseed(self, seed: int | np.random.SeedSequence | None = None) -> None:
+        """Start the random numbers of all sources and of the mixture anew; see :meth:`Replay.reseed`."""
+        check_seed(seed, "None, a non-negative int or a SeedSequence", (np.random.SeedSequence,))
+        if isinstance(seed, np.random.SeedSequence):
+            whole = np.random.SeedSequence(seed.entropy, spawn_key=seed.spawn_key, pool_size=seed.pool_size)
+        else:
+            whole = np.random.SeedSequence(seed)
+        own, *seeds = whole.spawn(len(self._each) + 1)
+        with self.lock:
+            if self.lock.sampling:
+                self.lock.refuse_writing()
+            super().reseed(own)
+            for source, each in zip(self._each, seeds, strict=True):
+                source.reseed(each)
+
+    # -- Learning --------------------------------------------------------------------------------------------
+
+    def update_priorities(
+        self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *, priorities: npt.ArrayLike | None = None
+    ) -> int:
+        if (td_errors is None) == (priorities is None):
+            raise TypeError("pass either td_errors or priorities=")
+        name, given = ("td_errors", td_errors) if priorities is None else ("priorities", priorities)
+        entries, values = as_indices("indices", indices, True), as_float64(name, given, True)
+        if values.shape != entries.shape:
+            raise ValueError(f"{name} has shape {values.shape}; expected {entries.shape}, that of indices")
+        with self.lock:
+            if self.lock.sampling:
+                self.lock.refuse_writing()
+            self._refuse_never_given(entries)
+            rows, applied = self._split(entries), 0
+            given_to = [values[rows.of(k)] for k in range(len(self._each))]
+            for source, part in zip(self._each, given_to, strict=True):
+                refuse_values(name, part, source.largest_priority)
+            for source, own, part in zip(self._each, rows.own, given_to, strict=True):
+                applied += source.update_priorities(own, **{name: part}) if own.size else 0
+            return applied
+
+    @property
+    def beta(self) -> float:
+        """The exponent of the weights of the next batch. Setting it sets that of all sources that have one."""
+        found = {name: float(source.beta) for name, source in self.sources.items() if hasattr(source, "beta")}
+        if not found:
+            raise AttributeError(f"{self!r} prioritizes nothing, so it has no beta")
+        if len(set(found.values())) > 1:
+            raise ValueError(
+                f"beta is {found}; expected one for all; ask one of the sources, such as sources[{next(iter(found))!r}]"
+            )
+        return next(iter(found.values()))
+
+    @beta.setter
+    def beta(self, value: float | Callable[[int], float]) -> None:
+        with self.lock:
+            having = [source for source in self._each if hasattr(source, "beta")]
+            if not having:
+                raise AttributeError(f"{self!r} prioritizes nothing, so it has no beta")
+            check_schedule("beta", value)
+            for source in having:
+                source.beta = value
+
+    @property
+    def largest_priority(self) -> float:
+        return min(source.largest_priority for source in self._each)
+
+    # -- Looking ---------------------------------------------------------------------------------------------
+
+    @property
+    def inside(self) -> tuple[Replay, ...]:
+        return self._each
+
+    @property
+    def slots(self) -> int:
+        return self.successor * max(-(-source.slots // source.successor) for source in self._each)
+
+    @property
+    def bounds(self) -> Indices:
+        return np.concatenate([source.bounds for source in self._each], axis=1)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(source.nbytes for source in self._each)
+
+    def __len__(self) -> int:
+        with self.lock:
+            return sum(map(len, self._each))
+
+    def latest(self, count: int) -> Indices:
+        """The indices of the `count` transitions that were added last to the source `add_to`, oldest first."""
+        return self._of_added(self._added_to.latest(count))
+
+    def episode(self, indices: npt.ArrayLike) -> tuple[Indices, Indices, Indices]:
+        entries = as_indices("indices", indices)
+        with self.lock:
+            self._refuse(entries, padded=True)
+            rows = self._split(entries)
+            found = [source.episode(own) for source, own in zip(self._each, rows.own, strict=True)]
+        numbers = [np.where(part[0] < 0, -1, part[0] * len(found) + k) for k, part in enumerate(found)]
+        first, last = ([self._from(k, part[side]) for k, part in enumerate(found)] for side in (1, 2))
+        return rows.joined(numbers), rows.joined(first), rows.joined(last)
+
+    def read(self, indices: npt.ArrayLike, field: str) -> npt.NDArray[Any]:
+        entries = as_indices("indices", indices)
+        with self.lock:
+            self._refuse(entries, padded=True)
+            rows = self._split(entries)
+            return rows.joined([source.read(own, field) for source, own in zip(self._each, rows.own, strict=True)])
+
+    def stats(self, prefix: str = "") -> dict[str, float]:
+        """Numbers for a logger: of all sources together, and of each, such as ``"demos/size"`` and ``"demos/share"``.
+
+        `prefix` is put before each name.
+        """
+        with self.lock:
+            each = [source.stats() for source in self._each]
+            total = ("size", "capacity", "added", "nbytes", "stale_updates")
+            stats = {name: sum(of.get(name, 0.0) for of in each) for name in total if any(name in of for of in each)}
+            stats["batches"] = self._batches
+            for name, of, share in zip(self._names, each, self.shares.values(), strict=True):
+                stats |= {f"{name}/{key}": value for key, value in of.items()} | {f"{name}/share": share}
+            return prefixed(stats, prefix)
+
+    def check(self) -> None:
+        with self.lock:
+            for source in self._each:
+                source.check()
+            assert self.bounds.shape == (2, self.successor), "the lanes are not those of the sources"
+            stored = self.stored()
+            assert np.unique(stored % self.slots).size == stored.size == len(self), "two transitions share a slot"
+
+    def __repr__(self) -> str:
+        sources = ", ".join(f"{name!r}: {source!r}" for name, source in self.sources.items())
+        return f"{type(self).__name__}({{{sources}}}, add_to={self._add_to!r})"
+
+    # -- Keeping ---------------------------------------------------------------------------------------------
+
+    def parts(self) -> dict[str, Declared]:
+        """The parts of the sources, with their names before those of the parts, and the mixture itself."""
+        parts = {f"{name}.{key}": part for name, source in self.sources.items() for key, part in source.parts().items()}
+        return parts | {"mixture": self}
+
+    def state(self) -> dict[str, Any]:
+        shares = {f"share of {name}": share for name, share in zip(self._names, self._shares, strict=True)}
+        return {"batches": self._batches, "rng": self.rng.bit_generator.state} | shares
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        batches = state["batches"]
+        if type(batches) is not int or not 0 <= batches < 1 << 63:
+            raise ValueError(f"batches is {batches!r:.30}; expected an int of at least 0")
+        check_generator_state(self.rng.bit_generator, state["rng"])
+        self._checked_shares(self._shares_in(state))
+
+    def _shares_in(self, state: dict[str, Any]) -> dict[str, Share]:
+        """The shares of a state; those that are functions are not saved."""
+        return {
+            name: state.get(f"share of {name}", share) for name, share in zip(self._names, self._shares, strict=True)
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.shares = self._shares_in(state)
+        self._batches, self.rng.bit_generator.state = state["batches"], state["rng"]
+
+    def __reduce__(self) -> Any:
+        with self.lock:  # the sources are arguments, and make their copies themselves, of the same moment
+            moment = Moment(self.made_of())
+            return *super().__reduce__(), moment
+
+
+_NONE: Indices = np.empty(0, np.int64)
+_NONE.flags.writeable = False
+
+
+# -- What is refused -----------------------------------------------------------------------------------------------
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _refuse_wrong_sources(sources: Any) -> None:
+    """Raise TypeError or ValueError unless these are named replays that can be mixed."""
+    if not isinstance(sources, Mapping):
+        raise TypeError(f"sources is a {type(sources).__name__}; expected a dict of names and replays")
+    if not sources:
+        raise ValueError("sources is empty; expected a dict of at least one name and replay")
+    for name, source in sources.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError(f"sources has the name {name!r}; expected letters, digits, '_' and '-'")
+        if not isinstance(source, Replay):
+            wanted = "expected a buffer, or a wrapper around one"
+            raise TypeError(f"source {name!r} is a {type(source).__name__}; {wanted}")
+        if source.has_sequences:
+            remedy = "put the SequenceReplay around the mixture"
+            raise ValueError(f"source {name!r} serves sequences; expected single transitions; {remedy}")
+        if _is_mixed(source):
+            raise ValueError(f"source {name!r} is a mixture already; name all sources in one, and multiply the shares")
+    (first, one), *others = sources.items()
+    if "source" in one.spec:
+        raise ValueError("the spec has a field 'source', which is what the batch of a mixture has; choose another name")
+    for name, other in others:
+        for what in ("spec", "n_step", "gamma", *(["stack"] if _has_frames(one) else [])):
+            ours, theirs = getattr(one, what), getattr(other, what)
+            if ours != theirs:
+                found = _difference(ours, theirs) if what == "spec" else f"{ours!r} and {theirs!r}"
+                raise ValueError(f"sources {first!r} and {name!r} differ in {what}: {found}; build both alike")
+
+
+def _is_mixed(replay: Replay) -> bool:
+    return isinstance(replay, MixedReplay) or any(map(_is_mixed, replay.inside))
+
+
+def _has_frames(replay: Replay) -> bool:
+    return any(leaf.name.startswith("obs") and len(leaf.shape) >= 2 for leaf in replay.spec.leaves)
+
+
+def _difference(ours: Any, theirs: Any) -> str:
+    """The first fields in which two specs differ."""
+    one, other = ({leaf.name: leaf.field for leaf in spec.leaves} for spec in (ours, theirs))
+    for name in [*one, *other]:
+        if one.get(name) != other.get(name):
+            return f"{name} is {one.get(name, 'missing')!r} and {other.get(name, 'missing')!r}"
+    return f"{ours!r} and {theirs!r}"
+
+
+def _refuse_shared(sources: Mapping[str, Replay], rng: np.random.Generator) -> None:
+    """Raise ValueError if two sources have a storage or a generator in common."""
+    locks, generators = dict[int, str](), {id(rng): "the mixture"}
+    for name, source in sources.items():
+        for lock in source.lock.each:
+            if id(lock) in locks:
+                reason = "so that a transition would have two indices and two probabilities"
+                raise ValueError(f"sources {locks[id(lock)]!r} and {name!r} are of one storage, {reason}; give it once")
+            locks[id(lock)] = name
+        if id(source.rng) in generators:
+            both = f"{generators[id(source.rng)]} and source {name!r} draw from one generator"
+            raise ValueError(f"{both}, so that each would change what the other draws; give each a seed of its own")
+        generators[id(source.rng)] = f"source {name!r}"
