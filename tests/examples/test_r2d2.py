@@ -195,6 +195,25 @@ def test_the_zero_state_agent_ignores_what_is_stored():
     assert not torch.allclose(played.td_errors(batch).detach(), before)
 
 
+def test_training_stores_the_state_before_each_step(monkeypatch):
+    """Zero at an episode's first step, and then what the network made of the one before, with random actions, too."""
+    batches, learn = [], Learner.learn
+
+    def learning(learner, batch):
+        batches.append(batch)
+        return learn(learner, batch)
+
+    monkeypatch.setattr(Learner, "learn", learning)
+    q_net, _ = train(replace(SETTINGS, learning_rate=0.0), 0)
+    for batch in batches:
+        assert not batch.state[batch.is_first].any()
+        before, after = batch.mask[:, 1:], batch.state[:, 1:]
+        with torch.no_grad():
+            _, made = q_net(batch.obs[:, :-1][before].unsqueeze(1), batch.state[:, :-1][before])
+        torch.testing.assert_close(after[before], made)
+    assert batches
+
+
 # -- Learning ------------------------------------------------------------------------------------------------
 
 
@@ -226,13 +245,13 @@ def test_the_burn_in_and_the_padding_are_not_learned_from():
 
 
 def test_no_gradient_flows_into_the_burn_in():
-    """But into the first steps of a row that begins its episode, since it has no burn-in."""
+    """From later steps. But into the first steps of a row that begins its episode, since it has no burn-in."""
     played = Played(SETTINGS)
     for batch in played.batches(5):
         batch.obs.requires_grad_()
-        (played.td_errors(batch) * batch.loss_mask).square().sum().backward()
+        (played.td_errors(batch) * batch.loss_mask)[:, SETTINGS.burn_in :].square().sum().backward()
         reached = batch.obs.grad[:, : SETTINGS.burn_in].abs().amax((1, 2)) > 0.0
-        is_learned = batch.mask[:, 1 + SETTINGS.burn_in]
+        is_learned = batch.mask[:, SETTINGS.burn_in]  # in a row that is long enough
         assert torch.equal(reached[is_learned], batch.is_first[is_learned, 0])
 
 
