@@ -329,16 +329,12 @@ def plot(histories: dict[tuple[str, int], History], tests: dict[tuple[str, int],
         top.plot(*np.array(history.successes).T, color=AGENTS[agent], alpha=0.8)
         if history.losses:
             bottom.plot(*np.array(history.losses).T, color=AGENTS[agent], alpha=0.8)
-    top.axhline(0.5, color="0.4", linestyle="--", linewidth=1.0)
-    top.text(0.01, 0.51, "guessing", color="0.4", va="bottom", transform=top.get_yaxis_transform())
+    top.axhline(0.5, color="0.4", linestyle="--", linewidth=1.0, label="guessing")
     top.set(ylabel="share of greedy episodes with the right turn", ylim=(0.3, 1.03))
     top.set_title("A T-maze: the sign at its entrance shows the way to turn, 20 to 40 steps later")
-    top.legend(title=f"share in {TEST_EPISODES:,} fresh episodes, for each seed", loc="center left")
-    bottom.set(xlabel="environment steps", ylabel="loss")
-    if any(history.losses for history in histories.values()):
-        bottom.set_yscale("log")
-    else:
-        bottom.text(0.5, 0.5, "no update yet", ha="center", va="center", transform=bottom.transAxes)
+    bottom.set(xlabel="environment steps", ylabel="loss", ylim=(0.0, None))
+    title = f"share in {TEST_EPISODES:,} fresh episodes, for each seed"
+    figure.legend(*top.get_legend_handles_labels(), title=title, loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=100)
 
 
