@@ -9,8 +9,8 @@ once, so without memory it can only guess. A run takes about a minute on one cor
 that training has not seen, and saves a picture of the learning curves.
 
 The agent learns from rows of 20 consecutive steps, which are shorter than the corridor: no row that contains the turn
-contains the sign. So what the agent remembers must come from the state that a row begins with. Three things of the
-buffer make that possible:
+contains the sign. So what the agent remembers must come from the state that a row begins with. replaykit has three
+parts for that:
 
 - An extra field, `state`, stores the recurrent state that the agent had before each step.
 - `SequenceReplay` serves rows of consecutive steps, so ``batch.state[:, 0]`` is the state that a row begins with.
