@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from replaykit import Field, HindsightReplay, MixedReplay, ReplayBuffer, Spec, SumTree
+from replaykit import Field, HindsightReplay, MixedReplay, ReplayBuffer, SequenceReplay, Spec, SumTree
 
 ACCENT = "var(--color-brand-primary, #0a4bff)"
 MUTED = "var(--color-foreground-muted, #808080)"
@@ -273,6 +273,64 @@ def draw_hindsight() -> None:
     drawing.save("hindsight.svg")
 
 
+def draw_sequences() -> None:
+    """An episode of eight steps and four steps of the next, their spans, and the row that belongs to each span."""
+    buffer = ReplayBuffer(12, Spec(obs=Field(()), action=Field(())))
+    replay = SequenceReplay(buffer, length=5, burn_in=2, stride=3)
+    for index in range(12):
+        replay.add(0.0, 0.0, 0.0, 0.0, index == 7, False)
+    starts = np.flatnonzero(replay.probability(replay.stored()) > 0.0)
+    shares = np.round(replay.probability(starts) * 12).astype(int)
+    rows = replay.fetch(starts)
+    description = "Rows of five steps from index 0, 3, 6, 8 and 11: at the end of an episode the rest is padding"
+    drawing = Drawing(760, 366, description)
+    left, width, gap = 92, 36, 16
+
+    def edge(index):
+        return left + index * width + gap * (index >= 8)
+
+    for first, words in ((0, "an episode of eight steps"), (8, "a running episode")):
+        drawing.text(edge(first), 18, words, MUTED, 13, anchor="start")
+    drawing.text(14, 49, "index", anchor="start")
+    drawing.text(14, 76, "spans", anchor="start")
+    for index in range(12):
+        drawing.box(edge(index), 29, width, 30)
+        drawing.text(edge(index) + width / 2, 49, index, size=13)
+    drawing.text(14, 110, "rows", anchor="start")
+    drawing.text(746, 76, "probability", MUTED, 13, anchor="end")
+    for number, (start, share) in enumerate(zip(starts, shares, strict=True)):
+        y = 92 + 46 * number
+        drawing.line(edge(start) + 3, 71, edge(start + share - 1) + width - 3, 71, ACCENT, 3)
+        drawing.line(edge(start) + 3, y + 34, edge(start + share - 1) + width - 3, y + 34, ACCENT, 3)
+        x, steps = edge(start), rows["step_indices"][number]
+        for place in range(5):
+            learned, real = rows["loss_mask"][number, place], rows["mask"][number, place]
+            draw_step(drawing, x + place * width, y, width, "learned" if learned else "burn-in" if real else "padding")
+            if real:
+                drawing.text(x + (place + 0.5) * width, y + 19, steps[place], ACCENT if learned else MUTED, 13)
+        drawing.text(746, y + 19, f"{share}/12", size=13, anchor="end", bold=True)
+    for x, kind, words in (
+        (14, "learned", "loss_mask"), (150, "burn-in", "burn-in: only in mask"), (360, "padding", "padding")
+    ):  # fmt: skip
+        draw_step(drawing, x, 334, width, kind)
+        drawing.text(x + width + 8, 353, words, size=13, anchor="start")
+    drawing.line(484, 348, 514, 348, ACCENT, 3)
+    drawing.text(524, 353, "the span of a row", size=13, anchor="start")
+    drawing.save("sequences.svg")
+
+
+def draw_step(drawing: Drawing, x: float, y: float, width: float, kind: str) -> None:
+    """A box for a step of a row, by what becomes of it."""
+    if kind == "padding":
+        west, east, north, south = x + 2, x + width - 2, y + 1, y + 27
+        for side in ((west, north, east, north), (west, south, east, south), (west, north, west, south),
+                     (east, north, east, south)):  # fmt: skip
+            drawing.line(*side, MUTED, 1, dashed=True)
+        return
+    color = ACCENT if kind == "learned" else MUTED
+    drawing.box(x + 1, y, width - 2, 28, color, 2 if kind == "learned" else 1)
+
+
 def draw_frames() -> None:
     """Frames of two episodes, stored once, and the numbers of those that some transitions are made of."""
     buffer = ReplayBuffer(8, Spec(obs=Field((1, 1), np.uint8), action=Field(())), stack=3)
@@ -402,6 +460,7 @@ def draw_mixture() -> None:
 if __name__ == "__main__":
     for draw in (draw_query, draw_update, draw_schemes, draw_ring, draw_verbs, draw_hindsight, draw_frames):
         draw()
+    draw_sequences()
     draw_house()
     draw_flows()
     draw_mixture()
