@@ -45,16 +45,17 @@ class Args:
 
     env_id: str = option("CartPole-v1", "an environment with discrete actions and flat observations")
     seed: int = option(0, "of weights, exploration, replay and environments", 0)
-    total_timesteps: int = option(50_000, "environment steps", 1)
+    total_timesteps: int = option(25_000, "environment steps", 1)
     num_envs: int = option(1, "environments stepped together", 1)
-    learning_rate: float = option(5e-4, "of Adam", 0)
+    learning_rate: float = option(1e-3, "of Adam at first", 0)
+    anneal_lr: bool = option(True, "let the learning rate fall to 0, linearly")
     gamma: float = option(0.99, "discount per step", 0, 1)
-    batch_size: int = option(128, "transitions in an update", 1)
+    batch_size: int = option(64, "transitions in an update", 1)
     buffer_size: int = option(20_000, "transitions stored", 1)
     learning_starts: int = option(1_000, "steps before the first update", 1)
-    train_frequency: int = option(4, "steps per update", 1)
-    target_network_frequency: int = option(100, "updates from one copy to the target network to the next", 1)
-    tau: float = option(1.0, "how far the target network moves towards the Q-network each time", 0, 1)
+    train_frequency: int = option(2, "steps per update", 1)
+    target_network_frequency: int = option(1, "updates from one move of the target network to the next", 1)
+    tau: float = option(0.01, "how far it moves towards the Q-network each time; 1 copies it", 0, 1)
     start_e: float = option(1.0, "share of random actions at first", 0, 1)
     end_e: float = option(0.02, "share of random actions in the end", 0, 1)
     exploration_fraction: float = option(0.3, "share of the steps in which it falls", 0, 1)
@@ -64,7 +65,7 @@ class Args:
     per_beta: float = option(0.4, "exponent of the importance weights at first; it rises to 1", 0, 1)
     device: str = option("cpu", "of the networks, such as cuda")
     log_dir: str = option("", "directory for TensorBoard; without it, nothing is logged")
-    log_every: int = option(5_000, "steps from one printed line to the next", 1)
+    log_every: int = option(2_500, "steps from one printed line to the next", 1)
 
 
 class QNetwork(nn.Sequential):
@@ -145,6 +146,8 @@ def train(args: Args) -> tuple[QNetwork, list[tuple[int, float]]]:
             q = q_network(batch.obs).gather(1, batch.action.unsqueeze(1)).squeeze(1)  # (B,)
             td_errors = target - q
             loss = (batch.weights * td_errors.square()).mean()
+            if args.anneal_lr:
+                optimizer.param_groups[0]["lr"] = args.learning_rate * (1.0 - updates / total_updates)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

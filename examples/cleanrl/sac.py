@@ -48,16 +48,17 @@ class Args:
 
     env_id: str = option("Pendulum-v1", "an environment with continuous actions and flat observations")
     seed: int = option(0, "of weights, exploration, replay and environments", 0)
-    total_timesteps: int = option(10_000, "environment steps", 1)
+    total_timesteps: int = option(8_000, "environment steps", 1)
     num_envs: int = option(1, "environments stepped together", 1)
     learning_rate: float = option(1e-3, "of Adam, for actor, critics and temperature", 0)
     gamma: float = option(0.99, "discount per step", 0, 1)
-    batch_size: int = option(256, "transitions in an update", 1)
+    batch_size: int = option(128, "transitions in an update", 1)
     buffer_size: int = option(100_000, "transitions stored", 1)
-    learning_starts: int = option(1_000, "steps of random actions before the first update", 1)
+    learning_starts: int = option(500, "steps of random actions before the first update", 1)
     train_frequency: int = option(1, "steps per update", 1)
+    hidden: int = option(64, "units in each of the two hidden layers", 1)
     policy_frequency: int = option(1, "updates of the critics per update of actor and temperature", 1)
-    tau: float = option(0.005, "how far the target critics move with each update", 0, 1)
+    tau: float = option(0.01, "how far the target critics move with each update", 0, 1)
     temperature: float = option(1.0, "value of entropy in units of reward, at first if it is learned", 1e-8)
     autotune: bool = option(True, "learn the temperature")
     n_step: int = option(1, "rewards in a target", 1)
@@ -69,18 +70,18 @@ class Args:
     log_every: int = option(1_000, "steps from one printed line to the next", 1)
 
 
-def mlp(inputs: int, outputs: int) -> nn.Sequential:
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """Two hidden layers of ReLU."""
-    hidden = (nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU())
-    return nn.Sequential(*hidden, nn.Linear(256, outputs))
+    layers = (nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+    return nn.Sequential(*layers)
 
 
 class Actor(nn.Module):
     """A Gaussian for each observation, squashed by tanh to actions in (-1, 1)."""
 
-    def __init__(self, observations: int, actions: int) -> None:
+    def __init__(self, observations: int, actions: int, hidden: int) -> None:
         super().__init__()
-        self.net = mlp(observations, 2 * actions)
+        self.net = mlp(observations, hidden, 2 * actions)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Random actions, and the logarithms of their probability densities: (..., D) -> (..., A), (..., 1)."""
@@ -95,9 +96,9 @@ class Actor(nn.Module):
 class Critics(nn.Module):
     """Two estimates of the value of an action: (B, D), (B, A) -> (2, B, 1)."""
 
-    def __init__(self, observations: int, actions: int) -> None:
+    def __init__(self, observations: int, actions: int, hidden: int) -> None:
         super().__init__()
-        self.nets = nn.ModuleList(mlp(observations + actions, 1) for _ in range(2))
+        self.nets = nn.ModuleList(mlp(observations + actions, hidden, 1) for _ in range(2))
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         pair = torch.cat((obs, action), -1)
@@ -147,7 +148,7 @@ def train(args: Args) -> tuple[Actor, Critics, list[tuple[int, float]]]:
     envs = record(envs, buffer)
 
     # Networks
-    sizes = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]  # D, A
+    sizes = envs.single_observation_space.shape[0], envs.single_action_space.shape[0], args.hidden
     actor, critics = Actor(*sizes).to(device), Critics(*sizes).to(device)
     target_critics = copy.deepcopy(critics).requires_grad_(False)
     log_temperature = nn.Parameter(torch.tensor(args.temperature, device=device).log())

@@ -46,16 +46,17 @@ class Args:
 
     env_id: str = option("Pendulum-v1", "an environment with continuous actions and flat observations")
     seed: int = option(0, "of weights, exploration, replay and environments", 0)
-    total_timesteps: int = option(10_000, "environment steps", 1)
+    total_timesteps: int = option(8_000, "environment steps", 1)
     num_envs: int = option(1, "environments stepped together", 1)
     learning_rate: float = option(1e-3, "of Adam, for actor and critics", 0)
     gamma: float = option(0.99, "discount per step", 0, 1)
-    batch_size: int = option(256, "transitions in an update", 1)
+    batch_size: int = option(128, "transitions in an update", 1)
     buffer_size: int = option(100_000, "transitions stored", 1)
-    learning_starts: int = option(1_000, "steps of random actions before the first update", 1)
+    learning_starts: int = option(500, "steps of random actions before the first update", 1)
     train_frequency: int = option(1, "steps per update", 1)
+    hidden: int = option(64, "units in each of the two hidden layers", 1)
     policy_frequency: int = option(2, "updates of the critics per update of the actor and the target networks", 1)
-    tau: float = option(0.005, "how far the target networks move each time", 0, 1)
+    tau: float = option(0.01, "how far the target networks move each time", 0, 1)
     exploration_noise: float = option(0.1, "standard deviation of the noise on actions", 0)
     policy_noise: float = option(0.2, "standard deviation of the noise on the target actor's actions", 0)
     noise_clip: float = option(0.5, "largest noise on the target actor's actions", 0)
@@ -68,18 +69,18 @@ class Args:
     log_every: int = option(1_000, "steps from one printed line to the next", 1)
 
 
-def mlp(inputs: int, outputs: int) -> nn.Sequential:
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """Two hidden layers of ReLU."""
-    hidden = (nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU())
-    return nn.Sequential(*hidden, nn.Linear(256, outputs))
+    layers = (nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+    return nn.Sequential(*layers)
 
 
 class Actor(nn.Module):
     """The action for an observation, in (-1, 1): (..., D) -> (..., A)."""
 
-    def __init__(self, observations: int, actions: int) -> None:
+    def __init__(self, observations: int, actions: int, hidden: int) -> None:
         super().__init__()
-        self.net = mlp(observations, actions)
+        self.net = mlp(observations, hidden, actions)
 
     def forward(self, obs: Tensor) -> Tensor:
         return torch.tanh(self.net(obs))
@@ -88,9 +89,9 @@ class Actor(nn.Module):
 class Critics(nn.Module):
     """Two estimates of the value of an action: (B, D), (B, A) -> (2, B, 1)."""
 
-    def __init__(self, observations: int, actions: int) -> None:
+    def __init__(self, observations: int, actions: int, hidden: int) -> None:
         super().__init__()
-        self.nets = nn.ModuleList(mlp(observations + actions, 1) for _ in range(2))
+        self.nets = nn.ModuleList(mlp(observations + actions, hidden, 1) for _ in range(2))
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         pair = torch.cat((obs, action), -1)
@@ -140,7 +141,7 @@ def train(args: Args) -> tuple[Actor, Critics, list[tuple[int, float]]]:
     envs = record(envs, buffer)
 
     # Networks
-    sizes = envs.single_observation_space.shape[0], envs.single_action_space.shape[0]  # D, A
+    sizes = envs.single_observation_space.shape[0], envs.single_action_space.shape[0], args.hidden
     actor, critics = Actor(*sizes).to(device), Critics(*sizes).to(device)
     target_actor = copy.deepcopy(actor).requires_grad_(False)
     target_critics = copy.deepcopy(critics).requires_grad_(False)
