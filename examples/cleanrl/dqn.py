@@ -1,7 +1,7 @@
 """DQN in one file, in the shape of CleanRL's: options, networks, and one training loop to read from top to bottom.
 
     python examples/cleanrl/dqn.py
-    python examples/cleanrl/dqn.py --per --n-step 3 --seed 1
+    python examples/cleanrl/dqn.py --per --n-step 1 --seed 1
     python examples/cleanrl/dqn.py --env-id Acrobot-v1 --num-envs 4 --log-dir runs/acrobot
 
 Nothing in the loop handles the replay buffer's details. `record` stores each step of the environments, with the true
@@ -45,27 +45,27 @@ class Args:
 
     env_id: str = option("CartPole-v1", "an environment with discrete actions and flat observations")
     seed: int = option(0, "of weights, exploration, replay and environments", 0)
-    total_timesteps: int = option(25_000, "environment steps", 1)
+    total_timesteps: int = option(30_000, "environment steps", 1)
     num_envs: int = option(1, "environments stepped together", 1)
-    learning_rate: float = option(1e-3, "of Adam at first", 0)
+    learning_rate: float = option(2e-3, "of Adam at first", 0)
     anneal_lr: bool = option(True, "let the learning rate fall to 0, linearly")
     gamma: float = option(0.99, "discount per step", 0, 1)
-    batch_size: int = option(64, "transitions in an update", 1)
-    buffer_size: int = option(20_000, "transitions stored", 1)
+    batch_size: int = option(128, "transitions in an update", 1)
+    buffer_size: int = option(30_000, "transitions stored", 1)
     learning_starts: int = option(1_000, "steps before the first update", 1)
-    train_frequency: int = option(2, "steps per update", 1)
+    train_frequency: int = option(5, "steps per update", 1)
     target_network_frequency: int = option(1, "updates from one move of the target network to the next", 1)
-    tau: float = option(0.01, "how far it moves towards the Q-network each time; 1 copies it", 0, 1)
+    tau: float = option(0.03, "how far it moves towards the Q-network each time; 1 copies it", 0, 1)
     start_e: float = option(1.0, "share of random actions at first", 0, 1)
     end_e: float = option(0.02, "share of random actions in the end", 0, 1)
-    exploration_fraction: float = option(0.3, "share of the steps in which it falls", 0, 1)
-    n_step: int = option(1, "rewards in a target", 1)
+    exploration_fraction: float = option(0.25, "share of the steps in which it falls", 0, 1)
+    n_step: int = option(5, "rewards in a target", 1)
     per: bool = option(False, "prioritized instead of uniform replay")
     per_alpha: float = option(0.6, "exponent of the priorities", 0)
     per_beta: float = option(0.4, "exponent of the importance weights at first; it rises to 1", 0, 1)
     device: str = option("cpu", "of the networks, such as cuda")
     log_dir: str = option("", "directory for TensorBoard; without it, nothing is logged")
-    log_every: int = option(2_500, "steps from one printed line to the next", 1)
+    log_every: int = option(5_000, "steps from one printed line to the next", 1)
 
 
 class QNetwork(nn.Sequential):

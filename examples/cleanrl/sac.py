@@ -1,7 +1,7 @@
 """SAC in one file, in the shape of CleanRL's: options, networks, and one training loop to read from top to bottom.
 
     python examples/cleanrl/sac.py
-    python examples/cleanrl/sac.py --per --n-step 3 --seed 1
+    python examples/cleanrl/sac.py --per --n-step 1 --seed 1
     python examples/cleanrl/sac.py --num-envs 4 --log-dir runs/pendulum
 
 Nothing in the loop handles the replay buffer's details. `record` stores each step of the environments, with the true
@@ -61,7 +61,7 @@ class Args:
     tau: float = option(0.01, "how far the target critics move with each update", 0, 1)
     temperature: float = option(1.0, "value of entropy in units of reward, at first if it is learned", 1e-8)
     autotune: bool = option(True, "learn the temperature")
-    n_step: int = option(1, "rewards in a target", 1)
+    n_step: int = option(3, "rewards in a target", 1)
     per: bool = option(False, "prioritized instead of uniform replay")
     per_alpha: float = option(0.6, "exponent of the priorities", 0)
     per_beta: float = option(0.4, "exponent of the importance weights at first; it rises to 1", 0, 1)

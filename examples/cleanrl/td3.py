@@ -1,7 +1,7 @@
 """TD3 in one file, in the shape of CleanRL's: options, networks, and one training loop to read from top to bottom.
 
     python examples/cleanrl/td3.py
-    python examples/cleanrl/td3.py --per --n-step 3 --seed 1
+    python examples/cleanrl/td3.py --per --n-step 1 --seed 1
     python examples/cleanrl/td3.py --num-envs 4 --log-dir runs/pendulum
 
 Nothing in the loop handles the replay buffer's details. `record` stores each step of the environments, with the true
@@ -60,7 +60,7 @@ class Args:
     exploration_noise: float = option(0.1, "standard deviation of the noise on actions", 0)
     policy_noise: float = option(0.2, "standard deviation of the noise on the target actor's actions", 0)
     noise_clip: float = option(0.5, "largest noise on the target actor's actions", 0)
-    n_step: int = option(1, "rewards in a target", 1)
+    n_step: int = option(3, "rewards in a target", 1)
     per: bool = option(False, "prioritized instead of uniform replay")
     per_alpha: float = option(0.6, "exponent of the priorities", 0)
     per_beta: float = option(0.4, "exponent of the importance weights at first; it rises to 1", 0, 1)
