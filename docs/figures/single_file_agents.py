@@ -1,4 +1,4 @@
-"""Draw the figure of "Write agents in CleanRL's shape", and its table: ``python docs/figures/cleanrl.py``.
+"""Draw the figure of "Write agents in CleanRL's shape", and its table: ``python docs/figures/single_file_agents.py``.
 
 With ``--train`` the runs that are missing in cleanrl-runs.csv are made first, one after another; the file is written
 after each, so that you can stop at any time. Delete rows, or the file, to make runs anew.
