@@ -50,8 +50,8 @@ def train_missing() -> None:
     torch.set_num_threads(1)
     done = {(row["agent"], row["replay"], int(row["seed"])) for row in rows_of(RUNS)}
     for seed in SEEDS:
-        for agent, module in (("dqn", dqn), ("td3", td3), ("sac", sac)):
-            for replay in REPLAYS:
+        for replay in REPLAYS:
+            for agent, module in (("sac", sac), ("td3", td3), ("dqn", dqn)):
                 if (agent, replay, seed) in done:
                     continue
                 name = {"agent": agent, "replay": replay, "seed": seed}

@@ -41,7 +41,7 @@ def reported(monkeypatch):
 
 def short(agent, **options):
     """Arguments of a run of a few hundred steps."""
-    defaults = {"total_timesteps": 420, "learning_starts": 220, "train_frequency": 4, "batch_size": 8, "log_every": 100}
+    defaults = {"total_timesteps": 420, "learning_starts": 220, "train_frequency": 8, "batch_size": 8, "log_every": 100}
     defaults |= {} if agent is dqn else {"hidden": 16}
     return agent.Args(**(defaults | options))
 
@@ -59,7 +59,7 @@ def run(args, agent):
 @pytest.mark.parametrize(("per", "num_envs"), [(False, 1), (True, 3)], ids=["uniform", "prioritized"])
 def test_the_same_seed_gives_the_same_run(agent, per, num_envs, reported):
     """Returns and weights, bit for bit, and another seed other ones."""
-    args = short(agent, per=per, num_envs=num_envs, total_timesteps=660)
+    args = short(agent, per=per, num_envs=num_envs, total_timesteps=420 if num_envs == 1 else 640)
     returns, weights = run(args, agent)
     assert (returns, weights) == run(args, agent)
     other_returns, other_weights = run(replace(args, seed=1), agent)
@@ -73,7 +73,7 @@ def test_the_same_seed_gives_the_same_run(agent, per, num_envs, reported):
 def test_the_number_of_updates_depends_on_the_steps_only(agent, num_envs, steps, reported):
     """So it is the same for any number of parallel environments."""
     agent.train(short(agent, num_envs=num_envs, total_timesteps=steps))
-    assert reported[-1][1]["replay/batches"] == (steps - 220) // 4
+    assert reported[-1][1]["replay/batches"] == (steps - 220) // 8
 
 
 @AGENTS
@@ -119,16 +119,14 @@ def register(name, terminates, steps, is_discrete):
 def test_only_a_terminated_episode_has_no_value_after_its_end(agent, per, n_step, terminates, value, reported):
     """A step of reward 1 at gamma = 0.5: worth 1 if the episode terminates, and 1 / (1 - 0.5) at a time limit."""
     register("OneStep-v0", terminates, steps=1, is_discrete=agent is dqn)
-    options = {"total_timesteps": 700, "learning_starts": 100, "train_frequency": 1, "tau": 0.2, "gamma": 0.5}
-    options |= {"env_id": "OneStep-v0", "learning_rate": 2e-3, "batch_size": 16, "per": per, "n_step": n_step}
-    if agent is dqn:
-        options |= {"target_network_frequency": 2}
+    options = {"total_timesteps": 200, "learning_starts": 50, "train_frequency": 1, "tau": 0.5, "gamma": 0.5}
+    options |= {"env_id": "OneStep-v0", "learning_rate": 1e-2, "batch_size": 16, "per": per, "n_step": n_step}
     if agent is sac:
         options |= {"autotune": False, "temperature": 1e-8}
     *_, network, _ = agent.train(short(agent, **options))
     obs, action = torch.full((1, 1), 0.5), torch.zeros(1, 1)
     learned = network(obs) if agent is dqn else network(obs, action)
-    assert learned.detach().mean() == pytest.approx(value, abs=0.15)
+    assert learned.detach().mean() == pytest.approx(value, abs=0.1)
 
 
 @CONTINUOUS
