@@ -413,7 +413,8 @@ class Replay(Checkpointed, Batching, ABC):
 
         - `stale_updates`: updates of priorities that came after the transition had been overwritten
         - `beta`: the exponent of the weights of the next batch
-        - `scaled_priority_mean`, `scaled_priority_max`: of the scaled priorities ``p**alpha`` of what is stored
+        - `scaled_priority_mean`, `scaled_priority_max`: of the scaled priorities ``p**alpha`` of what is stored; with
+          ``variant="rank"`` instead `priority_max` and `priority_median`, of the priorities themselves
 
         Parameters
         ----------

@@ -42,7 +42,7 @@ class NaiveReplay:
 
     Attributes
     ----------
-    kind : {"uniform", "prioritized", "latest"}
+    kind : {"uniform", "prioritized", "rank", "latest"}
     length : int
         Slots of each lane, L.
     num_envs, n_step, gamma, stack, padding, alpha, beta, eps, weights
@@ -124,8 +124,8 @@ class NaiveReplay:
         return max((step.scaled for step in self.steps), default=0.0) or 1.0
 
     def scaled(self, td_error: float) -> float:
-        """``(abs(td_error) + eps)**alpha``."""
-        return float((abs(td_error) + self.eps) ** self.alpha)
+        """``(abs(td_error) + eps)**alpha``, or the priority itself if only its rank counts."""
+        return abs(td_error) if self.kind == "rank" else float((abs(td_error) + self.eps) ** self.alpha)
 
     def update(self, indices: list[int], scaled: list[float]) -> int:
         """Set scaled priorities; how many entries were of living transitions."""
@@ -247,8 +247,9 @@ class NaiveReplay:
             for place in range(batch_size):
                 counts[newest[place % len(newest)]] += 1
             return {index: counts[index] / batch_size for index in indices}
-        total = math.fsum(step.scaled for step in self.steps) or 1.0
-        return {step.index: step.scaled / total for step in self.steps}
+        lengths = dict(self.line())
+        total = math.fsum(lengths.values()) or 1.0
+        return {index: lengths[index] / total for index in indices}
 
     # -- Drawing ---------------------------------------------------------------------------------------------
 
@@ -281,6 +282,9 @@ class NaiveReplay:
         """Every living index and its length on the line that points are drawn from, in the order on that line."""
         if self.kind == "uniform":
             return [(step.index, 1.0) for step in self.counted()]
+        if self.kind == "rank":
+            by_rank = sorted(self.steps, key=lambda step: (-step.scaled, -step.index))
+            return [(step.index, (place + 1.0) ** -self.alpha) for place, step in enumerate(by_rank)]
         capacity = self.length * self.num_envs
         by_slot = sorted(self.steps, key=lambda step: step.index % capacity)
         return [(step.index, step.scaled) for step in by_slot]
@@ -315,7 +319,7 @@ class NaiveReplay:
 
     def weigh(self, probabilities: list[float], shares: dict[int, float]) -> list[float]:
         """The weights of a batch with these probabilities."""
-        if self.kind != "prioritized":
+        if self.kind not in ("prioritized", "rank"):
             return [1.0] * len(probabilities)
         weights = [(len(self.steps) * q) ** -self.beta for q in probabilities]
         if self.weights == "none":

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from replaykit.buffer import Buffer
 from replaykit.buffers import LatestBuffer, PrioritizedBuffer, ReplayBuffer
 from replaykit.combined import CombinedReplay
-from replaykit.distributions import Distribution, Latest, Proportional, Uniform
+from replaykit.distributions import Distribution, Latest, Proportional, Rank, Uniform
 from replaykit.field import Field
 from replaykit.hindsight import HindsightReplay
 from replaykit.replay import Replay
@@ -97,7 +97,7 @@ class Configuration:
 
 
 def configurations(
-    kinds: tuple[str, ...] = ("uniform", "prioritized", "latest"),
+    kinds: tuple[str, ...] = ("uniform", "prioritized", "rank", "latest"),
     specs: tuple[str, ...] = tuple(SPECS),
     replace: tuple[bool, ...] = (True,),
 ) -> st.SearchStrategy[Configuration]:
@@ -181,6 +181,8 @@ def build(
             drawn = distribution(place)
         elif c.kind == "prioritized":
             drawn = Proportional(place, draws=c.draws, **priorities)
+        elif c.kind == "rank":
+            drawn = Rank(place, draws=c.draws, alpha=c.alpha, beta=c.beta, weights=c.weights)
         else:
             drawn = Uniform(place, replace=c.replace) if c.kind == "uniform" else Latest(place)
         replay = Buffer(place, drawn, n_step=c.n_step, gamma=c.gamma, seed=c.seed)
@@ -188,6 +190,9 @@ def build(
         common = shared | {"share": c.share, "seed": c.seed}
         if c.kind == "prioritized":
             replay = PrioritizedBuffer(c.capacity, spec, draws=c.draws, **priorities, **common)
+        elif c.kind == "rank":
+            options = {name: value for name, value in priorities.items() if name != "eps"}
+            replay = PrioritizedBuffer(c.capacity, spec, draws=c.draws, variant="rank", **options, **common)
         elif c.kind == "uniform":
             replay = ReplayBuffer(c.capacity, spec, replace=c.replace, **common)
         else:
@@ -198,7 +203,7 @@ def build(
         replay = CombinedReplay(replay, latest)
     if c.hindsight is not None and c.hindsight.is_outermost:
         replay = HindsightReplay(replay, **c.hindsight.options())
-    draws = {"uniform": "iid", "prioritized": c.draws}.get(c.kind) if distribution is None else None
+    draws = {"uniform": "iid", "prioritized": c.draws, "rank": c.draws}.get(c.kind) if distribution is None else None
     naive = model(
         kind=c.kind,
         length=-(-c.capacity // c.num_envs),

@@ -107,7 +107,7 @@ def test_a_batch_is_what_the_verbs_make_one_by_one(configuration, layers, masked
     assert_joined(replay, batch_size)
 
 
-@pytest.mark.parametrize("kind", ["uniform", "prioritized"])
+@pytest.mark.parametrize("kind", ["uniform", "prioritized", "rank"])
 def test_every_pair_of_wrappers_is_joined_as_its_verbs(kind):
     """Each inside of each, with three steps a window and one, in one lane and three."""
     bases = []
