@@ -21,9 +21,11 @@ from replaykit.combined import CombinedReplay
 from replaykit.distributions.sum_tree import SumTree
 from replaykit.field import Field, FieldNameError
 from replaykit.hindsight import HindsightReplay
+from replaykit.large_batch import LargeBatchReplay
+from replaykit.recent import RecentReplay
 from replaykit.recording import record
 from replaykit.replay import Replay
-from replaykit.schedules import LinearSchedule
+from replaykit.schedules import ERESchedule, LinearSchedule
 from replaykit.spec import Spec
 from replaykit.wrapper import ReplayWrapper
 
@@ -31,12 +33,15 @@ __all__ = [
     "Batch",
     "Buffer",
     "CombinedReplay",
+    "ERESchedule",
     "Field",
     "FieldNameError",
     "HindsightReplay",
+    "LargeBatchReplay",
     "LatestBuffer",
     "LinearSchedule",
     "PrioritizedBuffer",
+    "RecentReplay",
     "Replay",
     "ReplayBuffer",
     "ReplayWrapper",

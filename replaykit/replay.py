@@ -21,7 +21,7 @@ from replaykit.trees import Tree
 from replaykit.writer import Lanes, Writer
 
 _new_batch = Batch.__new__
-_PARTS = ("settings", "lock", "rng", "successor", "inner", "large_batch")
+_PARTS = ("settings", "lock", "rng", "successor", "inner", "large_batch", "is_conditional")
 """Attributes that are set once, by the constructor."""
 
 
@@ -55,6 +55,8 @@ class Replay(Checkpointed, Batching, ABC):
     successor: int
     large_batch = 1
     """A larger batch is compared with the memory of the machine before anything is drawn."""
+    is_conditional = False
+    """Whether the probabilities of a draw depend on more than what is stored, so that `probability` raises an error."""
     may_raise = False
     """Whether a batch may fail after something random was drawn, since it calls functions of the user."""
     spec: Spec = read_only("settings.spec", "The fields of a transition.")

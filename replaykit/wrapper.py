@@ -78,6 +78,7 @@ class ReplayWrapper(Replay):
         self.settings, self.lock, self.rng, self.successor = inner.settings, inner.lock, inner.rng, inner.successor
         self.large_batch = inner.large_batch
         self.may_raise = type(self).may_raise or inner.may_raise
+        self.is_conditional = type(self).is_conditional or inner.is_conditional
 
     add = _passed_on(Replay.add)
     extend = _passed_on(Replay.extend)
