@@ -54,7 +54,6 @@ class Stack(NamedTuple):
 STACKS = {
     "uniform": Stack(ReplayBuffer),
     "prioritized": Stack(PrioritizedBuffer),
-    "rank": Stack(lambda *a, **k: PrioritizedBuffer(*a, variant="rank", **k)),
     "latest": Stack(LatestBuffer),
     "combined": Stack(lambda *a, **k: CombinedReplay(PrioritizedBuffer(*a, **k))),
     "hindsight": Stack(lambda *a, **k: HindsightReplay(ReplayBuffer(*a, **k), sparse), GOALS),

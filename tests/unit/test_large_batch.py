@@ -139,7 +139,7 @@ def test_probabilities_of_single_transitions_are_refused_with_the_reason():
         CombinedReplay(buffer)
     with pytest.raises(TypeError, match="draw is a Draw; expected what draw of a LargeBatchReplay returned"):
         buffer.weigh(Draw(np.arange(2), np.ones(2)))
-    monitor = ReplayMonitor(buffer)
+    monitor = ReplayMonitor(buffer, every=1)
     monitor.record(buffer.sample(8), np.ones(8))
     stats = monitor.stats()
     assert np.isnan(stats["probability_perplexity_share"])
