@@ -154,7 +154,7 @@ class PrioritizedBuffer(Buffer):
         What weights are divided by: the largest of the batch; the largest of any stored transition, where one tiny
         priority makes all weights so small that learning stalls; or nothing.
     variant : {"proportional", "rank"}
-        Whether probabilities follow from priorities or from their ranks. Ranks take 3 to 4 times as long, and about 76
+        Whether probabilities follow from priorities or from their ranks. Ranks take 2 to 4 times as long, and about 60
         bytes more for each transition; see `Rank <replaykit.distributions.Rank>`.
 
     References

@@ -69,7 +69,7 @@ class Rank(Prioritized):
     ) -> None:
         super().__init__(storage, alpha, beta, draws, weights)
         capacity = storage.capacity
-        span = max(1 << capacity.bit_length() // 3, _SHORTEST)
+        span = max(2 << capacity.bit_length() // 3, _SHORTEST)
         blocks = 3 * (capacity // span + 1) + 2
         needed = storage.nbytes + 24 * capacity + (16 * span + 8 * (kernels.ROWS + 1)) * blocks
         storage.refuse_size(needed, f"capacity {capacity} with ranks")
