@@ -23,7 +23,7 @@ class Rank(Prioritized):
     Of equal priorities the larger index comes first. The order always follows the priorities, and so does every
     probability: no priority waits for a later sort. A draw costs O(B log C); a changed priority and a new transition
     O(C^(1/3)), amortised: they shift some dozens of numbers if a million are stored. If more than an eighth of the
-    priorities change between two batches, they are sorted: O(N log N). The order takes about 76 bytes for each
+    priorities change between two batches, they are sorted: O(N log N). The order takes about 75 bytes for each
     transition.
 
     The paper cuts the ranks into B segments of about equal mass and draws uniformly from each, which is not quite the
