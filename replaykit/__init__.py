@@ -21,10 +21,12 @@ from replaykit.combined import CombinedReplay
 from replaykit.distributions.sum_tree import SumTree
 from replaykit.field import Field, FieldNameError
 from replaykit.hindsight import HindsightReplay
+from replaykit.large_batch import LargeBatchReplay
 from replaykit.mixed import MixedReplay
+from replaykit.recent import RecentReplay
 from replaykit.recording import record
 from replaykit.replay import Replay
-from replaykit.schedules import LinearSchedule
+from replaykit.schedules import ERESchedule, LinearSchedule
 from replaykit.sequences import SequenceReplay
 from replaykit.spec import Spec
 from replaykit.wrapper import ReplayWrapper
@@ -33,13 +35,16 @@ __all__ = [
     "Batch",
     "Buffer",
     "CombinedReplay",
+    "ERESchedule",
     "Field",
     "FieldNameError",
     "HindsightReplay",
+    "LargeBatchReplay",
     "LatestBuffer",
     "LinearSchedule",
     "MixedReplay",
     "PrioritizedBuffer",
+    "RecentReplay",
     "Replay",
     "ReplayBuffer",
     "ReplayWrapper",

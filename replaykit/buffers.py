@@ -2,18 +2,24 @@
 
 import os
 from collections.abc import Callable
-from typing import final
+from typing import Literal, TypeAlias, final
 
 from replaykit.buffer import Buffer, Seed
+from replaykit.checks import check_choice
 from replaykit.declared import read_only
+from replaykit.distributions.base import Distribution
 from replaykit.distributions.latest import Latest
-from replaykit.distributions.proportional import Draws, Proportional, Weights
+from replaykit.distributions.prioritized import Draws, Weights
+from replaykit.distributions.proportional import Proportional
+from replaykit.distributions.rank import Rank
 from replaykit.distributions.uniform import Uniform
 from replaykit.saving.checkpoint import Path, load_innermost
 from replaykit.spec import Spec
 from replaykit.storage.columns import Padding, Share
 from replaykit.storage.local import LocalStorage
 from replaykit.storage.mapped import MappedStorage
+
+Variant: TypeAlias = Literal["proportional", "rank"]
 
 
 def _place(
@@ -119,28 +125,37 @@ class LatestBuffer(Buffer):
 
 @final
 class PrioritizedBuffer(Buffer):
-    """Proportional prioritized replay: transitions with a large TD error are drawn more often.
+    """Prioritized replay: transitions with a large TD error are drawn more often.
 
     A transition with TD error δ has the priority ``p = abs(δ) + eps``, and is drawn with the probability ``P = p**alpha
     / sum(p**alpha)``. The weights ``w = (N P)**-beta`` correct learning for that. A new transition gets the largest
     priority in the buffer, or 1 if there is none, so that it is soon seen once.
+
+    With ``variant="rank"`` the probability is ``P = rank**-alpha / sum(rank**-alpha)``, where the largest priority has
+    the rank 1. So outliers, and the unit of the TD errors, make no difference. Of equal priorities the newer transition
+    of a lane, which has the larger index, comes first. A priority of 0 has the last rank, and is drawn, too.
 
     Parameters
     ----------
     capacity, spec, num_envs, n_step, gamma, stack, padding, share, storage, seed
         As those of `ReplayBuffer`.
     alpha : float
-        How much priorities count: 0 is uniform replay, 1 is proportional to the priority.
+        How much priorities count: 0 is uniform replay, 1 is proportional to the priority, or to 1 / rank. The paper
+        uses 0.6, and 0.7 for ranks.
     beta : float or callable
         How much of the bias is corrected, from 0 to 1: a number, which can be set at any time, or a function of the
         number of batches sampled so far, such as ``LinearSchedule(0.4, 1.0, steps)``. Anneal it to 1 over training.
-    eps : float
-        Added to every ``abs(td_error)``, so that no transition is starved; 1e-2 suits TD errors around 1.
+    eps : float, optional
+        Added to every ``abs(td_error)``, so that no transition is starved: 1e-2 unless given, which suits TD errors
+        around 1. With ``variant="rank"`` it must be left out, since it changes no rank.
     draws : {"stratified", "iid"}
         Whether one transition is drawn from each of B equal parts of the mass, or all independently.
     weights : {"batch", "buffer", "none"}
         What weights are divided by: the largest of the batch; the largest of any stored transition, where one tiny
         priority makes all weights so small that learning stalls; or nothing.
+    variant : {"proportional", "rank"}
+        Whether probabilities follow from priorities or from their ranks. Ranks take 2 to 4 times as long, and about 60
+        bytes more for each transition; see `Rank <replaykit.distributions.Rank>`.
 
     References
     ----------
@@ -165,18 +180,30 @@ class PrioritizedBuffer(Buffer):
     """
 
     alpha: float = read_only("_distribution.alpha", "How much priorities count.")
-    eps: float = read_only("_distribution.eps", "Added to the magnitude of every TD error.")
+    eps: float = read_only("_distribution.eps", "Added to the magnitude of every TD error; 0 for ranks.")
     draws: Draws = read_only("_distribution.draws", "How the points of a draw lie on the mass.")
     weights: Weights = read_only("_distribution.weights", "What weights are divided by.")
+    variant: Variant = read_only("_variant", "Whether probabilities follow from priorities or from their ranks.")
 
     def __init__(
         self, capacity: int, spec: Spec, *, num_envs: int = 1, n_step: int = 1, gamma: float = 0.99, stack: int = 1,
         padding: Padding = "reset", share: Share = "large", storage: Path | None = None, alpha: float = 0.6,
-        beta: float | Callable[[int], float] = 0.4, eps: float = 1e-2, draws: Draws = "stratified",
-        weights: Weights = "batch", seed: Seed = None,
+        beta: float | Callable[[int], float] = 0.4, eps: float | None = None, draws: Draws = "stratified",
+        weights: Weights = "batch", variant: Variant = "proportional", seed: Seed = None,
     ) -> None:  # fmt: skip
+        check_choice("variant", variant, Variant)
+        if variant == "rank" and eps is not None:
+            raise ValueError(
+                f'eps is {eps!r} with variant="rank"; expected none, since it changes no rank: leave it out'
+            )
+        self._variant = variant
         place = _place(storage, capacity, spec, num_envs, stack, padding, share)
-        distribution = Proportional(place, alpha=alpha, beta=beta, eps=eps, draws=draws, weights=weights)
+        distribution: Distribution
+        if variant == "rank":
+            distribution = Rank(place, alpha=alpha, beta=beta, draws=draws, weights=weights)
+        else:
+            eps = 1e-2 if eps is None else eps
+            distribution = Proportional(place, alpha=alpha, beta=beta, eps=eps, draws=draws, weights=weights)
         super().__init__(place, distribution, n_step=n_step, gamma=gamma, seed=seed)
 
 

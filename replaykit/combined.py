@@ -19,7 +19,7 @@ kernels = lazy("goals")
 
 @final
 class CombinedReplay(ReplayWrapper):
-    """Any replay, with the newest transitions in every batch in place of as many draws.
+    """Any replay but a `LargeBatchReplay`, with the newest transitions in every batch in place of as many draws.
 
     A batch of B is B - k draws from the whole buffer, followed by the k newest, oldest first. So transition i, drawn
     with probability P_i before, now has the expected share ``q_i = ((B - k) P_i + [i is one of the k newest]) / B`` of
@@ -55,6 +55,9 @@ class CombinedReplay(ReplayWrapper):
 
     def __init__(self, inner: Replay, latest: int = 1) -> None:
         super().__init__(inner)
+        if inner.is_conditional:
+            got = "inner has no probabilities of single transitions, as those of a LargeBatchReplay are conditional"
+            raise ValueError(f"{got}; expected a replay that has, since they are mixed with those of the newest")
         self._latest_count = check_count("latest", latest)
 
     def draw(self, batch_size: int) -> Draw:

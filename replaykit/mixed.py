@@ -703,6 +703,9 @@ def _refuse_wrong_sources(sources: Any) -> None:
         if source.has_sequences:
             remedy = "put the SequenceReplay around the mixture"
             raise ValueError(f"source {name!r} serves sequences; expected single transitions; {remedy}")
+        if source.is_conditional:
+            remedy = "put the LargeBatchReplay around the mixture"
+            raise ValueError(f"source {name!r} has transitions without a probability; {remedy}")
         if _is_mixed(source):
             raise ValueError(f"source {name!r} is a mixture already; name all sources in one, and multiply the shares")
     (first, one), *others = sources.items()

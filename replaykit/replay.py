@@ -22,7 +22,7 @@ from replaykit.trees import Tree
 from replaykit.writer import Lanes, Writer
 
 _new_batch = Batch.__new__
-_PARTS = ("settings", "lock", "rng", "successor", "inner", "sources", "bytes_each", "large_batch")
+_PARTS = ("settings", "lock", "rng", "successor", "inner", "sources", "bytes_each", "large_batch", "is_conditional")
 """Attributes that are set once, by the constructor."""
 _LARGE_BATCH, _LARGE_BATCH_BYTES = 1 << 16, 1 << 26
 """Batches of more rows or bytes are compared with the memory of the machine before anything is drawn."""
@@ -63,6 +63,8 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     """A larger batch is compared with the memory of the machine before anything is drawn."""
     has_sequences = False
     """Whether each row of a batch is a sequence of transitions."""
+    is_conditional = False
+    """Whether the probabilities of a draw depend on more than what is stored, so that `probability` raises an error."""
     may_raise = False
     """Whether a batch may fail after something random was drawn, since it calls functions of the user."""
     spec: Spec = read_only("settings.spec", "The fields of a transition.")
@@ -499,7 +501,8 @@ class Replay(Checkpointed, Batching, Passes, ABC):
 
         - `stale_updates`: updates of priorities that came after the transition had been overwritten
         - `beta`: the exponent of the weights of the next batch
-        - `scaled_priority_mean`, `scaled_priority_max`: of the scaled priorities ``p**alpha`` of what is stored
+        - `scaled_priority_mean`, `scaled_priority_max`: of the scaled priorities ``p**alpha`` of what is stored; with
+          ``variant="rank"`` instead `priority_max` and `priority_median`, of the priorities themselves
 
         Parameters
         ----------

@@ -35,10 +35,67 @@ class LinearSchedule:
         return (1.0 - progress) * self.start + progress * self.end
 
 
-def check_schedule(name: str, value: Any) -> float | Callable[[int], float]:
-    """`value`, a number in [0, 1] or a function of the number of batches, which is asked about steps far apart."""
+@dataclass(frozen=True)
+class ERESchedule:
+    """How many of the newest transitions are replayed, to emphasize recent experience: for `RecentReplay`.
+
+    Of K updates in a row, such as those after an episode, the k-th replays the newest ``max(capacity * eta**(1000 k /
+    K), least)``: nearly everything at first, and then what is more and more recent. `eta` changes linearly to 1, with
+    which everything is replayed.
+
+    Parameters
+    ----------
+    capacity : int
+        The transitions that the buffer holds when it is full.
+    updates : int
+        Updates in a row, K: as many batches as are sampled from one episode's end to the next. If episodes differ in
+        length, take their usual one.
+    steps : int
+        Batches over which `eta` changes to 1: all that you will sample.
+    eta : float
+        At the beginning, in [0, 1].
+    least : int
+        The smallest number of transitions that are replayed.
+
+    References
+    ----------
+    Wang and Ross (2019), Boosting Soft Actor-Critic: Emphasizing Recent Experience without Forgetting the Past, section
+    4.
+
+    Examples
+    --------
+    >>> newest = ERESchedule(1_000_000, updates=1000, steps=1_000_000)
+    >>> [round(newest(batches)) for batches in (0, 499, 999, 1000, 999_999)]
+    [996000, 134929, 18242, 996004, 999996]
+    """
+
+    capacity: int
+    updates: int
+    steps: int
+    eta: float = 0.996
+    least: int = 5000
+
+    def __post_init__(self) -> None:
+        for name in ("capacity", "updates", "steps", "least"):
+            check_count(name, getattr(self, name))
+        check_unit("eta", self.eta)
+
+    def __call__(self, batches: int) -> float:
+        """How many of the newest the next batch is drawn from, after so many batches."""
+        place = batches % self.updates + 1
+        eta = LinearSchedule(self.eta, 1.0, self.steps)(batches)
+        return float(max(self.capacity * eta ** (1000.0 * place / self.updates), self.least))
+
+
+def check_schedule(
+    name: str, value: Any, check: Callable[[str, Any], float] = check_unit
+) -> float | Callable[[int], float]:
+    """`value`, a number that `check` accepts, or a function of the number of batches.
+
+    A function is asked about numbers far apart.
+    """
     if not callable(value):
-        return check_unit(name, value)
+        return check(name, value)
     for batches in (0, *(10**power for power in range(19))):
         try:
             found = value(batches)
@@ -47,6 +104,6 @@ def check_schedule(name: str, value: Any) -> float | Callable[[int], float]:
                 break
             wanted = "a function of the number of batches"
             raise TypeError(f"{name} raised {type(error).__name__}: {error}; expected {wanted}") from error
-        check_unit(f"{name} after {batches} batches", found)
+        check(f"{name} after {batches} batches", found)
     schedule: Callable[[int], float] = value
     return schedule

@@ -86,6 +86,7 @@ class ReplayWrapper(Replay):
         self.note_bytes(inner.bytes_each * transitions_each)
         self.has_sequences = type(self).has_sequences or inner.has_sequences
         self.may_raise = type(self).may_raise or inner.may_raise
+        self.is_conditional = type(self).is_conditional or inner.is_conditional
 
     add = _passed_on(Replay.add)
     extend = _passed_on(Replay.extend)

@@ -93,7 +93,9 @@ class Replaykit(Library):
     def composed(self, task: Task, layers: tuple[str, ...], n_step: int = 1) -> ReplaykitBuffer:
         options: dict[str, Any] = {"num_envs": task.lanes, "n_step": n_step, "gamma": GAMMA, "seed": 0}
         replay: Replay
-        if layers[0] == "prioritized":
+        if layers[0] in ("prioritized", "rank"):
+            if layers[0] == "rank":  # former versions have proportional priorities only
+                options["variant"] = "rank"
             replay = PrioritizedBuffer(task.capacity, _spec(task), alpha=ALPHA, beta=BETA, **options)
             settle_priorities(ReplaykitBuffer(_filled(replay, task)), task.capacity)
         else:

@@ -3,7 +3,7 @@
 from benchmarks.adapters.base import Library
 from benchmarks.data import Task
 from benchmarks.floors import Tree
-from benchmarks.sections.rows import Shelf, cycle, make_row, update
+from benchmarks.sections.rows import Shelf, cycle, make_row, only_replaykit, update
 from benchmarks.timing import Row, Workload
 
 CAPACITIES = {"1e4": 10_000, "1e5": 100_000, "1e6": 1_000_000, "1e7": 10_000_000}
@@ -25,6 +25,7 @@ def rows(libraries: list[Library], quick: bool) -> list[Row]:
                 made += [at.sample(256, cold), at.update(256, cold)]
         if size == FULL:
             made += [at.sample(32), at.sample(4096), at.update(32), at.update(4096)]
+            made += [at.rank_cycle(32), at.rank_cycle(256)]
     return made
 
 
@@ -59,6 +60,18 @@ class Capacity:
     def dqn(self, cold: bool = False) -> Row:
         """What DQN does: a batch of 32 for every four steps."""
         return self._cycle(f"per-dqn-{self.size}", f"add 4, sample 32, update 32, {self.size}", 32, 4, cold)
+
+    def rank_cycle(self, batch_size: int) -> Row:
+        """The cycle with priorities by rank, beside that with proportional ones."""
+        ours = only_replaykit(self.libraries)
+
+        def build(library: Library, kind: str = "rank") -> Workload:
+            return cycle(self.shelf.get(library, "composed", self.task, (kind,)), self.task, batch_size)
+
+        floors = {"proportional": build(ours[0], "prioritized")} if ours else {}
+        return make_row(
+            f"per-rank-{batch_size}-{self.size}", f"cycle {batch_size}, {self.size}, rank", ours, build, floors
+        )
 
     def _cycle(self, key: str, title: str, batch_size: int, adds: int, cold: bool) -> Row:
         def build(library: Library) -> Workload:

@@ -5,10 +5,22 @@ light and on a dark page. Every number in them comes from the library or from th
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from replaykit import Field, HindsightReplay, MixedReplay, ReplayBuffer, SequenceReplay, Spec, SumTree
+from replaykit import (
+    Buffer,
+    Field,
+    HindsightReplay,
+    MixedReplay,
+    PrioritizedBuffer,
+    RecentReplay,
+    ReplayBuffer,
+    SequenceReplay,
+    Spec,
+    SumTree,
+)
 
 ACCENT = "var(--color-brand-primary, #0a4bff)"
 MUTED = "var(--color-foreground-muted, #808080)"
@@ -171,6 +183,54 @@ def draw_schemes() -> None:
     for boundary in (3, 4):
         drawing.text(left + boundary * unit, 216, boundary, MUTED, 13)
     drawing.save("schemes.svg")
+
+
+PRIORITIES = [0.4, 1.2, 0.2, 0.7, 2.0, 0.3, 0.9, 40.0, 0.5, 1.5, 0.1, 0.6]
+
+
+def draw_choices() -> None:
+    """How likely each of twelve transitions is, one of which has a priority far above the others."""
+    spec, count = Spec(obs=Field(()), action=Field(())), len(PRIORITIES)
+
+    def filled(kind: type[Buffer], **options: Any) -> Buffer:
+        buffer = kind(count, spec, seed=0, **options)
+        zeros, no = np.zeros(count), np.zeros(count, bool)
+        buffer.extend(zeros, zeros, zeros, zeros, no, no)
+        buffer.update_priorities(np.arange(count), priorities=PRIORITIES)
+        return buffer
+
+    rows = {
+        "ReplayBuffer": filled(ReplayBuffer),
+        "PrioritizedBuffer": filled(PrioritizedBuffer),
+        'variant="rank"': filled(PrioritizedBuffer, variant="rank"),
+        "RecentReplay, newest=4": RecentReplay(filled(ReplayBuffer), newest=4),
+    }
+    drawing = Drawing(640, 60 + 78 * (len(rows) + 1), "Probabilities of twelve transitions in each way to choose them")
+    left, width = 190, 34
+    shares = {name: replay.probability(np.arange(count)) for name, replay in rows.items()}
+    large = np.array([1, 4, 6, 7, 9, 11])
+    chosen = np.zeros(count)
+    chosen[large] = np.array(PRIORITIES)[large] / np.array(PRIORITIES)[large].sum()
+    shares["LargeBatchReplay"] = chosen
+    for row, (name, p) in enumerate(shares.items()):
+        bottom = 70 + 78 * row
+        drawing.text(14, bottom - 18, name, anchor="start", size=13)
+        drawing.line(left, bottom, left + count * width, bottom, MUTED)
+        for i, share in enumerate(p):
+            height = 52 * min(share / 0.4, 1.0)
+            x = left + i * width + 5
+            if name == "LargeBatchReplay" and i in large:
+                drawing.box(x - 3, bottom - 56, width - 4, 58, MUTED, 1.0)
+            if share > 0.0:
+                drawing.box(x, bottom - height, width - 10, height, ACCENT, 1.0, ACCENT)
+            if share > 0.4:
+                drawing.text(x + width / 2 - 5, bottom - 38, f"{share:.2f}", SURFACE, 11)
+    bottom = 70 + 78 * (len(shares) - 1)
+    drawing.text(14, bottom, "boxes: the large batch", MUTED, 11, anchor="start")
+    for i, priority in enumerate(PRIORITIES):
+        drawing.text(left + (i + 0.5) * width, bottom + 24, f"{priority:g}", MUTED, 12)
+    drawing.text(14, bottom + 24, "priority (oldest first)", MUTED, 12, anchor="start")
+    drawing.save("choices.svg")
 
 
 def draw_ring() -> None:
@@ -458,7 +518,16 @@ def draw_mixture() -> None:
 
 
 if __name__ == "__main__":
-    for draw in (draw_query, draw_update, draw_schemes, draw_ring, draw_verbs, draw_hindsight, draw_frames):
+    for draw in (
+        draw_query,
+        draw_update,
+        draw_schemes,
+        draw_choices,
+        draw_ring,
+        draw_verbs,
+        draw_hindsight,
+        draw_frames,
+    ):
         draw()
     draw_sequences()
     draw_house()

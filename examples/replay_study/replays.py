@@ -20,7 +20,7 @@ from replaykit import (
     Spec,
 )
 
-from .samplers import BlockReplay, DealtReplay, RecentReplay
+from .samplers import BlockReplay, DealtReplay, newest_share
 from .settings import GOAL_TASKS, Protocol, Settings
 
 Kind: TypeAlias = Literal["none", "uniform", "prioritized", "combined", "hindsight", "blocks", "newest", "dealt"]
@@ -75,7 +75,7 @@ def make_replay(name: str, settings: Settings, env: Any, seed: Any) -> Replay:
     if choice.kind == "blocks":
         return BlockReplay(buffer, choice.length)
     if choice.kind == "newest":
-        return RecentReplay(buffer, choice.share)
+        return newest_share(buffer, choice.share)
     if choice.kind == "hindsight":
         reward_fn = partial(goal_reward, settings.done_reward)
         return HindsightReplay(buffer, reward_fn, terminated_fn=GoalMountainCar.compute_terminated)

@@ -5,19 +5,21 @@ replay         a batch is                                  what it changes of un
 ============== =========================================== ====================================
 `BlockReplay`  runs of consecutive transitions             independence: each transition is as
                                                            likely as before, but not alone
-`RecentReplay` drawn from the newest share of the buffer   identity: draws are independent, of
-                                                           other transitions than all
+`RecentReplay` drawn from the newest share of the buffer,  identity: draws are independent, of
+               which `newest_share` makes                  other transitions than all
 `DealtReplay`  drawn by priorities that belong to others   nothing but what prioritized replay
                                                            does beside using TD errors
 ============== =========================================== ====================================
 """
 
+import math
+from functools import partial
 from typing import final
 
 import numpy as np
 import numpy.typing as npt
 
-from replaykit import Replay, ReplayWrapper
+from replaykit import RecentReplay, Replay, ReplayWrapper
 from replaykit.batch import Draw
 
 
@@ -51,28 +53,15 @@ class BlockReplay(ReplayWrapper):
         return np.full(np.shape(indices), 1.0 / len(self))
 
 
-@final
-class RecentReplay(ReplayWrapper):
+def newest_share(buffer: Replay, share: float) -> RecentReplay:
     """Uniform replay of the newest `share` of what is stored, at least one transition."""
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"share is {share}; expected more than 0 and at most 1")
+    return RecentReplay(buffer, newest=partial(_count_of, buffer, share))
 
-    def __init__(self, inner: Replay, share: float) -> None:
-        super().__init__(inner)
-        if not 0.0 < share <= 1.0:
-            raise ValueError(f"share is {share}; expected more than 0 and at most 1")
-        self.share = share
 
-    def _recent(self) -> npt.NDArray[np.int64]:
-        return self.latest(int(np.ceil(self.share * len(self))))
-
-    def draw(self, batch_size: int) -> Draw:
-        """B indices of the newest, independently."""
-        recent = self._recent()
-        return Draw(self.rng.choice(recent, batch_size), np.full(batch_size, 1.0 / recent.size))
-
-    def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
-        """One over the number of the newest for each of them, 0 for the others."""
-        recent = self._recent()
-        return np.isin(indices, recent) / recent.size
+def _count_of(buffer: Replay, share: float, _batches: int) -> float:
+    return max(math.ceil(share * len(buffer)), 1)
 
 
 @final

@@ -6,14 +6,13 @@
 The blind cliffwalk of Schaul et al. (2016): of two actions in each of n states the wrong one ends the episode, and n
 right ones in a row earn a reward of 1. The memory holds each of the 2^n sequences of actions, played until it ends, so
 the one rewarded transition is there once among 2^(n+1) - 2. Q-learning replays one transition at a time until its
-values are right. How many it needs is counted for four ways to choose them:
+values are right. How many it needs is counted for five ways to choose them:
 
 uniform       any, equally likely: `ReplayBuffer`
 proportional  by the TD error it had when last seen: `PrioritizedBuffer`, alpha 0.6, no importance weights
+rank          by the rank of this TD error among all: ``variant="rank"``, alpha 0.7, no importance weights
 greedy        always that of the largest TD error when last seen: a heap, since no buffer of replaykit does that
 oracle        always that which brings the values nearest to the true ones, which only who knows these can do
-
-The paper's fifth, rank-based, is not in replaykit.
 
 References
 ----------
@@ -34,12 +33,15 @@ from options import at_least
 from replaykit import Field, PrioritizedBuffer, Replay, ReplayBuffer, Spec
 
 ETA = 0.25  # step size of Q-learning
-ALPHA = 0.6
+ALPHA = {"proportional": 0.6, "rank": 0.7}
 TOLERANCE = 1e-3  # mean squared error of the values at which they count as right
 PATIENCE = 200  # updates for each transition in the memory, after which a run is given up
 CHUNK = 1024  # uniform draws at once
 QUICK, MOST_STATES = [6, 8, 10], 20
-COLOURS = {"uniform": "tab:red", "proportional": "tab:blue", "greedy": "tab:orange", "oracle": "tab:green"}
+COLOURS = {
+    "uniform": "tab:red", "proportional": "tab:blue", "rank": "tab:purple", "greedy": "tab:orange",
+    "oracle": "tab:green",
+}  # fmt: skip
 SPEC = Spec(obs=Field((), np.int64), action=Field((), np.int64), reward=Field((), np.float64))
 
 Transition = tuple[int, int, float, int, float]  # state, action, reward, next state, discount
@@ -133,7 +135,7 @@ def uniform(learner: Learner, buffer: Replay) -> None:
                 return
 
 
-def proportional(learner: Learner, buffer: Replay) -> None:
+def prioritized(learner: Learner, buffer: Replay) -> None:
     """Replay by priority, one at a time, since each update changes the next draw."""
     while not learner.is_done:
         batch = buffer.sample(1)
@@ -162,7 +164,7 @@ def everything(buffer: Replay) -> list[Transition]:
     return transitions(buffer.reduce(buffer.window(buffer.latest(len(buffer)))))
 
 
-METHODS = {"uniform": uniform, "proportional": proportional, "greedy": greedy, "oracle": oracle}
+METHODS = {"uniform": uniform, "proportional": prioritized, "rank": prioritized, "greedy": greedy, "oracle": oracle}
 
 
 def updates(task: tuple[str, int, int, float]) -> float:
@@ -173,9 +175,11 @@ def updates(task: tuple[str, int, int, float]) -> float:
     learner = Learner(walk, rng)
     memory = walk.memory(rng)
     options: dict[str, Any] = {"gamma": walk.gamma, "seed": rng}
+    if method in ALPHA:
+        options |= {"alpha": ALPHA[method], "beta": 0.0, "variant": method}
     if method == "proportional":
-        options |= {"alpha": ALPHA, "beta": 0.0, "eps": eps}
-    kind = PrioritizedBuffer if method == "proportional" else ReplayBuffer
+        options["eps"] = eps
+    kind = PrioritizedBuffer if method in ALPHA else ReplayBuffer
     buffer: Replay = kind(memory["obs"].size, SPEC, **options)
     buffer.extend(**memory)
     METHODS[method](learner, buffer)
@@ -185,7 +189,8 @@ def updates(task: tuple[str, int, int, float]) -> float:
 def seconds(method: str, states: int) -> float:
     """How long a run takes, roughly."""
     size = 2.0 ** (states + 1)
-    each = {"uniform": 1e-5 * size, "proportional": 2.6e-5 * size, "greedy": 1.5e-6 * size, "oracle": 1e-3 * states}
+    each = {"uniform": 1e-5 * size, "greedy": 1.5e-6 * size, "oracle": 1e-3 * states}
+    each |= dict.fromkeys(ALPHA, 2.6e-5 * size)
     return 0.002 + each[method]
 
 
@@ -210,7 +215,7 @@ def claims(medians: dict[tuple[str, int], float], states: list[int]) -> list[tup
     """What should hold of them, and whether it does. The paper has curves and words; the bounds are ours."""
     made = []
     if 10 in states:
-        for method, least in (("proportional", 4), ("greedy", 9), ("oracle", 45)):
+        for method, least in (("proportional", 4), ("rank", 4), ("greedy", 9), ("oracle", 45)):
             ratio = medians["uniform", 10] / medians[method, 10]
             text = f"at 10 states uniform needs at least {least} times the updates of {method}: {ratio:.1f}"
             made.append((text, ratio >= least))

@@ -257,9 +257,11 @@ class ReplayMonitor:
 
     def _probability_numbers(self, sample: Indices, batch_size: int, size: int) -> dict[str, float]:
         """How unequal the probabilities of the stored transitions are, and how unequal their draws have been."""
-        p = self.buffer.probability(sample, batch_size)
         draws = draw_count_stats(*self._draw_counts.counts(sample))
         found = {f"draws_{name}": value for name, value in draws.items()}
+        if self.buffer.is_conditional:  # as those of a LargeBatchReplay are
+            return found
+        p = self.buffer.probability(sample, batch_size)
         found["probability_starved_share"] = float((p * size < 0.1).mean())
         if p.max() > 0.0:
             shape = draw_distribution(p)

@@ -42,7 +42,7 @@ class NaiveReplay:
 
     Attributes
     ----------
-    kind : {"uniform", "prioritized", "latest"}
+    kind : {"uniform", "prioritized", "rank", "latest"}
     length : int
         Slots of each lane, L.
     num_envs, n_step, gamma, stack, padding, alpha, beta, eps, weights
@@ -51,6 +51,10 @@ class NaiveReplay:
         How the points of a draw are chosen. If it is None, draws are not compared, but only their probabilities.
     replace : bool
         Whether an index can be drawn twice for a batch.
+    recent : int, optional
+        `newest` of the ``RecentReplay`` around the buffer, inside of all other wrappers.
+    large : int, optional
+        `factor` of the ``LargeBatchReplay`` around these, whose function is `priority_fn`.
     combined : list of int
         `latest` of each ``CombinedReplay`` around the buffer, the innermost first.
     hindsight : NaiveHindsight, optional
@@ -72,8 +76,12 @@ class NaiveReplay:
     replace: bool = True
     combined: list[int] = field(default_factory=list)
     hindsight: NaiveHindsight | None = None
+    recent: int | None = None
+    large: int | None = None
+    priority_fn: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
+        self.rows: list[tuple[int, float, float]] = []  # of the last batch from a large one
         self.steps: list[NaiveStep] = []  # alive, in the order in which they were added
         self.added = [0] * self.num_envs
         self.episodes = [0] * self.num_envs
@@ -124,8 +132,8 @@ class NaiveReplay:
         return max((step.scaled for step in self.steps), default=0.0) or 1.0
 
     def scaled(self, td_error: float) -> float:
-        """``(abs(td_error) + eps)**alpha``."""
-        return float((abs(td_error) + self.eps) ** self.alpha)
+        """``(abs(td_error) + eps)**alpha``, or the priority itself if only its rank counts."""
+        return abs(td_error) if self.kind == "rank" else float((abs(td_error) + self.eps) ** self.alpha)
 
     def update(self, indices: list[int], scaled: list[float]) -> int:
         """Set scaled priorities; how many entries were of living transitions."""
@@ -190,6 +198,11 @@ class NaiveReplay:
         is_full = len(self.steps) == capacity
         return sorted(self.steps, key=lambda step: step.index % capacity if is_full else step.index)
 
+    def is_recent(self, step: NaiveStep) -> bool:
+        """Whether a ``RecentReplay`` draws a living step."""
+        count = -(-(self.recent or self.length * self.num_envs) // self.num_envs)
+        return step.index in [other.index for other in self.lane(step.lane)[-count:]]
+
     def relabelled(self, index: int, goal: Any) -> list[NaiveStep]:
         """The window from `index` on, as if `goal` had been desired."""
         hindsight, window = self.hindsight, []
@@ -240,15 +253,17 @@ class NaiveReplay:
             inner = self.shares(drawn, wrappers - 1) if drawn else dict.fromkeys(indices, 0.0)
             return {index: (drawn * inner[index] + (index in newest)) / batch_size for index in indices}
         if self.kind == "uniform":
-            return {index: 1.0 / len(indices) for index in indices}
+            replayed = {step.index for step in self.counted() if self.is_recent(step)}
+            return {index: (index in replayed) / len(replayed) for index in indices}
         if self.kind == "latest":
             newest = self.newest(batch_size)
             counts = dict.fromkeys(indices, 0)
             for place in range(batch_size):
                 counts[newest[place % len(newest)]] += 1
             return {index: counts[index] / batch_size for index in indices}
-        total = math.fsum(step.scaled for step in self.steps) or 1.0
-        return {step.index: step.scaled / total for step in self.steps}
+        lengths = dict(self.line())
+        total = math.fsum(lengths.values()) or 1.0
+        return {index: lengths[index] / total for index in indices}
 
     # -- Drawing ---------------------------------------------------------------------------------------------
 
@@ -256,13 +271,13 @@ class NaiveReplay:
         """What the ValueError of a batch that cannot be drawn must contain; None if it can be drawn."""
         if self.kind == "prioritized" and not any(step.scaled for step in self.steps):
             return "every priority is 0"
-        if not self.replace and self.drawn(batch_size) > len(self.steps):
+        if not self.replace and self.drawn(batch_size) > len([step for step in self.steps if self.is_recent(step)]):
             return "without replacement"
         return None
 
     def drawn(self, batch_size: int) -> int:
         """How many of a batch are drawn: all but the newest, which each ``CombinedReplay`` adds at the end."""
-        return batch_size - sum(len(self.newest(count)) for count in self.combined)
+        return batch_size * (self.large or 1) - sum(len(self.newest(count)) for count in self.combined)
 
     def points(self, count: int, rng: np.random.Generator) -> Any:
         """The points in [0, 1) of a draw of `count`, from the numbers that `rng` gives; None if draws are not compared.
@@ -271,16 +286,24 @@ class NaiveReplay:
         """
         if self.draws is None or type(self).shares is not NaiveReplay.shares:
             return None
+        size = len(self.line())
         if not self.replace:
-            size = len(self.steps)
             return (rng.choice(size, count, replace=False) + 0.5) / size
+        if self.recent is not None:
+            return (rng.integers(size, size=count) + 0.5) / size
         uniforms = rng.random(count)
         return (np.arange(count) + uniforms) / count if self.draws == "stratified" else uniforms
 
     def line(self) -> list[tuple[int, float]]:
         """Every living index and its length on the line that points are drawn from, in the order on that line."""
+        if self.recent is not None:
+            by_lane = [step for lane in range(self.num_envs) for step in self.lane(lane)]
+            return [(step.index, 1.0) for step in by_lane if self.is_recent(step)]
         if self.kind == "uniform":
             return [(step.index, 1.0) for step in self.counted()]
+        if self.kind == "rank":
+            by_rank = sorted(self.steps, key=lambda step: (-step.scaled, -step.index))
+            return [(step.index, (place + 1.0) ** -self.alpha) for place, step in enumerate(by_rank)]
         capacity = self.length * self.num_envs
         by_slot = sorted(self.steps, key=lambda step: step.index % capacity)
         return [(step.index, step.scaled) for step in by_slot]
@@ -290,6 +313,10 @@ class NaiveReplay:
 
         `rng` is the buffer's generator as it was before the draw, whose numbers are drawn again here.
         """
+        if self.large:
+            self.rows = self.large_batch(batch_size, rng)
+            assert [int(index) for index in indices] == [row[0] for row in self.rows], "not from the large batch"
+            return
         count, line, indices = self.drawn(batch_size), self.line(), [int(index) for index in indices]
         tail = [index for k in self.combined for index in self.newest(k)]
         assert indices[count:] == tail, "the newest are not at the end of the batch"
@@ -313,9 +340,23 @@ class NaiveReplay:
                 f"index {index} was drawn in row {row}, but the point {point} is not in [{start}, {stop})"
             )
 
+    def large_batch(self, batch_size: int, rng: np.random.Generator) -> list[tuple[int, float, float]]:
+        """The index, the conditional probability and the weight of each row of a batch from a large one."""
+        line, count = self.line(), self.drawn(batch_size)
+        stops = np.cumsum([length for _, length in line])
+        points = self.points(count, rng) * stops[-1]
+        large = [line[int(place)][0] for place in np.searchsorted(stops, points, "right").clip(max=len(line) - 1)]
+        shares = self.shares(count)
+        weights = self.weigh([shares[index] for index in large], shares)
+        rewards = np.array([self.reduced(self.window(index))["reward"] for index in large])
+        assert self.priority_fn is not None
+        p = self.priority_fn(rewards)
+        rows = np.searchsorted(p.cumsum(), rng.random(batch_size) * p.sum(), "right").clip(max=count - 1).tolist()
+        return [(large[row], float(p[row] / p.sum()), weights[row] * float(p.mean() / p[row])) for row in rows]
+
     def weigh(self, probabilities: list[float], shares: dict[int, float]) -> list[float]:
         """The weights of a batch with these probabilities."""
-        if self.kind != "prioritized":
+        if self.kind not in ("prioritized", "rank"):
             return [1.0] * len(probabilities)
         weights = [(len(self.steps) * q) ** -self.beta for q in probabilities]
         if self.weights == "none":
@@ -344,6 +385,10 @@ class NaiveReplay:
         for row, window in enumerate(windows):
             for name, expected in self.reduced(window).items():
                 assert_same(expected, batch[name], row, name)
+        if self.large:
+            np.testing.assert_allclose(batch.probabilities, [row[1] for row in self.rows], rtol=1e-9)
+            np.testing.assert_allclose(batch.weights, [row[2] for row in self.rows], rtol=2e-6)
+            return
         shares = self.shares(batch_size)
         np.testing.assert_allclose(batch.probabilities, [shares[index] for index in indices], rtol=1e-9)
         weights = self.weigh([float(q) for q in batch.probabilities], shares)

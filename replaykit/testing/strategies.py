@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from replaykit.buffer import Buffer
 from replaykit.buffers import LatestBuffer, PrioritizedBuffer, ReplayBuffer
 from replaykit.combined import CombinedReplay
-from replaykit.distributions import Distribution, Latest, Proportional, Uniform
+from replaykit.distributions import Distribution, Latest, Proportional, Rank, Uniform
 from replaykit.field import Field
 from replaykit.hindsight import HindsightReplay
+from replaykit.large_batch import LargeBatchReplay
+from replaykit.recent import RecentReplay
 from replaykit.replay import Replay
 from replaykit.spec import Spec
 from replaykit.storage import LocalStorage, Storage
@@ -49,6 +51,16 @@ def reward_of_goal(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) 
 def is_near(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
     """Whether the goal is near, which it is some steps before and after it, too."""
     return np.abs(achieved_goal - desired_goal)[:, 0] < 1.5
+
+
+def size_of(reward: Any) -> Any:
+    """A priority for each reward."""
+    return np.abs(np.asarray(reward, np.float64)) + 0.25
+
+
+def size_of_reward(batch: Any) -> Any:
+    """The same for the rows of a large batch."""
+    return size_of(batch.reward)
 
 
 @dataclass(frozen=True)
@@ -94,21 +106,30 @@ class Configuration:
     hindsight: Relabelling | None
     seed: int
     replace: bool = True
+    recent: int | None = None
+    large: int | None = None
 
 
 def configurations(
-    kinds: tuple[str, ...] = ("uniform", "prioritized", "latest"),
+    kinds: tuple[str, ...] = ("uniform", "prioritized", "rank", "latest"),
     specs: tuple[str, ...] = tuple(SPECS),
     replace: tuple[bool, ...] = (True,),
+    recent: tuple[int | None, ...] = (None,),
+    large: tuple[int | None, ...] = (None,),
 ) -> st.SearchStrategy[Configuration]:
     """Any buffer of these kinds and specs, small enough to wrap around often, and any wrappers that suit its spec.
 
-    Uniform buffers draw with replacement, or as `replace` says.
+    Uniform buffers draw with replacement, or as `replace` says. A ``RecentReplay`` or a ``LargeBatchReplay`` is around
+    the buffer, inside of all other wrappers, if `recent` or `large` has a number, which is its argument. The former
+    must be around uniform buffers, and the latter has no ``CombinedReplay`` around.
     """
-    return st.sampled_from(specs).flatmap(lambda spec: _configurations(kinds, spec, replace))
+    options = {"replace": st.sampled_from(replace), "recent": st.sampled_from(recent), "large": st.sampled_from(large)}
+    return st.sampled_from(specs).flatmap(lambda spec: _configurations(kinds, spec, options))
 
 
-def _configurations(kinds: tuple[str, ...], spec: str, replace: tuple[bool, ...]) -> st.SearchStrategy[Configuration]:
+def _configurations(
+    kinds: tuple[str, ...], spec: str, options: dict[str, st.SearchStrategy[Any]]
+) -> st.SearchStrategy[Configuration]:
     relabellings = st.builds(
         Relabelling,
         strategy=st.sampled_from(["future", "final", "episode", "random"]),
@@ -136,7 +157,7 @@ def _configurations(kinds: tuple[str, ...], spec: str, replace: tuple[bool, ...]
         combined=st.lists(st.integers(1, 3), max_size=2).map(tuple),
         hindsight=relabellings if spec == "goal" else st.none(),
         seed=st.integers(0, 2**32 - 1),
-        replace=st.sampled_from(replace),
+        **options,
     )
 
 
@@ -181,6 +202,8 @@ def build(
             drawn = distribution(place)
         elif c.kind == "prioritized":
             drawn = Proportional(place, draws=c.draws, **priorities)
+        elif c.kind == "rank":
+            drawn = Rank(place, draws=c.draws, alpha=c.alpha, beta=c.beta, weights=c.weights)
         else:
             drawn = Uniform(place, replace=c.replace) if c.kind == "uniform" else Latest(place)
         replay = Buffer(place, drawn, n_step=c.n_step, gamma=c.gamma, seed=c.seed)
@@ -188,17 +211,25 @@ def build(
         common = shared | {"share": c.share, "seed": c.seed}
         if c.kind == "prioritized":
             replay = PrioritizedBuffer(c.capacity, spec, draws=c.draws, **priorities, **common)
+        elif c.kind == "rank":
+            options = {name: value for name, value in priorities.items() if name != "eps"}
+            replay = PrioritizedBuffer(c.capacity, spec, draws=c.draws, variant="rank", **options, **common)
         elif c.kind == "uniform":
             replay = ReplayBuffer(c.capacity, spec, replace=c.replace, **common)
         else:
             replay = LatestBuffer(c.capacity, spec, **common)
+    if c.recent is not None:
+        replay = RecentReplay(replay, newest=c.recent)
+    if c.large is not None:
+        replay = LargeBatchReplay(replay, c.large, priority_fn=size_of_reward)
+    combined = c.combined if c.large is None else ()
     if c.hindsight is not None and not c.hindsight.is_outermost:
         replay = HindsightReplay(replay, **c.hindsight.options())
-    for latest in c.combined:
+    for latest in combined:
         replay = CombinedReplay(replay, latest)
     if c.hindsight is not None and c.hindsight.is_outermost:
         replay = HindsightReplay(replay, **c.hindsight.options())
-    draws = {"uniform": "iid", "prioritized": c.draws}.get(c.kind) if distribution is None else None
+    draws = {"uniform": "iid", "prioritized": c.draws, "rank": c.draws}.get(c.kind) if distribution is None else None
     naive = model(
         kind=c.kind,
         length=-(-c.capacity // c.num_envs),
@@ -206,8 +237,11 @@ def build(
         **priorities,
         draws=draws,
         replace=c.replace or c.kind != "uniform" or distribution is not None,
-        combined=list(c.combined),
+        combined=list(combined),
         hindsight=None if c.hindsight is None else NaiveHindsight(**c.hindsight.options()),
+        recent=c.recent,
+        large=c.large,
+        priority_fn=size_of,
     )
     return replay, naive
 

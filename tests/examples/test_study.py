@@ -21,7 +21,7 @@ from replay_study.learner import Adam, Network, learn, targets  # noqa: E402
 from replay_study.measures import everything, of_batch, of_replay  # noqa: E402
 from replay_study.replays import REPLAYS, make_replay, replays_for  # noqa: E402
 from replay_study.run import Agent, Run, discounted, make_env, train  # noqa: E402
-from replay_study.samplers import BlockReplay, DealtReplay, RecentReplay  # noqa: E402
+from replay_study.samplers import BlockReplay, DealtReplay, newest_share  # noqa: E402
 from replay_study.settings import PROTOCOLS  # noqa: E402
 
 from replaykit import Field, PrioritizedBuffer, ReplayBuffer, Spec  # noqa: E402
@@ -79,7 +79,7 @@ def test_runs_of_blocks_are_independent_of_each_other_only():
 
 def test_a_recency_window_is_the_newest_share():
     """A quarter of 30 is the newest 8, each an eighth; nothing else has a probability."""
-    replay = RecentReplay(fill(ReplayBuffer(30, SPEC, seed=0), 45), 0.25)
+    replay = newest_share(fill(ReplayBuffer(30, SPEC, seed=0), 45), 0.25)
     probabilities = replay.probability(np.arange(15, 45))
     np.testing.assert_array_equal(probabilities, np.where(np.arange(15, 45) >= 37, 1 / 8, 0.0))
     drawn = np.unique(replay.sample(500).indices)
@@ -127,8 +127,8 @@ def test_a_deal_is_kept_and_what_is_new_keeps_its_own_place():
     ("make", "message"),
     [
         (lambda inner: BlockReplay(inner, 0), "length is 0; expected at least 1"),
-        (lambda inner: RecentReplay(inner, 0.0), "share is 0.0; expected more than 0"),
-        (lambda inner: RecentReplay(inner, 1.5), "share is 1.5; expected more than 0 and at most 1"),
+        (lambda inner: newest_share(inner, 0.0), "share is 0.0; expected more than 0"),
+        (lambda inner: newest_share(inner, 1.5), "share is 1.5; expected more than 0 and at most 1"),
     ],
 )
 def test_samplers_refuse_what_they_cannot_do(make, message):

@@ -28,6 +28,8 @@ STACKS = {
     "uniform": UNIFORM,
     "without replacement": replace(UNIFORM, replace=False, n_step=1),
     "prioritized": PRIORITIZED,
+    "rank": replace(UNIFORM, kind="rank", capacity=40),
+    "rank of lanes": replace(UNIFORM, kind="rank", num_envs=3, capacity=9),
     "latest": replace(UNIFORM, kind="latest", num_envs=2, capacity=8),
     "lanes": replace(PRIORITIZED, num_envs=3, capacity=9),
     "lanes in step": replace(PRIORITIZED, num_envs=2, capacity=8),

@@ -9,9 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replaykit import Batch, CombinedReplay, HindsightReplay, Replay, ReplayWrapper
+from replaykit import (
+    Batch,
+    CombinedReplay,
+    HindsightReplay,
+    LargeBatchReplay,
+    RecentReplay,
+    Replay,
+    ReplayWrapper,
+)
 from replaykit.testing import Configuration, assert_lawful, bits_of, build, by_verbs, configurations, values_of
-from replaykit.testing.strategies import is_near, reward_of_goal
+from replaykit.testing.strategies import is_near, reward_of_goal, size_of_reward
 from tests.helpers import stacked_lanes
 from tests.laws.third_party import (
     WRAPPERS,
@@ -107,7 +115,7 @@ def test_a_batch_is_what_the_verbs_make_one_by_one(configuration, layers, masked
     assert_joined(replay, batch_size)
 
 
-@pytest.mark.parametrize("kind", ["uniform", "prioritized"])
+@pytest.mark.parametrize("kind", ["uniform", "prioritized", "rank"])
 def test_every_pair_of_wrappers_is_joined_as_its_verbs(kind):
     """Each inside of each, with three steps a window and one, in one lane and three."""
     bases = []
@@ -119,6 +127,33 @@ def test_every_pair_of_wrappers_is_joined_as_its_verbs(kind):
             continue
         for base in bases:
             assert_joined(outer(inner(copy.deepcopy(base))), 9)
+
+
+@pytest.mark.parametrize("around", [None, *WRAPPERS, Hindsight])
+@pytest.mark.parametrize("kind", ["uniform", "prioritized", "rank"])
+def test_recent_and_large_batches_are_joined_as_their_verbs(kind, around):
+    """Around each kind of buffer, and inside of any wrapper that leaves their draws as they are."""
+    replay = filled(dataclasses.replace(BASE, kind=kind), masked=False)
+    if kind == "uniform":
+        replay = RecentReplay(replay, newest=7)
+    for inner in (replay, LargeBatchReplay(copy.deepcopy(replay), 3, priority_fn=size_of_reward)):
+        if around in (OldestToo,) and inner.is_conditional:
+            continue
+        assert_joined(inner if around is None else around(inner), 9)
+
+
+def test_a_large_batch_is_of_what_its_wrappers_make():
+    """The function sees the changed rewards, and its batch is that of the verbs."""
+    seen = []
+
+    def priority_fn(batch):
+        seen.append(bits_of(batch))
+        return size_of_reward(batch)
+
+    inner = Negated(Scaled(filled(BASE, masked=False)))
+    expected = copy.deepcopy(inner).sample(12)
+    LargeBatchReplay(inner, 3, priority_fn=priority_fn).sample(4)
+    assert seen == [bits_of(expected)]
 
 
 @pytest.mark.parametrize("wrapper", [Scaled, Shorter, OldestToo, Negated, Squared])

@@ -22,7 +22,25 @@ class DistinctMachine(ReplayMachine):
         super().start(configuration)
 
 
+class RecentMachine(ReplayMachine):
+    """The newest of uniform buffers, with and without replacement."""
+
+    @initialize(configuration=configurations(kinds=("uniform",), replace=(True, False), recent=(1, 3, 8)))
+    def start(self, configuration):
+        super().start(configuration)
+
+
+class LargeMachine(ReplayMachine):
+    """Batches from large batches of any buffer, also of its newest."""
+
+    @initialize(configuration=configurations(kinds=("uniform", "prioritized", "rank"), large=(1, 3)))
+    def start(self, configuration):
+        super().start(configuration)
+
+
 TestDistinct = DistinctMachine.TestCase
+TestRecent = RecentMachine.TestCase
+TestLarge = LargeMachine.TestCase
 TestEveryReplay = ReplayMachine.TestCase
 TestEveryReplay.settings = settings(max_examples=3 * settings().max_examples)
 TestHindsight = HindsightMachine.TestCase

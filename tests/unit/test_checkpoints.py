@@ -156,6 +156,7 @@ def test_the_innermost_buffer_is_built_as_it_was(tmp_path):
     for buffer in [
         ReplayBuffer(9, GOAL_SPEC, num_envs=2, n_step=3, gamma=0.5, seed=1),
         PrioritizedBuffer(9, GOAL_SPEC, alpha=0.3, eps=0.5, draws="iid", weights="none", beta=0.9),
+        PrioritizedBuffer(9, GOAL_SPEC, variant="rank", draws="iid", weights="buffer"),
         LatestBuffer(9, GOAL_SPEC),
     ]:
         goal_episodes(buffer, [4, 3])

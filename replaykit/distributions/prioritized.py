@@ -1,0 +1,108 @@
+"""What prioritized distributions have in common: their settings, their weights and how priorities are saved."""
+
+import sys
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit.batch import Draw
+from replaykit.checks import check_choice, check_number, check_unit
+from replaykit.chunks import Slots
+from replaykit.declared import read_only
+from replaykit.distributions.base import Distribution, Floats
+from replaykit.distributions.sum_tree import Scheme
+from replaykit.schedules import check_schedule
+from replaykit.storage.base import Indices, Storage
+from replaykit.storage.saved_state import LARGEST_STEP, check_array, require
+
+Draws: TypeAlias = Scheme
+Weights: TypeAlias = Literal["batch", "buffer", "none"]
+
+_FLOAT32 = np.dtype(np.float32)
+_SMALLEST_WEIGHT = np.finfo(np.float32).tiny
+
+
+class Prioritized(Distribution):
+    """A distribution with a number for each slot, from which probabilities and weights follow.
+
+    A subclass keeps `settled`, the bounds that these numbers follow.
+    """
+
+    alpha: float = read_only("_alpha", "How much priorities count.")
+    draws: Draws = read_only("_draws", "How the points of a draw lie on the mass.")
+    weights: Weights = read_only("_weights", "What weights are divided by.")
+    largest_value: float
+    """The largest of the numbers that `state` has."""
+    saved_name: str
+    """What these numbers are called in a checkpoint."""
+    settled: Indices
+
+    def __init__(
+        self, storage: Storage, alpha: float, beta: float | Callable[[int], float], draws: Draws, weights: Weights
+    ) -> None:
+        super().__init__(storage)
+        self._alpha = check_number("alpha", alpha, sys.float_info.max, "a finite non-negative number")
+        check_choice("draws", draws, Draws)
+        check_choice("weights", weights, Weights)
+        self._draws, self._weights, self.beta = draws, weights, beta
+
+    @property
+    def beta(self) -> float:
+        """The exponent of the weights of the next batch. Set it to a number in [0, 1], or to a schedule."""
+        return check_unit("beta", self._beta(self.batches)) if callable(self._beta) else self._beta
+
+    @beta.setter
+    def beta(self, value: float | Callable[[int], float]) -> None:
+        self._beta = check_schedule("beta", value)
+
+    def weigh(self, draw: Draw, size: int) -> npt.NDArray[np.float32]:
+        """``w = (N q)**-beta``, divided as `weights` says, for the probabilities q of a draw."""
+        q, beta = draw.probabilities, self.beta
+        if self._weights == "none":
+            with np.errstate(over="ignore"):
+                return np.asarray((size * q) ** -beta).astype(np.float32)
+        least = draw.least if self._weights == "buffer" and draw.least is not None else np.minimum.reduce(q)
+        weights: npt.NDArray[np.float32] = ((q / least) ** -beta).astype(_FLOAT32)
+        return np.maximum(weights, _SMALLEST_WEIGHT) if self._weights == "buffer" else weights
+
+    @abstractmethod
+    def values(self) -> Floats:
+        """The number of each slot, in an array that may be a view and longer than there are slots."""
+
+    @abstractmethod
+    def set_values(self, settled: Indices, slots: Indices, values: Floats) -> None:
+        """Set the numbers of these slots, and of no others, for steps within the bounds `settled`."""
+
+    def state(self) -> dict[str, Any]:
+        """The numbers as they were last settled, in the order of the slots, and beta or its schedule."""
+        capacity = self.storage.capacity
+        values = self.values()[Slots(self.settled, capacity).select(0, capacity)]
+        return {"capacity": capacity, "settled": self.settled, self.saved_name: values, "beta": self._beta}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        capacity, num_envs, settled = state["capacity"], self.storage.num_envs, state["settled"]
+        require(type(capacity) is int and 0 < capacity < LARGEST_STEP, f"capacity is {capacity!r:.30}")
+        require(capacity % num_envs == 0, f"capacity {capacity} is no multiple of {num_envs}")
+        check_array("settled", settled, (2, num_envs), np.int64)
+        is_possible = (settled >= 0) & (settled[0] <= settled[1]) & (settled < LARGEST_STEP // num_envs)
+        require(is_possible.all() and (np.diff(settled, axis=0) <= capacity // num_envs).all(), "settled is impossible")
+        values = state[self.saved_name]
+        check_array(self.saved_name, values, (np.diff(settled, axis=0).sum(),), np.float64)
+        require(((values >= 0.0) & (values <= self.largest_value)).all(), "a priority is negative, or too large")
+        check_schedule("beta", state.get("beta", self._beta))
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.beta = state.get("beta", self._beta)
+        bounds, num_envs, capacity = self.storage.bounds, self.storage.num_envs, self.storage.capacity
+        indices = Slots(state["settled"], state["capacity"]).all()
+        is_same, (step, lane) = state["capacity"] == capacity, np.divmod(indices, num_envs)
+        settled = np.minimum(state["settled"], bounds) if is_same else np.clip(state["settled"], *bounds)
+        is_kept = (step >= settled[0, lane]) & (step < settled[1, lane])
+        self.set_values(settled, indices[is_kept] % capacity, state[self.saved_name][is_kept])
+
+    def restart(self) -> None:
+        bounds = self.storage.bounds
+        self.set_values(np.array([bounds[0], bounds[0]]), np.zeros(0, np.int64), np.zeros(0))

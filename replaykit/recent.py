@@ -1,0 +1,127 @@
+"""Uniform replay of the newest transitions."""
+
+import math
+from collections.abc import Callable
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit.batch import Draw
+from replaykit.buffer import Buffer
+from replaykit.checks import check_count, check_finite
+from replaykit.distributions.uniform import Uniform
+from replaykit.field import as_indices
+from replaykit.replay import Replay
+from replaykit.schedules import check_schedule
+from replaykit.storage.base import EMPTY, Indices
+from replaykit.wrapper import ReplayWrapper
+
+
+@final
+class RecentReplay(ReplayWrapper):
+    """Uniform replay of the newest transitions, and of no others.
+
+    Of `newest` transitions each of E lanes gives its last ``ceil(newest / E)``, or all that it has. Each of them is
+    equally likely, and the others have the probability 0. Weights are 1. A draw is O(B + E)::
+
+        oldest                                           newest
+        [ . . . . . . . . . . . . . . . . . . | x x x x x x x ]    newest=7: each x with probability 1/7
+
+    Parameters
+    ----------
+    inner : Replay
+        A `ReplayBuffer`, or wrappers around one that leave its draws as they are, such as `HindsightReplay`.
+    newest : float or callable
+        How many transitions, at least 1: a number, or a function of the number of batches sampled so far, such as
+        `ERESchedule`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `newest` is out of range, or `inner` draws in another way than uniformly: priorities, for example, would have
+        no effect. When sampling, if `newest` gives a number below 1, or if `inner` draws without replacement and fewer
+        transitions are recent than a batch has.
+
+    References
+    ----------
+    Wang and Ross (2019), Boosting Soft Actor-Critic: Emphasizing Recent Experience without Forgetting the Past.
+
+    Examples
+    --------
+    >>> from replaykit import Field, RecentReplay, ReplayBuffer, Spec
+    >>> buffer = RecentReplay(ReplayBuffer(1000, Spec(obs=Field(()), action=Field(())), seed=0), newest=10)
+    >>> for step in range(100):
+    ...     index = buffer.add(step, 0, 1.0, step + 1, False, False)
+    >>> buffer.sample(6).obs
+    array([98., 96., 95., 92., 93., 90.], dtype=float32)
+    >>> buffer.probability([89, 90, 99])
+    array([0. , 0.1, 0.1])
+    """
+
+    def __init__(self, inner: Replay, newest: float | Callable[[int], float]) -> None:
+        super().__init__(inner)
+        self._uniform = _uniform_of(inner)
+        self._newest_count = check_schedule("newest", newest, _check_newest)
+
+    @property
+    def newest_count(self) -> float:
+        """How many transitions the next batch is drawn from, if as many are stored."""
+        count = self._newest_count
+        return _check_newest("newest", count(self._uniform.batches)) if callable(count) else count
+
+    def _recent(self) -> tuple[Indices, Indices]:
+        """The step of each lane that comes next, and how many before it are recent."""
+        first, cursor = self.bounds
+        return cursor, np.minimum(cursor - first, math.ceil(self.newest_count / len(cursor)))
+
+    def draw(self, batch_size: int) -> Draw:
+        """B indices of the newest, independently, or without replacement if the buffer draws so."""
+        batch_size = check_count("batch_size", batch_size)
+        with self.lock:
+            cursor, counts = self._recent()
+            total = int(counts.sum())
+            if not total:
+                raise ValueError(EMPTY)
+            if self._uniform.replace:
+                places = self.rng.integers(total, size=batch_size)
+            elif batch_size <= total:
+                places = self.rng.choice(total, batch_size, replace=False)
+            else:
+                expected = f"at most {total}, as many as are recent, without replacement"
+                raise ValueError(f"batch_size is {batch_size}; expected {expected}")
+            stops = counts.cumsum()
+            lanes = np.searchsorted(stops, places, "right")
+            indices = (cursor[lanes] + places - stops[lanes]) * self.successor + lanes
+            return Draw(indices, np.full(batch_size, 1.0 / total))
+
+    def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
+        """One over the number of the newest for each of them, and 0 for the others."""
+        entries = as_indices("indices", indices)
+        check_count("batch_size", batch_size)
+        with self.lock:
+            self.inner.read(entries, "terminated")  # raises for an index that is not stored
+            cursor, counts = self._recent()
+            steps, lanes = np.divmod(entries, self.successor)
+            shares: npt.NDArray[np.float64] = (steps >= (cursor - counts)[lanes]) / max(int(counts.sum()), 1)
+            return shares
+
+
+def _uniform_of(inner: Replay) -> Uniform:
+    """The uniform distribution of a buffer inside; raises for draws that would have no effect."""
+    layer: Any = inner
+    while isinstance(layer, ReplayWrapper) and type(layer).draw is ReplayWrapper.draw:
+        layer = layer.inner
+    if isinstance(layer, Buffer) and type(layer.distribution) is Uniform:
+        return layer.distribution
+    expected = (
+        "expected a ReplayBuffer inside, since the newest are drawn uniformly and the draws of inner are not used"
+    )
+    raise ValueError(f"inner draws as a {type(layer).__name__} does; {expected}; put other draws around a RecentReplay")
+
+
+def _check_newest(name: str, value: Any) -> float:
+    """`value` as a finite number of at least 1."""
+    if check_finite(name, value) < 1.0:
+        raise ValueError(f"{name} is {value!r}; expected a number of transitions, at least 1, or a schedule of it")
+    return float(value)

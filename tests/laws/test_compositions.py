@@ -1,0 +1,115 @@
+"""Every wrapper around every other: what can mean something is lawful, and the rest is refused with the reason."""
+
+import functools
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from replaykit import (
+    CombinedReplay,
+    Field,
+    HindsightReplay,
+    LargeBatchReplay,
+    LatestBuffer,
+    MixedReplay,
+    PrioritizedBuffer,
+    RecentReplay,
+    ReplayBuffer,
+    SequenceReplay,
+    Spec,
+)
+from replaykit.testing import assert_lawful
+
+SPEC = Spec(obs={"achieved_goal": Field((1,)), "desired_goal": Field((1,))}, action=Field(()))
+T = 5
+
+
+def reward_of(achieved, desired, info):
+    return (achieved == desired).all(axis=-1) - 1.0
+
+
+def priorities_of(batch):
+    return 1.0 + batch.indices % 3
+
+
+def filled(make=ReplayBuffer, **options):
+    """Forty of sixty steps, in episodes of eleven."""
+    buffer = make(40, SPEC, seed=0, **options)
+    for t in range(60):
+        obs, next_obs = ({"achieved_goal": [x], "desired_goal": [9]} for x in (t, t + 1))
+        buffer.add(obs, 0, -1.0, next_obs, t % 11 == 0, False)
+    return buffer
+
+
+def mixed_with_another(replay):
+    return MixedReplay({"one": replay, "other": filled()}, shares={"one": 0.6, "other": 0.4}, add_to="one", seed=3)
+
+
+BUFFERS = {
+    "uniform": filled,
+    "prioritized": lambda: filled(PrioritizedBuffer, n_step=1, weights="buffer"),
+    "ranked": lambda: filled(PrioritizedBuffer, variant="rank"),
+    "latest": lambda: filled(LatestBuffer),
+}
+LAYERS = {
+    "combined": CombinedReplay,
+    "hindsight": lambda inner: HindsightReplay(inner, reward_of),
+    "large": lambda inner: LargeBatchReplay(inner, 3, priority_fn=priorities_of),
+    "mixed": mixed_with_another,
+    "recent": lambda inner: RecentReplay(inner, 20),
+    "sequences": lambda inner: SequenceReplay(inner, T, stride=2, burn_in=1),
+}
+REFUSED = {
+    ("combined", "large"): "inner has a CombinedReplay",
+    ("combined", "recent"): "inner draws as a CombinedReplay does",
+    ("hindsight", "large"): "inner has a HindsightReplay",
+    ("large", "combined"): "inner has no probabilities of single transitions",
+    ("large", "mixed"): "source 'one' has transitions without a probability",
+    ("large", "recent"): "inner draws as a LargeBatchReplay does",
+    ("large", "sequences"): "whose transitions have no probability",
+    ("mixed", "recent"): "inner draws as a MixedReplay does",
+    ("sequences", "mixed"): "source 'one' serves sequences",
+    ("sequences", "recent"): "inner draws as a SequenceReplay does",
+}
+"""Inner and outer, with an outer wrapper anywhere around the inner one."""
+
+
+def reasons_against(kind, layers):
+    """What the error of a stack may say; nothing if it can be built."""
+    found = [REFUSED[pair] for pair in itertools.combinations(layers, 2) if pair in REFUSED]
+    return found + ["inner draws as a"] * (kind != "uniform" and "recent" in layers)
+
+
+def stacked(kind, layers):
+    """A buffer in these wrappers, the innermost first."""
+    return functools.reduce(lambda replay, name: LAYERS[name](replay), layers, BUFFERS[kind]())
+
+
+@pytest.mark.parametrize("kind", BUFFERS)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_every_order_is_lawful_or_refused_with_the_reason(kind, depth):
+    """Samples, updates, episodes and epochs of every stack of different wrappers."""
+    for layers in itertools.permutations(LAYERS, depth):
+        reasons = reasons_against(kind, layers)
+        if reasons:
+            with pytest.raises(ValueError, match="|".join(map(re.escape, reasons))):
+                stacked(kind, layers)
+            continue
+        replay = stacked(kind, layers)
+        batch = assert_lawful(replay, 6)
+        assert ("source" in batch, "mask" in batch, "relabelled" in batch) == tuple(
+            name in layers for name in ("mixed", "sequences", "hindsight")
+        )
+        is_prioritized = kind in ("prioritized", "ranked") and "recent" not in layers
+        if "sequences" in layers:
+            applied = replay.update_priorities(batch.indices, np.ones((6, T)), mask=batch.loss_mask)
+        else:
+            applied = replay.update_priorities(batch.indices, np.ones(6))
+        assert (applied > 0) == is_prioritized, layers
+        epoch = np.concatenate([part.indices for part in replay.epoch(7)])
+        assert (
+            sorted(epoch.tolist()) == replay.stored()[replay.begins_row(replay.stored())].tolist() or "mixed" in layers
+        )
+        assert sum(len(episode.indices) for episode in replay.episodes()) == len(replay)
