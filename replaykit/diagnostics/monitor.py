@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from replaykit.batch import Batch
 from replaykit.checks import prefixed
 from replaykit.diagnostics.arguments import Compared, count
 from replaykit.diagnostics.distribution_shift import energy_distance, relative_age, weighted_td_lift
@@ -19,7 +20,7 @@ from replaykit.diagnostics.symptoms import warnings_for
 from replaykit.diagnostics.td_error import td_error_stats
 from replaykit.field import as_array, as_float64, as_indices
 from replaykit.replay import Replay
-from replaykit.trees import leaves_of
+from replaykit.trees import leaves_of, map_tree
 
 AVERAGED = (
     *(f"td_error_{name}" for name in ("mean", "median", "max", "std", "q10", "q25", "q75", "q90", "bias")),
@@ -128,8 +129,9 @@ class ReplayMonitor:
         Parameters
         ----------
         batch : Batch
-            A batch of `sample`, or the same as tensors on the CPU.
-        td_errors : array-like of shape (B,), float, optional
+            A batch of `sample`, or the same as tensors on the CPU. Of sequences the transitions are examined, each with
+            the weight and the probability of its row.
+        td_errors : array-like of shape (B,), or (B, T) of sequences, float, optional
             Signed, as for `update_priorities`. NaN and infinite errors are counted, and left out of the other numbers.
 
         Raises
@@ -143,6 +145,8 @@ class ReplayMonitor:
         """
         if not hasattr(batch, "indices"):
             raise TypeError(f"batch is a {type(batch).__name__} without indices; expected a Batch, as sample gives it")
+        if hasattr(batch, "step_indices"):
+            batch, td_errors = _transitions_of(batch, td_errors)
         indices = as_indices("batch.indices", batch.indices)
         is_due = (self._batches + 1) % self.every == 0
         if is_due or not self._batches:
@@ -261,6 +265,10 @@ class ReplayMonitor:
         found = {f"draws_{name}": value for name, value in draws.items()}
         if self.buffer.is_conditional:  # as those of a LargeBatchReplay are
             return found
+        is_start = self.buffer.begins_row(sample)
+        if not is_start.any():
+            return found
+        size, sample = max(round(size * is_start.mean()), 1), sample[is_start]
         p = self.buffer.probability(sample, batch_size)
         found["probability_starved_share"] = float((p * size < 0.1).mean())
         if p.max() > 0.0:
@@ -346,6 +354,25 @@ Raise eps, or lower alpha.')
         matplotlib.figure.Figure
         """
         return draw_panels(self._history, ax, panels)
+
+
+def _transitions_of(batch: Any, td_errors: Any) -> tuple[Batch, npt.NDArray[np.float64] | None]:
+    """The transitions of sequences, one after another, without padding, and their TD errors."""
+    steps = as_array("batch.step_indices", batch.step_indices)
+    mask = steps >= 0
+    rows = np.nonzero(mask)[0]
+    if td_errors is not None:
+        td_errors = as_float64("td_errors", td_errors)
+        if td_errors.shape != steps.shape:
+            raise ValueError(f"td_errors has shape {td_errors.shape}; expected {steps.shape}, that of the sequences")
+        td_errors = td_errors[mask]
+
+    def real(leaf: Any, path: str) -> npt.NDArray[Any]:
+        return as_array(path, leaf)[mask]
+
+    fields: dict[str, Any] = {name: map_tree(real, getattr(batch, name), name) for name in ("obs", "next_obs")}
+    fields |= {name: as_array(name, getattr(batch, name))[rows] for name in ("weights", "probabilities")}
+    return Batch.of(fields | {"indices": steps[mask]}), td_errors
 
 
 def _nonfinite_share(batch: Any, size: int) -> float:

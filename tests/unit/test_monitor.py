@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import importlib.util
 import math
 import pickle
 import subprocess
@@ -21,6 +22,7 @@ from replaykit import (
     LatestBuffer,
     PrioritizedBuffer,
     ReplayBuffer,
+    SequenceReplay,
     Spec,
 )
 from replaykit.diagnostics import ReplayMonitor, draw_count_stats, monitor, td_error_stats, weight_stats
@@ -584,3 +586,30 @@ assert not {"torch", "matplotlib", "gymnasium"} & set(sys.modules)
 """
     result = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_sequences_are_examined_by_their_transitions():
+    """Without padding; rows that cannot begin at most steps are no symptom, but correlated batches show."""
+    spec = Spec(obs={"x": Field((2,))}, action=Field(()))
+    buffer = PrioritizedBuffer(500, spec, num_envs=2, seed=0)
+    replay = SequenceReplay(buffer, 10, stride=10, burn_in=2)
+    monitor = ReplayMonitor(replay, every=1)
+    rng = np.random.default_rng(0)
+    for t in range(400):
+        obs = {"x": rng.random((2, 2), np.float32)}
+        replay.add(obs, [0, 0], [1.0, 0.0], obs, [t % 37 == 36, t % 23 == 22], [False, False])
+    for _ in range(30):
+        batch = replay.sample(16)
+        errors = rng.normal(size=(16, 10))
+        monitor.record(batch, errors)
+        monitor.record(batch.to_torch() if importlib.util.find_spec("torch") else batch)
+        replay.update_priorities(batch.indices, errors, mask=batch.loss_mask)
+    stats = monitor.stats()
+    assert stats["batch_size"] == batch.mask.sum() < 160
+    assert stats["same_episode"] > 1.3
+    assert stats["stale_share"] == 0.0
+    assert stats["probability_undrawable_share"] == 0.0
+    assert stats["draws_per_transition"] > 0.0
+    assert not any("cannot be drawn" in message for message in monitor.warnings())
+    with pytest.raises(ValueError, match=r"td_errors has shape \(16,\); expected \(16, 10\), that of the sequences"):
+        monitor.record(batch, np.ones(16))
