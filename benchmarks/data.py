@@ -142,6 +142,21 @@ class FrameTask:
             )
 
 
+@dataclass(frozen=True)
+class ScreenTask(FrameTask):
+    """The same with single frames."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a transition with both frames."""
+        return 2 * SCREEN[0] * SCREEN[1] + 8 + 4 + 2
+
+    def fill(self) -> Iterator[Steps]:
+        """Everything a buffer holds, an episode at a time."""
+        for steps in super().fill():
+            yield steps._replace(obs=steps.obs[:, -1].copy(), next_obs=steps.next_obs[:, -1].copy())
+
+
 PART_OF_FRAMES = 1000
 
 

@@ -115,6 +115,10 @@ class Library:
         """Two full buffers with uniform sampling, each with half of the capacity, that each give half of a batch."""
         raise NotOfferedError("has no mixture of buffers")
 
+    def sequences(self, task: Task | FrameTask, length: int) -> Buffer:
+        """A full buffer with uniform sampling, of whose samples each row has so many successive transitions."""
+        raise NotOfferedError("has no sequences")
+
     def composed(self, task: Task, layers: tuple[str, ...], n_step: int = 1) -> Buffer:
         """A full buffer, uniform or prioritized, in the wrappers hindsight or combined; the innermost layer first."""
         raise NotOfferedError("not tried")

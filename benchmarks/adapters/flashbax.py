@@ -120,6 +120,28 @@ class FlashbaxPairs(FlashbaxBuffer):
         return {**first, "next_obs": second["obs"]}
 
 
+class FlashbaxTrajectories(FlashbaxBuffer):
+    """A trajectory buffer of one environment. Sequences may cross the end of an episode."""
+
+    def __init__(self, task: Task | FrameTask, length: int) -> None:
+        super().__init__(flashbax.make_trajectory_buffer, task)
+        self.options = {
+            "add_batch_size": 1,
+            "sample_sequence_length": length,
+            "period": 1,
+            "min_length_time_axis": length,
+            "max_length_time_axis": task.capacity,
+        }
+
+    def fill(self, task: Task | FrameTask) -> None:
+        add = jax.jit(self.make().add, donate_argnums=0)
+        for steps in task.fill():
+            packed = {name: jnp.asarray(value)[None] for name, value in self.pack(steps).items()}
+            if self.state is None:
+                self.state = self.make().init({name: value[0, 0] for name, value in packed.items()})
+            self.state = add(self.state, packed)
+
+
 class Flashbax(Library):
     name = "flashbax"
     distribution = "flashbax"
@@ -136,6 +158,11 @@ class Flashbax(Library):
         buffer = FlashbaxPrioritized(flashbax.make_prioritised_item_buffer, task)
         buffer.fill(task)
         settle_priorities(buffer, task.capacity)
+        return buffer
+
+    def sequences(self, task: Task | FrameTask, length: int) -> FlashbaxBuffer:
+        buffer = FlashbaxTrajectories(task, length)
+        buffer.fill(task)
         return buffer
 
     def images(self, task: FrameTask, once: bool) -> FlashbaxBuffer:

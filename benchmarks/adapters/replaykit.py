@@ -22,9 +22,9 @@ from benchmarks.data import GOAL_KEYS, SCREEN, STACK, FrameTask, Steps, Task
 from replaykit import CombinedReplay, Field, HindsightReplay, PrioritizedBuffer, Replay, ReplayBuffer, Spec
 
 try:
-    from replaykit import MixedReplay
+    from replaykit import MixedReplay, SequenceReplay
 except ImportError:  # a former version, for comparison
-    MixedReplay = None  # type: ignore[assignment, misc]
+    MixedReplay = SequenceReplay = None  # type: ignore[assignment, misc]
 
 
 class ReplaykitBuffer(Buffer):
@@ -111,6 +111,13 @@ class Replaykit(Library):
         first, second = (_filled(ReplayBuffer(halves.capacity, _spec(task), seed=seed), halves) for seed in range(2))
         shares = {"first": 0.5, "second": 0.5}
         return ReplaykitBuffer(MixedReplay({"first": first, "second": second}, shares=shares, add_to="first", seed=2))
+
+    def sequences(self, task: Task | FrameTask, length: int) -> ReplaykitBuffer:
+        if SequenceReplay is None:
+            raise NotOfferedError("this version has no sequences")
+        screen = Spec(obs=Field(SCREEN, np.uint8), action=Field((), np.int64))
+        spec = _spec(task) if isinstance(task, Task) else screen
+        return ReplaykitBuffer(SequenceReplay(_filled(ReplayBuffer(task.capacity, spec, seed=0), task), length))
 
     def hindsight(self, task: Task) -> ReplaykitBuffer:
         no_reward = np.zeros(task.capacity, np.float32)

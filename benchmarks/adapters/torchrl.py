@@ -15,6 +15,7 @@ from torchrl.data import (
     LazyTensorStorage,
     ReplayBuffer,
     ReplayBufferEnsemble,
+    SliceSampler,
     TensorDictPrioritizedReplayBuffer,
 )
 from torchrl.envs.transforms import MultiStepTransform
@@ -91,6 +92,22 @@ class TorchrlPrioritized(TorchrlBuffer):
         self.update = lambda indices, errors: update(torch.as_tensor(indices), torch.from_numpy(errors))
 
 
+class TorchrlSequences(TorchrlBuffer):
+    """With the flag by which the library tells episodes apart. Rows of a batch lie one after another."""
+
+    def __init__(self, replay: Any, length: int) -> None:
+        super().__init__(replay)
+        self.length = length
+
+    def pack(self, steps: Steps) -> TensorDict:
+        packed = super().pack(steps)
+        return packed.set("done", torch.as_tensor(np.logical_or(steps.terminated, steps.truncated)))
+
+    def sampling(self, batch_size: int) -> Call:
+        sample, transitions = self.replay.sample, batch_size * self.length
+        return lambda: sample(transitions)
+
+
 class TorchrlNested(TorchrlBuffer):
     """Of TensorDicts whose outcomes are nested under "next", with an axis more, as its environments give them."""
 
@@ -161,6 +178,11 @@ class Torchrl(Library):
         both = [_filled(TorchrlBuffer(ReplayBuffer(storage=_storage(halves))), halves).replay for _ in range(2)]
         ensemble = ReplayBufferEnsemble(*both, sample_from_all=True)  # a batch has the shape (2, B / 2)
         return TorchrlBuffer(ensemble)
+
+    def sequences(self, task: Task | FrameTask, length: int) -> TorchrlBuffer:
+        """Where episodes begin and end is kept from one sample to the next, which is its faster form."""
+        sampler = SliceSampler(slice_len=length, end_key="done", cache_values=True)
+        return _filled(TorchrlSequences(ReplayBuffer(storage=_storage(task), sampler=sampler), length), task)
 
     def images(self, task: FrameTask, once: bool) -> TorchrlBuffer:
         if once:
