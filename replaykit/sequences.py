@@ -43,7 +43,8 @@ class SequenceReplay(ReplayWrapper):
     burn_in : int
         How many of them only warm up the recurrent state, less than T.
     stride : int
-        Steps from the start of a row to that of the next, at most T. With 1 every transition starts a row.
+        Steps from the start of a row to that of the next, at most T. With 1 every transition starts a row. With more
+        than ``length - burn_in``, some steps are in the burn-in of every row that has them.
     eta : float
         The share of the largest TD error of a row in its priority; the rest is that of their mean.
 
