@@ -5,6 +5,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+from replaykit._kernels import lazy
 from replaykit.batch import Draw, Window
 from replaykit.checks import check_count, check_unit
 from replaykit.declared import read_only
@@ -13,6 +14,8 @@ from replaykit.replay import Replay
 from replaykit.storage.base import Flags, Floats, Indices
 from replaykit.trees import map_tree
 from replaykit.wrapper import ReplayWrapper
+
+kernels = lazy("sequences")
 
 
 @final
@@ -138,10 +141,9 @@ class SequenceReplay(ReplayWrapper):
     def _spans_of(self, indices: Indices) -> tuple[Indices, Indices]:
         """Of the span of each stored index, the first stored index, and what follows the last."""
         _, first, last = self.inner.episode(indices)
-        lanes, successor = indices % self.successor, self.successor
-        begins = indices - (indices - first) // successor % self._stride * successor
-        oldest = self.bounds[0, lanes] * successor + lanes
-        return np.maximum(begins, oldest), np.minimum(begins + self._stride * successor, last + successor)
+        spans = np.empty((2, len(indices)), np.int64)
+        kernels.spans_of(indices, first, last, self.bounds, self._stride, spans[0], spans[1])
+        return spans[0], spans[1]
 
     def _shares(self, starts: Indices, stops: Indices, batch_size: int) -> Floats:
         """The sum of the probabilities of the transitions of each span."""
@@ -172,41 +174,32 @@ class SequenceReplay(ReplayWrapper):
         entries = as_indices("indices", indices)
         with self.lock:
             _, first, last = self.inner.episode(entries)
-            steps = entries[:, None] + self._offsets
-            mask = steps <= last[:, None]
-            window = self.inner.window(np.minimum(steps, last[:, None]))
-        is_first = np.zeros(mask.shape, np.bool_)
-        is_first[:, 0] = entries == first
-        window.added |= {"mask": mask, "is_first": is_first, "step_indices": steps}
+            shape = len(entries), self._length
+            (steps, served), (mask, is_first) = np.empty((2, *shape), np.int64), np.empty((2, *shape), np.bool_)
+            kernels.open_rows(entries, first, last, self.successor, steps, served, mask, is_first)
+            window = self.inner.window(served)
+        window.added |= {"mask": mask, "loss_mask": mask, "is_first": is_first, "step_indices": steps}
         return window
 
     def reduce(self, window: Window) -> dict[str, Any]:
         """The transitions of the rows, each field of shape (B, T, ...), with zeros for padding."""
-        if "step_indices" not in window.added:
+        added = window.added
+        if "step_indices" not in added:
             return self.inner.reduce(window)
-        mask, is_first, steps = self._mask_of(window), window.added["is_first"], window.added["step_indices"]
-        fields, others = self.inner.reduce(window), window.added.keys()
-        padding = np.flatnonzero(~mask)
+        opened, is_first, steps = added["mask"], added["is_first"], added["step_indices"]
+        mask, loss_mask, indices = np.empty_like(opened), np.empty_like(opened), np.empty_like(steps)
+        ends = np.ascontiguousarray(window.terminated, np.bool_), np.ascontiguousarray(window.length, np.int64)
+        count = kernels.close_rows(opened, is_first, steps, *ends, self._burn_in, mask, loss_mask, indices)
+        padding = np.flatnonzero(~mask) if count else None
 
         def in_rows(array: npt.NDArray[Any], _path: str) -> npt.NDArray[Any]:
-            if padding.size:
+            if padding is not None:
                 array[padding] = 0
             return array.reshape(*mask.shape, *array.shape[1:])
 
-        fields = {name: value if name in others else map_tree(in_rows, value) for name, value in fields.items()}
-        is_learned = (np.arange(self._length) >= self._burn_in) | is_first[:, :1]
-        fields |= {"mask": mask, "loss_mask": mask & is_learned, "is_first": is_first}
-        return fields | {"step_indices": np.where(mask, steps, -1)}
-
-    def _mask_of(self, window: Window) -> Flags:
-        """Which windows are transitions of their rows. A goal that a wrapper has given may end the episode earlier."""
-        mask: Flags = window.added["mask"]
-        terminated = window.terminated.reshape(mask.shape) & mask
-        if not terminated.any():
-            return mask
-        places = np.arange(self._length)
-        ends = np.where(terminated, places + window.length.reshape(mask.shape) - 1, self._length)
-        return np.asarray(mask & (places <= ends.min(axis=1, keepdims=True)))
+        fields = self.inner.reduce(window)
+        fields = {name: value if name in added else map_tree(in_rows, value) for name, value in fields.items()}
+        return fields | {"mask": mask, "loss_mask": loss_mask, "is_first": is_first, "step_indices": indices}
 
     # What is learned from them
 

@@ -213,3 +213,25 @@ def rebuild_tables(header, rows, tables, starts):
             if ends or step == newest:
                 tables[STOPS, episode % capacity] = index
             tables[NUMBER, slot], tables[STARTS, episode % capacity] = episode, starts[e]
+
+
+@jit
+def episodes_at(indices, bounds, tables, capacity, found):
+    """The number, the first and the last index of the episode of each index, and -1 for -1, in found (3, B).
+
+    Returns the position of the first other index that is not stored, or -1.
+    """
+    num_envs = bounds.shape[1]
+    for i in range(indices.shape[0]):
+        index = indices[i]
+        if index == -1:
+            for k in range(3):
+                found[k, i] = -1
+            continue
+        lane, step = index % num_envs, index // num_envs
+        if step < bounds[FIRST, lane] or step >= bounds[CURSOR, lane]:
+            return i
+        number = tables[NUMBER, index % capacity]
+        place = number % capacity
+        found[0, i], found[1, i], found[2, i] = number, tables[STARTS, place], tables[STOPS, place]
+    return -1

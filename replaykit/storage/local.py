@@ -319,10 +319,9 @@ class LocalStorage(Storage):
         return padded
 
     def episode(self, indices: Indices) -> tuple[Indices, Indices, Indices]:
-        found, stored = np.full((3, len(indices)), -1, np.int64), indices != -1
-        numbers = self.tables[kernels.NUMBER, self.slots(indices[stored])]
-        places = numbers % self.capacity
-        found[:, stored] = numbers, self.tables[kernels.STARTS, places], self.tables[kernels.STOPS, places]
+        found = np.empty((3, len(indices)), _INT64)
+        if kernels.episodes_at(indices, self.bounds, self.tables, self.capacity, found) >= 0:
+            self.refuse(indices[indices != -1])
         return found[0], found[1], found[2]
 
     def latest(self, count: int) -> Indices:

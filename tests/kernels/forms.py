@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numba import config
 
-from replaykit._kernels import frames, fused, goals, jit, lanes, ranks, store, tree, windows
+from replaykit._kernels import frames, fused, goals, jit, lanes, ranks, sequences, store, tree, windows
 
-MODULES = [lanes, store, windows, goals, tree, ranks, frames, fused]
+MODULES = [lanes, store, windows, goals, tree, ranks, frames, sequences, fused]
 
 
 def _plain():

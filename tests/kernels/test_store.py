@@ -69,7 +69,7 @@ def state_of(num_envs, length, has_stamps):
     return header, rows, tables, lanes
 
 
-def assert_same(model, header, rows, tables, lanes):
+def assert_same(kernels, model, header, rows, tables, lanes):
     """Every number that means something is that of the model."""
     capacity = model.capacity
     np.testing.assert_array_equal(rows.reshape(-1, ROW_BYTES), model.rows)
@@ -87,6 +87,16 @@ def assert_same(model, header, rows, tables, lanes):
             assert tables[names.STOPS, step.episode % capacity] == newest
             if len(tables) > names.STAMPS:
                 assert tables[names.STAMPS, step.index % capacity] == step.stamp
+    steps = [step for lane in model.lanes for step in lane]
+    asked, found = np.array([*(step.index for step in steps), -1]), np.empty((3, len(steps) + 1), np.int64)
+    assert kernels.store.episodes_at(asked, lanes[:2], tables, capacity, found) == -1
+    assert found[0].tolist() == [*(step.episode for step in steps), -1]
+    assert found[1].tolist() == [*(model.starts[step.episode] for step in steps), -1]
+    assert found[2, -1] == -1
+    for lane, first, cursor in zip(range(model.num_envs), *lanes[:2].tolist(), strict=True):
+        for wrong in ((first - 1) * model.num_envs + lane, cursor * model.num_envs + lane, -2):
+            if wrong != -1:
+                assert kernels.store.episodes_at(np.array([-1, wrong]), lanes[:2], tables, capacity, found) == 1
 
 
 def random_leaves(rng, count):
@@ -159,7 +169,7 @@ def test_steps_are_retired_written_and_published(kernels, num_envs, length, has_
                 starts = np.array([model.starts[lane[0].episode] if lane else -5 for lane in model.lanes])
                 tables[: names.STAMPS] = -3
                 kernels.store.rebuild_tables(header, rows, tables, starts)
-            assert_same(model, header, rows, tables, lanes)
+            assert_same(kernels, model, header, rows, tables, lanes)
 
 
 @pytest.mark.parametrize("some", [False, True])
