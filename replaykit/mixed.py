@@ -709,8 +709,6 @@ def _refuse_wrong_sources(sources: Any) -> None:
         if _is_mixed(source):
             raise ValueError(f"source {name!r} is a mixture already; name all sources in one, and multiply the shares")
     (first, one), *others = sources.items()
-    if "source" in one.spec:
-        raise ValueError("the spec has a field 'source', which is what the batch of a mixture has; choose another name")
     for name, other in others:
         for what in ("spec", "n_step", "gamma", *(["stack"] if _has_frames(one) else [])):
             ours, theirs = getattr(one, what), getattr(other, what)

@@ -42,8 +42,18 @@ class Passes:
     stored: Callable[[], Indices]
     successor: int
     window: Callable[[Indices], Window]
-    begins_row: Callable[[Indices], npt.NDArray[np.bool_]]
     checked_batch_size: Callable[[Any], int]
+    capacity: Any
+    __len__: Callable[[], int]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every slot has a transition, so that each new one takes the place of another."""
+        return bool(len(self) == self.capacity)
+
+    def begins_row(self, indices: Indices) -> npt.NDArray[np.bool_]:
+        """Whether a row of a batch can begin with each stored index: any does, unless rows are sequences."""
+        return np.ones(len(indices), np.bool_)
 
     def episodes(self) -> Iterator[Batch]:
         """Each stored episode as one batch: its transitions in order. Lane after lane, the oldest first.

@@ -433,18 +433,9 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         with self.lock:
             return stored_in(self.bounds, self.successor)
 
-    def begins_row(self, indices: Indices) -> npt.NDArray[np.bool_]:
-        """Whether a row of a batch can begin with each stored index: any does, unless rows are sequences."""
-        return np.ones(len(indices), np.bool_)
-
     @abstractmethod
     def __len__(self) -> int:
         """Transitions stored, N."""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every slot has a transition, so that each new one takes the place of another."""
-        return len(self) == self.capacity
 
     @abstractmethod
     def latest(self, count: int) -> Indices:

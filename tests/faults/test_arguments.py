@@ -11,6 +11,7 @@ from replaykit import (
     Batch,
     CombinedReplay,
     Field,
+    FieldNameError,
     HindsightReplay,
     LatestBuffer,
     LinearSchedule,
@@ -872,10 +873,15 @@ def test_a_linear_schedule_checks_its_numbers(values, named):
 
 
 def test_no_public_method_takes_any_keyword_silently():
-    """No public method but `add`, `extend` and `from_env` takes arbitrary keywords, and these three check them."""
+    """Only methods that take fields by name, or pass their options on, take arbitrary keywords, and they check them."""
     for make in (ReplayBuffer, PrioritizedBuffer, LatestBuffer, CombinedReplay, HindsightReplay):
         for name, method in inspect.getmembers(make, callable):
-            if name.startswith("_") or name in ("add", "extend", "from_env"):
+            if name.startswith("_") or name in ("add", "extend", "from_env", "overwrite", "update_priorities"):
                 continue
             kinds = {parameter.kind for parameter in inspect.signature(method).parameters.values()}
             assert inspect.Parameter.VAR_KEYWORD not in kinds, f"{make.__name__}.{name}"
+    for replay in (ReplayBuffer(4, FLAT), CombinedReplay(PrioritizedBuffer(4, FLAT))):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'priority'"):
+            replay.update_priorities([], priority=[])
+        with pytest.raises(FieldNameError, match="unknown field 'rewards'; .* did you mean 'reward'"):
+            replay.overwrite([], rewards=[])

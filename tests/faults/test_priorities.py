@@ -303,7 +303,7 @@ def test_a_wrong_beta_is_refused():
 
 def test_a_wrong_eps_is_refused():
     """A negative, infinite or NaN eps raises an error."""
-    for value in (-1e-9, float("nan"), float("inf"), "0", None):
+    for value in (-1e-9, float("nan"), float("inf"), "0"):
         with refused(None, (ValueError, TypeError), "eps is", "non-negative", repr(value)):
             PrioritizedBuffer(4, FLAT, eps=value)
 

@@ -592,10 +592,9 @@ def test_frames_must_be_stacked_alike():
 
 
 def test_a_field_with_the_name_of_what_is_added_is_refused():
-    """The batch has `source` already."""
-    spec = Spec(obs=Field(()), action=Field(()), source=Field(()))
-    with pytest.raises(ValueError, match="the spec has a field 'source'"):
-        MixedReplay({"a": ReplayBuffer(9, spec)}, shares={"a": 1.0}, add_to="a")
+    """The batch of a mixture has `source` already."""
+    with pytest.raises(ValueError, match="extra field 'source' has a name that replaykit uses itself"):
+        Spec(obs=Field(()), action=Field(()), source=Field(()))
 
 
 def test_wrong_shares_are_refused_later_too():
