@@ -40,7 +40,9 @@ class LargeMachine(ReplayMachine):
 
 TestDistinct = DistinctMachine.TestCase
 TestRecent = RecentMachine.TestCase
+TestRecent.settings = settings(max_examples=settings().max_examples // 2)
 TestLarge = LargeMachine.TestCase
+TestLarge.settings = settings(max_examples=settings().max_examples // 2)
 TestEveryReplay = ReplayMachine.TestCase
 TestEveryReplay.settings = settings(max_examples=3 * settings().max_examples)
 TestHindsight = HindsightMachine.TestCase
