@@ -113,9 +113,9 @@ class Passes:
         ...     index = buffer.add(step, 0, 1.0, step + 1, False, False)
         >>> for batch in buffer.epoch(2):
         ...     print(batch.obs)
-        [4. 2.]
-        [3. 1.]
-        [0.]
+        [2. 4.]
+        [3. 0.]
+        [1.]
         """
         size = self.checked_batch_size(batch_size)
         with self.lock:

@@ -19,7 +19,7 @@ from replaykit.trees import leaves_of
 
 @dataclass(frozen=True)
 class Sequences:
-    """What is inside a `SequenceReplay`, its arguments, and `latest` of the `CombinedReplay` around it, if any."""
+    """What is inside a ``SequenceReplay``, its arguments, and `latest` of the ``CombinedReplay`` around it, if any."""
 
     inside: Configuration
     length: int
@@ -163,7 +163,7 @@ def _row(tree: Any, row: int) -> Any:
 
 
 def sequences() -> st.SearchStrategy[Sequences]:
-    """Sequences around every kind of buffer and wrapper, and inside a `CombinedReplay`."""
+    """Sequences around every kind of buffer and wrapper, and inside a ``CombinedReplay``."""
     return st.builds(
         _sequences,
         inside=configurations(),
