@@ -15,7 +15,7 @@ from replaykit.declared import read_only
 from replaykit.distributions.base import Distribution, Floats
 from replaykit.distributions.sum_tree import Scheme
 from replaykit.schedules import check_schedule
-from replaykit.storage.base import Indices, Storage
+from replaykit.storage.base import Indices, Storage, stored_in
 from replaykit.storage.saved_state import LARGEST_STEP, check_array, require
 
 Draws: TypeAlias = Scheme
@@ -101,7 +101,13 @@ class Prioritized(Distribution):
         is_same, (step, lane) = state["capacity"] == capacity, np.divmod(indices, num_envs)
         settled = np.minimum(state["settled"], bounds) if is_same else np.clip(state["settled"], *bounds)
         is_kept = (step >= settled[0, lane]) & (step < settled[1, lane])
-        self.set_values(settled, indices[is_kept] % capacity, state[self.saved_name][is_kept])
+        slots, values = indices[is_kept] % capacity, state[self.saved_name][is_kept]
+        if not is_same:  # what was added since gets its priority from all that was stored then, which is not all kept
+            new = stored_in(np.stack((settled[1], bounds[1])), num_envs) % capacity
+            largest = state[self.saved_name].max(initial=0.0) or 1.0
+            settled, slots = bounds, np.concatenate((slots, new))
+            values = np.concatenate((values, np.full(len(new), largest)))
+        self.set_values(settled, slots, values)
 
     def restart(self) -> None:
         bounds = self.storage.bounds

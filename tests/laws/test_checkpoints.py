@@ -151,6 +151,33 @@ def test_another_capacity_keeps_the_newest_that_fit(configuration, capacity, see
     loaded.check()
 
 
+@pytest.mark.parametrize("variant", ["proportional", "rank"])
+@given(
+    num_envs=st.integers(1, 4), before=st.integers(1, 5), after=st.integers(1, 12),
+    alpha=st.sampled_from([0.3, 1.0]), seed=st.integers(0, 1 << 30),
+)  # fmt: skip
+def test_what_was_added_last_has_the_same_priority_in_another_capacity(variant, num_envs, before, after, alpha, seed):
+    """Even if the transition that it got this from has been overwritten, or does not fit any more."""
+    pytest.importorskip("torch")
+    rng, stream = np.random.default_rng(seed), Stream(num_envs, (1,), np.float32)
+    options = {"num_envs": num_envs, "alpha": alpha, "seed": 0, "variant": variant}
+    saved, loaded = (PrioritizedBuffer(length * num_envs, stream.spec, **options) for length in (before, after))
+    for step in range(int(rng.integers(1, 20))):
+        numbers = np.arange(step * num_envs, (step + 1) * num_envs)
+        saved.add(**stream.rows(numbers), mask=rng.random(num_envs) < 0.8)
+        if rng.random() < 0.4 and len(saved):
+            errors = rng.exponential(size=len(saved)) * rng.choice([0.01, 1.0, 50.0])
+            saved.update_priorities(saved.stored(), errors)
+    loaded.load_state_dict(saved.state_dict())
+    kept = loaded.stored()
+    expected = saved.probability(kept)
+    if variant == "proportional" and kept.size:
+        np.testing.assert_allclose(loaded.probability(kept), expected / expected.sum(), rtol=1e-9)
+    if variant == "rank":
+        assert (np.argsort(loaded.probability(kept)) == np.argsort(expected)).all()
+    loaded.check()
+
+
 # -- Beside other threads ------------------------------------------------------------------------------------------
 
 
