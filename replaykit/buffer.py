@@ -18,6 +18,7 @@ from replaykit.settings import Settings
 from replaykit.spec import REQUIRED, Spec
 from replaykit.storage.base import Floats, Indices, Storage, refuse_other_lengths
 from replaykit.trees import Tree
+from replaykit.updates import leaves_at, one_of, refuse_negative, refuse_too_large
 from replaykit.writer import Selection, refuse_lanes_of_writers
 
 kernels = lazy("lanes")
@@ -176,11 +177,7 @@ class Buffer(Replay):
             raise ValueError(f"td_error has shape {errors.shape}; expected {lead}")
         errors = errors.reshape(lead)
         errors = errors.reshape(-1) if mask is None else errors[mask.reshape(lead)]
-        largest = self._distribution.largest_priority
-        wrong = ~(np.abs(errors) <= largest)
-        if wrong.any():
-            expected = f"finite numbers of at most {largest:.3g} in magnitude"
-            raise ValueError(f"td_error contains {errors[wrong][0]}; expected {expected}")
+        refuse_too_large("td_error", errors, self._distribution.largest_priority)
         return errors
 
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
@@ -199,18 +196,13 @@ class Buffer(Replay):
             self._distribution.settle()
 
     def overwrite(self, indices: npt.ArrayLike, **fields: Tree) -> int:
-        given, storage = as_array("indices", indices, True), self._storage
-        entries = as_indices("indices", given.reshape(-1))
-        flat = self.spec.flatten_fields(fields)
-        values = {leaf.name: leaf.coerce(value, given.shape).reshape(-1, *leaf.shape) for leaf, value in flat}
+        storage, (entries, values) = self._storage, leaves_at(self.spec, indices, fields)
         storage.refuse_replacing(values)
         step, lanes = np.divmod(entries, storage.num_envs)
         with self.lock:
             if self.lock.sampling:
                 self.lock.refuse_writing()
-            unknown = (entries < -1) | (step >= storage.bounds[1, lanes])
-            if unknown.any():
-                storage.refuse(entries[unknown])
+            storage.refuse(entries[(entries < -1) | (step >= storage.bounds[1, lanes])])  # never given out
             stored = np.flatnonzero((entries >= 0) & (step >= storage.bounds[0, lanes]))
             slots = entries[stored] % storage.capacity
             for former in storage.moments.values():
@@ -224,9 +216,7 @@ class Buffer(Replay):
     def update_priorities(
         self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *, priorities: npt.ArrayLike | None = None
     ) -> int:
-        if (td_errors is None) == (priorities is None):
-            raise TypeError("pass either td_errors or priorities=")
-        name, given = ("td_errors", td_errors) if priorities is None else ("priorities", priorities)
+        name, given = one_of(td_errors, priorities)
         entries, values = as_indices("indices", indices, True), as_float64(name, given, True)
         if values.shape != entries.shape:
             raise ValueError(f"{name} has shape {values.shape}; expected {entries.shape}, that of indices")
@@ -239,13 +229,11 @@ class Buffer(Replay):
                 lock.refuse_writing()
             count = kernels.select_stored(entries, values, limit, eps, storage.bounds, storage.capacity, slots, kept)
             if count < 0:
-                wrong = -1 - count
-                if not abs(values[wrong]) <= limit:
-                    expected = f"finite numbers of at most {limit:.3g} in magnitude"
-                    raise ValueError(f"{name} contains {values[wrong]}; expected {expected}")
-                storage.refuse(entries[wrong : wrong + 1])
-            if priorities is not None and size and values.min() < 0.0:
-                raise ValueError(f"priorities contains {values.min()}; expected non-negative numbers")
+                wrong = slice(-1 - count, -count)
+                refuse_too_large(name, values[wrong], limit)
+                storage.refuse(entries[wrong])
+            if priorities is not None:
+                refuse_negative(values)
             if not self._has_priorities:
                 return 0
             if count < size:

@@ -1,21 +1,30 @@
 """Mixtures: batches to which several replays give their shares."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping
 from itertools import accumulate, pairwise
 from types import MappingProxyType
-from typing import Any, TypeAlias, cast, final
+from typing import Any, cast, final
 
 import numpy as np
 import numpy.typing as npt
 
 from replaykit.batch import Draw, Window
 from replaykit.buffer import Seed
-from replaykit.checks import check_count, check_generator_state, check_seed, check_unit, nearest, prefixed
+from replaykit.checks import check_count, check_generator_state, check_seed, prefixed
 from replaykit.declared import Declared, Moment, read_only
-from replaykit.field import as_array, as_float64, as_indices
-from replaykit.mixing import Locks, Plan, Rows, padded_rewards, planned, refuse_values, zeros_like
+from replaykit.field import as_float64, as_indices
+from replaykit.mixing import (
+    Locks,
+    Plan,
+    Rows,
+    Share,
+    Shares,
+    padded_rewards,
+    refuse_shared,
+    refuse_wrong_sources,
+    zeros_like,
+)
 from replaykit.replay import Replay
 from replaykit.schedules import check_schedule
 from replaykit.settings import Settings
@@ -23,14 +32,8 @@ from replaykit.spec import REQUIRED
 from replaykit.storage.base import Floats, Indices, refuse_not_stored
 from replaykit.storage.lock import Lock
 from replaykit.trees import Tree
+from replaykit.updates import leaves_at, one_of, refuse_negative, refuse_too_large
 
-Share: TypeAlias = float | Callable[[int], float]
-
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
-_SUM_ROUNDING = 1e-6
-"""How far the sum of the shares may be from 1."""
-_PLANS = 64
-"""Batch sizes for which the counts of fixed shares are remembered."""
 _ENDS = "length", "terminated", "truncated"
 
 
@@ -116,14 +119,12 @@ class MixedReplay(Replay):
     def __init__(
         self, sources: Mapping[str, Replay], *, shares: Mapping[str, Share], add_to: str, seed: Seed = None
     ) -> None:
-        _refuse_wrong_sources(sources)
-        if not isinstance(add_to, str) or add_to not in sources:
-            raise ValueError(f"add_to is {add_to!r}; expected one of {_listed(sources)}{nearest(add_to, sources)}")
+        refuse_wrong_sources(sources, add_to)
         self.sources: Mapping[str, Replay] = MappingProxyType(dict(sources))
         self._each, self._names, self._add_to = tuple(sources.values()), tuple(sources), add_to
         self._added_to = sources[add_to]
         self.rng = np.random.default_rng(check_seed(seed))
-        _refuse_shared(sources, self.rng)
+        refuse_shared(sources, self.rng)
         locks = [lock for source in self._each for lock in source.lock.each]
         self.lock = cast(Lock, Locks(locks, self._added_to.lock.written))
         lanes = [source.successor for source in self._each]
@@ -137,69 +138,24 @@ class MixedReplay(Replay):
         self._numbers, self._last = np.arange(len(lanes)), len(lanes) - 1
         self._owner = np.repeat(self._numbers, lanes)
         self._batches = 0
-        self._plans: dict[int, Plan] = {}
-        self.shares = shares
+        self._shares = Shares(self._names, shares)
 
     # -- Shares ----------------------------------------------------------------------------------------------
 
     @property
     def shares(self) -> dict[str, float]:
         """The share of each source in the next batch. Set it to a dict of numbers in [0, 1] or of schedules."""
-        return dict(zip(self._names, self._shares_after(self._shares, self._batches), strict=True))
+        return dict(zip(self._names, self._shares.after(self._batches), strict=True))
 
     @shares.setter
     def shares(self, shares: Mapping[str, Share]) -> None:
-        given = self._checked_shares(shares)
+        given = Shares(self._names, shares)
         with self.lock:
             self._shares = given
-            self._is_fixed = not any(map(callable, given))
-            self._plans.clear()
-
-    def _checked_shares(self, shares: Any) -> tuple[Share, ...]:
-        """The shares in the order of the sources; raises TypeError or ValueError for wrong ones."""
-        if not isinstance(shares, Mapping):
-            raise TypeError(f"shares is {shares!r}; expected a dict with a number for each of {_listed(self._names)}")
-        for name in shares:
-            if name not in self.sources:
-                meant = nearest(name, self._names)
-                raise ValueError(f"shares has the unknown name {name!r}; expected {_listed(self._names)}{meant}")
-        for name in self._names:
-            if name not in shares:
-                raise ValueError(f"shares lacks {name!r}; expected a share of each source, 0 for none")
-        given = tuple(check_schedule(f"shares[{name!r}]", shares[name]) for name in self._names)
-        for batches in (0, *(10**power for power in range(19))) if any(map(callable, given)) else (0,):
-            try:
-                found = [share(batches) if callable(share) else share for share in given]
-            except Exception:  # a table that ends there
-                break
-            self._refuse_sum(found, batches)
-        return given
-
-    def _shares_after(self, shares: tuple[Share, ...], batches: int) -> list[float]:
-        """The numbers that shares are after so many batches."""
-        named = zip(self._names, shares, strict=True)
-        found = [check_unit(f"shares[{name!r}]", s(batches)) if callable(s) else s for name, s in named]
-        self._refuse_sum(found, batches)
-        return found
-
-    def _refuse_sum(self, shares: list[float], batches: int) -> None:
-        if not abs(sum(shares) - 1.0) <= _SUM_ROUNDING:
-            when = f" after {batches} batches" if batches else ""
-            listed = ", ".join(f"{name!r}: {share:g}" for name, share in zip(self._names, shares, strict=True))
-            raise ValueError(
-                f"shares is {{{listed}}}{when}, with the sum {sum(shares):g}; expected 1; divide each by the sum"
-            )
 
     def _plan(self, batch_size: int) -> Plan:
         """How many of a batch each source gives."""
-        plan = self._plans.get(batch_size)
-        if plan is None:
-            plan = planned(self._shares_after(self._shares, self._batches), batch_size)
-            if self._is_fixed:
-                if len(self._plans) >= _PLANS:
-                    self._plans.clear()
-                self._plans[batch_size] = plan
-        return plan
+        return self._shares.plan(batch_size, self._batches)
 
     # -- Adding ----------------------------------------------------------------------------------------------
 
@@ -231,15 +187,12 @@ class MixedReplay(Replay):
                 source.clear()
 
     def overwrite(self, indices: npt.ArrayLike, **fields: Tree) -> int:
-        given = as_array("indices", indices, True)
-        entries = as_indices("indices", given.reshape(-1))
-        flat = self.spec.flatten_fields(fields)
-        values = [leaf.coerce(value, given.shape).reshape(-1, *leaf.shape) for leaf, value in flat]
+        entries, leaves = leaves_at(self.spec, indices, fields)
         with self.lock:
             if self.lock.sampling:
                 self.lock.refuse_writing()
             kept = entries != -1
-            entries, values = entries[kept], [value[kept] for value in values]
+            entries, values = entries[kept], [leaf[kept] for leaf in leaves.values()]
             self._refuse_never_given(entries)
             rows = self._split(entries)
             parts = [
@@ -530,9 +483,7 @@ class MixedReplay(Replay):
     def update_priorities(
         self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *, priorities: npt.ArrayLike | None = None
     ) -> int:
-        if (td_errors is None) == (priorities is None):
-            raise TypeError("pass either td_errors or priorities=")
-        name, given = ("td_errors", td_errors) if priorities is None else ("priorities", priorities)
+        name, given = one_of(td_errors, priorities)
         entries, values = as_indices("indices", indices, True), as_float64(name, given, True)
         if values.shape != entries.shape:
             raise ValueError(f"{name} has shape {values.shape}; expected {entries.shape}, that of indices")
@@ -543,7 +494,9 @@ class MixedReplay(Replay):
             rows, applied = self._split(entries), 0
             given_to = [values[rows.of(k)] for k in range(len(self._each))]
             for source, part in zip(self._each, given_to, strict=True):
-                refuse_values(name, part, source.largest_priority)
+                refuse_too_large(name, part, source.largest_priority)
+                if priorities is not None:
+                    refuse_negative(part)
             for source, own, part in zip(self._each, rows.own, given_to, strict=True):
                 applied += source.update_priorities(own, **{name: part}) if own.size else 0
             return applied
@@ -651,7 +604,7 @@ class MixedReplay(Replay):
         return parts | {"mixture": self}
 
     def state(self) -> dict[str, Any]:
-        shares = {f"share of {name}": share for name, share in zip(self._names, self._shares, strict=True)}
+        shares = {f"share of {name}": share for name, share in zip(self._names, self._shares.given, strict=True)}
         return {"batches": self._batches, "rng": self.rng.bit_generator.state} | shares
 
     def check_state(self, state: dict[str, Any]) -> None:
@@ -659,13 +612,12 @@ class MixedReplay(Replay):
         if type(batches) is not int or not 0 <= batches < 1 << 63:
             raise ValueError(f"batches is {batches!r:.30}; expected an int of at least 0")
         check_generator_state(self.rng.bit_generator, state["rng"])
-        self._checked_shares(self._shares_in(state))
+        Shares(self._names, self._shares_in(state))
 
     def _shares_in(self, state: dict[str, Any]) -> dict[str, Share]:
         """The shares of a state; those that are functions are not saved."""
-        return {
-            name: state.get(f"share of {name}", share) for name, share in zip(self._names, self._shares, strict=True)
-        }
+        given = zip(self._names, self._shares.given, strict=True)
+        return {name: state.get(f"share of {name}", share) for name, share in given}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.shares = self._shares_in(state)
@@ -679,71 +631,3 @@ class MixedReplay(Replay):
 
 _NONE: Indices = np.empty(0, np.int64)
 _NONE.flags.writeable = False
-
-
-# -- What is refused -----------------------------------------------------------------------------------------------
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(map(repr, names))
-
-
-def _refuse_wrong_sources(sources: Any) -> None:
-    """Raise TypeError or ValueError unless these are named replays that can be mixed."""
-    if not isinstance(sources, Mapping):
-        raise TypeError(f"sources is a {type(sources).__name__}; expected a dict of names and replays")
-    if not sources:
-        raise ValueError("sources is empty; expected a dict of at least one name and replay")
-    for name, source in sources.items():
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ValueError(f"sources has the name {name!r}; expected letters, digits, '_' and '-'")
-        if not isinstance(source, Replay):
-            wanted = "expected a buffer, or a wrapper around one"
-            raise TypeError(f"source {name!r} is a {type(source).__name__}; {wanted}")
-        if source.has_sequences:
-            remedy = "put the SequenceReplay around the mixture"
-            raise ValueError(f"source {name!r} serves sequences; expected single transitions; {remedy}")
-        if source.is_conditional:
-            remedy = "put the LargeBatchReplay around the mixture"
-            raise ValueError(f"source {name!r} has transitions without a probability; {remedy}")
-        if _is_mixed(source):
-            raise ValueError(f"source {name!r} is a mixture already; name all sources in one, and multiply the shares")
-    (first, one), *others = sources.items()
-    for name, other in others:
-        for what in ("spec", "n_step", "gamma", *(["stack"] if _has_frames(one) else [])):
-            ours, theirs = getattr(one, what), getattr(other, what)
-            if ours != theirs:
-                found = _difference(ours, theirs) if what == "spec" else f"{ours!r} and {theirs!r}"
-                raise ValueError(f"sources {first!r} and {name!r} differ in {what}: {found}; build both alike")
-
-
-def _is_mixed(replay: Replay) -> bool:
-    return isinstance(replay, MixedReplay) or any(map(_is_mixed, replay.inside))
-
-
-def _has_frames(replay: Replay) -> bool:
-    return any(leaf.name.startswith("obs") and len(leaf.shape) >= 2 for leaf in replay.spec.leaves)
-
-
-def _difference(ours: Any, theirs: Any) -> str:
-    """The first fields in which two specs differ."""
-    one, other = ({leaf.name: leaf.field for leaf in spec.leaves} for spec in (ours, theirs))
-    for name in [*one, *other]:
-        if one.get(name) != other.get(name):
-            return f"{name} is {one.get(name, 'missing')!r} and {other.get(name, 'missing')!r}"
-    return f"{ours!r} and {theirs!r}"
-
-
-def _refuse_shared(sources: Mapping[str, Replay], rng: np.random.Generator) -> None:
-    """Raise ValueError if two sources have a storage or a generator in common."""
-    locks, generators = dict[int, str](), {id(rng): "the mixture"}
-    for name, source in sources.items():
-        for lock in source.lock.each:
-            if id(lock) in locks:
-                reason = "so that a transition would have two indices and two probabilities"
-                raise ValueError(f"sources {locks[id(lock)]!r} and {name!r} are of one storage, {reason}; give it once")
-            locks[id(lock)] = name
-        if id(source.rng) in generators:
-            both = f"{generators[id(source.rng)]} and source {name!r} draw from one generator"
-            raise ValueError(f"{both}, so that each would change what the other draws; give each a seed of its own")
-        generators[id(source.rng)] = f"source {name!r}"

@@ -1,18 +1,28 @@
-"""What a mixture is made with: locks held together, shares as numbers of rows, and the rows of each source."""
+"""What a mixture is made with: its sources, locks held together, shares as numbers of rows, the rows of each source."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from operator import methodcaller
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from replaykit.batch import Rewrite
-from replaykit.storage.base import Floats, Indices
+from replaykit.checks import check_unit, nearest
+from replaykit.replay import Replay
+from replaykit.schedules import check_schedule
+from replaykit.storage.base import Indices
 from replaykit.storage.lock import Lock
 from replaykit.trees import Tree
 
+Share: TypeAlias = float | Callable[[int], float]
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_SUM_ROUNDING = 1e-6
+"""How far the sum of the shares may be from 1."""
+_PLANS = 64
+"""Batch sizes for which the counts of fixed shares are remembered."""
 _ROUNDING = 1e-12
 """How far a share of a batch may be from a whole number, relative to the batch, and count as whole."""
 _acquire, _release = methodcaller("acquire"), methodcaller("release")
@@ -106,6 +116,60 @@ def planned(shares: list[float], size: int) -> Plan:
     return Plan(shares, counts.tolist(), chances.tolist(), edges.tolist(), most.tolist(), not rest)
 
 
+class Shares:
+    """The shares of some sources: numbers in [0, 1], or schedules of such numbers, with the sum 1.
+
+    Raises TypeError or ValueError for others. `given` are the shares in the order of the names.
+    """
+
+    def __init__(self, names: tuple[str, ...], shares: Any) -> None:
+        if not isinstance(shares, Mapping):
+            raise TypeError(f"shares is {shares!r}; expected a dict with a number for each of {_listed(names)}")
+        for name in shares:
+            if name not in names:
+                meant = nearest(name, names)
+                raise ValueError(f"shares has the unknown name {name!r}; expected {_listed(names)}{meant}")
+        for name in names:
+            if name not in shares:
+                raise ValueError(f"shares lacks {name!r}; expected a share of each source, 0 for none")
+        self._names = names
+        self.given: tuple[Share, ...] = tuple(check_schedule(f"shares[{name!r}]", shares[name]) for name in names)
+        self._is_fixed = not any(map(callable, self.given))
+        self._plans: dict[int, Plan] = {}
+        for batches in (0,) if self._is_fixed else (0, *(10**power for power in range(19))):
+            try:
+                found = [share(batches) if callable(share) else share for share in self.given]
+            except Exception:  # a schedule that is known for fewer batches; `after` raises its error
+                break
+            self._refuse_sum(found, batches)
+
+    def after(self, batches: int) -> list[float]:
+        """The numbers that the shares are after so many batches."""
+        named = zip(self._names, self.given, strict=True)
+        found = [check_unit(f"shares[{name!r}]", s(batches)) if callable(s) else s for name, s in named]
+        self._refuse_sum(found, batches)
+        return found
+
+    def _refuse_sum(self, shares: list[float], batches: int) -> None:
+        if not abs(sum(shares) - 1.0) <= _SUM_ROUNDING:
+            when = f" after {batches} batches" if batches else ""
+            listed = ", ".join(f"{name!r}: {share:g}" for name, share in zip(self._names, shares, strict=True))
+            raise ValueError(
+                f"shares is {{{listed}}}{when}, with the sum {sum(shares):g}; expected 1; divide each by the sum"
+            )
+
+    def plan(self, batch_size: int, batches: int) -> Plan:
+        """How many of a batch each source gives after so many batches."""
+        plan = self._plans.get(batch_size)
+        if plan is None:
+            plan = planned(self.after(batches), batch_size)
+            if self._is_fixed:
+                if len(self._plans) >= _PLANS:
+                    self._plans.clear()
+                self._plans[batch_size] = plan
+        return plan
+
+
 class Rows(NamedTuple):
     """The rows of a batch by source.
 
@@ -192,11 +256,67 @@ def zeros_like(tree: Tree, rows: int) -> Tree:
     return np.zeros((rows, *tree.shape[1:]), tree.dtype)
 
 
-def refuse_values(name: str, values: Floats, limit: float) -> None:
-    """Raise ValueError for TD errors or priorities that `update_priorities` of a buffer refuses."""
-    wrong = ~(np.abs(values) <= limit)
-    if wrong.any():
-        expected = f"finite numbers of at most {limit:.3g} in magnitude"
-        raise ValueError(f"{name} contains {values[wrong][0]}; expected {expected}")
-    if name == "priorities" and values.size and values.min() < 0.0:
-        raise ValueError(f"priorities contains {values.min()}; expected non-negative numbers")
+# -- What is refused -----------------------------------------------------------------------------------------------
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(map(repr, names))
+
+
+def refuse_wrong_sources(sources: Any, add_to: Any) -> None:
+    """Raise TypeError or ValueError unless these are named replays that can be mixed, and `add_to` is a name of one."""
+    if not isinstance(sources, Mapping):
+        raise TypeError(f"sources is a {type(sources).__name__}; expected a dict of names and replays")
+    if not sources:
+        raise ValueError("sources is empty; expected a dict of at least one name and replay")
+    for name, source in sources.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError(f"sources has the name {name!r}; expected letters, digits, '_' and '-'")
+        if not isinstance(source, Replay):
+            wanted = "expected a buffer, or a wrapper around one"
+            raise TypeError(f"source {name!r} is a {type(source).__name__}; {wanted}")
+        if source.has_sequences:
+            remedy = "put the SequenceReplay around the mixture"
+            raise ValueError(f"source {name!r} serves sequences; expected single transitions; {remedy}")
+        if source.is_conditional:
+            remedy = "put the LargeBatchReplay around the mixture"
+            raise ValueError(f"source {name!r} has transitions without a probability; {remedy}")
+        if isinstance(source.lock, Locks):
+            raise ValueError(f"source {name!r} is a mixture already; name all sources in one, and multiply the shares")
+    (first, one), *others = sources.items()
+    for name, other in others:
+        for what in ("spec", "n_step", "gamma", *(["stack"] if _has_frames(one) else [])):
+            ours, theirs = getattr(one, what), getattr(other, what)
+            if ours != theirs:
+                found = _difference(ours, theirs) if what == "spec" else f"{ours!r} and {theirs!r}"
+                raise ValueError(f"sources {first!r} and {name!r} differ in {what}: {found}; build both alike")
+    if not isinstance(add_to, str) or add_to not in sources:
+        raise ValueError(f"add_to is {add_to!r}; expected one of {_listed(sources)}{nearest(add_to, sources)}")
+
+
+def _has_frames(replay: Replay) -> bool:
+    return any(leaf.name.startswith("obs") and len(leaf.shape) >= 2 for leaf in replay.spec.leaves)
+
+
+def _difference(ours: Any, theirs: Any) -> str:
+    """The first fields in which two specs differ."""
+    one, other = ({leaf.name: leaf.field for leaf in spec.leaves} for spec in (ours, theirs))
+    for name in [*one, *other]:
+        if one.get(name) != other.get(name):
+            return f"{name} is {one.get(name, 'missing')!r} and {other.get(name, 'missing')!r}"
+    return f"{ours!r} and {theirs!r}"
+
+
+def refuse_shared(sources: Mapping[str, Replay], rng: np.random.Generator) -> None:
+    """Raise ValueError if two sources have a storage or a generator in common."""
+    locks, generators = dict[int, str](), {id(rng): "the mixture"}
+    for name, source in sources.items():
+        for lock in source.lock.each:
+            if id(lock) in locks:
+                reason = "so that a transition would have two indices and two probabilities"
+                raise ValueError(f"sources {locks[id(lock)]!r} and {name!r} are of one storage, {reason}; give it once")
+            locks[id(lock)] = name
+        if id(source.rng) in generators:
+            both = f"{generators[id(source.rng)]} and source {name!r} draw from one generator"
+            raise ValueError(f"{both}, so that each would change what the other draws; give each a seed of its own")
+        generators[id(source.rng)] = f"source {name!r}"

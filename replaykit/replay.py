@@ -162,9 +162,9 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         Raises
         ------
         FieldNameError, IndexError, TypeError, ValueError, OverflowError
-            If a field is unknown, or is `terminated` or `truncated`, by which episodes are told apart, or an
-            observation that is kept once for several transitions; if an index was never given out; or as :meth:`add`
-            for a wrong value. The buffer is then unchanged.
+            If an index was never given out; if a field is unknown; for `terminated` and `truncated`, which tell where
+            episodes end; for an observation of which several transitions share one copy; or, for a wrong value, as
+            :meth:`add` raises. The buffer is then unchanged.
 
         Examples
         --------

@@ -13,6 +13,7 @@ from replaykit.field import as_array, as_float64, as_indices
 from replaykit.replay import Replay
 from replaykit.storage.base import Flags, Floats, Indices
 from replaykit.trees import map_tree
+from replaykit.updates import one_of
 from replaykit.wrapper import ReplayWrapper
 
 kernels = lazy("sequences")
@@ -232,17 +233,13 @@ class SequenceReplay(ReplayWrapper):
             As :meth:`Replay.update_priorities`, and for a mask or TD errors of another shape. The buffer is then
             unchanged.
         """
-        if (td_errors is None) == (priorities is None):
-            raise TypeError("pass either td_errors or priorities=")
+        name, given = one_of(td_errors, priorities)
         entries = as_indices("indices", indices, True)
         shape = (len(entries), self._length)
         chosen = None if mask is None else as_array("mask", mask, True)
         if chosen is not None and (chosen.shape != shape or chosen.dtype != np.bool_):
             raise ValueError(f"mask has shape {chosen.shape} and dtype {chosen.dtype}; expected {shape} and bool")
-        name, given, wanted = (
-            ("td_errors", td_errors, shape) if priorities is None else ("priorities", priorities, shape[:1])
-        )
-        values = as_float64(name, given, True)
+        values, wanted = as_float64(name, given, True), shape if priorities is None else shape[:1]
         if values.shape != wanted:
             raise ValueError(f"{name} has shape {values.shape}; expected {wanted}, a row for each of indices")
         with self.lock:

@@ -35,15 +35,9 @@ class Proportional(Prioritized):
     saved_name = "scaled"
 
     def __init__(
-        self,
-        storage: Storage,
-        *,
-        alpha: float = 0.6,
-        beta: float | Callable[[int], float] = 0.4,
-        eps: float = 1e-2,
-        draws: Draws = "stratified",
-        weights: Weights = "batch",
-    ) -> None:
+        self, storage: Storage, *, alpha: float = 0.6, beta: float | Callable[[int], float] = 0.4, eps: float = 1e-2,
+        draws: Draws = "stratified", weights: Weights = "batch",
+    ) -> None:  # fmt: skip
         super().__init__(storage, alpha, beta, draws, weights)
         self._eps = check_number("eps", eps, sys.float_info.max, "a finite non-negative number")
         needed = storage.nbytes + _LEAF_BYTES * storage.capacity

@@ -36,8 +36,9 @@ class Checkpointed(Declared):
 
         After :meth:`load`, everything goes on bit for bit. A checkpoint that is there is replaced when the new one is
         whole, so a crash or a full disk in the middle leaves the former. Files of what has not changed are kept. Other
-        threads can go on: the checkpoint is the moment at which `save` was called, without what they overwrite before
-        it is copied. Functions, such as `reward_fn`, are not saved.
+        threads can go on: the checkpoint is the moment at which `save` was called, apart from what they change before
+        it is copied. It lacks the transitions that new ones take the place of, and has the fields that `overwrite` has
+        replaced. Functions, such as `reward_fn`, are not saved.
 
         Parameters
         ----------

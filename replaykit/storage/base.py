@@ -164,10 +164,9 @@ class Storage(Declared, ABC):
 
     def refuse_replacing(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
         """Raise ValueError for leaves that `replace` cannot replace, or with these values."""
-        for name in values:
-            if name in ("terminated", "truncated"):
-                remedy = "end episodes with end_episode, or add the steps anew"
-                raise ValueError(f"{name} cannot be overwritten, since episodes are told apart by it; {remedy}")
+        for name in values.keys() & {"terminated", "truncated"}:
+            remedy = "end episodes with end_episode, or add the steps anew"
+            raise ValueError(f"{name} cannot be overwritten, since it tells where episodes end; {remedy}")
         if "reward" in values:
             self.refuse_rewards(values["reward"])
 

@@ -44,15 +44,9 @@ class LocalStorage(Storage):
     """
 
     def __init__(
-        self,
-        capacity: int,
-        spec: Spec,
-        num_envs: int = 1,
-        *,
-        stack: int = 1,
-        padding: Padding = "reset",
+        self, capacity: int, spec: Spec, num_envs: int = 1, *, stack: int = 1, padding: Padding = "reset",
         share: Share = "large",
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(capacity, spec, num_envs)
         self.columns: list[Columns] = columns_for(self, stack, padding, share)
         self.stack = int(stack)
@@ -187,9 +181,8 @@ class LocalStorage(Storage):
 
     def refuse_replacing(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
         super().refuse_replacing(values)
-        for name in values.keys() & self.positions.keys():
-            if self.is_in_columns(name):
-                self._column_of[self.positions[name]].refuse_replacing(name)
+        for name in filter(self.is_in_columns, values):
+            self._column_of[self.positions[name]].refuse_replacing(name)
 
     def replace(self, indices: Indices, values: Mapping[str, npt.NDArray[Any]]) -> None:
         slots = indices % self.capacity

@@ -37,7 +37,7 @@ LAYERS = [
     {"spec", "batch"},
     {"saving", "passes", "prefetching"},
     {"settings", "storage"},
-    {"distributions", "writer"},
+    {"distributions", "updates", "writer"},
     {"replay"},
     {"buffer", "mixing", "wrapper"},
     {"buffers", "combined", "hindsight", "infos", "mixed", "recent", "sequences"},

@@ -104,7 +104,7 @@ def test_states_are_replaced_at_the_steps_of_sequences():
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"terminated": [True]}, ValueError, "terminated cannot be overwritten, since episodes are told apart by it"),
+        ({"terminated": [True]}, ValueError, "terminated cannot be overwritten, since it tells where episodes end"),
         ({"truncated": [True]}, ValueError, "truncated cannot be overwritten"),
         ({"sate": [[1.0, 2.0]]}, FieldNameError, "unknown field 'sate'; .* did you mean 'state'"),
         ({"state": [[1.0, 2.0, 3.0]]}, ValueError, r"state has shape \(1, 3\); expected \(1, 2\)"),
