@@ -106,7 +106,7 @@ class History:
 
 
 class TMaze(gymnasium.Env[Observation, np.int64]):
-    """A corridor from a sign to a junction, through which the agent moves one step at a time, whatever it does.
+    """A corridor from a sign to a junction. Every action takes the agent one step further.
 
     An observation is (sign, junction, noise). The sign is -1 or 1 on the first step, then 0; the junction is 1 on the
     last step, and 0 before. Only the last action counts: 0 turns left and 1 right. The reward is 1 if that was the way

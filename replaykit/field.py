@@ -94,7 +94,7 @@ class Leaf:
     """A field at its place in the transition, and the conversion of values to it.
 
     `name` is how errors call it, such as ``obs.position``. For a scalar, `scalar_types` are the types in `_SCALARS`.
-    `is_of_last` tells whether a batch has it from the last step of a window rather than from the first.
+    If `is_of_last`, a batch has it from the last step of a window; else, from the first.
     """
 
     __slots__ = ("dtype", "field", "is_of_last", "name", "scalar_types", "shape")

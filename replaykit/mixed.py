@@ -534,8 +534,8 @@ class MixedReplay(Replay):
         return self._each
 
     @property
-    def slots(self) -> int:
-        return self.successor * max(-(-source.slots // source.successor) for source in self._each)
+    def num_slots(self) -> int:
+        return self.successor * max(-(-source.num_slots // source.successor) for source in self._each)
 
     @property
     def bounds(self) -> Indices:
@@ -590,7 +590,7 @@ class MixedReplay(Replay):
                 source.check()
             assert self.bounds.shape == (2, self.successor), "the lanes are not those of the sources"
             stored = self.stored()
-            assert np.unique(stored % self.slots).size == stored.size == len(self), "two transitions share a slot"
+            assert np.unique(stored % self.num_slots).size == stored.size == len(self), "two transitions share a slot"
 
     def __repr__(self) -> str:
         sources = ", ".join(f"{name!r}: {source!r}" for name, source in self.sources.items())

@@ -390,8 +390,8 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         return ()
 
     @property
-    def slots(self) -> int:
-        """The size of the ring, so that no two stored indices have the same ``index % slots``."""
+    def num_slots(self) -> int:
+        """The size of the ring: no two stored indices have the same ``index % num_slots``."""
         return self.capacity
 
     @property

@@ -26,7 +26,7 @@ class SequenceReplay(ReplayWrapper):
     Each episode is cut into spans of `stride` steps, counted from its first step. A row begins with the first stored
     step of a span, and ends with the episode, or with the newest step if the episode is running. The rest of it is
     padding: zeros in every field. To draw a row is to draw a transition from the wrapped replay and to serve the span
-    that it belongs to, so a row's probability is the sum of those of its span's transitions, whatever these are.
+    that it belongs to. So the probability of a row is the sum of the probabilities of the transitions in its span.
 
     Transition t of a row is what the wrapped replay serves at that index, with its `n_step` and stacks. A batch has
     the shape (B, T, ...), apart from `indices`, `weights` and `probabilities` (B,), and these further fields (B, T):
@@ -91,7 +91,7 @@ class SequenceReplay(ReplayWrapper):
     def __init__(self, inner: Replay, length: int, *, burn_in: int = 0, stride: int = 1, eta: float = 0.9) -> None:
         length, stride = check_count("length", length), check_count("stride", stride)
         super().__init__(inner, transitions_each=length)
-        burn_in = 0 if type(burn_in) is int and burn_in == 0 else check_count("burn_in", burn_in)
+        burn_in = check_count("burn_in", burn_in, least=0)
         if burn_in >= length:
             raise ValueError(
                 f"burn_in is {burn_in}; expected less than length={length}, so that some steps are learned"

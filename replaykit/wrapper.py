@@ -48,7 +48,7 @@ class ReplayWrapper(Replay):
     inner : Replay
         A buffer, or another wrapper.
     transitions_each : int
-        Transitions of `inner` that are read for each row of a batch, by which a batch larger than memory is known.
+        Transitions of `inner` that are read for each row of a batch. From this follows how large a batch can be.
     """
 
     look: Look | None = None
@@ -78,7 +78,7 @@ class ReplayWrapper(Replay):
         if own and not cls.__module__.startswith("replaykit."):
             cls.may_raise = True
 
-    def __init__(self, inner: Replay, transitions_each: int = 1) -> None:
+    def __init__(self, inner: Replay, *, transitions_each: int = 1) -> None:
         if not isinstance(inner, Replay):
             raise TypeError(f"inner is a {type(inner).__name__}; expected a buffer or another wrapper")
         self.inner = inner
@@ -177,8 +177,8 @@ class ReplayWrapper(Replay):
         return (self.inner,)
 
     @property
-    def slots(self) -> int:
-        return self.inner.slots
+    def num_slots(self) -> int:
+        return self.inner.num_slots
 
     @property
     def largest_priority(self) -> float:

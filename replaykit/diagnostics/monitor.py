@@ -110,7 +110,7 @@ class ReplayMonitor:
         self.window = count("window", window, 2)
         self._rng = np.random.default_rng(seed)
         self._state_reader = StateReader(buffer, count("max_features", max_features), self._rng)
-        self._draw_counts = DrawCounts(buffer.slots, buffer.successor)
+        self._draw_counts = DrawCounts(buffer.num_slots, buffer.successor)
         self._batches = 0
         self._draws = 0
         numbers = buffer.stats()

@@ -1,4 +1,4 @@
-"""Mixtures obey the laws of every replay, whatever is around them and inside of them."""
+"""Mixtures obey the laws of every replay, in any wrapper and of any sources."""
 
 import copy
 import dataclasses
