@@ -285,7 +285,7 @@ class SequenceReplay(ReplayWrapper):
         _, first, last = self.inner.episode(starts[rows])
         spans = indices[rows] + (self._stride - (indices[rows] - first) // successor % self._stride) * successor
         stops = np.minimum(np.minimum(spans, limits[rows]), last + successor)
-        is_shown = (first <= indices[rows]) & (starts[rows] < stops)
+        is_shown = starts[rows] < stops
         found = np.stack((indices, indices))
         found[:, rows[is_shown]] = starts[rows[is_shown]], stops[is_shown]
         return found[0], found[1]
