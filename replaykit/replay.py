@@ -391,7 +391,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
 
     @property
     def num_slots(self) -> int:
-        """The size of the ring: no two stored indices have the same ``index % num_slots``."""
+        """The size of the ring. No two stored indices have the same ``index % num_slots``."""
         return self.capacity
 
     @property
