@@ -42,6 +42,7 @@ def parse_arguments() -> argparse.Namespace:
         type=at_least(2),
         help=f"agents of each kind (default: {SEEDS['sound']}, original {SEEDS['original']})",
     )
+    add("--first-seed", type=at_least(0), default=0, help="the first of them (default: %(default)s)")
     add("--length", type=share, help="share of the full length of a run, above 0 (default: 1)")
     add("--quick", action="store_true", help="few seeds and short runs: no more than a first look")
     add(
@@ -57,6 +58,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--length is 0; expected more")
     options.envs = list(dict.fromkeys(options.envs))
     name = f"study-{options.protocol}{'-quick' if options.quick else ''}"
+    name += f"-from-{options.first_seed}" if options.first_seed else ""
     try:
         options.output = options.output or directory(str(Path(__file__).resolve().parent / "runs" / name))
     except argparse.ArgumentTypeError as error:
@@ -124,7 +126,7 @@ def numbered(episodes: list[dict[str, float]]) -> list[dict[str, float]]:
 def main() -> None:
     """Plan, run, analyse, plot."""
     options = parse_arguments()
-    runs = plan(options.protocol, options.envs, options.seeds, options.length)
+    runs = plan(options.protocol, options.envs, options.seeds, options.length, options.first_seed)
     store = Store(options.output / "results")
     try:
         make_missing(runs, store, options.jobs)

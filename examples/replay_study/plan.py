@@ -20,10 +20,10 @@ from .run import Result, Run, train
 from .settings import PROTOCOLS, Protocol
 
 
-def plan(protocol: Protocol, envs: list[str], seeds: int, length: float) -> list[Run]:
+def plan(protocol: Protocol, envs: list[str], seeds: int, length: float, first: int = 0) -> list[Run]:
     """Every run, all replays of a seed before the next seed, so that an interrupted study has whole seeds."""
     runs = []
-    for seed in range(seeds):
+    for seed in range(first, first + seeds):
         for env in envs:
             settings = PROTOCOLS[protocol][env].shortened(length)
             names = replays_for(protocol, env)

@@ -394,6 +394,8 @@ def test_the_plan_has_whole_seeds_first():
     assert len(runs) == len(set(runs)) == 3 * (9 + 10)
     assert {run.settings.steps for run in runs} == {7_500, 15_000}
     assert plan.plan("original", ["Acrobot-v1"], 2, 0.1)[0].settings.episodes == 30
+    fresh = plan.plan("sound", ["CartPole-v1", "MountainCar-v0"], 3, 0.5, first=100)
+    assert [replace(run, seed=run.seed - 100) for run in fresh] == runs
 
 
 @pytest.mark.parametrize(
