@@ -11,6 +11,7 @@ import numpy as np
 
 from replaykit import (
     Buffer,
+    CombinedReplay,
     Field,
     HindsightReplay,
     MixedReplay,
@@ -60,10 +61,10 @@ class Drawing:
             f'style="fill: {color}">{words}</text>'
         )
 
-    def box(self, x, y, width, height, color="currentColor", stroke=1.2, fill=SURFACE):
+    def box(self, x, y, width, height, color="currentColor", stroke=1.2, fill=SURFACE, radius=4):
         """A rectangle, given its upper left corner."""
         self.parts.append(
-            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="4" stroke-width="{stroke}" '
+            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{radius}" stroke-width="{stroke}" '
             f'style="fill: {fill}; stroke: {color}"/>'
         )
 
@@ -517,6 +518,90 @@ def draw_mixture() -> None:
     drawing.save("mixture.svg")
 
 
+def draw_strip() -> None:
+    """Four batches in a row from each replay, while an agent adds four steps between them: episodes of eight steps."""
+    spec, capacity, size, batch_size = Spec(obs=Field(()), action=Field(())), 16, 10, 4
+    goal = Field((), np.int64)  # the outcome of a step is its index here, to find it by
+    goals = Spec(obs={"achieved_goal": goal, "desired_goal": goal}, action=Field(()))
+    rows: dict[str, Any] = {
+        "ReplayBuffer": ReplayBuffer(capacity, spec, seed=4),
+        "PrioritizedBuffer": PrioritizedBuffer(capacity, spec, alpha=1.0, seed=0),
+        "CombinedReplay": CombinedReplay(ReplayBuffer(capacity, spec, seed=1)),
+        "HindsightReplay": HindsightReplay(
+            ReplayBuffer(capacity, goals, seed=7), lambda achieved, desired, info: np.zeros(len(achieved)), ratio=1.0
+        ),
+        "SequenceReplay": SequenceReplay(ReplayBuffer(capacity, spec, seed=2), length=4),
+    }
+    notes = {
+        "ReplayBuffer": "all equally likely",
+        "PrioritizedBuffer": "bars: probabilities",
+        "CombinedReplay": "always with the newest",
+        "HindsightReplay": "arcs to the new goals",
+        "SequenceReplay": "two sequences of four",
+    }
+    left, width, top, frames = 176, 176, 54, 4
+    drawing = Drawing(
+        left + frames * width, top + 74 * len(rows) + 30, "Four successive batches from each of five replays"
+    )
+    for frame in range(frames):
+        drawing.text(left + frame * width + 80, 22, f"batch {frame + 1}, after {16 + 4 * frame} steps", MUTED, 12.5)
+    for row, (name, replay) in enumerate(rows.items()):
+        y = top + 74 * row + 26
+        drawing.text(14, y + 2, name, anchor="start", size=13.5, bold=True)
+        drawing.text(14, y + 19, notes[name], MUTED, 12, anchor="start")
+        for frame in range(frames):
+            for step in range(0 if frame == 0 else 12 + 4 * frame, 16 + 4 * frame):
+                obs, next_obs = step, step
+                if name == "HindsightReplay":
+                    obs, next_obs = ({"achieved_goal": at, "desired_goal": -1} for at in (step - 1, step))
+                replay.add(obs, 0.0, 0.0, next_obs, step % 8 == 7, False)
+            if name == "PrioritizedBuffer" and frame == 0:
+                replay.update_priorities(np.arange(16), FIRST_ERRORS)
+            first, errors = 4 * frame, None
+            if name == "PrioritizedBuffer":
+                errors = replay.probability(np.arange(first, first + capacity))
+            batch = replay.sample(2 if name == "SequenceReplay" else batch_size)
+            drawn = batch.step_indices if name == "SequenceReplay" else batch.indices
+            origin = left + frame * width
+            draw_drawn(drawing, origin, y, size, first, set(drawn[drawn >= 0].ravel().tolist()), errors)
+            if name == "HindsightReplay":
+                for index, wanted in zip(batch.indices.tolist(), batch.obs["desired_goal"].tolist(), strict=True):
+                    draw_arc(drawing, origin + (index - first + 0.5) * size, origin + (wanted - first + 0.5) * size, y)
+            if name == "PrioritizedBuffer":
+                replay.update_priorities(batch.indices, np.full(batch_size, 0.1))
+    words = "Filled: drawn. Vertical lines: ends of episodes. Dots: the goals, steps of the same episode."
+    drawing.text(14, drawing.size[1] - 12, words, MUTED, 13, anchor="start")
+    drawing.save("strip.svg")
+
+
+FIRST_ERRORS = np.array([0.2, 0.3, 0.2, 0.9, 0.3, 0.2, 1.2, 2.0, 0.2, 0.4, 0.2, 0.3, 0.8, 0.2, 0.3, 1.0])
+
+
+def draw_drawn(
+    drawing: Drawing, x: float, y: float, size: float, first: int, drawn: set[int], shares: Any = None
+) -> None:
+    """Sixteen stored steps, those that were drawn filled, with a bar above each for its share of the probability."""
+    for place in range(16):
+        color, fill = (ACCENT, ACCENT) if first + place in drawn else (MUTED, SURFACE)
+        drawing.box(x + place * size, y, size - 1.5, size + 4, color, 1.0, fill, radius=1)
+        if shares is not None:
+            height = 110 * float(shares[place])
+            drawing.box(x + place * size + 1, y - 4 - height, size - 3.5, height, MUTED, 0.6, MUTED, radius=0)
+        if (first + place) % 8 == 7:
+            drawing.line(x + (place + 1) * size - 0.75, y - 3, x + (place + 1) * size - 0.75, y + size + 7)
+
+
+def draw_arc(drawing: Drawing, begin: float, end: float, y: float) -> None:
+    """From a drawn step to the dot above the step whose outcome is its goal."""
+    height = 10 + 0.3 * (end - begin)
+    drawing.circle(end, y - 4, 2.4, ACCENT, 0.8, ACCENT)
+    if end > begin:
+        drawing.parts.append(
+            f'<path d="M{begin:g},{y - 3:g} C{begin:g},{y - 3 - height:g} {end:g},{y - 3 - height:g} '
+            f'{end:g},{y - 4:g}" fill="none" style="stroke: {ACCENT}" stroke-width="1.4"/>'
+        )
+
+
 if __name__ == "__main__":
     for draw in (
         draw_query,
@@ -533,3 +618,4 @@ if __name__ == "__main__":
     draw_house()
     draw_flows()
     draw_mixture()
+    draw_strip()
