@@ -226,7 +226,7 @@ def effects(summary: dict[str, Any]) -> Figure:
     """Each effect with its interval, by task and together; below, the difference that the verdict is made from."""
     figure, panels = _panels(1, 2, width=4.2, height=3.4)
     titles = {
-        "effects": "points for each doubling",
+        "effects": "points per doubling",
         "whole_effects": "points for the strongest dose",
     }
     for axes, (kind, title) in zip(panels[0], titles.items(), strict=True):
