@@ -12,7 +12,7 @@ from replaykit.batch import Ahead, Draw, Look, Window
 from replaykit.checks import check_count, check_generator_state, check_seed, check_unit, prefixed
 from replaykit.declared import Declared, Moment, read_only
 from replaykit.distributions.base import Distribution
-from replaykit.field import as_array, as_float64, as_indices
+from replaykit.field import as_array, as_each, as_float64, as_indices
 from replaykit.replay import Replay
 from replaykit.settings import Settings
 from replaykit.spec import REQUIRED, Spec
@@ -217,9 +217,8 @@ class Buffer(Replay):
         self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *, priorities: npt.ArrayLike | None = None
     ) -> int:
         name, given = one_of(td_errors, priorities)
-        entries, values = as_indices("indices", indices, True), as_float64(name, given, True)
-        if values.shape != entries.shape:
-            raise ValueError(f"{name} has shape {values.shape}; expected {entries.shape}, that of indices")
+        entries = as_indices("indices", indices, True)
+        values = as_each(name, given, entries.shape, "that of indices", True)
         distribution, storage, size = self._distribution, self._storage, len(entries)
         limit, eps = distribution.largest_priority, distribution.eps if priorities is None else 0.0
         slots, kept = np.empty(size, entries.dtype), np.empty(size)

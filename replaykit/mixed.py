@@ -13,7 +13,7 @@ from replaykit.batch import Draw, Window
 from replaykit.buffer import Seed
 from replaykit.checks import check_count, check_generator_state, check_seed, prefixed
 from replaykit.declared import Declared, Moment, read_only
-from replaykit.field import as_float64, as_indices
+from replaykit.field import as_each, as_indices
 from replaykit.mixing import (
     Locks,
     Plan,
@@ -484,9 +484,8 @@ class MixedReplay(Replay):
         self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *, priorities: npt.ArrayLike | None = None
     ) -> int:
         name, given = one_of(td_errors, priorities)
-        entries, values = as_indices("indices", indices, True), as_float64(name, given, True)
-        if values.shape != entries.shape:
-            raise ValueError(f"{name} has shape {values.shape}; expected {entries.shape}, that of indices")
+        entries = as_indices("indices", indices, True)
+        values = as_each(name, given, entries.shape, "that of indices", True)
         with self.lock:
             if self.lock.sampling:
                 self.lock.refuse_writing()

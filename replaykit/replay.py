@@ -282,7 +282,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         ----------
         indices : array-like of shape (B,), int
             As ``batch.indices`` or :meth:`add` gave them. Stale ones are ignored. Of duplicates the last counts.
-        td_errors : array-like of shape (B,), float
+        td_errors : array-like of shape (B,) or (B, 1), float
             With their sign; the priority is ``abs(td_error) + eps``.
         priorities : array-like of shape (B,), float
             Instead of `td_errors`: the priorities themselves, non-negative.

@@ -9,7 +9,7 @@ from replaykit._kernels import lazy
 from replaykit.batch import Draw, Window
 from replaykit.checks import check_count, check_unit
 from replaykit.declared import read_only
-from replaykit.field import as_array, as_float64, as_indices
+from replaykit.field import as_array, as_each, as_indices
 from replaykit.replay import Replay
 from replaykit.storage.base import Flags, Floats, Indices
 from replaykit.trees import map_tree
@@ -219,7 +219,7 @@ class SequenceReplay(ReplayWrapper):
         ----------
         indices : array-like of shape (B,), int
             As ``batch.indices`` has them. Of two rows with the same start the last counts.
-        td_errors : array-like of shape (B, T), float
+        td_errors : array-like of shape (B, T) or (B, T, 1), float
             With their sign. Those outside of the mask are ignored.
         priorities : array-like of shape (B,), float
             Instead of `td_errors`: a priority for each row.
@@ -239,9 +239,8 @@ class SequenceReplay(ReplayWrapper):
         chosen = None if mask is None else as_array("mask", mask, True)
         if chosen is not None and (chosen.shape != shape or chosen.dtype != np.bool_):
             raise ValueError(f"mask has shape {chosen.shape} and dtype {chosen.dtype}; expected {shape} and bool")
-        values, wanted = as_float64(name, given, True), shape if priorities is None else shape[:1]
-        if values.shape != wanted:
-            raise ValueError(f"{name} has shape {values.shape}; expected {wanted}, a row for each of indices")
+        wanted = shape if priorities is None else shape[:1]
+        values = as_each(name, given, wanted, "a row for each of indices", True)
         with self.lock:
             if chosen is None:
                 chosen = self._learned_now(entries)

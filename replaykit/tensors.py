@@ -28,11 +28,19 @@ def to_tensors(
     is_here = target is None or target.type == "cpu"
     made = _shared(fields, torch) if is_here else _moved(fields, target, torch)
     if dtype is not None:
-        made = map_tree(lambda tensor, _: tensor.to(dtype) if tensor.is_floating_point() else tensor, made)
+        made = {name: _cast(value, dtype) for name, value in made.items()}
     if column:
         most = 2 if "step_indices" in made else 1
         made |= {name: made[name].unsqueeze(-1) for name in _COLUMNS if name in made and made[name].ndim <= most}
     return made
+
+
+def _cast(value: Any, dtype: Any) -> Any:
+    """A tensor in this dtype if it has another floating-point dtype, or a tree of them."""
+    if isinstance(value, dict | tuple):
+        return map_tree(lambda tensor, _: _cast(tensor, dtype), value)
+    own = value.dtype
+    return value.to(dtype) if own is not dtype and own.is_floating_point else value
 
 
 @functools.cache

@@ -49,7 +49,7 @@ class Directory:
         """The content of the manifest that is there, if there is one; what was not committed is deleted at the end."""
         if not os.path.isdir(self.path):
             os.makedirs(self.path, exist_ok=True)  # another save may make it, too
-            _sync(os.path.dirname(self.path))
+            sync(os.path.dirname(self.path))
         with self._locked(exclusive=True):
             names = os.listdir(self.path)
             others = [name for name in names if not (_FILE.fullmatch(name) or _UNFINISHED.fullmatch(name))]
@@ -184,9 +184,9 @@ class Directory:
         text = json.dumps({"format": FORMAT, "checksum": checksum_of(content), "content": content}, allow_nan=False)
         unfinished = f"{self.token}.json"
         self._write(unfinished, text.encode())
-        _sync(self.path)
+        sync(self.path)
         os.replace(os.path.join(self.path, unfinished), os.path.join(self.path, MANIFEST))
-        _sync(self.path)
+        sync(self.path)
         kept = set(_files_of(content))
         self._delete(lambda name: name not in kept)
 
@@ -215,7 +215,7 @@ def _checked(reference: Any) -> tuple[str, int, str]:
     return name, size, checksum
 
 
-def _sync(directory: str) -> None:
+def sync(directory: str) -> None:
     """Write the names of the files in a directory through to the disk, where the system can."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -2,7 +2,9 @@
 
 import copy
 import io
+import os
 import pickle
+import signal
 import subprocess
 import sys
 
@@ -28,6 +30,8 @@ from replaykit.integrations.sb3 import (  # noqa: E402
     PrioritizedTD3,
     SB3HindsightBuffer,
     SB3ReplayBuffer,
+    save_replay_buffer,
+    saving,
 )
 from replaykit.integrations.sb3.prioritized import WeightedLoss  # noqa: E402
 
@@ -220,6 +224,138 @@ def test_states_are_pickled_and_saved_exactly(tmp_path):
         np.testing.assert_array_equal(twin.batch.indices, buffer.batch.indices)
     buffer.reset()
     assert buffer.size() == 0 and not buffer.full
+
+
+# -- Saving ------------------------------------------------------------------------------------------------------
+
+
+def stored_in_pieces(model, path):
+    """The bytes that `save_replay_buffer` of Stable-Baselines3 writes to a file, in the pieces of each write."""
+    pieces = []
+
+    class Noted(io.BytesIO):
+        def write(self, data):
+            pieces.append(bytes(data))
+            return super().write(data)
+
+    sb3.common.off_policy_algorithm.OffPolicyAlgorithm.save_replay_buffer(model, Noted())
+    assert b"".join(pieces) == path.read_bytes()
+    return pieces
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A prioritized model whose buffer is in ``replay.pkl``, and which has learned a little since."""
+    made = PrioritizedDQN("MlpPolicy", "CartPole-v1", **tiny()).learn(30)
+    made.save_replay_buffer(tmp_path / "replay")
+    return made
+
+
+def assert_continues(path, model, expected):
+    """The buffer in a file serves these batches, one after another."""
+    model = copy.copy(model)
+    model.load_replay_buffer(path)
+    for samples in expected:
+        assert_same(model.replay_buffer.sample(16), samples)
+
+
+@pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt])
+def test_an_interrupted_save_leaves_the_former_file(kind, model, tmp_path, monkeypatch):
+    """Whichever write fails, nothing else is left behind; after a whole save the file is the new one."""
+    path = tmp_path / "replay.pkl"
+    former, count = [copy.deepcopy(model.replay_buffer).sample(16)], len(stored_in_pieces(model, path))
+    model.learn(10)
+
+    class Failing(io.FileIO):
+        left = 0
+
+        def write(self, data):
+            self.left -= 1
+            if self.left < 0:
+                super().write(data[: len(data) // 2])
+                raise kind("no space left")
+            return super().write(data)
+
+    for writes in range(count + 1):
+        monkeypatch.setattr(Failing, "left", writes)
+        with monkeypatch.context() as patched:
+            patched.setattr(saving, "open", lambda name, mode: io.BufferedWriter(Failing(name, "xb"), 1), raising=False)
+            if writes < count:
+                with pytest.raises(kind, match="no space left"):
+                    model.save_replay_buffer(path)
+                assert_continues(path, model, former)
+            else:
+                model.save_replay_buffer(path)
+        assert os.listdir(tmp_path) == ["replay.pkl"]
+    twin = copy.deepcopy(model.replay_buffer)
+    assert_continues(path, model, [twin.sample(16), twin.sample(16)])
+
+
+def test_a_killed_save_leaves_the_former_file(model, tmp_path):
+    """And the next one deletes what the killed one has written."""
+    path = tmp_path / "replay.pkl"
+    former = [copy.deepcopy(model.replay_buffer).sample(16)]
+    program = """
+import os, signal, sys
+import stable_baselines3
+from replaykit.integrations.sb3 import SB3ReplayBuffer, save_replay_buffer
+class Killing:
+    def __reduce__(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+path = sys.argv[1]
+model = stable_baselines3.DQN("MlpPolicy", "CartPole-v1", buffer_size=1000, replay_buffer_class=SB3ReplayBuffer)
+model.replay_buffer = [bytes(1 << 20), Killing()]
+save_replay_buffer(model, path)
+"""
+    result = subprocess.run([sys.executable, "-c", program, str(path)], check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 2
+    assert_continues(path, model, former)
+    save_replay_buffer(model, str(path))
+    assert os.listdir(tmp_path) == ["replay.pkl"]
+
+
+def test_a_damaged_file_is_refused(model, tmp_path):
+    """Cut at any byte, or with any bit flipped, it raises an error, or is still exact; the model keeps its buffer."""
+    data, buffer = (tmp_path / "replay.pkl").read_bytes(), model.replay_buffer
+    expected = copy.deepcopy(buffer).sample(200)
+    for stop in [*range(300), *range(300, len(data), 97), *range(len(data) - 100, len(data))]:
+        with pytest.raises((pickle.UnpicklingError, EOFError), match=r"truncated|Ran out of input|exhausted"):
+            model.load_replay_buffer(io.BytesIO(data[:stop]))
+        assert model.replay_buffer is buffer
+    rng, messages = np.random.default_rng(0), []
+    places = [*range(200), *rng.integers(200, len(data) - 100, 300), *range(len(data) - 100, len(data))]
+    for place in places:
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        try:
+            model.load_replay_buffer(io.BytesIO(flipped))
+        except Exception as error:
+            messages.append(str(error))
+        else:
+            assert_same(model.replay_buffer.sample(200), expected)
+        model.replay_buffer = buffer
+    assert sum("damaged: its checksum is wrong; load an earlier one" in message for message in messages) > 250
+
+
+def test_a_file_is_saved_as_stable_baselines3_names_it(tmp_path):
+    """With its suffix, in folders that are made; links stay links, and open files are written as they are."""
+    options = {"replay_buffer_class": SB3ReplayBuffer} | tiny()
+    model = sb3.DQN("MlpPolicy", "CartPole-v1", **options).learn(30)
+    save_replay_buffer(model, tmp_path / "a" / "b" / "replay")
+    save_replay_buffer(model, str(tmp_path / "a" / "replay.v2"))
+    link, file = tmp_path / "link.pkl", io.BytesIO()
+    link.symlink_to(tmp_path / "a" / "replay.v2")
+    save_replay_buffer(model, link)
+    save_replay_buffer(model, file)
+    assert link.is_symlink()
+    assert (tmp_path / "a" / "b" / "replay.pkl").read_bytes() == link.read_bytes() == file.getvalue()
+    with pytest.raises(TypeError, match="model is a list; expected an OffPolicyAlgorithm, such as DQN"):
+        save_replay_buffer([], tmp_path / "replay")
+    (tmp_path / "a" / "folder.pkl").mkdir()
+    with pytest.raises(OSError, match=r"folder\.pkl"):
+        save_replay_buffer(model, tmp_path / "a" / "folder")
+    assert sorted(os.listdir(tmp_path / "a")) == ["b", "folder.pkl", "replay.v2"]
 
 
 @pytest.mark.parametrize(

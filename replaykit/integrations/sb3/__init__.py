@@ -4,15 +4,23 @@
 
 Importing this package needs Stable-Baselines3: ``pip install "replaykit[sb3]"``. To read it from top to bottom:
 `spaces` says which fields a transition has, `options` which arguments are refused, and `buffers` has the buffer.
-`hindsight` relabels its goals. `prioritized` weights the losses of the algorithms.
+`hindsight` relabels its goals. `prioritized` weights the losses of the algorithms. `saving` writes a buffer to a file.
 """
 
 try:
     from replaykit.integrations.sb3.buffers import SB3ReplayBuffer
     from replaykit.integrations.sb3.hindsight import SB3HindsightBuffer
     from replaykit.integrations.sb3.prioritized import PrioritizedDQN, PrioritizedSAC, PrioritizedTD3
+    from replaykit.integrations.sb3.saving import save_replay_buffer
 except ImportError as error:
     remedy = "replaykit.integrations.sb3 needs Stable-Baselines3: pip install 'replaykit[sb3]'"
     raise ImportError(f"{error}; {remedy}") from error
 
-__all__ = ["PrioritizedDQN", "PrioritizedSAC", "PrioritizedTD3", "SB3HindsightBuffer", "SB3ReplayBuffer"]
+__all__ = [
+    "PrioritizedDQN",
+    "PrioritizedSAC",
+    "PrioritizedTD3",
+    "SB3HindsightBuffer",
+    "SB3ReplayBuffer",
+    "save_replay_buffer",
+]

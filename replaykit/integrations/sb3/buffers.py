@@ -17,6 +17,7 @@ from replaykit.buffers import ReplayBuffer
 from replaykit.checks import check_count
 from replaykit.field import Field
 from replaykit.integrations.sb3.options import refuse_options, refuse_sb3_options
+from replaykit.integrations.sb3.saving import verified
 from replaykit.integrations.sb3.spaces import action_field, observation_fields, reshaped
 from replaykit.replay import Replay
 from replaykit.saving.checkpoint import Path
@@ -240,6 +241,9 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         """Take everything from a checkpoint that `save` wrote; see `Replay.load`."""
         self.replay.load(path, exact=exact, progress=progress)
         self._expected = []
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return verified(super().__reduce_ex__(protocol), protocol)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"batch": None, "mark_rewards": None}

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from replaykit.buffers import PrioritizedBuffer
 from replaykit.integrations.sb3.buffers import SB3ReplayBuffer
+from replaykit.integrations.sb3.saving import save_replay_buffer
 
 Array = npt.NDArray[Any]
 
@@ -121,6 +122,10 @@ class _Prioritized:
         if gradient_steps and not weighted.losses:
             wanted = "expected one of smooth_l1_loss or mse_loss, of values and targets of shape (B, 1)"
             raise RuntimeError(f"train of {type(self).__name__} computed no loss that can be weighted; {wanted}")
+
+    def save_replay_buffer(self, path: Any) -> None:
+        """Write the replay buffer to a file; see `save_replay_buffer`. A crash in the middle leaves the former file."""
+        save_replay_buffer(self, path)
 
 
 class PrioritizedDQN(_Prioritized, DQN):  # type: ignore[misc]
