@@ -98,11 +98,11 @@ def overview(rows: dict[str, Any]) -> tuple[Figure | None, str]:
     axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
     axes.minorticks_off()
     axes.set_yticks(range(len(shown)), [OVERVIEW[key] for key in shown])
-    axes.set_xlabel("time of a call, over replaykit's")
+    axes.set_xlabel("time of a call / time of replaykit's call")
     axes.grid(axis="x", alpha=0.25)
     figure.legend(loc="outside upper center", ncols=5, frameon=False, handletextpad=0.2, columnspacing=1.2)
     description = (
-        "Time of a call of each library over that of replaykit, for the usual workloads, on a logarithmic axis"
+        "Time of each library's call divided by the time of replaykit's, for common workloads, on a logarithmic axis"
     )
     return (figure if shown else None), description
 
@@ -133,7 +133,7 @@ def capacity(rows: dict[str, Any]) -> tuple[Figure | None, str]:
     figure.legend(loc="outside upper center", ncols=5, frameon=False)
     return (
         figure if drawn else None
-    ), "Time of the prioritized cycle over the capacity, with warm and with cold caches"
+    ), "Time of the prioritized cycle against the capacity, with warm and with cold caches"
 
 
 def training(rows: dict[str, Any]) -> tuple[Figure | None, str]:
@@ -152,8 +152,8 @@ def training(rows: dict[str, Any]) -> tuple[Figure | None, str]:
         axes.set_yticks(range(len(names)), [NAMES[name] for name in names])
         axes.set_xlim(0, 1.15 * max(times))
         axes.set_title(row["title"], fontsize="medium")
-        axes.set_xlabel("µs a step; grey: the network")
-    description = "Time of a DQN training step: that of its network, and the share that replay adds to it"
+        axes.set_xlabel("µs per step (grey: network)")
+    description = "Time of a DQN training step: the time of its network, and the share that replay adds"
     return (figure if shown else None), description
 
 
@@ -188,7 +188,9 @@ def section_table(section: dict[str, Any]) -> list[list[str]]:
     floors = any(row["floors"] for row in section["rows"])
     units = {figure["unit"] for row in section["rows"] for figure in row["figures"].values()}
     unit = f", {'µs' if units == {'us'} else units.pop()}" if len(units) == 1 and units != {"x"} else ""
-    lines = [[f"call{unit}", "replaykit", *(["over its floor"] if floors else []), *(NAMES[name] for name in present)]]
+    lines = [
+        [f"call{unit}", "replaykit", *(["relative to floor"] if floors else []), *(NAMES[name] for name in present)]
+    ]
     for row in section["rows"]:
         figures = row["figures"]
         if "replaykit" not in figures:
@@ -206,8 +208,8 @@ def section_table(section: dict[str, Any]) -> list[list[str]]:
 
 
 def targets_table(targets: list[dict[str, Any]]) -> list[list[str]]:
-    """What was promised, and whether it holds."""
-    lines = [["replaykit's figure", "measured", "at most", ""]]
+    """The targets, and whether they are met."""
+    lines = [["ratio", "measured", "target (at most)", ""]]
     for target in targets:
         verdict = "met" if target["met"] else "**missed**"
         lines.append([target["title"], f"{target['value']:.2g}", f"{target['must']:g}", verdict])
@@ -216,7 +218,7 @@ def targets_table(targets: list[dict[str, Any]]) -> list[list[str]]:
 
 def architecture_table(judged: list[dict[str, Any]]) -> list[list[str]]:
     """What the architecture must reach, before and after."""
-    lines = [["call", "before", "after", "ratio", "over", "at most", ""]]
+    lines = [["call", "before", "after", "ratio", "compared with", "target (at most)", ""]]
     for line in judged:
         unit = line["unit"].replace("us", "µs")
         before, after = ("–" if line[name] is None else f"{_number(line[name])} {unit}" for name in ("before", "after"))
@@ -240,8 +242,8 @@ def machine_table(results: dict[str, Any]) -> list[list[str]]:
     if spreads:
         lines.append(
             [
-                "90th over 10th percentile of the rounds",
-                f"{median(spreads):.2f} in the middle, {max(spreads):.2f} at most",
+                "90th / 10th percentile of the rounds",
+                f"{median(spreads):.2f} (median), {max(spreads):.2f} (maximum)",
             ]
         )
     return lines

@@ -118,7 +118,7 @@ def draw_query() -> None:
     tree = SumTree(4)
     tree.set([0, 1, 2, 3], [3.0, 0.0, 1.0, 2.0])
     assert tree.find([3.5]).item() == 2
-    drawing = Drawing(640, 325, "The query 3.5 goes right at the root, with 0.5 left over, then left to leaf 2")
+    drawing = Drawing(640, 325, "The query 3.5 goes right at the root, with 0.5 left over, and then left to leaf 2")
     draw_nodes(drawing, sums_of(tree), (1, 3, 6))
     drawing.text(335, 27, "3.5 ≥ 3: go right with 3.5 − 3 = 0.5", ACCENT, anchor="start")
     drawing.text(470, 99, "0.5 &lt; 1: go left", ACCENT, anchor="start")
@@ -141,7 +141,7 @@ def draw_update() -> None:
     """Leaf 1 set to 4: the leaf and its ancestors change."""
     tree = SumTree(4)
     tree.set([0, 1, 2, 3], [3.0, 4.0, 1.0, 2.0])
-    drawing = Drawing(640, 250, "After leaf 1 is set to 4 its parent is 3 + 4 = 7 and the root 7 + 3 = 10")
+    drawing = Drawing(640, 250, "After leaf 1 is set to 4, its parent is 3 + 4 = 7 and the root is 7 + 3 = 10")
     draw_nodes(drawing, sums_of(tree), (1, 2, 5))
     drawing.text(335, 27, "10 = 7 + 3", ACCENT, anchor="start")
     drawing.text(130, 99, "7 = 3 + 4", ACCENT, anchor="end")
@@ -156,7 +156,7 @@ def draw_schemes() -> None:
     tree = SumTree(4)
     tree.set([0, 1, 2, 3], [3.0, 0.0, 1.0, 2.0])
     left, unit = 110, 80
-    drawing = Drawing(640, 228, "Four points on the mass: one in each quarter, or anywhere")
+    drawing = Drawing(640, 228, "Four points on the mass: one in each quarter, or each anywhere on the line")
     for leaf, (start, stop) in {0: (0, 3), 2: (3, 4), 3: (4, 6)}.items():
         drawing.box(left + start * unit, 10, (stop - start) * unit, 28)
         drawing.text(left + (start + stop) / 2 * unit, 29, f"leaf {leaf}", size=13)
@@ -206,7 +206,7 @@ def draw_choices() -> None:
         'variant="rank"': filled(PrioritizedBuffer, variant="rank"),
         "RecentReplay, newest=4": RecentReplay(filled(ReplayBuffer), newest=4),
     }
-    drawing = Drawing(640, 60 + 78 * (len(rows) + 1), "Probabilities of twelve transitions in each way to choose them")
+    drawing = Drawing(640, 60 + 78 * (len(rows) + 1), "Probabilities of twelve transitions under each kind of replay")
     left, width = 190, 34
     shares = {name: replay.probability(np.arange(count)) for name, replay in rows.items()}
     large = np.array([1, 4, 6, 7, 9, 11])
@@ -241,7 +241,9 @@ def draw_ring() -> None:
     for _ in range(5):
         buffer.add(zeros, zeros, zeros, zeros, no, no)
     assert buffer.oldest.tolist() == [4, 5] and buffer.newest.tolist() == [8, 9]
-    drawing = Drawing(640, 215, "Indices 4 to 9 of two lanes in six slots; 4, 6 and 8 are lane 0, 5, 7 and 9 lane 1")
+    drawing = Drawing(
+        640, 215, "Indices 4 to 9 of two lanes in six slots: 4, 6 and 8 are in lane 0, and 5, 7 and 9 in lane 1"
+    )
     left, width, top = 100, 84, 96
     in_slot = {index % 6: index for index in range(4, 10)}
     for slot in range(6):
@@ -254,7 +256,7 @@ def draw_ring() -> None:
     drawing.text(14, top + 34, "index", anchor="start")
     drawing.text(14, top + 78, "slot", MUTED, anchor="start")
     drawing.line(left + 4 * width, top - 14, left + 4 * width, top + 90, MUTED, 2, dashed=True)
-    drawing.text(left + 4 * width, top + 106, "the seam: 9 is the newest, 4 the oldest", MUTED, 12)
+    drawing.text(left + 4 * width, top + 106, "seam: 9 is the newest, 4 the oldest", MUTED, 12)
     drawing.text(14, 26, "successor", anchor="start")
     for slot in (0, 2):
         start = left + (slot + 0.5) * width
@@ -273,8 +275,10 @@ def draw_ring() -> None:
 
 def draw_verbs() -> None:
     """The three verbs of a sample, and who overrides which."""
-    drawing = Drawing(640, 165, "A batch size becomes indices, the indices windows, and each window one transition")
-    boxes = (("draw", "which transitions?"), ("window", "what is there?"), ("reduce", "one transition of each"))
+    drawing = Drawing(
+        640, 165, "draw returns indices, window opens a window at each, and reduce turns windows into transitions"
+    )
+    boxes = (("draw", "which transitions?"), ("window", "what is there?"), ("reduce", "one transition each"))
     for i, (verb, question) in enumerate(boxes):
         x = 64 + i * 190
         drawing.box(x, 50, 130, 62, ACCENT, 2)
@@ -301,7 +305,7 @@ def draw_hindsight() -> None:
         obs, next_obs = ({"achieved_goal": outcome, "desired_goal": -1} for outcome in (index - 1, index))
         buffer.add(obs, 0.0, 0.0, next_obs, False, index % 6 == 5)
     drawing = Drawing(
-        640, 275, "Goals of index 2: future, steps 2 to 5; final, step 5; episode, steps 0 to 5; random, all"
+        640, 275, "Steps that can provide a goal for index 2. future: 2 to 5; final: 5; episode: 0 to 5; random: all"
     )
     left, width = 96, 44
 
@@ -329,7 +333,7 @@ def draw_hindsight() -> None:
                 drawing.circle(center(index), y, 8, ACCENT, 1.2, ACCENT)
             else:
                 drawing.circle(center(index), y, 3, MUTED, 1.2)
-    drawing.text(left, 268, "The goals that a strategy may give to index 2: what the marked steps achieved", MUTED, 12,
+    drawing.text(left, 268, "Marked steps: what they achieved may become the goal of index 2", MUTED, 12,
                  anchor="start")  # fmt: skip
     drawing.save("hindsight.svg")
 
@@ -343,7 +347,9 @@ def draw_sequences() -> None:
     starts = np.flatnonzero(replay.probability(replay.stored()) > 0.0)
     shares = np.round(replay.probability(starts) * 12).astype(int)
     rows = replay.fetch(starts)
-    description = "Rows of five steps from index 0, 3, 6, 8 and 11: at the end of an episode the rest is padding"
+    description = (
+        "Rows of five steps that start at index 0, 3, 6, 8 and 11. After the end of an episode, the rest is padding"
+    )
     drawing = Drawing(760, 366, description)
     left, width, gap = 92, 36, 16
 
@@ -399,7 +405,7 @@ def draw_frames() -> None:
     for before, after, ends in ((0, 1, False), (1, 2, False), (2, 3, False), (3, 4, True), (10, 11, False)):
         buffer.add([[before]], 0.0, 0.0, [[after]], ends, False)
     stacks = buffer.reduce(buffer.window(np.arange(5)))
-    drawing = Drawing(640, 262, "Each transition is a few numbers of frames; obs and next_obs share most of theirs")
+    drawing = Drawing(640, 262, "Each transition is a list of frame numbers; obs and next_obs share most of them")
     left, width = 96, 58
     drawing.text(14, 50, "frames", anchor="start")
     for number in range(7):
@@ -410,7 +416,7 @@ def draw_frames() -> None:
         drawing.text(x + width / 2, 86, number, MUTED, 13)
     for episode, number in enumerate((2, 5.5)):
         x = left + number * (width + 8) + width / 2 + 18 * episode
-        drawing.text(x, 14, ("one episode", "the next")[episode], MUTED, 12)
+        drawing.text(x, 14, ("one episode", "next episode")[episode], MUTED, 12)
     size, top = 31, 160
     for column, index in enumerate((0, 1, 3, 4)):
         x = left + column * 138
@@ -425,25 +431,29 @@ def draw_frames() -> None:
         drawing.line(x + size + 3, top + 38, x + 4 * size - 3, top + 38, ACCENT, 3)
         drawing.text(x + 2.5 * size, top + 54, "next_obs", ACCENT, 12.5)
     drawing.text(14, top + 21, "a batch", anchor="start")
-    drawing.text(left, 252, "Index 0 and 4 begin an episode: their first frame is repeated", MUTED, 12, anchor="start")
+    drawing.text(
+        left, 252, "Indices 0 and 4 begin an episode, so their first frame is repeated", MUTED, 12, anchor="start"
+    )
     drawing.save("frames.svg")
 
 
 def draw_house() -> None:
-    """The floors of the package: each imports only from floors below."""
+    """The layers of the package: each imports only from layers below."""
     floors = [
         (("recording", "testing", "diagnostics"), "around a buffer"),
         (("CombinedReplay", "HindsightReplay", "your wrapper"), "wrappers"),
         (("ReplayBuffer", "PrioritizedBuffer", "LatestBuffer"), "constructors of buffers"),
         (("Buffer", "ReplayWrapper"), "bases of buffers and wrappers"),
-        (("Replay",), "the verbs, and sample"),
+        (("Replay",), "the verbs and sample"),
         (("Uniform", "Proportional", "Latest", "your distribution"), "distributions: which?"),
         (("LocalStorage", "Row", "Columns", "your storage"), "storages: what is there?"),
         (("Spec", "Field", "Batch", "Window", "Draw"), "names, shapes, dtypes"),
         (("store", "windows", "tree", "goals", "frames"), "kernels"),
     ]
     width, height, left, right = 760, 46, 250, 740
-    drawing = Drawing(width, len(floors) * height + 20, "The floors of the package; imports go down only")
+    drawing = Drawing(
+        width, len(floors) * height + 20, "The layers of the package: each imports only from the layers below"
+    )
     for floor, (rooms, title) in enumerate(floors):
         y = 10 + floor * height
         drawing.text(12, y + 25, title, MUTED, 13.5, anchor="start")
@@ -464,7 +474,9 @@ def draw_flows() -> None:
         ("sample", ["batch size", "lock", "draw:|settle, find leaves", "open windows,|reduce windows", "batch"]),
         ("update", ["indices,_TD errors", "lock", "drop stale|indices", "settle, set leaves,|recompute sums", "count"]),
     ]
-    drawing = Drawing(760, 226, "The steps of add, sample and update: values are encoded before the lock is taken")
+    drawing = Drawing(
+        760, 226, "The steps of add, sample and update. In add, values are encoded before the lock is taken"
+    )
     for row, (name, steps) in enumerate(flows):
         y = 12 + 72 * row
         drawing.text(12, y + 30, name, size=15, anchor="start", bold=True)
@@ -489,7 +501,7 @@ def draw_mixture() -> None:
         online.add([step] * 2, [0] * 2, [0.0] * 2, [step] * 2, [False] * 2, [False] * 2)
     shares = {"demos": 0.25, "online": 0.75}
     replay = MixedReplay({"demos": demos, "online": online}, shares=shares, add_to="online", seed=2)
-    drawing = Drawing(700, 300, "A quarter of a batch of eight from demonstrations, three quarters from online steps")
+    drawing = Drawing(700, 300, "A batch of eight: a quarter from demonstrations, three quarters from online steps")
     size, left, top = 44, 150, 28
     places = {}
     lanes = [("demos", "lane 0"), ("online", "lane 1"), ("online", "lane 2")]
@@ -505,8 +517,8 @@ def draw_mixture() -> None:
             drawing.text(x + size / 2, y + 28, index, ACCENT if lane else "currentColor", 16, bold=True)
     x = left + 6 * (size + 6) + 14
     drawing.text(x, top + 27, "share 0.25 of each batch", MUTED, 13, anchor="start")
-    drawing.text(x, top + size + 49, "share 0.75, and", MUTED, 13, anchor="start")
-    drawing.text(x, top + size + 67, "what is added", MUTED, 13, anchor="start")
+    drawing.text(x, top + size + 49, "share 0.75, and all", MUTED, 13, anchor="start")
+    drawing.text(x, top + size + 67, "added transitions", MUTED, 13, anchor="start")
     batch, y = replay.sample(8), 220
     drawing.text(14, y + 27, "sample(8)", anchor="start", bold=True)
     drawing.text(left - 12, y + 66, "source", MUTED, 12.5, anchor="end")

@@ -158,7 +158,7 @@ def as_text(summary: dict[str, Any]) -> str:
         parts.append(f"All tasks, in points: 0 is the worst return, 100 that of a good agent\n{found['together']}")
     if "effects" in found:
         parts += [
-            f"Effect of one factor at a time, paired over seeds, and by how many doublings it varies\n{found['contrasts']}",
+            f"One factor at a time, paired over seeds, and by how many doublings it varies\n{found['contrasts']}",
             f"{QUESTION}\nH: |independence| + |identity| > |TD errors|, in points per doubling. H holds if the "
             f"difference is positive.\nThe intervals of a row hold together.\n{found['effects']}",
             f"The same for the strongest dose of each factor, which is a different question\n{found['whole-effects']}",
