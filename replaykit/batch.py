@@ -57,7 +57,7 @@ class Ahead(NamedTuple):
     windows, goals : ndarray of shape (W,), int64, and (W, ...)
         The numbers of the windows in these rows, and the new goal of each.
     places : ndarray of shape (S,), int64
-        Where the rewards of their steps are in ``window.reward.reshape(M * n)``, window after window.
+        Where the rewards of their steps are in ``window.reward.reshape(M * n, ...)``, window after window.
     achieved, wanted : ndarray of shape (S, ...)
         The goal achieved in each of these steps, and its new goal.
     """
@@ -82,8 +82,8 @@ class Window:
         The first step of each window. Those of successive steps differ by `stride`.
     shape : tuple of int
         (B,), or (B, T) if T windows belong to each row of the batch, so that M = B T.
-    reward : ndarray of shape (M, n), float64
-        The reward of each step. Entries past the length are 0. Only a storage of your own may have further axes.
+    reward : ndarray of shape (M, n), or (M, n, k), float64
+        The reward of each step, or its k rewards. Entries past the length are 0.
     length : ndarray of shape (M,), int64
         The number of steps, from 1 to n. If it is made shorter, `next_obs` is that of the new last step.
     terminated, truncated : ndarray of shape (M,), bool
@@ -122,8 +122,8 @@ class Batch:
     ----------
     obs, action : array of shape (B, ...)
         Of the first step of each window.
-    reward : array of shape (B,)
-        The n-step return: the discounted sum of the rewards of the window.
+    reward : array of shape (B,), or (B, k)
+        The n-step return: the discounted sum of the rewards of the window, or of each of the k rewards of its steps.
     next_obs, terminated, truncated : array of shape (B, ...), and (B,), bool
         Of the last step of the window.
     discount : array of shape (B,)
@@ -222,7 +222,7 @@ class Batch:
             Of the floating-point fields. Each keeps its own unless given.
         column : bool
             Whether `reward`, `discount`, `terminated`, `truncated` and `weights` have shape (B, 1) rather than (B,);
-            those of sequences (B, T, 1) rather than (B, T).
+            those of sequences (B, T, 1) rather than (B, T). A reward of shape (B, k) stays as it is.
 
         Raises
         ------

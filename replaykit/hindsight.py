@@ -1,5 +1,6 @@
 """Hindsight experience replay: transitions are replayed as if another goal had been meant."""
 
+import math
 from collections.abc import Callable
 from operator import itemgetter
 from typing import Any, TypeAlias, final
@@ -48,8 +49,8 @@ class HindsightReplay(ReplayWrapper):
     inner : Replay
         A buffer, or another wrapper, whose observations are dicts with two goals of one shape and dtype.
     reward_fn : callable
-        ``reward_fn(achieved_goal, desired_goal, info)`` returns the rewards of M steps, of shape (M,), such as
-        ``env.unwrapped.compute_reward`` of Gymnasium-Robotics. Called once a batch with all steps of all relabelled
+        ``reward_fn(achieved_goal, desired_goal, info)`` returns the rewards of M steps, of shape (M,), or (M, k) if each
+        step has k, such as ``env.unwrapped.compute_reward`` of Gymnasium-Robotics. Called once a batch with all steps of all relabelled
         windows: goals of shape (M, ...), and the extra fields as a dict.
     terminated_fn : callable, optional
         ``terminated_fn(achieved_goal, desired_goal, info)`` returns where the episode terminates under the new goal, of
@@ -119,8 +120,8 @@ class HindsightReplay(ReplayWrapper):
         self._leaf = f"next_obs.{achieved_goal}"
         self._desired = f"obs.{desired_goal}", f"next_obs.{desired_goal}"
         self._info = tuple(leaf.name for leaf in self.spec.leaves if leaf.name.partition(".")[0] in self.spec.extra)
-        self._dtype: np.dtype[Any] = self.spec["reward"].dtype
-        self._is_short = self._dtype.itemsize == 4
+        self._dtype, self._shape = self.spec["reward"].dtype, self.spec["reward"].shape
+        self._numbers, self._is_short = math.prod(self._shape), self._dtype.itemsize == 4
         self._is_vectorised = terminated_fn is None
         self.ratio = ratio
 
@@ -184,7 +185,7 @@ class HindsightReplay(ReplayWrapper):
         reward = window.reward
         if reward.dtype is not _FLOAT64 or not reward.flags.c_contiguous:
             reward = window.reward = np.ascontiguousarray(reward, _FLOAT64)
-        wrong = kernels.put_rewards(rewards, places, reward.reshape(-1), self._is_short)
+        wrong = kernels.put_rewards(rewards, places, self._numbers, reward.reshape(-1), self._is_short)
         if wrong >= 0:
             name = _called("reward_fn", self._reward_fn)
             raise ValueError(f"{name} returned {rewards[wrong]}; expected finite {self._dtype}")
@@ -200,8 +201,9 @@ class HindsightReplay(ReplayWrapper):
         return self.spec.unflatten([self.inner.read(steps, name) for name in self._info], self.spec.extra)
 
     def _rewards(self, goals: Goals) -> npt.NDArray[Any]:
-        """The rewards of the steps for their goals, as float32 or float64."""
-        result = _ask("reward_fn", self._reward_fn, goals, "biuf", "real numbers")
+        """The rewards of the steps for their goals, one after another, as float32 or float64."""
+        result = _ask("reward_fn", self._reward_fn, goals, self._shape, "biuf", "real numbers")
+        result = result.reshape(-1) if self._shape else result
         if result.dtype is _FLOAT32 or result.dtype is _FLOAT64:
             return result if result.flags.carray else result.copy()
         with np.errstate(over="ignore"):
@@ -229,7 +231,7 @@ class HindsightReplay(ReplayWrapper):
         return ends
 
     def _ask_ends(self, goals: Goals) -> npt.NDArray[np.bool_]:
-        return _ask("terminated_fn", self._terminated_fn, _map(np.copy, goals), "b", "bool")
+        return _ask("terminated_fn", self._terminated_fn, _map(np.copy, goals), (), "b", "bool")
 
     def _shorten(self, window: Window, ahead: Ahead, ends: npt.NDArray[np.bool_]) -> None:
         """End each window at its first step that ends under its goal, whose flag is then the window's."""
@@ -237,7 +239,7 @@ class HindsightReplay(ReplayWrapper):
         begins = lengths.cumsum() - lengths
         place = ahead.places % window.reward.shape[1]
         length = np.minimum.reduceat(np.where(ends, place + 1, np.repeat(lengths, lengths)), begins)
-        window.reward.reshape(-1)[ahead.places[place >= np.repeat(length, lengths)]] = 0.0
+        window.reward.reshape(-1, *self._shape)[ahead.places[place >= np.repeat(length, lengths)]] = 0.0
         window.terminated[ahead.windows] = ends[begins + length - 1]
         window.truncated[ahead.windows] &= length == lengths
         window.length[ahead.windows] = length
@@ -253,9 +255,11 @@ def _map(function: Callable[[Any], Any], goals: Goals) -> Goals:
     return function(achieved), function(desired), map_tree(lambda array, _path: function(array), info)
 
 
-def _ask(option: str, function: Any, goals: Goals, kinds: str, expected: str) -> npt.NDArray[Any]:
-    """The answer of the user's `function` for M steps, of shape (M,). It may change `goals`."""
-    count = len(goals[0])
+def _ask(
+    option: str, function: Any, goals: Goals, shape: tuple[int, ...], kinds: str, expected: str
+) -> npt.NDArray[Any]:
+    """The answer of the user's `function` for M steps, of shape (M, *shape). It may change `goals`."""
+    shape = len(goals[0]), *shape
     try:
         result = function(*goals)
     except Exception as error:
@@ -263,8 +267,9 @@ def _ask(option: str, function: Any, goals: Goals, kinds: str, expected: str) ->
         raise RuntimeError(f"{raised}; it was given {_described(goals)}, one row for each step") from error
     is_array = type(result) is np.ndarray
     array: npt.NDArray[Any] = result if is_array else as_array(f"what {_called(option, function)} returned", result)
-    if array.shape != (count,):
-        wanted = f"{(count,)}, one number for each row of {_described(goals)}; {_wrapped(option)}"
+    if array.shape != shape:
+        numbers = "one number" if len(shape) == 1 else f"{shape[1]} numbers"
+        wanted = f"{shape}, {numbers} for each row of {_described(goals)}; {_wrapped(option)}"
         raise ValueError(f"{_called(option, function)} returned shape {array.shape}; expected {wanted}")
     if array.dtype.kind not in kinds:
         raise TypeError(f"{_called(option, function)} returned dtype {array.dtype}; expected {expected}")

@@ -71,16 +71,20 @@ def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, col
 
 
 @jit
-def put_rewards(rewards, places, reward, is_short):
-    """Write rewards to places, rounded to float32 if `is_short`; returns the first that is not finite then, or -1."""
+def put_rewards(rewards, places, numbers, reward, is_short):
+    """Write rewards of so many numbers to places, rounded to float32 if `is_short`.
+
+    Returns the first number that is not finite then, or -1.
+    """
     wrong = -1
-    for j in range(rewards.shape[0]):
-        value = np.float64(rewards[j])
-        if not np.isfinite(value) or (is_short and abs(value) >= TOO_LARGE):
-            wrong = j if wrong < 0 else wrong
-        elif is_short:
-            value = np.float64(np.float32(value))
-        reward[places[j]] = value
+    for j in range(places.shape[0]):
+        for c in range(numbers):
+            value = np.float64(rewards[j * numbers + c])
+            if not np.isfinite(value) or (is_short and abs(value) >= TOO_LARGE):
+                wrong = j * numbers + c if wrong < 0 else wrong
+            elif is_short:
+                value = np.float64(np.float32(value))
+            reward[places[j] * numbers + c] = value
     return wrong
 
 

@@ -216,7 +216,7 @@ class NaiveReplay:
             step.fields = step.fields | {
                 "obs": step.fields["obs"] | {hindsight.desired_goal: goal},
                 "next_obs": step.fields["next_obs"] | {hindsight.desired_goal: goal},
-                "reward": step.fields["reward"].dtype.type(hindsight.reward_fn(*asked)[0]),
+                "reward": np.asarray(hindsight.reward_fn(*asked)[0], step.fields["reward"].dtype),
             }
             if hindsight.terminated_fn is not None:
                 step.fields["terminated"] = hindsight.terminated_fn(*asked)[0]
@@ -229,13 +229,15 @@ class NaiveReplay:
         """The transition that a batch holds for a window."""
         first, last = window[0].fields, window[-1].fields
         dtype = np.asarray(first["reward"]).dtype.type
-        total = 0.0
-        for k, step in enumerate(window):
-            total += self.gamma**k * float(step.fields["reward"])
+        rewards = [np.asarray(step.fields["reward"], np.float64) for step in window]
+        total = np.zeros(rewards[0].shape)
+        for place in np.ndindex(total.shape):
+            for k, reward in enumerate(rewards):
+                total[place] += self.gamma**k * reward[place]
         discount = 0.0 if last["terminated"] else self.gamma ** len(window)
         return {
             **first,
-            "reward": dtype(total),
+            "reward": total.astype(dtype),
             "next_obs": last["next_obs"],
             "terminated": last["terminated"],
             "truncated": last["truncated"],

@@ -37,9 +37,18 @@ SPECS = {
         action=Field((), np.int64),
         cost=Field((), np.float64),
     ),
+    "objectives": Spec(
+        obs={"achieved_goal": Field((2,)), "desired_goal": Field((2,))},
+        action=Field((), np.int64),
+        reward=Field((3,)),
+        cost=Field((), np.float64),
+    ),
 }
-"""Specs that between them have every kind of field: packed and large, nested, of every width of word, and frames,
-one by one and stacked already."""
+"""Specs that between them have every kind of field: packed and large, nested, of every width of word, frames, one
+by one and stacked already, and rewards of several numbers."""
+
+
+_WITH_GOALS = "goal", "objectives"
 
 
 def reward_of_goal(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
@@ -48,14 +57,20 @@ def reward_of_goal(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) 
     return achieved_goal[:, 0] - 2 * desired_goal[:, 1] + info["cost"] + 1000 * reached
 
 
+def rewards_of_goal(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
+    """Three such rewards, each of other numbers."""
+    first = reward_of_goal(achieved_goal, desired_goal, info)
+    return np.stack([first, achieved_goal[:, 1] - desired_goal[:, 0], 0.3 * first], axis=1)
+
+
 def is_near(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
     """Whether the goal is near, which it is some steps before and after it, too."""
     return np.abs(achieved_goal - desired_goal)[:, 0] < 1.5
 
 
 def size_of(reward: Any) -> Any:
-    """A priority for each reward."""
-    return np.abs(np.asarray(reward, np.float64)) + 0.25
+    """A priority for each reward, of one number or of several."""
+    return np.abs(np.asarray(reward, np.float64)).reshape(len(reward), -1).sum(axis=1) + 0.25
 
 
 def size_of_reward(batch: Any) -> Any:
@@ -74,10 +89,10 @@ class Relabelling:
     terminates: bool
     is_outermost: bool
 
-    def options(self) -> dict[str, Any]:
-        """Its arguments."""
+    def options(self, spec: str) -> dict[str, Any]:
+        """Its arguments for transitions of the spec of this name."""
         return {
-            "reward_fn": reward_of_goal,
+            "reward_fn": reward_of_goal if spec == "goal" else rewards_of_goal,
             "terminated_fn": is_near if self.terminates else None,
             "strategy": self.strategy,
             "ratio": self.ratio,
@@ -155,7 +170,7 @@ def _configurations(
         draws=st.sampled_from(["stratified", "iid"]),
         weights=st.sampled_from(["batch", "buffer", "none"]),
         combined=st.lists(st.integers(1, 3), max_size=2).map(tuple),
-        hindsight=relabellings if spec == "goal" else st.none(),
+        hindsight=relabellings if spec in _WITH_GOALS else st.none(),
         seed=st.integers(0, 2**32 - 1),
         **options,
     )
@@ -224,11 +239,11 @@ def build(
         replay = LargeBatchReplay(replay, c.large, priority_fn=size_of_reward)
     combined = c.combined if c.large is None else ()
     if c.hindsight is not None and not c.hindsight.is_outermost:
-        replay = HindsightReplay(replay, **c.hindsight.options())
+        replay = HindsightReplay(replay, **c.hindsight.options(c.spec))
     for latest in combined:
         replay = CombinedReplay(replay, latest)
     if c.hindsight is not None and c.hindsight.is_outermost:
-        replay = HindsightReplay(replay, **c.hindsight.options())
+        replay = HindsightReplay(replay, **c.hindsight.options(c.spec))
     draws = {"uniform": "iid", "prioritized": c.draws, "rank": c.draws}.get(c.kind) if distribution is None else None
     naive = model(
         kind=c.kind,
@@ -238,7 +253,7 @@ def build(
         draws=draws,
         replace=c.replace or c.kind != "uniform" or distribution is not None,
         combined=list(combined),
-        hindsight=None if c.hindsight is None else NaiveHindsight(**c.hindsight.options()),
+        hindsight=None if c.hindsight is None else NaiveHindsight(**c.hindsight.options(c.spec)),
         recent=c.recent,
         large=c.large,
         priority_fn=size_of,

@@ -116,17 +116,21 @@ def test_rewards_are_put_in_their_places(kernels, dtype):
     """Rounded to float32 where that is stored; the first that is not finite then is named."""
     for is_short in (True, False):
         reward, rewards = np.full(8, 5.0), np.array([0.1, -3.0, 2.0**60], dtype)
-        assert kernels.goals.put_rewards(rewards, np.array([6, 0, 3]), reward, is_short) == -1
+        assert kernels.goals.put_rewards(rewards, np.array([6, 0, 3]), 1, reward, is_short) == -1
         expected = [float(np.float32(value)) if is_short else float(value) for value in rewards]
         assert reward.tolist() == [expected[1], 5.0, 5.0, expected[2], 5.0, 5.0, expected[0], 5.0]
         for wrong in (np.nan, np.inf, -np.inf):
             values = np.array([1.0, wrong, np.nan], dtype)
-            assert kernels.goals.put_rewards(values, np.arange(3), np.zeros(3), is_short) == 1
+            assert kernels.goals.put_rewards(values, np.arange(3), 1, np.zeros(3), is_short) == 1
+            assert kernels.goals.put_rewards(np.append(0.0, values), np.arange(2), 2, np.zeros(4), is_short) == 2
+        pairs, reward = np.array([1.0, 2.0, 3.0, 4.0], dtype), np.zeros(6)
+        assert kernels.goals.put_rewards(pairs, np.array([2, 0]), 2, reward, is_short) == -1
+        assert reward.tolist() == [3.0, 4.0, 0.0, 0.0, 1.0, 2.0]
     if dtype is np.float64:
         for value in (1e300, -3.5e38):
-            assert kernels.goals.put_rewards(np.array([0.0, value]), np.arange(2), np.zeros(2), True) == 1
-            assert kernels.goals.put_rewards(np.array([0.0, value]), np.arange(2), np.zeros(2), False) == -1
-    assert kernels.goals.put_rewards(np.zeros(0, dtype), np.zeros(0, np.int64), np.zeros(1), True) == -1
+            assert kernels.goals.put_rewards(np.array([0.0, value]), np.arange(2), 1, np.zeros(2), True) == 1
+            assert kernels.goals.put_rewards(np.array([0.0, value]), np.arange(2), 1, np.zeros(2), False) == -1
+    assert kernels.goals.put_rewards(np.zeros(0, dtype), np.zeros(0, np.int64), 1, np.zeros(1), True) == -1
 
 
 @both
