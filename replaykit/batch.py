@@ -40,9 +40,12 @@ class Rewrite(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What hindsight asks about later steps: the achieved goals `leaf`, for a share `ratio` of the rows of a batch."""
+    """What hindsight asks about later steps: their achieved goals, for a share `ratio` of the rows of a batch.
 
-    leaf: str
+    A goal has a part in each of `leaves`.
+    """
+
+    leaves: tuple[str, ...]
     ratio: float
     strategy: Strategy
 
@@ -50,24 +53,26 @@ class Look(NamedTuple):
 class Ahead(NamedTuple):
     """The answer to a `Look` at windows of shape (B,) or (B, T), n steps each: other goals for W windows of S steps.
 
+    Goals are tuples, with an array for each leaf of the `Look`.
+
     Attributes
     ----------
     chosen : ndarray of shape (B,), bool
         Which rows of the batch get another goal. All T windows of a row get the same.
-    windows, goals : ndarray of shape (W,), int64, and (W, ...)
+    windows, goals : ndarray of shape (W,), int64, and tuple of ndarray of shape (W, ...)
         The numbers of the windows in these rows, and the new goal of each.
     places : ndarray of shape (S,), int64
         Where the rewards of their steps are in ``window.reward.reshape(M * n, ...)``, window after window.
-    achieved, wanted : ndarray of shape (S, ...)
+    achieved, wanted : tuple of ndarray of shape (S, ...)
         The goal achieved in each of these steps, and its new goal.
     """
 
     chosen: npt.NDArray[np.bool_]
     windows: npt.NDArray[np.int64]
     places: npt.NDArray[np.int64]
-    achieved: npt.NDArray[Any]
-    wanted: npt.NDArray[Any]
-    goals: npt.NDArray[Any]
+    achieved: tuple[npt.NDArray[Any], ...]
+    wanted: tuple[npt.NDArray[Any], ...]
+    goals: tuple[npt.NDArray[Any], ...]
 
 
 @dataclass(slots=True)

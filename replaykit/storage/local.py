@@ -284,14 +284,14 @@ class LocalStorage(Storage):
         return None if distribution.kernels is None else fuse(self, distribution, powers, rng)
 
     def look_ahead(self, window: Window, look: Look, uniforms: Floats) -> Ahead:
-        if self.is_in_columns(look.leaf) or not window.indices.size:
+        if any(map(self.is_in_columns, look.leaves)) or not window.indices.size:
             return super().look_ahead(window, look, uniforms)
         layout, block, views = window.opened
         self._take_back(window, views)
         n = window.reward.shape[1]
-        column, nbytes, read = self.looking(look.leaf, window.indices.size, window.shape[0], n)
+        asked_of, nbytes, read = self.looking(look.leaves, window.indices.size, window.shape[0], n)
         out, state = np.empty(nbytes, _UINT8), (self.bounds, self.bytes, self.tables, layout.plan, block)
-        return read(out, goals.look_ahead(*state, n, uniforms, look.ratio, SCOPES[look.strategy], column, out))
+        return read(out, goals.look_ahead(*state, n, uniforms, look.ratio, SCOPES[look.strategy], asked_of, out))
 
     def is_in_columns(self, leaf: str) -> bool:
         """Whether a leaf is kept apart from the rows."""

@@ -232,7 +232,7 @@ class NaiveMixture(NaiveReplay):
 
 def mixtures() -> st.SearchStrategy[Mixture]:
     """Mixtures of up to three small buffers with equal specs, and what may be around the mixture and around each."""
-    return st.sampled_from(["flat", "nested", "goal", "objectives", "stacked"]).flatmap(
+    return st.sampled_from(["flat", "nested", "goal", "objectives", "goals", "stacked"]).flatmap(
         lambda spec: st.builds(
             _mixture,
             sources=st.lists(configurations(kinds=("uniform", "prioritized"), specs=(spec,)), min_size=1, max_size=3),

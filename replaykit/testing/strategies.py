@@ -43,12 +43,19 @@ SPECS = {
         reward=Field((3,)),
         cost=Field((), np.float64),
     ),
+    "goals": Spec(
+        obs={
+            "speed": Field((), np.float64),
+            "target": Field((260,)),
+            "place": Field((260,)),
+            "target_speed": Field((), np.float64),
+        },
+        action=Field((), np.int64),
+        cost=Field((), np.float64),
+    ),
 }
 """Specs that between them have every kind of field: packed and large, nested, of every width of word, frames, one
-by one and stacked already, and rewards of several numbers."""
-
-
-_WITH_GOALS = "goal", "objectives"
+by one and stacked already, rewards of several numbers, and goals of several fields."""
 
 
 def reward_of_goal(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
@@ -78,6 +85,32 @@ def size_of_reward(batch: Any) -> Any:
     return size_of(batch.reward)
 
 
+def reward_of_goals(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
+    """A reward that tells all it was made from, of goals of two fields."""
+    (place, speed), (target, target_speed) = achieved_goal, desired_goal
+    reached = (place == target).all(axis=-1) & (speed == target_speed)
+    return place[:, 0] - 2 * target[:, -1] + 3 * speed - 4 * target_speed + info["cost"] + 1000 * reached
+
+
+def are_near(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
+    """Whether both are near."""
+    (place, speed), (target, target_speed) = achieved_goal, desired_goal
+    return (np.abs(place - target)[:, 0] < 1.5) & (np.abs(speed - target_speed) < 1.5)
+
+
+_GOALS: dict[str, dict[str, Any]] = {
+    "goal": {"reward_fn": reward_of_goal, "terminated_fn": is_near},
+    "objectives": {"reward_fn": rewards_of_goal, "terminated_fn": is_near},
+    "goals": {
+        "reward_fn": reward_of_goals,
+        "terminated_fn": are_near,
+        "achieved_goal": ("place", "speed"),
+        "desired_goal": ("target", "target_speed"),
+    },
+}
+"""The arguments of a ``HindsightReplay`` for each spec that has goals."""
+
+
 @dataclass(frozen=True)
 class Relabelling:
     """The ``HindsightReplay`` of a configuration: with a `terminated_fn` if it `terminates`, and around every
@@ -91,12 +124,8 @@ class Relabelling:
 
     def options(self, spec: str) -> dict[str, Any]:
         """Its arguments for transitions of the spec of this name."""
-        return {
-            "reward_fn": reward_of_goal if spec == "goal" else rewards_of_goal,
-            "terminated_fn": is_near if self.terminates else None,
-            "strategy": self.strategy,
-            "ratio": self.ratio,
-        }
+        options = _GOALS[spec] | {"strategy": self.strategy, "ratio": self.ratio}
+        return options if self.terminates else options | {"terminated_fn": None}
 
 
 @dataclass(frozen=True)
@@ -170,7 +199,7 @@ def _configurations(
         draws=st.sampled_from(["stratified", "iid"]),
         weights=st.sampled_from(["batch", "buffer", "none"]),
         combined=st.lists(st.integers(1, 3), max_size=2).map(tuple),
-        hindsight=relabellings if spec in _WITH_GOALS else st.none(),
+        hindsight=relabellings if spec in _GOALS else st.none(),
         seed=st.integers(0, 2**32 - 1),
         **options,
     )
