@@ -187,8 +187,8 @@ class HindsightReplay(ReplayWrapper):
                     raise ValueError(f"{got}; expected one with the goal; pass its key as {option}=")
         for key in achieved + desired:
             if (achieved + desired).count(key) > 1:
-                got = f"{key!r} is twice among the keys of achieved_goal and desired_goal"
-                raise ValueError(f"{got}; expected as many fields of obs as keys")
+                got = f"achieved_goal and desired_goal name {key!r} twice"
+                raise ValueError(f"{got}; expected another field of obs for each key")
         for reached, wanted in zip(achieved, desired, strict=True):
             field, other = fields[f"obs.{reached}"], fields[f"obs.{wanted}"]
             if field != other:
