@@ -73,7 +73,7 @@ def looking_ahead(storage: "LocalStorage", leaves: tuple[str, ...], count: int, 
     These are the columns of the achieved goals, the bytes that the kernel's answer takes, and a function that makes an
     `Ahead` of these bytes and of what the kernel returns.
     """
-    columns, new = np.array([storage.positions[leaf] for leaf in leaves]), np.ndarray
+    columns, new = np.array([storage.positions[leaf] for leaf in leaves], np.int64), np.ndarray
     first = (groups + 7) // 8 * 8
     places, nbytes = first + 8 * count, first + 8 * (count + count * n)
     parts = []
