@@ -40,9 +40,12 @@ class Rewrite(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What hindsight asks about later steps: the achieved goals `leaf`, for a share `ratio` of the rows of a batch."""
+    """What hindsight asks about later steps: their achieved goals, for a share `ratio` of the rows of a batch.
 
-    leaf: str
+    A goal has a part in each of `leaves`.
+    """
+
+    leaves: tuple[str, ...]
     ratio: float
     strategy: Strategy
 
@@ -50,24 +53,26 @@ class Look(NamedTuple):
 class Ahead(NamedTuple):
     """The answer to a `Look` at windows of shape (B,) or (B, T), n steps each: other goals for W windows of S steps.
 
+    Goals are tuples, with an array for each leaf of the `Look`.
+
     Attributes
     ----------
     chosen : ndarray of shape (B,), bool
         Which rows of the batch get another goal. All T windows of a row get the same.
-    windows, goals : ndarray of shape (W,), int64, and (W, ...)
+    windows, goals : ndarray of shape (W,), int64, and tuple of ndarray of shape (W, ...)
         The numbers of the windows in these rows, and the new goal of each.
     places : ndarray of shape (S,), int64
-        Where the rewards of their steps are in ``window.reward.reshape(M * n)``, window after window.
-    achieved, wanted : ndarray of shape (S, ...)
+        Where the rewards of their steps are in ``window.reward.reshape(M * n, ...)``, window after window.
+    achieved, wanted : tuple of ndarray of shape (S, ...)
         The goal achieved in each of these steps, and its new goal.
     """
 
     chosen: npt.NDArray[np.bool_]
     windows: npt.NDArray[np.int64]
     places: npt.NDArray[np.int64]
-    achieved: npt.NDArray[Any]
-    wanted: npt.NDArray[Any]
-    goals: npt.NDArray[Any]
+    achieved: tuple[npt.NDArray[Any], ...]
+    wanted: tuple[npt.NDArray[Any], ...]
+    goals: tuple[npt.NDArray[Any], ...]
 
 
 @dataclass(slots=True)
@@ -82,8 +87,8 @@ class Window:
         The first step of each window. Those of successive steps differ by `stride`.
     shape : tuple of int
         (B,), or (B, T) if T windows belong to each row of the batch, so that M = B T.
-    reward : ndarray of shape (M, n), float64
-        The reward of each step. Entries past the length are 0. Only a storage of your own may have further axes.
+    reward : ndarray of shape (M, n), or (M, n, k), float64
+        The reward of each step, or its k rewards. Entries past the length are 0.
     length : ndarray of shape (M,), int64
         The number of steps, from 1 to n. If it is made shorter, `next_obs` is that of the new last step.
     terminated, truncated : ndarray of shape (M,), bool
@@ -122,8 +127,8 @@ class Batch:
     ----------
     obs, action : array of shape (B, ...)
         Of the first step of each window.
-    reward : array of shape (B,)
-        The n-step return: the discounted sum of the rewards of the window.
+    reward : array of shape (B,), or (B, k)
+        The n-step return: the discounted sum of the rewards of the window, or of each of the k rewards of its steps.
     next_obs, terminated, truncated : array of shape (B, ...), and (B,), bool
         Of the last step of the window.
     discount : array of shape (B,)
@@ -222,7 +227,7 @@ class Batch:
             Of the floating-point fields. Each keeps its own unless given.
         column : bool
             Whether `reward`, `discount`, `terminated`, `truncated` and `weights` have shape (B, 1) rather than (B,);
-            those of sequences (B, T, 1) rather than (B, T).
+            those of sequences (B, T, 1) rather than (B, T). A reward of shape (B, k) stays as it is.
 
         Raises
         ------

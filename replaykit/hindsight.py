@@ -1,5 +1,6 @@
 """Hindsight experience replay: transitions are replayed as if another goal had been meant."""
 
+import math
 from collections.abc import Callable
 from operator import itemgetter
 from typing import Any, TypeAlias, final
@@ -21,8 +22,9 @@ kernels = lazy("goals")
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 GoalFunction: TypeAlias = Callable[[Any, Any, dict[str, Any]], Any]
-Goals: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]
-"""M steps: the goal achieved in each, the goal it should achieve, and the extra fields."""
+Keys: TypeAlias = str | tuple[str, ...]
+Goals: TypeAlias = tuple[Any, Any, dict[str, Any]]
+"""M steps: the goal achieved in each, the goal it should achieve, arrays or tuples of them, and the extra fields."""
 
 
 @final
@@ -48,9 +50,10 @@ class HindsightReplay(ReplayWrapper):
     inner : Replay
         A buffer, or another wrapper, whose observations are dicts with two goals of one shape and dtype.
     reward_fn : callable
-        ``reward_fn(achieved_goal, desired_goal, info)`` returns the rewards of M steps, of shape (M,), such as
-        ``env.unwrapped.compute_reward`` of Gymnasium-Robotics. Called once a batch with all steps of all relabelled
-        windows: goals of shape (M, ...), and the extra fields as a dict.
+        ``reward_fn(achieved_goal, desired_goal, info)`` returns the rewards of M steps, of shape (M,), or (M, k) for k
+        rewards a step, such as ``env.unwrapped.compute_reward`` of Gymnasium-Robotics. Called once a batch with all
+        steps of all relabelled windows: goals of shape (M, ...), and the extra fields as a dict. Goals of several
+        fields are tuples of such arrays, in the order of the keys.
     terminated_fn : callable, optional
         ``terminated_fn(achieved_goal, desired_goal, info)`` returns where the episode terminates under the new goal, of
         shape (M,), bool. Without it `terminated` stays as stored. That is right for the many goal tasks whose episodes
@@ -58,8 +61,9 @@ class HindsightReplay(ReplayWrapper):
     strategy : {"future", "final", "episode", "random"}
     ratio : float
         The probability that a transition is relabelled; k / (k + 1) for the paper's k goals to each transition.
-    achieved_goal, desired_goal : str
-        Keys of the goals in the observation; with dots if nested, as in ``"task.goal"``.
+    achieved_goal, desired_goal : str, or tuple of str
+        Keys of the goals in the observation; with dots if nested, as in ``"task.goal"``. As tuples, of as many keys
+        each, they are goals of several fields, all of which are taken from the same step.
 
     Raises
     ------
@@ -93,6 +97,26 @@ class HindsightReplay(ReplayWrapper):
            [ 0.,  9., -1.],
            [ 0.,  1.,  0.],
            [ 8., 99., -1.]], dtype=float32)
+
+    A goal of two fields, which are to be reached in the same step:
+
+    >>> fields = {name: Field(()) for name in ("x", "speed", "target_x", "target_speed")}
+    >>> def reward_fn(achieved_goal, desired_goal, info):
+    ...     (x, speed), (target_x, target_speed) = achieved_goal, desired_goal
+    ...     return ((x == target_x) & (speed == target_speed)) - 1.0
+    >>> buffer = HindsightReplay(
+    ...     ReplayBuffer(1000, Spec(fields, Field(())), seed=0), reward_fn, ratio=1.0,
+    ...     achieved_goal=("x", "speed"), desired_goal=("target_x", "target_speed"),
+    ... )
+    >>> for x in range(10):
+    ...     obs, next_obs = ({"x": y, "speed": y / 2, "target_x": 99, "target_speed": 0} for y in (x, x + 1))
+    ...     index = buffer.add(obs, 1, -1.0, next_obs, False, x == 9)
+    >>> batch = buffer.sample(4)
+    >>> np.stack([batch.next_obs["x"], batch.obs["target_x"], batch.obs["target_speed"], batch.reward], axis=1)
+    array([[ 7. ,  9. ,  4.5, -1. ],
+           [ 3. , 10. ,  5. , -1. ],
+           [ 1. ,  9. ,  4.5, -1. ],
+           [ 1. ,  1. ,  0.5,  0. ]], dtype=float32)
     """
 
     may_raise = True
@@ -102,8 +126,8 @@ class HindsightReplay(ReplayWrapper):
 
     def __init__(
         self, inner: Replay, reward_fn: GoalFunction, *, terminated_fn: GoalFunction | None = None,
-        strategy: Strategy = "future", ratio: float = 0.8, achieved_goal: str = "achieved_goal",
-        desired_goal: str = "desired_goal",
+        strategy: Strategy = "future", ratio: float = 0.8, achieved_goal: Keys = "achieved_goal",
+        desired_goal: Keys = "desired_goal",
     ) -> None:  # fmt: skip
         super().__init__(inner)
         for name, function in (("reward_fn", reward_fn), ("terminated_fn", terminated_fn)):
@@ -114,13 +138,18 @@ class HindsightReplay(ReplayWrapper):
         check_unit("ratio", ratio)
         if _is_relabelled(inner):
             raise ValueError("inner is relabelled by a HindsightReplay already; expected one of them at most")
-        self._refuse_wrong_goals(achieved_goal, desired_goal)
+        achieved, desired = _keys("achieved_goal", achieved_goal), _keys("desired_goal", desired_goal)
+        if type(achieved_goal) is not type(desired_goal) or len(achieved) != len(desired):
+            got = f"achieved_goal is {achieved_goal!r} and desired_goal {desired_goal!r}"
+            raise ValueError(f"{got}; expected one key each, or tuples of as many keys")
+        self._refuse_wrong_goals(achieved, desired)
         self._reward_fn, self._terminated_fn, self._strategy = reward_fn, terminated_fn, strategy
-        self._leaf = f"next_obs.{achieved_goal}"
-        self._desired = f"obs.{desired_goal}", f"next_obs.{desired_goal}"
+        self._is_tuple = isinstance(achieved_goal, tuple)
+        self._leaves = tuple(f"next_obs.{key}" for key in achieved)
+        self._desired = [(f"obs.{key}", f"next_obs.{key}") for key in desired]
         self._info = tuple(leaf.name for leaf in self.spec.leaves if leaf.name.partition(".")[0] in self.spec.extra)
-        self._dtype: np.dtype[Any] = self.spec["reward"].dtype
-        self._is_short = self._dtype.itemsize == 4
+        self._dtype, self._shape = self.spec["reward"].dtype, self.spec["reward"].shape
+        self._numbers, self._is_short = math.prod(self._shape), self._dtype.itemsize == 4
         self._is_vectorised = terminated_fn is None
         self.ratio = ratio
 
@@ -134,7 +163,7 @@ class HindsightReplay(ReplayWrapper):
         ratio = check_unit("ratio", value)
         with self.lock:
             self._ratio = ratio
-            self.look = Look(self._leaf, ratio, self._strategy) if ratio > 0.0 else None
+            self.look = Look(self._leaves, ratio, self._strategy) if ratio > 0.0 else None
 
     def state(self) -> dict[str, Any]:
         return {"ratio": self._ratio}
@@ -145,26 +174,30 @@ class HindsightReplay(ReplayWrapper):
     def restore(self, state: dict[str, Any]) -> None:
         self.ratio = state["ratio"]
 
-    def _refuse_wrong_goals(self, achieved: str, desired: str) -> None:
-        """Raise unless the observations have two goals of one shape and dtype."""
+    def _refuse_wrong_goals(self, achieved: tuple[str, ...], desired: tuple[str, ...]) -> None:
+        """Raise unless the observations have these goals, those of a pair of one shape and dtype."""
         obs, fields = self.spec["obs"], {leaf.name: leaf.field for leaf in self.spec.leaves}
         if not isinstance(obs, dict):
-            wanted = f"a dict with the goals {achieved!r} and {desired!r}"
+            wanted = f"a dict with the goals {', '.join(map(repr, achieved + desired))}"
             raise TypeError(f"obs is {obs!r}; expected {wanted}, as the environments of Gymnasium-Robotics have")
-        for option, key in (("achieved_goal", achieved), ("desired_goal", desired)):
-            if f"obs.{key}" not in fields:
-                got = f"obs has no field {key!r}, only {', '.join(map(repr, obs))}"
-                raise ValueError(f"{got}; expected one with the goal; pass its key as {option}=")
-        if achieved == desired:
-            raise ValueError(f"achieved_goal and desired_goal are both {achieved!r}; expected two fields of obs")
-        field, other = fields[f"obs.{achieved}"], fields[f"obs.{desired}"]
-        if field != other:
-            remedy = "since achieved goals take its place; give both one shape and dtype"
-            raise ValueError(f"obs.{desired} is {other!r}; expected {field!r}, as obs.{achieved} is, {remedy}")
-        if self.stack > 1 and len(field.shape) >= 2:
-            got = f"stack is {self.stack}, and so obs.{achieved} is a stack of goals"
-            remedy = "stack the other observations in the environment, with stack=1 here"
-            raise ValueError(f"{got}; expected single ones; {remedy}")
+        for option, keys in (("achieved_goal", achieved), ("desired_goal", desired)):
+            for key in keys:
+                if f"obs.{key}" not in fields:
+                    got = f"obs has no field {key!r}, only {', '.join(map(repr, obs))}"
+                    raise ValueError(f"{got}; expected one with the goal; pass its key as {option}=")
+        for key in achieved + desired:
+            if (achieved + desired).count(key) > 1:
+                got = f"achieved_goal and desired_goal name {key!r} twice"
+                raise ValueError(f"{got}; expected another field of obs for each key")
+        for reached, wanted in zip(achieved, desired, strict=True):
+            field, other = fields[f"obs.{reached}"], fields[f"obs.{wanted}"]
+            if field != other:
+                remedy = "since achieved goals take its place; give both one shape and dtype"
+                raise ValueError(f"obs.{wanted} is {other!r}; expected {field!r}, as obs.{reached} is, {remedy}")
+            if self.stack > 1 and len(field.shape) >= 2:
+                got = f"stack is {self.stack}, and so obs.{reached} is a stack of goals"
+                remedy = "stack the other observations in the environment, with stack=1 here"
+                raise ValueError(f"{got}; expected single ones; {remedy}")
 
     def change(self, window: Window) -> Window:
         look, ahead = self.look, window.ahead
@@ -175,22 +208,24 @@ class HindsightReplay(ReplayWrapper):
             ahead = self.inner.look_ahead(window, look, self.rng.random((2, window.shape[0])))
         chosen, windows, places, achieved, wanted, goals = ahead
         window.added["relabelled"] = chosen
+        rewrites = [Rewrite(fields, windows, goal) for fields, goal in zip(self._desired, goals, strict=True)]
         if not len(windows):
-            window.rewrites.append(Rewrite(self._desired, windows, goals))  # so that the same kernels are compiled
+            window.rewrites += rewrites  # so that the same kernels are compiled
             return window
-        asked = achieved, wanted, self._info_of(window, places) if self._info else {}
+        info = self._info_of(window, places) if self._info else {}
+        asked = (achieved, wanted, info) if self._is_tuple else (achieved[0], wanted[0], info)
         rewards = self._rewards(asked if self._terminated_fn is None else _map(np.copy, asked))
         ends = None if self._terminated_fn is None else self._ends(asked)
         reward = window.reward
         if reward.dtype is not _FLOAT64 or not reward.flags.c_contiguous:
             reward = window.reward = np.ascontiguousarray(reward, _FLOAT64)
-        wrong = kernels.put_rewards(rewards, places, reward.reshape(-1), self._is_short)
+        wrong = kernels.put_rewards(rewards, places, self._numbers, reward.reshape(-1), self._is_short)
         if wrong >= 0:
             name = _called("reward_fn", self._reward_fn)
             raise ValueError(f"{name} returned {rewards[wrong]}; expected finite {self._dtype}")
         if ends is not None:
             self._shorten(window, ahead, ends)
-        window.rewrites.append(Rewrite(self._desired, windows, goals))
+        window.rewrites += rewrites
         return window
 
     def _info_of(self, window: Window, places: Indices) -> dict[str, Any]:
@@ -200,8 +235,9 @@ class HindsightReplay(ReplayWrapper):
         return self.spec.unflatten([self.inner.read(steps, name) for name in self._info], self.spec.extra)
 
     def _rewards(self, goals: Goals) -> npt.NDArray[Any]:
-        """The rewards of the steps for their goals, as float32 or float64."""
-        result = _ask("reward_fn", self._reward_fn, goals, "biuf", "real numbers")
+        """The rewards of the steps for their goals, one after another, as float32 or float64."""
+        result = _ask("reward_fn", self._reward_fn, goals, self._shape, "biuf", "real numbers")
+        result = result.reshape(-1) if self._shape else result
         if result.dtype is _FLOAT32 or result.dtype is _FLOAT64:
             return result if result.flags.carray else result.copy()
         with np.errstate(over="ignore"):
@@ -213,23 +249,26 @@ class HindsightReplay(ReplayWrapper):
         if self._is_vectorised:
             return ends
         achieved, desired, _ = goals
-        missed = (achieved != desired).reshape(len(ends), -1).any(axis=1).nonzero()[0][:8]
+        pairs = zip(_parts(achieved), _parts(desired), strict=True)
+        is_missed = [(one != other).reshape(len(ends), -1).any(axis=1) for one, other in pairs]
+        missed = np.any(is_missed, axis=0).nonzero()[0][:8]
         if missed.size:
             # Many a compute_terminated takes the norm over all rows, so that a row's answer depends on the others. Ask
             # for some rows, the same steps with what they achieve as goals, and these rows again; then one by one
             achieved, desired, info = _map(itemgetter(np.tile(missed, 3)), goals)
-            desired[missed.size : 2 * missed.size] = achieved[: missed.size]
+            for one, other in zip(_parts(achieved), _parts(desired), strict=True):
+                other[missed.size : 2 * missed.size] = one[: missed.size]
             probe = achieved, desired, info
-            alone = [self._ask_ends(_map(itemgetter([row]), probe))[0] for row in range(len(achieved))]
+            alone = [self._ask_ends(_map(itemgetter([row]), probe))[0] for row in range(3 * missed.size)]
             if (self._ask_ends(probe) != alone).any():
                 fault = "answers otherwise for a row alone than for the same among others, so it is not vectorised"
                 name = _called("terminated_fn", self._terminated_fn)
-                raise ValueError(f"{name} {fault}; {_wrapped('terminated_fn')}")
+                raise ValueError(f"{name} {fault}; {_wrapped('terminated_fn', goals)}")
             self._is_vectorised = True
         return ends
 
     def _ask_ends(self, goals: Goals) -> npt.NDArray[np.bool_]:
-        return _ask("terminated_fn", self._terminated_fn, _map(np.copy, goals), "b", "bool")
+        return _ask("terminated_fn", self._terminated_fn, _map(np.copy, goals), (), "b", "bool")
 
     def _shorten(self, window: Window, ahead: Ahead, ends: npt.NDArray[np.bool_]) -> None:
         """End each window at its first step that ends under its goal, whose flag is then the window's."""
@@ -237,7 +276,7 @@ class HindsightReplay(ReplayWrapper):
         begins = lengths.cumsum() - lengths
         place = ahead.places % window.reward.shape[1]
         length = np.minimum.reduceat(np.where(ends, place + 1, np.repeat(lengths, lengths)), begins)
-        window.reward.reshape(-1)[ahead.places[place >= np.repeat(length, lengths)]] = 0.0
+        window.reward.reshape(-1, *self._shape)[ahead.places[place >= np.repeat(length, lengths)]] = 0.0
         window.terminated[ahead.windows] = ends[begins + length - 1]
         window.truncated[ahead.windows] &= length == lengths
         window.length[ahead.windows] = length
@@ -247,15 +286,30 @@ def _is_relabelled(replay: Replay) -> bool:
     return isinstance(replay, HindsightReplay) or any(map(_is_relabelled, replay.inside))
 
 
+def _keys(option: str, keys: Any) -> tuple[str, ...]:
+    """The keys of a goal's fields. Raises TypeError for what is neither one nor a tuple of them."""
+    found = keys if isinstance(keys, tuple) else (keys,)
+    if not found or not all(isinstance(key, str) for key in found):
+        raise TypeError(f"{option} is {keys!r}; expected a key of obs, or a tuple of keys")
+    return found
+
+
+def _parts(goal: Any) -> tuple[Any, ...]:
+    """The arrays of goals."""
+    return goal if isinstance(goal, tuple) else (goal,)
+
+
 def _map(function: Callable[[Any], Any], goals: Goals) -> Goals:
     """`function` of every array."""
-    achieved, desired, info = goals
-    return function(achieved), function(desired), map_tree(lambda array, _path: function(array), info)
+    mapped: Goals = map_tree(lambda array, _path: function(array), goals)
+    return mapped
 
 
-def _ask(option: str, function: Any, goals: Goals, kinds: str, expected: str) -> npt.NDArray[Any]:
-    """The answer of the user's `function` for M steps, of shape (M,). It may change `goals`."""
-    count = len(goals[0])
+def _ask(
+    option: str, function: Any, goals: Goals, shape: tuple[int, ...], kinds: str, expected: str
+) -> npt.NDArray[Any]:
+    """The answer of the user's `function` for M steps, of shape (M, *shape). It may change `goals`."""
+    shape = len(_parts(goals[0])[0]), *shape
     try:
         result = function(*goals)
     except Exception as error:
@@ -263,8 +317,9 @@ def _ask(option: str, function: Any, goals: Goals, kinds: str, expected: str) ->
         raise RuntimeError(f"{raised}; it was given {_described(goals)}, one row for each step") from error
     is_array = type(result) is np.ndarray
     array: npt.NDArray[Any] = result if is_array else as_array(f"what {_called(option, function)} returned", result)
-    if array.shape != (count,):
-        wanted = f"{(count,)}, one number for each row of {_described(goals)}; {_wrapped(option)}"
+    if array.shape != shape:
+        numbers = "one number" if len(shape) == 1 else f"{shape[1]} numbers"
+        wanted = f"{shape}, {numbers} for each row of {_described(goals)}; {_wrapped(option, goals)}"
         raise ValueError(f"{_called(option, function)} returned shape {array.shape}; expected {wanted}")
     if array.dtype.kind not in kinds:
         raise TypeError(f"{_called(option, function)} returned dtype {array.dtype}; expected {expected}")
@@ -272,14 +327,18 @@ def _ask(option: str, function: Any, goals: Goals, kinds: str, expected: str) ->
 
 
 def _described(goals: Goals) -> str:
-    return f"achieved_goal and desired_goal of shape {goals[0].shape}, {goals[0].dtype}"
+    parts = [f"{part.shape}, {part.dtype}" for part in _parts(goals[0])]
+    if isinstance(goals[0], tuple):
+        return f"the arrays of the tuples achieved_goal and desired_goal, of shapes {'; '.join(parts)}"
+    return f"achieved_goal and desired_goal of shape {parts[0]}"
 
 
 def _called(option: str, function: Any) -> str:
     return f"{option} {getattr(function, '__qualname__', None) or repr(function)}"
 
 
-def _wrapped(option: str) -> str:
+def _wrapped(option: str, goals: Goals) -> str:
     """How to make a function that takes one pair of goals fit."""
-    loop = f"[{option}(a, d, {{}}) for a, d in zip(achieved, desired)]"
+    rows = "zip(*achieved), zip(*desired)" if isinstance(goals[0], tuple) else "achieved, desired"
+    loop = f"[{option}(a, d, {{}}) for a, d in zip({rows})]"
     return f"if it takes one goal at a time, wrap it: lambda achieved, desired, info: np.array({loop})"

@@ -40,7 +40,7 @@ def recorder_of(env: Any, buffer: Replay | Writer, extras: Extras) -> "RecordSin
         raise ValueError(f"env has {num_envs} environments; expected {buffer.num_envs}, the buffer's num_envs")
     spec, fields = Spec.from_env(env), buffer.spec.extra
     given, known = ([(leaf.name, leaf.shape) for leaf in s.leaves[: len(spec.leaves)]] for s in (spec, buffer.spec))
-    if given != known:
+    if [leaf for leaf in given if leaf[0] != "reward"] != [leaf for leaf in known if leaf[0] != "reward"]:
         raise ValueError(f"env gives transitions of {spec}; expected the buffer's {buffer.spec}")
     if not isinstance(extras, Mapping):
         raise TypeError(f"extras is {extras!r}; expected a dict from the name of each extra field of the buffer's spec")

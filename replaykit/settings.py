@@ -1,5 +1,6 @@
 """What a buffer was built with."""
 
+import math
 from typing import NamedTuple
 
 from replaykit.spec import Spec
@@ -18,7 +19,8 @@ class Settings(NamedTuple):
     @property
     def bytes_each(self) -> int:
         """About how many bytes a transition takes while a batch is made."""
-        size = 8 * min(self.n_step, self.capacity // self.num_envs)  # of the rewards of a window
+        steps = min(self.n_step, self.capacity // self.num_envs)
+        size: int = 8 * steps * math.prod(self.spec["reward"].shape)  # of the rewards of a window
         for leaf in self.spec.leaves:
             is_frame = leaf.name.partition(".")[0] in ("obs", "next_obs") and len(leaf.shape) >= 2
             size += leaf.field.nbytes * (self.stack if is_frame else 1)

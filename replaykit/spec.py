@@ -41,7 +41,8 @@ class Spec:
     ----------
     obs, action : Field, or dict or tuple of them to any depth
     reward : Field, optional
-        A float32 or float64 scalar; float32 unless given.
+        A float32 or float64 scalar; float32 unless given. Of shape (k,) for k rewards in each step, such as those of
+        several agents or objectives: n-step returns are then sums of each of them, in ``batch.reward`` of shape (B, k).
     **extra : Field, or dict or tuple of them
         Further fields, given to ``add`` by keyword and found in the batch under the same name: that of a window's first
         step, or of its last with ``Field(..., step="last")``. Names that a batch or ``add`` uses are refused.
@@ -58,8 +59,11 @@ class Spec:
 
     def __init__(self, obs: Tree, action: Tree, reward: Field | None = None, **extra: Tree) -> None:
         reward = Field((), np.float32) if reward is None else reward
-        if reward not in (Field((), np.float32), Field((), np.float64)):
-            raise ValueError(f"reward is {reward!r}; expected Field((), 'float32') or Field((), 'float64')")
+        if not _is_of_reward(reward):
+            wanted = (
+                "expected Field((), 'float32') or Field((), 'float64'), or with the shape (k,) for k rewards a step"
+            )
+            raise ValueError(f"reward is {reward!r}; {wanted}")
         for name in extra:
             if name in _RESERVED or name.startswith("_") or not name.isidentifier() or keyword.iskeyword(name):
                 reason = "has a name that replaykit uses itself, or is no identifier"
@@ -128,7 +132,8 @@ class Spec:
         trees = {name: map_tree(_field_of, tree, name) for name, tree in transition.items() if name not in CORE[2:]}
         reward = transition.get("reward", 0.0)
         is_double = isinstance(reward, np.ndarray | np.floating) and reward.dtype == np.float64
-        return cls(reward=Field((), np.float64 if is_double else np.float32), **trees)
+        shape = as_array("reward", reward).shape
+        return cls(reward=Field(shape, np.float64 if is_double else np.float32), **trees)
 
     @property
     def nbytes(self) -> int:
@@ -148,7 +153,7 @@ class Spec:
         return hash(repr(self))
 
     def __repr__(self) -> str:
-        reward = ("reward",) if self._trees["reward"].dtype != np.float32 else ()
+        reward = ("reward",) if self._trees["reward"] != Field((), np.float32) else ()
         names = ("obs", "action", *reward, *self.extra)
         return f"Spec({', '.join(f'{name}={self._trees[name]!r}' for name in names)})"
 
@@ -185,6 +190,13 @@ class Spec:
         """The trees of the fields of these names, from the values of their leaves, in order."""
         leaves = iter(flat)
         return {name: map_tree(lambda _field, _path: next(leaves), self._trees[name]) for name in names}
+
+
+def _is_of_reward(field: Any) -> bool:
+    """Whether a reward may have this field: a float32 or float64 scalar or vector."""
+    if not isinstance(field, Field) or len(field.shape) > 1 or 0 in field.shape:
+        return False
+    return field in (Field(field.shape, np.float32), Field(field.shape, np.float64))
 
 
 def _frozen(tree: Tree, name: str) -> Tree:

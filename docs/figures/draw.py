@@ -4,6 +4,7 @@ They are put into the pages as they are, so that `currentColor` and the theme's 
 light and on a dark page. Every number in them comes from the library or from the arithmetic that a page explains.
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,34 @@ def draw_choices() -> None:
         drawing.text(left + (i + 0.5) * width, bottom + 24, f"{priority:g}", MUTED, 12)
     drawing.text(14, bottom + 24, "priority (oldest first)", MUTED, 12, anchor="start")
     drawing.save("choices.svg")
+
+
+def draw_large_batch() -> None:
+    """The expected share of each of four transitions in a batch from a large one, without and with its weights."""
+    priorities, size = np.array([1.0, 2.0, 3.0, 6.0]), 4
+    rows = np.array(list(itertools.product(range(4), repeat=size)))
+    p = priorities[rows]
+    drawn = p / p.sum(axis=1, keepdims=True)
+    weights = p.mean(axis=1, keepdims=True) / p
+    shares = {"without weights": drawn, "with weights": drawn * weights}
+    drawing = Drawing(640, 262, "Without weights the shares grow with the priorities; with weights each is a quarter")
+    left, width = 190, 104
+    for row, (name, values) in enumerate(shares.items()):
+        bottom = 100 + 104 * row
+        drawing.text(14, bottom - 22, name, anchor="start")
+        for i in range(4):
+            share = values[rows == i].sum() / len(rows)
+            x, height = left + i * width + 22, 140 * share
+            drawing.box(x, bottom - height, width - 44, height, ACCENT, 1.0, ACCENT)
+            drawing.text(x + width / 2 - 22, bottom - height - 8, f"{share:.3f}", size=13)
+        drawing.line(left, bottom - 35, left + 4 * width, bottom - 35, MUTED, dashed=True)
+        drawing.line(left, bottom, left + 4 * width, bottom, MUTED)
+    drawing.text(left + 4 * width + 6, 70, "1/4", MUTED, 12, anchor="start")
+    drawing.text(left + 4 * width + 6, 174, "1/4", MUTED, 12, anchor="start")
+    for i, priority in enumerate(priorities):
+        drawing.text(left + (i + 0.5) * width, 232, f"{priority:g}", MUTED, 13)
+    drawing.text(14, 232, "priority", MUTED, 13, anchor="start")
+    drawing.save("large-batch.svg")
 
 
 def draw_ring() -> None:
@@ -627,6 +656,7 @@ if __name__ == "__main__":
     ):
         draw()
     draw_sequences()
+    draw_large_batch()
     draw_house()
     draw_flows()
     draw_mixture()

@@ -27,17 +27,17 @@ def proportional_batch(nodes, extremes, settled, points, scheme, bounds, rows, p
 
 
 @jit
-def uniform_look(uniforms, bounds, rows, plan, powers, block, stage, tables, chances, ratio, scope, column, out):
+def uniform_look(uniforms, bounds, rows, plan, powers, block, stage, tables, chances, ratio, scope, columns, out):
     """`uniform_batch`, then `look_ahead`."""
     uniform_batch(uniforms, bounds, rows, plan, powers, block, stage)
-    return look_ahead(bounds, rows, tables, plan, block, powers.shape[0] - 1, chances, ratio, scope, column, out)
+    return look_ahead(bounds, rows, tables, plan, block, powers.shape[0] - 1, chances, ratio, scope, columns, out)
 
 
 @jit
 def proportional_look(
     nodes, extremes, settled, points, scheme, bounds, rows, plan, powers, block, stage,
-    tables, chances, ratio, scope, column, out,
+    tables, chances, ratio, scope, columns, out,
 ):  # fmt: skip
     """`proportional_batch`, then `look_ahead`."""
     proportional_batch(nodes, extremes, settled, points, scheme, bounds, rows, plan, powers, block, stage)
-    return look_ahead(bounds, rows, tables, plan, block, powers.shape[0] - 1, chances, ratio, scope, column, out)
+    return look_ahead(bounds, rows, tables, plan, block, powers.shape[0] - 1, chances, ratio, scope, columns, out)

@@ -12,14 +12,15 @@ FUTURE, FINAL, EPISODE, RANDOM = 0, 1, 2, 3
 
 
 @jit
-def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, column, out):
+def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, columns, out):
     """Choose a share of the groups of windows in a block, and a step whose achieved goal each of them gets.
 
     A group is a row of a batch: one window, or as many as there are for each of the G columns of `uniforms`. Group g is
     chosen if ``uniforms[0, g] < ratio``, and ``uniforms[1, g]`` chooses the step. Returns the numbers of chosen windows
-    and of their steps. `column` is that of the achieved goal. `out` receives, each from a multiple of 8 bytes on and
-    with room for all groups, windows or steps: whether each group is chosen; the numbers of the chosen windows; the
-    place of each step in the windows' rewards; the goal achieved in each step; the goal of each step; of each window.
+    and of their steps. `columns` are those of the achieved goals. `out` receives, each from a multiple of 8 bytes on
+    and with room for all groups, windows or steps: whether each group is chosen; the numbers of the chosen windows; the
+    place of each step in the windows' rewards; and for each column the goal achieved in each step, the goal of each
+    step, and of each window.
     """
     num_envs, groups, count, row_bytes = bounds.shape[1], uniforms.shape[1], plan[META, COUNT], plan[META, ROW_BYTES]
     width, most, capacity = count // groups, count * n, rows.shape[0] // row_bytes
@@ -62,25 +63,29 @@ def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, col
                 places[steps], achieved[steps], wanted[steps] = window * n + k, slot, sources[j]
                 slot = slot + num_envs if slot + num_envs < capacity else slot + num_envs - capacity
                 steps += 1
-    size, place = plan[SIZE, column], plan[ONLY, column]
-    for kind in range(3):  # one call of gather, so that it is compiled once
+    for part in range(3 * columns.shape[0]):  # one call of gather, so that it is compiled once
+        column, kind = columns[part // 3], part % 3
         source, last = (achieved, steps) if kind == 0 else (wanted, steps) if kind == 1 else (goals, total * width)
-        gather(rows, row_bytes, source, 0, last, place, size, out, to)
-        to += (most * size + 7) // 8 * 8
+        gather(rows, row_bytes, source, 0, last, plan[ONLY, column], plan[SIZE, column], out, to)
+        to += (most * plan[SIZE, column] + 7) // 8 * 8
     return total * width, steps
 
 
 @jit
-def put_rewards(rewards, places, reward, is_short):
-    """Write rewards to places, rounded to float32 if `is_short`; returns the first that is not finite then, or -1."""
+def put_rewards(rewards, places, numbers, reward, is_short):
+    """Write rewards of so many numbers to places, rounded to float32 if `is_short`.
+
+    Returns the first number that is not finite then, or -1.
+    """
     wrong = -1
-    for j in range(rewards.shape[0]):
-        value = np.float64(rewards[j])
-        if not np.isfinite(value) or (is_short and abs(value) >= TOO_LARGE):
-            wrong = j if wrong < 0 else wrong
-        elif is_short:
-            value = np.float64(np.float32(value))
-        reward[places[j]] = value
+    for j in range(places.shape[0]):
+        for c in range(numbers):
+            value = np.float64(rewards[j * numbers + c])
+            if not np.isfinite(value) or (is_short and abs(value) >= TOO_LARGE):
+                wrong = j * numbers + c if wrong < 0 else wrong
+            elif is_short:
+                value = np.float64(np.float32(value))
+            reward[places[j] * numbers + c] = value
     return wrong
 
 

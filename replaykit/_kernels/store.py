@@ -11,10 +11,10 @@ import numpy as np
 
 from replaykit._kernels.jit import inlined, jit, view
 
-NUM_ENVS, ROW_BYTES, END, STORED, SPLIT, REWARD, REWARD_BYTES, LANES = 0, 1, 2, 3, 4, 5, 6, 8
+NUM_ENVS, ROW_BYTES, END, STORED, SPLIT, REWARD, REWARD_BYTES, REWARD_NUMBERS, LANES = 0, 1, 2, 3, 4, 5, 6, 7, 8
 """In a header: E, the bytes of a row, the place in a row of the flag that ends an episode, the number of transitions
 stored, the first stamp that is in the tables (a transition written before has its index for a stamp), where the reward
-begins in the leaves of an entry, and its bytes."""
+begins in the leaves of an entry, the bytes of each of its numbers, and how many these are."""
 FIRST, CURSOR, OVER, EPISODE, PLACE, LANE_ROWS = 0, 1, 2, 3, 4, 5
 """Of each lane: its oldest step, its next step, whether that begins an episode, the number of the newest episode, and
 the place of that in the tables."""
@@ -69,7 +69,8 @@ def store(data, steps, stage, header, rows, tables, indices):
 @inlined
 def _not_finite(data, header, count):
     """The first entry whose reward is NaN or infinite, or -1."""
-    start, wrong = header[REWARD] * count, -1
+    numbers, start, wrong = header[REWARD_NUMBERS], header[REWARD] * count, -1
+    count *= numbers
     if header[REWARD_BYTES] == 4:
         short = view(data, start, count, np.float32)
         for j in range(count - 1, -1, -1):
@@ -78,7 +79,7 @@ def _not_finite(data, header, count):
         long = view(data, start, count, np.float64)
         for j in range(count - 1, -1, -1):
             wrong = wrong if abs(long[j]) < np.inf else j
-    return wrong
+    return wrong // numbers
 
 
 @inlined

@@ -34,7 +34,7 @@ def transitions(bounds, rows, plan, powers, block, stage):
     count, n, row_bytes = plan[META, COUNT], powers.shape[0] - 1, plan[META, ROW_BYTES]
     slots, indices, _ = drawn_fields(plan, block)
     lengths = view(block, plan[START, LENGTH], count, np.int64)
-    reward = view(block, plan[START, REWARDS], count * n, np.float64)
+    reward = view(block, plan[START, REWARDS], count * n * _numbers(plan), np.float64)
     if stage != REDUCE:
         span, last = (n - 1) * bounds.shape[1], rows.shape[0] // row_bytes - 1
         for i in range(count):
@@ -47,10 +47,16 @@ def transitions(bounds, rows, plan, powers, block, stage):
 
 
 @inlined
+def _numbers(plan):
+    """The numbers of a reward, k; a discount is one such number."""
+    return plan[SIZE, plan[META, REWARD]] // plan[SIZE, DISCOUNT]
+
+
+@inlined
 def _open_windows(bounds, rows, plan, n, slots, indices, lengths, reward, block):
-    """The rewards (B, n), the length and the flags of each window; rewards past its length are 0."""
-    count, num_envs, meta = slots.shape[0], bounds.shape[1], plan[META]
-    size, row_bytes, end = plan[SIZE, meta[REWARD]], np.uint64(meta[ROW_BYTES]), np.uint64(meta[END])
+    """The rewards (B, n, k), the length and the flags of each window; rewards past its length are 0."""
+    count, num_envs, meta, numbers = slots.shape[0], bounds.shape[1], plan[META], _numbers(plan)
+    room, size, row_bytes, end = n * numbers, plan[SIZE, DISCOUNT], np.uint64(meta[ROW_BYTES]), np.uint64(meta[END])
     place, width = np.uint64(meta[REWARD_PLACE] // size), np.uint64(meta[ROW_BYTES] // size)
     rows4, rows8 = view(rows, 0, rows.shape[0] // 4, np.float32), view(rows, 0, rows.shape[0] // 8, np.float64)
     capacity, is_short = np.uint64(rows.shape[0] // meta[ROW_BYTES]), size == 4
@@ -58,7 +64,7 @@ def _open_windows(bounds, rows, plan, n, slots, indices, lengths, reward, block)
     truncated = view(block, plan[START, meta[TRUNCATED]], count, np.uint8)
     for i in range(count):  # a loop so short that many of the reads from memory overlap
         word = np.uint64(slots[i]) * width + place
-        reward[np.uint64(i * n)] = rows4[word] if is_short else rows8[word]
+        reward[np.uint64(i * room)] = rows4[word] if is_short else rows8[word]
     for i in range(count):
         slot, index, k = np.uint64(slots[i]), indices[i], 1
         stop = bounds[CURSOR, index % num_envs if num_envs > 1 else 0] * num_envs if n > 1 else 0
@@ -67,13 +73,21 @@ def _open_windows(bounds, rows, plan, n, slots, indices, lengths, reward, block)
             slot += np.uint64(num_envs)
             slot -= capacity if slot >= capacity else np.uint64(0)
             word = slot * width + place
-            reward[np.uint64(i * n + k)] = rows4[word] if is_short else rows8[word]
+            reward[np.uint64(i * room + k * numbers)] = rows4[word] if is_short else rows8[word]
             k += 1
         lengths[i] = k
         terminated[i] = rows[slot * row_bytes + np.uint64(meta[TERMINATED_PLACE])]
         truncated[i] = rows[slot * row_bytes + np.uint64(meta[TRUNCATED_PLACE])]
-        for j in range(i * n + k, i * n + n):
+        for j in range(i * room + k * numbers, i * room + room):
             reward[np.uint64(j)] = 0.0
+    for c in range(1, numbers):  # apart from the first, so that a reward of one number takes no longer
+        for i in range(count):
+            slot = np.uint64(slots[i])
+            for k in range(lengths[i]):
+                word = slot * width + place + np.uint64(c)
+                reward[np.uint64(i * room + k * numbers + c)] = rows4[word] if is_short else rows8[word]
+                slot += np.uint64(num_envs)
+                slot -= capacity if slot >= capacity else np.uint64(0)
 
 
 @inlined
@@ -94,18 +108,20 @@ def _reduce_windows(num_envs, rows, plan, powers, slots, lengths, reward, block)
                     gather(rows, row_bytes, slots, begin, stop, places[field], size, block, start)
     ends = view(block, plan[START, plan[META, TERMINATED]], count, np.uint8)
     to, by = plan[START, plan[META, REWARD]], plan[START, DISCOUNT]
-    returns4, discounts4 = view(block, to, count, np.float32), view(block, by, count, np.float32)
-    returns8, discounts8 = view(block, to, count, np.float64), view(block, by, count, np.float64)
-    is_short = plan[SIZE, plan[META, REWARD]] == 4
-    for i in range(count):
-        value = reward[i * n]
-        for k in range(1, lengths[i]):
-            value += powers[k] * reward[i * n + k]
-        discount = 0.0 if ends[i] else powers[lengths[i]]
-        if is_short:
-            returns4[i], discounts4[i] = value, discount
-        else:
-            returns8[i], discounts8[i] = value, discount
+    numbers, is_short = _numbers(plan), plan[SIZE, DISCOUNT] == 4
+    returns4, discounts4 = view(block, to, count * numbers, np.float32), view(block, by, count, np.float32)
+    returns8, discounts8 = view(block, to, count * numbers, np.float64), view(block, by, count, np.float64)
+    for c in range(numbers):
+        for i in range(count):
+            start = i * n * numbers + c
+            value = reward[start]
+            for k in range(1, lengths[i]):
+                value += powers[k] * reward[start + k * numbers]
+            discount = 0.0 if ends[i] else powers[lengths[i]]
+            if is_short:
+                returns4[i * numbers + c], discounts4[i] = value, discount
+            else:
+                returns8[i * numbers + c], discounts8[i] = value, discount
 
 
 @jit

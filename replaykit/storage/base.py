@@ -120,7 +120,7 @@ class Storage(Declared, ABC):
         OverflowError, naming the first field of the spec whose value does not fit.
         """
         flat = list(zip(self.spec.leaves, self.spec.flatten(values, extras), strict=True))
-        if not lead and _has_leading_axis(flat, flat[self._reward][1]):
+        if not lead and _has_leading_axis(flat, *flat[self._reward]):
             lead, mask = (1,), None if mask is None else mask.reshape(1)
         count = math.prod(lead) if mask is None else int(mask.sum())
         block = [leaf.coerce(value, lead, mask).reshape(count, *leaf.shape) for leaf, value in flat]
@@ -187,9 +187,9 @@ class Storage(Declared, ABC):
 
         `next_obs`, and every leaf that `is_of_last`, is that of the last step of the window, with the index ``first +
         (length - 1) * E``. The other fields are those of the first. The reward is the sum of ``powers[k] *
-        window.reward[:, k]`` over the length, in float64, rounded to the dtype of the field. `discount`, in the same
-        dtype, is 0 where ``window.terminated`` and ``powers[length]`` elsewhere. `terminated`, `truncated` and `length`
-        are the window's. Its `rewrites` are applied in order, and the fields `added` come last.
+        window.reward[:, k]`` over the length, in float64, rounded to the dtype of the field. `discount`, a scalar of
+        this dtype, is 0 where ``window.terminated`` and ``powers[length]`` elsewhere. `terminated`, `truncated` and
+        `length` are the window's. Its `rewrites` are applied in order, and the fields `added` come last.
         """
 
     @abstractmethod
@@ -286,10 +286,11 @@ def refuse_other_lengths(
             raise ValueError(leaf.wrong_shape(shape, common + lead[1:]))
 
 
-def _has_leading_axis(flat: list[tuple[Leaf, Any]], reward: Any) -> bool:
+def _has_leading_axis(flat: list[tuple[Leaf, Any]], of_reward: Leaf, reward: Any) -> bool:
     """Whether most values have an axis of length 1 before the shape of their leaf."""
     leaf, value = flat[0]
-    if type(value) is np.ndarray and value.shape == leaf.shape and (type(reward) is float or _shape_of(reward) == ()):
+    is_one = type(value) is np.ndarray and value.shape == leaf.shape
+    if is_one and (type(reward) is float or _shape_of(reward) == of_reward.shape):
         return False
     return 2 * sum(_shape_of(value) == (1, *leaf.shape) for leaf, value in flat) > len(flat)
 
@@ -344,10 +345,12 @@ def look_ahead(source: Any, window: Window, look: Look, uniforms: Floats) -> Ahe
         oldest = source.bounds[0, first % stride] * stride + first % stride
         begin = {"future": first, "final": last, "episode": np.maximum(start, oldest)}[look.strategy]
         steps = begin + (chances * ((last - begin) // stride + 1)).astype(np.int64) * stride
-    goals = np.repeat(source.read(steps, look.leaf), width, axis=0)
+    goals = tuple(np.repeat(source.read(steps, leaf), width, axis=0) for leaf in look.leaves)
     windows = (rows[:, None] * width + np.arange(width)).reshape(-1)
     lengths = window.length[windows]
     owner, begins = np.repeat(windows, lengths), np.repeat(lengths.cumsum() - lengths, lengths)
     step = np.arange(owner.size) - begins
-    achieved, wanted = source.read(window.indices[owner] + step * stride, look.leaf), np.repeat(goals, lengths, axis=0)
+    at = window.indices[owner] + step * stride
+    achieved = tuple(source.read(at, leaf) for leaf in look.leaves)
+    wanted = tuple(np.repeat(goal, lengths, axis=0) for goal in goals)
     return Ahead(chosen, windows, owner * window.reward.shape[1] + step, achieved, wanted, goals)

@@ -167,6 +167,6 @@ def columns_for(storage: Any, stack: int, padding: Padding, share: Share) -> lis
         if frames > 1 or leaf.field.nbytes > smallest:
             pair = i, names.index(f"next_{leaf.name}")
             made.append(Frames(storage, pair, frames, padding, share != "none"))
-    large = {i for i, leaf in enumerate(leaves) if leaf.field.nbytes > LARGE_FIELD_BYTES}
+    large = {i for i, leaf in enumerate(leaves) if leaf.field.nbytes > LARGE_FIELD_BYTES and leaf.name != "reward"}
     large -= {i for columns in made for i in columns.leaves}
     return [*made, Arrays(storage, sorted(large))] if large else made

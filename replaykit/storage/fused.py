@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from replaykit._kernels import lazy
 from replaykit.batch import Ahead, Draw, Look, Window
-from replaykit.storage.base import EMPTY, Floats, Open, Serve
+from replaykit.storage.base import EMPTY, Floats, Indices, Open, Serve
 from replaykit.storage.row import LAYOUTS_KEPT
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ windows, store = lazy("windows"), lazy("store")
 SCOPES = {"future": 0, "final": 1, "episode": 2, "random": 3}
 """The numbers of the strategies in the kernels."""
 _UINT8, _INT64, _BOOL = np.dtype(np.uint8), np.dtype(np.int64), np.dtype(np.bool_)
-LookingAhead: TypeAlias = tuple[int, int, Callable[[npt.NDArray[np.uint8], tuple[int, int]], Ahead]]
+LookingAhead: TypeAlias = tuple[Indices, int, Callable[[npt.NDArray[np.uint8], tuple[int, int]], Ahead]]
 
 
 def fuse(storage: "LocalStorage", distribution: Any, powers: Floats, rng: np.random.Generator) -> tuple[Serve, Open]:
@@ -52,13 +52,13 @@ def fuse(storage: "LocalStorage", distribution: Any, powers: Floats, rng: np.ran
         block, given = np.empty(layout.nbytes, _UINT8), arguments(batch_size, rng)
         kernel_arguments = *given, bounds, rows, layout.plan, powers, block, only_open
         ahead = None
-        if look is None or (has_columns and storage.is_in_columns(look.leaf)):
+        if look is None or (has_columns and any(map(storage.is_in_columns, look.leaves))):
             draw_batch(*kernel_arguments)
         else:
-            leaf, ratio, strategy = look
-            column, nbytes, read = storage.looking(leaf, batch_size, batch_size, n)
+            leaves, ratio, strategy = look
+            asked_of, nbytes, read = storage.looking(leaves, batch_size, batch_size, n)
             uniforms, out = rng.random((2, batch_size)), np.empty(nbytes, _UINT8)
-            asked = storage.tables, uniforms, ratio, SCOPES[strategy], column, out
+            asked = storage.tables, uniforms, ratio, SCOPES[strategy], asked_of, out
             ahead = read(out, draw_and_look(*kernel_arguments, *asked))
         fields = np.ndarray((), layout.windows, block).item()
         draw = complete(Draw(fields[-2], fields[-3]))
@@ -67,23 +67,27 @@ def fuse(storage: "LocalStorage", distribution: Any, powers: Floats, rng: np.ran
     return serve, open_windows
 
 
-def looking_ahead(storage: "LocalStorage", leaf: str, count: int, groups: int, n: int) -> LookingAhead:
+def looking_ahead(storage: "LocalStorage", leaves: tuple[str, ...], count: int, groups: int, n: int) -> LookingAhead:
     """How to look ahead for `count` windows of n steps in `groups` rows of a batch; see the kernel `look_ahead`.
 
-    These are the column of the achieved goal, the bytes that the kernel's answer takes, and a function that makes an
+    These are the columns of the achieved goals, the bytes that the kernel's answer takes, and a function that makes an
     `Ahead` of these bytes and of what the kernel returns.
     """
-    column, new = storage.positions[leaf], np.ndarray
-    field = storage.spec.leaves[column].field
-    shape, dtype = field.shape, field.dtype
-    first, step = (groups + 7) // 8 * 8, (count * n * field.nbytes + 7) // 8 * 8
-    places, values = first + 8 * count, first + 8 * (count + count * n)
+    columns, new = np.array([storage.positions[leaf] for leaf in leaves], np.int64), np.ndarray
+    first = (groups + 7) // 8 * 8
+    places, nbytes = first + 8 * count, first + 8 * (count + count * n)
+    parts = []
+    for field in (storage.spec.leaves[column].field for column in columns):
+        step = (count * n * field.nbytes + 7) // 8 * 8
+        parts.append((field.shape, field.dtype, nbytes, nbytes + step, nbytes + 2 * step))
+        nbytes += 3 * step
 
     def read(out: npt.NDArray[np.uint8], found: tuple[int, int]) -> Ahead:
         chosen, steps = found
-        windows = new(chosen, _INT64, out, first)
-        achieved, wanted = new((steps, *shape), dtype, out, values), new((steps, *shape), dtype, out, values + step)
-        goals = new((chosen, *shape), dtype, out, values + 2 * step)
-        return Ahead(new(groups, _BOOL, out), windows, new(steps, _INT64, out, places), achieved, wanted, goals)
+        windows, at = new(chosen, _INT64, out, first), new(steps, _INT64, out, places)
+        achieved = tuple([new((steps, *shape), dtype, out, start) for shape, dtype, start, _, _ in parts])
+        wanted = tuple([new((steps, *shape), dtype, out, start) for shape, dtype, _, start, _ in parts])
+        goals = tuple([new((chosen, *shape), dtype, out, start) for shape, dtype, _, _, start in parts])
+        return Ahead(new(groups, _BOOL, out), windows, at, achieved, wanted, goals)
 
-    return column, values + 3 * step, read
+    return columns, nbytes, read

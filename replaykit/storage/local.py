@@ -68,8 +68,8 @@ class LocalStorage(Storage):
         for columns in self.columns:
             columns.allocate()
         self.header[[kernels.NUM_ENVS, kernels.ROW_BYTES, kernels.END]] = self.num_envs, row.nbytes, row.end
-        reward = row.place[self._reward], spec["reward"].nbytes
-        self.header[[kernels.REWARD, kernels.REWARD_BYTES]] = reward
+        reward = row.place[self._reward], spec["reward"].dtype.itemsize, math.prod(spec["reward"].shape)
+        self.header[[kernels.REWARD, kernels.REWARD_BYTES, kernels.REWARD_NUMBERS]] = reward
         self.header[size:] = row.leaf_places
         self._lanes = self.header[kernels.LANES : size].reshape(kernels.LANE_ROWS, self.num_envs)
         self._lanes[kernels.OVER] = 1
@@ -139,8 +139,8 @@ class LocalStorage(Storage):
         """Raise ValueError for the first reward of encoded entries that is not finite."""
         data = block[0] if type(block) is tuple else block
         if type(data) is bytes:
-            place = self.row.place[self._reward] * entries
-            self.refuse_rewards(np.frombuffer(data, self.spec["reward"].dtype, entries, place))
+            place, field = self.row.place[self._reward] * entries, self.spec["reward"]
+            self.refuse_rewards(np.frombuffer(data, field.dtype, entries * math.prod(field.shape), place))
 
     def _write_block(self, block: Any, steps: int, indices: Indices) -> None:
         """Write steps of every lane, whose indices are found, or, if `steps` is 0, the entries of these indices."""
@@ -284,14 +284,14 @@ class LocalStorage(Storage):
         return None if distribution.kernels is None else fuse(self, distribution, powers, rng)
 
     def look_ahead(self, window: Window, look: Look, uniforms: Floats) -> Ahead:
-        if self.is_in_columns(look.leaf) or not window.indices.size:
+        if any(map(self.is_in_columns, look.leaves)) or not window.indices.size:
             return super().look_ahead(window, look, uniforms)
         layout, block, views = window.opened
         self._take_back(window, views)
         n = window.reward.shape[1]
-        column, nbytes, read = self.looking(look.leaf, window.indices.size, window.shape[0], n)
+        asked_of, nbytes, read = self.looking(look.leaves, window.indices.size, window.shape[0], n)
         out, state = np.empty(nbytes, _UINT8), (self.bounds, self.bytes, self.tables, layout.plan, block)
-        return read(out, goals.look_ahead(*state, n, uniforms, look.ratio, SCOPES[look.strategy], column, out))
+        return read(out, goals.look_ahead(*state, n, uniforms, look.ratio, SCOPES[look.strategy], asked_of, out))
 
     def is_in_columns(self, leaf: str) -> bool:
         """Whether a leaf is kept apart from the rows."""

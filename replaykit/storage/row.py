@@ -76,7 +76,8 @@ class Row:
         self.name_batch = batch_namer(spec, ("discount", *_DERIVED))
         self.name_transitions = batch_namer(spec, ("discount", "length"))
         self.layout = functools.lru_cache(LAYOUTS_KEPT)(self._layout)
-        derived = [leaves[reward].field, *_DERIVED.values(), _INT64, _FLOAT64]
+        derived = [Field((), leaves[reward].dtype), *_DERIVED.values(), _INT64, _FLOAT64]
+        self._reward = leaves[reward].shape
         self._fields = [*(None if i in apart else leaf.field for i, leaf in enumerate(leaves)), *derived]
         self._plan = plan = np.full((kernels.PLAN_ROWS, len(self._fields)), kernels.NO_ROW, np.int64)
         plan[kernels.SIZE] = [*sizes, *(field.nbytes for field in derived)]
@@ -90,7 +91,7 @@ class Row:
     def _layout(self, count: int, n: int) -> Layout:
         """The layout for `count` transitions with windows of `n` steps, each field from a multiple of 64 bytes on."""
         formats: Any = [(np.uint8, (0,)) if f is None else (f.dtype, (count, *f.shape)) for f in self._fields]
-        formats[-1] = np.float64, (count, n)
+        formats[-1] = np.float64, (count, n, *self._reward)
         sizes = [(np.dtype(dtype).itemsize * math.prod(shape) + 63) // 64 * 64 for dtype, shape in formats]
         *starts, nbytes = np.cumsum([0, *sizes]).tolist()
         plan = self._plan.copy()
@@ -127,7 +128,8 @@ def encoder(
     if spec.extra:
         names += _unfold({name: spec[name] for name in spec.extra}, "extras", lines, known)
     if is_row:
-        lines.append(f"if type(reward) is ndarray and reward.ndim: return encode_lane({core}, extras)")
+        axes = len(spec["reward"].shape)
+        lines.append(f"if type(reward) is ndarray and reward.ndim > {axes}: return encode_lane({core}, extras)")
     for i, (leaf, name) in enumerate(zip(spec.leaves, names, strict=True)):
         is_number = is_row and not leaf.shape and i in order
         known |= {f"dtype{i}": leaf.dtype, f"shape{i}": lanes + leaf.shape, f"types{i}": leaf.scalar_types}

@@ -232,7 +232,7 @@ class NaiveMixture(NaiveReplay):
 
 def mixtures() -> st.SearchStrategy[Mixture]:
     """Mixtures of up to three small buffers with equal specs, and what may be around the mixture and around each."""
-    return st.sampled_from(["flat", "nested", "goal", "stacked"]).flatmap(
+    return st.sampled_from(["flat", "nested", "goal", "objectives", "goals", "stacked"]).flatmap(
         lambda spec: st.builds(
             _mixture,
             sources=st.lists(configurations(kinds=("uniform", "prioritized"), specs=(spec,)), min_size=1, max_size=3),
@@ -280,7 +280,7 @@ def build_mixture(mixture: Mixture) -> tuple[Replay, NaiveMixture]:
     replay: Replay = MixedReplay(sources, shares=shares, add_to="abc"[mixture.add_to], seed=mixture.seed)
     for latest in mixture.combined:
         replay = CombinedReplay(replay, latest)
-    around = mixture.hindsight.options() if mixture.hindsight is not None else None
+    around = mixture.hindsight.options(mixture.sources[0].spec) if mixture.hindsight is not None else None
     if around is not None:
         replay = HindsightReplay(replay, **around)
     naive = None if around is None else NaiveHindsight(**around)

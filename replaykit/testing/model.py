@@ -32,8 +32,14 @@ class NaiveHindsight:
     terminated_fn: Callable[..., Any] | None = None
     strategy: str = "future"
     ratio: float = 0.8
-    achieved_goal: str = "achieved_goal"
-    desired_goal: str = "desired_goal"
+    achieved_goal: str | tuple[str, ...] = "achieved_goal"
+    desired_goal: str | tuple[str, ...] = "desired_goal"
+
+    def keys(self) -> dict[str, str]:
+        """The desired goals' keys, each with that of the achieved goal that takes its place."""
+        if isinstance(self.achieved_goal, str) or isinstance(self.desired_goal, str):
+            return {str(self.desired_goal): str(self.achieved_goal)}
+        return dict(zip(self.desired_goal, self.achieved_goal, strict=True))
 
 
 @dataclass
@@ -176,8 +182,8 @@ class NaiveReplay:
                 window.append(step)
         return window
 
-    def goal(self, index: int, uniform: float) -> Any:
-        """The achieved goal that replaces the desired one at `index`, chosen by a number in [0, 1)."""
+    def goal(self, index: int, uniform: float) -> dict[str, Any]:
+        """The goals that replace the desired ones at `index`, all of a step that a number in [0, 1) chooses."""
         assert self.hindsight is not None
         (step,) = (step for step in self.steps if step.index == index)
         episode = [other for other in self.lane(step.lane) if other.episode == step.episode]
@@ -187,7 +193,8 @@ class NaiveReplay:
             "episode": episode,
             "random": self.counted(),
         }[self.hindsight.strategy]
-        return allowed[int(uniform * len(allowed))].fields["next_obs"][self.hindsight.achieved_goal]
+        reached = allowed[int(uniform * len(allowed))].fields["next_obs"]
+        return {desired: reached[achieved] for desired, achieved in self.hindsight.keys().items()}
 
     def counted(self) -> list[NaiveStep]:
         """The living steps in the order in which a uniform draw counts them."""
@@ -203,20 +210,23 @@ class NaiveReplay:
         count = -(-(self.recent or self.length * self.num_envs) // self.num_envs)
         return step.index in [other.index for other in self.lane(step.lane)[-count:]]
 
-    def relabelled(self, index: int, goal: Any) -> list[NaiveStep]:
-        """The window from `index` on, as if `goal` had been desired."""
+    def relabelled(self, index: int, goal: dict[str, Any]) -> list[NaiveStep]:
+        """The window from `index` on, as if `goal`, a value for each key, had been desired."""
         hindsight, window = self.hindsight, []
         assert hindsight is not None
         for step in self.window(index):
             step = copy.copy(step)
-            achieved = np.asarray(step.fields["next_obs"][hindsight.achieved_goal])[None]
+            keys, reached = hindsight.keys(), step.fields["next_obs"]
+            achieved = tuple(np.asarray(reached[keys[key]])[None] for key in keys)
+            wanted = tuple(np.asarray(goal[key])[None] for key in keys)
             extras = [name for name in step.fields if name not in _CORE]
             info = {name: map_tree(lambda array, _: np.asarray(array)[None], step.fields[name]) for name in extras}
-            asked = achieved, np.asarray(goal)[None], info
+            is_single = isinstance(hindsight.achieved_goal, str)
+            asked = (achieved[0], wanted[0], info) if is_single else (achieved, wanted, info)
             step.fields = step.fields | {
-                "obs": step.fields["obs"] | {hindsight.desired_goal: goal},
-                "next_obs": step.fields["next_obs"] | {hindsight.desired_goal: goal},
-                "reward": step.fields["reward"].dtype.type(hindsight.reward_fn(*asked)[0]),
+                "obs": step.fields["obs"] | goal,
+                "next_obs": step.fields["next_obs"] | goal,
+                "reward": np.asarray(hindsight.reward_fn(*asked)[0], step.fields["reward"].dtype),
             }
             if hindsight.terminated_fn is not None:
                 step.fields["terminated"] = hindsight.terminated_fn(*asked)[0]
@@ -229,13 +239,15 @@ class NaiveReplay:
         """The transition that a batch holds for a window."""
         first, last = window[0].fields, window[-1].fields
         dtype = np.asarray(first["reward"]).dtype.type
-        total = 0.0
-        for k, step in enumerate(window):
-            total += self.gamma**k * float(step.fields["reward"])
+        rewards = [np.asarray(step.fields["reward"], np.float64) for step in window]
+        total = np.zeros(rewards[0].shape)
+        for place in np.ndindex(total.shape):
+            for k, reward in enumerate(rewards):
+                total[place] += self.gamma**k * reward[place]
         discount = 0.0 if last["terminated"] else self.gamma ** len(window)
         return {
             **first,
-            "reward": dtype(total),
+            "reward": total.astype(dtype),
             "next_obs": last["next_obs"],
             "terminated": last["terminated"],
             "truncated": last["truncated"],

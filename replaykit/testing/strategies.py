@@ -37,9 +37,25 @@ SPECS = {
         action=Field((), np.int64),
         cost=Field((), np.float64),
     ),
+    "objectives": Spec(
+        obs={"achieved_goal": Field((2,)), "desired_goal": Field((2,))},
+        action=Field((), np.int64),
+        reward=Field((3,)),
+        cost=Field((), np.float64),
+    ),
+    "goals": Spec(
+        obs={
+            "speed": Field((), np.float64),
+            "target": Field((260,)),
+            "place": Field((260,)),
+            "target_speed": Field((), np.float64),
+        },
+        action=Field((), np.int64),
+        cost=Field((), np.float64),
+    ),
 }
-"""Specs that between them have every kind of field: packed and large, nested, of every width of word, and frames,
-one by one and stacked already."""
+"""Specs that between them have every kind of field: packed and large, nested, of every width of word, frames, one
+by one and stacked already, rewards of several numbers, and goals of several fields."""
 
 
 def reward_of_goal(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
@@ -48,19 +64,51 @@ def reward_of_goal(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) 
     return achieved_goal[:, 0] - 2 * desired_goal[:, 1] + info["cost"] + 1000 * reached
 
 
+def rewards_of_goal(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
+    """Three such rewards, each of other numbers."""
+    first = reward_of_goal(achieved_goal, desired_goal, info)
+    return np.stack([first, achieved_goal[:, 1] - desired_goal[:, 0], 0.3 * first], axis=1)
+
+
 def is_near(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
     """Whether the goal is near, which it is some steps before and after it, too."""
     return np.abs(achieved_goal - desired_goal)[:, 0] < 1.5
 
 
 def size_of(reward: Any) -> Any:
-    """A priority for each reward."""
-    return np.abs(np.asarray(reward, np.float64)) + 0.25
+    """A priority for each reward, of one number or of several."""
+    return np.abs(np.asarray(reward, np.float64)).reshape(len(reward), -1).sum(axis=1) + 0.25
 
 
 def size_of_reward(batch: Any) -> Any:
     """The same for the rows of a large batch."""
     return size_of(batch.reward)
+
+
+def reward_of_goals(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
+    """A reward that tells all it was made from, of goals of two fields."""
+    (place, speed), (target, target_speed) = achieved_goal, desired_goal
+    reached = (place == target).all(axis=-1) & (speed == target_speed)
+    return place[:, 0] - 2 * target[:, -1] + 3 * speed - 4 * target_speed + info["cost"] + 1000 * reached
+
+
+def are_near(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
+    """Whether both are near."""
+    (place, speed), (target, target_speed) = achieved_goal, desired_goal
+    return (np.abs(place - target)[:, 0] < 1.5) & (np.abs(speed - target_speed) < 1.5)
+
+
+_GOALS: dict[str, dict[str, Any]] = {
+    "goal": {"reward_fn": reward_of_goal, "terminated_fn": is_near},
+    "objectives": {"reward_fn": rewards_of_goal, "terminated_fn": is_near},
+    "goals": {
+        "reward_fn": reward_of_goals,
+        "terminated_fn": are_near,
+        "achieved_goal": ("place", "speed"),
+        "desired_goal": ("target", "target_speed"),
+    },
+}
+"""The arguments of a ``HindsightReplay`` for each spec that has goals."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +122,10 @@ class Relabelling:
     terminates: bool
     is_outermost: bool
 
-    def options(self) -> dict[str, Any]:
-        """Its arguments."""
-        return {
-            "reward_fn": reward_of_goal,
-            "terminated_fn": is_near if self.terminates else None,
-            "strategy": self.strategy,
-            "ratio": self.ratio,
-        }
+    def options(self, spec: str) -> dict[str, Any]:
+        """Its arguments for transitions of the spec of this name."""
+        options = _GOALS[spec] | {"strategy": self.strategy, "ratio": self.ratio}
+        return options if self.terminates else options | {"terminated_fn": None}
 
 
 @dataclass(frozen=True)
@@ -155,7 +199,7 @@ def _configurations(
         draws=st.sampled_from(["stratified", "iid"]),
         weights=st.sampled_from(["batch", "buffer", "none"]),
         combined=st.lists(st.integers(1, 3), max_size=2).map(tuple),
-        hindsight=relabellings if spec == "goal" else st.none(),
+        hindsight=relabellings if spec in _GOALS else st.none(),
         seed=st.integers(0, 2**32 - 1),
         **options,
     )
@@ -224,11 +268,11 @@ def build(
         replay = LargeBatchReplay(replay, c.large, priority_fn=size_of_reward)
     combined = c.combined if c.large is None else ()
     if c.hindsight is not None and not c.hindsight.is_outermost:
-        replay = HindsightReplay(replay, **c.hindsight.options())
+        replay = HindsightReplay(replay, **c.hindsight.options(c.spec))
     for latest in combined:
         replay = CombinedReplay(replay, latest)
     if c.hindsight is not None and c.hindsight.is_outermost:
-        replay = HindsightReplay(replay, **c.hindsight.options())
+        replay = HindsightReplay(replay, **c.hindsight.options(c.spec))
     draws = {"uniform": "iid", "prioritized": c.draws, "rank": c.draws}.get(c.kind) if distribution is None else None
     naive = model(
         kind=c.kind,
@@ -238,7 +282,7 @@ def build(
         draws=draws,
         replace=c.replace or c.kind != "uniform" or distribution is not None,
         combined=list(combined),
-        hindsight=None if c.hindsight is None else NaiveHindsight(**c.hindsight.options()),
+        hindsight=None if c.hindsight is None else NaiveHindsight(**c.hindsight.options(c.spec)),
         recent=c.recent,
         large=c.large,
         priority_fn=size_of,

@@ -53,16 +53,22 @@ class Episodes(Ring):
         return order
 
 
-def answer_of(out, groups, count, n, leaf, found):
+def room_of(groups, count, n, leaves):
+    """The bytes that the answer takes."""
+    return 16 + 8 * (groups + count * (n + 1)) + 3 * sum(count * n * leaf.field.nbytes + 8 for leaf in leaves)
+
+
+def answer_of(out, groups, count, n, leaves, found):
     """The arrays in the memory that `look_ahead` has filled."""
     chosen, steps = found
     at, parts = (groups + 7) // 8 * 8, [np.ndarray(groups, np.bool_, out)]
     for length, room in ((chosen, count), (steps, count * n)):
         parts.append(np.ndarray(length, np.int64, out, at))
         at += 8 * room
-    for length in (steps, steps, chosen):
-        parts.append(np.ndarray((length, *leaf.shape), leaf.dtype, out, at))
-        at += (count * n * leaf.field.nbytes + 7) // 8 * 8
+    for leaf in leaves:
+        for length in (steps, steps, chosen):
+            parts.append(np.ndarray((length, *leaf.shape), leaf.dtype, out, at))
+            at += (count * n * leaf.field.nbytes + 7) // 8 * 8
     return parts
 
 
@@ -79,33 +85,33 @@ def test_goals_are_those_of_the_chosen_steps(kernels, num_envs, n, scope):
         width, groups = 1 + trial % 3 // 2, int(rng.integers(1, 80)) if trial else 300  # more than a uint8 counts
         indices = rng.choice(ring.stored, groups * width)
         plan, block, fields = ring.block(indices)
-        column = ring.names.index("next_obs.goal")
-        leaf = ring.leaves[column]
-        room = 16 + 8 * (groups + indices.size * (n + 1)) + 3 * (indices.size * n * leaf.field.nbytes + 8)
-        out = np.zeros(room, np.uint8)
+        columns = np.array([ring.names.index(f"next_obs.{key}") for key in (["goal"], ["x", "goal"])[trial // 2 % 2]])
+        leaves = [ring.leaves[column] for column in columns]
+        out = np.zeros(room_of(groups, indices.size, n, leaves), np.uint8)
         uniforms, ratio = rng.random((2, groups)), float(rng.choice([0.0, 0.5, 1.0]))
         uniforms[1, rng.random(groups) < 0.2] = np.nextafter(1.0, 0.0)
-        looking = uniforms, ratio, scope, column, out
+        looking = uniforms, ratio, scope, columns, out
         kernels.windows.transitions(ring.bounds, ring.rows, plan, ring.powers, block, windows.OPEN)
         if rng.random() < 0.4:
             fields["length"][:] = rng.integers(1, fields["length"] + 1)
         found = kernels.goals.look_ahead(ring.bounds, ring.rows, ring.tables, plan, block, n, *looking)
-        chosen, at, places, achieved, wanted, goals = answer_of(out, groups, indices.size, n, leaf, found)
+        chosen, at, places, *parts = answer_of(out, groups, indices.size, n, leaves, found)
         expected = [[], [], [], [], []]
         for group in np.flatnonzero(uniforms[0] < ratio).tolist():
             allowed = ring.allowed(int(indices[group * width]), scope)
-            goal = ring.value(allowed[int(uniforms[1, group] * len(allowed))], leaf.name)
+            goal = allowed[int(uniforms[1, group] * len(allowed))]
             for window in range(group * width, (group + 1) * width):
                 expected[0].append(window)
                 expected[4].append(goal)
                 for k in range(int(fields["length"][window])):
                     expected[1].append(window * n + k)
-                    expected[2].append(ring.value(int(indices[window]) + k * num_envs, leaf.name))
+                    expected[2].append(int(indices[window]) + k * num_envs)
                     expected[3].append(goal)
         assert chosen.tolist() == (uniforms[0] < ratio).tolist()
         assert at.tolist() == expected[0]
         assert places.tolist() == expected[1]
-        for got, values in ((achieved, expected[2]), (wanted, expected[3]), (goals, expected[4])):
+        for number, got in enumerate(parts):
+            values = [ring.value(step, leaves[number // 3].name) for step in expected[2 + number % 3]]
             assert got.tobytes() == b"".join(value.tobytes() for value in values)
 
 
@@ -116,17 +122,21 @@ def test_rewards_are_put_in_their_places(kernels, dtype):
     """Rounded to float32 where that is stored; the first that is not finite then is named."""
     for is_short in (True, False):
         reward, rewards = np.full(8, 5.0), np.array([0.1, -3.0, 2.0**60], dtype)
-        assert kernels.goals.put_rewards(rewards, np.array([6, 0, 3]), reward, is_short) == -1
+        assert kernels.goals.put_rewards(rewards, np.array([6, 0, 3]), 1, reward, is_short) == -1
         expected = [float(np.float32(value)) if is_short else float(value) for value in rewards]
         assert reward.tolist() == [expected[1], 5.0, 5.0, expected[2], 5.0, 5.0, expected[0], 5.0]
         for wrong in (np.nan, np.inf, -np.inf):
             values = np.array([1.0, wrong, np.nan], dtype)
-            assert kernels.goals.put_rewards(values, np.arange(3), np.zeros(3), is_short) == 1
+            assert kernels.goals.put_rewards(values, np.arange(3), 1, np.zeros(3), is_short) == 1
+            assert kernels.goals.put_rewards(np.append(0.0, values), np.arange(2), 2, np.zeros(4), is_short) == 2
+        pairs, reward = np.array([1.0, 2.0, 3.0, 4.0], dtype), np.zeros(6)
+        assert kernels.goals.put_rewards(pairs, np.array([2, 0]), 2, reward, is_short) == -1
+        assert reward.tolist() == [3.0, 4.0, 0.0, 0.0, 1.0, 2.0]
     if dtype is np.float64:
         for value in (1e300, -3.5e38):
-            assert kernels.goals.put_rewards(np.array([0.0, value]), np.arange(2), np.zeros(2), True) == 1
-            assert kernels.goals.put_rewards(np.array([0.0, value]), np.arange(2), np.zeros(2), False) == -1
-    assert kernels.goals.put_rewards(np.zeros(0, dtype), np.zeros(0, np.int64), np.zeros(1), True) == -1
+            assert kernels.goals.put_rewards(np.array([0.0, value]), np.arange(2), 1, np.zeros(2), True) == 1
+            assert kernels.goals.put_rewards(np.array([0.0, value]), np.arange(2), 1, np.zeros(2), False) == -1
+    assert kernels.goals.put_rewards(np.zeros(0, dtype), np.zeros(0, np.int64), 1, np.zeros(1), True) == -1
 
 
 @both
@@ -166,12 +176,12 @@ def test_a_batch_at_once_is_its_parts_one_after_another(kernels, num_envs, is_pr
         ring = Episodes(rng, SPECS[trial % 2], num_envs, 5, 3)
         if not ring.stored.size:
             continue
-        count, column = 20, ring.names.index("next_obs.goal")
-        size = ring.leaves[column].field.nbytes
+        count, columns = 20, np.array([ring.names.index("next_obs.goal"), ring.names.index("next_obs.x")])
+        leaves = [ring.leaves[column] for column in columns]
         tree, points = tree_over(kernels, ring, rng), rng.random(count)
-        uniforms, room = rng.random((2, count)), 16 + 8 * 5 * count + 9 * count * size + 24
+        uniforms, room = rng.random((2, count)), room_of(count, count, 3, leaves)
         outs = [np.zeros(room, np.uint8) for _ in range(2)]
-        looking = ring.tables, uniforms, 0.5, names.FUTURE, column
+        looking = ring.tables, uniforms, 0.5, names.FUTURE, columns
         blocks, found = [], []
         for at_once in (True, False):
             plan, block, fields = ring.block(np.full(count, ring.stored[0]))

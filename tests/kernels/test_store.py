@@ -58,7 +58,7 @@ def state_of(num_envs, length, has_stamps):
     """Arrays of an empty storage, as the module describes them."""
     header = np.zeros(names.LANES + names.LANE_ROWS * num_envs + 2 * len(LEAVES), np.int64)
     header[[names.NUM_ENVS, names.ROW_BYTES, names.END]] = num_envs, ROW_BYTES, END
-    header[[names.REWARD, names.REWARD_BYTES]] = 24 + 5, 4  # behind the leaves before it
+    header[[names.REWARD, names.REWARD_BYTES, names.REWARD_NUMBERS]] = 24 + 5, 4, 1  # behind the leaves before it
     lanes = header[names.LANES : names.LANES + names.LANE_ROWS * num_envs].reshape(names.LANE_ROWS, num_envs)
     lanes[names.OVER] = 1
     lanes[names.EPISODE] = np.arange(num_envs) - num_envs
@@ -236,25 +236,26 @@ def begins_in(model, chosen, ends):
 
 @both
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_reward_that_is_not_finite_is_found_before_anything_changes(kernels, dtype):
+@pytest.mark.parametrize("numbers", [1, 3])
+def test_a_reward_that_is_not_finite_is_found_before_anything_changes(kernels, dtype, numbers):
     """The first of them, wherever it is, also among entries of some lanes and before the step is retired."""
-    size = np.dtype(dtype).itemsize
-    leaves, row_bytes = [(0, 16), (16, size), (16 + size, 1), (17 + size, 1)], 32
+    size = np.dtype(dtype).itemsize * numbers
+    leaves, row_bytes = [(0, 16), (16, size), (16 + size, 1), (17 + size, 1)], 48
     largest = np.finfo(dtype).max
     for count in (1, 2, 7):
         for place in range(count):
             for wrong in (np.nan, np.inf, -np.inf):
                 header = np.zeros(names.LANES + names.LANE_ROWS + 8, np.int64)
                 header[[names.NUM_ENVS, names.ROW_BYTES, names.END]] = 1, row_bytes, 18 + size
-                header[[names.REWARD, names.REWARD_BYTES]] = leaves[1]
+                header[[names.REWARD, names.REWARD_BYTES, names.REWARD_NUMBERS]] = 16, size // numbers, numbers
                 header[-8:] = np.array(leaves).reshape(-1)
                 header[names.LANES + names.CURSOR] = 4
                 rows, tables = np.zeros(10 * row_bytes, np.uint8), np.zeros((3, 10), np.int64)
-                rewards = np.full(count, largest, dtype)
+                rewards = np.full((count, numbers), largest, dtype)
                 data = [np.zeros((count, 16), np.uint8), rewards, np.zeros(count, bool), np.zeros(count, bool)]
                 indices, before = np.arange(4, 4 + count), header.copy()
                 for steps, stage in ((count, names.BOTH), (count, names.RETIRE), (0, names.BOTH)):
-                    rewards[place:] = wrong
+                    rewards[place:, -1] = wrong
                     found = kernels.store.store(joined(data), steps, stage, header, rows, tables, indices)
                     assert found == place
                     assert (header == before).all() and not rows.any() and not tables.any()

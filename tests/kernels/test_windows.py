@@ -16,6 +16,8 @@ SPECS = [
         reward=Field((), np.float64),
         z=Field((2, 9), np.int32),
     ),
+    Spec(obs=Field((3,)), action=Field((), np.int8), reward=Field((3,))),
+    Spec(obs=Field((3,)), action=Field((), np.int8), reward=Field((2,), np.float64)),
 ]
 
 
@@ -30,7 +32,7 @@ class Ring:
         self.rows = rng.integers(0, 256, self.capacity * self.row.nbytes, np.uint8)
         self.records = self.rows.view(self.row.record)
         self.ends = self.rows.reshape(self.capacity, -1)[:, self.row.end]
-        self.records[self.key("reward")] = rng.normal(size=self.capacity)
+        self.records[self.key("reward")] = rng.normal(size=(self.capacity, *spec["reward"].shape))
         for flag in ("terminated", "truncated"):
             self.records[self.key(flag)] = rng.random(self.capacity) < 0.2
         terminated, truncated = (self.records[self.key(flag)] for flag in ("terminated", "truncated"))
@@ -71,8 +73,9 @@ class Ring:
         """Rewards, lengths and flags are those of the windows."""
         for i, index in enumerate(fields["indices"].tolist()):
             steps = self.steps(index)
-            rewards = [float(self.value(step, "reward")) for step in steps]
-            assert fields["rewards"][i].tolist() == rewards + [0.0] * (self.n - len(steps))
+            rewards = [self.value(step, "reward").tolist() for step in steps]
+            assert fields["rewards"][i, : len(steps)].tolist() == rewards
+            assert not fields["rewards"][i, len(steps) :].any()
             assert fields["length"][i] == len(steps)
             for flag in ("terminated", "truncated"):
                 assert fields[flag][i] == self.value(steps[-1], flag)
@@ -87,18 +90,18 @@ class Ring:
                     continue
                 step = last if name.startswith("next_obs") else index
                 assert fields[name][i].tobytes() == self.value(step, name).tobytes(), name
-            total = rewards[i][0]
+            total = rewards[i][0].copy()
             for k in range(1, lengths[i]):
                 total += self.powers[k] * rewards[i][k]
-            assert fields["reward"][i].tobytes() == dtype(total).tobytes()
+            assert fields["reward"][i].tobytes() == np.asarray(total, dtype).tobytes()
             assert fields["discount"][i] == (0.0 if terminated[i] else dtype(self.powers[lengths[i]]))
 
 
 def rings(num_envs, n):
-    """Rings of both specs, that hold something."""
+    """Rings of all specs, that hold something."""
     rng = np.random.default_rng(10 * num_envs + n)
-    for trial in range(24):
-        ring = Ring(rng, SPECS[trial % 2], num_envs, 5, n)
+    for trial in range(40):
+        ring = Ring(rng, SPECS[trial % 4], num_envs, 5, n)
         if ring.stored.size:
             yield rng, ring
 

@@ -101,7 +101,7 @@ def assert_joined(replay, batch_size):
 
 
 @given(
-    configuration=configurations(specs=("goal",)),
+    configuration=configurations(specs=("goal", "goals", "objectives")),
     layers=st.lists(st.sampled_from(LAYERS), max_size=3).filter(lambda layers: layers.count(Hindsight) <= 1),
     masked=st.booleans(),
     parts=st.sampled_from([{}, {}, {"storage": ListStorage}, {"distribution": Recency}]),

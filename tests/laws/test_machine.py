@@ -7,9 +7,9 @@ from replaykit.testing import ReplayMachine, configurations
 
 
 class HindsightMachine(ReplayMachine):
-    """The same with goals, which a seventh of the configurations have."""
+    """The same with goals, which a third of the configurations have: of one field, of two, and with three rewards."""
 
-    @initialize(configuration=configurations(specs=("goal",)))
+    @initialize(configuration=configurations(specs=("goal", "goals", "objectives")))
     def start(self, configuration):
         super().start(configuration)
 

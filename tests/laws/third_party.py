@@ -72,7 +72,8 @@ class ListStorage(Storage):
         flat = indices.reshape(-1)
         self.refuse(flat)
         windows = [self.steps_from(index, n) for index in flat.tolist()]
-        reward, length = np.zeros((flat.size, n)), np.array([len(window) for window in windows], np.int64)
+        shape = self.spec["reward"].shape
+        reward, length = np.zeros((flat.size, n, *shape)), np.array([len(window) for window in windows], np.int64)
         for row, window in enumerate(windows):
             reward[row, : len(window)] = [step.leaves[self.positions["reward"]] for step in window]
         flags = [
@@ -94,7 +95,8 @@ class ListStorage(Storage):
         dtype = self.spec["reward"].dtype
         total = np.array(window.reward[:, 0], np.float64)
         for k in range(1, window.reward.shape[1]):
-            total = np.where(window.length > k, total + powers[k] * window.reward[:, k], total)
+            longer = window.length > k
+            total[longer] += powers[k] * window.reward[longer, k]
         discount = np.where(window.terminated, 0.0, powers[window.length]).astype(dtype)
         leaves[self.positions["terminated"]], leaves[self.positions["truncated"]] = window.terminated, window.truncated
         with np.errstate(over="ignore"):

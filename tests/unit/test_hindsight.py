@@ -104,6 +104,134 @@ def test_reward_fn_is_called_once_a_batch_with_rows_of_equal_shape():
         assert batch.reward[row] == sum(100.0 + i for i in range(first, first + batch.length[row]))
 
 
+PAIRS = {"achieved_goal": ("place", "speed"), "desired_goal": ("target", "wish")}
+
+
+def pairs(count=12, n_step=2, reward_fn=None, inner=ReplayBuffer, camera=False, **options):
+    """Steps of a goal of two fields, in episodes of six; step i reaches the place (i + 1, 0) at speed -(i + 1)."""
+    place, speed = Field((300,) if camera else (2,)), Field((), np.int16)
+    fields = {"place": place, "target": place, "speed": speed, "wish": speed}
+    spec = Spec(obs=fields, action=Field(()), cost=Field(()))
+    replay = inner(50, spec, n_step=n_step, gamma=0.5, seed=0)
+    replay = HindsightReplay(replay, reward_fn or both_reached, **({"ratio": 1.0} | PAIRS | options))
+    for i in range(count):
+        obs, next_obs = (
+            {"place": np.eye(1, *place.shape)[0] * j, "target": np.full(place.shape, 99), "speed": -j, "wish": 99}
+            for j in (i, i + 1)
+        )
+        replay.add(obs, 0, -1.0, next_obs, False, i % 6 == 5, cost=i)
+    return replay
+
+
+def both_reached(achieved_goal, desired_goal, info):
+    (place, speed), (target, wish) = achieved_goal, desired_goal
+    assert place.dtype == target.dtype == np.float32
+    assert speed.dtype == wish.dtype == np.int16
+    assert place.shape[1:] == target.shape[1:] in ((2,), (300,))
+    assert len(place) == len(speed) == len(wish) == len(info["cost"])
+    assert (place[:, 0] == info["cost"] + 1).all()
+    assert (speed == -place[:, 0]).all()
+    return ((place == target).all(axis=1) & (speed == wish)) - 1.0
+
+
+@pytest.mark.parametrize("camera", [False, True])
+@pytest.mark.parametrize("strategy", ["future", "final", "episode", "random"])
+@pytest.mark.parametrize("inner", [ReplayBuffer, PrioritizedBuffer])
+def test_goals_of_several_fields_come_from_one_step(strategy, camera, inner):
+    """In the order of the keys, also where one of them is in the rows and the other is not."""
+    batch = assert_lawful(pairs(strategy=strategy, camera=camera, inner=inner), 60)
+    for obs in (batch.obs, batch.next_obs):
+        assert (obs["wish"] == -obs["target"][:, 0]).all(), "of two steps"
+    chosen = batch.obs["target"][:, 0]
+    assert len(set(chosen.tolist())) > 1
+    if strategy == "future":
+        assert (chosen > batch.indices).all()
+    if strategy == "final":
+        assert (chosen == batch.indices // 6 * 6 + 6).all()
+    for row, index in enumerate(batch.indices.tolist()):
+        rewards = [float(chosen[row] == index + k + 1) - 1.0 for k in range(batch.length[row])]
+        assert batch.reward[row] == sum(0.5**k * reward for k, reward in enumerate(rewards))
+
+
+def test_ends_under_goals_of_several_fields():
+    """A window stops where both are reached, and functions that are not vectorised are found."""
+
+    def at_both(achieved_goal, desired_goal, info):
+        return both_reached(achieved_goal, desired_goal, info) == 0.0
+
+    batch = assert_lawful(pairs(n_step=6, terminated_fn=at_both), 60)
+    assert batch.terminated.all()
+    assert (batch.length == batch.obs["target"][:, 0] - batch.indices).all()
+    with pytest.raises(ValueError, match=r"not vectorised.*zip\(zip\(\*achieved\), zip\(\*desired\)\)"):
+        pairs(terminated_fn=lambda a, d, i: np.full(len(a[0]), (a[1] == d[1]).any())).sample(30)
+
+    def wrapped(achieved, desired, info):  # as the error says
+        return np.array([bool((a[0] == d[0]).all()) for a, d in zip(zip(*achieved), zip(*desired))])  # noqa: B905
+
+    assert bits_of(pairs(terminated_fn=wrapped).sample(30)) == bits_of(pairs(terminated_fn=at_both).sample(30))
+
+
+def test_one_key_in_a_tuple_is_a_goal_of_one_field():
+    """The functions get tuples then; the batch is the same."""
+    batches = []
+    functions = (lambda a, d, i: a - 1.0 * d), (lambda a, d, i: a[0] - 1.0 * d[0] if len(a) == len(d) == 1 else None)
+    for reward_fn, keys in zip(functions, (("speed", "wish"), (("speed",), ("wish",))), strict=True):
+        replay = pairs(reward_fn=reward_fn, achieved_goal=keys[0], desired_goal=keys[1])
+        batches.append(bits_of(replay.sample(30)))
+    assert batches[0] == batches[1]
+
+
+def test_goals_of_several_fields_are_saved_by_their_keys(tmp_path):
+    """A replay goes on from a checkpoint or a copy bit for bit; one with keys in another order is refused."""
+    replay = pairs()
+    replay.save(tmp_path / "saved")
+    again = pairs(0)
+    again.load(tmp_path / "saved")
+    copied = copy.deepcopy(replay)
+    expected = bits_of(replay.sample(20))
+    assert bits_of(again.sample(20)) == bits_of(copied.sample(20)) == expected
+    others = {"achieved_goal": ("speed", "place"), "desired_goal": ("wish", "target")}
+    with pytest.raises(ValueError, match=r"achieved_goal was \('place', 'speed'\), and is \('speed', 'place'\) here"):
+        pairs(0, **others).load(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("achieved", "desired", "error", "match"),
+    [
+        (("place", "speed"), ("target",), ValueError, "tuples of as many keys"),
+        (
+            ("place",),
+            "target",
+            ValueError,
+            r"achieved_goal is \('place',\) and desired_goal 'target'; expected one key",
+        ),
+        (("place", "pace"), ("target", "wish"), ValueError, "obs has no field 'pace'.*achieved_goal="),
+        (("place", "speed"), ("target", "want"), ValueError, "obs has no field 'want'.*desired_goal="),
+        (
+            ("place", "speed"),
+            ("wish", "target"),
+            ValueError,
+            r"obs.wish is Field\(\(\), int16\); expected Field\(\(2,\)",
+        ),
+        (("place", "place"), ("target", "wish"), ValueError, "name 'place' twice"),
+        (("place", "speed"), ("target", "place"), ValueError, "name 'place' twice"),
+        ((), (), TypeError, r"achieved_goal is \(\); expected a key of obs, or a tuple of keys"),
+        (["place", "speed"], ["target", "wish"], TypeError, r"achieved_goal is \['place', 'speed'\]; expected a key"),
+        ("place", 3, TypeError, "desired_goal is 3; expected a key of obs, or a tuple of keys"),
+    ],
+)
+def test_wrong_keys_of_several_goals_are_refused(achieved, desired, error, match):
+    """Other numbers of keys, unknown ones, fields that differ, a field twice, and what is no tuple."""
+    with pytest.raises(error, match=match):
+        pairs(0, achieved_goal=achieved, desired_goal=desired)
+
+
+def test_a_wrong_reward_of_several_goals_is_refused():
+    """The error describes every array that the function was given."""
+    with pytest.raises(ValueError, match=r"of shapes \((\d+), 2\), float32; \(\1,\), int16; if it takes one goal"):
+        pairs(reward_fn=lambda a, d, i: 0.0).sample(20)
+
+
 def test_goal_keys_can_be_chosen():
     """Also of nested observations, with dots."""
     spec = Spec(obs={"task": {"goal": GOAL}, "now": GOAL}, action=Field(()))
@@ -351,7 +479,7 @@ def test_each_function_has_its_own_info():
 
 def test_one_key_for_both_goals_is_refused():
     """It is a misprint."""
-    with pytest.raises(ValueError, match="achieved_goal and desired_goal are both 'desired_goal'"):
+    with pytest.raises(ValueError, match="achieved_goal and desired_goal name 'desired_goal' twice"):
         HindsightReplay(ReplayBuffer(9, GOAL_SPEC), sparse, achieved_goal="desired_goal")
 
 

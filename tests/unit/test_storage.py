@@ -187,7 +187,7 @@ def test_windows_of_an_impossible_length_are_refused(length, in_place):
         window.length[2] = length
     else:
         window.length = np.array([1, 1, length, 1])
-    look = Look("next_obs.achieved_goal", 0.8, "future")
+    look = Look(("next_obs.achieved_goal",), 0.8, "future")
     for call in (buffer.reduce, lambda window: buffer.look_ahead(window, look, np.zeros((2, 4)))):
         with pytest.raises(ValueError, match=f"window.length contains {length}; expected lengths from 1 to 3"):
             call(window)
