@@ -12,7 +12,7 @@ from replaykit.batch import Ahead, Draw, Look, Window
 from replaykit.checks import check_count, check_generator_state, check_seed, check_unit, prefixed
 from replaykit.declared import Declared, Moment, read_only
 from replaykit.distributions.base import Distribution
-from replaykit.field import as_array, as_each, as_float64, as_indices
+from replaykit.field import as_array, as_each, as_indices
 from replaykit.replay import Replay
 from replaykit.settings import Settings
 from replaykit.spec import REQUIRED, Spec
@@ -172,10 +172,7 @@ class Buffer(Replay):
         self, td_error: Any, lead: tuple[int, ...], mask: npt.NDArray[np.bool_] | None
     ) -> npt.NDArray[np.float64]:
         """The TD errors of what will be stored, in one row; raises for another shape and for what is not finite."""
-        errors = as_float64("td_error", td_error)
-        if errors.shape != lead and not (errors.size == 1 and {lead, errors.shape} == {(), (1,)}):
-            raise ValueError(f"td_error has shape {errors.shape}; expected {lead}")
-        errors = errors.reshape(lead)
+        errors = as_each("td_error", td_error, lead, "a number for each step")
         errors = errors.reshape(-1) if mask is None else errors[mask.reshape(lead)]
         refuse_too_large("td_error", errors, self._distribution.largest_priority)
         return errors

@@ -233,7 +233,7 @@ def as_each(name: str, value: Any, shape: tuple[int, ...], whose: str, detach: b
     array = as_float64(name, value, detach)
     if array.shape not in (shape, (*shape, 1)):
         raise ValueError(f"{name} has shape {array.shape}; expected {shape}, {whose}")
-    return array.reshape(shape)
+    return array if array.shape == shape else array.reshape(shape)
 
 
 def as_indices(name: str, value: Any, detach: bool = False) -> npt.NDArray[np.int64]:

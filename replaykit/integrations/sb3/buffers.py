@@ -124,18 +124,20 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
             obs, next_obs = self._in_rows(obs), self._in_rows(next_obs)
         if action.shape != self._action_shape:
             action = reshaped(action, self._action_shape)
+        if done.dtype is not _BOOL:
+            done = done.astype(np.bool_)
         terminated, truncated, ended = done, self._no_timeouts, done.tobytes()
-        if done.dtype is not _BOOL or 1 in ended:  # a vector environment sets time limits only where `done` is True
+        if 1 in ended:  # a vector environment sets time limits only where `done` is True
             truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos], np.bool_)
-            terminated = done.astype(np.bool_) & ~truncated
-            ended = (terminated | truncated).tobytes()
-        if self._needs_episodes and (found := _bytes_of(obs)) != self._expected:
+            terminated, ended = done & ~truncated, (done | truncated).tobytes()
+        replay, needs_episodes = self.replay, self._needs_episodes
+        if needs_episodes and (found := _bytes_of(obs)) != self._expected:
             self._end_interrupted_episodes(obs, found)
         if self._has_extras:
-            self.replay.add(obs, action, reward, next_obs, terminated, truncated, **self._extras())
+            replay.add(obs, action, reward, next_obs, terminated, truncated, **self._extras())
         else:
-            self.replay.add(obs, action, reward, next_obs, terminated, truncated)
-        if self._needs_episodes:
+            replay.add(obs, action, reward, next_obs, terminated, truncated)
+        if needs_episodes:
             self._expected, self._ended = _bytes_of(next_obs), ended
 
     def _in_rows(self, obs: Any) -> Any:
@@ -151,7 +153,8 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
             return
         if len(found) == len(expected) and 1 in self._ended:  # most often, only new episodes begin
             goes_on = ~np.frombuffer(self._ended, np.bool_)
-            if all(_are_equal(*pair, goes_on) for pair in zip(found, expected, strict=True)):
+            pairs = zip(found, expected, strict=True)
+            if 0 not in self._ended or all(_are_equal(*pair, goes_on) for pair in pairs):
                 return
         replay, newest, interrupted = self.replay, self.replay.newest, np.zeros(self.n_envs, np.bool_)
         for name, now in leaves_of(obs, "next_obs"):
@@ -273,7 +276,7 @@ class _NormalizedRewards(ReplayWrapper):
 
 def _bytes_of(obs: Any) -> list[bytes]:
     """The bytes of an array, or of the arrays of a dict."""
-    return [value.tobytes() for value in obs.values()] if isinstance(obs, dict) else [obs.tobytes()]
+    return [obs.tobytes()] if type(obs) is np.ndarray else [value.tobytes() for value in obs.values()]
 
 
 def _are_equal(one: bytes, other: bytes, lanes: Array) -> bool:
