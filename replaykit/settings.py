@@ -1,4 +1,4 @@
-"""What a buffer was built with."""
+"""The settings of a buffer."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from replaykit.spec import Spec
 
 
 class Settings(NamedTuple):
-    """What a buffer was built with. Its wrappers have the same settings."""
+    """The settings of a buffer. Its wrappers share them."""
 
     spec: Spec
     capacity: int
@@ -17,8 +17,8 @@ class Settings(NamedTuple):
 
     @property
     def bytes_each(self) -> int:
-        """About how many bytes a transition takes while a batch is made."""
-        size = 8 * min(self.n_step, self.capacity // self.num_envs)  # of the rewards of a window
+        """Approximate memory per transition in bytes while a batch is made."""
+        size = 8 * min(self.n_step, self.capacity // self.num_envs)  # the rewards of a window
         for leaf in self.spec.leaves:
             is_frame = leaf.name.partition(".")[0] in ("obs", "next_obs") and len(leaf.shape) >= 2
             size += leaf.field.nbytes * (self.stack if is_frame else 1)
