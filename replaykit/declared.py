@@ -25,8 +25,8 @@ def read_only(path: str, meaning: str) -> Any:
 class Moment:
     """The states of several objects at one moment, shared by their copies.
 
-    The thread that makes the copies knows the moment while a reference to it exists. To keep one, ``__reduce__`` returns
-    the moment in place of its iterator; it has no items.
+    The thread that makes the copies knows the moment while a reference to it exists. To keep one, ``__reduce__``
+    returns the moment in place of its iterator; it has no items.
     """
 
     def __init__(self, parts: "Iterable[Declared]") -> None:

@@ -310,7 +310,7 @@ class MixedReplay(Replay):
             raise ValueError(f"source {self._names[k]!r} gives {count} rows of {size}: {error}") from error
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> Floats:
-        """The expected fraction of a batch that each stored index gets: its source's share times its probability there."""
+        """The expected fraction of a batch that each stored index gets: share of its source times probability there."""
         entries, size = as_indices("indices", indices), check_count("batch_size", batch_size)
         with self.lock:
             self._refuse(entries)
@@ -318,7 +318,7 @@ class MixedReplay(Replay):
             return rows.joined([self._shares_of(k, own, size) for k, own in enumerate(rows.own)])
 
     def _shares_of(self, k: int, own: Indices, size: int) -> Floats:
-        """The expected fraction of a batch of `size` that indices of source k get, over its possible numbers of rows."""
+        """The expected fraction of a batch of `size` that each index of source k gets, over its possible row counts."""
         source, shares = self._each[k], np.zeros(own.size)
         if own.size:
             for count, chance in self._plan(size).counts_of(k):
@@ -572,7 +572,7 @@ class MixedReplay(Replay):
             return rows.joined([source.read(own, field) for source, own in zip(self._each, rows.own, strict=True)])
 
     def stats(self, prefix: str = "") -> dict[str, float]:
-        """Metrics for a logger, of the whole mixture and of each source, such as ``"demos/size"`` and ``"demos/share"``.
+        """Metrics for a logger, of the mixture and of each source, such as ``"demos/size"`` and ``"demos/share"``.
 
         `prefix` is added before each name.
         """

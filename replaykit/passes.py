@@ -27,7 +27,7 @@ def episodes_of(replay: Any) -> list[Episode]:
     begins = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
     return [
         Episode(indices, int(numbers[begin]), int(indices[0] % replay.successor), bool(first[begin] == indices[0]))
-        for begin, indices in zip(begins, np.split(stored, begins[1:]), strict=False)  # an empty array is split into one part
+        for begin, indices in zip(begins, np.split(stored, begins[1:]), strict=False)  # splitting an empty array gives one
     ]
 
 
@@ -56,7 +56,7 @@ class Passes:
         return np.ones(len(indices), np.bool_)
 
     def episodes(self) -> Iterator[Batch]:
-        """Iterate over the stored episodes, each as one batch with its transitions in order. Lane by lane, oldest first.
+        """Iterate over the stored episodes, each as one batch of ordered transitions. Lane by lane, oldest first.
 
         The iterator covers the episodes stored at its creation, without transitions that are overwritten in the
         meantime. The fields are those of :meth:`sample` without `weights` and `probabilities`, and two of shape ():
@@ -100,7 +100,7 @@ class Passes:
         return Batch.of(fields | {"indices": indices})
 
     def epoch(self, batch_size: int) -> Iterator[Batch]:
-        """Iterate over the stored transitions once, in random order, in batches of `batch_size`. The last may be smaller.
+        """Iterate once over the stored transitions, in random order, in batches. The last batch may be smaller.
 
         The iterator covers the transitions stored at its creation, without those that are overwritten in the meantime.
         Fields are those of :meth:`sample`. Every weight is 1, and every probability is 1/N. The buffer's generator

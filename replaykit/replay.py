@@ -157,7 +157,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
             From ``batch.indices``, ``batch.step_indices`` or :meth:`add`. Stale indices and -1, the index of padding,
             are ignored. If an index occurs twice, its last value is stored.
         **fields
-            The new values. Their shape is that of `indices` followed by that of the field. Pass nested fields completely.
+            The new values, of shape ``indices.shape`` followed by the field's shape. Pass nested fields completely.
 
         Raises
         ------

@@ -516,7 +516,7 @@ def test_a_file_that_is_named_again_and_again_is_refused(saved):
         else:
             next(find(content, "starts"))["chunks"] = array["chunks"]
         seal(path, content)
-        refused(path, "names a file that has been named before", ValueError)
+        refused(path, "refers to a file that was already used", ValueError)
 
 
 def find(node, name):

@@ -104,7 +104,7 @@ def test_states_are_replaced_at_the_steps_of_sequences():
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"terminated": [True]}, ValueError, "terminated cannot be overwritten, since it tells where episodes end"),
+        ({"terminated": [True]}, ValueError, "terminated cannot be overwritten, since it defines the episodes"),
         ({"truncated": [True]}, ValueError, "truncated cannot be overwritten"),
         ({"sate": [[1.0, 2.0]]}, FieldNameError, "unknown field 'sate'; .* did you mean 'state'"),
         ({"state": [[1.0, 2.0, 3.0]]}, ValueError, r"state has shape \(1, 3\); expected \(1, 2\)"),
@@ -159,7 +159,7 @@ def test_a_storage_without_replace_says_so():
     """A storage of somebody else need not have it."""
     buffer = replaykit.Buffer(storage := ListStorage(9, Spec(obs=Field(()), action=Field(()))), uniform(storage))
     buffer.add(0.0, 0, 0.0, 1.0, False, False)
-    with pytest.raises(NotImplementedError, match="a ListStorage cannot overwrite what it stores"):
+    with pytest.raises(NotImplementedError, match="a ListStorage cannot overwrite stored fields"):
         buffer.overwrite([0], action=[1.0])
 
 
