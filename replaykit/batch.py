@@ -74,8 +74,7 @@ class Ahead(NamedTuple):
 class Window:
     """Up to n consecutive steps of one episode, starting at each of M indices.
 
-    A wrapper may change or replace `reward`, `length`, `terminated` and `truncated`, and append to `rewrites` and
-    `added`.
+    A wrapper may change or replace `reward`, `length`, `terminated` and `truncated`, and extend `rewrites` and `added`.
 
     Attributes
     ----------

@@ -28,10 +28,9 @@ Seed: TypeAlias = int | np.random.SeedSequence | np.random.Generator | None
 
 
 class Buffer(Replay):
-    """A buffer with any storage and any distribution. It cannot be subclassed.
+    """A buffer with any storage and any distribution. To change it, write a storage, a distribution or a wrapper.
 
-    To change its behaviour, write a storage, a distribution or a wrapper. `ReplayBuffer`, `PrioritizedBuffer` and
-    `LatestBuffer` are ready-made combinations.
+    It cannot be subclassed. `ReplayBuffer`, `PrioritizedBuffer` and `LatestBuffer` are ready-made combinations.
 
     Parameters
     ----------

@@ -102,7 +102,9 @@ class Leaf:
     def __init__(self, name: str, field: Field) -> None:
         self.name, self.field, self.shape = name, field, field.shape
         self.is_of_last = field.step == "last" or name.partition(".")[0] == "next_obs"
-        self.dtype = np.dtype(field.dtype.type)  # NumPy's own object, for comparisons by identity; unpickling makes another
+        self.dtype = np.dtype(
+            field.dtype.type
+        )  # NumPy's own object, for comparisons by identity; unpickling makes another
         is_number = not self.shape and self.dtype.itemsize <= 8
         self.scalar_types = frozenset(_SCALARS.get(self.dtype.kind, ()) if is_number else ())
 
@@ -231,7 +233,7 @@ def as_float64(name: str, value: Any, detach: bool = False) -> npt.NDArray[np.fl
 def as_indices(name: str, value: Any, detach: bool = False) -> npt.NDArray[np.int64]:
     """`value`, an array-like or CPU tensor, as int64 of shape (B,). Raises for floats and booleans."""
     if type(value) is np.ndarray and value.dtype is _INT64 and value.ndim == 1:
-        return value if value.flags.carray else value.copy()  # kernels are compiled for contiguous, aligned, writable arrays
+        return value if value.flags.carray else value.copy()  # kernels are compiled for ordinary arrays
     array = as_array(name, value, detach)
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}; expected (B,)")

@@ -27,7 +27,7 @@ def episodes_of(replay: Any) -> list[Episode]:
     begins = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
     return [
         Episode(indices, int(numbers[begin]), int(indices[0] % replay.successor), bool(first[begin] == indices[0]))
-        for begin, indices in zip(begins, np.split(stored, begins[1:]), strict=False)  # splitting an empty array gives one
+        for begin, indices in zip(begins, np.split(stored, begins[1:]), strict=False)  # of an empty array: one
     ]
 
 

@@ -43,9 +43,8 @@ class Spec:
     reward : Field, optional
         A float32 or float64 scalar; float32 by default.
     **extra : Field, or dict or tuple of them
-        Additional fields. Pass them to ``add`` by keyword; a batch contains them under the same name. The value is that
-        of the window's first step, or of its last step with ``Field(..., step="last")``. Names of batch fields and of
-        ``add``'s arguments raise ValueError.
+        Additional fields, passed to ``add`` by keyword. A batch has the value of the window's first step, or of the
+        last step with ``Field(..., step="last")``. Names of batch fields and of ``add``'s arguments raise ValueError.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The summary in words and tables. Every word that judges is made from an interval."""
+"""The summary as text and tables. Every judgement is derived from an interval."""
 
 import csv
 import shutil
@@ -12,35 +12,35 @@ from .replays import REPLAYS
 
 TextTable: TypeAlias = tuple[list[str], list[list[str]]]
 
-QUESTION = "Does it matter more that a batch is i.i.d. than what its TD errors are?"
+QUESTION = "Do i.i.d. batches matter more than the TD errors in them?"
 ANSWERS = {
-    "supported": "Yes: here both halves of i.i.d. together weigh more than TD errors, doubling for doubling.",
-    "refuted": "No: here TD errors weigh more than both halves of i.i.d. together, doubling for doubling.",
-    "unresolved": "These runs do not tell.",
+    "supported": "Yes: per doubling, independence and identity together have a larger effect than TD errors.",
+    "refuted": "No: per doubling, TD errors have a larger effect than independence and identity together.",
+    "unresolved": "These runs do not answer the question.",
 }
 ENDLESS = 1e4
-"""Points: an interval that reaches further has no end that could be told, as with two or three seeds."""
+"""Points: a wider interval counts as unbounded, as with two or three seeds."""
 WARNING = """\
-Warning: do not judge by this. Partial rank correlations over runs mix what a replay does to batches with all else that
-it does, and with what good agents see because they are good. They stand here because the original study meant to use
-such.
+Warning: do not draw conclusions from this. Partial rank correlations over runs mix the effect of a replay on batches
+with its other effects, and with the states that only good agents reach. They are shown because the original study
+intended to use them.
 """
 FLAWS = """\
-The original protocol is kept as far as it is settings, its flaws among them:
-- every end of an episode, a time limit too, is learned as terminal and rewarded with -10, which with a discount of
-  0.8 makes reaching MountainCar's goal worse than never reaching it;
-- TD errors, in statistics and in priorities, are those of the moment of insertion, never refreshed;
-- importance-sampling weights are computed and not used;
-- correlation_count is the same for every batch of MountainCar, and tells little elsewhere;
-- 300 episodes each, so that an agent that fails sooner, or lasts longer, learns from other numbers of steps.
-Corrected are mistakes of the program, which nobody would choose: random actions were always action 0, the capacity
-held for prioritized replay only, nothing was seeded, hindsight was announced and absent. It has no replays that vary
-one factor, so it cannot answer the question; --protocol sound does.
+The original protocol keeps the settings of the original study, including their flaws:
+- every end of an episode, even at a time limit, is learned as terminal with a reward of -10. With a discount of 0.8,
+  reaching MountainCar's goal is then worse than never reaching it;
+- TD errors, in statistics and in priorities, are computed once at insertion and never updated;
+- importance-sampling weights are computed but not used;
+- correlation_count is the same for every batch of MountainCar, and shows little on other tasks;
+- each run has 300 episodes, so agents with shorter or longer episodes learn from different numbers of steps.
+Bugs of the original program are fixed: random actions were always action 0, the capacity applied to prioritized replay
+only, nothing was seeded, and hindsight was announced but missing. The protocol has no replays that vary only one
+factor, so it cannot answer the question. --protocol sound can.
 """
 
 
 def duration(seconds: float) -> str:
-    """In words."""
+    """A duration as text."""
     if seconds < 90:
         return f"{max(seconds, 1):.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
@@ -50,7 +50,7 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float | None, places: int = 1) -> str:
-    """With so many places; a dash for what there is not, and no end for what has none."""
+    """A number with `places` decimals; a dash if it is missing, and an infinity sign if it is unbounded."""
     if value is None or value != value:
         return "–"
     if abs(value) >= ENDLESS:
@@ -59,7 +59,7 @@ def number(value: float | None, places: int = 1) -> str:
 
 
 def interval(found: dict[str, float], places: int = 1) -> str:
-    """An estimate and what it lies between."""
+    """An estimate and its interval."""
     return f"{number(found['estimate'], places)} [{number(found['low'], places)}, {number(found['high'], places)}]"
 
 
@@ -141,7 +141,7 @@ def _of_effects(found: dict[str, Any]) -> TextTable:
 
 
 def verdict(summary: dict[str, Any]) -> str:
-    """The answer, for each task and over all."""
+    """The answer, for each task and over all tasks."""
     effects = summary["effects"]
     words = [f"{env}: {found['verdict']}" for env, found in effects["tasks"].items()]
     over_all = effects["together"]["verdict"]
@@ -184,7 +184,7 @@ def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_page(directory: Path, summary: dict[str, Any], runs: Path, pictures: Sequence[Path]) -> None:
-    """What the page shows, from the same results: tables, verdict, data, and figures."""
+    """Write the files of the documentation's page from the same results: tables, verdict, data and figures."""
     start = f"study-{summary['protocol']}"
     for name, (header, rows) in tables(summary).items():
         with (directory / f"{start}-{name.lower()}.csv").open("w", newline="") as file:
@@ -195,6 +195,6 @@ def write_page(directory: Path, summary: dict[str, Any], runs: Path, pictures: S
     (directory / f"{start}-verdict.txt").write_text(f"{text} {verdict(summary) if 'effects' in summary else ''}\n")
     shutil.copyfile(runs, directory / f"{start}-runs.csv.gz")
     for path in pictures:
-        with Image.open(path) as picture:  # in few colours it takes a third of the space
+        with Image.open(path) as picture:  # few colours take a third of the space
             few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
             few.save(directory / f"{start}-{path.name}", optimize=True)

@@ -15,7 +15,7 @@ from replaykit._kernels.jit import jit
 from replaykit._kernels.store import PUBLISH, RETIRE, begins_of, store
 
 NUM_ENVS, CAPACITY, GIVEN, KEPT, SIZE, ZERO, SHARES = 0, 1, 2, 3, 4, 5, 6
-"""Entries of `shape`: E, C, P, K, the size of a frame, whether a stack is padded with zeros, whether frames are shared."""
+"""Entries of `shape`: E, C, P, K, the size of a frame, whether padding is zeros, whether frames are shared."""
 COUNT, KNOWN, NUMBERS = 0, 1, 2
 """Entries of `free`: how many frames are free, how many exist; from NUMBERS on the numbers of the free frames."""
 STEP = 256

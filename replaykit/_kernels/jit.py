@@ -14,7 +14,7 @@ from numba.np.arrayobj import populate_array
 
 from replaykit._kernels.cache import KernelCache, cache_directory
 
-# Looked up while this module is imported: by one thread, so that there is at most one warning
+# Looked up while this module is imported: in one thread, so there is at most one warning
 _KEEPS_KERNELS = not config.DISABLE_JIT and cache_directory() is not None
 
 

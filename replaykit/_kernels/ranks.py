@@ -299,7 +299,7 @@ def prefetch_end(table, keys, members, block):
 
 @jit
 def update(table, limits, keys, members, blocks, priorities, bounds, capacity, slots, values):
-    """Set the priorities of slots. If a slot occurs twice, the last value counts. Returns whether the order is stale."""
+    """Set the priorities of slots; of duplicates the last counts. Returns whether the order is then stale."""
     count = slots.shape[0]
     if count > FEW + table[HEADER, SIZE] // 8:
         table[HEADER, STALE] = 1

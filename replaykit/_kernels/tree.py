@@ -198,8 +198,7 @@ def smallest(nodes, extremes):
 def settle(nodes, extremes, settled, bounds, capacity):
     """Give new steps the largest value of all leaves, or 1. Set steps that were retired and not replaced to 0.
 
-    `settled` are the bounds for which the leaves are up to date. They become `bounds`. Lanes in step are filled
-    together.
+    `settled`, the bounds that the leaves reflect, become `bounds`. Lanes in step are filled together.
     """
     num_envs, length = bounds.shape[1], capacity // bounds.shape[1]
     together, is_settled = True, True

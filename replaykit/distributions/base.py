@@ -17,11 +17,10 @@ Floats = npt.NDArray[np.float64]
 class Distribution(Declared, ABC):
     """Base class of distributions, which draw stored transitions. Subclass it for other priorities.
 
-    A distribution is not called when a transition is added. It compares ``storage.bounds`` with their earlier values to
-    find added and retired transitions. A subclass calls ``super().__init__`` and writes `draw` and `probability`. It
-    writes `update` if it has priorities, `weigh` if it corrects for its probabilities, and `state` and `restore` if it
-    has data of its own, in arrays from ``storage.allocate``. Arguments are already checked, and the buffer holds the
-    lock during each call.
+    A distribution is not called when a transition is added. It finds added and retired transitions by comparing
+    ``storage.bounds`` with earlier values. A subclass calls ``super().__init__`` and writes `draw` and `probability`;
+    `update` if it has priorities; `weigh` if it corrects for its probabilities; `state` and `restore` if it has data of
+    its own, in arrays from ``storage.allocate``. The buffer checks all arguments and holds the lock during each call.
 
     Parameters
     ----------

@@ -278,7 +278,7 @@ def _with_sets(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
-    """A temporary directory for an unfinished data set, beside the others. It is removed at the end if it still exists."""
+    """A temporary directory for an unfinished data set, beside the others. It is removed at the end if it exists."""
     from minari.storage import get_dataset_path
 
     parent = Path(tempfile.mkdtemp(prefix=".", dir=get_dataset_path()))  # hidden from lists of data sets
