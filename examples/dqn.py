@@ -204,7 +204,7 @@ def train(
                 history.returns.append((history.steps, float(running_returns[lane])))
                 running_returns[lane] = 0.0
 
-            # Learn: as many batches as are due by now, whatever the number of environments
+            # Learn: all batches that are due by now, independent of the number of environments
             losses = []
             while history.batches < settings.batches_by(history.steps):
                 losses.append(update(q_net, target_net, optimizer, buffer, settings, monitor))

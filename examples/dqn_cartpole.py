@@ -126,7 +126,7 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the options and check them."""
     parser = argparse.ArgumentParser(description="DQN on a replay buffer of replaykit.", allow_abbrev=False)
     add = parser.add_argument
-    add("--env", default="CartPole-v1", help=f"{', '.join(TASKS)}, or another of discrete actions")
+    add("--env", default="CartPole-v1", help=f"{', '.join(TASKS)}, or another environment with discrete actions")
     add("--buffer", choices=BUFFERS, default="prioritized", help="default: %(default)s")
     add("--n-step", type=at_least(1), default=1, help="number of rewards in a target (default: %(default)s)")
     add("--num-envs", type=at_least(1), default=1, help="number of parallel environments (default: %(default)s)")

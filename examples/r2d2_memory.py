@@ -180,7 +180,7 @@ class Actor:
 
 
 def with_next_obs(batch: Batch, n_step: int) -> tuple[Tensor, Tensor]:
-    """The observations of rows and of n steps after them, (B, T + n, D), and the position of each `next_obs`, (B, T)."""
+    """Observations of rows and of n steps after them, (B, T + n, D), and the position of each `next_obs`, (B, T)."""
     places = torch.arange(batch.mask.shape[1]) + batch.length  # (B, T): windows are shorter at an episode's end
     obs = F.pad(batch.obs, (0, 0, 0, n_step))  # (B, T + n, D)
     rows, steps = batch.mask.nonzero(as_tuple=True)

@@ -103,11 +103,11 @@ class Actor(nn.Module):
         self.net = mlp(observations, hidden, 2 * actions)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Random actions, and the logarithms of their probability densities: (..., D) -> (..., A), (..., 1)."""
+        """Random actions and the logarithms of their probability densities: (..., D) -> (..., A), (..., 1)."""
         mean, log_std = self.net(obs).chunk(2, -1)
         normal = torch.distributions.Normal(mean, log_std.clamp(-5.0, 2.0).exp(), validate_args=False)
         u = normal.rsample()
-        # Haarnoja et al. (2018a), appendix C, with log(1 - tanh(u)^2) in a form that is exact for large u, too
+        # Haarnoja et al. (2018a), appendix C, with log(1 - tanh(u)^2) in a form that is also exact for large u
         log_slope = 2.0 * (np.log(2.0) - u - F.softplus(-2.0 * u))
         return u.tanh(), (normal.log_prob(u) - log_slope).sum(-1, keepdim=True)  # type: ignore[no-untyped-call]
 

@@ -64,7 +64,7 @@ class Store:
             aside.unlink(missing_ok=True)
 
     def read(self, run: Run) -> Result | None:
-        """The result of a run, or None if it is not there."""
+        """The result of a run, or None if it is missing."""
         try:
             kept = json.loads(self.path(run).read_text())
             # JSON turns tuples into lists, so both are compared as text

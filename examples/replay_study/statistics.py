@@ -123,11 +123,11 @@ class Comparison:
 def compare_effects(tasks: Sequence[Floats], resamples: int = RESAMPLES, level: float = 0.95) -> Comparison:
     """The comparison of three effects, from one array of shape (seeds, 3) for each task.
 
-    A column is one effect, of independence, identity and TD errors, as each seed has it. Effects are means over seeds,
-    then over tasks. Their intervals are ``effect ± c x standard error``, with the c that a bootstrap of the largest of
-    the three deviations, each in standard errors of the resample itself, gives: seeds are resampled within tasks.
+    The columns are the effects of independence, identity and TD errors for each seed. Effects are means over seeds,
+    then over tasks. Their intervals are ``effect ± c x standard error``. A bootstrap determines c from the largest of
+    the three deviations, each in standard errors of its resample. Seeds are resampled within tasks.
 
-    `p_value` is one minus the highest level at which the difference would still be told from 0.
+    `p_value` is one minus the highest level at which the difference is still significant.
     """
     rng = np.random.default_rng(0)
     effects = np.mean([task.mean(axis=0) for task in tasks], axis=0)

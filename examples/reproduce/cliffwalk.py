@@ -154,7 +154,7 @@ def greedy(learner: Learner, buffer: Replay) -> None:
 
 
 def oracle(learner: Learner, buffer: Replay) -> None:
-    """Replay the transition that lowers the loss most. Equal transitions have equal effects, so one of each is tried."""
+    """Replay the transition that lowers the loss most. Equal transitions have equal effects: one of each is tried."""
     kinds = sorted(set(everything(buffer)))
     while not learner.is_done:
         learner.learn(max(kinds, key=learner.gain))

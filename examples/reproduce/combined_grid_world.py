@@ -5,11 +5,11 @@
     python examples/reproduce/combined_grid_world.py --capacities 100 10000 --jobs 1
 
 Tabular Q-learning from a batch of 10 after each step, in the grid world of Zhang and Sutton (2017). With uniform
-replay, `ReplayBuffer`, what just happened is drawn the more rarely the larger the memory is, and learning slows
-down. With combined replay, `CombinedReplay` around the same buffer, each batch is nine draws and the newest transition.
+replay, `ReplayBuffer`, a larger memory draws recent transitions more rarely, and learning slows down. With combined
+replay, `CombinedReplay` around the same buffer, each batch consists of nine draws and the newest transition.
 
-The paper's numbers stand beside those measured. They are of this task and this agent: others have been found to gain
-from a large memory (Fedus et al. 2020).
+The results are printed beside the paper's. They hold for this task and this agent: other agents benefit from a large
+memory (Fedus et al. 2020).
 
 References
 ----------

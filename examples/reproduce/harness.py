@@ -80,13 +80,13 @@ def duration(seconds: float) -> str:
 
 
 def _outcomes(function: Callable[[Task], Result], tasks: list[Task], jobs: int) -> Any:
-    """Pairs of a task and its result, as they come."""
+    """Pairs of a task and its result, in order of completion."""
     if jobs == 1:
         for task in tasks:
             yield task, function(task)
         return
-    # Spawned, since a forked child inherits the threads of torch and of tqdm as they happen to be. Ctrl-C is the
-    # parent's affair, which then ends the pool
+    # Spawned, since a forked child inherits the threads of torch and tqdm in an undefined state. The parent handles
+    # Ctrl-C and then ends the pool
     context = multiprocessing.get_context("spawn")
     with context.Pool(jobs, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         yield from pool.imap_unordered(_Named(function), tasks)

@@ -137,7 +137,7 @@ def _opened(directory: Path) -> Iterator[tuple[str, int | None]]:
 
 
 def _opener(parent: int | None) -> Callable[[str, int], int]:
-    """A function that opens a file relative to a directory's descriptor, without following links or waiting for pipes."""
+    """A function that opens a file relative to a directory's descriptor. It does not follow links or wait for pipes."""
     extra = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return lambda path, flags: os.open(path, flags | extra, 0o600, dir_fd=parent)
 
