@@ -12,30 +12,30 @@ from .replays import REPLAYS
 
 TextTable: TypeAlias = tuple[list[str], list[list[str]]]
 
-QUESTION = "Do i.i.d. batches matter more than the TD errors in them?"
+QUESTION = "Does it matter more that a batch is i.i.d. than what its TD errors are?"
 ANSWERS = {
-    "supported": "Yes: per doubling, independence and identity together have a larger effect than TD errors.",
-    "refuted": "No: per doubling, TD errors have a larger effect than independence and identity together.",
-    "unresolved": "These runs do not answer the question.",
+    "supported": "Per doubling, the two halves of i.i.d. together have a larger effect than TD errors.",
+    "refuted": "Per doubling, TD errors have a larger effect than the two halves of i.i.d. together.",
+    "unresolved": "The 95 % interval of the difference contains 0.",
 }
 ENDLESS = 1e4
 """Points: a wider interval counts as unbounded, as with two or three seeds."""
 WARNING = """\
-Warning: do not draw conclusions from this. Partial rank correlations over runs mix the effect of a replay on batches
-with its other effects, and with the states that only good agents reach. They are shown because the original study
-intended to use them.
+Warning: these correlations do not show causes. Over runs, they mix three things: the effect of a replay on batches, its
+other effects, and the different states that good agents see. They are listed because the original study planned to use
+them.
 """
 FLAWS = """\
-The original protocol keeps the settings of the original study, including their flaws:
-- every end of an episode, even at a time limit, is learned as terminal with a reward of -10. With a discount of 0.8,
-  reaching MountainCar's goal is then worse than never reaching it;
-- TD errors, in statistics and in priorities, are computed once at insertion and never updated;
-- importance-sampling weights are computed but not used;
-- correlation_count is the same for every batch of MountainCar, and shows little on other tasks;
-- each run has 300 episodes, so agents with shorter or longer episodes learn from different numbers of steps.
-Bugs of the original program are fixed: random actions were always action 0, the capacity applied to prioritized replay
-only, nothing was seeded, and hindsight was announced but missing. The protocol has no replays that vary only one
-factor, so it cannot answer the question. --protocol sound can.
+The original protocol keeps the settings of the original study. These include its flaws:
+- Every end of an episode, including a time limit, is learned as terminal with a reward of -10. With a discount of 0.8,
+  reaching MountainCar's goal is then worse than never reaching it.
+- TD errors, in statistics and in priorities, are computed at insertion and never updated.
+- Importance-sampling weights are computed but not used.
+- correlation_count is the same for every batch of MountainCar, and shows little elsewhere.
+- Each run has 300 episodes, so agents with short and long episodes learn from different numbers of steps.
+Errors of the original program are corrected: random actions were always action 0, the capacity applied only to
+prioritized replay, nothing was seeded, and hindsight was announced but missing. The protocol has no replays that vary
+one factor, so it cannot answer the question. --protocol sound can.
 """
 
 
@@ -145,7 +145,7 @@ def verdict(summary: dict[str, Any]) -> str:
     effects = summary["effects"]
     words = [f"{env}: {found['verdict']}" for env, found in effects["tasks"].items()]
     over_all = effects["together"]["verdict"]
-    tasks = f" By task: {', '.join(words)}." if len(words) > 1 else ""
+    tasks = f" By task: {'; '.join(words)}." if len(words) > 1 else ""
     return f"H over all tasks is {over_all}. {ANSWERS[over_all]}{tasks}\n"
 
 
@@ -155,13 +155,13 @@ def as_text(summary: dict[str, Any]) -> str:
     parts = [f"Protocol {summary['protocol']}, {summary['seeds']} seeds. 95 % intervals in brackets.\n"]
     parts += [f"{env}: mean return of greedy episodes over training\n{found[env]}" for env in summary["tasks"]]
     if "together" in found:
-        parts.append(f"All tasks, in points from 0, the worst, to 100, a good agent\n{found['together']}")
+        parts.append(f"All tasks, in points: 0 is the worst return, 100 that of a good agent\n{found['together']}")
     if "effects" in found:
         parts += [
-            f"One factor at a time, paired over seeds, and how strongly it was varied\n{found['contrasts']}",
-            f"{QUESTION}\nH: |independence| + |identity| > |TD errors|, in points for each doubling: a positive "
-            f"difference.\nThe intervals of a row hold together.\n{found['effects']}",
-            f"The same for the strongest dose of each as a whole, which is another question\n{found['whole-effects']}",
+            f"One factor at a time, paired over seeds, and by how many doublings it varies\n{found['contrasts']}",
+            f"{QUESTION}\nH: |independence| + |identity| > |TD errors|, in points per doubling. H holds if the "
+            f"difference is positive.\nThe intervals of a row hold together.\n{found['effects']}",
+            f"The same for the strongest dose of each factor, which is a different question\n{found['whole-effects']}",
             verdict(summary),
         ]
     parts.append(f"{WARNING}{found['correlations']}")
