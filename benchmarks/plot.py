@@ -208,7 +208,7 @@ def section_table(section: dict[str, Any]) -> list[list[str]]:
 
 
 def targets_table(targets: list[dict[str, Any]]) -> list[list[str]]:
-    """What was promised, and whether it holds."""
+    """The targets, and whether they are met."""
     lines = [["replaykit's figure", "measured", "at most", ""]]
     for target in targets:
         verdict = "met" if target["met"] else "**missed**"

@@ -133,7 +133,7 @@ def test_a_wrong_field_changes_nothing(make, fields, error, message):
     ],
 )
 def test_a_wrong_index_changes_nothing(indices, error, message):
-    """Even if others are right."""
+    """It holds even if other indices are valid."""
     buffer = filled()
     before = pickle.dumps(buffer)
     with pytest.raises(error, match=message):
@@ -249,7 +249,7 @@ def test_what_is_overwritten_during_a_pass_is_left_out():
 
 
 def test_hindsight_gives_an_episode_one_goal():
-    """And marks all of its transitions, or none."""
+    """Either all of its transitions are marked as relabelled, or none."""
     replay = HindsightReplay(of_goals(kind=ReplayBuffer, n_step=2), reward_of_goal, ratio=0.5)
     kinds = set()
     for episode in replay.episodes():
@@ -280,13 +280,13 @@ def test_an_epoch_has_each_row_once(wrap):
 
 
 def test_a_wrong_size_of_an_epoch_is_refused_at_once():
-    """Not when the first part is asked for."""
+    """The error is not delayed to the first batch."""
     with pytest.raises(ValueError, match="batch_size is 0; expected"):
         counted().epoch(0)
 
 
 def test_is_full():
-    """From the step on that fills the last slot."""
+    """It is True from the step that fills the last slot."""
     buffer = counted(steps=9, capacity=10)
     assert not buffer.is_full
     buffer.add(9, 0, 1.0, 10, False, False)
