@@ -1,13 +1,13 @@
-"""Replay buffers side by side: what a call of replaykit costs, of the libraries one might pick instead, and of a floor.
+"""Benchmarks: the time of replaykit's calls, compared with other libraries and with a floor.
 
     pip install -c constraints.txt -e ".[bench]"
     python -m benchmarks                                    # everything, about twenty minutes
-    python -m benchmarks --quick                            # a first look, two or three minutes
+    python -m benchmarks --quick                            # a quick run, two or three minutes
     python -m benchmarks --only per --libs cpprb,tianshou
-    python -m benchmarks --output benchmarks/results.json   # keep the figures
+    python -m benchmarks --output benchmarks/results.json   # save the figures
     python -m benchmarks --only sb3 --libs stable_baselines3 --clock cpu --output benchmarks/sb3.json
-    python -m benchmarks.plot benchmarks/results.json       # draw them, and fill the tables of the documentation
-    python -m benchmarks.check                              # do the adapters do what they say?
+    python -m benchmarks.plot benchmarks/results.json       # draw the figures and tables of the documentation
+    python -m benchmarks.check                              # check the adapters
 
 Two versions of replaykit in one run, where ../old is a checkout of the earlier one:
 
@@ -15,7 +15,7 @@ Two versions of replaykit in one run, where ../old is a checkout of the earlier 
     python -m benchmarks --before ../old --only architecture --output benchmarks/before_after.json
     python -m benchmarks.report benchmarks/before_after.json
 
-To read the package from top to bottom: `data` says what is stored, `adapters` how each library is used, `sections` what
-is measured, `floors` what the machine needs at least, `timing` how it is timed, and `targets` what replaykit promised.
-`catalogue` names the sections, `versions` measures two versions, and `architecture` is what the later one must reach.
+Read the modules in this order: `data` (the stored transitions), `adapters` (the use of each library), `sections` (the
+measurements), `floors` (the minimum that the machine needs), `timing`, and `targets` (replaykit's targets). `catalogue`
+lists the sections, `versions` measures two versions, and `architecture` has the limits for the later one.
 """

@@ -1,4 +1,4 @@
-"""Measure, print and keep: ``python -m benchmarks``; see the package."""
+"""Measure, print and save: ``python -m benchmarks``. See the package."""
 
 import argparse
 import gc
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def run_libraries(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure replaykit and the others, and print their figures and the targets."""
+    """Measure replaykit and the other libraries, and print their figures and the targets."""
     libraries, skipped = available(options.libs)
     sections = []
     for name in options.only:
@@ -69,7 +69,7 @@ def run_libraries(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_versions(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure replaykit before and after, and print both and what the architecture must reach."""
+    """Measure replaykit before and after, and print both and the limits of the architecture."""
     from benchmarks.architecture import judge
     from benchmarks.versions import Versions, compared
 
@@ -96,16 +96,18 @@ def run_versions(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What the figures depend on besides machine and versions."""
+    """The settings of a run, apart from the machine and the versions."""
     return {"rounds": options.rounds, "quick": options.quick, "spread": "10-90 %", "clock": options.clock}
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Replay buffers side by side.")
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections (default: %(default)s), or architecture")
-    parser.add_argument("--libs", default=",".join(PEERS), help="peers (default: %(default)s), or none")
-    parser.add_argument("--before", type=Path, help="compare with the replaykit of this checkout, and with no peer")
-    parser.add_argument("--quick", action="store_true", help="few rounds, and nothing of 10 million transitions")
+    parser.add_argument("--libs", default=",".join(PEERS), help="other libraries (default: %(default)s), or none")
+    parser.add_argument(
+        "--before", type=Path, help="compare with the replaykit of this checkout instead of other libraries"
+    )
+    parser.add_argument("--quick", action="store_true", help="few rounds, and no buffers of 10 million transitions")
     parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS}, with --quick {QUICK_ROUNDS}")
     clock_help = "cpu: the time of one thread, if other programs are running (default: %(default)s)"
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help=clock_help)
@@ -131,7 +133,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def available(peers: list[str]) -> tuple[list[Library], dict[str, str]]:
-    """Replaykit and those of the peers that are installed; and why the others are not there."""
+    """Replaykit and the installed peers, and the reason why each other peer is missing."""
     libraries, skipped = [load("replaykit")], {}
     for name in peers:
         try:

@@ -1,7 +1,7 @@
-"""What the architecture must reach: how much longer a call may take than before, or than another one of the same run.
+"""Limits for the architecture: the largest ratio of a call's time to its earlier time, or to that of another call.
 
-The table has a line for each row that is named here, from a run of ``python -m benchmarks --only architecture --before
-CHECKOUT``. Ratios are medians over rounds; both times of a ratio are from the same round.
+The table has a line for each limit, from a run of ``python -m benchmarks --only architecture --before CHECKOUT``.
+Ratios are medians over rounds. Both times of a ratio are from the same round.
 """
 
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from benchmarks.versions import AFTER, BEFORE, MEDIAN, ratios
 
 @dataclass(frozen=True)
 class Limit:
-    """A row of the later version may be at most `must` times what it is compared with.
+    """A row of the later version may take at most `must` times the value that it is compared with.
 
     Parameters
     ----------
     row : str
         The row's key.
     must : float or None
-        The largest ratio, or the largest value if the row is compared with nothing. None: shown, and not judged.
+        The largest ratio, or the largest value if the row is compared with nothing. None: shown without a verdict.
     over : str
-        What the row is compared with: "before", "" for nothing, or the key of another row of the later version.
+        The comparison: "before", "" for none, or the key of another row of the later version.
     floor : bool
-        Compared with the row's first floor instead.
+        Whether to compare with the row's first floor instead.
     """
 
     row: str
@@ -39,7 +39,7 @@ class Limit:
 
 
 def _samples() -> list[Limit]:
-    """Of each stack of buffer and wrappers, those of one step and those of several."""
+    """The limits of sampling, for each stack of buffer and wrappers, with one step and with several."""
     most = {
         ("buffer", 1): 1.1,
         ("buffer", N_STEP): 0.8,
@@ -105,7 +105,7 @@ def _line(limit: Limit, rows: dict[str, Measured]) -> dict[str, Any] | None:
 
 
 def _other(limit: Limit, row: Measured, rows: dict[str, Measured]) -> tuple[str, list[float] | None]:
-    """What the row is compared with: its name and values; no values if it is compared with nothing, None if missing."""
+    """The name and the values that the row is compared with; no values without a comparison, None if missing."""
     if limit.floor:
         return row.floors[0], row.values[row.floors[0]]
     if limit.over == BEFORE:

@@ -1,4 +1,4 @@
-"""The sections of the benchmark: those that are timed in this process, and those that need processes of their own."""
+"""The sections of the benchmark: those timed in this process, and those that need separate processes."""
 
 from collections.abc import Callable
 from typing import Any

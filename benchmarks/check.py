@@ -1,7 +1,7 @@
-"""Do the adapters do what they say? ``python -m benchmarks.check [library ...]`` looks at small buffers of each.
+"""Check that the adapters are correct, on small buffers: ``python -m benchmarks.check [library ...]``
 
-Batches have the right shapes, their rows are whole transitions, returns of three steps are right, goals are replaced,
-stacks are those that were stored, and a transition of a large priority is drawn again and again.
+Batches have the right shapes, their rows are complete transitions, three-step returns are right, goals are replaced,
+stacks equal the stored ones, and a transition with a large priority is drawn often.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ def as_array(value: Any) -> Any:
 
 
 def check_rows(fields: dict[str, Any], task: Task) -> None:
-    """The batch has whole transitions in the right shapes."""
+    """The batch has complete transitions in the right shapes."""
     obs, next_obs = as_array(fields["obs"]), as_array(fields["next_obs"])
     assert obs.shape == next_obs.shape == (BATCH, task.obs), obs.shape
     assert as_array(fields["action"]).shape == ((BATCH, task.action) if task.action else (BATCH,))
     time = obs[:, 0]
-    # tianshou seeds the lanes alike, so that they draw the same times
+    # tianshou gives all lanes the same seed, so that they draw the same times
     assert np.unique(time).size > BATCH / (4 if task.lanes == 1 else 16), "hardly any transition is drawn"
     assert (next_obs[:, 0] == time + 1).all(), "next_obs does not follow obs"
     assert (as_array(fields["reward"]) == time).all(), "the reward is of another step"
@@ -38,7 +38,7 @@ def check_rows(fields: dict[str, Any], task: Task) -> None:
 
 
 def check_uniform(library: Library) -> None:
-    """Uniform samples, before and after adding one and many, of one lane and of several."""
+    """Uniform samples, before and after adding one step and many steps, for one lane and for several."""
     for task in (Task(CAPACITY), Task(CAPACITY, obs=17, action=6), Task(CAPACITY, lanes=8)):
         buffer = library.uniform(task)
         sample = buffer.sampling(BATCH)
@@ -76,7 +76,7 @@ def check_prioritized(library: Library) -> None:
 
 
 def check_n_step(library: Library) -> None:
-    """Returns of three steps, of windows in the middle of an episode."""
+    """Three-step returns of windows in the middle of an episode."""
     task = Task(CAPACITY)
     buffer = library.n_step(task)
     fields = buffer.read(buffer.sampling(BATCH)())
@@ -89,7 +89,7 @@ def check_n_step(library: Library) -> None:
 
 
 def check_hindsight(library: Library) -> None:
-    """Four goals in five are others than those that were stored."""
+    """Four out of five goals differ from the stored ones."""
     task = Task(CAPACITY, obs=10, action=4, goal=3, episode=50)
     buffer = library.hindsight(task)
     sample = buffer.sampling(1000)
@@ -107,7 +107,7 @@ def check_hindsight(library: Library) -> None:
 
 
 def check_composed(library: Library) -> None:
-    """Wrappers do their work around each other: the newest transition is in every batch, and goals are replaced."""
+    """Wrappers work in combination: the newest transition is in every batch, and goals are replaced."""
     task = Task(CAPACITY, obs=10, action=4, goal=3, episode=50)
     buffer = library.composed(task, ("prioritized", "hindsight", "combined"), N_STEP)
     fields = buffer.read(buffer.sampling(BATCH)())
@@ -129,7 +129,7 @@ def check_masked(library: Library) -> None:
 
 
 def check_images(build: Callable[[FrameTask], Buffer]) -> None:
-    """Both stacks are those that were stored, whichever axis the library has them along."""
+    """Both stacks equal the stored ones, along any axis."""
     task = FrameTask(2 * PART_OF_FRAMES)
     frames = next(task.fill())
     buffer = build(task)
@@ -163,7 +163,7 @@ CHECKS: dict[str, Callable[[Library], None]] = {
 
 
 def verdict(check: Callable[[Library], None], library: Library) -> str:
-    """What a check found."""
+    """The result of a check as text."""
     try:
         check(library)
     except NotOfferedError as reason:
@@ -174,7 +174,7 @@ def verdict(check: Callable[[Library], None], library: Library) -> str:
 
 
 def main() -> None:
-    """Check the libraries that are named, or all that are installed."""
+    """Check the given libraries, or all that are installed."""
     verdicts = []
     for name in sys.argv[1:] or ("replaykit", *PEERS):
         print(name)

@@ -1,4 +1,4 @@
-"""Which replaykit is imported: that of this checkout, or that of another one."""
+"""Import replaykit from this checkout or from another one."""
 
 import importlib
 import subprocess
@@ -9,9 +9,9 @@ HERE = Path(__file__).resolve().parent.parent
 
 
 def import_replaykit(checkout: str) -> None:
-    """Import the replaykit of a checkout, and leave everything else as it is; empty: whichever Python finds.
+    """Import replaykit from a checkout, and nothing else. Empty: the one that Python finds.
 
-    Later imports of its modules, lazy ones too, find them beside it.
+    Later imports of its modules, including lazy ones, also come from there.
     """
     if not checkout:
         return
@@ -23,7 +23,7 @@ def import_replaykit(checkout: str) -> None:
 
 
 def commit(checkout: Path = HERE) -> str | None:
-    """The commit of a checkout, if it is one, and whether its replaykit was changed since."""
+    """The commit of a checkout, if it is one, and whether its replaykit has uncommitted changes."""
     try:
         head = _git(checkout, "rev-parse", "HEAD")
         changes = _git(checkout, "status", "--porcelain", "--", "replaykit")

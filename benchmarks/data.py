@@ -1,7 +1,7 @@
-"""What is stored: transitions of a made-up environment, the same for every library.
+"""The stored data: transitions of an artificial environment, the same for every library.
 
-The first number of an observation is the step of its episode, and so is the reward, so that a batch shows whether its
-rows are whole: ``next_obs[0] == obs[0] + 1 == reward + 1``. All else is noise.
+The first number of an observation and the reward are the step of the episode. A batch therefore shows whether its rows
+are complete transitions: ``next_obs[0] == obs[0] + 1 == reward + 1``. All other numbers are noise.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 PART = 10_000
-"""Transitions that are written at once when a buffer is filled; episodes divide it."""
+"""Number of transitions written at once when a buffer is filled. A multiple of the episode length."""
 
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 STACK = 4
@@ -20,7 +20,7 @@ SCREEN = (84, 84)
 
 
 class Steps(NamedTuple):
-    """One step, or a stretch of steps along a leading axis. Observations of a task with goals are dicts."""
+    """One step, or several along a leading axis. Observations of a task with goals are dicts."""
 
     obs: Any
     action: Any
@@ -32,22 +32,22 @@ class Steps(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """What a buffer is for.
+    """The task of a buffer.
 
     Parameters
     ----------
     capacity : int
-        Transitions it holds; every buffer is full when it is measured.
+        Number of transitions. Every buffer is full when it is measured.
     obs : int
-        Numbers in an observation, float32.
+        Size of an observation, float32.
     action : int
-        Numbers in an action, float32; 0 for a discrete action, int64.
+        Size of an action, float32; 0 for a discrete action, int64.
     lanes : int
-        Parallel environments. With several, steps have a leading axis for them.
+        Number of parallel environments. With several, steps have a leading axis for them.
     goal : int
-        Numbers in a goal; 0 for observations without goals. With goals, episodes are truncated and not terminated.
+        Size of a goal; 0 for observations without goals. With goals, episodes are truncated and not terminated.
     episode : int
-        Steps of an episode.
+        Number of steps in an episode.
     """
 
     capacity: int
@@ -58,23 +58,23 @@ class Task:
     episode: int = 200
 
     def halved(self) -> "Task":
-        """The same with half of the capacity."""
+        """The same task with half the capacity."""
         return replace(self, capacity=self.capacity // 2)
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a transition: the two observations, the action, the reward and the two flags, without padding."""
+        """Size of a transition in bytes: two observations, action, reward and two flags, without padding."""
         return 2 * 4 * (self.obs + 2 * self.goal) + (4 * self.action or 8) + 4 + 2
 
     def fill(self) -> Iterator[Steps]:
-        """Everything a buffer holds, in stretches of at most `PART` transitions."""
+        """All transitions of a buffer, in parts of at most `PART` transitions."""
         steps = self.capacity // self.lanes
         size = max(PART // self.lanes, 1)
         for start in range(0, steps, size):
             yield self.stretch(start, min(size, steps - start))
 
     def stretch(self, start: int, count: int) -> Steps:
-        """`count` steps from the given one on: arrays of shape (count, ...), or (count, lanes, ...)."""
+        """`count` steps from step `start` on: arrays of shape (count, ...), or (count, lanes, ...)."""
         lead = (count,) if self.lanes == 1 else (count, self.lanes)
         time = np.broadcast_to(
             (np.arange(start, start + count) % self.episode).reshape(-1, *[1] * (len(lead) - 1)), lead
@@ -104,7 +104,7 @@ class Task:
         return dict(zip(GOAL_KEYS, (obs, achieved, np.full((*lead, self.goal), -1.0, np.float32)), strict=True))
 
     def one(self) -> Steps:
-        """One step that ends no episode, as an environment gives it: arrays and numbers, of several lanes arrays."""
+        """One step in the middle of an episode, as an environment returns it; only arrays with several lanes."""
         steps = self.stretch(0, 1)
         if self.lanes > 1:
             return Steps(*(column[0] for column in steps))
@@ -117,7 +117,7 @@ class Task:
 
 @dataclass(frozen=True)
 class FrameTask:
-    """Stacks of four 84x84 frames, as of an Atari game: a step's next_obs is the obs of the step after it.
+    """Stacks of four 84x84 frames, as in Atari games. A step's next_obs is the obs of the following step.
 
     Episodes are `PART_OF_FRAMES` steps long and end by truncation.
     """
@@ -126,11 +126,11 @@ class FrameTask:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a transition with both stacks."""
+        """Size of a transition with both stacks in bytes."""
         return 2 * STACK * SCREEN[0] * SCREEN[1] + 8 + 4 + 2
 
     def fill(self) -> Iterator[Steps]:
-        """Everything a buffer holds, an episode at a time; the stacks are views of frames, of shape (T, 4, 84, 84)."""
+        """All transitions of a buffer, one episode at a time. Stacks are views of frames, of shape (T, 4, 84, 84)."""
         for start in range(0, self.capacity, PART_OF_FRAMES):
             count = min(PART_OF_FRAMES, self.capacity - start)
             frames = _frames(start, count + STACK)
@@ -144,15 +144,15 @@ class FrameTask:
 
 @dataclass(frozen=True)
 class ScreenTask(FrameTask):
-    """The same with single frames."""
+    """A `FrameTask` with single frames."""
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a transition with both frames."""
+        """Size of a transition with both frames in bytes."""
         return 2 * SCREEN[0] * SCREEN[1] + 8 + 4 + 2
 
     def fill(self) -> Iterator[Steps]:
-        """Everything a buffer holds, an episode at a time."""
+        """All transitions of a buffer, one episode at a time."""
         for steps in super().fill():
             yield steps._replace(obs=steps.obs[:, -1].copy(), next_obs=steps.next_obs[:, -1].copy())
 
@@ -161,7 +161,7 @@ PART_OF_FRAMES = 1000
 
 
 def _frames(start: int, count: int) -> Any:
-    """Noise, of which no two frames are equal: the first four bytes number them."""
+    """Noise frames. All are different: the first four bytes number them."""
     frames = np.resize(_screen_noise(), (count, *SCREEN))
     frames[:, 0, :4] = np.arange(start, start + count, dtype=np.int32).view(np.uint8).reshape(-1, 4)
     return frames
@@ -173,7 +173,7 @@ def _screen_noise() -> Any:
 
 
 def _noise(lead: tuple[int, ...], size: int, seed: int) -> Any:
-    """Fresh standard normal numbers of shape (*lead, size), the same for each stretch."""
+    """A new array of standard normal numbers of shape (*lead, size), the same for each stretch."""
     count = int(np.prod(lead))
     return np.resize(_noise_of(size, seed)[: min(count, PART)], (*lead, size))
 

@@ -1,4 +1,4 @@
-"""The buffers of each library, behind one small interface, for :mod:`benchmarks.faults`.
+"""The buffers of each library with a common interface, for :mod:`benchmarks.faults`.
 
 A subject is a buffer of 8 transitions with an observation of 3 numbers and a discrete action. Step t has the
 observation (t, t, t), the reward t and the next observation (t + 1/2, t + 1/2, t + 1/2).
@@ -14,7 +14,7 @@ CAPACITY, N_STEP, GAMMA = 8, 3, 0.5
 
 
 class NotOfferedError(Exception):
-    """The library has nothing of the kind."""
+    """The library does not have this feature."""
 
 
 class Subject:
@@ -103,7 +103,7 @@ class Cpprb(Subject):
         return {name: value[:, 0] if name in ("action", "reward") else value for name, value in fields.items()}
 
     def update(self, indices: Any, td_errors: Any) -> None:
-        """Its argument is the priorities, so that a caller takes the magnitude."""
+        """Its argument is the priorities, so the caller passes absolute values."""
         if not hasattr(self.replay, "update_priorities"):
             raise NotOfferedError("there are no priorities")
         self.replay.update_priorities(np.asarray(indices), np.abs(td_errors))
@@ -139,7 +139,7 @@ class Tianshou(Subject):
         return fields
 
     def returns(self, batch: Any, indices: Any) -> dict[str, Any]:
-        """The returns, and the last observations, which the algorithm looks up itself to value them."""
+        """The returns, and the last observations, which the algorithm looks up to compute their values."""
         import torch
         from tianshou.algorithm.algorithm_base import Algorithm
 
@@ -268,7 +268,7 @@ class Flashbax(Subject):
         self.state = self.add(self.state, step)
 
     def sample(self, batch_size: int) -> dict[str, Any]:
-        """A batch can be at most as large as the buffer, so batches of one are drawn, a thousand at a time."""
+        """A batch cannot be larger than the buffer, so batches of one are drawn, a thousand at a time."""
         import jax
 
         if not self.functions.can_sample(self.state):
@@ -278,7 +278,7 @@ class Flashbax(Subject):
         return {name: np.concatenate([row[name] for row in rows])[:batch_size] for name in rows[0]}
 
     def draw(self, key: Any) -> dict[str, Any]:
-        """A thousand draws, by name."""
+        """A thousand draws, by field name."""
         import jax
 
         batch = self.draws(self.state, jax.random.split(key, 1000))
@@ -349,7 +349,7 @@ CALLS: dict[str, dict[str, str]] = {
         "update": "set_priorities(state, indices, abs(td_errors))",
     },
 }
-"""The methods that are called to build a buffer, to add, to sample and to update priorities."""
+"""The methods called to build a buffer, to add, to sample and to update priorities."""
 
 
 def installed(name: str) -> bool:

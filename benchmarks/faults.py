@@ -1,17 +1,17 @@
-"""What each library does when something is wrong: ``python -m benchmarks.faults``.
+"""The behaviour of each library for wrong inputs and other faults: ``python -m benchmarks.faults``.
 
-Writes ``docs/figures/faults.csv``, the outcomes, and ``docs/figures/faults-details.csv``, the calls and what came of
-them. Each library runs in a process of its own, which is started again after a crash or a hang. A library that is not
-installed, or that ``--libs`` leaves out, keeps its former outcomes. It takes a few minutes.
+Writes the outcomes to ``docs/figures/faults.csv``, and the calls with their results to
+``docs/figures/faults-details.csv``. Each library runs in a separate process, which is restarted after a crash or a
+hang. A library that is not installed, or not in ``--libs``, keeps its earlier outcomes. It takes a few minutes.
 
 Outcomes:
 
 - handled: the result is right;
-- refused: the call raises an error, and the buffer is as before;
+- refused: the call raises an error, and the buffer is unchanged;
 - raises, row damaged: the call raises an error, but a stored transition has changed;
 - silently wrong: no error, and the buffer or the batch is wrong;
 - warns, and is wrong: the same with a warning;
-- crash: the interpreter dies, or a call does not return within a minute of the processor's time;
+- crash: the interpreter dies, or a call does not return within a minute of CPU time;
 - (empty): the library does not offer this.
 """
 
@@ -58,7 +58,7 @@ SECONDS = 60
 
 
 def filled(make: Make, count: int = CAPACITY + 3, dtype: Any = np.float32, **options: Any) -> Subject:
-    """A full buffer whose ring has gone round, of one running episode."""
+    """A full buffer with one running episode, whose oldest transitions have been overwritten."""
     subject = make(dtype=dtype, **options)
     for t in range(count):
         subject.store(step(t, dtype))
@@ -75,7 +75,7 @@ def rows(subject: Subject) -> set[tuple[float, ...]]:
 
 
 def adding(dtype: Any = np.float32, **changes: Any) -> Callable[[Make], Outcome]:
-    """A case in which a wrong transition is added to a full buffer."""
+    """A case that adds a wrong transition to a full buffer."""
 
     def case(make: Make) -> Outcome:
         subject = filled(make, dtype=dtype)
@@ -126,7 +126,7 @@ def capacity_beyond_memory(make: Make) -> Outcome:
 
 
 def prioritized(make: Make, td_errors: Any = None, count: int = CAPACITY) -> tuple[Subject, Any]:
-    """A prioritized buffer, and the indices of its transitions in the order of their age."""
+    """A prioritized buffer, and the indices of its transitions, oldest first."""
     subject = make(prioritized=True)
     for t in range(count):
         subject.store(step(t))
@@ -160,7 +160,7 @@ def judged(subject: Subject, expected: Any) -> Outcome:
 
 
 def updating(value: float) -> Callable[[Make], Outcome]:
-    """A case in which one of 8 TD errors of 1 becomes `value`, which must be refused."""
+    """A case that updates 8 TD errors of 1, one of which is `value` and must be refused."""
 
     def case(make: Make) -> Outcome:
         subject, indices = prioritized(make, np.ones(CAPACITY))
@@ -181,7 +181,7 @@ def negative_td_error(make: Make) -> Outcome:
 
 
 def index_at(index: int) -> Callable[[Make], Outcome]:
-    """A case in which an index that no transition has is updated."""
+    """A case that updates an index without a transition."""
 
     def case(make: Make) -> Outcome:
         subject, indices = prioritized(make, np.ones(CAPACITY))
@@ -189,7 +189,7 @@ def index_at(index: int) -> Callable[[Make], Outcome]:
             subject.update(np.array([indices[0], index]), np.array([1.0, 9.0], np.float32))
         except Exception as error:
             return REFUSED, described(error)
-        for t in range(CAPACITY, CAPACITY + 100):  # let a write outside the arrays show
+        for t in range(CAPACITY, CAPACITY + 100):  # so that a write outside the arrays has an effect
             subject.store(step(t))
             subject.sample(32)
         subject, indices = prioritized(make, np.ones(CAPACITY))
@@ -252,7 +252,7 @@ def outlier_that_falls(make: Make) -> Outcome:
 
 
 def n_step_batches(make: Make, count: int, ends: dict[int, str]) -> dict[float, tuple[float, float]]:
-    """Return and last observation by the number of the first step."""
+    """Return and last observation, by the number of the first step."""
     subject = make(n_step=N_STEP)
     for t in range(count):
         flags = {"terminated": ends.get(t) == "terminated", "truncated": ends.get(t) == "truncated"}
@@ -263,13 +263,13 @@ def n_step_batches(make: Make, count: int, ends: dict[int, str]) -> dict[float, 
 
 
 def expected_window(t: int, last_step: int) -> tuple[float, float]:
-    """Return and last observation of the window from step t on, which ends at `last_step` or earlier."""
+    """Return and last observation of the window that starts at step t and ends at `last_step` or earlier."""
     stop = min(t + N_STEP - 1, last_step)
     return sum(GAMMA ** (s - t) * s for s in range(t, stop + 1)), stop + 0.5
 
 
 def compared(got: dict[float, tuple[float, float]], last_steps: dict[int, int], look_at_last: bool = True) -> Outcome:
-    """Compare windows with those that are expected."""
+    """Compare windows with the expected ones."""
     for t, last_step in last_steps.items():
         if float(t) in got:
             (total, last), (wanted, wanted_last) = got[float(t)], expected_window(t, last_step)
@@ -285,12 +285,12 @@ def truncated_windows(make: Make) -> Outcome:
 
 
 def terminated_windows(make: Make) -> Outcome:
-    """The last observation does not count, since nothing is bootstrapped from it."""
+    """The last observation is not compared, since no target uses it."""
     return compared(n_step_batches(make, 7, {3: "terminated"}), dict.fromkeys(range(4), 3), look_at_last=False)
 
 
 def seam_windows(make: Make) -> Outcome:
-    """After 13 steps the ring of 8 has gone round. Some libraries hold the newest two steps back."""
+    """After 13 steps the ring of 8 has wrapped. Some libraries do not return the newest two steps."""
     return compared(n_step_batches(make, 13, {}), dict.fromkeys(range(5, 10), 12))
 
 
@@ -369,7 +369,7 @@ def described(error: Any) -> str:
 
 
 def work(library: str, names: list[str]) -> None:
-    """Run cases of a library, and print an outcome for each; the last line that was printed tells which one crashed."""
+    """Run cases of a library and print an outcome for each. The last printed line shows which case crashed."""
     warnings.simplefilter("ignore")
     for name in names:
         print(json.dumps([name]), flush=True)
@@ -383,7 +383,7 @@ def work(library: str, names: list[str]) -> None:
 
 
 def outcomes_of(library: str) -> dict[str, Outcome]:
-    """The outcome of every case, from processes that may die."""
+    """The outcome of every case, from processes that may crash."""
     found: dict[str, Outcome] = {}
     while waiting := [name for name in CASES if name not in found]:
         command = [sys.executable, "-m", "benchmarks.faults", "--work", library, *waiting]
@@ -432,7 +432,7 @@ def counts(outcomes: dict[str, Outcome]) -> str:
 
 
 def former() -> dict[str, tuple[str, dict[str, Outcome]]]:
-    """The version and the outcomes of each library, as they were written last."""
+    """The version and the outcomes of each library from the last run."""
     found: dict[str, tuple[str, dict[str, Outcome]]] = {}
     names = {title: name for name, (title, _, _) in CASES.items()}
     if DETAILS.exists():
@@ -445,7 +445,7 @@ def former() -> dict[str, tuple[str, dict[str, Outcome]]]:
 
 
 def write(found: dict[str, tuple[str, dict[str, Outcome]]]) -> None:
-    """Write the outcomes, and the details."""
+    """Write the outcomes and the details."""
     with (FIGURES / "faults.csv").open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["case", *(f"{name} {version}" for name, (version, _) in found.items())])

@@ -1,7 +1,7 @@
-"""Seconds until first batches, one after the other: ``python -m benchmarks.first_batch LIBRARY CHECKOUT KIND ...``
+"""Seconds until the first batch of each kind: ``python -m benchmarks.first_batch LIBRARY CHECKOUT KIND ...``
 
-Each KIND is a method of the library, whose buffer holds 1000 transitions. The seconds of the first one begin before the
-library is imported. Of kinds that the library does not have, nothing is reported.
+Each KIND is a method of the library that builds a buffer of 1000 transitions. The time of the first kind includes the
+import of the library. Kinds that the library does not have are not reported.
 """
 
 import time

@@ -1,6 +1,6 @@
-"""What the machine needs at least: the same bytes moved without a library, and a sum tree without any Python.
+"""The minimum that the machine needs: the same bytes moved without a library, and a sum tree without Python.
 
-Only for comparison: nothing is checked, no field is taken out of its row, and every buffer is the simplest that works.
+Only for comparison: nothing is checked, no field is extracted from its row, and every buffer is as simple as possible.
 """
 
 from collections.abc import Callable
@@ -19,22 +19,24 @@ njit: Callable[[Callable[..., Any]], Any] = numba.njit(error_model="numpy")
 
 
 class Rows:
-    """Packed rows of a task, all fields of a transition side by side."""
+    """Packed rows of a task: all fields of a transition are adjacent."""
 
     def __init__(self, task: Task) -> None:
         obs, action = task.obs + 2 * task.goal, (np.float32, (task.action,)) if task.action else (np.int64, ())
         fields = [("obs", np.float32, (obs,)), ("action", *action), ("reward", np.float32)]
         fields += [("next_obs", np.float32, (obs,)), ("terminated", np.bool_), ("truncated", np.bool_)]
         size = np.dtype(fields, align=True).itemsize
-        self.rows = np.full(task.capacity * size, 1, np.uint8).view(f"V{size}")  # without names NumPy copies fastest
+        self.rows = np.full(task.capacity * size, 1, np.uint8).view(
+            f"V{size}"
+        )  # NumPy copies fastest without field names
 
     def indices(self, batch_size: int, capacity: int | None = None) -> Fresh:
-        """Fresh random indices for each call."""
+        """New random indices for each call."""
         high = capacity or self.rows.size
         return Fresh(lambda rng, calls: rng.integers(high, size=(calls, batch_size)))
 
     def assign(self) -> Workload:
-        """Write one row at the next place."""
+        """Write one row at the next position."""
         rows, row = self.rows, self.rows[0]
         places = Fresh(lambda rng, calls: rng.integers(rows.size, size=calls).tolist())
 
@@ -44,7 +46,7 @@ class Rows:
         return Workload(call, (places,))
 
     def copy(self, count: int) -> Workload:
-        """Copy so many rows to a place."""
+        """Copy `count` rows."""
         rows, block = self.rows, self.rows[:count].copy()
         starts = Fresh(lambda rng, calls: rng.integers(rows.size - count, size=calls).tolist())
 
@@ -60,7 +62,7 @@ class Rows:
         return Workload(lambda: rows.take(indices.take(), mode="clip"), (indices,))
 
     def gather_twice(self, batch_size: int, distance: int) -> Workload:
-        """``numpy.take`` of the drawn rows, and of those some steps later."""
+        """``numpy.take`` of the drawn rows, and of the rows `distance` steps later."""
         rows, indices = self.rows, self.indices(batch_size, self.rows.size - distance)
 
         def call() -> Any:
@@ -70,7 +72,7 @@ class Rows:
         return Workload(call, (indices,))
 
     def gather_with_goals(self, batch_size: int) -> Workload:
-        """``numpy.take`` of the drawn rows, and of as many goals of other rows."""
+        """``numpy.take`` of the drawn rows, and of the same number of goals of other rows."""
         rows, indices, others = self.rows, self.indices(batch_size), self.indices(batch_size)
         goals = np.ones((rows.size, 3), np.float32)
 
@@ -80,7 +82,7 @@ class Rows:
         return Workload(call, (indices, others))
 
     def random_reads(self, batch_size: int) -> Workload:
-        """One byte read of each cache line of the drawn rows."""
+        """Read one byte of each cache line of the drawn rows."""
         words = self.rows.view(np.uint8).reshape(self.rows.size, -1)
         indices = self.indices(batch_size)
         read = _kernels()["read"]
@@ -88,9 +90,9 @@ class Rows:
 
 
 class Tree:
-    """A plain binary sum tree beside packed rows: one compiled call adds, draws, gathers, weighs and updates.
+    """A plain binary sum tree and packed rows. One compiled call adds, draws, gathers, weighs and updates.
 
-    Level by level, for all of a batch at once, with parents recomputed as the sums of their children.
+    It works level by level for the whole batch. Parents are recomputed as the sums of their children.
     """
 
     def __init__(self, task: Task) -> None:
@@ -108,7 +110,7 @@ class Tree:
         self.cursor = 0
 
     def errors(self, batch_size: int) -> Fresh:
-        """Fresh TD errors for each call."""
+        """New TD errors for each call."""
         return Fresh(lambda rng, calls: np.abs(rng.standard_normal((calls, batch_size), np.float32)))
 
     def sample(self, batch_size: int) -> Workload:
@@ -138,7 +140,7 @@ class Tree:
 
 
 def screen_copies(batch_size: int) -> dict[str, Workload]:
-    """Memory copies of as many bytes as both stacks of a batch have, into a fresh array and into a kept one."""
+    """Memory copies with the size of both stacks of a batch, into a new array and into an existing one."""
     size = 2 * batch_size * STACK * SCREEN[0] * SCREEN[1]
     memory, kept = np.ones(8 * size, np.uint8), np.ones(size, np.uint8)
     starts = Fresh(lambda rng, calls: rng.integers(memory.size - size, size=calls).tolist())
@@ -155,7 +157,7 @@ def screen_copies(batch_size: int) -> dict[str, Workload]:
 
 
 def step_copies(observations: list[Any], capacity: int) -> Workload:
-    """Copies of the obs and next_obs of successive steps to the next places of two arrays."""
+    """Copies of the obs and next_obs of successive steps to the next positions of two arrays."""
     obs_stored, next_obs_stored = (np.ones((capacity, *observations[0].shape), np.uint8) for _ in range(2))
     steps, places = cycle(pairwise(observations)), cycle(range(capacity))
 
@@ -169,7 +171,7 @@ def step_copies(observations: list[Any], capacity: int) -> Workload:
 
 @cache
 def _kernels() -> dict[str, Any]:
-    """The compiled functions, in one place as they call each other."""
+    """The compiled functions, together because they call each other."""
 
     def read(rows: Any, indices: Any) -> int:
         total = 0
@@ -180,11 +182,11 @@ def _kernels() -> dict[str, Any]:
             total += rows[indices[k], last]
         return total
 
-    # Unsigned numbers spare the check for an index from the end
+    # Unsigned indices avoid the check for negative ones
     unsigned, single = np.uint32, np.float32
 
     def ascend(nodes: Any, cursors: Any) -> None:
-        """Recompute the parents of `cursors`, level by level up to the root; neighbours that are equal once."""
+        """Recompute the parents of `cursors`, level by level up to the root. Equal neighbours are recomputed once."""
         count = cursors.size
         while cursors[0] > 1:
             kept = 0

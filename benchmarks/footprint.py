@@ -1,8 +1,8 @@
-"""Memory that a library's buffer takes: ``python -m benchmarks.footprint LIBRARY CHECKOUT KIND BATCHES``
+"""Memory of a library's buffer: ``python -m benchmarks.footprint LIBRARY CHECKOUT KIND BATCHES``
 
-KIND is small (a million transitions of 17 float32), stored or once (stacks of frames). The resident memory is read
-before the buffer is built and at its peak, while it is filled. Then so many batches are sampled, and the bytes that
-stay are reported. Each call of this module is a process of its own. Linux only.
+KIND is small (one million transitions of 17 float32), stored or once (stacks of frames). The resident memory is read
+before the buffer is built and at its peak, while it is filled. Then BATCHES batches are sampled, and the bytes that are
+not released are reported. Each call of this module is a separate process. Linux only.
 """
 
 import gc
@@ -27,7 +27,7 @@ STATUS = Path("/proc/self/status")
 
 
 def resident(field: str) -> int:
-    """Bytes of memory that this process has now (VmRSS), or had at most (VmHWM)."""
+    """Memory of this process in bytes: current (VmRSS) or peak (VmHWM)."""
     lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
     return int(lines[field].split()[0]) * 1024
 
@@ -40,16 +40,16 @@ def build(library: Library, kind: str, capacity: int) -> Buffer:
 
 
 def peak_of(make: Callable[[], Buffer]) -> tuple[Buffer, int]:
-    """What `make` makes, and the bytes by which the resident memory rose at most."""
+    """The result of `make`, and the largest increase of the resident memory in bytes."""
     gc.collect()
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     buffer = make()
     return buffer, resident("VmHWM") - before
 
 
 def kept_after(buffer: Buffer, batches: int) -> dict[str, float]:
-    """Bytes that stay after so many batches: of the process; and that Python knows of, after a hundredth as many."""
+    """Bytes not released after `batches` batches, for the process; for Python's objects after 1 % of the batches."""
     sample = buffer.sampling(BATCH)
     for _ in range(1000):
         sample()
@@ -69,12 +69,12 @@ def kept_after(buffer: Buffer, batches: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure what the command line names, and print it as JSON."""
+    """Measure according to the command line, and print the result as JSON."""
     name, checkout, kind, batches = *sys.argv[1:4], int(sys.argv[4])
     import_replaykit(checkout)
     library, task = load(name), TASKS[kind]
     try:
-        build(library, kind, 2 * PART_OF_FRAMES).sampling(BATCH)()  # compile, and import what is imported late
+        build(library, kind, 2 * PART_OF_FRAMES).sampling(BATCH)()  # compile, and run lazy imports
     except NotOfferedError as reason:
         print(json.dumps({"absent": str(reason)}))
         return

@@ -1,4 +1,4 @@
-"""The machine: one core and one thread for everybody, and a description to go with the figures."""
+"""The machine: limits all libraries to one core and one thread, and describes the machine for the results."""
 
 import os
 import platform
@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 _OTHER_CORES: set[int] = set()
-"""The cores that `one_core` has left free."""
+"""The cores that `one_core` does not use."""
 PACKAGES = ("numpy", "numba", "torch", "jax", "jaxlib", "tensordict", "gymnasium")
 
 
 def one_core() -> int | None:
-    """Keep this process, its threads and its children on one core, where the system allows it; which one.
+    """Restrict this process, its threads and its children to one core, if the system allows it. Returns the core.
 
-    To be called before anything that starts threads is imported.
+    Call it before any import that starts threads.
     """
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[variable] = "1"
@@ -30,13 +30,13 @@ def one_core() -> int | None:
 
 
 def another_core() -> None:
-    """Let this thread work on the cores that `one_core` has left free, if there are any."""
+    """Let this thread use the cores that `one_core` does not use, if there are any."""
     if _OTHER_CORES:
         os.sched_setaffinity(0, _OTHER_CORES)
 
 
 def describe(core: int | None) -> dict[str, Any]:
-    """What the figures depend on besides the code."""
+    """The conditions of a run, apart from the code."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -49,7 +49,7 @@ def describe(core: int | None) -> dict[str, Any]:
 
 
 def versions(distributions: list[str]) -> dict[str, str]:
-    """Of the libraries compared, and of what they are built on, those that are installed."""
+    """The versions of the installed libraries and of the packages that they are built on."""
     found = {name: _version(name) for name in (*distributions, *PACKAGES)}
     return {name: number for name, number in found.items() if number}
 
@@ -71,7 +71,7 @@ def _processor() -> str:
 
 
 def _caches() -> dict[str, str]:
-    """Size of each cache of the first core."""
+    """The size of each cache of the first core."""
     found = {}
     for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         kind, level, size = ((cache / name).read_text().strip() for name in ("type", "level", "size"))

@@ -1,9 +1,9 @@
 """A buffer in files that is larger than memory: ``python -m benchmarks.mapped --gib 30 --path DIRECTORY``
 
-It is filled with transitions of two observations of 3,500 float32, 28 KB for each transition, and then sampled. `small`
-is a buffer of 1 GiB, whose pages are all in memory, and `large` the one of so many GiB. Cold is a batch after the
-files were closed, forgotten by the system, and opened again: each row is read from the disk. Every batch is looked at:
-it has the rows that were written. Linux only.
+It is filled with transitions of two observations of 3,500 float32, 28 KB per transition, and then sampled. `small` is a
+buffer of 1 GiB, whose pages are all in memory, and `large` is the one of ``--gib``. A cold batch is sampled after the
+files were closed, dropped from the system's cache, and opened again: each row is read from the disk. Every batch is
+checked: it has the rows that were written. Linux only.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def measure(path: Path, gib: float) -> dict[str, float]:
-    """Microseconds of calls of a buffer of so many GiB, and the seconds to fill it and to open it again."""
+    """Microseconds of the calls of a buffer of `gib` GiB, and the seconds to fill it and to open it again."""
     capacity, part = int(gib * 2**30 / SPEC.nbytes), 256
     figures = {"GiB": gib, "transitions": float(capacity)}
     try:
@@ -68,12 +68,12 @@ def measure(path: Path, gib: float) -> dict[str, float]:
 
 
 def opened(path: Path, capacity: int) -> ReplayBuffer:
-    """The buffer in the files of a directory."""
+    """The buffer in the files in a directory."""
     return ReplayBuffer(capacity, SPEC, storage=path, share="none", seed=0)
 
 
 def steps(start: int, count: int) -> tuple[Any, ...]:
-    """Transitions of which every number says which one it is."""
+    """Transitions whose numbers all identify the transition."""
     numbers = np.arange(start, start + count, dtype=np.float32)
     obs = np.broadcast_to(numbers[:, None], (count, NUMBERS))
     ended = np.zeros(count, np.bool_)
@@ -81,14 +81,14 @@ def steps(start: int, count: int) -> tuple[Any, ...]:
 
 
 def sample(buffer: ReplayBuffer, size: int) -> None:
-    """A batch, which has the rows that were written."""
+    """Sample a batch and check that it has the rows that were written."""
     batch = buffer.sample(size)
     assert (batch.obs[:, -1] == batch.reward).all()
     assert (batch.next_obs[:, 0] == batch.reward + 1).all()
 
 
 def median(call: Callable[[], Any], rounds: int) -> float:
-    """The median of the microseconds of a call."""
+    """The median time of a call in microseconds."""
     spent = []
     for _ in range(rounds):
         begin = time.perf_counter()
@@ -98,7 +98,7 @@ def median(call: Callable[[], Any], rounds: int) -> float:
 
 
 def forget(path: Path) -> None:
-    """Ask the system to drop the pages of the files, which must be written to the disk first."""
+    """Flush the files to the disk and ask the system to drop their pages."""
     os.sync()
     for file in path.glob("*.array"):
         descriptor = os.open(file, os.O_RDONLY)
@@ -109,7 +109,7 @@ def forget(path: Path) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mapped", description="A buffer larger than memory.")
     parser.add_argument("--gib", type=float, default=30.0, help="size of the large buffer (default: %(default)s)")
-    parser.add_argument("--path", type=Path, required=True, help="a directory on a disk with room for it")
+    parser.add_argument("--path", type=Path, required=True, help="directory on a disk with enough space")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     return parser.parse_args()
 

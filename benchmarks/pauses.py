@@ -1,14 +1,14 @@
 """The longest add of each lap of a large ring: ``python -m benchmarks.pauses LIBRARY CHECKOUT LANES FILLS``
 
-A buffer of a million transitions is filled three times over, one step of every lane at a time. The time of an add is
-the CPU time of the thread, so that other processes do not count. Even so an interrupt, or another guest of the same
-processor, can make any add seem long. So several buffers are filled, always with the same steps, and compared add by
-add: a pause that the buffer makes is there each time. For two fillings, the shorter time of each add counts.
+A buffer of one million transitions is filled three times, one step of every lane at a time. The time of an add is the
+CPU time of the thread, which excludes other processes. An interrupt, or another guest on the same processor, can still
+make an add look slow. Several buffers are therefore filled with the same steps and compared add by add: a pause caused
+by the buffer appears each time. Of two fillings, the shorter time of each add counts.
 
-Reading the clock takes as long as an add of one lane. So such adds are timed ten at a time, and the longest ten stand
-for the longest one. They are an upper bound, by some 15 microseconds.
+Reading the clock takes as long as an add of one lane. Such adds are therefore timed in groups of ten, and the longest
+group gives an upper bound for the longest add. It is about 15 microseconds too high.
 
-Not counted: what is compiled, on a small buffer of the same kind, and the first adds of each buffer. Python's garbage
+Compilation, on a small buffer of the same kind, and the first adds of each buffer are not counted. Python's garbage
 collector is off.
 """
 
@@ -30,11 +30,11 @@ from benchmarks.data import Steps, Task
 CAPACITY, SMALL, LAPS = 1_000_000, 6_400, 3
 FIRST_ADDS = 100
 TIMED_TOGETHER = 10
-"""Adds of one lane between two looks at the clock."""
+"""Number of one-lane adds between two readings of the clock."""
 
 
 def main() -> None:
-    """Print, for each lap, the milliseconds of the longest add in each pair of fillings, as JSON."""
+    """Print the milliseconds of the longest add in each pair of fillings, for each lap, as JSON."""
     name, checkout, lanes, fills = *sys.argv[1:3], int(sys.argv[3]), int(sys.argv[4])
     import_replaykit(checkout)
     library = load(name)
@@ -49,13 +49,13 @@ def main() -> None:
 
 
 def fill_laps(library: Library, task: Task) -> Any:
-    """Nanoseconds of each add, or of each few, of shape (laps, adds of a lap), to a buffer that is built for it."""
+    """Nanoseconds of each add or group of adds to a new buffer, of shape (laps, adds of a lap)."""
     together = TIMED_TOGETHER if task.lanes == 1 else 1
     count = task.capacity // task.lanes // together
     adds = adds_of_an_episode(library, task)
     for _ in range(FIRST_ADDS):
         next(adds)()
-    spent = np.full((LAPS, count), -1, np.int64)  # its pages are there before the clock runs
+    spent = np.full((LAPS, count), -1, np.int64)  # allocates its pages before the measurement
     clock = time.thread_time_ns
     for lap in spent:
         before = clock()
@@ -69,7 +69,7 @@ def fill_laps(library: Library, task: Task) -> Any:
 
 
 def adds_of_an_episode(library: Library, task: Task) -> Iterator[Call]:
-    """Calls that add the steps of an episode to an empty buffer, again and again; lanes end at different steps."""
+    """Calls that repeatedly add the steps of an episode to an empty buffer. Lanes end at different steps."""
     buffer = library.empty(task)
     steps = task.stretch(0, task.episode)
     if task.lanes == 1:
@@ -82,7 +82,7 @@ def adds_of_an_episode(library: Library, task: Task) -> Iterator[Call]:
 
 
 def _one_by_one(steps: Steps) -> list[Steps]:
-    """Steps of one lane as an environment gives them: arrays as observations, and Python's numbers."""
+    """Steps of one lane as an environment returns them: arrays as observations, and Python numbers."""
     action, reward, terminated, truncated = (
         column.tolist() for column in (steps.action, steps.reward, steps.terminated, steps.truncated)
     )

@@ -1,7 +1,7 @@
 """Draw the figures and write the tables of the documentation: ``python -m benchmarks.plot benchmarks/results.json``
 
-Everything in them is read from that file. The SVGs are put into a page as they are, so their lines and words take its
-colour; ``--format png`` draws them in black on white.
+All numbers are read from that file. The SVGs are embedded in a page, so their lines and text take its colour.
+``--format png`` draws them in black on white.
 """
 
 import argparse
@@ -26,7 +26,7 @@ NAMES = {
     "flashbax": "flashbax",
 }
 ACCENT = "#0a4bfe"
-"""Stands for the page's own."""
+"""A placeholder for the page's own colour."""
 STYLES = {
     "replaykit": (ACCENT, "o"),
     "cpprb": ("#d1600a", "s"),
@@ -55,9 +55,11 @@ CAPACITIES = {"1e4": 1e4, "1e5": 1e5, "1e6": 1e6, "1e7": 1e7}
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description="Figures and tables of a run.")
-    parser.add_argument("results", type=Path, help="what python -m benchmarks --output wrote")
+    parser.add_argument("results", type=Path, help="file written by python -m benchmarks --output")
     parser.add_argument("--output", type=Path, default=Path("docs/figures"), help="directory (default: %(default)s)")
-    parser.add_argument("--format", choices=("svg", "png"), default="svg", help="of the figures (default: %(default)s)")
+    parser.add_argument(
+        "--format", choices=("svg", "png"), default="svg", help="format of the figures (default: %(default)s)"
+    )
     options = parser.parse_args()
     results = json.loads(options.results.read_text())
     if "architecture" in results:  # a run of two versions
@@ -80,7 +82,7 @@ def main() -> None:
 
 
 def overview(rows: dict[str, Any]) -> tuple[Figure | None, str]:
-    """Each peer's time over replaykit's, for the usual workloads."""
+    """Each library's time relative to replaykit's, for common workloads."""
     shown = [key for key in OVERVIEW if key in rows][::-1]
     figure = Figure(figsize=(7.6, 0.42 * len(shown) + 1.3), layout="constrained")
     axes = figure.subplots()
@@ -108,7 +110,7 @@ def overview(rows: dict[str, Any]) -> tuple[Figure | None, str]:
 
 
 def capacity(rows: dict[str, Any]) -> tuple[Figure | None, str]:
-    """The prioritized cycle over the capacity, with warm and with cold caches."""
+    """The prioritized cycle against the capacity, with warm and with cold caches."""
     figure = Figure(figsize=(7.6, 3.6), layout="constrained")
     drawn = False
     for axes, suffix, title in zip(figure.subplots(1, 2, sharey=True), ("", "-cold"), ("warm", "cold"), strict=True):
@@ -137,7 +139,7 @@ def capacity(rows: dict[str, Any]) -> tuple[Figure | None, str]:
 
 
 def training(rows: dict[str, Any]) -> tuple[Figure | None, str]:
-    """A DQN step: its network, and what each library's replay adds to it."""
+    """A DQN step: the time of its network, and the time that each library's replay adds."""
     shown = [rows[key] for key in ("training-uniform", "training-per") if key in rows]
     figure = Figure(figsize=(7.6, 3.0), layout="constrained")
     for axes, row in zip(figure.subplots(1, max(len(shown), 1), sharex=True, squeeze=False)[0], shown, strict=False):
@@ -158,7 +160,7 @@ def training(rows: dict[str, Any]) -> tuple[Figure | None, str]:
 
 
 def save(figure: Figure, description: str, path: Path) -> None:
-    """As a file; an SVG without a background, in the page's colours, and with a title for those who cannot see it."""
+    """Save a figure. An SVG has no background, takes the page's colours, and has a title for screen readers."""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
         if path.suffix != ".svg":
             figure.savefig(path, dpi=150)
@@ -172,7 +174,7 @@ def save(figure: Figure, description: str, path: Path) -> None:
         'font-family: [^;"]*; ',
         ' id="[a-z0-9._]+_[0-9]+"',
     ):
-        svg = re.sub(unwanted, "", svg, flags=re.DOTALL)  # the page's style and fonts, and names that others have, too
+        svg = re.sub(unwanted, "", svg, flags=re.DOTALL)  # style and fonts come from the page, and ids may clash
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%" fill="currentColor"', svg, count=1)
     svg = svg.replace(">", f">\n <title>{description}</title>", 1)
     svg = svg.replace("#000000", "currentColor").replace(ACCENT, "var(--color-brand-primary, #0a4bff)")
@@ -217,7 +219,7 @@ def targets_table(targets: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def architecture_table(judged: list[dict[str, Any]]) -> list[list[str]]:
-    """What the architecture must reach, before and after."""
+    """The limits of the architecture, before and after."""
     lines = [["call", "before", "after", "ratio", "compared with", "target (at most)", ""]]
     for line in judged:
         unit = line["unit"].replace("us", "µs")
@@ -229,7 +231,7 @@ def architecture_table(judged: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def machine_table(results: dict[str, Any]) -> list[list[str]]:
-    """What the figures depend on besides the code, and how much they scatter."""
+    """The conditions of the run, and the spread of its figures."""
     lines = [["", ""]]
     for name, value in results["machine"].items():
         lines.append([name, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)])

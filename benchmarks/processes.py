@@ -1,4 +1,4 @@
-"""Measurements that need a process of their own."""
+"""Measurements that need separate processes."""
 
 import json
 import os
@@ -12,18 +12,18 @@ from benchmarks.adapters.base import Library
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured in processes of its own: a library, or one version of replaykit.
+    """A library, or one version of replaykit, that is measured in separate processes.
 
     Parameters
     ----------
     name : str
-        Its name in the results.
+        The name in the results.
     library : str
         The name of its adapter.
     importing : str
-        The statement that imports what its replay buffers need.
+        The import statement for its replay buffers.
     checkout : str
-        The checkout that replaykit is imported from; empty: whichever Python finds.
+        The checkout that replaykit is imported from. Empty: the one that Python finds.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Subject:
 
     @classmethod
     def of(cls, library: Library) -> "Subject":
-        """A library as it is installed."""
+        """The installed version of a library."""
         return cls(library.name, library.name, library.importing)
 
     @property
@@ -42,12 +42,12 @@ class Subject:
         return self.library == "replaykit"
 
     def run(self, module: str, *arguments: str, **variables: str) -> dict[str, Any]:
-        """What ``benchmarks.<module> LIBRARY CHECKOUT ARGUMENTS...`` prints last, as JSON."""
+        """The last line that ``benchmarks.<module> LIBRARY CHECKOUT ARGUMENTS...`` prints, decoded from JSON."""
         return run("-m", f"benchmarks.{module}", self.library, self.checkout, *arguments, **variables)
 
 
 def run(*arguments: str, **variables: str) -> dict[str, Any]:
-    """What Python, run with these arguments and environment variables, prints last, as JSON."""
+    """Run Python with these arguments and environment variables. Returns its last line, decoded from JSON."""
     environment = os.environ | variables | {"PYTHONWARNINGS": "ignore"}
     done = subprocess.run([sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

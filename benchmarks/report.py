@@ -1,4 +1,4 @@
-"""The figures as text. ``python -m benchmarks.report FILE`` prints those that a run has written."""
+"""The figures as text. ``python -m benchmarks.report FILE`` prints those of a saved run."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ def section_text(section: dict[str, Any]) -> str:
 
 
 def targets_text(targets: list[dict[str, Any]]) -> str:
-    """Every target, met or missed."""
+    """Every target, and whether it is met."""
     lines = [f"\n== Targets: ratios of replaykit's figures\n{'':56}{'value':>8}{'must':>8}{'best seen':>11}"]
     for target in targets:
         best = "" if target["best seen"] is None else f"{target['best seen']:g}"
@@ -39,7 +39,7 @@ def targets_text(targets: list[dict[str, Any]]) -> str:
 
 
 def versions_text(section: dict[str, Any]) -> str:
-    """Every row of a section before and after."""
+    """Every row of a section, before and after."""
     lines = [f"\n== {section['title']}", f"{'':52}{'before':>10}{'after':>10}{'ratio':>8}{'10-90 %':>15}"]
     for row in section["rows"]:
         figures = row["figures"]
@@ -55,7 +55,7 @@ def versions_text(section: dict[str, Any]) -> str:
 
 
 def architecture_text(table: list[dict[str, Any]]) -> str:
-    """Every line of the table of what the architecture must reach, met or missed."""
+    """Every limit of the architecture, and whether it is met."""
     head = f"{'':52}{'before':>10}{'after':>10}{'ratio':>8}{'10-90 %':>15}{'must':>6}          over"
     lines = [f"\n== What the architecture must reach\n{head}"]
     for line in table:
@@ -85,7 +85,7 @@ def _number(value: float) -> str:
 
 
 def main() -> None:
-    """Print the file that the command line names."""
+    """Print the file given on the command line."""
     content = json.loads(Path(sys.argv[1]).read_text())
     is_of_versions = "architecture" in content
     for section in content["sections"]:

@@ -1,8 +1,8 @@
-"""What a checkpoint costs: ``python -m benchmarks.saving LIBRARY CHECKOUT ROUNDS``
+"""The cost of a checkpoint: ``python -m benchmarks.saving LIBRARY CHECKOUT ROUNDS``
 
-A prioritized buffer of a million transitions (17 float32 and an action of 6) is saved to a new directory, saved again
-after 1,000 more were added, and loaded. Beside that, in the same rounds: ``numpy.save`` of as many bytes in one file,
-written through to the disk, and a pickle of the buffer, likewise. Prints seconds, as JSON.
+A prioritized buffer of one million transitions (17 float32 and an action of 6) is saved to a new directory, saved again
+after 1,000 adds, and loaded. For comparison, in the same rounds: ``numpy.save`` of the same number of bytes to one
+file, and a pickle of the buffer, both flushed to the disk. Prints seconds as JSON.
 """
 
 import json
@@ -25,7 +25,7 @@ CAPACITY, PART, LATER = 1_000_000, 10_000, 1_000
 
 
 def main() -> None:
-    """Print the seconds of each round, by what was done."""
+    """Print the seconds of each round, by operation."""
     checkout, rounds = sys.argv[2], int(sys.argv[3])
     import_replaykit(checkout)
     from replaykit import Field, PrioritizedBuffer, Spec
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def steps(rng: np.random.Generator, count: int) -> dict[str, Any]:
-    """So many transitions of noise."""
+    """`count` transitions of noise."""
     obs = rng.random((2, count, 17), np.float32)
     ended = rng.random((2, count)) < 0.005
     fields = {"obs": obs[0], "action": rng.random((count, 6), np.float32), "reward": rng.random(count, np.float32)}
@@ -65,7 +65,7 @@ def steps(rng: np.random.Generator, count: int) -> dict[str, Any]:
 
 
 def write(path: Path, call: Callable[[Any], Any]) -> None:
-    """Write a file through to the disk."""
+    """Write a file and flush it to the disk."""
     with open(path, "wb") as file:
         call(file)
         file.flush()

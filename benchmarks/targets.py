@@ -1,4 +1,4 @@
-"""What replaykit promised: ratios between figures of one run, and the best that an experiment has shown."""
+"""Targets of replaykit: ratios between figures of one run, and the best ratio seen in an experiment."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ Place = tuple[str, str]
 
 @dataclass(frozen=True)
 class Target:
-    """A figure of replaykit must be at most `must` times another one; if there is no other, `must` itself."""
+    """A figure of replaykit must be at most `must` times another figure, or at most `must` if there is no other."""
 
     title: str
     row: str
@@ -68,11 +68,11 @@ TARGETS = (
 )
 FASTEST_PEER, FASTEST_PEER_OF_IMAGES = 0.5, 0.8
 NOT_AGAINST_PEERS = "import first-batch memory training add-4 extend-4096 frame threads saving tensors sb3"
-"""Rows without such a promise, by the beginnings of their keys."""
+"""Rows without such a target, by the prefixes of their keys."""
 
 
 def judge(sections: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every target of which the figures are there, met or missed; last, each row against its fastest peer."""
+    """Every target with available figures, and whether it is met; last, each row against the fastest other library."""
     rows = {row["key"]: row for section in sections for row in section["rows"]}
     judged = []
     for target in TARGETS:

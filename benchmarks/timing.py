@@ -1,4 +1,4 @@
-"""How a call is timed: in turn with all others, in many short rounds, with caches warm or cold."""
+"""Timing: calls take turns in many short rounds, with warm or cold caches."""
 
 import contextlib
 import gc
@@ -14,19 +14,19 @@ from benchmarks.adapters.base import Call
 from benchmarks.machine import another_core
 
 SLICE = 0.015
-"""Seconds that a workload is called for in a round."""
+"""Seconds of a workload's calls in a round."""
 
 TURNS, TURN = 5, 0.005
-"""Two versions take so many turns each in a round, of so many seconds."""
+"""Number of turns of each of two versions in a round, and the seconds of a turn."""
 
 FIRST_CALLS = 3, 10, 10, 10
-"""Calls before the first round: everything is compiled, and the fastest show how many calls a round may have."""
+"""Number of calls before the first round. They compile everything, and the fastest determine the calls per round."""
 
 FIRST_PART = 10
-"""A round begins with a tenth of its calls that are not timed."""
+"""A round begins with untimed calls, a tenth of its number."""
 
 COLD_CALLS = 7
-"""Calls of a cold workload in a round."""
+"""Number of calls of a cold workload in a round."""
 
 EVICTED_BYTES = 64 * 2**20
 LOW, SPREAD = 20, (10, 90)
@@ -39,8 +39,8 @@ SEEDS = np.random.SeedSequence(0)
 class Fresh:
     """New arguments for each call of a workload, drawn before the round: ``fresh.take()``.
 
-    ``draw(rng, calls)`` returns those of so many calls. Each supply has a stream of its own: with the same numbers in
-    two workloads, an update would find the priority that it sets, and some trees stop there.
+    ``draw(rng, calls)`` returns the arguments of `calls` calls. Each object has its own random stream. With the same
+    numbers in two workloads, an update would not change the priority, and some trees then stop early.
     """
 
     def __init__(self, draw: Callable[[np.random.Generator, int], Any]) -> None:
@@ -49,15 +49,15 @@ class Fresh:
         self.take: Call = iter(()).__next__
 
     def prepare(self, calls: int) -> None:
-        """Draw for so many calls."""
+        """Draw the arguments of `calls` calls."""
         self.take = iter(list(self.draw(self.rng, calls))).__next__
 
 
 @dataclass
 class Workload:
-    """A call to be timed, and the arguments that are drawn for it beforehand.
+    """A call to be timed, and the arguments that are drawn for it in advance.
 
-    `beside` is what a second thread calls again and again meanwhile.
+    `beside` is a call that a second thread repeats in the meantime.
     """
 
     call: Call
@@ -65,16 +65,16 @@ class Workload:
     beside: Call | None = None
 
     def prepare(self, calls: int) -> None:
-        """Make ready for so many calls; not timed."""
+        """Prepare `calls` calls. This is not timed."""
         for supply in self.fresh:
             supply.prepare(calls)
 
 
 @dataclass
 class Row:
-    """One workload on every library that has it, and the floors: what the machine needs at least for the same.
+    """One workload for every library that has it, and the floors: the minimum that the machine needs for it.
 
-    The first floor is the one that ratios are told to.
+    Ratios are given relative to the first floor.
     """
 
     key: str
@@ -86,15 +86,15 @@ class Row:
 
     @property
     def everything(self) -> dict[str, Workload]:
-        """All that is timed."""
+        """All timed workloads."""
         return self.workloads | self.floors
 
 
 @dataclass
 class Measured:
-    """A row after its measurement: the values of all rounds of each library, floor or version.
+    """A row after its measurement: the values of all rounds for each library, floor or version.
 
-    Round k of one name is measured beside round k of every other name.
+    Round k of all names is measured together.
     """
 
     key: str
@@ -105,7 +105,7 @@ class Measured:
     absent: dict[str, str] = field(default_factory=dict)
 
     def figures(self) -> dict[str, Any]:
-        """The row as it is reported and saved, with a low percentile of each name's rounds."""
+        """The row for reports and files, with a low percentile of each name's rounds."""
         return {
             "key": self.key,
             "title": self.title,
@@ -116,10 +116,10 @@ class Measured:
 
 
 class Timer:
-    """Times the workloads of some rows. A new timer calls each of them a few times, so that all is compiled.
+    """Times the workloads of some rows. A new timer calls each a few times, so that everything is compiled.
 
-    The clock is the wall's, since some libraries work in several threads. The CPU time of this thread, which does not
-    count what other processes do, is the better one where none does.
+    The default clock is the wall clock, since some libraries use several threads. If none does, the CPU time of this
+    thread is better, because it excludes other processes.
     """
 
     def __init__(self, rows: list[Row], seconds: float = SLICE, clock: Clock = time.perf_counter) -> None:
@@ -133,7 +133,7 @@ class Timer:
         }
 
     def _calls(self, row: Row, workload: Workload, seconds: float) -> int:
-        """Calls of a workload in so many seconds. Calling it to find out also compiles everything."""
+        """The number of calls of a workload in `seconds` seconds. Measuring it also compiles everything."""
         fastest = np.inf
         with second_thread(workload.beside):
             for count in FIRST_CALLS:
@@ -144,9 +144,9 @@ class Timer:
     def time(self, key: str, name: str) -> float:
         """Microseconds of a call in one round.
 
-        A warm workload is called for the timer's seconds, and the result is the mean; before that it is called some
-        more times, until the caches hold its data. A cold one is called a few times, each time after the caches were
-        swept, and the result is the median.
+        A warm workload is first called some times, until the caches hold its data. Then it is called for the timer's
+        seconds, and the result is the mean. A cold workload is called a few times, each time after flushing the caches,
+        and the result is the median.
         """
         row, count = self.rows[key], self.calls[key, name]
         workload, first_calls = row.everything[name], 0 if row.cold else 1 + count // FIRST_PART
@@ -171,7 +171,7 @@ class Timer:
 
 @contextlib.contextmanager
 def second_thread(call: Call | None) -> Iterator[None]:
-    """A time in which another thread, on another core if there is one, calls `call` again and again."""
+    """A context in which another thread, on another core if there is one, repeats `call`."""
     if call is None:
         yield
         return
@@ -196,7 +196,7 @@ def second_thread(call: Call | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def few_objects() -> Iterator[None]:
-    """A time in which the garbage collector does not look at the objects that exist at its start."""
+    """A context in which the garbage collector ignores the objects that exist at its start."""
     gc.collect()
     gc.freeze()
     try:
@@ -208,8 +208,8 @@ def few_objects() -> Iterator[None]:
 def measure(rows: list[Row], rounds: int, tick: Callable[[], Any], clock: Clock = time.perf_counter) -> list[Measured]:
     """The rows with their times in microseconds.
 
-    A round goes through all rows, and in each through all names, beginning with another one each time. `tick` is called
-    after each.
+    A round goes through all rows, and in each row through all names, starting with a different one each time. `tick` is
+    called after each.
     """
     timer = Timer(rows, clock=clock)
     measured = {row.key: measured_of(row, list(row.everything)) for row in rows}
@@ -226,7 +226,7 @@ def measure(rows: list[Row], rounds: int, tick: Callable[[], Any], clock: Clock 
 
 
 def measured_of(row: Row, names: list[str]) -> Measured:
-    """The row without values yet, in microseconds, for these names."""
+    """The row without values, in microseconds, for these names."""
     return Measured(row.key, row.title, "us", {name: [] for name in names}, tuple(row.floors), row.absent)
 
 
@@ -238,6 +238,6 @@ def _warm(call: Call, count: int, clock: Clock) -> float:
 
 
 def figure(values: list[float], unit: str, percentile: float = LOW) -> dict[str, Any]:
-    """A percentile of the rounds, and their spread."""
+    """A percentile of the rounds and their spread."""
     value, low, high = (round(float(np.percentile(values, p)), 4) for p in (percentile, *SPREAD))
     return {"value": value, "low": low, "high": high, "unit": unit, "rounds": len(values)}

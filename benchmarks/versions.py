@@ -1,12 +1,12 @@
 """Two versions of replaykit measured in one run: ``python -m benchmarks --before CHECKOUT``
 
-Each version is imported by a worker process of its own, and both run the benchmarks of this checkout. The workers take
-turns, row by row: what a row costs before is measured within milliseconds of what it costs after. In a round each has
-several short turns, of which the fastest counts. So the ratio of a round is little disturbed by what else the machine
-does, and the ratio of a row is the median of its rounds.
+Each version is imported in a separate worker process, and both run the benchmarks of this checkout. The workers take
+turns, row by row, so that both versions of a row are measured within milliseconds. In a round each has several short
+turns, of which the fastest counts. Other work on the machine therefore has little influence on the ratio of a round.
+The ratio of a row is the median over its rounds.
 
-Where a process has its memory can make a call faster or slower for as long as the process lives. So the workers are
-started anew several times. Times are CPU times of the thread, since replaykit works in one.
+The memory layout of a process can make a call faster or slower during its whole life. The workers are therefore
+restarted several times. Times are CPU times of the thread, since replaykit uses one thread.
 """
 
 import json
@@ -24,11 +24,11 @@ from benchmarks.timing import TURNS, Measured, figure
 MEDIAN = 50
 NAMES = BEFORE, AFTER = "before", "after"
 ROUNDS_OF_A_LAUNCH = 8
-"""At most, before the workers are started anew."""
+"""Maximum number of rounds before the workers are restarted."""
 
 
 class Worker:
-    """The other end of a worker process, which has a section's rows of one version."""
+    """A worker process with the rows of a section, for one version."""
 
     def __init__(self, checkout: str, section: str, quick: bool) -> None:
         self.process = subprocess.Popen(
@@ -61,14 +61,14 @@ class Worker:
 
 
 class Versions:
-    """Both versions, and how sections are measured with them."""
+    """Both versions. Measures sections with them."""
 
     def __init__(self, before: str) -> None:
         self.checkouts = {BEFORE: before, AFTER: str(HERE)}
         self.subjects = [Subject(name, "replaykit", "import replaykit", path) for name, path in self.checkouts.items()]
 
     def measure(self, section: str, rounds: int, quick: bool, progress: Callable[[str, int], Any]) -> list[Measured]:
-        """The rows of a section; their values are those of the names before and after, and of floors."""
+        """The rows of a section, with values for "before", "after" and the floors."""
         if section in TIMED:
             return self._timed(section, rounds, quick, progress)
         module = IN_PROCESSES[section][1]
@@ -99,7 +99,7 @@ def _rows_of(workers: dict[str, Worker]) -> list[list[dict[str, Any]]]:
 
 
 def _measured(before: dict[str, Any], after: dict[str, Any]) -> Measured:
-    """A row without values, from what both workers have of it."""
+    """A row without values, from the descriptions of both workers."""
     row = Measured(after["key"], after["title"], "us", floors=tuple(after["floors"]))
     for name, has in zip(NAMES, (before, after), strict=True):
         if has["has replaykit"]:
@@ -111,7 +111,7 @@ def _measured(before: dict[str, Any], after: dict[str, Any]) -> Measured:
 
 
 def _measure_round(rows: list[Measured], workers: dict[str, Worker], turn: int) -> None:
-    """Both versions of each row, in another order each time; floors are the same, and measured beside the later one."""
+    """Measure both versions of each row, in a different order each time, and the floors with the later version."""
     for row in rows:
         names = list(row.values)
         places = {name: (workers[AFTER], name) for name in row.floors}
@@ -126,7 +126,7 @@ def _measure_round(rows: list[Measured], workers: dict[str, Worker], turn: int) 
 
 
 def compared(row: Measured) -> dict[str, Any]:
-    """The row as it is reported and saved: medians of both versions and of floors, and the ratio after/before."""
+    """The row for reports and files: medians of both versions and of floors, and the ratio after/before."""
     figures = {name: figure(values, row.unit, MEDIAN) for name, values in row.values.items()}
     if all(name in figures for name in NAMES):
         figures["ratio"] = figure(ratios(row.values[AFTER], row.values[BEFORE]), "x", MEDIAN)

@@ -1,7 +1,7 @@
-"""One version of replaykit in a process of its own: ``python -m benchmarks.worker CHECKOUT SECTION QUICK``
+"""One version of replaykit in a separate process: ``python -m benchmarks.worker CHECKOUT SECTION QUICK``
 
-It prints what the section's rows hold, in a line of JSON. Then, for each line of the standard input, which names a row
-and a workload in it, it prints the microseconds of a call in one turn. See `benchmarks.versions`.
+It prints the contents of the section's rows as a line of JSON. Then, for each line of the standard input, which names a
+row and one of its workloads, it prints the microseconds of a call in one turn. See `benchmarks.versions`.
 """
 
 import gc
@@ -16,7 +16,7 @@ from benchmarks.checkouts import import_replaykit
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else is printed goes where errors go
+    os.dup2(2, 1)  # all other output goes to the standard error
     checkout, section, quick = sys.argv[1:]
     import_replaykit(checkout)
 

@@ -1,4 +1,4 @@
-"""Save a run now and then, so that it can be killed at any moment and resumed exactly."""
+"""Save a run regularly, so that it can be killed at any moment and resumed exactly."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -13,14 +13,14 @@ from replaykit import Replay
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A directory with the last checkpoint of a run: the buffer and the rest of the agent, always of the same moment.
+    """A directory with the last checkpoint of a run: the buffer and the rest of the agent, always from the same moment.
 
-    `buffer.save` replaces the saved buffer in one step, at its end. So the agent is written first, to a new file whose
-    name says how many transitions had been added. The saved buffer then shows which of these files belongs to it.
+    `buffer.save` replaces the saved buffer atomically, at its end. The agent is therefore written first, to a new file
+    whose name contains the number of added transitions. This number shows which file belongs to the saved buffer.
     """
 
     path: Path
-    options: dict[str, Any]  # which the resumed run must have, too
+    options: dict[str, Any]  # the resumed run must have the same
 
     def exists(self) -> bool:
         """Whether a run can be resumed from here."""
@@ -36,12 +36,12 @@ class Checkpoint:
             torch.save(agent, file)
             file.flush()
             os.fsync(file.fileno())  # on the disk before the buffer is
-        buffer.save(self.path / "buffer")  # from here on, this checkpoint counts
+        buffer.save(self.path / "buffer")  # from here on, this is the current checkpoint
         for other in set(self.path.glob("agent-*.pt")) - {self._file_of(buffer)}:
             other.unlink()
 
     def load(self, buffer: Replay, rng: np.random.Generator, history: Any, parts: dict[str, Any]) -> None:
-        """Continue from the last checkpoint: change everything to what it was then."""
+        """Load the last checkpoint: restore everything in place."""
         buffer.load(self.path / "buffer")
         agent = torch.load(self._file_of(buffer), weights_only=True)
         for name, value in self.options.items():

@@ -1,8 +1,8 @@
 """Deep Q-learning on any replay buffer, to be read from top to bottom.
 
-The agent never asks which buffer it holds. Each batch has `weights` (1 where nothing is prioritized) and
-`discount` (gamma per step of the n-step window; 0 where the episode terminated, but not where a time limit
-cut it off), and each buffer takes `update_priorities`. So the loss is the same for every kind of replay.
+The agent does not depend on the kind of buffer. Each batch has `weights` (1 without priorities) and `discount`
+(gamma per step of the n-step window; 0 where the episode terminated, but not at a time limit). Each buffer
+accepts `update_priorities`. The loss is therefore the same for every kind of replay.
 
 Shapes in the comments: B batch, E parallel environments, D observation, A actions.
 
@@ -31,22 +31,22 @@ from replaykit.diagnostics import ReplayMonitor
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to train. What concerns replay (capacity, gamma, n_step, alpha, beta) is the buffer's."""
+    """How to train. The buffer has the settings of replay: capacity, gamma, n_step, alpha and beta."""
 
-    total_timesteps: int = 40_000  # environment steps at most, all parallel environments together
+    total_timesteps: int = 40_000  # maximum number of environment steps, summed over parallel environments
     learning_starts: int = 1_000  # steps before the first update
     train_every: int = 4  # steps from one round of updates to the next
-    updates: int = 2  # batches in a round
+    updates: int = 2  # batches per round
     batch_size: int = 64
     learning_rate: float = 1e-3
     max_grad_norm: float = 10.0
     hidden: int = 128  # units in each of the two hidden layers
-    double: bool = True  # Double DQN: the online network chooses the next action, the target network rates it
+    double: bool = True  # Double DQN: the online network chooses the next action, the target network evaluates it
     target_every: int = 1  # updates between two moves of the target network ...
     target_rate: float = 0.02  # ... and how far it moves towards the online one; 1 copies it
     epsilon_end: float = 0.04  # share of random actions after ...
-    epsilon_steps: int = 6_400  # ... falling linearly from 1 in so many steps
-    eval_every: int = 1_000  # steps between two greedy evaluations, from which the best weights are chosen
+    epsilon_steps: int = 6_400  # ... decreasing linearly from 1 over this many steps
+    eval_every: int = 1_000  # steps between two greedy evaluations, which select the best weights
     eval_episodes: int = 100
     stop_at: float = float("inf")  # stop as soon as an evaluation has this mean return
     save_every: int = 5_000  # steps between two checkpoints, if there are any
@@ -58,17 +58,17 @@ class Settings:
 
 @dataclass
 class History:
-    """What happened, as pairs of the environment step and a number."""
+    """The record of a training run: pairs of the environment step and a number."""
 
-    returns: list[tuple[int, float]] = field(default_factory=list)  # of each training episode, random actions included
+    returns: list[tuple[int, float]] = field(default_factory=list)  # of each training episode, including random actions
     evaluations: list[tuple[int, float]] = field(default_factory=list)  # mean return of greedy episodes
     losses: list[tuple[int, float]] = field(default_factory=list)  # mean weighted Huber loss of each round of updates
-    betas: list[tuple[int, float]] = field(default_factory=list)  # exponent of the weights, where there is one
+    betas: list[tuple[int, float]] = field(default_factory=list)  # exponent of the weights, if there is one
     steps: int = 0  # steps taken, ...
-    saved: int = 0  # ... those at the last checkpoint, ...
-    best_step: int = 0  # ... and those after which the returned weights were reached
+    saved: int = 0  # ... at the last checkpoint, ...
+    best_step: int = 0  # ... and at the returned weights
     best_return: float = -float("inf")  # of these weights, in their evaluation
-    batches: int = 0  # learned from
+    batches: int = 0  # used for learning
 
     @property
     def evaluated(self) -> int:
@@ -105,13 +105,13 @@ def update(
     settings: Settings,
     monitor: ReplayMonitor | None = None,
 ) -> float:
-    """Learn from one batch, and tell the buffer how wrong each prediction was; returns the loss."""
+    """Learn from one batch and update its priorities. Returns the loss."""
     batch = buffer.sample(settings.batch_size).to_torch()  # obs and next_obs (B, D), everything else (B,)
     with torch.no_grad():
         next_values = target_net(batch.next_obs)  # (B, A)
         choice = q_net(batch.next_obs) if settings.double else next_values  # (B, A)
         q_next = next_values.gather(1, choice.argmax(1, keepdim=True)).squeeze(1)  # (B,)
-        target = batch.reward + batch.discount * q_next  # (B,): right for any n_step, and at every kind of end
+        target = batch.reward + batch.discount * q_next  # (B,): correct for any n_step and every kind of episode end
     q = q_net(batch.obs).gather(1, batch.action.unsqueeze(1)).squeeze(1)  # (B,)
     loss = (batch.weights * F.smooth_l1_loss(q, target, reduction="none")).mean()
 
@@ -129,16 +129,16 @@ def update(
 
 @torch.no_grad()
 def move_target(target_net: QNetwork, q_net: QNetwork, rate: float) -> None:
-    """Move the target network towards the online one, all the way if `rate` is 1."""
+    """Move the target network towards the online one; copy it if `rate` is 1."""
     for slow, fast in zip(target_net.parameters(), q_net.parameters(), strict=True):
         slow.lerp_(fast, rate)
 
 
 def evaluate(q_net: QNetwork, env_id: str, episodes: int, seed: int) -> npt.NDArray[np.float64]:
-    """The returns of greedy episodes, in environments of their own; shape (episodes,).
+    """The returns of greedy episodes, in separate environments; shape (episodes,).
 
-    Each parallel environment plays one episode to its end; what it plays after that, while others go on, does
-    not count. Taking the first `episodes` to finish instead would favour short ones.
+    Each parallel environment plays one episode. Later episodes, played while others continue, do not count. The
+    first `episodes` episodes to finish would be biased towards short ones.
     """
     env = gymnasium.make_vec(env_id, num_envs=episodes)
     obs, _ = env.reset(seed=seed)
@@ -163,12 +163,12 @@ def train(
     monitor: ReplayMonitor | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[QNetwork, History]:
-    """Train on `env`, single or vector; returns the network with the best weights seen, and what happened.
+    """Train on `env`, single or vector. Returns the network with the best weights, and the history.
 
-    Ctrl-C ends training early, and what was reached until then is returned. With a `checkpoint`, everything is saved
-    there every `save_every` steps, and training starts from what is saved there.
+    Ctrl-C ends training early; the results so far are returned. With a `checkpoint`, everything is saved there every
+    `save_every` steps, and training starts from the saved state.
     """
-    torch.manual_seed(seed)  # the initial weights: nothing else draws from torch, and exploration from `rng`
+    torch.manual_seed(seed)  # for the initial weights only; exploration draws from `rng`
     is_vector = isinstance(env, gymnasium.vector.VectorEnv)
     num_envs = env.num_envs if is_vector else 1
     lanes = (num_envs,) if is_vector else ()  # shape of an action, a reward, a flag: (E,) or a scalar
@@ -188,7 +188,7 @@ def train(
     try:
         obs, _ = env.reset(seed=seed + history.steps)  # (D,) or (E, D)
         while history.steps < settings.total_timesteps:
-            # Act: at random with probability epsilon, else greedily
+            # Act: randomly with probability epsilon, else greedily
             epsilon = 1.0 - (1.0 - settings.epsilon_end) * min(history.steps / settings.epsilon_steps, 1.0)
             explore, random_action = rng.random(lanes) < epsilon, rng.integers(actions, size=lanes)
             action = np.where(explore, random_action, q_net.greedy(obs))
@@ -204,7 +204,7 @@ def train(
                 history.returns.append((history.steps, float(running_returns[lane])))
                 running_returns[lane] = 0.0
 
-            # Learn: as many batches as are due by now, whatever the number of environments
+            # Learn: all batches that are due by now, independent of the number of environments
             losses = []
             while history.batches < settings.batches_by(history.steps):
                 losses.append(update(q_net, target_net, optimizer, buffer, settings, monitor))
@@ -226,8 +226,8 @@ def train(
             if history.steps % 200 < num_envs:
                 show(bar, history, buffer)
 
-            # Save. An environment cannot be saved in the middle of an episode, so a single one plays its episode to
-            # the end, and the episodes of parallel ones are cut off. Then all start anew, as they do in a resumed run
+            # Save. An environment cannot be saved in the middle of an episode. A single one therefore finishes its
+            # episode, and the episodes of parallel ones are cut off. Then all are reset, as in a resumed run
             is_due = history.steps >= history.saved + settings.save_every
             if checkpoint is not None and is_due and (is_vector or done.all()):
                 history.saved = history.steps
@@ -235,7 +235,7 @@ def train(
                 obs, _ = env.reset(seed=seed + history.steps)
                 running_returns[:] = 0.0
     except KeyboardInterrupt:
-        bar.write("Interrupted: going on with the best weights so far.")
+        bar.write("Interrupted: continuing with the best weights so far.")
     show(bar, history, buffer)
     bar.close()
     if not history.evaluations:  # interrupted before the first
@@ -244,17 +244,17 @@ def train(
 
 
 def show(bar: Any, history: History, buffer: Replay) -> None:
-    """Write beside the progress bar what is most worth watching.
+    """Show the most important numbers beside the progress bar.
 
     return
-        Mean of the last 20 training episodes. Random actions keep it well below what the greedy policy gets.
+        Mean of the last 20 training episodes. Random actions keep it well below the return of the greedy policy.
     eval
-        Mean of the last greedy evaluation: what it is all about.
+        Mean of the last greedy evaluation: the number to maximise.
     loss
-        Weighted Huber loss, mean of the last 50 rounds. It grows with the returns, because values and so
-        their errors grow; one that explodes says that learning diverges.
+        Weighted Huber loss, mean of the last 50 rounds. It grows with the returns, because larger values have
+        larger errors. If it explodes, learning diverges.
     beta
-        How much of the bias of prioritized draws is corrected: goes to 1 over the whole of training.
+        Strength of the correction for prioritized draws: increases to 1 during training.
     """
     beta = buffer.stats().get("beta")
     shown = {

@@ -5,15 +5,14 @@
     python examples/dqn_cartpole.py --env MountainCar-v0
     python examples/dqn_cartpole.py --resume
 
-A run takes half a minute or less on an idle core, MountainCar up to two. It ends with 100 greedy episodes that neither
-training nor the choice of the weights has seen, and saves a picture of the learning curve. With --monitor it also saves
-one of the health of the replay, and says in words what is wrong with it.
+A run takes half a minute or less on an idle core, MountainCar up to two minutes. It ends with 100 greedy episodes that
+were used neither for training nor for choosing the weights, and saves a picture of the learning curve. With --monitor
+it also saves a picture of the health of the replay and prints warnings.
 
 With --resume everything is saved every 5,000 steps, beside the picture or in --checkpoint DIRECTORY. You can kill the
-run at any moment and start it again with --resume. It continues from the last checkpoint, and has the same returns,
-losses and weights as a run that was never stopped, bit for bit on the same machine. An environment cannot be saved in
-the middle of an episode. So at each checkpoint new episodes begin, from a seed of their own, whether the run is stopped
-there or not.
+run at any moment and start it again with --resume. It continues from the last checkpoint. On the same machine, its
+returns, losses and weights are identical to those of an uninterrupted run. An environment cannot be saved in the middle
+of an episode. New episodes therefore begin at each checkpoint, from their own seed, whether or not the run is stopped.
 """
 
 import argparse
@@ -38,16 +37,16 @@ TEST_EPISODES = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Settings that solve an environment: the agent's, and those of the buffer."""
+    """Settings that solve an environment, for the agent and the buffer."""
 
     settings: Settings = field(default_factory=Settings)
     capacity: int = 100_000
     gamma: float = 0.99
-    alpha: float = 0.6  # how much priorities count
+    alpha: float = 0.6  # strength of prioritization
 
 
-# An evaluation that reaches `stop_at` ends training. A target network that moves twice as fast learns CartPole faster
-# from prioritized replay, but its values diverged in some runs with combined replay
+# An evaluation that reaches `stop_at` ends training. With a target network that moves twice as fast, prioritized replay
+# learns CartPole faster, but values diverged in some runs with combined replay
 TASKS = {
     "CartPole-v1": Task(settings=Settings(stop_at=495.0)),
     "Acrobot-v1": Task(settings=Settings(total_timesteps=60_000, eval_every=2_000, epsilon_end=0.05, stop_at=-85.0)),
@@ -73,7 +72,7 @@ TASKS = {
 
 
 def make_buffer(kind: str, env: Any, task: Task, n_step: int, seed: np.random.SeedSequence) -> Replay:
-    """A buffer for the transitions of `env`. This is the only place that knows which it is."""
+    """A buffer for the transitions of `env`. Only this function depends on the kind of buffer."""
     capacity = task.capacity
     shared: dict[str, Any] = {"n_step": n_step, "gamma": task.gamma, "seed": seed}
     if kind == "latest":
@@ -89,8 +88,8 @@ def make_buffer(kind: str, env: Any, task: Task, n_step: int, seed: np.random.Se
 
 
 def plot(history: History, test_returns: Any, threshold: float | None, title: str, path: Path) -> None:
-    """The returns, and below them the weighted Huber loss and, where there is one, beta."""
-    figure = Figure(figsize=(8, 6), layout="constrained")  # not pyplot's: no window, no global state
+    """Plot the returns, and below them the weighted Huber loss and beta, if there is one."""
+    figure = Figure(figsize=(8, 6), layout="constrained")  # without pyplot: no window, no global state
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     if history.returns:
         steps, returns = np.array(history.returns).T
@@ -124,21 +123,21 @@ def plot(history: History, test_returns: Any, threshold: float | None, title: st
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The options, checked as far as they can be without the environment."""
+    """Parse the options and check them."""
     parser = argparse.ArgumentParser(description="DQN on a replay buffer of replaykit.", allow_abbrev=False)
     add = parser.add_argument
-    add("--env", default="CartPole-v1", help=f"{', '.join(TASKS)}, or another of discrete actions")
+    add("--env", default="CartPole-v1", help=f"{', '.join(TASKS)}, or another environment with discrete actions")
     add("--buffer", choices=BUFFERS, default="prioritized", help="default: %(default)s")
-    add("--n-step", type=at_least(1), default=1, help="rewards in a target (default: %(default)s)")
-    add("--num-envs", type=at_least(1), default=1, help="stepped together (default: %(default)s)")
-    add("--total-timesteps", type=at_least(1), help="at most, of all environments together")
-    add("--no-double", action="store_true", help="plain DQN rather than Double DQN")
-    add("--seed", type=at_least(0), default=0, help="of everything (default: %(default)s)")
-    add("--monitor", action="store_true", help="watch the replay: a second picture, and warnings in words")
-    add("--checkpoint", type=Path, help="a directory to save the run in (default: with --resume, beside the picture)")
+    add("--n-step", type=at_least(1), default=1, help="number of rewards in a target (default: %(default)s)")
+    add("--num-envs", type=at_least(1), default=1, help="number of parallel environments (default: %(default)s)")
+    add("--total-timesteps", type=at_least(1), help="maximum number of steps of all environments together")
+    add("--no-double", action="store_true", help="use plain DQN instead of Double DQN")
+    add("--seed", type=at_least(0), default=0, help="random seed (default: %(default)s)")
+    add("--monitor", action="store_true", help="monitor the replay: save a second picture and print warnings")
+    add("--checkpoint", type=Path, help="directory to save the run in (default: with --resume, beside the picture)")
     add("--save-every", type=at_least(1), default=5_000, help="steps between checkpoints (default: %(default)s)")
-    add("--resume", action="store_true", help="continue from the checkpoint; start anew if there is none yet")
-    add("--output", type=Path, help="the picture (default: in runs/, beside this script)")
+    add("--resume", action="store_true", help="continue from the checkpoint, if there is one")
+    add("--output", type=Path, help="file for the picture (default: in runs/, beside this script)")
     options = parser.parse_args()
     try:
         check_environment(options.env)
@@ -157,7 +156,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def check_environment(env_id: str) -> None:
-    """Refuse what this agent cannot learn."""
+    """Raise ValueError for an environment that this agent does not support."""
     env = gymnasium.make(env_id)
     actions, observations = env.action_space, env.observation_space
     env.close()
@@ -170,7 +169,7 @@ def check_environment(env_id: str) -> None:
 
 
 def find_checkpoint(options: argparse.Namespace, settings: Settings) -> Checkpoint | None:
-    """Where to save the run, and to resume it from."""
+    """The checkpoint to save the run to and to resume it from."""
     if options.checkpoint is None:
         return None
     names = ("env", "buffer", "n_step", "num_envs", "seed")
@@ -185,7 +184,7 @@ def find_checkpoint(options: argparse.Namespace, settings: Settings) -> Checkpoi
 def main() -> None:
     """Train, evaluate, plot."""
     options = parse_arguments()
-    torch.set_num_threads(1)  # networks this small are slower on several
+    torch.set_num_threads(1)  # networks this small are slower with more threads
     task = TASKS.get(options.env, Task())
     steps = options.total_timesteps or task.settings.total_timesteps
     steps += -steps % options.num_envs  # whole steps of all environments
@@ -194,7 +193,7 @@ def main() -> None:
     )
     task = replace(task, settings=settings)
 
-    # Training, the choice of the weights and the final test share no episodes, and generators no streams
+    # Training, the choice of the weights and the final test use different episodes and independent random streams
     first = 1_000_000 * options.seed
     train_seed, eval_seed, test_seed = first, first + 500_000, first + 900_000
     buffer_seed, agent_seed = np.random.SeedSequence(options.seed).spawn(2)
@@ -228,7 +227,7 @@ def main() -> None:
         path = options.output.with_stem(f"{options.output.stem}-replay")
         monitor.plot().savefig(path, dpi=120)
         print(f"Health of the replay: {path}")
-        found = "nothing is wrong" if monitor.history else f"no batch was examined, as only one in {monitor.every} is"
+        found = "no warnings" if monitor.history else f"no batch was examined: only one in {monitor.every} is"
         print("\n".join(f"  - {warning}" for warning in monitor.warnings() or [found]))
 
 

@@ -1,4 +1,4 @@
-"""MountainCar as a task with a goal: hindsight asks for no more."""
+"""MountainCar as a task with a goal, which is all that hindsight needs."""
 
 from typing import Any, TypeAlias
 
@@ -14,11 +14,11 @@ FLAG, TOLERANCE = 0.55, 0.05  # MountainCar ends where its position is 0.5 to 0.
 
 
 class GoalMountainCar(gymnasium.Wrapper[Any, int, Any, int]):
-    """MountainCar as a task with a goal, the position to come to. Reward is 0 there, where the episode ends, else -1.
+    """MountainCar with a goal position. The reward is 0 at the goal, where the episode ends, and -1 elsewhere.
 
-    A goal is reached within TOLERANCE of it. Were it reached from any position to its right, then most goals of
-    hindsight would be behind the car already, reached by whatever it does, and teach nothing. No step is longer than
-    0.07, so none leaps over a goal; and FLAG is reached exactly where MountainCar ends.
+    A goal is reached within TOLERANCE of it. If every position to the right of a goal also counted, most goals of
+    hindsight would already be behind the car. Any action would reach them, and they would teach nothing. No step is
+    longer than 0.07, so a step cannot skip a goal. FLAG is reached exactly where MountainCar ends.
     """
 
     def __init__(self, env: gymnasium.Env[Any, int]) -> None:
@@ -41,7 +41,7 @@ class GoalMountainCar(gymnasium.Wrapper[Any, int, Any, int]):
 
     @staticmethod
     def observe(state: npt.NDArray[np.float32]) -> Obs:
-        """Position and velocity (2,), the position (1,), and where it should be (1,)."""
+        """Position and velocity (2,), the position (1,), and the goal position (1,)."""
         return {"observation": state, "achieved_goal": state[:1], "desired_goal": np.array([FLAG], np.float32)}
 
     @staticmethod
@@ -58,7 +58,7 @@ class GoalMountainCar(gymnasium.Wrapper[Any, int, Any, int]):
 
 
 def make_env(**options: Any) -> gymnasium.Env[Any, int]:
-    """What `gymnasium.make` makes of ENV_ID."""
+    """The environment that `gymnasium.make` creates for ENV_ID."""
     return GoalMountainCar(gymnasium.make("MountainCar-v0", max_episode_steps=TIME_LIMIT, **options))
 
 

@@ -1,14 +1,14 @@
-"""Flip bits until they equal a goal: DQN fails from about a dozen bits on, and with hindsight it does not.
+"""Flip bits until they equal a goal: plain DQN fails from about a dozen bits on, DQN with hindsight does not.
 
     python examples/her_bitflip.py
     python examples/her_bitflip.py --bits 10 20 30 --strategy future final --seeds 0 1 2
     python examples/her_bitflip.py --bits 50 --strategy future --cycles 5000
 
-For each number of bits it trains an agent with and one without `HindsightReplay`, plays fresh greedy episodes, prints a
-table and saves a picture like figure 1 of the paper. The default run takes three minutes on an idle core.
+For each number of bits, the script trains one agent with and one without `HindsightReplay`, plays new greedy episodes,
+prints a table and saves a picture like figure 1 of the paper. The default run takes three minutes on an idle core.
 
-There are 2^N states, and reward tells only the goal from the others, which nobody finds by chance. But each episode
-ends somewhere, and so shows how to get there: hindsight makes that the goal.
+There are 2^N states, and only the goal has a different reward. With many bits, no agent finds it by chance. But each
+episode ends in some state and shows how to reach it: hindsight replaces the goal by that state.
 
 Shapes in the comments: B batch, E parallel environments, N bits.
 
@@ -38,26 +38,26 @@ from replaykit import HindsightReplay, Replay, ReplayBuffer, record
 
 Obs: TypeAlias = dict[str, npt.NDArray[np.int8]]
 
-# Close to the paper's, but for how long to train
+# Close to the paper's settings, except for the length of training
 GAMMA = 0.98
-CAPACITY = 1_000_000  # at most; else what all of training stores
-EPISODES = 16  # in a cycle, played side by side: E
-UPDATES = 40  # in a cycle
+CAPACITY = 1_000_000  # at most; less if training stores fewer transitions
+EPISODES = 16  # per cycle, in parallel: E
+UPDATES = 40  # per cycle
 BATCH_SIZE = 128
 HIDDEN = 256
 LEARNING_RATE = 1e-3
 EPSILON = 0.2  # share of random actions in training
 TARGET_RATE = 0.05  # how far the target network moves after each cycle
-EVAL_EVERY, EVAL_EPISODES = 10, 500  # an evaluation every so many cycles ...
+EVAL_EVERY, EVAL_EPISODES = 10, 500  # an evaluation every EVAL_EVERY cycles ...
 STOP_AT = 0.99  # ... with this success ends training
 TEST_EPISODES = 1_000
 SOLVED = 0.95  # success in the final test that counts as solved
 
 
 class BitFlip(gymnasium.vector.VectorEnv[Obs, Any, npt.NDArray[Any]]):
-    """N bits and N that they should equal, drawn at random; an action flips one. Reward is 0 at the goal, else -1.
+    """N random bits and N random goal bits. An action flips one bit. The reward is 0 at the goal, else -1.
 
-    Episodes last N steps, enough for any goal. All environments begin and end together, by `reset`.
+    Episodes last N steps, enough for any goal. All environments begin and end together, and `reset` resets all.
     """
 
     def __init__(self, bits: int, num_envs: int) -> None:
@@ -79,12 +79,12 @@ class BitFlip(gymnasium.vector.VectorEnv[Obs, Any, npt.NDArray[Any]]):
         self.state[np.arange(self.num_envs), actions] ^= 1
         self.steps += 1
         reward = self.compute_reward(self.state, self.goal, {})  # (E,)
-        # The end is a time limit: what the bits are then is worth as much as at any other time
+        # The end is a time limit: the state keeps its value
         terminated, truncated = np.zeros(self.num_envs, np.bool_), np.full(self.num_envs, self.steps == self.bits)
         return self.observe(), reward, terminated, truncated, {}
 
     def observe(self) -> Obs:
-        """What is achieved is all there is to see: three arrays of (E, N)."""
+        """The observation is the achieved goal: three arrays of shape (E, N)."""
         return {"observation": self.state.copy(), "achieved_goal": self.state.copy(), "desired_goal": self.goal.copy()}
 
     @staticmethod
@@ -116,7 +116,7 @@ class QNetwork(nn.Module):
 
 
 def update(q_net: QNetwork, target_net: QNetwork, optimizer: torch.optim.Optimizer, buffer: Replay) -> float:
-    """Learn from one batch, relabelled or not; returns the loss."""
+    """Learn from one batch, relabelled or not. Returns the loss."""
     batch = buffer.sample(BATCH_SIZE).to_torch()  # goals and bits (B, N), everything else (B,)
     with torch.no_grad():
         q_next = target_net(batch.next_obs).amax(1)  # (B,)
@@ -139,7 +139,7 @@ def move_target(target_net: QNetwork, q_net: QNetwork) -> None:
 
 
 def evaluate(q_net: QNetwork, env: BitFlip) -> float:
-    """The share of fresh greedy episodes, with fresh goals, in which the bits equal the goal at any step."""
+    """The share of new greedy episodes, with new goals, in which the bits equal the goal at any step."""
     obs, _ = env.reset()
     reached = np.zeros(env.num_envs, np.bool_)
     for _ in range(env.bits):
@@ -150,7 +150,7 @@ def evaluate(q_net: QNetwork, env: BitFlip) -> float:
 
 @dataclass(frozen=True)
 class Result:
-    """What one agent came to."""
+    """The result of one agent."""
 
     bits: int
     strategy: Strategy
@@ -159,7 +159,7 @@ class Result:
 
 
 def train(bits: int, strategy: Strategy, ratio: float, cycles: int, seed: int, progress: bool = True) -> Result:
-    """Train until an evaluation is good enough, or for `cycles`, and test on other episodes."""
+    """Train until an evaluation is good enough, or for `cycles`. Then test on new episodes."""
     env, eval_env, test_env = BitFlip(bits, EPISODES), BitFlip(bits, EVAL_EPISODES), BitFlip(bits, TEST_EPISODES)
     for place, each in enumerate((env, eval_env, test_env)):
         each.reset(seed=3 * seed + place)
@@ -171,7 +171,7 @@ def train(bits: int, strategy: Strategy, ratio: float, cycles: int, seed: int, p
     buffer: Replay = ReplayBuffer.from_env(env, capacity, gamma=GAMMA, seed=buffer_seed)
     if strategy != "none":
         buffer = HindsightReplay(buffer, env.compute_reward, strategy=strategy, ratio=ratio)
-    recorded = record(env, buffer)  # stores each step as it was, with the goal that was desired
+    recorded = record(env, buffer)  # stores each step with its original goal
 
     q_net = QNetwork(bits)
     target_net = copy.deepcopy(q_net)
@@ -197,9 +197,9 @@ def train(bits: int, strategy: Strategy, ratio: float, cycles: int, seed: int, p
 
 
 def summarise(results: list[Result]) -> None:
-    """Print success and training cycles, a row for each number of bits; means, where there are several seeds."""
+    """Print success and training cycles, a row for each number of bits. Several seeds are averaged."""
     strategies = list(dict.fromkeys(result.strategy for result in results))
-    print(f"Success in {TEST_EPISODES} fresh greedy episodes (after so many cycles of training):")
+    print(f"Success in {TEST_EPISODES} new greedy episodes (in brackets: cycles of training):")
     print("bits" + "".join(f"{strategy:>17}" for strategy in strategies))
     solved: dict[Strategy, list[str]] = {strategy: [] for strategy in strategies}
     for bits in sorted({result.bits for result in results}):
@@ -216,8 +216,8 @@ def summarise(results: list[Result]) -> None:
 
 
 def plot(results: list[Result], title: str, path: Path) -> None:
-    """Success against the number of bits: a dot for each agent, a line through the means of each strategy."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")  # not pyplot's: no window, no global state
+    """Plot success against the number of bits: a dot for each agent, a line through the means of each strategy."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")  # without pyplot: no window, no global state
     axes = figure.subplots()
     for strategy, colour in COLOURS.items():
         dots = [(each.bits, each.success) for each in results if each.strategy == strategy]
@@ -226,7 +226,7 @@ def plot(results: list[Result], title: str, path: Path) -> None:
             label = "DQN" if strategy == "none" else f"DQN with hindsight: {strategy}"
             axes.plot(bits, success, "o", color=colour, alpha=0.5)
             axes.plot(np.unique(bits), [success[bits == n].mean() for n in np.unique(bits)], color=colour, label=label)
-    axes.set(xlabel="number of bits", ylabel="success in fresh greedy episodes", ylim=(-0.04, 1.04), title=title)
+    axes.set(xlabel="number of bits", ylabel="success in new greedy episodes", ylim=(-0.04, 1.04), title=title)
     axes.set_xticks(sorted({result.bits for result in results}))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3)
@@ -234,29 +234,39 @@ def plot(results: list[Result], title: str, path: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The options, checked."""
+    """Parse and check the options."""
     parser = argparse.ArgumentParser(description="Hindsight experience replay on bit flip.", allow_abbrev=False)
     add = parser.add_argument
     add("--bits", type=at_least(2), nargs="+", default=[5, 8, 10, 12, 15, 20], help="default: 5 8 10 12 15 20")
     add("--strategy", choices=COLOURS, nargs="+", default=["none", "future"], help="default: none future")
-    add("--ratio", type=share, default=0.8, help="share of a batch that gets another goal (default: %(default)s)")
-    add("--cycles", type=at_least(1), default=1_000, help=f"at most, of {EPISODES} episodes (default: %(default)s)")
-    add("--seeds", type=at_least(0), nargs="+", default=[0], help="an agent for each (default: 0)")
+    add("--ratio", type=share, default=0.8, help="share of a batch that gets a new goal (default: %(default)s)")
+    add(
+        "--cycles",
+        type=at_least(1),
+        default=1_000,
+        help=f"maximum number, of {EPISODES} episodes each (default: %(default)s)",
+    )
+    add("--seeds", type=at_least(0), nargs="+", default=[0], help="one agent for each (default: 0)")
     output = Path(__file__).resolve().parent / "runs" / "her-bitflip.png"
-    add("--output", type=picture, default=str(output), help="the picture (default: in runs/, beside this script)")
+    add(
+        "--output",
+        type=picture,
+        default=str(output),
+        help="file for the picture (default: in runs/, beside this script)",
+    )
     return parser.parse_args()
 
 
 def main() -> None:
-    """Train an agent for each number of bits, strategy and seed; print a table, save a picture."""
+    """Train an agent for each number of bits, strategy and seed. Print a table and save a picture."""
     options = parse_arguments()
-    torch.set_num_threads(1)  # networks this small are slower on several
+    torch.set_num_threads(1)  # networks this small are slower with more threads
     results: list[Result] = []
     try:
         for bits, strategy, seed in itertools.product(options.bits, options.strategy, options.seeds):
             results.append(train(bits, strategy, options.ratio, options.cycles, seed))
     except KeyboardInterrupt:
-        print("Interrupted: this is what was measured until then.")
+        print("Interrupted: these are the results so far.")
     if results:
         summarise(results)
         plot(results, f"Bit flip, at most {options.cycles} cycles of {EPISODES} training episodes", options.output)

@@ -4,16 +4,16 @@
     python examples/her_mountain_car.py --strategy future final episode random --seeds 0
     python examples/her_mountain_car.py --buffer prioritized --seeds 0 1 2 3 4
 
-The default run trains three agents with hindsight and three without, in three to four minutes on an idle core, prints
-a table and saves a picture of the learning curves. goal_mountain_car.py makes a goal task of an ordinary
-environment: hindsight asks for no more. The agent learns by `update` of dqn.py, which knows nothing of goals.
+The default run trains three agents with hindsight and three without, in three to four minutes on an idle core. It
+prints a table and saves a picture of the learning curves. goal_mountain_car.py turns an ordinary environment into a
+task with a goal, which is all that hindsight needs. The agent learns with `update` of dqn.py, which does not use goals.
 
-Over seeds 0 to 7, agents with hindsight ended at the flag in 52 to 100 of 100 fresh episodes, six of the eight in 93
-or more. Without it one did in 100, three in 76 to 87, and four in 5 at most, three of them in none. That was on one
-processor; on another, which rounds sums in networks otherwise, it was 86 or more for all eight with hindsight, and
-without it 99 or 100 for three and none for five. DQN alone can do it, and does with the settings that dqn_cartpole.py
-has for it: at a reward of -1 what it has not tried seems better, and so it explores. Hindsight makes that less a
-matter of luck. No agent learns smoothly: see the thin lines of the picture.
+With seeds 0 to 7, agents with hindsight reached the flag in 52 to 100 of 100 new episodes, six of the eight in 93 or
+more. Without hindsight one reached it in 100, three in 76 to 87, and four in 5 at most, three of them never. Another
+processor, which rounds sums in networks differently, gave 86 or more for all eight agents with hindsight; without it,
+99 or 100 for three agents and 0 for five. Plain DQN can solve the task, and does with the settings of dqn_cartpole.py:
+with a reward of -1, untried actions seem better, so the agent explores. With hindsight, success depends less on luck.
+No agent learns smoothly: see the thin lines of the picture.
 
 Shapes in the comments: B batch, E parallel environments.
 
@@ -47,7 +47,7 @@ NUM_ENVS = 8  # E
 GAMMA = 0.98
 EPSILON = 0.2  # share of random actions in training
 TEST_EPISODES = 100
-SOLVED = 0.95  # success in an evaluation, told when it comes first
+SOLVED = 0.95  # success in an evaluation; the first time is reported
 
 
 class GoalNetwork(QNetwork):
@@ -70,7 +70,7 @@ class GoalNetwork(QNetwork):
 
 
 def make_buffer(kind: str, strategy: Strategy, ratio: float, env: Any, settings: Settings, seed: Any) -> Replay:
-    """A buffer of all steps of training, with or without hindsight."""
+    """A buffer for all training steps, with or without hindsight."""
     capacity = settings.total_timesteps
     if kind == "uniform":
         buffer: Replay = ReplayBuffer.from_env(env, capacity, gamma=GAMMA, seed=seed)
@@ -82,7 +82,7 @@ def make_buffer(kind: str, strategy: Strategy, ratio: float, env: Any, settings:
     return HindsightReplay(
         buffer,
         GoalMountainCar.compute_reward,
-        terminated_fn=GoalMountainCar.compute_terminated,  # reaching a goal ends an episode, so the goal decides
+        terminated_fn=GoalMountainCar.compute_terminated,  # reaching a goal ends an episode
         strategy=strategy,
         ratio=ratio,
     )
@@ -90,26 +90,26 @@ def make_buffer(kind: str, strategy: Strategy, ratio: float, env: Any, settings:
 
 @dataclass
 class Result:
-    """How one agent fared."""
+    """The result of one agent."""
 
     strategy: Strategy
     seed: int
     steps: list[int] = field(default_factory=list)  # of each evaluation ...
     success: list[float] = field(default_factory=list)  # ... the share of greedy episodes that reached the flag
     test_success: float = 0.0  # the same after training, in other episodes ...
-    test_length: float = float("nan")  # ... and the mean steps of those that did
+    test_length: float = float("nan")  # ... and the mean number of steps of the successful ones
 
 
 def succeed(q_net: QNetwork, episodes: int, seed: int) -> tuple[float, float]:
-    """The share of greedy episodes that reach the flag, and how many steps those take."""
-    returns = evaluate(q_net, ENV_ID, episodes, seed)  # -1 for each step but the one that reaches the flag
+    """The share of greedy episodes that reach the flag, and their mean number of steps."""
+    returns = evaluate(q_net, ENV_ID, episodes, seed)  # -1 for each step except the one that reaches the flag
     reached = returns > -TIME_LIMIT
     return float(reached.mean()), float(1.0 - returns[reached].mean()) if reached.any() else float("nan")
 
 
 def train(buffer_kind: str, strategy: Strategy, ratio: float, settings: Settings, seed: int) -> Result:
-    """Train one agent, evaluating it as it learns."""
-    first = 1_000_000 * seed  # training, evaluations and the test share no episodes, and generators no streams
+    """Train one agent and evaluate it regularly."""
+    first = 1_000_000 * seed  # training, evaluations and the test use different episodes and random streams
     train_seed, eval_seed, test_seed = first, first + 500_000, first + 900_000
     buffer_seed, agent_seed = np.random.SeedSequence(seed).spawn(2)
     rng = np.random.default_rng(agent_seed)
@@ -117,7 +117,7 @@ def train(buffer_kind: str, strategy: Strategy, ratio: float, settings: Settings
 
     env: Any = gymnasium.make_vec(ENV_ID, num_envs=NUM_ENVS)
     buffer = make_buffer(buffer_kind, strategy, ratio, env, settings, buffer_seed)
-    env = record(env, buffer)  # stores each step as it was, with the flag for its goal
+    env = record(env, buffer)  # stores each step with the flag as its goal
 
     q_net = GoalNetwork()
     target_net = copy.deepcopy(q_net)
@@ -145,9 +145,9 @@ def train(buffer_kind: str, strategy: Strategy, ratio: float, settings: Settings
 
 
 def summarise(results: list[Result]) -> None:
-    """Print how each agent fared, and what that comes to for each strategy."""
-    print(f"Share of greedy episodes that reach the flag, in {TEST_EPISODES} fresh ones and the evaluations before:")
-    print(f"strategy  seed  at the end (steps to flag)  mean on the way  first {SOLVED:.0%} after")
+    """Print the result of each agent, and the mean of each strategy."""
+    print(f"Share of greedy episodes that reach the flag, in the evaluations and in {TEST_EPISODES} new episodes:")
+    print(f"strategy  seed  at the end (steps to flag)  mean on the way  first {SOLVED:.0%} at step")
     for each in results:
         reached = (step for step, success in zip(each.steps, each.success, strict=True) if success >= SOLVED)
         length = f"({each.test_length:.0f})" if each.test_success else ""
@@ -158,12 +158,12 @@ def summarise(results: list[Result]) -> None:
     for strategy in dict.fromkeys(each.strategy for each in results):
         ends = [each.test_success for each in results if each.strategy == strategy]
         name = "Without hindsight" if strategy == "none" else f"With hindsight ({strategy})"
-        print(f"{name}: {np.mean(ends):.2f} at the end, mean of {len(ends)}; the worst has {min(ends):.2f}.")
+        print(f"{name}: {np.mean(ends):.2f} at the end, mean of {len(ends)}; the worst agent has {min(ends):.2f}.")
 
 
 def plot(results: list[Result], title: str, path: Path) -> None:
-    """Success against steps of training: a thin line for each agent, a thick one for their mean."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")  # not pyplot's: no window, no global state
+    """Plot success against training steps: a thin line for each agent, a thick one for their mean."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")  # without pyplot: no window, no global state
     axes = figure.subplots()
     for strategy, colour in COLOURS.items():
         agents = [each for each in results if each.strategy == strategy]
@@ -180,28 +180,33 @@ def plot(results: list[Result], title: str, path: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The options, checked."""
+    """Parse and check the options."""
     parser = argparse.ArgumentParser(description="Hindsight experience replay on MountainCar.", allow_abbrev=False)
     add = parser.add_argument
     add("--strategy", choices=COLOURS, nargs="+", default=["none", "future"], help="default: none future")
-    add("--ratio", type=share, default=0.8, help="share of a batch that gets another goal (default: %(default)s)")
+    add("--ratio", type=share, default=0.8, help="share of a batch that gets a new goal (default: %(default)s)")
     add("--buffer", choices=("uniform", "prioritized"), default="uniform", help="default: %(default)s")
     add(
         "--total-timesteps",
         type=at_least(NUM_ENVS),
         default=SETTINGS.total_timesteps,
-        help="of each agent, of all its environments together (default: %(default)s)",
+        help="steps of each agent, summed over its environments (default: %(default)s)",
     )
-    add("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], help="an agent for each (default: 0 1 2)")
+    add("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], help="one agent for each (default: 0 1 2)")
     output = Path(__file__).resolve().parent / "runs" / "her-mountain-car.png"
-    add("--output", type=picture, default=str(output), help="the picture (default: in runs/, beside this script)")
+    add(
+        "--output",
+        type=picture,
+        default=str(output),
+        help="file for the picture (default: in runs/, beside this script)",
+    )
     return parser.parse_args()
 
 
 def main() -> None:
-    """Train an agent for each strategy and seed; print how they fared, save a picture."""
+    """Train an agent for each strategy and seed. Print the results and save a picture."""
     options = parse_arguments()
-    torch.set_num_threads(1)  # networks this small are slower on several
+    torch.set_num_threads(1)  # networks this small are slower with more threads
     steps = options.total_timesteps + -options.total_timesteps % NUM_ENVS  # whole steps of all environments
     settings = replace(SETTINGS, total_timesteps=steps)
     results: list[Result] = []
@@ -209,10 +214,10 @@ def main() -> None:
         for seed, strategy in itertools.product(options.seeds, options.strategy):
             results.append(train(options.buffer, strategy, options.ratio, settings, seed))
     except KeyboardInterrupt:
-        print("Interrupted: this is what was measured until then.")
+        print("Interrupted: these are the results so far.")
     if results:
         summarise(results)
-        plot(results, f"MountainCar with the flag for a goal, --buffer {options.buffer}", options.output)
+        plot(results, f"MountainCar with the flag as the goal, --buffer {options.buffer}", options.output)
         print(f"Picture: {options.output}")
 
 

@@ -4,16 +4,16 @@
     python examples/offline_to_online.py --demo-share 0 0.25 0.5 --seeds 0
     python examples/offline_to_online.py --demos my_demonstrations.npz
 
-The reward is 1 at the flag and 0 everywhere else. A car that drives at random hardly ever reaches the flag, so an agent
-alone has nothing to learn from for thousands of steps. Ten episodes of a simple driver, which always pushes the way in
-which the car is moving, are recorded, written to a file and read back. From then on a share of each batch comes from
-these demonstrations, and the rest from what the agent does itself. The demonstrations are in a buffer of their own, so
-the agent's steps never overwrite them, and their share stays the same however much the agent adds.
+The reward is 1 at the flag and 0 everywhere else. Random actions hardly ever reach the flag, so an agent without
+demonstrations has nothing to learn from for thousands of steps. Ten episodes of a simple driver, which always pushes in
+the direction of motion, are recorded, written to a file and read back. Then a share of each batch comes from these
+demonstrations, and the rest from the agent's own steps. The demonstrations have their own buffer, so the agent's steps
+never overwrite them, and their share stays constant.
 
 The default run trains three agents with demonstrations and three without, prints a table and saves a picture of the
-learning curves. Each agent takes about half a minute of one core's time. With demonstrations, all three drove to the
-flag in 100 of 100 fresh episodes; alone, none did. The agent learns by `update` of dqn.py, which does not know that its
-replay is a mixture.
+learning curves. Each agent takes about half a minute on one core. With demonstrations, all three agents reached the
+flag in 100 of 100 new episodes; without them, no agent did. The agent learns with `update` of dqn.py, which does not
+depend on the mixture.
 
 Shapes in the comments: B batch, D observation.
 
@@ -53,10 +53,10 @@ SETTINGS = Settings(
     eval_every=500,
     eval_episodes=40,
 )
-REPLAY: dict[str, Any] = {"n_step": 5, "gamma": 0.99}  # the same for both buffers, so that they can be mixed
+REPLAY: dict[str, Any] = {"n_step": 5, "gamma": 0.99}  # must be equal in both buffers
 EPSILON = 0.1  # share of random actions in training
 TEST_EPISODES = 100
-SOLVED = 0.9  # success in an evaluation, told when it comes first
+SOLVED = 0.9  # success in an evaluation; the first time is reported
 COLOURS = ("tab:red", "tab:blue", "tab:green", "tab:purple", "tab:orange", "tab:brown")
 
 
@@ -69,7 +69,7 @@ class SparseReward(gymnasium.Wrapper[Any, int, Any, int]):
 
 
 def make_env(**options: Any) -> gymnasium.Env[Any, int]:
-    """What `gymnasium.make` makes of ENV_ID."""
+    """The environment that `gymnasium.make` creates for ENV_ID."""
     return SparseReward(gymnasium.make("MountainCar-v0", max_episode_steps=TIME_LIMIT, **options))
 
 
@@ -93,10 +93,10 @@ def drive(obs: npt.NDArray[Any]) -> int:
 
 
 def demonstrate(path: Path, episodes: int, seed: int) -> None:
-    """Record episodes of the demonstrator, and write them to a file."""
+    """Record episodes of the demonstrator and write them to a file."""
     env = gymnasium.make(ENV_ID)
     buffer = ReplayBuffer.from_env(env, episodes * TIME_LIMIT)
-    env = record(env, buffer)  # stores each step as it was
+    env = record(env, buffer)  # stores each step
     for episode in tqdm(range(episodes), desc="demonstrations", unit="episode"):
         obs, _ = env.reset(seed=seed + episode)
         done = False
@@ -108,7 +108,7 @@ def demonstrate(path: Path, episodes: int, seed: int) -> None:
 
 
 def make_replay(env: Any, demos: Path, demo_share: float, settings: Settings, seed: np.random.SeedSequence) -> Replay:
-    """Prioritized replay of the agent's steps, mixed with the demonstrations if these have a share."""
+    """Prioritized replay of the agent's steps, mixed with demonstrations if their share is positive."""
     beta = LinearSchedule(0.4, 1.0, steps=max(settings.batches_by(settings.total_timesteps), 1))
     online_seed, demos_seed, mixture_seed = seed.spawn(3)
     online = PrioritizedBuffer.from_env(env, settings.total_timesteps, beta=beta, seed=online_seed, **REPLAY)
@@ -125,7 +125,7 @@ def make_replay(env: Any, demos: Path, demo_share: float, settings: Settings, se
 
 @dataclass
 class Result:
-    """How one agent fared."""
+    """The result of one agent."""
 
     demo_share: float
     seed: int
@@ -135,8 +135,8 @@ class Result:
 
 
 def train(demos: Path, demo_share: float, settings: Settings, seed: int) -> Result:
-    """Train one agent, evaluating it as it learns."""
-    first = 1_000_000 * seed  # training, evaluations and the test share no episodes, and generators no streams
+    """Train one agent and evaluate it regularly."""
+    first = 1_000_000 * seed  # training, evaluations and the test use different episodes and random streams
     replay_seed, agent_seed = np.random.SeedSequence(seed).spawn(2)
     rng = np.random.default_rng(agent_seed)
     torch.manual_seed(seed)  # the initial weights
@@ -172,9 +172,9 @@ def train(demos: Path, demo_share: float, settings: Settings, seed: int) -> Resu
 
 
 def summarise(results: list[Result]) -> None:
-    """Print how each agent fared."""
-    print(f"Share of greedy episodes that reach the flag, in {TEST_EPISODES} fresh ones and the evaluations before:")
-    print(f"demonstrations  seed  at the end  mean on the way  first {SOLVED:.0%} after")
+    """Print the result of each agent."""
+    print(f"Share of greedy episodes that reach the flag, in the evaluations and in {TEST_EPISODES} new episodes:")
+    print(f"demonstrations  seed  at the end  mean on the way  first {SOLVED:.0%} at step")
     for each in results:
         reached = (step for step, success in zip(each.steps, each.success, strict=True) if success >= SOLVED)
         mean = np.mean(each.success)
@@ -185,8 +185,8 @@ def summarise(results: list[Result]) -> None:
 
 
 def plot(results: list[Result], path: Path) -> None:
-    """Success against steps of training: a thin line for each agent, a thick one for their mean."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")  # not pyplot's: no window, no global state
+    """Plot success against training steps: a thin line for each agent, a thick one for their mean."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")  # without pyplot: no window, no global state
     axes = figure.subplots()
     for demo_share, colour in zip(dict.fromkeys(each.demo_share for each in results), itertools.cycle(COLOURS)):
         agents = [each for each in results if each.demo_share == demo_share]
@@ -196,31 +196,36 @@ def plot(results: list[Result], path: Path) -> None:
         mean = np.mean([each.success for each in agents], axis=0)
         axes.plot(agents[0].steps, mean, color=colour, linewidth=2.5, label=label)
     axes.set(xlabel="environment steps", ylabel="greedy episodes that reach the flag", ylim=(-0.04, 1.04))
-    axes.set_title("MountainCar with a reward at the flag alone: DQN")
+    axes.set_title("MountainCar with a reward only at the flag: DQN")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The options, checked."""
+    """Parse and check the options."""
     parser = argparse.ArgumentParser(description="Demonstrations and online steps in one batch.", allow_abbrev=False)
     add = parser.add_argument
-    add("--demo-share", type=share, nargs="+", default=[0.0, 0.5], help="of each batch (default: 0 0.5)")
-    add("--demos", type=Path, help="a file that to_npz wrote; by default, demonstrations are recorded")
-    add("--demo-episodes", type=at_least(1), default=10, help="to record (default: %(default)s)")
+    add("--demo-share", type=share, nargs="+", default=[0.0, 0.5], help="share of each batch (default: 0 0.5)")
+    add("--demos", type=Path, help="file written by to_npz; by default, demonstrations are recorded")
+    add("--demo-episodes", type=at_least(1), default=10, help="number to record (default: %(default)s)")
     steps = SETTINGS.total_timesteps
-    add("--total-timesteps", type=at_least(1), default=steps, help="of each agent (default: %(default)s)")
-    add("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], help="an agent for each (default: 0 1 2)")
+    add("--total-timesteps", type=at_least(1), default=steps, help="steps of each agent (default: %(default)s)")
+    add("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], help="one agent for each (default: 0 1 2)")
     output = Path(__file__).resolve().parent / "runs" / "offline-to-online.png"
-    add("--output", type=picture, default=str(output), help="the picture (default: in runs/, beside this script)")
+    add(
+        "--output",
+        type=picture,
+        default=str(output),
+        help="file for the picture (default: in runs/, beside this script)",
+    )
     return parser.parse_args()
 
 
 def main() -> None:
-    """Record demonstrations, train an agent for each share and seed; print how they fared, save a picture."""
+    """Record demonstrations, and train an agent for each share and seed. Print the results and save a picture."""
     options = parse_arguments()
-    torch.set_num_threads(1)  # networks this small are slower on several
+    torch.set_num_threads(1)  # networks this small are slower with more threads
     demos = options.demos
     if demos is None:
         demos = options.output.with_suffix(".npz")
@@ -231,7 +236,7 @@ def main() -> None:
         for seed, demo_share in itertools.product(options.seeds, options.demo_share):
             results.append(train(demos, demo_share, settings, seed))
     except KeyboardInterrupt:
-        print("Interrupted: this is what was measured until then.")
+        print("Interrupted: these are the results so far.")
     if results:
         summarise(results)
         plot(results, options.output)

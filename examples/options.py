@@ -42,7 +42,7 @@ def share(text: str) -> float:
 
 
 def picture(text: str) -> Path:
-    """A file that a picture can be written to, found out now rather than after training."""
+    """A file for a picture. It is checked before training."""
     path = Path(text)
     if path.suffix not in (".png", ".pdf", ".svg"):
         raise argparse.ArgumentTypeError(f"{path}: expected a name that ends in .png, .pdf or .svg")

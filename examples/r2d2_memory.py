@@ -1,24 +1,24 @@
-"""Solve a task that needs memory by R2D2, a recurrent DQN on sequences, to be read from top to bottom.
+"""Solve a task that needs memory with R2D2, a recurrent DQN on sequences. Read it from top to bottom.
 
     python examples/r2d2_memory.py
     python examples/r2d2_memory.py --agent feedforward
     python examples/r2d2_memory.py --agent r2d2 zero-state feedforward --seeds 0 1 2
 
-A sign at the entrance of a corridor shows the way to turn at its far end, 20 to 40 steps later. The agent sees the sign
-once, so without memory it can only guess. A run takes about a minute on one core. It ends with 1,000 greedy episodes
-that training has not seen, and saves a picture of the learning curves.
+A sign at the entrance of a corridor shows which way to turn at its far end, 20 to 40 steps later. The agent sees the
+sign only once, so without memory it can only guess. A run takes about a minute on one core. It ends with 1,000 greedy
+episodes that were not used for training, and saves a picture of the learning curves.
 
-The agent learns from rows of 20 consecutive steps, which are shorter than the corridor: no row that contains the turn
-contains the sign. So what the agent remembers must come from the state that a row begins with. replaykit has three
-parts for that:
+The agent learns from rows of 20 consecutive steps, which are shorter than the corridor. No row with the turn contains
+the sign, so the agent's memory must come from the state at the start of the row. Three parts of replaykit are used for
+this:
 
-- An extra field, `state`, stores the recurrent state that the agent had before each step.
-- `SequenceReplay` serves rows of consecutive steps, so ``batch.state[:, 0]`` is the state that a row begins with.
-- ``batch.loss_mask`` leaves out the burn-in. The stored state was computed by older weights, and the first steps of a
+- An extra field, `state`, stores the agent's recurrent state before each step.
+- `SequenceReplay` returns rows of consecutive steps, so ``batch.state[:, 0]`` is the state at the start of a row.
+- ``batch.loss_mask`` excludes the burn-in. The stored state was computed with older weights, and the first steps of a
   row only bring it up to date.
 
 The rest is Double DQN, with the same target for every `n_step`. These parts of R2D2 are left out: actors in parallel
-processes, the dueling head, the last action and reward as inputs of the network, and the rescaling of values, which lie
+processes, the dueling head, the last action and reward as network inputs, and the rescaling of values, which are
 between 0 and 1 here.
 
 Shapes in the comments: B batch, T steps of a row, n n-step, E parallel environments, D observation, A actions, H units.
@@ -56,9 +56,9 @@ AGENTS = {"r2d2": "tab:blue", "zero-state": "tab:orange", "feedforward": "tab:re
 r2d2
     Begins each row with the stored state, and learns from the steps after the burn-in.
 zero-state
-    The same network, but each row begins with zeros and all of its steps are learned from.
+    The same network, but each row begins with zeros, and all of its steps count in the loss.
 feedforward
-    A layer without memory takes the place of the LSTM.
+    A layer without memory instead of the LSTM.
 """
 TEST_EPISODES = 1_000
 Observation: TypeAlias = npt.NDArray[np.float32]
@@ -66,51 +66,51 @@ Observation: TypeAlias = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that a run depends on, apart from its seed."""
+    """All settings of a run except its seed."""
 
     agent: str = "r2d2"
     corridor: tuple[int, int] = (20, 40)  # steps from the sign to the junction, at least and at most
     num_envs: int = 16
-    total_timesteps: int = 60_000  # environment steps, all parallel environments together
+    total_timesteps: int = 60_000  # environment steps, summed over parallel environments
     learning_starts: int = 5_000  # steps before the first update
     train_every: int = 32  # steps per update
     batch_size: int = 32  # rows
-    length: int = 20  # steps of a row ...
-    burn_in: int = 5  # ... of which so many only bring the recurrent state up to date
-    stride: int = 10  # steps from the start of a row to that of the next
+    length: int = 20  # steps of a row
+    burn_in: int = 5  # first steps of a row, which only bring the recurrent state up to date
+    stride: int = 10  # steps between the starts of successive rows
     hidden: int = 32  # units of each layer
     learning_rate: float = 1e-3
     max_grad_norm: float = 10.0
     target_rate: float = 0.02  # how far each update moves the target network towards the online one
     epsilon_end: float = 0.1  # share of random actions after ...
-    epsilon_steps: int = 20_000  # ... falling linearly from 1 in so many steps
+    epsilon_steps: int = 20_000  # ... decreasing linearly from 1 over this many steps
     capacity: int = 20_000  # small, since the states of older steps no longer fit the network
     gamma: float = 0.99
     n_step: int = 3
-    alpha: float = 0.6  # how much priorities count
+    alpha: float = 0.6  # strength of prioritization
     eval_every: int = 2_000
     eval_episodes: int = 200
 
     @property
     def updates(self) -> int:
-        """Batches of the whole run."""
+        """The number of batches in the whole run."""
         return max(self.total_timesteps - self.learning_starts, 0) // self.train_every
 
 
 @dataclass
 class History:
-    """What happened, as pairs of the environment step and a number."""
+    """The record of a training run: pairs of the environment step and a number."""
 
-    successes: list[tuple[int, float]] = field(default_factory=list)  # share of greedy episodes that turned right
-    losses: list[tuple[int, float]] = field(default_factory=list)  # mean since the last of them
+    successes: list[tuple[int, float]] = field(default_factory=list)  # share of greedy episodes with the right turn
+    losses: list[tuple[int, float]] = field(default_factory=list)  # mean since the last evaluation
 
 
 class TMaze(gymnasium.Env[Observation, np.int64]):
-    """A corridor from a sign to a junction. Every action takes the agent one step further.
+    """A corridor from a sign to a junction. Every action moves the agent one step forward.
 
-    An observation is (sign, junction, noise). The sign is -1 or 1 on the first step, then 0; the junction is 1 on the
-    last step, and 0 before. Only the last action counts: 0 turns left and 1 right. The reward is 1 if that was the way
-    which the sign showed, -1 for left and 1 for right, and 0 otherwise.
+    An observation is (sign, junction, noise). The sign is -1 (left) or 1 (right) on the first step, then 0. The
+    junction is 1 on the last step, and 0 before. Only the last action counts: 0 turns left, 1 turns right. The reward
+    is 1 for the turn that the sign showed, and 0 otherwise.
     """
 
     def __init__(self, shortest: int, longest: int) -> None:
@@ -160,7 +160,7 @@ class QNetwork(nn.Module):
 
 
 class Actor:
-    """Acts greedily in E parallel environments, and keeps the recurrent state of each."""
+    """Acts greedily in E parallel environments and keeps the recurrent state of each."""
 
     def __init__(self, net: QNetwork, num_envs: int, hidden: int) -> None:
         self.net = net
@@ -175,12 +175,12 @@ class Actor:
         return action
 
     def go_on(self, done: npt.NDArray[np.bool_]) -> None:
-        """Take over the states after the step, and forget everything where an episode has ended."""
+        """Advance to the states after the step, and reset them where an episode has ended."""
         self.state = self.next_state.masked_fill(torch.from_numpy(done)[:, None, None], 0.0)
 
 
 def with_next_obs(batch: Batch, n_step: int) -> tuple[Tensor, Tensor]:
-    """The observations of rows and of the n steps after them, (B, T + n, D); where each `next_obs` is there, (B, T)."""
+    """Observations of rows and of n steps after them, (B, T + n, D), and the position of each `next_obs`, (B, T)."""
     places = torch.arange(batch.mask.shape[1]) + batch.length  # (B, T): windows are shorter at an episode's end
     obs = F.pad(batch.obs, (0, 0, 0, n_step))  # (B, T + n, D)
     rows, steps = batch.mask.nonzero(as_tuple=True)
@@ -203,23 +203,25 @@ def unroll(net: QNetwork, obs: Tensor, state: Tensor, begins: Tensor, burn_in: i
 
 
 def td_errors_of(batch: Batch, q_net: QNetwork, target_net: QNetwork, settings: Settings) -> Tensor:
-    """By how much the target is above the value of each action taken: (B, T)."""
+    """The target minus the value of each action taken: (B, T)."""
     obs, places = with_next_obs(batch, settings.n_step)  # (B, T + n, D), (B, T)
     state = batch.state[:, 0]  # (B, 2, H)
     if settings.agent == "zero-state":
         state = torch.zeros_like(state)
-    start = state, batch.is_first[:, 0], settings.burn_in  # each network goes on from there
+    start = state, batch.is_first[:, 0], settings.burn_in  # both networks start from there
     values = unroll(q_net, obs, *start)  # (B, T + n, A)
     with torch.no_grad():
         choice = values.argmax(-1, keepdim=True)  # (B, T + n, 1): the online network chooses ...
-        next_values = unroll(target_net, obs, *start).gather(-1, choice).squeeze(-1)  # ... and the target network rates
+        next_values = (
+            unroll(target_net, obs, *start).gather(-1, choice).squeeze(-1)
+        )  # ... and the target network evaluates
         target: Tensor = batch.reward + batch.discount * next_values.gather(1, places)  # (B, T)
     q = values[:, : settings.length].gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)  # (B, T)
     return target - q
 
 
 class Learner:
-    """The online and the target network, and how they learn."""
+    """The online and the target network, and their update."""
 
     def __init__(self, settings: Settings, observations: int, actions: int) -> None:
         self.settings = settings
@@ -228,7 +230,7 @@ class Learner:
         self.optimizer = torch.optim.Adam(self.q_net.parameters(), lr=settings.learning_rate, fused=True)
 
     def learn(self, batch: Batch) -> tuple[Tensor, float]:
-        """Learn from one batch of rows; returns its TD errors (B, T), and the loss."""
+        """Learn from one batch of rows. Returns its TD errors (B, T) and the loss."""
         td_errors = td_errors_of(batch, self.q_net, self.target_net, self.settings)
         squares = td_errors.square() * batch.loss_mask  # (B, T): neither padding nor the burn-in counts
         loss = (batch.weights.unsqueeze(1) * squares).sum() / batch.loss_mask.sum().clamp(min=1)
@@ -244,14 +246,14 @@ class Learner:
 
 
 def make_env(settings: Settings, num_envs: int) -> Any:
-    """Parallel mazes, in which each step is a true one."""
+    """Parallel mazes without dummy steps for resets."""
     return SyncVectorEnv([lambda: TMaze(*settings.corridor)] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 def make_replay(env: Any, settings: Settings, seed: np.random.SeedSequence) -> SequenceReplay:
-    """Prioritized rows of transitions, each of which has the recurrent state before it."""
+    """Prioritized rows of transitions, each with the recurrent state before it."""
     spec = Spec.from_env(env, state=Field((2, settings.hidden)))
-    beta = LinearSchedule(0.4, 1.0, steps=max(settings.updates, 1))  # counts batches: reaches 1 with the last
+    beta = LinearSchedule(0.4, 1.0, steps=max(settings.updates, 1))  # counts batches: reaches 1 at the last one
     shared: dict[str, Any] = {"n_step": settings.n_step, "gamma": settings.gamma, "seed": seed}
     priorities: dict[str, Any] = {"alpha": settings.alpha, "beta": beta}
     buffer = PrioritizedBuffer(settings.capacity, spec, num_envs=env.num_envs, **priorities, **shared)
@@ -259,7 +261,7 @@ def make_replay(env: Any, settings: Settings, seed: np.random.SeedSequence) -> S
 
 
 def evaluate(net: QNetwork, settings: Settings, episodes: int, seed: int) -> float:
-    """The share of greedy episodes with the right turn, one in each of `episodes` environments."""
+    """The share of greedy episodes with the right turn, one episode in each of `episodes` environments."""
     env, actor = make_env(settings, episodes), Actor(net, episodes, settings.hidden)
     obs, _ = env.reset(seed=seed)
     returns, running = np.zeros(episodes), np.ones(episodes, np.bool_)
@@ -273,8 +275,8 @@ def evaluate(net: QNetwork, settings: Settings, episodes: int, seed: int) -> flo
 
 
 def train(settings: Settings, seed: int) -> tuple[QNetwork, History]:
-    """Train an agent; returns its network, and what happened."""
-    torch.manual_seed(seed)  # the initial weights: nothing else draws from torch
+    """Train an agent. Returns its network and the history."""
+    torch.manual_seed(seed)  # for the initial weights only
     buffer_seed, random_seed = np.random.SeedSequence(seed).spawn(2)
     rng = np.random.default_rng(random_seed)  # random actions
     env = make_env(settings, settings.num_envs)
@@ -288,7 +290,7 @@ def train(settings: Settings, seed: int) -> tuple[QNetwork, History]:
     steps, losses = 0, list[float]()
     with tqdm(total=settings.total_timesteps, unit="step", desc=f"{settings.agent}, seed {seed}") as bar:
         while steps < settings.total_timesteps:
-            # Act: at random with probability epsilon, else greedily. The network sees each observation, to remember
+            # Act: randomly with probability epsilon, else greedily. The network sees every observation to remember it
             epsilon = 1.0 - (1.0 - settings.epsilon_end) * min(steps / settings.epsilon_steps, 1.0)
             explore = rng.random(settings.num_envs) < epsilon
             action = np.where(explore, rng.integers(actions, size=settings.num_envs), actor.act(obs))  # (E,)
@@ -304,7 +306,7 @@ def train(settings: Settings, seed: int) -> tuple[QNetwork, History]:
                 replay.update_priorities(batch.indices, td_errors, mask=batch.loss_mask)
                 losses.append(loss)
 
-            # Look
+            # Evaluate
             if steps % settings.eval_every < settings.num_envs or steps >= settings.total_timesteps:
                 success = evaluate(learner.q_net, settings, settings.eval_episodes, 1_000_000 * seed + 500_000)
                 history.successes.append((steps, success))
@@ -319,8 +321,8 @@ def train(settings: Settings, seed: int) -> tuple[QNetwork, History]:
 
 
 def plot(histories: dict[tuple[str, int], History], tests: dict[tuple[str, int], float], path: Path) -> None:
-    """The share of episodes with the right turn, and below it the loss: a line for each seed."""
-    figure = Figure(figsize=(8, 6), layout="constrained")  # not pyplot's: no window, no global state
+    """Plot the share of episodes with the right turn, and below it the loss: a line for each seed."""
+    figure = Figure(figsize=(8, 6), layout="constrained")  # without pyplot: no window, no global state
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for agent in dict.fromkeys(agent for agent, _ in histories):
         found = ", ".join(f"{test:.3f}" for (of, _), test in tests.items() if of == agent)
@@ -333,22 +335,27 @@ def plot(histories: dict[tuple[str, int], History], tests: dict[tuple[str, int],
     top.set(ylabel="share of greedy episodes with the right turn", ylim=(0.3, 1.03))
     top.set_title("A T-maze: the sign at its entrance shows the way to turn, 20 to 40 steps later")
     bottom.set(xlabel="environment steps", ylabel="loss", ylim=(0.0, None))
-    title = f"share in {TEST_EPISODES:,} fresh episodes, for each seed"
+    title = f"share in {TEST_EPISODES:,} new episodes, for each seed"
     figure.legend(*top.get_legend_handles_labels(), title=title, loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=100)
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The options, checked before anything is trained."""
+    """Parse the options and check them before training."""
     parser = argparse.ArgumentParser(description="R2D2 on a task that needs memory.", allow_abbrev=False)
     add, default = parser.add_argument, Settings()
     add("--agent", choices=AGENTS, nargs="+", default=[default.agent], help=f"one or more (default: {default.agent})")
     add("--seeds", type=at_least(0), nargs="+", default=[0], help="one run for each (default: 0)")
     add("--total-timesteps", type=at_least(1), default=default.total_timesteps, help="default: %(default)s")
-    add("--n-step", type=at_least(1), default=default.n_step, help="rewards in a target (default: %(default)s)")
+    add(
+        "--n-step",
+        type=at_least(1),
+        default=default.n_step,
+        help="number of rewards in a target (default: %(default)s)",
+    )
     add("--length", type=at_least(2), default=default.length, help="steps of a row (default: %(default)s)")
-    add("--burn-in", type=at_least(0), default=default.burn_in, help="not learned from (default: %(default)s)")
-    add("--output", type=Path, help="the picture (default: in runs/, beside this script)")
+    add("--burn-in", type=at_least(0), default=default.burn_in, help="steps without a loss (default: %(default)s)")
+    add("--output", type=Path, help="file for the picture (default: in runs/, beside this script)")
     options = parser.parse_args()
     if options.burn_in >= options.length:
         parser.error(f"--burn-in is {options.burn_in}; expected less than --length {options.length}")
@@ -370,14 +377,14 @@ def settings_of(agent: str, options: argparse.Namespace) -> Settings:
 def main() -> None:
     """Train each agent with each seed, test it, and plot."""
     options = parse_arguments()
-    torch.set_num_threads(1)  # networks this small are slower on several
+    torch.set_num_threads(1)  # networks this small are slower with more threads
     histories, tests = {}, {}
     for agent in options.agent:
         settings = settings_of(agent, options)
         for seed in options.seeds:
             q_net, histories[agent, seed] = train(settings, seed)
             tests[agent, seed] = evaluate(q_net, settings, TEST_EPISODES, 1_000_000 * seed + 900_000)
-            found = f"the right turn in {tests[agent, seed]:.1%} of {TEST_EPISODES:,} fresh greedy episodes"
+            found = f"the right turn in {tests[agent, seed]:.1%} of {TEST_EPISODES:,} new greedy episodes"
             print(f"{agent}, seed {seed}: {found}")
     plot(histories, tests, options.output)
     print(f"Learning curves: {options.output}")

@@ -1,19 +1,19 @@
-"""Swing up a pendulum by SAC: a whole training loop for continuous actions, to be read from top to bottom.
+"""Swing up a pendulum with SAC: a complete training loop for continuous actions. Read it from top to bottom.
 
     python examples/sac_pendulum.py
     python examples/sac_pendulum.py --seeds 0 1 2 --n-step 1
     python examples/sac_pendulum.py --checkpoint runs/first --resume
 
-A run takes about a minute on one core. It ends with 100 greedy episodes that training has not seen, played with the
-final weights, and saves a picture of the learning curve. The loop uses everything that replaykit has for one: `record`
-stores every step as it really was, `batches` returns tensors on the device and copies the next ones to a GPU in the
-meantime, `update_priorities` takes tensors, `stats` goes to TensorBoard, and `save` and `load` continue a run that was
-killed. On the CPU, a resumed run has the same returns, losses and weights as one that was never stopped, bit for bit.
+A run takes about a minute on one core. It ends with 100 greedy episodes that were not used for training, played with
+the final weights, and saves a picture of the learning curve. The loop uses these parts of replaykit: `record` stores
+every step, `batches` returns tensors on the device and copies the next ones to a GPU in the meantime,
+`update_priorities` accepts tensors, `stats` goes to TensorBoard, and `save` and `load` continue a killed run. On the
+CPU, the returns, losses and weights of a resumed run are identical to those of an uninterrupted run.
 
-The target of the critics is ``reward + discount * soft value``, for any `n_step`. With one step it is that of the
-papers. With more, it differs from theirs in two ways, as that of Stable-Baselines3 does. The bonuses for entropy at the
-states between are left out: only the last state's is in its soft value. And the actions between are those of older
-policies, which is not corrected. Both matter more, the larger `n_step` is.
+The target of the critics is ``reward + discount * soft value`` for any `n_step`. With one step it is the target of the
+papers. With more steps it differs in two ways, as in Stable-Baselines3. First, the entropy bonuses of the intermediate
+states are left out: only the soft value of the last state contains one. Second, the intermediate actions come from
+older policies, without a correction. Both effects grow with `n_step`.
 
 Shapes in the comments: B batch, E parallel environments, D observation, A action.
 
@@ -52,11 +52,11 @@ TEST_EPISODES = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that a run depends on, apart from its seed."""
+    """All settings of a run except its seed."""
 
     env: str = "Pendulum-v1"
     num_envs: int = 1
-    total_timesteps: int = 6_000  # environment steps, all parallel environments together
+    total_timesteps: int = 6_000  # environment steps, summed over parallel environments
     learning_starts: int = 1_000  # steps of random actions before the first update
     train_every: int = 1  # steps per update
     batch_size: int = 128
@@ -66,11 +66,11 @@ class Settings:
     capacity: int = 100_000
     gamma: float = 0.99
     n_step: int = 3
-    alpha: float = 0.6  # how much priorities count
+    alpha: float = 0.6  # strength of prioritization
     eval_every: int = 500
     eval_episodes: int = 20
     log_every: int = 200
-    save_every: int = 2_000  # steps after which new episodes begin, and the run is saved
+    save_every: int = 2_000  # steps between checkpoints, at which new episodes begin
 
     def batches_by(self, step: int) -> int:
         """Batches that are due in the first `step` steps."""
@@ -79,7 +79,7 @@ class Settings:
 
 @dataclass
 class History:
-    """What happened, as pairs of the environment step and a number."""
+    """The record of a training run: pairs of the environment step and a number."""
 
     steps: int = 0
     batches: int = 0
@@ -103,11 +103,11 @@ class Actor(nn.Module):
         self.net = mlp(observations, hidden, 2 * actions)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Random actions, and the logarithms of their probability densities: (..., D) -> (..., A), (..., 1)."""
+        """Random actions and the logarithms of their probability densities: (..., D) -> (..., A), (..., 1)."""
         mean, log_std = self.net(obs).chunk(2, -1)
         normal = torch.distributions.Normal(mean, log_std.clamp(-5.0, 2.0).exp(), validate_args=False)
         u = normal.rsample()
-        # Haarnoja et al. (2018a), appendix C, with log(1 - tanh(u)^2) in a form that is exact for large u, too
+        # Haarnoja et al. (2018a), appendix C, with log(1 - tanh(u)^2) in a form that is also exact for large u
         log_slope = 2.0 * (np.log(2.0) - u - F.softplus(-2.0 * u))
         return u.tanh(), (normal.log_prob(u) - log_slope).sum(-1, keepdim=True)  # type: ignore[no-untyped-call]
 
@@ -158,7 +158,7 @@ class Agent(nn.Module):
         return action
 
     def learn(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Learn from one batch; returns its TD errors (B,), and the numbers that `METRICS` names."""
+        """Learn from one batch. Returns its TD errors (B,) and the numbers listed in `METRICS`."""
         temperature = self.log_temperature.detach().exp()
 
         # Critics: batch.discount is gamma per step of the window, and 0 if the episode terminated in it
@@ -170,13 +170,13 @@ class Agent(nn.Module):
         critic_loss = 0.5 * (batch.weights * td_errors.square()).mean((1, 2)).sum()
         self._step("critics", critic_loss)
 
-        # Actor, unweighted: what is best in one state does not depend on how often that state is drawn
+        # Actor, unweighted: the best action in a state does not depend on how often the state is drawn
         action, log_prob = self.actor(batch.obs)
         q = self.critics(batch.obs, action).amin(0)  # (B, 1)
         actor_loss = (temperature * log_prob - q).mean()
         self._step("actor", actor_loss)
 
-        # Temperature: it grows while the entropy is below its target
+        # Temperature: increases while the entropy is below its target
         entropy = -log_prob.detach().mean()
         self._step("temperature", self.log_temperature.exp() * (entropy - self.target_entropy))
 
@@ -193,18 +193,18 @@ class Agent(nn.Module):
 
 
 METRICS = ("loss/critics", "loss/actor", "policy/temperature", "policy/entropy", "policy/q")
-"""What TensorBoard shows beside returns and the buffer's `stats`; means over the last `log_every` steps.
+"""The numbers in TensorBoard, besides returns and the buffer's `stats`: means over the last `log_every` steps.
 
 loss/critics
-    Squared TD errors, weighted. Grows while returns still do; if it explodes, learning diverges.
+    Weighted squared TD errors. Grows while returns grow. If it explodes, learning diverges.
 loss/actor
-    Minus the soft value of the actor's own actions: falls as the actor gets better.
+    Minus the soft value of the actor's own actions. Decreases as the actor improves.
 policy/temperature
-    What one unit of entropy is worth, in rewards. Falls while the actions are more random than the target asks for.
+    The value of one unit of entropy, in rewards. Decreases while actions are more random than the target.
 policy/entropy
-    How random actions are; the temperature holds it near minus the number of action dimensions.
+    The randomness of actions. The temperature keeps it near minus the number of action dimensions.
 policy/q
-    Value of the actor's actions by the lower critic, with the bonuses for entropy. If it leaves the range of
+    The value of the actor's actions according to the lower critic, with entropy bonuses. If it leaves the range of
     discounted returns, learning diverges.
 """
 
@@ -215,7 +215,7 @@ def make_env(env_id: str, num_envs: int) -> Any:
         env_id,
         num_envs=num_envs,
         vectorization_mode="sync",
-        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},  # each step is a true one
+        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},  # no dummy steps for resets
         wrappers=[lambda env: RescaleAction(env, np.float32(-1.0), np.float32(1.0))],
     )
     return env
@@ -224,13 +224,13 @@ def make_env(env_id: str, num_envs: int) -> Any:
 def make_buffer(env: Any, settings: Settings, seed: np.random.SeedSequence) -> Replay:
     """Prioritized replay of n-step windows."""
     batches = settings.batches_by(settings.total_timesteps)
-    beta = LinearSchedule(0.4, 1.0, steps=max(batches, 1))  # counts batches: reaches 1 with the last
+    beta = LinearSchedule(0.4, 1.0, steps=max(batches, 1))  # counts batches: reaches 1 at the last one
     shared: dict[str, Any] = {"n_step": settings.n_step, "gamma": settings.gamma, "seed": seed}
     return PrioritizedBuffer.from_env(env, settings.capacity, alpha=settings.alpha, beta=beta, **shared)
 
 
 def evaluate(agent: Agent, episodes: int, seed: int) -> npt.NDArray[np.float64]:
-    """The returns of the first greedy episode in each of `episodes` environments of their own; shape (episodes,)."""
+    """The returns of the first greedy episode in each of `episodes` separate environments; shape (episodes,)."""
     env = make_env(agent.settings.env, episodes)
     obs, _ = env.reset(seed=seed)
     returns, running = np.zeros(episodes), np.ones(episodes, np.bool_)
@@ -249,7 +249,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     log: Path | None = None,
 ) -> tuple[Agent, History]:
-    """Train an agent; with a `checkpoint`, from what is saved there, and with a `log`, for TensorBoard to show."""
+    """Train an agent. With a `checkpoint`, continue from it. With a `log`, write the metrics to TensorBoard."""
     torch.manual_seed(seed)  # initial weights, and the actor's actions
     buffer_seed, random_seed = np.random.SeedSequence(seed).spawn(2)
     rng = np.random.default_rng(random_seed)  # random actions before learning starts
@@ -265,14 +265,14 @@ def train(
     bar = tqdm(total=settings.total_timesteps, initial=history.steps, unit="step", desc=f"seed {seed}")
     with bar, open_log(log, history.steps) as writer:
         while history.steps < settings.total_timesteps:
-            # From one checkpoint to the next. Neither an environment in the middle of an episode nor batches that were
-            # prefetched can be saved, so both begin anew here, whether the run was stopped or not
+            # From one checkpoint to the next. An environment in the middle of an episode and prefetched batches cannot
+            # be saved, so both start again here, whether or not the run was stopped
             obs, _ = env.reset(seed=1_000_000 * seed + history.steps)  # (E, D)
             running_returns, metrics = np.zeros(settings.num_envs), list[Tensor]()
             end = min(history.steps + settings.save_every, settings.total_timesteps)
             with buffer.batches(settings.batch_size, device=device, column=True) as batches:
                 while history.steps < end:
-                    # Act, at random at first
+                    # Act, randomly at first
                     is_random = history.steps < settings.learning_starts
                     action = rng.uniform(-1.0, 1.0, env.action_space.shape) if is_random else agent.act(obs)  # (E, A)
                     obs, reward, terminated, truncated, _ = env.step(action.astype(np.float32))
@@ -283,7 +283,7 @@ def train(
                         history.returns.append((history.steps, float(running_returns[lane])))
                         running_returns[lane] = 0.0
 
-                    # Learn from as many batches as are due by now
+                    # Learn from all batches that are due by now
                     while history.batches < settings.batches_by(history.steps):
                         batch = next(batches)  # obs (B, D), action (B, A), indices (B,); reward and such (B, 1)
                         td_errors, numbers = agent.learn(batch)
@@ -291,14 +291,14 @@ def train(
                         metrics.append(numbers)
                         history.batches += 1
 
-                    # Look
+                    # Evaluate
                     if is_due(history.steps, settings.eval_every, settings):
                         returns = evaluate(agent, settings.eval_episodes, 1_000_000 * seed + 500_000)
                         history.evaluations.append((history.steps, float(returns.mean())))
                     if is_due(history.steps, settings.log_every, settings):
                         report(history, metrics, buffer, writer, bar)
             if writer is not None:
-                writer.flush()  # before the checkpoint, so that no earlier event can be missing
+                writer.flush()  # before the checkpoint, so that no earlier event is lost
             if checkpoint is not None:
                 checkpoint.save(buffer, rng, history, parts)
     env.close()
@@ -306,7 +306,7 @@ def train(
 
 
 def open_log(path: Path | None, step: int) -> Any:
-    """TensorBoard's writer, or None without a path; what is there of later steps, or of an earlier run, is hidden."""
+    """TensorBoard's writer, or None without a path. Existing events of later steps or an earlier run are hidden."""
     if path is None:
         return nullcontext()
     from torch.utils.tensorboard import SummaryWriter
@@ -315,12 +315,12 @@ def open_log(path: Path | None, step: int) -> Any:
 
 
 def is_due(step: int, every: int, settings: Settings) -> bool:
-    """Whether what happens every so many steps happens now; at the end it does, too."""
+    """Whether an action with the period `every` is due at this step. It is always due at the end."""
     return step % every < settings.num_envs or step >= settings.total_timesteps
 
 
 def report(history: History, metrics: list[Tensor], buffer: Replay, writer: Any, bar: Any) -> None:
-    """Note the means of `metrics`, and clear them; show what is most worth watching beside the bar."""
+    """Record the means of `metrics` and clear them. Show the most important numbers beside the bar."""
     numbers = {}
     if history.returns:
         numbers["return/training"] = float(np.mean([value for _, value in history.returns[-10:]]))
@@ -338,8 +338,8 @@ def report(history: History, metrics: list[Tensor], buffer: Replay, writer: Any,
 
 
 def plot(histories: dict[int, History], tests: dict[int, Any], title: str, path: Path) -> None:
-    """The returns of all seeds, and below them the critics' loss and the temperature."""
-    figure = Figure(figsize=(8, 6), layout="constrained")  # not pyplot's: no window, no global state
+    """Plot the returns of all seeds, and below them the critics' loss and the temperature."""
+    figure = Figure(figsize=(8, 6), layout="constrained")  # without pyplot: no window, no global state
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     right = bottom.twinx()
     for k, (seed, history) in enumerate(histories.items()):
@@ -360,7 +360,7 @@ def plot(histories: dict[int, History], tests: dict[int, Any], title: str, path:
 
 
 def check_environment(env_id: str) -> None:
-    """Refuse what this agent cannot learn."""
+    """Raise ValueError for an environment that this agent does not support."""
     env = gymnasium.make(env_id)
     actions, observations = env.action_space, env.observation_space
     env.close()
@@ -373,7 +373,7 @@ def check_environment(env_id: str) -> None:
 
 
 def device(text: str) -> torch.device:
-    """A device that is there."""
+    """An available device."""
     try:
         return torch.empty(0, device=text).device
     except (AssertionError, RuntimeError) as error:
@@ -381,23 +381,38 @@ def device(text: str) -> torch.device:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The options, checked as far as they can be without training."""
+    """Parse the options and check them."""
     parser = argparse.ArgumentParser(description="SAC on prioritized replay.", allow_abbrev=False)
     add, default = parser.add_argument, Settings()
-    add("--env", default=default.env, help="one with continuous actions (default: %(default)s)")
-    add("--n-step", type=at_least(1), default=default.n_step, help="rewards in a target (default: %(default)s)")
-    add("--num-envs", type=at_least(1), default=default.num_envs, help="stepped together (default: %(default)s)")
+    add("--env", default=default.env, help="environment with continuous actions (default: %(default)s)")
+    add(
+        "--n-step",
+        type=at_least(1),
+        default=default.n_step,
+        help="number of rewards in a target (default: %(default)s)",
+    )
+    add(
+        "--num-envs",
+        type=at_least(1),
+        default=default.num_envs,
+        help="number of parallel environments (default: %(default)s)",
+    )
     add("--total-timesteps", type=at_least(1), default=default.total_timesteps, help="default: %(default)s")
     add("--seeds", type=at_least(0), nargs="+", default=[0], help="one run for each (default: 0)")
     add("--device", type=device, default="cpu", help="such as cuda (default: %(default)s)")
-    add("--log", type=Path, help="a directory for TensorBoard (default: beside the picture)")
-    add("--checkpoint", type=Path, help="a directory to save the runs in (default: they are not saved)")
-    add("--save-every", type=at_least(1), default=default.save_every, help="steps (default: %(default)s)")
-    add("--resume", action="store_true", help="continue from the checkpoint; start anew if there is none yet")
-    add("--output", type=Path, help="the picture (default: in runs/, beside this script)")
+    add("--log", type=Path, help="directory for TensorBoard (default: beside the picture)")
+    add("--checkpoint", type=Path, help="directory to save the runs in (default: they are not saved)")
+    add(
+        "--save-every",
+        type=at_least(1),
+        default=default.save_every,
+        help="steps between checkpoints (default: %(default)s)",
+    )
+    add("--resume", action="store_true", help="continue from the checkpoint, if there is one")
+    add("--output", type=Path, help="file for the picture (default: in runs/, beside this script)")
     options = parser.parse_args()
     if options.resume and options.checkpoint is None:
-        parser.error("--resume needs --checkpoint DIRECTORY, the same as before")
+        parser.error("--resume needs --checkpoint DIRECTORY, the directory of the earlier run")
     try:
         check_environment(options.env)
     except (gymnasium.error.Error, ImportError, ValueError) as error:
@@ -414,7 +429,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def find_checkpoint(options: argparse.Namespace, settings: Settings, seed: int) -> Checkpoint | None:
-    """Where to save the run of a seed, and to resume it from."""
+    """The checkpoint to save the run of a seed to and to resume it from."""
     if options.checkpoint is None:
         return None
     checkpoint = Checkpoint(options.checkpoint / f"seed{seed}", asdict(settings) | {"seed": seed})
@@ -428,14 +443,14 @@ def find_checkpoint(options: argparse.Namespace, settings: Settings, seed: int) 
 def main() -> None:
     """Train each seed, test it, and plot."""
     options = parse_arguments()
-    torch.set_num_threads(1)  # networks this small are slower on several
+    torch.set_num_threads(1)  # networks this small are slower with more threads
     names = ("env", "n_step", "num_envs", "save_every")
     steps = options.total_timesteps + -options.total_timesteps % options.num_envs  # whole steps of all environments
     settings = Settings(total_timesteps=steps, **{name: getattr(options, name) for name in names})
     checkpoints = {seed: find_checkpoint(options, settings, seed) for seed in options.seeds}
     histories, tests, is_logged = {}, {}, find_spec("tensorboard") is not None
     if not is_logged:
-        print("Nothing is logged, as TensorBoard is not installed: pip install tensorboard")
+        print("Nothing is logged because TensorBoard is not installed: pip install tensorboard")
     for seed in options.seeds:
         log = options.log / f"seed{seed}" if is_logged else None
         agent, histories[seed] = train(settings, seed, options.device, checkpoints[seed], log)
@@ -448,7 +463,7 @@ def main() -> None:
     plot(histories, tests, title, options.output)
     print(f"Learning curve: {options.output}")
     if is_logged:
-        print(f"What was logged: tensorboard --logdir {options.log}")
+        print(f"To see the logged metrics: tensorboard --logdir {options.log}")
 
 
 if __name__ == "__main__":

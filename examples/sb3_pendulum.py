@@ -1,11 +1,12 @@
-"""Swing up a pendulum by SAC of Stable-Baselines3, from a replay buffer of your choice.
+"""Swing up a pendulum with SAC of Stable-Baselines3, using a replay buffer of your choice.
 
     python examples/sb3_pendulum.py
     python examples/sb3_pendulum.py --buffer uniform --n-steps 3 --seed 1
     python examples/sb3_pendulum.py --buffer sb3
 
-A run takes one to three minutes. It ends with 20 greedy episodes, and saves a picture of the learning curve. To use a
-buffer of replaykit is two lines, an import and an argument; they are in `make_model`. `sb3` is Stable-Baselines3's own.
+A run takes one to three minutes. It ends with 20 greedy episodes and saves a picture of the learning curve. Two lines
+are needed to use a buffer of replaykit, an import and an argument: see `make_model`. `sb3` is Stable-Baselines3's own
+buffer.
 """
 
 import argparse
@@ -31,7 +32,7 @@ GAMMA, LEARNING_STARTS, TEST_EPISODES = 0.99, 500, 20
 
 
 def make_model(kind: str, env: Any, total_timesteps: int, n_steps: int, seed: int) -> Any:
-    """SAC with small networks. This is the only place that knows which buffer it learns from."""
+    """SAC with small networks. Only this function depends on the kind of buffer."""
     shared = {"learning_rate": 1e-3, "batch_size": 128, "policy_kwargs": {"net_arch": [64, 64]}, "gamma": GAMMA}
     shared |= {"buffer_size": total_timesteps, "learning_starts": LEARNING_STARTS, "seed": seed, "device": "cpu"}
     if kind == "sb3":
@@ -62,9 +63,9 @@ class Progress(BaseCallback):  # type: ignore[misc]
 
 
 def plot(monitor: Any, test_returns: Any, title: str, path: Path) -> None:
-    """The return of every episode, their running mean, and the mean of the greedy episodes at the end."""
+    """Plot the return of every episode, their running mean, and the mean of the final greedy episodes."""
     steps, returns = np.cumsum(monitor.get_episode_lengths()), np.array(monitor.get_episode_rewards())
-    figure = Figure(figsize=(8, 5), layout="constrained")  # not pyplot's: no window, no global state
+    figure = Figure(figsize=(8, 5), layout="constrained")  # without pyplot: no window, no global state
     axes = figure.subplots()
     axes.plot(steps, returns, ".", color="tab:blue", alpha=0.4, label="training episodes")
     window = min(5, returns.size)
@@ -78,14 +79,14 @@ def plot(monitor: Any, test_returns: Any, title: str, path: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(description="SAC of Stable-Baselines3 on Pendulum-v1.", allow_abbrev=False)
     add = parser.add_argument
     add("--buffer", choices=BUFFERS, default="prioritized", help="default: %(default)s")
-    add("--n-steps", type=at_least(1), default=1, help="rewards in a target (default: %(default)s)")
+    add("--n-steps", type=at_least(1), default=1, help="number of rewards in a target (default: %(default)s)")
     add("--total-timesteps", type=at_least(200), default=5_000, help="default: %(default)s")
-    add("--seed", type=at_least(0), default=0, help="of everything (default: %(default)s)")
-    add("--output", type=picture, help="the picture (default: in runs/, beside this script)")
+    add("--seed", type=at_least(0), default=0, help="random seed (default: %(default)s)")
+    add("--output", type=picture, help="file for the picture (default: in runs/, beside this script)")
     options = parser.parse_args()
     if options.output is None:
         name = f"sb3-pendulum-{options.buffer}-n{options.n_steps}-seed{options.seed}.png"
@@ -94,7 +95,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train, test and draw."""
+    """Train, test and plot."""
     options = parse_arguments()
     torch.set_num_threads(1)  # the networks are small
     monitor = Monitor(gymnasium.make("Pendulum-v1"))

@@ -1,15 +1,16 @@
-"""Does it matter more that a batch is i.i.d. than what its TD errors are? The whole study as one command.
+"""Do i.i.d. batches matter more than the TD errors in them? One command runs the whole study.
 
     python examples/study.py                        # the sound protocol
     python examples/study.py --quick                # a first look, in less than three minutes on two cores
     python examples/study.py --protocol original    # the settings of the study that replaykit grew from
 
-It says beforehand how long it will take. Ctrl-C loses at most the runs in progress, and the same command goes on: each
-run is kept in a file, named by all its settings, so that others never mix in. Its parts are in replay_study/, to be
-read in the order that its docstring tells; what came out is told in the documentation, page "The study".
+The command first prints an estimate of the time. Ctrl-C loses at most the runs in progress, and the same command
+continues the study: each run is stored in a file whose name depends on all its settings. The parts of the study are in
+replay_study/; the docstring of this package gives the order for reading them. The results are in the documentation,
+page "The study".
 
-Saved, in runs/study-.../ beside this script: episodes.csv.gz, snapshots.csv.gz and runs.csv.gz, which have a row for
-each of these; summary.json and report.txt; and the figures.
+These files are saved in runs/study-.../ beside this script: episodes.csv.gz, snapshots.csv.gz and runs.csv.gz, with a
+row for each episode, snapshot and run; summary.json and report.txt; and the figures.
 """
 
 import argparse
@@ -27,11 +28,11 @@ from replay_study.run import Run
 from replay_study.settings import PROTOCOLS, Protocol
 
 SEEDS = {"sound": 30, "original": 3}
-QUICK = {"sound": (4, 0.5), "original": (2, 0.2)}  # seeds, and the share of a run's length
+QUICK = {"sound": (4, 0.5), "original": (2, 0.2)}  # number of seeds, and the share of a run's full length
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The options, checked."""
+    """Parse and check the options."""
     parser = argparse.ArgumentParser(description="The study of replay as one command.", allow_abbrev=False)
     add = parser.add_argument
     add("--protocol", choices=get_args(Protocol), default="sound", help="default: %(default)s")
@@ -40,22 +41,25 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--seeds",
         type=at_least(2),
-        help=f"agents of each kind (default: {SEEDS['sound']}, original {SEEDS['original']})",
+        help=f"number of agents of each kind (default: {SEEDS['sound']}, original {SEEDS['original']})",
     )
-    add("--first-seed", type=at_least(0), default=0, help="the first of them (default: %(default)s)")
+    add("--first-seed", type=at_least(0), default=0, help="the first seed (default: %(default)s)")
     add("--length", type=share, help="share of the full length of a run, above 0 (default: 1)")
-    add("--quick", action="store_true", help="few seeds and short runs: no more than a first look")
+    add("--quick", action="store_true", help="few seeds and short runs, for a first look only")
     add(
-        "--jobs", type=at_least(1), default=usable_cores(), help="processes (default: %(default)s, the cores there are)"
+        "--jobs",
+        type=at_least(1),
+        default=usable_cores(),
+        help="number of processes (default: %(default)s, the number of cores)",
     )
     add("--output", type=directory, help="directory (default: in runs/, beside this script)")
-    add("--page", type=directory, metavar="DIRECTORY", help="where to write what the documentation's page shows, too")
+    add("--page", type=directory, metavar="DIRECTORY", help="also write the files of the documentation's page here")
     options = parser.parse_args()
     seeds, length = QUICK[options.protocol] if options.quick else (SEEDS[options.protocol], 1.0)
     options.seeds = options.seeds or seeds
     options.length = length if options.length is None else options.length
     if options.length == 0.0:
-        parser.error("--length is 0; expected more")
+        parser.error("--length is 0; expected a positive number")
     options.envs = list(dict.fromkeys(options.envs))
     name = f"study-{options.protocol}{'-quick' if options.quick else ''}"
     name += f"-from-{options.first_seed}" if options.first_seed else ""
@@ -67,7 +71,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def directory(text: str) -> Path:
-    """One that files can be put into, found out now rather than after training."""
+    """A directory for files. It is checked before training."""
     path = Path(text)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -77,14 +81,14 @@ def directory(text: str) -> Path:
 
 
 def usable_cores() -> int:
-    """How many this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_missing(runs: list[Run], store: Store, jobs: int) -> None:
-    """Train whatever has no result yet."""
+    """Train the runs without a result."""
     left = missing(runs, store)
-    print(f"{len(runs)} runs, {len(runs) - len(left)} of them done before.", flush=True)
+    print(f"{len(runs)} runs, {len(runs) - len(left)} of them already done.", flush=True)
     if not left:
         return
     jobs = min(jobs, len(left))
@@ -98,7 +102,7 @@ def make_missing(runs: list[Run], store: Store, jobs: int) -> None:
 
 
 def write_results(runs: list[Run], store: Store, output: Path, page: Path | None = None) -> None:
-    """Tables, summary, report and figures, all from the results."""
+    """Write tables, summary, report and figures from the results."""
     results = [(run, result) for run in runs if (result := store.read(run)) is not None]
     episodes = [row for run, result in results for row in analysis.long_rows(run, numbered(result.episodes))]
     snapshots = [row for run, result in results for row in analysis.long_rows(run, result.snapshots)]
@@ -132,9 +136,13 @@ def main() -> None:
         make_missing(runs, store, options.jobs)
     except KeyboardInterrupt:
         done = len(runs) - len(missing(runs, store))
-        sys.exit(f"\nInterrupted: {done} of {len(runs)} runs are kept, and the same command goes on with the others.")
+        sys.exit(
+            f"\nInterrupted: {done} of {len(runs)} runs are stored. Repeat the command to continue with the others."
+        )
     except BrokenProcessPool:
-        sys.exit("\nA process was killed, perhaps for memory. The same command goes on; --jobs 1 takes the least.")
+        sys.exit(
+            "\nA process was killed, perhaps for lack of memory. Repeat the command to continue, with fewer --jobs."
+        )
     write_results(runs, store, options.output, options.page)
 
 

@@ -1,4 +1,4 @@
-"""What a sample passes through: a Draw of indices, a Window of steps at each, and the Batch."""
+"""The stages of a sample: a `Draw` of indices, a `Window` of steps at each index, and the `Batch`."""
 
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ Strategy: TypeAlias = Literal["future", "final", "episode", "random"]
 
 @dataclass(slots=True)
 class Draw:
-    """Indices (B,) of transitions, and the expected share of a batch of each, as `probabilities` (B,).
+    """Drawn `indices` (B,), and `probabilities` (B,): the expected fraction of a batch that each of them gets.
 
-    `least` is the smallest positive probability of any stored transition, which ``weights="buffer"`` normalises by. If
-    it is None, weights are normalised as with ``weights="batch"``. Of a mixture it has the smallest of each source, NaN
-    for None.
+    `least` is the smallest positive probability of any stored transition. ``weights="buffer"`` normalises by it. If it
+    is None, weights are normalised as with ``weights="batch"``. For a mixture it is an array with one value for each
+    source, where NaN stands for None.
     """
 
     indices: npt.NDArray[np.int64]
@@ -29,9 +29,9 @@ class Draw:
 
 
 class Rewrite(NamedTuple):
-    """Values (R, ...) for R windows, of the numbers `rows` (R,), that replace stored ones when windows are reduced.
+    """New `values` (R, ...) for the R windows with the numbers `rows` (R,). They replace stored values in `reduce`.
 
-    All `fields` receive them: leaves of the spec of one dtype, such as ``("obs.goal", "next_obs.goal")``.
+    Every field in `fields` gets them, such as ``("obs.goal", "next_obs.goal")``. All are leaves of one dtype.
     """
 
     fields: tuple[str, ...]
@@ -40,7 +40,7 @@ class Rewrite(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What hindsight asks about later steps: their achieved goals, for a share `ratio` of the rows of a batch.
+    """A request of hindsight for later steps: their achieved goals, for a fraction `ratio` of the batch's rows.
 
     A goal has a part in each of `leaves`.
     """
@@ -51,20 +51,20 @@ class Look(NamedTuple):
 
 
 class Ahead(NamedTuple):
-    """The answer to a `Look` at windows of shape (B,) or (B, T), n steps each: other goals for W windows of S steps.
+    """The answer to a `Look`: new goals for W of the windows, which have S steps in total.
 
     Goals are tuples, with an array for each leaf of the `Look`.
 
     Attributes
     ----------
     chosen : ndarray of shape (B,), bool
-        Which rows of the batch get another goal. All T windows of a row get the same.
+        The rows of the batch that get a new goal. All T windows of a row get the same one.
     windows, goals : ndarray of shape (W,), int64, and tuple of ndarray of shape (W, ...)
-        The numbers of the windows in these rows, and the new goal of each.
+        The numbers of the windows in these rows, and the new goal of each window.
     places : ndarray of shape (S,), int64
-        Where the rewards of their steps are in ``window.reward.reshape(M * n, ...)``, window after window.
+        The positions of their rewards in ``window.reward.reshape(M * n, ...)``, window by window.
     achieved, wanted : tuple of ndarray of shape (S, ...)
-        The goal achieved in each of these steps, and its new goal.
+        The achieved goal and the new goal of each of these steps.
     """
 
     chosen: npt.NDArray[np.bool_]
@@ -77,30 +77,30 @@ class Ahead(NamedTuple):
 
 @dataclass(slots=True)
 class Window:
-    """Up to n consecutive steps of one episode from each of M indices on.
+    """Up to n consecutive steps of one episode, starting at each of M indices.
 
-    A wrapper may change or replace `reward`, `length`, `terminated` and `truncated`, and add to `rewrites` and `added`.
+    A wrapper may change or replace `reward`, `length`, `terminated` and `truncated`, and extend `rewrites` and `added`.
 
     Attributes
     ----------
     indices : ndarray of shape (M,), int64
-        The first step of each window. Those of successive steps differ by `stride`.
+        The first step of each window. The indices of consecutive steps differ by `stride`.
     shape : tuple of int
-        (B,), or (B, T) if T windows belong to each row of the batch, so that M = B T.
+        (B,), or (B, T) if each row of the batch has T windows, so that M = B T.
     reward : ndarray of shape (M, n), or (M, n, k), float64
         The reward of each step, or its k rewards. Entries past the length are 0.
     length : ndarray of shape (M,), int64
-        The number of steps, from 1 to n. If it is made shorter, `next_obs` is that of the new last step.
+        The number of steps, from 1 to n. If you shorten a window, `next_obs` comes from its new last step.
     terminated, truncated : ndarray of shape (M,), bool
         Flags of the last step.
     rewrites : list of Rewrite
         Values that replace stored ones, applied in this order.
     added : dict of str to ndarray of shape (B, ...)
-        Further fields of the batch.
+        Additional fields of the batch.
     ahead : Ahead or None
-        The answer to the `look` of the wrapper that receives the window, if it is known already.
+        The answer to the `look` of the wrapper that receives the window, if it is already known.
     opened
-        Only for the storage that made the window.
+        Private data of the storage that made the window.
     """
 
     indices: npt.NDArray[np.int64]
@@ -117,34 +117,34 @@ class Window:
 
 
 class Batch:
-    """B transitions as fresh arrays that belong to the caller.
+    """B transitions in new arrays that belong to the caller.
 
     Every field is an attribute and a key: ``batch.reward is batch["reward"]``. Nested observations and actions are
     dicts and tuples of arrays. The learning target is always ``batch.reward + batch.discount * q_next``. Stacks of
-    frames in `obs` and `next_obs` may be views of one array, since they overlap: copy one before you change it.
+    frames in `obs` and `next_obs` overlap, so they may be views of one array: copy a stack before you change it.
 
     Attributes
     ----------
     obs, action : array of shape (B, ...)
-        Of the first step of each window.
+        From the first step of each window.
     reward : array of shape (B,), or (B, k)
-        The n-step return: the discounted sum of the rewards of the window, or of each of the k rewards of its steps.
+        The n-step return: the discounted sum of the window's rewards, or of each of the k rewards of its steps.
     next_obs, terminated, truncated : array of shape (B, ...), and (B,), bool
-        Of the last step of the window.
+        From the last step of each window.
     discount : array of shape (B,)
         ``gamma**length``, and 0 where terminated.
     length : array of shape (B,), int64
-        Steps of the window: `n_step`, or fewer at an episode's end and at the newest step.
+        The number of steps in the window: `n_step`, or fewer at an episode's end and at the newest step.
     weights : array of shape (B,), float32
-        Importance-sampling weights; 1 if nothing is corrected for.
+        Importance-sampling weights; 1 without a correction.
     probabilities : array of shape (B,), float64
-        The expected share of the batch of each transition.
+        The expected fraction of the batch that each transition gets.
     indices : array of shape (B,), int64
-        For ``update_priorities``.
+        The argument of ``update_priorities``.
     relabelled : array of shape (B,), bool
-        Only with a `HindsightReplay`: whether a transition has another goal than it was stored with.
+        Only with a `HindsightReplay`: whether the goal of a transition was replaced.
     mask, loss_mask, is_first, step_indices : array of shape (B, T)
-        Only with a `SequenceReplay`, with which all but `weights`, `probabilities` and `indices` have the axes (B, T).
+        Only with a `SequenceReplay`. All fields except `weights`, `probabilities` and `indices` then have axes (B, T).
 
     Examples
     --------
@@ -173,7 +173,7 @@ class Batch:
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> "Batch":
-        """A batch of `fields`, which become its own."""
+        """A batch with these fields. The dict is not copied."""
         batch = cls.__new__(cls)
         batch.__dict__ = fields
         return batch
@@ -205,7 +205,7 @@ class Batch:
         return self.__dict__.values()
 
     def items(self) -> ItemsView[str, Any]:
-        """The names and the fields."""
+        """Pairs of a name and a field."""
         return self.__dict__.items()
 
     def __repr__(self) -> str:
@@ -214,37 +214,37 @@ class Batch:
         return f"Batch({len(self)}: {', '.join(fields)})"
 
     def to_torch(self, device: Any = None, *, dtype: Any = None, column: bool = False) -> "Batch":
-        """The same batch as tensors. On the CPU they share the memory of the arrays; read-only arrays are copied.
+        """The same batch as tensors. On the CPU they share the arrays' memory; read-only arrays are copied.
 
-        On another device all tensors are views of one block of memory, which is copied at once, from pinned memory to a
-        CUDA device, and without waiting for it.
+        On another device all tensors are views of one block of memory, which is transferred in one copy. To a CUDA
+        device the copy starts from pinned memory and is asynchronous.
 
         Parameters
         ----------
         device : torch.device or str, optional
-            The CPU unless given.
+            The CPU by default.
         dtype : torch.dtype, optional
-            Of the floating-point fields. Each keeps its own unless given.
+            The dtype of floating-point fields. By default each field keeps its dtype.
         column : bool
-            Whether `reward`, `discount`, `terminated`, `truncated` and `weights` have shape (B, 1) rather than (B,);
-            those of sequences (B, T, 1) rather than (B, T). A reward of shape (B, k) stays as it is.
+            Whether `reward`, `discount`, `terminated`, `truncated` and `weights` have shape (B, 1) instead of (B,), or
+            (B, T, 1) instead of (B, T) for sequences. A reward of shape (B, k) keeps its shape.
 
         Raises
         ------
         TypeError
-            For a field with a dtype that torch does not have.
+            If torch does not have the dtype of a field.
         RuntimeError
-            If the device is not there.
+            If the device does not exist.
         """
         return Batch.of(to_tensors(self.__dict__, device, dtype, column))
 
     def to_tensordict(self, device: Any = None) -> Any:
-        """The same batch as a ``tensordict.TensorDict``, with the keys of TorchRL. Needs the extra ``tensordict``.
+        """The same batch as a ``tensordict.TensorDict`` with TorchRL's keys. Needs the extra ``tensordict``.
 
-        `obs` is ``"observation"``, or its keys if it is a dict. What belongs to the next step is in ``"next"``:
-        `next_obs`, ``"reward"``, ``"terminated"``, ``"truncated"`` and ``"done"``, of shape (B, 1). `indices` is
+        `obs` becomes ``"observation"``, or its own keys if it is a dict. The entry ``"next"`` holds `next_obs`,
+        ``"reward"``, ``"terminated"``, ``"truncated"`` and ``"done"``, each of shape (B, 1). `indices` becomes
         ``"index"``, `weights` ``"priority_weight"``, and `length` ``"steps_to_next_obs"``, from which TorchRL's losses
-        compute the discount. The other fields keep their names. Of sequences the batch size is (B, T), ``"index"`` is
+        compute the discount. The other fields keep their names. For sequences, the batch size is (B, T), ``"index"`` is
         `step_indices`, and every transition has the weight of its row.
         """
         return to_tensordict(self.__dict__, device)

@@ -1,4 +1,4 @@
-"""Buffers: a storage, a distribution and a generator."""
+"""Buffers: a storage, a distribution and a random generator."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -28,18 +28,18 @@ Seed: TypeAlias = int | np.random.SeedSequence | np.random.Generator | None
 
 
 class Buffer(Replay):
-    """Any storage with any distribution. Final: to make something else, write a storage, a distribution or a wrapper.
+    """A buffer with any storage and any distribution. To change it, write a storage, a distribution or a wrapper.
 
-    `ReplayBuffer`, `PrioritizedBuffer` and `LatestBuffer` are constructors of it.
+    It cannot be subclassed. `ReplayBuffer`, `PrioritizedBuffer` and `LatestBuffer` are ready-made combinations.
 
     Parameters
     ----------
     storage : Storage
-        Where transitions are kept.
+        Holds the transitions.
     distribution : Distribution
-        Which are drawn, from the same storage.
+        Draws transitions. It must use the same storage.
     n_step, gamma, seed
-        As those of `ReplayBuffer`.
+        As in `ReplayBuffer`.
 
     Examples
     --------
@@ -51,8 +51,8 @@ class Buffer(Replay):
     Buffer(0 of 1000, num_envs=1, n_step=3)
     """
 
-    storage: Storage = read_only("_storage", "Where transitions are kept.")
-    distribution: Distribution = read_only("_distribution", "Which transitions are drawn.")
+    storage: Storage = read_only("_storage", "The storage, which holds the transitions.")
+    distribution: Distribution = read_only("_distribution", "The distribution, which draws transitions.")
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -87,7 +87,7 @@ class Buffer(Replay):
     def from_env(cls: type[Kind], env: Any, capacity: int, **options: Any) -> Kind:
         """A `ReplayBuffer`, `PrioritizedBuffer` or `LatestBuffer` for a Gymnasium environment, single or vector.
 
-        Each environment has a lane. The other options are those of the constructor.
+        Each environment gets its own lane. The options are those of the constructor.
         """
         num_envs = env.num_envs if hasattr(env, "single_observation_space") else 1
         if options.setdefault("num_envs", num_envs) != num_envs:
@@ -121,7 +121,7 @@ class Buffer(Replay):
     def _write_steps(
         self, steps: int | None, values: tuple[Tree, ...], extras: Mapping[str, Tree], mask: Any, td_error: Any
     ) -> Indices:
-        """Store `steps` steps, or one without an axis for it; entries that the mask leaves out are ignored."""
+        """Store `steps` steps, or one step without that axis. Entries outside the mask are ignored."""
         storage, distribution, lock = self._storage, self._distribution, self.lock
         writer, lanes, width = None, storage.lanes, storage.num_envs
         if type(mask) is Selection:
@@ -148,7 +148,7 @@ class Buffer(Replay):
                 refuse_lanes_of_writers(lock.writers, width, flat, writer)
             if errors is not None:
                 storage.refuse_block(block, errors.size)
-                distribution.settle()  # what was added before does not get these priorities
+                distribution.settle()  # so that earlier transitions do not get these priorities
             indices = storage.write(block, count, flat)
             if errors is not None:
                 slots, kept, eps = np.empty(errors.size, np.int64), np.empty(errors.size), distribution.eps
@@ -160,7 +160,7 @@ class Buffer(Replay):
         return indices.reshape(lead) if len(lead) > 1 else indices
 
     def _checked_mask(self, mask: Any, lead: tuple[int, ...], width: int) -> npt.NDArray[np.bool_] | None:
-        """The mask in the shape of the leading axes, or None if it selects everything."""
+        """The mask, in the shape of the leading axes; None if it selects all entries."""
         array, lanes = np.asarray(mask), (width,)
         if array.dtype != np.bool_ or array.shape not in (lead, lanes):
             shapes = " or ".join(map(str, sorted({lead, lanes})))
@@ -171,7 +171,7 @@ class Buffer(Replay):
     def _initial_errors(
         self, td_error: Any, lead: tuple[int, ...], mask: npt.NDArray[np.bool_] | None
     ) -> npt.NDArray[np.float64]:
-        """The TD errors of what will be stored, in one row; raises for another shape and for what is not finite."""
+        """The TD errors of the entries to store, as a flat array. Raises ValueError for a wrong shape, NaN or inf."""
         errors = as_each("td_error", td_error, lead, "a number for each step")
         errors = errors.reshape(-1) if mask is None else errors[mask.reshape(lead)]
         refuse_too_large("td_error", errors, self._distribution.largest_priority)
@@ -303,18 +303,18 @@ class Buffer(Replay):
     def __reduce__(self) -> Any:
         if type(self) is not Buffer:
             return super().__reduce__()
-        with self.lock:  # the parts that were given are arguments, and make their copies themselves
+        with self.lock:  # a storage and a distribution that were passed in are arguments, and copy themselves
             moment = Moment((self._storage, self._distribution))
             return *super().__reduce__(), moment
 
     def copied_arguments(self) -> tuple[type[Any], tuple[Any, ...], dict[str, Any]]:
-        """Those of a buffer in memory."""
+        """The constructor and its arguments, for a copy in memory."""
         kind, args, options = super().copied_arguments()
         is_kept = {name: name != "storage" or isinstance(value, Storage) for name, value in options.items()}
         return kind, args, {name: value for name, value in options.items() if is_kept[name]}
 
     def copied_state(self) -> dict[str, Any]:
-        """The states of all parts at one moment. A storage and a distribution that were given copy their own."""
+        """The states of all parts at one moment. A storage and a distribution that were passed in copy themselves."""
         own: dict[str, Declared] = {"buffer": self} if type(self) is Buffer else self.parts()
         with self.lock:
             return {name: part.state() if part is self else part.copied_state() for name, part in own.items()}

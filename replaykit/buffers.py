@@ -1,4 +1,4 @@
-"""The buffers that most people want: which storage, and which distribution."""
+"""The ready-made buffers: `ReplayBuffer`, `PrioritizedBuffer` and `LatestBuffer`."""
 
 import os
 from collections.abc import Callable
@@ -25,7 +25,7 @@ Variant: TypeAlias = Literal["proportional", "rank"]
 def _place(
     path: Path | None, capacity: int, spec: Spec, num_envs: int, stack: int, padding: Padding, share: Share
 ) -> LocalStorage:
-    """The storage of a buffer: in memory, or in files of a directory."""
+    """The storage of a buffer: in memory, or in files in a directory."""
     if path is None:
         return LocalStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
     if not isinstance(path, str | os.PathLike):
@@ -40,32 +40,32 @@ class ReplayBuffer(Buffer):
     Parameters
     ----------
     capacity : int
-        Transitions to hold, C. Rounded up to a multiple of `num_envs`; each lane holds exactly its last C/E.
+        Maximum number of transitions, C, rounded up to a multiple of `num_envs`. Each lane keeps its last C/E.
     spec : Spec
         The fields of a transition.
     num_envs : int
-        Lanes, E: parallel environments that share the buffer.
+        Number of parallel environments that share the buffer, E. Each has its own lane.
     n_step : int
-        Steps that a sampled transition spans; fewer at an episode's end.
+        Number of steps in a sampled transition. There are fewer at an episode's end.
     gamma : float
-        Discount of a step, for n-step returns and ``batch.discount``.
+        Discount per step, for n-step returns and ``batch.discount``.
     stack : int
-        Observations in each of a batch, k: the last k of the episode, along a new first axis. Only frames are stacked:
-        fields of `obs` with at least two axes. Add them one by one. If the agent needs stacks itself, use
-        ``FrameStackObservation(record(env, buffer), k)``.
+        Number of observations in a stack, k. A batch contains the last k observations of the episode along a new first
+        axis. Only frames are stacked: fields of `obs` with at least two axes. Add frames one by one. If the agent needs
+        stacks too, use ``FrameStackObservation(record(env, buffer), k)``.
     padding : {"reset", "zero"}
-        What fills up a stack at an episode's start: its first observation or zeros, as in Gymnasium's
-        ``FrameStackObservation``, which uses the lower bound of a Box without zeros.
+        How to fill a stack at an episode's start: with the first observation, or with zeros. Gymnasium's
+        ``FrameStackObservation`` does the same, except that it uses the lower bound of a Box that excludes 0.
     share : {"large", "all", "none"}
-        Which observations are kept once, rather than in each step and stack that they belong to: those above 1 KB, all,
-        or none. Only equal observations are shared, so batches do not depend on it.
+        Which observations are stored once instead of once per step and stack: those above 1 KB, all, or none. Only
+        equal observations are shared, so batches do not depend on this option.
     storage : str or path-like, optional
-        A directory for the transitions, which are kept in memory otherwise: in files that may be larger than memory,
-        and outlive the process. See `MappedStorage <replaykit.storage.MappedStorage>`.
+        A directory. The transitions are then stored in files there, which may be larger than memory and outlive the
+        process. By default they are kept in memory. See `MappedStorage <replaykit.storage.MappedStorage>`.
     replace : bool
-        Whether a transition can be drawn twice for a batch. If not, a batch is at most as large as the buffer's size.
+        Whether a transition can occur twice in a batch. If not, `batch_size` is at most the number of transitions.
     seed : None, int, SeedSequence or Generator
-        Same seed and same calls: same batches, bit for bit.
+        The same seed and the same calls give identical batches.
 
     Examples
     --------
@@ -82,7 +82,7 @@ discount float32, length int64, weights float32, probabilities float64, indices 
     array([0.2, 0.2])
     """
 
-    replace: bool = read_only("_distribution.replace", "Whether a transition can be drawn twice for a batch.")
+    replace: bool = read_only("_distribution.replace", "Whether a transition can occur twice in a batch.")
 
     def __init__(
         self, capacity: int, spec: Spec, *, num_envs: int = 1, n_step: int = 1, gamma: float = 0.99, stack: int = 1,
@@ -95,15 +95,15 @@ discount float32, length int64, weights float32, probabilities float64, indices 
 
 @final
 class LatestBuffer(Buffer):
-    """No replay: a batch of B is the B newest transitions, oldest first.
+    """No replay: a batch consists of the B newest transitions, oldest first.
 
-    This is how an agent without a replay memory learns, the baseline of every study of replay. While fewer than B are
-    stored, they are repeated in turn.
+    This is the baseline for studies of replay: an agent without a replay memory. If fewer than B transitions are
+    stored, they are repeated in order.
 
     Parameters
     ----------
     capacity, spec, num_envs, n_step, gamma, stack, padding, share, storage, seed
-        As those of `ReplayBuffer`; the capacity bounds the useful batch size.
+        As in `ReplayBuffer`. A batch larger than the capacity repeats transitions.
 
     Examples
     --------
@@ -127,35 +127,35 @@ class LatestBuffer(Buffer):
 class PrioritizedBuffer(Buffer):
     """Prioritized replay: transitions with a large TD error are drawn more often.
 
-    A transition with TD error δ has the priority ``p = abs(δ) + eps``, and is drawn with the probability ``P = p**alpha
-    / sum(p**alpha)``. The weights ``w = (N P)**-beta`` correct learning for that. A new transition gets the largest
-    priority in the buffer, or 1 if there is none, so that it is soon seen once.
+    A transition with TD error δ has the priority ``p = abs(δ) + eps``. Its probability is ``P = p**alpha /
+    sum(p**alpha)``. The weights ``w = (N P)**-beta`` correct the resulting bias. A new transition gets the largest
+    priority in the buffer, or 1 in an empty buffer, so that it is likely to be drawn soon.
 
-    With ``variant="rank"`` the probability is ``P = rank**-alpha / sum(rank**-alpha)``, where the largest priority has
-    the rank 1. So outliers, and the unit of the TD errors, make no difference. Of equal priorities the newer transition
-    of a lane, which has the larger index, comes first. A priority of 0 has the last rank, and is drawn, too.
+    With ``variant="rank"`` the probability is ``P = rank**-alpha / sum(rank**-alpha)``. The largest priority has rank
+    1, so outliers and the unit of the TD errors have no influence. Among equal priorities of a lane, the newer
+    transition, which has the larger index, comes first. Transitions of priority 0 come last, but they are still drawn.
 
     Parameters
     ----------
     capacity, spec, num_envs, n_step, gamma, stack, padding, share, storage, seed
-        As those of `ReplayBuffer`.
+        As in `ReplayBuffer`.
     alpha : float
-        How much priorities count: 0 is uniform replay, 1 is proportional to the priority, or to 1 / rank. The paper
-        uses 0.6, and 0.7 for ranks.
+        The strength of prioritization. 0 is uniform replay. With 1, probabilities are proportional to the priority, or
+        to 1 / rank. The paper uses 0.6, and 0.7 for ranks.
     beta : float or callable
-        How much of the bias is corrected, from 0 to 1: a number, which can be set at any time, or a function of the
-        number of batches sampled so far, such as ``LinearSchedule(0.4, 1.0, steps)``. Anneal it to 1 over training.
+        The strength of the bias correction, from 0 to 1. Either a number, which you can set at any time, or a function
+        of the number of batches sampled so far, such as ``LinearSchedule(0.4, 1.0, steps)``. Anneal it to 1.
     eps : float, optional
-        Added to every ``abs(td_error)``, so that no transition is starved: 1e-2 unless given, which suits TD errors
-        around 1. With ``variant="rank"`` it must be left out, since it changes no rank.
+        Added to every ``abs(td_error)``, so that every transition can be drawn. The default, 1e-2, suits TD errors
+        around 1. Leave it out with ``variant="rank"``: it would not change any rank.
     draws : {"stratified", "iid"}
-        Whether one transition is drawn from each of B equal parts of the mass, or all independently.
+        Whether one transition is drawn from each of B equal parts of the total priority, or all independently.
     weights : {"batch", "buffer", "none"}
-        What weights are divided by: the largest of the batch; the largest of any stored transition, where one tiny
-        priority makes all weights so small that learning stalls; or nothing.
+        Divide weights by the largest weight of the batch, by the largest weight of any stored transition, or by
+        nothing. With "buffer", one tiny priority can make all weights so small that learning stalls.
     variant : {"proportional", "rank"}
-        Whether probabilities follow from priorities or from their ranks. Ranks take 2 to 4 times as long, and about 60
-        bytes more for each transition; see `Rank <replaykit.distributions.Rank>`.
+        Whether probabilities depend on priorities or on their ranks. Ranks take 2 to 4 times as long, and about 60
+        bytes more per transition; see `Rank <replaykit.distributions.Rank>`.
 
     References
     ----------
@@ -179,11 +179,11 @@ class PrioritizedBuffer(Buffer):
     array([0.6666667, 0.6666667, 1.       ], dtype=float32)
     """
 
-    alpha: float = read_only("_distribution.alpha", "How much priorities count.")
-    eps: float = read_only("_distribution.eps", "Added to the magnitude of every TD error; 0 for ranks.")
-    draws: Draws = read_only("_distribution.draws", "How the points of a draw lie on the mass.")
-    weights: Weights = read_only("_distribution.weights", "What weights are divided by.")
-    variant: Variant = read_only("_variant", "Whether probabilities follow from priorities or from their ranks.")
+    alpha: float = read_only("_distribution.alpha", "The strength of prioritization.")
+    eps: float = read_only("_distribution.eps", "Added to the absolute value of every TD error; 0 for ranks.")
+    draws: Draws = read_only("_distribution.draws", "Whether draws are stratified or independent.")
+    weights: Weights = read_only("_distribution.weights", "How weights are normalised.")
+    variant: Variant = read_only("_variant", "Whether probabilities depend on priorities or on their ranks.")
 
     def __init__(
         self, capacity: int, spec: Spec, *, num_envs: int = 1, n_step: int = 1, gamma: float = 0.99, stack: int = 1,
@@ -208,10 +208,10 @@ class PrioritizedBuffer(Buffer):
 
 
 def load(path: Path, *, progress: bool = False) -> Buffer:
-    """The buffer of a checkpoint, built as it was when it was saved; of wrapped ones, the innermost.
+    """Load a checkpoint into a new buffer with the saved settings. Of a wrapped buffer, only the buffer is returned.
 
-    A buffer with a function for `beta`, or with a storage or a distribution of yours, must be built by you: then use
-    its own ``load``. Parameters and errors are those of :meth:`Replay.load`.
+    If `beta` is a function, or the storage or the distribution is your own, build the buffer yourself and call its
+    ``load`` method. Parameters and errors are those of :meth:`Replay.load`.
 
     Examples
     --------

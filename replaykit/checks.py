@@ -1,4 +1,4 @@
-"""Checks of plain arguments; each error names the argument, what is expected and what was given."""
+"""Checks of plain arguments. Each error names the argument, the expected value and the given value."""
 
 import difflib
 import inspect
@@ -47,7 +47,7 @@ def check_seed(
     expected: str = "None, a non-negative int, a SeedSequence or a Generator",
     kinds: tuple[type, ...] = (np.random.SeedSequence, np.random.Generator),
 ) -> Any:
-    """`seed`, which NumPy makes a generator of, if it is None, an int of at least 0, or one of these kinds."""
+    """`seed`, if it is None, an int of at least 0, or an instance of `kinds`."""
     is_int = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
     if (is_int and seed >= 0) or seed is None or isinstance(seed, kinds):
         return seed
@@ -55,7 +55,7 @@ def check_seed(
 
 
 def check_generator_state(generator: np.random.BitGenerator, state: Any) -> None:
-    """Raise ValueError for a state that a generator of this kind cannot have; NumPy does not look at all of it."""
+    """Raise ValueError for a state that a generator of this kind cannot have. NumPy does not check all of it."""
     places = {"pos": 624, "buffer_pos": 4}
     try:
         for part in (state, *(value for value in state.values() if isinstance(value, dict))):
@@ -67,7 +67,7 @@ def check_generator_state(generator: np.random.BitGenerator, state: Any) -> None
 
 
 def check_arguments(cls: type, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-    """Raise TypeError, with the nearest names and the order of the arguments, unless a constructor takes these."""
+    """Raise TypeError unless the constructor accepts these. The error gives the nearest name and the order of them."""
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]
     try:
         signature.bind(None, *args, **options)
@@ -82,7 +82,7 @@ def check_arguments(cls: type, args: tuple[Any, ...], options: dict[str, Any]) -
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
-    """What an error says of a misspelt name: the name that was probably meant, or nothing."""
+    """The end of an error about a misspelt name: the most similar known name, or an empty string."""
     match = difflib.get_close_matches(str(name), list(known), n=1)
     return f"; did you mean {match[0]!r}?" if match else ""
 

@@ -1,4 +1,4 @@
-"""Large arrays of a state, a chunk at a time, so that they are copied, written and read while others go on."""
+"""Large arrays of a state in chunks, so that other threads can continue while they are copied, written and read."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -9,20 +9,20 @@ import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
 CHUNK_BYTES = 1 << 22
-"""About how many bytes are copied while the lock is held."""
+"""Approximate number of bytes copied each time the lock is held."""
 _GROUP = 1024
-"""Slots that are noted together when a row is overwritten."""
+"""Number of slots that are marked together when a row is overwritten."""
 
 
 class Slots:
-    """Which index is stored in each of C slots at one moment.
+    """The index stored in each of C slots at one moment.
 
     Parameters
     ----------
     bounds : array of shape (2, E), int64
-        The oldest step of each lane and the one that comes next, at that moment.
+        The oldest step of each lane and the next step to be written, at that moment.
     capacity : int
-        Slots, C, a multiple of E.
+        Number of slots, C, a multiple of E.
     """
 
     def __init__(self, bounds: Array, capacity: int) -> None:
@@ -30,7 +30,7 @@ class Slots:
         self.overwritten: set[int] = set()
 
     def overwrite(self, slots: npt.NDArray[np.int64]) -> None:
-        """Note that rows in these slots have been changed since this moment."""
+        """Record that rows in these slots have changed since this moment."""
         self.overwritten.update(np.unique(slots // _GROUP).tolist())
 
     def __len__(self) -> int:
@@ -44,7 +44,7 @@ class Slots:
         return np.asarray(found[np.argsort(found % self.capacity, kind="stable")])
 
     def by_slot(self, begin: int, stop: int) -> npt.NDArray[np.int64]:
-        """The index in each of these slots, -1 in one without."""
+        """The index in each of these slots; -1 for an empty slot."""
         slots = np.arange(begin, stop)
         lanes = slots % self.num_envs
         first, newest = self.bounds[0] * self.num_envs, (self.bounds[1] - 1) * self.num_envs
@@ -53,7 +53,7 @@ class Slots:
         return np.where(found >= first[lanes] + lanes, found, -1)
 
     def select(self, begin: int, stop: int) -> Any:
-        """What selects those of these slots in which an index is stored: a slice where it can be one."""
+        """An indexer of the occupied slots among these: a slice if possible."""
         (first, cursor), is_in_step = self.bounds[:, 0].tolist(), (self.bounds == self.bounds[:, :1]).all()
         start, count = first * self.num_envs % self.capacity, (cursor - first) * self.num_envs
         if is_in_step and count == self.capacity:
@@ -63,9 +63,9 @@ class Slots:
         return begin + np.flatnonzero(self.by_slot(begin, stop) >= 0)
 
     def is_unchanged(self, former: "Slots", begin: int, stop: int) -> bool:
-        """Whether the rows of these slots are what they were at a former moment of the same storage. O(E).
+        """Whether the rows of these slots are the same as at a former moment of the same storage. O(E).
 
-        A row is written once for an index. Only the newest row of a lane changes later, when its episode is ended.
+        A row is written once per index. Only the newest row of a lane can change later, when its episode is ended.
         """
         groups = range(begin // _GROUP, stop // _GROUP + 1)
         if former.capacity != self.capacity or not former.overwritten.isdisjoint(groups):
@@ -82,14 +82,14 @@ class Slots:
 
 
 class Chunks(ABC):
-    """Rows of a large array, in place of the array in a state. Chunk k has those of the slots ``[k S, (k + 1) S)``.
+    """Rows of a large array, in place of the array in a state. Chunk k has the slots ``[k S, (k + 1) S)``.
 
     Parameters
     ----------
     slots : Slots
-        The stored ones of these are meant.
+        The occupied slots define the rows.
     span : int
-        Slots of a chunk, S.
+        Number of slots in a chunk, S.
     """
 
     def __init__(self, slots: Slots, span: int) -> None:
@@ -103,7 +103,7 @@ class Chunks(ABC):
         return k * self.span, min((k + 1) * self.span, self.slots.capacity)
 
     def is_empty(self, k: int) -> bool:
-        """Whether nothing is stored in the slots of chunk k."""
+        """Whether all slots of chunk k are empty."""
         chosen = self.slots.select(*self.range(k))
         return chosen.start == chosen.stop if isinstance(chosen, slice) else not chosen.size
 
@@ -113,15 +113,15 @@ class Chunks(ABC):
 
 
 class LiveChunks(Chunks):
-    """Chunks of what a storage has now, which are copied one after another.
+    """Chunks of a storage's current data, copied one after another.
 
     Parameters
     ----------
     slots : Slots
     row_bytes : int
-        About how large a row is.
+        Approximate size of a row.
     read : callable
-        ``read(begin, stop)`` returns the rows of the stored slots among these.
+        ``read(begin, stop)`` returns the rows of the occupied slots in this range.
     shortest : int
         The smallest number of slots in a chunk.
     """
@@ -132,7 +132,7 @@ class LiveChunks(Chunks):
 
     @classmethod
     def of_array(cls, array: Array, slots: Slots) -> "LiveChunks":
-        """Those of an array with a row for each slot."""
+        """The chunks of an array with a row for each slot."""
         return cls(slots, array[:1].nbytes, lambda begin, stop: np.asarray(array[slots.select(begin, stop)]))
 
     def __getitem__(self, k: int) -> Array:
@@ -145,12 +145,12 @@ class LiveChunks(Chunks):
 
     @property
     def nbytes(self) -> int:
-        """About how many bytes all rows have."""
+        """Approximate size of all rows in bytes."""
         return len(self.slots) * self._row_bytes
 
 
 class CopiedChunks(Chunks):
-    """Chunks that were copied, None for an empty one."""
+    """Copied chunks; None for an empty chunk."""
 
     def __init__(self, slots: Slots, span: int, rows: list[Array | None]) -> None:
         super().__init__(slots, span)

@@ -1,4 +1,4 @@
-"""Combined experience replay: the newest transitions are in every batch."""
+"""Combined experience replay: every batch contains the newest transitions."""
 
 from typing import final
 
@@ -19,20 +19,20 @@ kernels = lazy("goals")
 
 @final
 class CombinedReplay(ReplayWrapper):
-    """Any replay but a `LargeBatchReplay`, with the newest transitions in every batch in place of as many draws.
+    """Adds the k newest transitions to every batch of another replay. They replace k of its draws.
 
-    A batch of B is B - k draws from the whole buffer, followed by the k newest, oldest first. So transition i, drawn
-    with probability P_i before, now has the expected share ``q_i = ((B - k) P_i + [i is one of the k newest]) / B`` of
-    a batch. These are the `probabilities`, and a prioritized buffer makes its weights from them. A uniform buffer's
-    weights stay 1, since the newest are meant to count for more.
+    A batch of B consists of B - k draws from the whole buffer, followed by the k newest transitions, oldest first. If
+    `inner` draws transition i with probability P_i, its expected fraction of a batch is now
+    ``q_i = ((B - k) P_i + [i is one of the k newest]) / B``. These are the `probabilities`. A prioritized buffer
+    computes its weights from them. The weights of a uniform buffer stay 1, so the newest transitions count more.
 
     Parameters
     ----------
     inner : Replay
-        A buffer, or another wrapper.
+        A buffer or another wrapper, except a `LargeBatchReplay`.
     latest : int
-        How many of the transitions added last are in every batch, k; all, if fewer are stored. If parallel environments
-        are stepped together, ``latest=num_envs`` gives the newest of each. A smaller batch raises ValueError.
+        Number of newest transitions in every batch, k; all if fewer are stored. With parallel environments,
+        ``latest=num_envs`` gives the newest transition of each. A batch smaller than k raises ValueError.
 
     References
     ----------
@@ -51,7 +51,7 @@ class CombinedReplay(ReplayWrapper):
     array([0.0075, 0.0075, 0.0075, 0.2575])
     """
 
-    latest_count: int = read_only("_latest_count", "How many of the newest are in every batch, k.")
+    latest_count: int = read_only("_latest_count", "The number of newest transitions in every batch, k.")
 
     def __init__(self, inner: Replay, latest: int = 1) -> None:
         super().__init__(inner)
@@ -61,7 +61,7 @@ class CombinedReplay(ReplayWrapper):
         self._latest_count = check_count("latest", latest)
 
     def draw(self, batch_size: int) -> Draw:
-        """B - k indices from the wrapped replay, then the k newest, with the probabilities of the mixture."""
+        """B - k indices from the wrapped replay, then the k newest, with their combined probabilities."""
         with self.lock:
             newest = self._newest(batch_size)
             drawn = batch_size - newest.size
@@ -93,7 +93,7 @@ class CombinedReplay(ReplayWrapper):
             return (of_inner + np.isin(entries, newest)) / batch_size
 
     def least_probability(self, batch_size: int, without: Indices) -> float | Floats:
-        """The smallest positive probability of any stored index but those in `without`; inf if there is none."""
+        """The smallest positive probability of any stored index except those in `without`; inf if there is none."""
         with self.lock:
             newest = self._newest(batch_size)
             drawn = batch_size - newest.size

@@ -1,4 +1,4 @@
-"""Objects that are copied, pickled and saved as what they were built from and the state that they declare."""
+"""Objects that are copied, pickled and saved as their constructor's arguments and a declared state."""
 
 import contextlib
 import inspect
@@ -23,17 +23,17 @@ def read_only(path: str, meaning: str) -> Any:
 
 
 class Moment:
-    """The states of several objects at one moment, which their copies have in common.
+    """The states of several objects at one moment, shared by their copies.
 
-    It is known to the thread that makes the copies for as long as it is referred to. Therefore it can take the place of
-    the iterator in what ``__reduce__`` returns, as one without items.
+    The thread that makes the copies knows the moment while a reference to it exists. To keep one, ``__reduce__``
+    returns the moment in place of its iterator; it has no items.
     """
 
     def __init__(self, parts: "Iterable[Declared]") -> None:
         self.states: dict[int, dict[str, Any]] = {}
         for part in parts:
             if id(part) not in self.states:
-                known = _copying.state_of(part)  # at the moment of something around this
+                known = _copying.state_of(part)  # at the moment of an outer object
                 self.states[id(part)] = part.copied_state() if known is None else known
         _copying.moments = [*_copying.living(), weakref.ref(self)]
 
@@ -45,7 +45,7 @@ class Moment:
 
 
 class _Copying(threading.local):
-    """The moments of which a thread makes copies, the innermost last."""
+    """The moments that a thread is copying, innermost last."""
 
     moments: "list[weakref.ref[Moment]]" = []  # noqa: RUF012
 
@@ -64,38 +64,38 @@ _copying = _Copying()
 
 
 class Declared:
-    """Base of all that has state: storages, distributions, buffers and wrappers.
+    """Base class of every object with state: storages, distributions, buffers and wrappers.
 
-    A copy or a pickle is the constructor's arguments and what `state` returns, which `restore` takes. The constructor
-    makes everything else anew. A class that keeps nothing else needs neither method.
+    A copy or a pickle consists of the constructor's arguments and the result of `state`, which is passed to `restore`.
+    The constructor rebuilds everything else. A class without further state needs neither method.
 
     Attributes
     ----------
     lock
-        Held while the state is copied, so that a copy is one moment of the object.
+        Held while the state is copied, so that a copy shows the object at one moment.
     """
 
     lock: Any = contextlib.nullcontext()
     saved_kind: str | None = None
-    """The class of which a checkpoint says that this is, if it differs."""
+    """The class that a checkpoint records for this object, if it differs."""
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Remember the constructor's arguments, if it takes them."""
+        """Remember the constructor's arguments if they are valid."""
         check_arguments(cls, args, kwargs)
         made = super().__new__(cls)
         made._arguments = args, kwargs
         return made
 
     def built_with(self) -> dict[str, Any]:
-        """What the constructor was given, by name, defaults included."""
+        """The constructor's arguments by name, including defaults."""
         args, options = self._arguments
         bound = inspect.signature(type(self).__init__).bind(self, *args, **options)
         bound.apply_defaults()
         return dict(list(bound.arguments.items())[1:])
 
     def made_of(self) -> "Iterator[Declared]":
-        """Everything of this kind among the constructor's arguments, and what that was built with in turn."""
+        """Every `Declared` object among the constructor's arguments, and among theirs in turn."""
         args, options = self._arguments
         for argument in (*args, *options.values()):
             for part in argument.values() if isinstance(argument, dict) else [argument]:
@@ -104,27 +104,27 @@ class Declared:
                     yield from part.made_of()
 
     def state(self) -> dict[str, Any]:
-        """What is kept apart from the constructor's arguments: arrays, which may be views, and plain values.
+        """The state besides the constructor's arguments: arrays, which may be views, and plain values.
 
-        Both may be in lists, tuples and dicts. Large arrays may be `LiveChunks <replaykit.chunks.LiveChunks>`.
+        They may be nested in lists, tuples and dicts. Large arrays may be `LiveChunks <replaykit.chunks.LiveChunks>`.
         """
         return {}
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Raise ValueError for a state that an object like this cannot have. Changes nothing."""
+        """Raise ValueError for a state that this object cannot have. Changes nothing."""
 
     def fits(self, built: dict[str, Any]) -> bool:
-        """Whether a state of what was built like this fits: a dict with the "class" and the "arguments"."""
+        """Whether a state fits that was saved by an object with this "class" and these "arguments"."""
         return bool(built["class"] == (self.saved_kind or type(self).__name__))
 
     def restart(self) -> None:
-        """Do without a state when others are restored, or when that has failed: start anew with what they have now."""
+        """Called if the other parts were restored without a state for this one, or failed: start from their data."""
 
     def complete_state(self, state: dict[str, Any]) -> None:
-        """Called when all chunks of a state are copied: note in it what was retired since it was made."""
+        """Called when all chunks of a state are copied: record in it what was retired in the meantime."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take the state of an object that was built with the same arguments."""
+        """Restore the state of an object with the same constructor arguments."""
 
     def __reduce__(self) -> Any:
         state = _copying.state_of(self)
@@ -134,11 +134,11 @@ class Declared:
         return _rebuilt, self.copied_arguments(), state
 
     def copied_arguments(self) -> tuple[type[Any], tuple[Any, ...], dict[str, Any]]:
-        """What a copy is built from: its class and the arguments of the constructor."""
+        """The class and the constructor's arguments of a copy."""
         return type(self), *self._arguments
 
     def copied_state(self) -> dict[str, Any]:
-        """The state as it is now: later changes of this object do not show in it."""
+        """A copy of the current state. Later changes of this object do not affect it."""
         return {name: copied(value) for name, value in self.state().items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""One field of a transition: its shape and dtype, and the checks that every value stored in it goes through."""
+"""One field of a transition: its shape and dtype, and the checks of every value before it is stored."""
 
 import math
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ _FLOAT32, _FLOAT64, _INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtyp
 _INTEGERS = (int, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
 _FLOATS = (float, np.float16, np.float32, np.float64)
 _SCALARS: dict[str, tuple[type, ...]] = {"b": (bool, np.bool_), "i": _INTEGERS, "u": _INTEGERS, "f": _FLOATS}
-"""Types of numbers, by the kind of a field, that ``struct.pack`` either converts as `Leaf.coerce` does, or refuses."""
+"""Python number types by kind of field. ``struct.pack`` converts them as `Leaf.coerce` does, or raises an error."""
 _EXACT_INT = 2**53
-"""A float64 holds every int up to this one."""
+"""A float64 represents every int up to this one exactly."""
 _WIDEN = "widen the field's dtype in the Spec or clip the value"
 Array: TypeAlias = npt.NDArray[Any]
 
 
 class FieldNameError(KeyError, TypeError):
-    """A field is missing from a transition, or one was given that its spec does not have."""
+    """A transition lacks a field of its spec, or has a field that the spec does not have."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -33,18 +33,18 @@ class FieldNameError(KeyError, TypeError):
 
 @dataclass(frozen=True, init=False)
 class Field:
-    """One array of a transition: the shape and dtype it has in a single transition.
+    """The shape and dtype of one array in a single transition.
 
     Parameters
     ----------
     shape : tuple of int
-        Without any batch or lane axis; ``()`` for a scalar.
+        Without a batch or lane axis; ``()`` for a scalar.
     dtype : dtype-like
-        Any boolean, integer, floating or complex dtype of NumPy; stored in native byte order. Another one, such as
-        object or str, raises TypeError.
+        Any boolean, integer, floating or complex dtype of NumPy, stored in native byte order. Other dtypes, such as
+        object or str, raise TypeError.
     step : {"first", "last"}
-        From which step of an n-step window a batch has it. The last is for extra fields that belong to `next_obs`, such
-        as the actions that are legal there.
+        The step of an n-step window whose value a batch contains. Use "last" for extra fields that belong to
+        `next_obs`, such as its legal actions.
 
     Examples
     --------
@@ -91,10 +91,10 @@ class Field:
 
 
 class Leaf:
-    """A field at its place in the transition, and the conversion of values to it.
+    """One array of a transition, with its name. Converts values to the field's shape and dtype.
 
-    `name` is how errors call it, such as ``obs.position``. For a scalar, `scalar_types` are the types in `_SCALARS`.
-    If `is_of_last`, a batch has it from the last step of a window; else, from the first.
+    Errors use `name`, such as ``obs.position``. For a scalar, `scalar_types` are the types in `_SCALARS`. If
+    `is_of_last`, a batch contains the value of the window's last step, else that of the first.
     """
 
     __slots__ = ("dtype", "field", "is_of_last", "name", "scalar_types", "shape")
@@ -102,7 +102,9 @@ class Leaf:
     def __init__(self, name: str, field: Field) -> None:
         self.name, self.field, self.shape = name, field, field.shape
         self.is_of_last = field.step == "last" or name.partition(".")[0] == "next_obs"
-        self.dtype = np.dtype(field.dtype.type)  # NumPy's own, for comparisons by identity; pickles make others
+        self.dtype = np.dtype(
+            field.dtype.type
+        )  # NumPy's own object, for comparisons by identity; unpickling makes another
         is_number = not self.shape and self.dtype.itemsize <= 8
         self.scalar_types = frozenset(_SCALARS.get(self.dtype.kind, ()) if is_number else ())
 
@@ -110,9 +112,9 @@ class Leaf:
         return Leaf, (self.name, self.field)
 
     def coerce(self, value: Any, lead: tuple[int, ...] = (), mask: npt.NDArray[np.bool_] | None = None) -> Array:
-        """`value` as an array of shape ``(*lead, *shape)`` and this dtype, if nothing but precision is lost.
+        """`value` as an array of shape ``(*lead, *shape)`` and this dtype. Raises if more than precision is lost.
 
-        With a `mask` of shape `lead`, only its entries are checked and returned, with one leading axis.
+        With a `mask` of shape `lead`, only the selected entries are checked and returned, with one leading axis.
         """
         array = value if type(value) is np.ndarray else as_array(self.name, value)
         if array.shape != lead + self.shape:
@@ -123,7 +125,7 @@ class Leaf:
             array = array[mask]
         if array.dtype is self.dtype:
             return array
-        if array.dtype is _FLOAT64 and self.dtype is _FLOAT32:  # as Gymnasium gives rewards
+        if array.dtype is _FLOAT64 and self.dtype is _FLOAT32:  # Gymnasium returns rewards as float64
             array = array if array.flags.carray else array.copy()
             narrowed = np.empty(array.shape, _FLOAT32)
             flat = (array, narrowed) if array.ndim == 1 else (array.reshape(-1), narrowed.reshape(-1))
@@ -132,9 +134,9 @@ class Leaf:
         return self._cast(array)
 
     def coerce_scalar(self, value: Any) -> Any:
-        """`coerce` to a Python number, or to a 0-d array if none holds it. Refuses a NaN, whose bits might change."""
+        """`coerce` to a Python number, or to a 0-d array if none fits. Raises for a NaN, whose bits may change."""
         if type(value) is int and self.dtype.kind == "f" and -_EXACT_INT <= value <= _EXACT_INT:
-            return value  # a float64 holds it exactly
+            return value  # a float64 represents it exactly
         array = self.coerce(value)
         if self.dtype.kind == "c" or self.dtype.itemsize > 8:
             return array
@@ -144,7 +146,7 @@ class Leaf:
         return number
 
     def wrong_shape(self, got: tuple[int, ...], lead: tuple[int, ...]) -> str:
-        """What an error says of a value of another shape."""
+        """The error message for a value of the wrong shape."""
         parts = f", {lead} for the leading axes and {self.shape} for the field" if lead else ""
         message = f"{self.name} has shape {got}; expected {lead + self.shape}{parts}"
         if math.prod(got) == math.prod(lead + self.shape):
@@ -154,7 +156,7 @@ class Leaf:
         return f"{message}; give it that shape, or declare another in the Spec"
 
     def _cast(self, array: Array) -> Array:
-        """`array` in this dtype; refuses what would change by more than rounding."""
+        """`array` in this dtype. Raises an error if a value would change by more than rounding."""
         source, target = array.dtype, self.dtype
         if np.can_cast(source, target, "safe"):
             return array.astype(target)
@@ -181,7 +183,7 @@ class Leaf:
         raise TypeError(f"{self.name} has dtype {source}; {self._expected_dtype}; {remedy}")
 
     def _no_numbers(self, array: Array) -> Exception:
-        """The error for objects that NumPy finds no dtype for; Python's ints may have too many digits for one."""
+        """The error for objects without a numeric dtype. Among them are Python ints that are too large for NumPy."""
         if array.size and all(type(entry) is int for entry in array.flat):
             largest = max(array.flat, key=abs)
             if np.asarray(largest).dtype.kind == "O":
@@ -196,7 +198,7 @@ class Leaf:
 
 
 def as_array(name: str, value: Any, detach: bool = False) -> Array:
-    """`value`, which may be a CPU tensor, as an array; refuses a masked array. With `detach` it may be any tensor."""
+    """`value`, an array-like or CPU tensor, as an array. With `detach`, any tensor. Raises for a masked array."""
     kind = type(value)
     if kind is not list and isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; expected every entry to count: pass .filled(...)")
@@ -211,14 +213,14 @@ def as_array(name: str, value: Any, detach: bool = False) -> Array:
             return array
     except ValueError as error:
         raise ValueError(f"{name} cannot be read as an array: {error}") from error
-    except (TypeError, RuntimeError) as error:  # tensors in lists, sparse ones, dtypes that NumPy lacks
+    except (TypeError, RuntimeError) as error:  # lists of tensors, sparse tensors, dtypes that NumPy lacks
         raise TypeError(f"{name} cannot be read as an array: {error}; pass .detach().cpu() of a tensor") from error
     state = "requires grad" if value.requires_grad else f"is on {value.device}"
     raise TypeError(f"{name} is a torch tensor that {state}; expected an array on the CPU: pass .detach().cpu()")
 
 
 def as_float64(name: str, value: Any, detach: bool = False) -> npt.NDArray[np.float64]:
-    """`value`, which may be a CPU tensor, as float64; refuses what is not real numbers."""
+    """`value`, an array-like or CPU tensor, as float64. Raises for values that are not real numbers."""
     if type(value) is np.ndarray and (value.dtype is _FLOAT32 or value.dtype is _FLOAT64):
         return value if value.dtype is _FLOAT64 and value.flags.carray else value.astype(_FLOAT64)
     array = as_array(name, value, detach)
@@ -237,7 +239,7 @@ def as_each(name: str, value: Any, shape: tuple[int, ...], whose: str, detach: b
 
 
 def as_indices(name: str, value: Any, detach: bool = False) -> npt.NDArray[np.int64]:
-    """`value`, which may be a CPU tensor, as int64 of shape (B,); refuses floats and booleans."""
+    """`value`, an array-like or CPU tensor, as int64 of shape (B,). Raises for floats and booleans."""
     if type(value) is np.ndarray and value.dtype is _INT64 and value.ndim == 1:
         return value if value.flags.carray else value.copy()  # kernels are compiled for ordinary arrays
     array = as_array(name, value, detach)

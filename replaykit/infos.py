@@ -1,4 +1,4 @@
-"""What vector environments report in `info`: a dict of arrays, or a dict for each lane."""
+"""The `info` of vector environments: a dict of arrays, or a dict for each lane."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -15,12 +15,12 @@ Lanes: TypeAlias = npt.NDArray[np.bool_]
 
 
 def gathered(spec: Spec, name: str, *parts: tuple[Any, str, Lanes]) -> Tree:
-    """The values of a field in all lanes. Each part is an `info`, a key of it, and the lanes whose values it has.
+    """The values of a field in all lanes. Each part is an `info`, a key of it, and the lanes to take from it.
 
     Raises
     ------
     FieldNameError
-        If a value is missing: there is no such key, its mask is False in a lane, or the entry of a lane is None.
+        If a value is missing: the key does not exist, its mask is False in a lane, or the entry of a lane is None.
     ValueError, TypeError, OverflowError
         If a value does not fit the field.
     """
@@ -33,7 +33,7 @@ def gathered(spec: Spec, name: str, *parts: tuple[Any, str, Lanes]) -> Tree:
 
 
 def _fill(arrays: dict[Leaf, Array], name: str, info: Any, key: str, lanes: Lanes) -> None:
-    """Write what `info` has at a key for these lanes to the arrays of a field."""
+    """Copy the values of a key of `info` for these lanes to the arrays of a field."""
     values, mask = column(info, key), column(info, f"_{key}")
     if values is None:
         _refuse_missing(name, key, lanes.nonzero()[0])
@@ -52,7 +52,7 @@ def _fill(arrays: dict[Leaf, Array], name: str, info: Any, key: str, lanes: Lane
 
 
 def _fill_each(arrays: dict[Leaf, Array], name: str, values: Any, key: str, lanes: Lanes) -> None:
-    """`_fill` from an entry for each lane."""
+    """`_fill`, from one entry for each lane."""
     if len(values) != len(lanes):
         raise ValueError(f"{key!r} of info has {len(values)} entries; expected {len(lanes)}, one for each lane")
     for lane in lanes.nonzero()[0]:
@@ -63,7 +63,7 @@ def _fill_each(arrays: dict[Leaf, Array], name: str, values: Any, key: str, lane
 
 
 def column(info: Any, key: str) -> Any:
-    """What `info` has at a key, in an array or in a list with an entry for each lane; None if it has nothing."""
+    """The value of a key of `info`: an array, or a list with an entry for each lane; None if it is missing."""
     if info is None or isinstance(info, Mapping):
         return (info or {}).get(key)
     values = [(entry or {}).get(key) for entry in info]
@@ -71,7 +71,7 @@ def column(info: Any, key: str) -> Any:
 
 
 def flags(name: str, values: Any, lead: tuple[int, ...]) -> Lanes:
-    """Flags of all lanes as an array; raises an error with this name for what is none."""
+    """The flags of all lanes as an array. Raises an error with `name` if they are not flags."""
     return _flag(name).coerce(values, lead)
 
 
@@ -81,7 +81,7 @@ def _flag(name: str) -> Leaf:
 
 
 def _refuse_missing(name: str, key: str, lanes: Sequence[Any] | Array) -> None:
-    """Raise if there are any lanes in which a value is missing."""
+    """Raise FieldNameError if `lanes`, in which a value is missing, is not empty."""
     if len(lanes):
         remedy = "pass a function of the step, or give the key in every step (at an episode's end in final_info)"
         if name.startswith("next_obs"):

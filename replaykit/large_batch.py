@@ -1,4 +1,4 @@
-"""Large-batch experience replay: a large batch is drawn, and a batch from it by priorities that are fresh."""
+"""Large-batch experience replay: draw a large batch, then draw the batch from it by fresh priorities."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,40 +29,40 @@ class LargeDraw(Draw):
 
 @final
 class LargeBatchReplay(ReplayWrapper):
-    """Any replay, from which a large batch is drawn, and the batch from that, by priorities that you compute.
+    """Draws a large batch from any replay, then draws the batch from it by priorities that you compute.
 
-    A batch of B begins with M = `factor` B draws of the wrapped replay. `priority_fn` gives each of these rows a
-    priority p, such as the magnitude of its TD error under the present network. B of the M rows are drawn with
-    probability ``p / sum(p)``, independently. So priorities are never out of date, for the price of computing M of
-    them for each batch. The weights ``mean(p) / p``, times those of the wrapped replay, make weighted means over the
-    batch unbiased estimates of those over the large batch::
+    A batch of B begins with M = `factor` B draws of the wrapped replay. `priority_fn` returns a priority p for each of
+    these rows, such as the absolute TD error under the current network. B of the M rows are then drawn independently
+    with probability ``p / sum(p)``. Priorities are never out of date, but M of them are computed for every batch. The
+    weights are ``mean(p) / p``, times those of the wrapped replay. With them, weighted means over the batch are
+    unbiased estimates of means over the large batch::
 
         buffer   [ . . . . . . . . . . . . . . . . . . . . . . ]
-                     |   |     | |       |     |   |     |         M rows, as inner draws
+                     |   |     | |       |     |   |     |         M rows drawn by inner
         p            3   1     0 1       9     1   2     1         priority_fn(batch)
-                     |                   |                         B of them, in proportion to p
+                     |                   |                         B of them, proportional to p
         weights     3/4                 1/4                        mean(p) / p, here 2.25 / p
 
-    The `probabilities` of a batch are conditional on its large batch: ``p / sum(p)`` of each row. So a single index has
-    none, and `probability` raises an error.
+    The `probabilities` of a batch, ``p / sum(p)``, are conditional on its large batch. A single index has no
+    probability, so `probability` raises an error.
 
     Parameters
     ----------
     inner : Replay
-        A buffer or a wrapper. Not a `HindsightReplay`, which would draw other goals for the rows that are chosen than
-        those that `priority_fn` has seen: put it around. Nor a `CombinedReplay`, whose newest transitions would be
-        chosen or not like the others.
+        A buffer or a wrapper. It must not contain a `HindsightReplay`, which would draw new goals after `priority_fn`
+        has seen the rows; put the `HindsightReplay` outside. It must not contain a `CombinedReplay`, whose newest
+        transitions would be dropped at random.
     factor : int
-        Rows of the large batch for each of the batch; 4 in the paper.
+        Size of the large batch relative to the batch; 4 in the paper.
     priority_fn : callable
-        ``priority_fn(batch)`` returns the priorities of the M rows of a `Batch`, of shape (M,): finite, not negative,
-        and not all 0. A row with priority 0 is not drawn, which is unbiased only if there is nothing to learn from it.
+        ``priority_fn(batch)`` returns the priorities of the M rows of a `Batch`, of shape (M,). They are finite, not
+        negative, and not all 0. A row with priority 0 is never drawn. This is unbiased only if its gradient is 0.
 
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        If an argument is out of its range, or `inner` is one of the above. When sampling, if `priority_fn` raises, or
-        returns another shape, or wrong numbers. The buffer and its generator are then unchanged.
+        If an argument is out of range, or `inner` contains one of the wrappers above. When sampling, if `priority_fn`
+        raises an error or returns a wrong shape or invalid numbers. The buffer and its generator are then unchanged.
 
     References
     ----------
@@ -88,9 +88,9 @@ class LargeBatchReplay(ReplayWrapper):
 
     may_raise = True
     is_conditional = True
-    factor: int = read_only("_factor", "Rows of the large batch for each of the batch.")
+    factor: int = read_only("_factor", "Size of the large batch relative to the batch.")
     priority_fn: PriorityFunction = read_only(
-        "_priority_fn", "The function that gives the priorities of a large batch."
+        "_priority_fn", "The function that returns the priorities of a large batch."
     )
 
     def __init__(self, inner: Replay, factor: int = 4, *, priority_fn: PriorityFunction) -> None:
@@ -111,16 +111,16 @@ class LargeBatchReplay(ReplayWrapper):
             state = self.random_state()
             try:
                 return self._chosen(Batch.of(self.inner.serve(size)), count)
-            except BaseException:  # the next draw is the one that this would have been
+            except BaseException:  # so that the next draw uses the same random numbers
                 self.restore_random_state(state)
                 raise
 
     def _chosen(self, large: Batch, count: int) -> LargeDraw:
-        """So many rows of a large batch, in proportion to their priorities."""
-        indices, weights = large.indices.copy(), large.weights.copy()  # which the function may change
+        """Draw `count` rows of a large batch, proportionally to their priorities."""
+        indices, weights = large.indices.copy(), large.weights.copy()  # the function may change them
         priorities = self._priorities(large, len(indices))
         running = priorities.cumsum()
-        last = int(np.flatnonzero(priorities)[-1])  # in case that rounding leads past it
+        last = int(np.flatnonzero(priorities)[-1])  # in case rounding goes past it
         rows = np.searchsorted(running, self.rng.random(count) * running[-1], "right").clip(max=last)
         chosen = priorities[rows]
         with np.errstate(over="ignore"):
@@ -129,7 +129,7 @@ class LargeBatchReplay(ReplayWrapper):
         return LargeDraw(indices[rows], chosen / running[-1], None, weighed)
 
     def _priorities(self, large: Batch, count: int) -> npt.NDArray[np.float64]:
-        """The answer of the user's function for the rows of a large batch, as shares of the largest."""
+        """The priorities of a large batch from the user's function, divided by the largest."""
         name = f"priority_fn {getattr(self._priority_fn, '__qualname__', None) or repr(self._priority_fn)}"
         expected = f"({count},), one priority for each row of the large batch"
         try:
@@ -152,7 +152,7 @@ class LargeBatchReplay(ReplayWrapper):
         return np.asarray(priorities / largest)
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
-        """Raises RuntimeError: the probabilities of a batch are conditional on its large batch."""
+        """Raise RuntimeError: the probabilities of a batch are conditional on its large batch."""
         reason = "are conditional on the large batch that priority_fn has seen, so a single index has none"
         raise RuntimeError(f"the probabilities of a LargeBatchReplay {reason}; use those of a batch")
 

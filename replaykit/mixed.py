@@ -1,4 +1,4 @@
-"""Mixtures: batches to which several replays give their shares."""
+"""Mixtures: batches drawn from several replays in fixed or scheduled shares."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -39,31 +39,31 @@ _ENDS = "length", "terminated", "truncated"
 
 @final
 class MixedReplay(Replay):
-    """Several replays as one: each source gives its share of every batch.
+    """Several replays as one: each source contributes its share of every batch.
 
-    A source is a buffer, or a wrapper around one. It draws as it would alone, by its own distribution and its own
-    generator, and weighs what it draws as it would alone. A batch has the rows of the first source first, and so on.
-    Its fields are those of the sources, and `source`, (B,) int64, the number of each row's source in the order of the
-    dict. A field that only some sources have, such as `relabelled`, is 0 or False in the rows of the others.
+    A source is a buffer or a wrapper around one. It draws with its own distribution and generator and computes its own
+    weights, exactly as it would alone. A batch contains the rows of the first source, then those of the second, and so
+    on. Its fields are those of the sources, and `source`, (B,) int64: the number of each row's source in the order of
+    the dict. If only some sources have a field, such as `relabelled`, it is 0 or False in the rows of the others.
 
-    If ``batch_size * share`` is a whole number, the source gives just as many rows. Otherwise it gives the number below
-    or above, chosen at random so that the expected number is ``batch_size * share``. A transition of probability P in
-    its source has the probability ``share * P``.
+    If ``batch_size * share`` is an integer, the source contributes exactly that many rows. Otherwise the number is
+    rounded down or up at random, so that its expected value is ``batch_size * share``. A transition with probability P
+    in its source has the probability ``share * P`` in the mixture.
 
-    The weights of the rows of a source are computed from P, and normalised among themselves: with ``weights="batch"``
-    the largest weight of each source in the batch is 1. So a share is what it says, and is not corrected for.
+    The weights of a source's rows are computed from P and normalised within the source. With ``weights="batch"`` the
+    largest weight of each source in the batch is 1. Weights do not correct for the shares.
 
-    Transitions have other indices here than in their source. The mixture is one ring of S lanes, those of all sources:
-    index i of a source with E lanes, the first of which is lane k of the mixture, is ``i // E * S + k + i % E`` here.
-    `update_priorities` and all other methods take these indices.
+    A transition's index in the mixture differs from its index in the source. The mixture has S lanes, those of all
+    sources. Take a source with E lanes, the first of which is lane k of the mixture. Its index i becomes
+    ``i // E * S + k + i % E``. All methods of the mixture, such as `update_priorities`, take these indices.
 
-    `add`, `extend`, `end_episode` and `writer` write to the source `add_to`, and `latest` is of this source, so that
-    the other ones keep what they have. `clear` empties all sources; ``mixture.sources["online"].clear()`` empties one.
-    A batch counts as a batch of every source, for its schedule of `beta`. Setting `beta` sets that of all sources that
-    have one. The sources can be used by themselves at any time, also in other threads.
+    `add`, `extend`, `end_episode` and `writer` write to the source `add_to` only, and `latest` returns indices of this
+    source. `clear` empties all sources; ``mixture.sources["online"].clear()`` empties one. Each batch counts as a batch
+    of every source, for the schedule of its `beta`. Setting `beta` sets it in all sources that have one. You can also
+    use the sources directly at any time, even from other threads.
 
-    Runtime of a batch: that of the batches of the sources, and O(B) to join them. If a source has ``weights="buffer"``
-    and does not give a whole number of rows, O(N).
+    A batch takes as long as the batches of its sources, plus O(B) to join them. It is O(N) if a source has
+    ``weights="buffer"`` and its number of rows is not an integer.
 
     Parameters
     ----------
@@ -73,15 +73,16 @@ class MixedReplay(Replay):
         The share of each source in [0, 1]: a number, or a function of the number of batches sampled so far. The sum
         is 1. A source with a positive share must not be empty when a batch is drawn.
     add_to : str
-        The name of the source that is written to.
+        The name of the source that new transitions are added to.
     seed : int, SeedSequence or Generator, optional
-        For the random rounding, and for wrappers around the mixture.
+        Seed of the random rounding and of wrappers around the mixture.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, the sources differ in what must be equal, or two of them share a storage or a
-        generator. When sampling, if a source with a share is empty, or cannot give its rows. Nothing is changed then.
+        If an argument is invalid, the sources differ in a setting that must be equal, or two of them share a storage
+        or a generator. When sampling, if a source with a positive share is empty or cannot draw its rows. The mixture
+        is then unchanged.
 
     References
     ----------
@@ -91,7 +92,7 @@ class MixedReplay(Replay):
 
     Examples
     --------
-    Demonstrations with rewards of 1, and what the agent does itself:
+    Demonstrations with rewards of 1, and the agent's own steps with rewards of 0:
 
     >>> import numpy as np
     >>> from replaykit import Field, MixedReplay, PrioritizedBuffer, ReplayBuffer, Spec
@@ -110,11 +111,11 @@ class MixedReplay(Replay):
     array([1., 1., 0., 0., 0., 0., 0., 0.], dtype=float32)
     >>> batch.probabilities  # 0.25 / 50 and 0.75 / 100
     array([0.005 , 0.005 , 0.0075, 0.0075, 0.0075, 0.0075, 0.0075, 0.0075])
-    >>> replay.update_priorities(batch.indices, td_errors=np.ones(8))  # of the online buffer; demos has none
+    >>> replay.update_priorities(batch.indices, td_errors=np.ones(8))  # of the online buffer; demos has no priorities
     6
     """
 
-    add_to: str = read_only("_add_to", "The name of the source that is written to.")
+    add_to: str = read_only("_add_to", "The name of the source that new transitions are added to.")
 
     def __init__(
         self, sources: Mapping[str, Replay], *, shares: Mapping[str, Share], add_to: str, seed: Seed = None
@@ -144,7 +145,7 @@ class MixedReplay(Replay):
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of each source in the next batch. Set it to a dict of numbers in [0, 1] or of schedules."""
+        """The share of each source in the next batch. Set it to a dict of numbers in [0, 1] or schedules."""
         return dict(zip(self._names, self._shares.after(self._batches), strict=True))
 
     @shares.setter
@@ -154,7 +155,7 @@ class MixedReplay(Replay):
             self._shares = given
 
     def _plan(self, batch_size: int) -> Plan:
-        """How many of a batch each source gives."""
+        """The number of rows of each source in the next batch."""
         return self._shares.plan(batch_size, self._batches)
 
     # -- Adding ----------------------------------------------------------------------------------------------
@@ -203,7 +204,7 @@ class MixedReplay(Replay):
             return sum(s.overwrite(own, **part) for s, own, part in zip(self._each, rows.own, parts, strict=True))
 
     def _refuse_never_given(self, indices: Indices) -> None:
-        """Raise IndexError for the first index that was never given out."""
+        """Raise IndexError for the first index that was never returned."""
         wrong = (indices < 0) | (indices // self.successor >= self.bounds[1, indices % self.successor])
         if wrong.any():
             self._refuse(indices[wrong][:1])
@@ -215,19 +216,19 @@ class MixedReplay(Replay):
     # -- Indices ---------------------------------------------------------------------------------------------
 
     def _mapped(self, k: int, own: Indices) -> Indices:
-        """The indices here of those of source k."""
+        """Indices in the mixture for indices of source k."""
         lanes, offset = self._ring[k]
         indices: Indices = own * self.successor if lanes == 1 else own + own // lanes * (self.successor - lanes)
         indices += offset
         return indices
 
     def _from(self, k: int, own: Indices) -> Indices:
-        """`_mapped`, in which negative ones stay."""
+        """`_mapped`, except that negative indices are unchanged."""
         indices = self._mapped(k, own)
         return np.where(own < 0, own, indices) if own.min(initial=0) < 0 else indices
 
     def _split(self, indices: Indices) -> Rows:
-        """The rows of each source in indices of shape (B,) or (B, T). The entry -1 may be of any source."""
+        """Split indices of shape (B,) or (B, T) into the rows of each source. The entry -1 may belong to any source."""
         width = indices.shape[1] if indices.ndim == 2 else 1
         steps, lanes = np.divmod(indices, self.successor)
         owners = self._owner[lanes]
@@ -259,7 +260,7 @@ class MixedReplay(Replay):
             return self._draws(size)[1]
 
     def _draws(self, size: int) -> tuple[Rows, Draw]:
-        """What each source draws, its own indices, and the draw that these are together."""
+        """Draw from each source. Returns its own indices and the combined draw."""
         plan = self._plan(size)
         for name, source, most in zip(self._names, self._each, plan.most, strict=True):
             if most and not len(source):
@@ -271,7 +272,7 @@ class MixedReplay(Replay):
             draws: list[Draw | None] = []
             for k, count in enumerate(counts):
                 source = self._each[k]
-                if k < self._last:  # the last draws nothing before it raises
+                if k < self._last:  # the last source raises before it draws anything
                     states.append((source, source.random_state()))
                 draws.append(self._asked(k, count, size, source.draw) if count else None)
             return self._together(draws, plan, size)
@@ -302,14 +303,14 @@ class MixedReplay(Replay):
         return rows, Draw(np.concatenate(indices), np.concatenate(probabilities), least)
 
     def _asked(self, k: int, count: int, size: int, ask: Callable[[int], Any]) -> Any:
-        """What source k answers for `count` of `size` rows; an error names it."""
+        """The result of source k for `count` of `size` rows. An error names the source."""
         try:
             return ask(count)
         except ValueError as error:
             raise ValueError(f"source {self._names[k]!r} gives {count} rows of {size}: {error}") from error
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> Floats:
-        """The expected share of each stored index in a batch: that of its source, times its probability there."""
+        """The expected fraction of a batch that each stored index gets: share of its source times probability there."""
         entries, size = as_indices("indices", indices), check_count("batch_size", batch_size)
         with self.lock:
             self._refuse(entries)
@@ -317,7 +318,7 @@ class MixedReplay(Replay):
             return rows.joined([self._shares_of(k, own, size) for k, own in enumerate(rows.own)])
 
     def _shares_of(self, k: int, own: Indices, size: int) -> Floats:
-        """The expected share of indices of source k in a batch of `size`, over the counts that it may give."""
+        """The expected fraction of a batch of `size` that each index of source k gets, over its possible row counts."""
         source, shares = self._each[k], np.zeros(own.size)
         if own.size:
             for count, chance in self._plan(size).counts_of(k):
@@ -326,7 +327,7 @@ class MixedReplay(Replay):
         return shares
 
     def least_probability(self, batch_size: int, without: Indices) -> Floats:
-        """The smallest positive probability of any stored index of each source, (K,), but of those in `without`."""
+        """The smallest positive probability of the stored indices of each source except those in `without`, (K,)."""
         size = check_count("batch_size", batch_size)
         with self.lock:
             return np.array([self._least(k, size, own) for k, own in enumerate(self._split(without).own)])
@@ -350,7 +351,7 @@ class MixedReplay(Replay):
         return least
 
     def weigh(self, draw: Draw) -> npt.NDArray[np.float32]:
-        """The weights that each source gives its rows, for their probabilities divided by its share."""
+        """The weights that each source computes for its rows, from their probabilities divided by its share."""
         with self.lock:
             return self._weights(self._split(draw.indices), draw)
 
@@ -359,7 +360,7 @@ class MixedReplay(Replay):
         weights: list[npt.NDArray[np.float32]] = []
         for k, own in enumerate(rows.own):
             if own.size:
-                share = shares[k] or 1.0  # without a share, only a wrapper draws from it
+                share = shares[k] or 1.0  # with share 0, only a wrapper draws from it
                 part = Draw(own, draw.probabilities[rows.of(k)] / share)
                 if least is not None:
                     known = float(np.broadcast_to(least, len(shares))[k])
@@ -388,7 +389,7 @@ class MixedReplay(Replay):
         return cast(Indices, indices)
 
     def _fields(self, rows: Rows, parts: list[dict[str, Any]]) -> dict[str, Any]:
-        """The fields of the rows of all sources, from those of each."""
+        """Join the fields of all sources."""
         first = parts[0]
         if any(part.keys() != first.keys() for part in parts):
             self._complete(rows, parts)
@@ -400,7 +401,7 @@ class MixedReplay(Replay):
         return fields
 
     def _complete(self, rows: Rows, parts: list[dict[str, Any]]) -> None:
-        """Zeros for the fields that only some of the sources have."""
+        """Add zeros for fields that only some sources have."""
         for name in dict.fromkeys(name for part in parts for name in part):
             like = next(part[name] for part in parts if name in part)
             for k, part in enumerate(parts):
@@ -451,7 +452,7 @@ class MixedReplay(Replay):
         return fields | {name: value for name, value in window.added.items() if name not in known}
 
     def count_batch(self) -> None:
-        self.__dict__["_batches"] += 1  # at once
+        self.__dict__["_batches"] += 1  # without __setattr__
         for source in self._each:
             source.count_batch()
 
@@ -464,7 +465,7 @@ class MixedReplay(Replay):
             source.restore_random_state(own)
 
     def reseed(self, seed: int | np.random.SeedSequence | None = None) -> None:
-        """Start the random numbers of all sources and of the mixture anew; see :meth:`Replay.reseed`."""
+        """Restart the random generators of all sources and of the mixture. See :meth:`Replay.reseed`."""
         check_seed(seed, "None, a non-negative int or a SeedSequence", (np.random.SeedSequence,))
         if isinstance(seed, np.random.SeedSequence):
             whole = np.random.SeedSequence(seed.entropy, spawn_key=seed.spawn_key, pool_size=seed.pool_size)
@@ -502,7 +503,7 @@ class MixedReplay(Replay):
 
     @property
     def beta(self) -> float:
-        """The exponent of the weights of the next batch. Setting it sets that of all sources that have one."""
+        """The exponent of the weights of the next batch. Setting it changes all sources that have a `beta`."""
         found = {name: float(source.beta) for name, source in self.sources.items() if hasattr(source, "beta")}
         if not found:
             raise AttributeError(f"{self!r} prioritizes nothing, so it has no beta")
@@ -549,7 +550,7 @@ class MixedReplay(Replay):
             return sum(map(len, self._each))
 
     def latest(self, count: int) -> Indices:
-        """The indices of the `count` transitions that were added last to the source `add_to`, oldest first."""
+        """The indices of the `count` newest transitions of the source `add_to`, oldest first."""
         return self._of_added(self._added_to.latest(count))
 
     def episode(self, indices: npt.ArrayLike) -> tuple[Indices, Indices, Indices]:
@@ -570,9 +571,9 @@ class MixedReplay(Replay):
             return rows.joined([source.read(own, field) for source, own in zip(self._each, rows.own, strict=True)])
 
     def stats(self, prefix: str = "") -> dict[str, float]:
-        """Numbers for a logger: of all sources together, and of each, such as ``"demos/size"`` and ``"demos/share"``.
+        """Metrics for a logger, of the mixture and of each source, such as ``"demos/size"`` and ``"demos/share"``.
 
-        `prefix` is put before each name.
+        `prefix` is added before each name.
         """
         with self.lock:
             each = [source.stats() for source in self._each]
@@ -598,7 +599,7 @@ class MixedReplay(Replay):
     # -- Keeping ---------------------------------------------------------------------------------------------
 
     def parts(self) -> dict[str, Declared]:
-        """The parts of the sources, with their names before those of the parts, and the mixture itself."""
+        """The parts of the sources, prefixed with the source's name, and the mixture itself."""
         parts = {f"{name}.{key}": part for name, source in self.sources.items() for key, part in source.parts().items()}
         return parts | {"mixture": self}
 
@@ -614,7 +615,7 @@ class MixedReplay(Replay):
         Shares(self._names, self._shares_in(state))
 
     def _shares_in(self, state: dict[str, Any]) -> dict[str, Share]:
-        """The shares of a state; those that are functions are not saved."""
+        """The shares in a state. Functions are not saved."""
         given = zip(self._names, self._shares.given, strict=True)
         return {name: state.get(f"share of {name}", share) for name, share in given}
 
@@ -623,7 +624,7 @@ class MixedReplay(Replay):
         self._batches, self.rng.bit_generator.state = state["batches"], state["rng"]
 
     def __reduce__(self) -> Any:
-        with self.lock:  # the sources are arguments, and make their copies themselves, of the same moment
+        with self.lock:  # the sources are arguments and copy themselves, at the same moment
             moment = Moment(self.made_of())
             return *super().__reduce__(), moment
 

@@ -1,4 +1,4 @@
-"""What a mixture is made with: its sources, locks held together, shares as numbers of rows, the rows of each source."""
+"""The parts of a mixture: checks of its sources, joint locks, shares as row counts, and the rows of each source."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -20,19 +20,18 @@ from replaykit.trees import Tree
 Share: TypeAlias = float | Callable[[int], float]
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SUM_ROUNDING = 1e-6
-"""How far the sum of the shares may be from 1."""
+"""Tolerance of the sum of the shares."""
 _PLANS = 64
-"""Batch sizes for which the counts of fixed shares are remembered."""
+"""Number of batch sizes for which the counts of fixed shares are cached."""
 _ROUNDING = 1e-12
-"""How far a share of a batch may be from a whole number, relative to the batch, and count as whole."""
+"""Tolerance, relative to the batch size, within which a share of a batch counts as an integer."""
 _acquire, _release = methodcaller("acquire"), methodcaller("release")
 
 
 class Locks:
-    """The locks of several storages, held together; a `Lock <replaykit.storage.Lock>` in all that a replay asks of it.
+    """The locks of several storages, held together. It has the interface of a `Lock <replaykit.storage.Lock>`.
 
-    They are taken in the order of their creation, as everything else that takes several does, so that no two threads
-    wait for each other.
+    Locks are always acquired in the order of their creation, which prevents deadlocks.
     """
 
     def __init__(self, locks: list[Lock], written: Lock) -> None:
@@ -42,7 +41,7 @@ class Locks:
     def __enter__(self) -> bool:
         taken: list[Any] = []
         try:
-            taken.extend(map(_acquire, self.each))  # in one call, so that an interrupt leaves the right number in it
+            taken.extend(map(_acquire, self.each))  # one call, so that the count is right after an interrupt
         except BaseException:
             for lock in self.each[: len(taken)]:
                 lock.release()
@@ -64,7 +63,7 @@ class Locks:
 
     @property
     def refusal(self) -> str | None:
-        """The reason for which nothing may be done any more with one of the storages."""
+        """The reason why one of the storages can no longer be used, or None."""
         return next((lock.refusal for lock in self.each if lock.refusal), None)
 
     def refuse_writing(self) -> None:
@@ -75,10 +74,10 @@ class Locks:
 
 
 class Plan(NamedTuple):
-    """How many rows of a batch each source gives by its share: `counts`, and one more with the probability `chances`.
+    """The number of rows of each source in a batch: `counts`, plus one more row with probability `chances`.
 
-    `edges` are the sums of the chances of all sources before each, and of all, which is a whole number. `most` is the
-    number above, or `counts` where it is whole.
+    `edges` are the cumulative sums of the chances, from 0 to their total, which is an integer. `most` is the largest
+    possible number of rows of each source.
     """
 
     shares: list[float]
@@ -89,18 +88,18 @@ class Plan(NamedTuple):
     is_whole: bool
 
     def rounded(self, uniform: float) -> list[int]:
-        """Counts for a number in [0, 1), by systematic sampling: expectations are exact, and the sum is the size."""
+        """Counts for a random number in [0, 1), by systematic sampling. Their expectations and their sum are exact."""
         up = [int(edge + uniform) for edge in self.edges]
         return [count + end - begin for count, (begin, end) in zip(self.counts, pairwise(up), strict=True)]
 
     def counts_of(self, k: int) -> list[tuple[int, float]]:
-        """The numbers of rows that source k may give, but 0, with their probabilities."""
+        """The possible numbers of rows of source k, except 0, with their probabilities."""
         count, chance = self.counts[k], self.chances[k]
         return [(n, p) for n, p in ((count, 1.0 - chance), (count + 1, chance)) if n and p > 0.0]
 
 
 def planned(shares: list[float], size: int) -> Plan:
-    """The plan of a batch of `size`, for shares whose sum is 1 to rounding."""
+    """The plan of a batch of `size`. The sum of `shares` is 1 up to rounding."""
     shares = [share / sum(shares) for share in shares]
     exact = np.array(shares) * size
     whole = np.rint(exact)
@@ -117,9 +116,9 @@ def planned(shares: list[float], size: int) -> Plan:
 
 
 class Shares:
-    """The shares of some sources: numbers in [0, 1], or schedules of such numbers, with the sum 1.
+    """The shares of the sources: numbers in [0, 1] or schedules of such numbers. Their sum is 1.
 
-    Raises TypeError or ValueError for others. `given` are the shares in the order of the names.
+    Raises TypeError or ValueError for invalid shares. `given` are the shares in the order of the names.
     """
 
     def __init__(self, names: tuple[str, ...], shares: Any) -> None:
@@ -139,12 +138,12 @@ class Shares:
         for batches in (0,) if self._is_fixed else (0, *(10**power for power in range(19))):
             try:
                 found = [share(batches) if callable(share) else share for share in self.given]
-            except Exception:  # a schedule that is known for fewer batches; `after` raises its error
+            except Exception:  # a schedule that covers fewer batches; `after` raises its error
                 break
             self._refuse_sum(found, batches)
 
     def after(self, batches: int) -> list[float]:
-        """The numbers that the shares are after so many batches."""
+        """The values of the shares after `batches` batches."""
         named = zip(self._names, self.given, strict=True)
         found = [check_unit(f"shares[{name!r}]", s(batches)) if callable(s) else s for name, s in named]
         self._refuse_sum(found, batches)
@@ -159,7 +158,7 @@ class Shares:
             )
 
     def plan(self, batch_size: int, batches: int) -> Plan:
-        """How many of a batch each source gives after so many batches."""
+        """The number of rows of each source, after `batches` batches."""
         plan = self._plans.get(batch_size)
         if plan is None:
             plan = planned(self.after(batches), batch_size)
@@ -176,15 +175,15 @@ class Rows(NamedTuple):
     Attributes
     ----------
     own : list of ndarray
-        The indices of the rows of each source, its own.
+        The rows of each source, as indices of that source.
     owner : ndarray of shape (B,), int64
         The number of the source of each row.
     begins : list of int
-        Where the rows of each source begin, source after source, and B.
+        The position where the rows of each source begin when sorted by source, followed by B.
     order : ndarray of shape (B,), int64, or None
-        The rows, source after source; None if this is how they are.
+        The row numbers sorted by source; None if the rows are already sorted.
     width : int
-        Windows of each row, T.
+        Number of windows in each row, T.
     """
 
     own: list[Indices]
@@ -194,14 +193,14 @@ class Rows(NamedTuple):
     width: int
 
     def of(self, k: int, width: int = 1) -> Any:
-        """The places of the rows of source k, or of their windows, in an array of all."""
+        """An indexer for the rows of source k, or for their windows, in an array of all rows."""
         begin, end = self.begins[k : k + 2]
         if self.order is None:
             return slice(begin * width, end * width)
         return _widened(self.order[begin:end], width)
 
     def joined(self, parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        """An array of all rows, or of all their windows, from those of each source."""
+        """Join the sources' arrays, which have an entry for each row or each window."""
         array = np.concatenate(parts)
         if self.order is None:
             return array
@@ -211,7 +210,7 @@ class Rows(NamedTuple):
         return result
 
     def tree(self, parts: list[Tree]) -> Tree:
-        """`joined`, of nested arrays."""
+        """`joined`, for nested arrays."""
         first = parts[0]
         if type(first) is np.ndarray:
             return self.joined(parts)
@@ -222,7 +221,7 @@ class Rows(NamedTuple):
         return self.joined(parts)
 
     def rewrites_of(self, rewrites: list[Rewrite], begin: int, count: int) -> Iterator[Rewrite]:
-        """The rewrites of the windows of a source, the first of which is number `begin`, source after source."""
+        """The rewrites of a source's `count` windows, which start at number `begin` when sorted by source."""
         for fields, windows, values in rewrites:
             if self.order is not None:
                 places = np.empty(len(self.order) * self.width, np.int64)
@@ -233,12 +232,12 @@ class Rows(NamedTuple):
 
 
 def _widened(rows: Indices, width: int) -> Indices:
-    """The numbers of the windows of rows, `width` for each."""
+    """The window numbers of these rows, `width` windows for each."""
     return rows if width == 1 else (rows[:, None] * width + np.arange(width)).reshape(-1)
 
 
 def padded_rewards(rewards: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-    """Rewards (M, n, ...) with as many steps in all: a lane that is shorter than `n_step` has shorter windows."""
+    """Pad rewards (M, n, ...) to the same n. Windows are shorter in a source whose lanes are shorter than `n_step`."""
     longest = max(reward.shape[1] for reward in rewards)
     missing = [(longest - reward.shape[1], reward.ndim) for reward in rewards]
     return [
@@ -248,7 +247,7 @@ def padded_rewards(rewards: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
 
 
 def zeros_like(tree: Tree, rows: int) -> Tree:
-    """Zeros in the place of a field, with so many rows."""
+    """Zeros with the structure of a field, with `rows` rows."""
     if isinstance(tree, dict):
         return {key: zeros_like(entry, rows) for key, entry in tree.items()}
     if isinstance(tree, tuple):
@@ -264,7 +263,7 @@ def _listed(names: Any) -> str:
 
 
 def refuse_wrong_sources(sources: Any, add_to: Any) -> None:
-    """Raise TypeError or ValueError unless these are named replays that can be mixed, and `add_to` is a name of one."""
+    """Raise TypeError or ValueError unless `sources` are replays that can be mixed and `add_to` is one of the names."""
     if not isinstance(sources, Mapping):
         raise TypeError(f"sources is a {type(sources).__name__}; expected a dict of names and replays")
     if not sources:
@@ -299,7 +298,7 @@ def _has_frames(replay: Replay) -> bool:
 
 
 def _difference(ours: Any, theirs: Any) -> str:
-    """The first fields in which two specs differ."""
+    """The first field in which two specs differ."""
     one, other = ({leaf.name: leaf.field for leaf in spec.leaves} for spec in (ours, theirs))
     for name in [*one, *other]:
         if one.get(name) != other.get(name):
@@ -308,7 +307,7 @@ def _difference(ours: Any, theirs: Any) -> str:
 
 
 def refuse_shared(sources: Mapping[str, Replay], rng: np.random.Generator) -> None:
-    """Raise ValueError if two sources have a storage or a generator in common."""
+    """Raise ValueError if two sources share a storage or a generator."""
     locks, generators = dict[int, str](), {id(rng): "the mixture"}
     for name, source in sources.items():
         for lock in source.lock.each:

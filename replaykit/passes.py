@@ -1,4 +1,4 @@
-"""Passes over what is stored: each episode as one batch, and each transition once."""
+"""Passes over the stored transitions: each episode as one batch, and each transition once."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ Indices = npt.NDArray[np.int64]
 
 
 class Episode(NamedTuple):
-    """The stored steps of an episode, and whether the first of them begins it."""
+    """The stored steps of an episode, and whether they include its first step."""
 
     indices: Indices
     number: int
@@ -21,18 +21,18 @@ class Episode(NamedTuple):
 
 
 def episodes_of(replay: Any) -> list[Episode]:
-    """Every episode that is stored, lane after lane, oldest first. O(N)."""
+    """Every stored episode, lane by lane, oldest first. O(N)."""
     stored = replay.stored()
     numbers, first, _ = replay.episode(stored)
     begins = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
     return [
         Episode(indices, int(numbers[begin]), int(indices[0] % replay.successor), bool(first[begin] == indices[0]))
-        for begin, indices in zip(begins, np.split(stored, begins[1:]), strict=False)  # one empty part of nothing
+        for begin, indices in zip(begins, np.split(stored, begins[1:]), strict=False)  # of an empty array: one
     ]
 
 
 class Passes:
-    """What looks at everything that is stored: every replay."""
+    """The methods of every replay that pass over all stored transitions."""
 
     bounds: Any
     fetch: Callable[[Indices], dict[str, Any]]
@@ -48,23 +48,24 @@ class Passes:
 
     @property
     def is_full(self) -> bool:
-        """Whether every slot has a transition, so that each new one takes the place of another."""
+        """Whether every slot has a transition. Each new transition then overwrites an old one."""
         return bool(len(self) == self.capacity)
 
     def begins_row(self, indices: Indices) -> npt.NDArray[np.bool_]:
-        """Whether a row of a batch can begin with each stored index: any does, unless rows are sequences."""
+        """Whether a row of a batch can begin at each stored index. Always True, except for sequences."""
         return np.ones(len(indices), np.bool_)
 
     def episodes(self) -> Iterator[Batch]:
-        """Each stored episode as one batch: its transitions in order. Lane after lane, the oldest first.
+        """Iterate over the stored episodes, each as one batch of ordered transitions. Lane by lane, oldest first.
 
-        They are the episodes that were stored when the iterator was made, without what is overwritten before it comes
-        to them. Fields are those of :meth:`sample`, apart from `weights` and `probabilities`, and two of shape ():
+        The iterator covers the episodes stored at its creation, without transitions that are overwritten in the
+        meantime. The fields are those of :meth:`sample` without `weights` and `probabilities`, and two of shape ():
 
-        - ``has_beginning``, bool: whether the first transition begins the episode, or those before it are overwritten;
-        - ``is_running``, bool: whether the last is the newest of its lane, and has no flag that ends the episode.
+        - ``has_beginning``, bool: whether the batch contains the first transition of the episode. It is False if that
+          transition has been overwritten;
+        - ``is_running``, bool: whether the last transition is the newest of its lane and does not end the episode.
 
-        With a ``HindsightReplay`` all transitions of an episode get one goal.
+        With a ``HindsightReplay`` all transitions of an episode get the same goal.
 
         Examples
         --------
@@ -82,7 +83,7 @@ class Passes:
         return (batch for episode in found if (batch := self._episode(episode)) is not None)
 
     def _episode(self, episode: Episode) -> Batch | None:
-        """What is still stored of an episode."""
+        """The transitions of an episode that are still stored."""
         with self.lock:
             oldest, cursor = self.bounds[:, episode.lane] * self.successor + episode.lane
             indices = episode.indices[episode.indices >= oldest]
@@ -99,11 +100,11 @@ class Passes:
         return Batch.of(fields | {"indices": indices})
 
     def epoch(self, batch_size: int) -> Iterator[Batch]:
-        """Each stored transition once, in random order, in batches of `batch_size`; the last may be smaller.
+        """Iterate once over the stored transitions, in random order, in batches. The last batch may be smaller.
 
-        They are those that were stored when the iterator was made, without what is overwritten before it comes to them.
-        Fields are those of :meth:`sample`. Every weight is 1, and every probability 1/N. The order is drawn from the
-        generator of the buffer. Raises as :meth:`sample` does, unless the buffer is empty: then there are no batches.
+        The iterator covers the transitions stored at its creation, without those that are overwritten in the meantime.
+        Fields are those of :meth:`sample`. Every weight is 1, and every probability is 1/N. The buffer's generator
+        draws the order. Errors are those of :meth:`sample`, except that an empty buffer gives no batches.
 
         Examples
         --------
@@ -125,7 +126,7 @@ class Passes:
         return (batch for part in parts if (batch := self._part(part, len(order))) is not None)
 
     def _part(self, indices: Indices, total: int) -> Batch | None:
-        """A batch of those that are still stored."""
+        """A batch of the `indices` that are still stored."""
         with self.lock:
             step, lanes = np.divmod(indices, self.successor)
             indices = indices[step >= self.bounds[0, lanes]]

@@ -1,4 +1,4 @@
-"""An endless iterator of batches, which are made before they are asked for."""
+"""An endless iterator of batches that are prepared in advance."""
 
 import contextlib
 import os
@@ -16,14 +16,15 @@ from replaykit.tensors import device_of
 from replaykit.trees import leaves_of
 
 _LARGE_BATCH_BYTES = 1 << 19
-"""Batches of at least so many bytes are made in a thread. For smaller ones it takes from the learner what it saves."""
+"""Batches of at least this many bytes are made in a thread. For smaller ones a thread costs as much as it saves."""
 
 
 class Batches:
-    """Batches without end, as the method ``batches`` of a replay returns them.
+    """An endless iterator of batches, returned by the ``batches`` method of a replay.
 
-    It is also a context manager. It ends with `close`, when the ``with`` block is left, or when it is forgotten, and
-    leaves no thread. If a batch cannot be made, the error is raised in its place; the next call tries again.
+    It is also a context manager. Iteration ends with `close`, at the end of the ``with`` block, or when the last
+    reference to the iterator is gone. Its thread then ends. If a batch cannot be made, ``next`` raises the error, and
+    the following call tries again.
     """
 
     def __init__(self, make: Callable[[], Any], ahead: int, in_thread: bool) -> None:
@@ -50,13 +51,13 @@ class Batches:
             return _ready(self._next_of_thread())
         if not self._made:
             self._made.append(self._make())
-        with contextlib.suppress(Exception):  # an error is raised when what was made before is used up
+        with contextlib.suppress(Exception):  # errors are raised after the prefetched batches
             while len(self._made) <= self._ahead:
                 self._made.append(self._make())
         return _ready(self._made.popleft())
 
     def _next_of_thread(self) -> Any:
-        if self._producer is None or self._producer.process != os.getpid():  # a forked child has no such thread
+        if self._producer is None or self._producer.process != os.getpid():  # threads do not exist in a forked child
             self._producer = _Producer(self._make, self._ahead)
             self._end = weakref.finalize(self, self._producer.end)
         found, error = self._producer.take()
@@ -71,7 +72,7 @@ class Batches:
             self._producer = None
 
     def close(self) -> None:
-        """End. Batches that were made and not asked for are dropped."""
+        """End the iteration and discard prefetched batches."""
         self._is_closed = True
         self._made.clear()
         self._stop()
@@ -89,7 +90,7 @@ class Batches:
 
 
 class _Producer:
-    """A thread that makes batches, at most so many ahead."""
+    """A thread that makes up to `ahead` batches in advance."""
 
     def __init__(self, make: Callable[[], Any], ahead: int) -> None:
         self._room, self._made = threading.Semaphore(ahead), queue.SimpleQueue[Any]()
@@ -104,18 +105,18 @@ class _Producer:
                 return
             try:
                 self._made.put((make(), None))
-            except BaseException as error:  # raised again by who asks for this batch
+            except BaseException as error:  # raised again where this batch is requested
                 self._made.put((None, error))
                 return
 
     def take(self) -> tuple[Any, BaseException | None]:
-        """The next batch, or the error in its place."""
+        """The next batch, or the error that it raised."""
         found: tuple[Any, BaseException | None] = self._made.get()
         self._room.release()
         return found
 
     def end(self) -> None:
-        """End the thread, and wait for it."""
+        """End the thread and wait for it."""
         self._has_ended.set()
         self._room.release()
         if self.process == os.getpid() and threading.current_thread() is not self._thread:
@@ -123,13 +124,13 @@ class _Producer:
 
 
 class _Copied:
-    """A batch whose copy to a CUDA device goes on in a stream of its own."""
+    """A batch that is being copied to a CUDA device in a separate stream."""
 
     def __init__(self, batch: Batch, event: Any, device: Any) -> None:
         self._batch, self._event, self._device = batch, event, device
 
     def wait(self) -> Batch:
-        """The batch, for the current stream, which waits for the copy; this thread does not."""
+        """The batch. The current stream waits for the copy; this thread does not."""
         import torch
 
         stream = torch.cuda.current_stream(self._device)
@@ -144,7 +145,7 @@ def _ready(made: Any) -> Batch:
 
 
 class Batching:
-    """What gives batches without end: everything that replays."""
+    """The method `batches` of every replay."""
 
     bytes_each: int
     checked_batch_size: Callable[[Any], int]
@@ -153,30 +154,30 @@ class Batching:
     def batches(
         self, batch_size: int, *, device: Any = None, prefetch: int = 2, dtype: Any = None, column: bool = False
     ) -> Batches:
-        """Batches without end: ``for batch in buffer.batches(256, device="cuda")``.
+        """An endless iterator of batches: ``for batch in buffer.batches(256, device="cuda")``.
 
-        On a CUDA device up to `prefetch` batches are drawn and copied before they are asked for, in a stream of their
-        own, so that the learner does not wait for copies. Batches of 512 KiB or more are made in a thread of their own,
-        also on the CPU. Smaller ones are made when they are asked for, since there a thread saves nothing.
+        On a CUDA device up to `prefetch` batches are drawn and copied in advance, in a separate stream, so that the
+        learner does not wait for copies. Batches of 512 KiB or more are made in a separate thread, also on the CPU.
+        Smaller CPU batches are made on request, since a thread would save nothing.
 
-        What was prefetched was drawn before the latest updates of priorities and the latest additions. With
-        ``prefetch=0`` batches are those of :meth:`sample`; with a thread, a run cannot be repeated bit for bit. Batches
-        that were not asked for are not saved. The iterator is a ``torch.utils.data.IterableDataset`` for a
-        ``DataLoader`` with ``batch_size=None`` and ``num_workers=0``, if torch was imported before.
+        A prefetched batch does not reflect the latest additions and priority updates. With ``prefetch=0``, batches are
+        those of :meth:`sample`. With a thread, a run is not exactly reproducible. Checkpoints do not contain prefetched
+        batches. If torch is imported first, the iterator is also a ``torch.utils.data.IterableDataset`` for a
+        ``DataLoader`` with ``batch_size=None`` and ``num_workers=0``.
 
         Parameters
         ----------
         batch_size : int
-            Transitions of each batch.
+            Number of transitions in each batch.
         device, dtype, column
-            As those of `Batch.to_torch`. Arrays are returned if all are left out.
+            As in `Batch.to_torch`. If all are left out, batches contain NumPy arrays.
         prefetch : int
-            The largest number of batches that are made ahead; 0 for none.
+            Maximum number of batches made in advance; 0 for none.
 
         Returns
         -------
         Batches
-            An iterator, and a context manager that ends it.
+            An iterator, which is also a context manager.
 
         Examples
         --------

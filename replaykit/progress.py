@@ -1,4 +1,4 @@
-"""Bars of progress, where ``tqdm`` is installed."""
+"""Progress bars, if ``tqdm`` is installed."""
 
 import contextlib
 import warnings
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class NoBar:
-    """In place of a bar that is not shown."""
+    """A placeholder for a bar that is not shown."""
 
     total: int | None = 0
 
@@ -17,7 +17,7 @@ class NoBar:
 
 @contextlib.contextmanager
 def bar_of(is_shown: bool, label: str, unit: str = "chunk", total: int | None = None) -> Iterator[Any]:
-    """A bar that counts units, for a ``with`` statement of a public function; its `total` can be set later."""
+    """A progress bar for a ``with`` statement of a public function. Its `total` can be set later."""
     bar: Any = NoBar()
     if is_shown:
         try:

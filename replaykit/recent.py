@@ -20,10 +20,10 @@ from replaykit.wrapper import ReplayWrapper
 
 @final
 class RecentReplay(ReplayWrapper):
-    """Uniform replay of the newest transitions, and of no others.
+    """Uniform replay of the newest transitions only.
 
-    Of `newest` transitions each of E lanes gives its last ``ceil(newest / E)``, or all that it has. Each of them is
-    equally likely, and the others have the probability 0. Weights are 1. A draw is O(B + E)::
+    Each of the E lanes contributes its last ``ceil(newest / E)`` transitions, or all if it has fewer. These are equally
+    likely. All others have probability 0. Weights are 1. A draw is O(B + E)::
 
         oldest                                           newest
         [ . . . . . . . . . . . . . . . . . . | x x x x x x x ]    newest=7: each x with probability 1/7
@@ -31,17 +31,17 @@ class RecentReplay(ReplayWrapper):
     Parameters
     ----------
     inner : Replay
-        A `ReplayBuffer`, or wrappers around one that leave its draws as they are, such as `HindsightReplay`.
+        A `ReplayBuffer`, or a wrapper around one that does not change its draws, such as `HindsightReplay`.
     newest : float or callable
-        How many transitions, at least 1: a number, or a function of the number of batches sampled so far, such as
-        `ERESchedule`.
+        The number of transitions, at least 1. Either a number, or a function of the number of batches sampled so far,
+        such as `ERESchedule`.
 
     Raises
     ------
     TypeError, ValueError
-        If `newest` is out of range, or `inner` draws in another way than uniformly: priorities, for example, would have
-        no effect. When sampling, if `newest` gives a number below 1, or if `inner` draws without replacement and fewer
-        transitions are recent than a batch has.
+        If `newest` is out of range, or `inner` does not draw uniformly: its priorities, for example, would have no
+        effect. When sampling, if `newest` returns a number below 1, or if `inner` draws without replacement and the
+        batch is larger than the number of recent transitions.
 
     References
     ----------
@@ -66,17 +66,17 @@ class RecentReplay(ReplayWrapper):
 
     @property
     def newest_count(self) -> float:
-        """How many transitions the next batch is drawn from, if as many are stored."""
+        """The number of transitions that the next batch is drawn from, if that many are stored."""
         count = self._newest_count
         return _check_newest("newest", count(self._uniform.batches)) if callable(count) else count
 
     def _recent(self) -> tuple[Indices, Indices]:
-        """The step of each lane that comes next, and how many before it are recent."""
+        """The next step of each lane to be written, and the number of recent steps before it."""
         first, cursor = self.bounds
         return cursor, np.minimum(cursor - first, math.ceil(self.newest_count / len(cursor)))
 
     def draw(self, batch_size: int) -> Draw:
-        """B indices of the newest, independently, or without replacement if the buffer draws so."""
+        """B indices of the newest transitions, with or without replacement as in the wrapped buffer."""
         batch_size = check_count("batch_size", batch_size)
         with self.lock:
             cursor, counts = self._recent()
@@ -96,7 +96,7 @@ class RecentReplay(ReplayWrapper):
             return Draw(indices, np.full(batch_size, 1.0 / total))
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
-        """One over the number of the newest for each of them, and 0 for the others."""
+        """1 / M for each of the M newest transitions, 0 for all others."""
         entries = as_indices("indices", indices)
         check_count("batch_size", batch_size)
         with self.lock:
@@ -108,7 +108,7 @@ class RecentReplay(ReplayWrapper):
 
 
 def _uniform_of(inner: Replay) -> Uniform:
-    """The uniform distribution of a buffer inside; raises for draws that would have no effect."""
+    """The uniform distribution of the wrapped buffer. Raises an error if `inner` does not draw uniformly."""
     layer: Any = inner
     while isinstance(layer, ReplayWrapper) and type(layer).draw is ReplayWrapper.draw:
         layer = layer.inner

@@ -21,12 +21,12 @@ Step = namedtuple("Step", "obs action reward next_obs terminated truncated info"
 Extras: TypeAlias = Mapping[str, str | Callable[[Step], Tree]]
 _NUMBERS = int, float, np.generic
 _SUSPICIOUS = 3
-"""Steps in which episodes end, after which it is no accident that the next ones begin where these ended."""
+"""After so many episode ends, equal last and first observations are no coincidence."""
 _OLD_GYM = "an environment of OpenAI Gym works through gymnasium.make('GymV21Environment-v0', env=env) of shimmy"
 
 
 def recorder_of(env: Any, buffer: Replay | Writer, extras: Extras) -> "RecordSingle | RecordVector":
-    """`env` wrapped for `buffer`; see :func:`replaykit.record`."""
+    """`env`, wrapped to store its steps in `buffer`. See :func:`replaykit.record`."""
     if not isinstance(buffer, Replay | Writer):
         wanted = "a replaykit buffer, a wrapper around one, or a writer"
         raise TypeError(f"buffer is a {type(buffer).__name__}; expected {wanted}")
@@ -56,7 +56,7 @@ def recorder_of(env: Any, buffer: Replay | Writer, extras: Extras) -> "RecordSin
 
 
 def _layers(env: Any) -> Iterator[Any]:
-    """The environment, and each one that it wraps."""
+    """The environment and every environment inside it."""
     yield env
     while isinstance(env, gymnasium.Wrapper | VectorWrapper):
         env = env.env
@@ -64,7 +64,7 @@ def _layers(env: Any) -> Iterator[Any]:
 
 
 class Recorder:
-    """What both recorders share. A buffer has one recorder at a time, the last one that `record` made for it."""
+    """The common part of both recorders. A buffer has one recorder at a time: the newest one."""
 
     env: Any
     _lanes_in: Callable[[Any], tuple[Any, Any]]
@@ -74,9 +74,9 @@ class Recorder:
     _obs: Any
     """A copy of the last observation, or None if the environment must be reset."""
     _over: Any
-    """The lanes whose next step belongs to no episode."""
+    """The lanes whose next step does not belong to an episode."""
     _waits = False
-    """Whether the environment must be reset when its episode has ended, as a single one."""
+    """Whether the environment must be reset after an episode's end. True for a single environment."""
 
     def _record(self, buffer: Replay | Writer, extras: Extras) -> None:
         self.buffer, self._write, self._extras, self._pauses = buffer, buffer.add, dict(extras), 0
@@ -94,7 +94,7 @@ class Recorder:
         self._obs, self._over = None, np.ones(self.buffer.num_envs, np.bool_)
 
     def _check_owner(self) -> None:
-        """Raise if the buffer has another recorder. The copy of a buffer has none until its recorder is used."""
+        """Raise RuntimeError if the buffer has another recorder. A copied buffer has none until one is used."""
         owner = self._owned.recorder
         if owner is None:
             self._take_over()
@@ -106,9 +106,9 @@ class Recorder:
 
     @contextmanager
     def paused(self) -> Iterator[Any]:
-        """Store nothing inside a ``with`` block, which gets this environment, such as for an evaluation.
+        """Pause recording inside a ``with`` block, for example for an evaluation. The block gets this environment.
 
-        Running episodes end in the buffer when the block begins. After it, the next `reset` resumes recording.
+        Running episodes end in the buffer when the block begins. After the block, the next `reset` resumes recording.
         """
         with self.buffer.lock:
             self._check_owner()
@@ -121,7 +121,7 @@ class Recorder:
             self._pauses -= 1
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset the environment, or some lanes of it; episodes that were running there end here."""
+        """Reset the environment or some of its lanes. Running episodes of these lanes end in the buffer."""
         self._check_owner()
         lanes, options = self._lanes_in(options)
         if self._pauses:
@@ -140,7 +140,7 @@ class Recorder:
         return result
 
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step the environment and store what happened."""
+        """Step the environment and store the transition."""
         self._check_owner()
         if self._pauses:
             return self.env.step(action)  # type: ignore[no-any-return]
@@ -159,7 +159,7 @@ class Recorder:
         return result
 
     def _copy(self, tree: Tree, name: str) -> Tree:
-        """A copy that the environment cannot change: many reuse their arrays. Numbers cannot change."""
+        """A copy, since many environments reuse their arrays. Numbers are not copied."""
         if type(tree) is np.ndarray:
             return tree.copy()
         if isinstance(tree, _NUMBERS):
@@ -221,7 +221,7 @@ class RecordVector(Recorder, VectorWrapper):  # which is not generic in Gymnasiu
         self._record(buffer, extras)
 
     def _lanes_in(self, options: Any) -> tuple[Lanes, Any]:
-        """The lanes that are reset with these options, and the options, which Gymnasium takes the mask out of."""
+        """The lanes to reset, and a copy of the options, since Gymnasium removes the mask from its own."""
         mask = (options or {}).get("reset_mask")
         lanes = np.ones(self.num_envs, np.bool_) if mask is None else np.array(as_array("reset_mask", mask), np.bool_)
         return lanes, options and dict(options)
@@ -233,7 +233,7 @@ class RecordVector(Recorder, VectorWrapper):  # which is not generic in Gymnasiu
         self._over = self._over & ~lanes | self._reset_again
 
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step the environments and store what happened."""
+        """Step the environments and store the transitions."""
         result = super().step(action)
         if self._forgets_resets:
             self._reset_again = self._ended(*result[2:4])
@@ -257,12 +257,12 @@ class RecordVector(Recorder, VectorWrapper):  # which is not generic in Gymnasiu
             self._over = self._over | ended
 
     def _last_obs(self, obs: Any, info: Any, ended: Lanes) -> Tree:
-        """`obs`, with the last observations of the episodes that have ended."""
+        """`obs`, with the last observations of ended episodes in place of the first ones after their reset."""
         key = "final_obs" if column(info, "final_obs") is not None else "final_observation"
         return gathered(self.buffer.spec, "next_obs", ({"obs": obs}, "obs", np.ones_like(ended)), (info, key, ended))
 
     def _warn_of_overwritten(self, last: Tree, obs: Any, ended: Lanes) -> None:
-        """Warn if last observations are those after the reset, each time from the beginning on."""
+        """Warn if the last observations have always equalled those after the reset so far."""
         if self._overwritten < _SUSPICIOUS:
             first = gathered(self.buffer.spec, "next_obs", ({"obs": obs}, "obs", np.ones_like(ended)))
             pairs = zip(leaves_of(last), leaves_of(first), strict=True)
@@ -278,26 +278,26 @@ class RecordVector(Recorder, VectorWrapper):  # which is not generic in Gymnasiu
                 )
 
     def _ended(self, terminated: Any, truncated: Any) -> Lanes:
-        """The lanes whose episodes end in a step."""
+        """The lanes whose episodes end in this step."""
         return flags("terminated", terminated, self._over.shape) | flags("truncated", truncated, self._over.shape)
 
     def _read(self, info: Any, key: str, name: str) -> Tree:
-        """The values of an extra field; those of episodes that have ended are not in `info`, but in its final_info."""
+        """The values of an extra field. For episodes that have ended, they are in final_info, not in `info`."""
         of_ended = column(info, "final_info"), key, self._replaced
         return gathered(self.buffer.spec, name, (info, key, ~(self._over | self._replaced)), of_ended)
 
 
 def _autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
-    # The attribute first: the metadata are shared between environments of a class, whatever the mode of each
+    # The attribute first: environments of one class share their metadata, but may have different modes
     mode = getattr(env.unwrapped, "autoreset_mode", None) or env.metadata.get("autoreset_mode")
     if mode is None:
         remedy = "set env.metadata['autoreset_mode'] to one of gymnasium.vector.AutoresetMode"
-        raise ValueError(f"env does not tell its autoreset mode; {remedy}")
+        raise ValueError(f"env does not report its autoreset mode; {remedy}")
     return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
 
 
 def _with_tuples(tree: Tree, fields: Tree) -> Tree:
-    """The tree with a tuple for each list in a place where the fields have a tuple."""
+    """The tree, with each list replaced by a tuple where the fields have a tuple."""
     if isinstance(tree, Mapping) and isinstance(fields, Mapping):
         return {key: _with_tuples(entry, fields.get(key)) for key, entry in tree.items()}
     if isinstance(tree, tuple | list) and isinstance(fields, tuple) and len(tree) == len(fields):

@@ -1,4 +1,4 @@
-"""Recording a Gymnasium environment: each true transition lands in the buffer, and nothing else."""
+"""Recording a Gymnasium environment: every true transition is stored, and nothing else."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,34 +8,34 @@ from replaykit.writer import Writer
 
 
 def record(env: Any, buffer: Replay | Writer, extras: Mapping[str, str | Callable[[Any], Any]] | None = None) -> Any:
-    """`env`, wrapped so that every step is stored in `buffer` as the transition it really was.
+    """Wrap `env` so that every step is stored in `buffer`.
 
-    Use the result like `env`. At an episode's end `next_obs` is the true last observation in each of Gymnasium's
-    autoreset modes: with NEXT_STEP the dummy step on which an environment is reset is not stored, with SAME_STEP the
-    observation is taken from ``info["final_obs"]``, and with DISABLED lanes that ended wait for
-    ``reset(options={"reset_mask": ...})``. A reset in the middle of an episode ends the episode in the buffer.
+    Use the result like `env`. At an episode's end, `next_obs` is the true last observation in all of Gymnasium's
+    autoreset modes. With NEXT_STEP, the dummy step of a reset is not stored. With SAME_STEP, the observation comes from
+    ``info["final_obs"]``. With DISABLED, ended lanes wait for ``reset(options={"reset_mask": ...})``. A reset in the
+    middle of an episode ends the episode in the buffer.
 
-    A buffer has one recorder at a time. A new one takes the buffer over: running episodes end, and the next call of the
-    former recorder's `step` or `reset` raises RuntimeError. Inside ``with env.paused():`` nothing is stored.
+    A buffer has one recorder at a time. When a new one is created, running episodes end, and the next `step` or `reset`
+    of the previous recorder raises RuntimeError. Inside ``with env.paused():`` nothing is stored.
 
-    With SAME_STEP, ``info["final_obs"]`` is wrong for an environment that returns one array again and again, since its
-    reset overwrites the array. `record` warns of it: use another mode there, or copy the observations in a wrapper.
+    With SAME_STEP, ``info["final_obs"]`` is wrong if the environment returns the same array every time, since its reset
+    overwrites the array. `record` warns about this: use another mode, or copy the observations in a wrapper.
 
     Parameters
     ----------
     env : gymnasium.Env or gymnasium.vector.VectorEnv
     buffer : Replay or Writer
-        With as many lanes as `env` has environments, and the fields of its transitions.
+        Its number of lanes and its fields must match `env`.
     extras : dict, optional
-        For each extra field of the buffer's spec, a key of `info`, or a function. The function is called with the step
-        after the environment was stepped. Its argument has the attributes `obs`, `action`, `reward`, `next_obs`,
-        `terminated`, `truncated` and `info`. With a vector environment, its result has a leading axis E.
+        For each extra field of the buffer's spec, a key of `info` or a function. The function is called after each
+        step. Its argument has the attributes `obs`, `action`, `reward`, `next_obs`, `terminated`, `truncated` and
+        `info`. With a vector environment, its result has a leading axis E.
 
     Raises
     ------
     TypeError, ValueError
-        If `env` is no Gymnasium environment or `buffer` no replay, if the number of environments or the fields differ,
-        if `extras` lacks a field or has another one, if `env` is already recorded into this buffer, or if the autoreset
+        If `env` is not a Gymnasium environment, `buffer` is not a replay, the number of environments or the fields do
+        not match, `extras` has a missing or unknown field, `env` is already recorded into this buffer, or the autoreset
         mode of a vector environment is unknown.
 
     Examples

@@ -1,4 +1,4 @@
-"""The interface of everything that replays, and the one way a batch is made."""
+"""`Replay`: the interface that buffers and wrappers share, and the only implementation of `sample`."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -23,24 +23,24 @@ from replaykit.writer import Lanes, Writer
 
 _new_batch = Batch.__new__
 _PARTS = ("settings", "lock", "rng", "successor", "inner", "sources", "bytes_each", "large_batch", "is_conditional")
-"""Attributes that are set once, by the constructor."""
+"""Attributes that only the constructor sets."""
 _LARGE_BATCH, _LARGE_BATCH_BYTES = 1 << 16, 1 << 26
-"""Batches of more rows or bytes are compared with the memory of the machine before anything is drawn."""
+"""Batches with more rows or bytes than this are compared with the machine's memory before anything is drawn."""
 
 
 class Replay(Checkpointed, Batching, Passes, ABC):
-    """Replayed experience: what a buffer and a wrapper around one have in common.
+    """The interface of replay buffers and of the wrappers around them.
 
-    A batch is a draw of indices, a window of stored steps at each, and a reduction of each window to one transition:
-    ``sample(B) = reduce(window(draw(B)))``. A buffer holds data. A wrapper, a subclass of `ReplayWrapper`, overrides
-    one of these verbs to change how they are replayed. `sample` is final, so that nothing can bypass a wrapper.
+    A batch is made in three steps: draw indices, take a window of stored steps at each index, and reduce each window to
+    one transition: ``sample(B) = reduce(window(draw(B)))``. A buffer holds the data. A wrapper, a subclass of
+    `ReplayWrapper`, overrides one of these verbs. `sample` is final, so that a wrapper cannot be bypassed.
 
     Methods for writing: `add`, `extend`, `end_episode`, `clear`, `overwrite`, `writer`. For learning: `sample`,
     `batches`, `epoch`, `update_priorities`, `reseed`. The verbs: `draw`, `probability`, `window`, `reduce`, `weigh`.
-    Several verbs at once, for which a buffer may have a faster way: `serve`, `open`, `fetch`, `look_ahead`. For
-    keeping: `save`, `load`, `state_dict`, `load_state_dict`. For looking: `oldest`, `newest`, `latest`, `stored`,
-    `episode`, `episodes`, `read`, `is_full`, `stats`, `check`. Public methods hold `lock`, so that threads can share a
-    buffer: a batch is one moment of it.
+    Several verbs in one call, which a buffer may speed up: `serve`, `open`, `fetch`, `look_ahead`. For saving: `save`,
+    `load`, `state_dict`, `load_state_dict`. For inspection: `oldest`, `newest`, `latest`, `stored`, `episode`,
+    `episodes`, `read`, `is_full`, `stats`, `check`. Public methods hold `lock`, so threads can share a buffer: a batch
+    shows the buffer at one moment.
 
     Attributes
     ----------
@@ -48,9 +48,9 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     lock : Lock
         The re-entrant lock of the storage.
     rng : numpy.random.Generator
-        The generator of all randomness, shared by a buffer and its wrappers.
+        The only random generator, shared by a buffer and its wrappers.
     successor : int
-        The difference between the indices of successive steps of a lane.
+        The difference between the indices of consecutive steps in a lane.
     """
 
     settings: Settings
@@ -58,21 +58,21 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     rng: np.random.Generator
     successor: int
     bytes_each = 0
-    """About how many bytes each row of a batch takes while it is made."""
+    """Approximate memory in bytes for each row of a batch while the batch is made."""
     large_batch = 1
-    """A larger batch is compared with the memory of the machine before anything is drawn."""
+    """Batches larger than this are compared with the machine's memory before anything is drawn."""
     has_sequences = False
     """Whether each row of a batch is a sequence of transitions."""
     is_conditional = False
-    """Whether the probabilities of a draw depend on more than what is stored, so that `probability` raises an error."""
+    """Whether the probabilities of a draw depend on more than the stored data. If so, `probability` raises an error."""
     may_raise = False
-    """Whether a batch may fail after something random was drawn, since it calls functions of the user."""
+    """Whether a batch may fail after random numbers were drawn, because it calls functions of the user."""
     spec: Spec = read_only("settings.spec", "The fields of a transition.")
-    capacity: int = read_only("settings.capacity", "Transitions that fit, C, a multiple of `num_envs`.")
-    num_envs: int = read_only("settings.num_envs", "Environments stepped together, E, the leading axis of `add`.")
-    n_step: int = read_only("settings.n_step", "Steps of a window, n.")
-    gamma: float = read_only("settings.gamma", "Discount of a step.")
-    stack: int = read_only("settings.stack", "Observations in each of a batch, k.")
+    capacity: int = read_only("settings.capacity", "Maximum number of transitions, C, a multiple of `num_envs`.")
+    num_envs: int = read_only("settings.num_envs", "Number of parallel environments, E: the leading axis of `add`.")
+    n_step: int = read_only("settings.n_step", "Number of steps in a window, n.")
+    gamma: float = read_only("settings.gamma", "Discount per step.")
+    stack: int = read_only("settings.stack", "Number of observations in each stack of a batch, k.")
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -81,12 +81,12 @@ class Replay(Checkpointed, Batching, Passes, ABC):
             raise TypeError(f"{cls.__name__} overrides sample, which wrappers around it would bypass; {remedy}")
 
     def note_bytes(self, bytes_each: int) -> None:
-        """For a constructor: note how many bytes each row of a batch takes while it is made."""
+        """Set `bytes_each` and `large_batch`. For constructors only."""
         self.bytes_each = bytes_each
         self.large_batch = max(min(_LARGE_BATCH, _LARGE_BATCH_BYTES // bytes_each), 1)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse what would have no effect, or only half of it."""
+        """Raise an error for an attribute that is unknown, or that cannot be set after construction."""
         cls, is_ours = type(self), type(self).__module__.startswith("replaykit.")
         known = getattr(cls, name, self)
         if (isinstance(known, property) and known.fset is None) or (name in _PARTS and name in self.__dict__):
@@ -101,26 +101,26 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any, truncated: Any, *,
         mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
     ) -> Indices:  # fmt: skip
-        """Store one step of every lane, or of those in `mask`. O(E).
+        """Store one step of every lane, or of the lanes in `mask`. O(E).
 
         Returns the indices of the stored transitions, of shape (E,), int64; -1 where the mask is False. With
-        ``num_envs > 1`` every argument has a leading axis E. With one lane none has, or all have one of length 1.
+        ``num_envs > 1`` every argument has a leading axis E. With one lane, omit this axis or give it length 1.
 
         Parameters
         ----------
         obs, action, reward, next_obs, terminated, truncated
-            As the spec describes them. At an episode's end `next_obs` is the last observation, not the next episode's.
+            As declared in the spec. At an episode's end `next_obs` is the last observation, before any reset.
         mask : array-like of shape (E,), bool, optional
-            Lanes that take part. The values of the other lanes are ignored.
+            The lanes to store. The values of the other lanes are ignored.
         td_error : float or array-like of shape (E,), optional
-            For the initial priority, if it is known. Every buffer checks it; a prioritized one uses it.
+            The TD error, if known. It sets the initial priority. A buffer without priorities only checks it.
         **extras
             The spec's extra fields.
 
         Raises
         ------
         FieldNameError, ValueError, TypeError, OverflowError
-            If a field is missing, unknown, of another shape, or out of its dtype's range. The buffer is then unchanged.
+            If a field is missing or unknown, or its shape, dtype or range is wrong. The buffer is then unchanged.
         """
 
     @abstractmethod
@@ -128,43 +128,43 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any, truncated: Any, *,
         mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
     ) -> Indices:  # fmt: skip
-        """Store T steps at once, exactly as T calls of :meth:`add` would. O(T E).
+        """Store T steps at once. The result equals that of T calls of :meth:`add`. O(T E).
 
         Parameters, errors and indices are those of :meth:`add`, with the leading axes (T, E), or (T,) with one lane. A
-        mask may also have the shape (E,). If there are more steps than a lane holds, the oldest indices are stale.
+        mask may also have the shape (E,). If T is larger than a lane, the oldest of the returned indices are stale.
         """
 
     @abstractmethod
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
-        """End the running episodes of the lanes, or of those in `mask`, as a reset in the middle of an episode does.
+        """End the running episodes of all lanes, or of those in `mask`. Call it when you reset an unfinished episode.
 
-        Their next steps begin new episodes. Stored flags stay as they are, and windows do not cross the cut.
+        The next step of such a lane begins a new episode. Stored flags stay unchanged. No window crosses the cut.
         """
 
     @abstractmethod
     def clear(self) -> None:
-        """Forget every transition, episode and priority. Indices given out before are stale, and are never reused."""
+        """Remove every transition, episode and priority. All earlier indices become stale and are never reused."""
 
     @abstractmethod
     def overwrite(self, indices: npt.ArrayLike, **fields: Tree) -> int:
-        """Replace fields of stored transitions, such as recurrent states that were computed anew. O(B).
+        """Replace fields of stored transitions in place, for example with recomputed recurrent states. O(B).
 
-        Priorities stay as they are. Returns how many transitions were changed: those that are not stale.
+        Priorities do not change. Returns the number of changed transitions. Stale indices do not count.
 
         Parameters
         ----------
         indices : array-like of shape (B,) or (B, T), int
-            As ``batch.indices``, ``batch.step_indices`` or :meth:`add` gave them. Stale ones are ignored, and so is -1,
-            which stands for padding. Of duplicates the last counts.
+            From ``batch.indices``, ``batch.step_indices`` or :meth:`add`. Stale indices and -1, the index of padding,
+            are ignored. If an index occurs twice, its last value is stored.
         **fields
-            Values of the shape of the indices, followed by that of the field. Of a nested field all entries are given.
+            The new values, of shape ``indices.shape`` followed by the field's shape. Pass nested fields completely.
 
         Raises
         ------
         FieldNameError, IndexError, TypeError, ValueError, OverflowError
-            If an index was never given out; if a field is unknown; for `terminated` and `truncated`, which tell where
-            episodes end; for an observation of which several transitions share one copy; or, for a wrong value, as
-            :meth:`add` raises. The buffer is then unchanged.
+            If an index was never returned by the buffer, a field is unknown, a field is `terminated` or `truncated`
+            (they define the episodes), several transitions share one copy of an observation, or a value is invalid for
+            :meth:`add`. The buffer is then unchanged.
 
         Examples
         --------
@@ -180,15 +180,15 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         """
 
     def writer(self, lanes: Lanes) -> Writer:
-        """A :class:`~replaykit.writer.Writer` for some lanes: for a thread that acts in these alone.
+        """A :class:`~replaykit.writer.Writer` for some lanes, for a thread that acts in these lanes only.
 
-        Their running episodes end. Until the writer is closed or forgotten, only it adds to them.
+        Running episodes of these lanes end. While the writer is open, only the writer can add to them.
 
         Parameters
         ----------
         lanes : int, slice, range or list of int
-            In ascending order. Steps have a leading axis for them, unless `lanes` is an int. TypeError or ValueError is
-            raised if one of them is no lane, or has a writer.
+            In ascending order. Steps have a leading axis for the lanes, unless `lanes` is an int. TypeError or
+            ValueError is raised if a lane does not exist or already has a writer.
 
         Examples
         --------
@@ -201,10 +201,10 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         return Writer(self, lanes)
 
     def reseed(self, seed: int | np.random.SeedSequence | None = None) -> None:
-        """Start the random numbers anew, so that a copy draws other batches than its original.
+        """Restart the random generator from a new seed, so that a copy draws different batches than its original.
 
-        The generator continues as a new one of its kind with this seed does. Of several copies, each gets one of
-        ``SeedSequence(...).spawn(count)``. Raises TypeError or ValueError for another seed, as the constructor does.
+        For several copies, use one seed of ``SeedSequence(...).spawn(count)`` for each. An invalid seed raises
+        TypeError or ValueError.
 
         Examples
         --------
@@ -229,12 +229,12 @@ class Replay(Checkpointed, Batching, Passes, ABC):
             generator.state = state
 
     def sample(self, batch_size: int) -> Batch:
-        """`batch_size` transitions, in fresh arrays. Final.
+        """A batch of `batch_size` transitions in new arrays. Subclasses cannot override it.
 
         Raises
         ------
         TypeError, ValueError, MemoryError
-            If `batch_size` is not an int of at least 1, nothing is stored, or the batch is larger than memory.
+            If `batch_size` is not an int of at least 1, the buffer is empty, or the batch does not fit in memory.
         """
         if type(batch_size) is not int or not 0 < batch_size <= self.large_batch:
             batch_size = self.checked_batch_size(batch_size)
@@ -248,7 +248,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
                 fields = self.serve(batch_size)
                 self.count_batch()
             except BaseException:
-                if state is not None:  # the next batch is the one that this would have been
+                if state is not None:  # so that the next batch draws the same random numbers
                     self.restore_random_state(state)
                 raise
             finally:
@@ -258,40 +258,40 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         return batch
 
     def random_state(self) -> Any:
-        """The state of every generator that a batch draws from."""
+        """The state of every generator that a batch uses."""
         return self.rng.bit_generator.state
 
     def restore_random_state(self, state: Any) -> None:
-        """Go back to what `random_state` returned."""
+        """Restore a state that `random_state` returned."""
         self.rng.bit_generator.state = state
 
     @abstractmethod
     def count_batch(self) -> None:
-        """Count a batch that was served, for schedules and `stats`."""
+        """Count one more sampled batch, for schedules and `stats`."""
 
     @abstractmethod
     def update_priorities(
         self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *, priorities: npt.ArrayLike | None = None
     ) -> int:
-        """Set the priorities of the transitions of a batch from what was learned about them. O(B log C).
+        """Set the priorities of the transitions in a batch. O(B log C).
 
-        Every buffer checks the arguments. A buffer without priorities does nothing else. Returns how many entries were
-        applied: those that were not stale, or 0 without priorities.
+        A buffer without priorities checks the arguments and does nothing else. Returns the number of updated entries.
+        Stale indices do not count. Without priorities the result is 0.
 
         Parameters
         ----------
         indices : array-like of shape (B,), int
-            As ``batch.indices`` or :meth:`add` gave them. Stale ones are ignored. Of duplicates the last counts.
+            From ``batch.indices`` or :meth:`add`. Stale ones are ignored. If one occurs twice, its last value counts.
         td_errors : array-like of shape (B,) or (B, 1), float
-            With their sign; the priority is ``abs(td_error) + eps``.
+            TD errors with either sign. The priority is ``abs(td_error) + eps``.
         priorities : array-like of shape (B,), float
-            Instead of `td_errors`: the priorities themselves, non-negative.
+            The priorities themselves, instead of `td_errors`. They must not be negative.
 
         Raises
         ------
         IndexError, TypeError, ValueError
-            If an index was never given out or is not an integer, shapes differ, a value is NaN or infinite, or a
-            priority is negative. The buffer is then unchanged.
+            If an index is not an integer or was never returned by the buffer, shapes differ, a value is NaN or
+            infinite, or a priority is negative. The buffer is then unchanged.
 
         Examples
         --------
@@ -305,38 +305,38 @@ class Replay(Checkpointed, Batching, Passes, ABC):
 
     @abstractmethod
     def draw(self, batch_size: int) -> Draw:
-        """Which transitions, and with what probability: a :class:`~replaykit.batch.Draw` of B stored indices."""
+        """A :class:`~replaykit.batch.Draw` of B stored indices and their probabilities."""
 
     @abstractmethod
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
-        """The expected share of each stored index in a batch of `batch_size`, of shape (B,), float64."""
+        """The expected fraction of a batch of `batch_size` that each stored index gets, of shape (B,), float64."""
 
     @abstractmethod
     def window(self, indices: Indices) -> Window:
-        """What is there: a :class:`~replaykit.batch.Window` of up to `n_step` steps of one episode from each index on.
+        """A :class:`~replaykit.batch.Window` of up to `n_step` steps of one episode, starting at each index. O(B n).
 
-        Indices have the shape (B,), or (B, T) if T windows belong to each row of the batch. O(B n).
+        Indices have the shape (B,), or (B, T) if each row of the batch has T windows.
         """
 
     @abstractmethod
     def reduce(self, window: Window) -> dict[str, Any]:
-        """One transition from each window, by field. O(B n)."""
+        """Reduce each window to one transition. Returns the fields by name. O(B n)."""
 
     @abstractmethod
     def weigh(self, draw: Draw) -> npt.NDArray[np.float32]:
-        """The importance-sampling weights of a draw: 1 unless the buffer corrects for its probabilities."""
+        """The importance-sampling weights of a draw; 1 if the buffer does not correct for its probabilities."""
 
     def least_probability(self, batch_size: int, without: Indices) -> float | Floats:
-        """The smallest positive probability of any stored index but those in `without`; inf if there is none. O(N).
+        """The smallest positive probability of any stored index except those in `without`; inf if there is none. O(N).
 
-        Of a mixture, that of each source.
+        A mixture returns one value for each source.
         """
         with self.lock:
             others = np.setdiff1d(self.stored(), without)
             return self.least_of(others, self.probability(others, batch_size))
 
     def least_of(self, indices: Indices, probabilities: Floats) -> float | Floats:
-        """The smallest positive one of these probabilities of indices, inf if there is none; of a mixture, as above."""
+        """The smallest positive value in `probabilities`, or inf. A mixture returns one value for each source."""
         return float(probabilities.min(initial=np.inf, where=probabilities > 0.0))
 
     def serve(self, batch_size: int) -> dict[str, Any]:
@@ -345,7 +345,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         return self._weighed(self.reduce(window), draw)
 
     def _draw_and_fetch(self, batch_size: int) -> dict[str, Any]:
-        """`serve` where windows need not be seen: `draw`, `fetch` and `weigh`."""
+        """`serve` for a replay that does not change windows: `draw`, `fetch` and `weigh`."""
         draw = self._checked_draw(batch_size)
         return self._weighed(self.fetch(draw.indices), draw)
 
@@ -359,11 +359,11 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         return self.reduce(self.window(indices))
 
     def look_ahead(self, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:
-        """`read` and `episode` of the steps that hindsight asks about."""
+        """`read` and `episode` for the steps in a `Look` of hindsight."""
         return look_ahead(self, window, look, uniforms)
 
     def checked_batch_size(self, batch_size: Any) -> int:
-        """`batch_size` as an int; raises MemoryError for a batch that is larger than memory."""
+        """`batch_size` as an int. Raises MemoryError for a batch that does not fit in memory."""
         size = check_count("batch_size", batch_size)
         if size > self.large_batch:
             each = self.bytes_each
@@ -371,7 +371,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         return size
 
     def _checked_draw(self, batch_size: int) -> Draw:
-        """`draw`, unless nothing is stored."""
+        """`draw`. Raises ValueError if the buffer is empty."""
         if not len(self):
             raise ValueError(EMPTY)
         draw = self.draw(batch_size)
@@ -379,14 +379,14 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         return draw
 
     def _weighed(self, fields: dict[str, Any], draw: Draw) -> dict[str, Any]:
-        """The fields of a batch with what follows from the draw."""
+        """`fields`, with the weights, probabilities and indices of the draw added."""
         fields["weights"] = self.weigh(draw)
         fields["probabilities"], fields["indices"] = draw.probabilities, draw.indices
         return fields
 
     @property
     def inside(self) -> "tuple[Replay, ...]":
-        """The replays that this one is around, which are none, one, or the sources of a mixture."""
+        """The replays inside this one: none for a buffer, one for a wrapper, the sources for a mixture."""
         return ()
 
     @property
@@ -397,21 +397,21 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     @property
     @abstractmethod
     def largest_priority(self) -> float:
-        """The largest magnitude that `update_priorities` takes."""
+        """The largest magnitude that `update_priorities` accepts."""
 
     @abstractmethod
     def parts(self) -> dict[str, Declared]:
-        """Everything that has state, by name, in the order in which it must be loaded."""
+        """Every object with state, by name, in the order in which they must be loaded."""
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes of all arrays, filled or not. They grow only if observations share few frames."""
+        """The size of all allocated arrays in bytes. It grows only if observations share few frames."""
 
     @property
     @abstractmethod
     def bounds(self) -> Indices:
-        """The oldest step of each lane and the one that comes next, of shape (2, lanes)."""
+        """The oldest step of each lane and the next step to be written, of shape (2, lanes)."""
 
     @property
     def oldest(self) -> Indices:
@@ -429,43 +429,43 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         return np.where(self.bounds[1] > self.bounds[0], steps * self.successor + np.arange(len(steps)), -1)
 
     def stored(self) -> Indices:
-        """Every stored index, lane after lane, oldest first. O(N)."""
+        """Every stored index, lane by lane, oldest first. O(N)."""
         with self.lock:
             return stored_in(self.bounds, self.successor)
 
     @abstractmethod
     def __len__(self) -> int:
-        """Transitions stored, N."""
+        """The number of stored transitions, N."""
 
     @abstractmethod
     def latest(self, count: int) -> Indices:
-        """The indices of the `count` transitions added last, or of all if fewer are stored, oldest first."""
+        """The indices of the `count` newest transitions, oldest first; of all transitions if fewer are stored."""
 
     @abstractmethod
     def episode(self, indices: npt.ArrayLike) -> tuple[Indices, Indices, Indices]:
-        """The number of each stored index's episode, and the indices of its first and its last step. O(1) each.
+        """The episode number of each stored index, and the indices of the episode's first and last step. O(1) each.
 
-        No two episodes share a number. The first step may have been overwritten. The last step of a running episode is
-        the newest. All three are -1 for the index -1, which stands for padding.
+        Each episode has its own number. The first step may have been overwritten. The last step of a running episode is
+        its newest step. For the index -1, which stands for padding, all three are -1.
         """
 
     @abstractmethod
     def read(self, indices: npt.ArrayLike, field: str) -> npt.NDArray[Any]:
-        """One field of stored transitions as it was added, in a fresh array of shape (B, ...). O(B).
+        """One field of stored transitions, as it was added, in a new array of shape (B, ...). O(B).
 
-        Wrappers do not change it. Frames are stacked as in a batch.
+        Wrappers do not change the values. Frames are stacked as in a batch.
 
         Parameters
         ----------
         indices : array-like of shape (B,), int
-            The index -1 stands for padding, and gives zeros.
+            The index -1 stands for padding and returns zeros.
         field : str
-            Such as ``"reward"``, or ``"obs.position"`` of a nested one.
+            The name of a field, such as ``"reward"``, or ``"obs.position"`` for a nested field.
 
         Raises
         ------
         IndexError, FieldNameError
-            If an index is stale or was never given out, or there is no such field.
+            If an index is stale or was never returned by the buffer, or the field does not exist.
 
         Examples
         --------
@@ -482,25 +482,25 @@ class Replay(Checkpointed, Batching, Passes, ABC):
 
     @abstractmethod
     def stats(self, prefix: str = "") -> dict[str, float]:
-        """Numbers for a logger, by name. :doc:`/how-to/log-metrics` shows loggers.
+        """Metrics for a logger, by name. :doc:`/how-to/log-metrics` shows how to log them.
 
-        - `size`: transitions stored; `capacity`: transitions that fit
+        - `size`: stored transitions; `capacity`: maximum number of transitions
         - `added`: transitions added so far; `batches`: batches sampled so far
-        - `nbytes`: bytes of all arrays
+        - `nbytes`: size of all arrays in bytes
 
         A prioritized buffer adds:
 
-        - `stale_updates`: updates of priorities that came after the transition had been overwritten
+        - `stale_updates`: priority updates whose transition had already been overwritten
         - `beta`: the exponent of the weights of the next batch
-        - `scaled_priority_mean`, `scaled_priority_max`: of the scaled priorities ``p**alpha`` of what is stored; with
-          ``variant="rank"`` instead `priority_max` and `priority_median`, of the priorities themselves
+        - `scaled_priority_mean`, `scaled_priority_max`: mean and maximum of the stored scaled priorities ``p**alpha``;
+          with ``variant="rank"`` instead `priority_max` and `priority_median` of the priorities themselves
 
         Parameters
         ----------
         prefix : str
-            Put before each name, such as ``"replay/"``.
+            A prefix for each name, such as ``"replay/"``.
         """
 
     @abstractmethod
     def check(self) -> None:
-        """Verify every invariant; raises AssertionError naming the broken one. O(C)."""
+        """Verify every invariant. If one is broken, raises an AssertionError that names it. O(C)."""

@@ -1,4 +1,4 @@
-"""Plain dictionaries of arrays, such as the rows of a data set: which field each entry belongs to."""
+"""Plain dictionaries of arrays, such as the rows of a data set, as fields of a spec."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,21 +13,21 @@ _FIELDS = {
     "next.terminated": "terminated",
     "next.truncated": "truncated",
 }
-"""What LeRobot calls fields."""
+"""LeRobot's names of fields."""
 _LEFT_OUT = ("timestamp", "frame_index", "episode_index", "index", "task_index", "task", "next.done")
-"""Entries of a row of LeRobot that are no part of a transition, or, the last, not one flag but two."""
+"""Entries of a LeRobot row that are not stored. ``next.done`` does not separate termination from truncation."""
 
 
 def nested_row(row: Mapping[str, Any]) -> dict[str, Tree]:
-    """The entries of a row under the names of fields, nested at the dots of their keys.
+    """The entries of a row by field name, nested at the dots of their keys.
 
-    Entries whose names are 0, 1 and so on become a tuple. A row with ``observation`` in place of ``obs`` is one of
-    LeRobot: its fields get their names here, and what it has beside them is left out.
+    Entries named 0, 1 and so on become a tuple. A row with ``observation`` instead of ``obs`` is a LeRobot row: its
+    fields are renamed, and its other entries are ignored.
 
     Raises
     ------
     FieldNameError
-        If a key is the beginning of another one, as ``obs`` and ``obs.position``.
+        If a key is the beginning of another key, as in ``obs`` and ``obs.position``.
     """
     roots = {str(key).partition(".")[0] for key in row}
     if "observation" in roots and "obs" not in roots:
@@ -46,11 +46,11 @@ def nested_row(row: Mapping[str, Any]) -> dict[str, Tree]:
 
 
 class _Nested(dict[str, Any]):
-    """A dict that was made of keys with dots, and not given."""
+    """A dict built from keys with dots."""
 
 
 def _plain(tree: Tree) -> Tree:
-    """The tree with a dict or a tuple in place of each `_Nested`."""
+    """The tree, with each `_Nested` replaced by a dict or a tuple."""
     if not isinstance(tree, _Nested):
         return tree
     entries = {key: _plain(entry) for key, entry in tree.items()}
@@ -59,7 +59,7 @@ def _plain(tree: Tree) -> Tree:
 
 
 def _renamed(key: str) -> str:
-    """The name of a field, or of a part of one, in place of LeRobot's."""
+    """LeRobot's name of a field, or of a part of one, replaced by ours."""
     for theirs, ours in _FIELDS.items():
         if key == theirs or key.startswith(f"{theirs}."):
             return ours + key[len(theirs) :]

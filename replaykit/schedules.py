@@ -1,4 +1,4 @@
-"""Values that change over training."""
+"""Schedules: values that change during training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from replaykit.checks import check_count, check_finite, check_unit
 
 @dataclass(frozen=True)
 class LinearSchedule:
-    """A value that changes linearly from `start` to `end` over `steps` steps, and then stays there.
+    """A value that changes linearly from `start` to `end` over `steps` steps and then stays constant.
 
-    For a schedule of `beta`, a step is a batch sampled. `steps` is at least 1.
+    As a schedule of `beta`, it counts sampled batches. `steps` is at least 1.
 
     Examples
     --------
@@ -37,25 +37,25 @@ class LinearSchedule:
 
 @dataclass(frozen=True)
 class ERESchedule:
-    """How many of the newest transitions are replayed, to emphasize recent experience: for `RecentReplay`.
+    """The number of newest transitions to replay, which emphasizes recent experience. For `RecentReplay`.
 
-    Of K updates in a row, such as those after an episode, the k-th replays the newest ``max(capacity * eta**(1000 k /
-    K), least)``: nearly everything at first, and then what is more and more recent. `eta` changes linearly to 1, with
-    which everything is replayed.
+    In a series of K updates, such as those after an episode, update k replays the newest ``max(capacity * eta**(1000 k
+    / K), least)`` transitions: nearly all at first, then more and more recent ones. `eta` increases linearly to 1. With
+    ``eta=1`` every update replays all transitions.
 
     Parameters
     ----------
     capacity : int
-        The transitions that the buffer holds when it is full.
+        The capacity of the buffer.
     updates : int
-        Updates in a row, K: as many batches as are sampled from one episode's end to the next. If episodes differ in
-        length, take their usual one.
+        Number of updates in a series, K: the batches sampled from one episode's end to the next. If episodes differ in
+        length, use the typical number.
     steps : int
-        Batches over which `eta` changes to 1: all that you will sample.
+        Number of batches over which `eta` changes to 1: normally all batches of the training.
     eta : float
-        At the beginning, in [0, 1].
+        The initial value, in [0, 1].
     least : int
-        The smallest number of transitions that are replayed.
+        The smallest number of transitions to replay.
 
     References
     ----------
@@ -81,7 +81,7 @@ class ERESchedule:
         check_unit("eta", self.eta)
 
     def __call__(self, batches: int) -> float:
-        """How many of the newest the next batch is drawn from, after so many batches."""
+        """The number of newest transitions that the next batch is drawn from, after `batches` batches."""
         place = batches % self.updates + 1
         eta = LinearSchedule(self.eta, 1.0, self.steps)(batches)
         return float(max(self.capacity * eta ** (1000.0 * place / self.updates), self.least))
@@ -90,9 +90,9 @@ class ERESchedule:
 def check_schedule(
     name: str, value: Any, check: Callable[[str, Any], float] = check_unit
 ) -> float | Callable[[int], float]:
-    """`value`, a number that `check` accepts, or a function of the number of batches.
+    """`value`, a number that `check` accepts or a function of the number of batches.
 
-    A function is asked about numbers far apart.
+    A function is tried with several numbers that are far apart.
     """
     if not callable(value):
         return check(name, value)
@@ -100,7 +100,7 @@ def check_schedule(
         try:
             found = value(batches)
         except Exception as error:
-            if batches:  # a table that ends there
+            if batches:  # a lookup table that ends earlier
                 break
             wanted = "a function of the number of batches"
             raise TypeError(f"{name} raised {type(error).__name__}: {error}; expected {wanted}") from error

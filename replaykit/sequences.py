@@ -21,42 +21,43 @@ kernels = lazy("sequences")
 
 @final
 class SequenceReplay(ReplayWrapper):
-    """Any replay, in rows of T consecutive transitions of one episode, for recurrent agents and world models.
+    """Rows of T consecutive transitions of one episode, for recurrent agents and world models.
 
-    Each episode is cut into spans of `stride` steps, counted from its first step. A row begins with the first stored
-    step of a span, and ends with the episode, or with the newest step if the episode is running. The rest of it is
-    padding: zeros in every field. To draw a row is to draw a transition from the wrapped replay and to serve the span
-    that it belongs to. So the probability of a row is the sum of the probabilities of the transitions in its span.
+    Each episode is divided into spans of `stride` steps, counted from its first step. A row begins at the first stored
+    step of a span. It ends after T steps, or earlier at the episode's end or at the newest step. The rest of the row is
+    padding: zeros in every field. To draw a row, a transition is drawn from the wrapped replay, and its span determines
+    the row. The probability of a row is therefore the sum of the probabilities of the transitions in its span.
 
-    Transition t of a row is what the wrapped replay serves at that index, with its `n_step` and stacks. A batch has
-    the shape (B, T, ...), apart from `indices`, `weights` and `probabilities` (B,), and these further fields (B, T):
+    Transition t of a row is the wrapped replay's transition at that index, with its `n_step` and stacks. All fields of
+    a batch have the shape (B, T, ...), except `indices`, `weights` and `probabilities` (B,). There are more fields
+    (B, T):
 
-    - ``mask``, bool: whether there is a transition;
-    - ``loss_mask``, bool: whether it is also past the burn-in. A row that begins its episode has no burn-in, since the
-      recurrent state is known there;
+    - ``mask``, bool: whether there is a transition, not padding;
+    - ``loss_mask``, bool: whether there is a transition after the burn-in. A row at the start of its episode has no
+      burn-in, since the recurrent state is known there;
     - ``is_first``, bool: whether the transition begins its episode;
     - ``step_indices``, int64: the index of the transition, or -1 for padding.
 
     Parameters
     ----------
     inner : Replay
-        A buffer, or another wrapper. Around a `HindsightReplay`, or inside of one, all transitions of a row get one
-        goal. If it ends the episode, it ends the row.
+        A buffer or another wrapper. With a `HindsightReplay`, inside or outside, all transitions of a row get the same
+        goal. If reaching it ends the episode, the row ends there.
     length : int
-        Transitions in each row, T.
+        Number of transitions in each row, T.
     burn_in : int
-        How many of them only warm up the recurrent state, less than T.
+        Number of leading transitions that only warm up the recurrent state, less than T.
     stride : int
-        Steps from the start of a row to that of the next, at most T. With 1 every transition starts a row. With more
-        than ``length - burn_in``, some steps are in the burn-in of every row that has them.
+        Number of steps between the starts of successive rows, at most T. With 1, every transition starts a row. With
+        more than ``length - burn_in``, some steps are only ever part of a burn-in.
     eta : float
-        The share of the largest TD error of a row in its priority; the rest is that of their mean.
+        The weight of the largest absolute TD error of a row in its priority. The mean has the weight ``1 - eta``.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is out of its range, T is more than a lane holds, or `inner` has rows of sequences already or
-        cannot tell the probability of a transition.
+        If an argument is out of range, T is larger than a lane, `inner` already serves sequences, or its transitions
+        have no probability.
 
     References
     ----------
@@ -83,10 +84,10 @@ class SequenceReplay(ReplayWrapper):
     """
 
     has_sequences = True
-    length: int = read_only("_length", "Transitions in each row, T.")
-    burn_in: int = read_only("_burn_in", "How many of them only warm up the recurrent state.")
-    stride: int = read_only("_stride", "Steps from the start of a row to that of the next.")
-    eta: float = read_only("_eta", "The share of the largest TD error of a row in its priority.")
+    length: int = read_only("_length", "The number of transitions in each row, T.")
+    burn_in: int = read_only("_burn_in", "The number of leading transitions that only warm up the recurrent state.")
+    stride: int = read_only("_stride", "The number of steps between the starts of successive rows.")
+    eta: float = read_only("_eta", "The weight of the largest absolute TD error of a row in its priority.")
 
     def __init__(self, inner: Replay, length: int, *, burn_in: int = 0, stride: int = 1, eta: float = 0.9) -> None:
         length, stride = check_count("length", length), check_count("stride", stride)
@@ -113,7 +114,7 @@ class SequenceReplay(ReplayWrapper):
     # Which rows
 
     def draw(self, batch_size: int) -> Draw:
-        """The starts of the spans that the wrapped replay draws from, with the sums of the spans' probabilities."""
+        """The starts of the spans of the drawn transitions, with the total probability of each span."""
         with self.lock:
             draw = self.inner.draw(batch_size)
             starts, stops = self._spans_of(draw.indices)
@@ -123,7 +124,7 @@ class SequenceReplay(ReplayWrapper):
             return Draw(starts, shares, least)
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> Floats:
-        """The expected share of the row that begins at each stored index; 0 where none does. O(B stride)."""
+        """The expected fraction of a batch of the row that begins at each stored index; 0 if none does. O(B stride)."""
         entries = as_indices("indices", indices)
         with self.lock:
             self.inner.read(entries, "terminated")  # raises for an index that is not stored
@@ -131,7 +132,7 @@ class SequenceReplay(ReplayWrapper):
             return np.where(starts == entries, self._shares(starts, stops, batch_size), 0.0)
 
     def latest(self, count: int) -> Indices:
-        """The starts of the `count` spans that were added to last, or of all if there are fewer, oldest first."""
+        """The starts of the `count` newest spans, oldest first; of all spans if there are fewer."""
         count = check_count("count", count)
         with self.lock:
             starts, _ = self._spans_of(self.inner.latest(count * self._stride))
@@ -140,20 +141,20 @@ class SequenceReplay(ReplayWrapper):
         return np.ascontiguousarray(newest_first[np.sort(places)[:count]][::-1])
 
     def _spans_of(self, indices: Indices) -> tuple[Indices, Indices]:
-        """Of the span of each stored index, the first stored index, and what follows the last."""
+        """For the span of each stored index: its first stored index, and the index after its last one."""
         _, first, last = self.inner.episode(indices)
         spans = np.empty((2, len(indices)), np.int64)
         kernels.spans_of(indices, first, last, self.bounds, self._stride, spans[0], spans[1])
         return spans[0], spans[1]
 
     def _shares(self, starts: Indices, stops: Indices, batch_size: int) -> Floats:
-        """The sum of the probabilities of the transitions of each span."""
+        """The total probability of the transitions in each span."""
         steps, begins = self._steps_between(starts, stops)
         shares = self.inner.probability(steps, batch_size)
         return np.asarray(np.add.reduceat(shares, begins)) if begins.size else shares
 
     def _steps_between(self, starts: Indices, stops: Indices) -> tuple[Indices, Indices]:
-        """All indices from each start to before its stop, and at which place those of each begin."""
+        """All indices from each start up to its stop (exclusive), and the position where those of each start begin."""
         counts = (stops - starts) // self.successor
         begins = counts.cumsum() - counts
         return (starts - begins * self.successor).repeat(counts) + np.arange(counts.sum()) * self.successor, begins
@@ -161,14 +162,14 @@ class SequenceReplay(ReplayWrapper):
     # What is in them
 
     def begins_row(self, indices: Indices) -> Flags:
-        """Whether each stored index is the first that is stored of its span."""
+        """Whether each stored index is the first stored index of its span."""
         with self.lock:
             return np.asarray(self._spans_of(indices)[0] == indices)
 
     def window(self, indices: Indices) -> Window:
-        """Windows (B, T), of the transitions of a row from each index on. Padding has those of the last transition.
+        """Windows (B, T) of the rows that begin at each index. Padding repeats the window of the last transition.
 
-        Indices (B, T) are those of the transitions themselves.
+        Indices of shape (B, T) are the transitions themselves.
         """
         if np.ndim(indices) == 2:
             return self.inner.window(indices)
@@ -208,30 +209,30 @@ class SequenceReplay(ReplayWrapper):
         self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *,
         priorities: npt.ArrayLike | None = None, mask: npt.ArrayLike | None = None,
     ) -> int:  # fmt: skip
-        """Set the priorities of the spans that rows begin with, from the TD errors of their transitions.
+        """Set the priorities of the rows' spans from the TD errors of their transitions.
 
-        ``eta * max(abs(td_errors)) + (1 - eta) * mean(abs(td_errors))`` over a row's mask, or 0 if that selects
-        nothing, is the TD error of each transition that the row showed of its span: those up to the last that the mask
-        selects, or all if it selects none. Later steps of a running episode keep their priorities. Returns how many
-        rows were applied: those of which such a transition is still stored, or 0 without priorities.
+        The TD error of a row is ``eta * max(abs(td_errors)) + (1 - eta) * mean(abs(td_errors))`` over its mask, or 0 if
+        the mask is empty. It applies to the transitions of the row's span up to the last one in the mask, or to all of
+        them if the mask is empty. Later steps of a running episode keep their priorities. Returns the number of updated
+        rows. A row counts if one of these transitions is still stored. Without priorities the result is 0.
 
         Parameters
         ----------
         indices : array-like of shape (B,), int
-            As ``batch.indices`` has them. Of two rows with the same start the last counts.
+            From ``batch.indices``. If two rows have the same start, the last counts.
         td_errors : array-like of shape (B, T) or (B, T, 1), float
-            With their sign. Those outside of the mask are ignored.
+            TD errors with either sign. Entries outside the mask are ignored.
         priorities : array-like of shape (B,), float
-            Instead of `td_errors`: a priority for each row.
+            A priority for each row, instead of `td_errors`.
         mask : array-like of shape (B, T), bool
-            Which TD errors count, as ``batch.loss_mask`` says. If it is missing, it is the `loss_mask` that a batch
-            would have now, and rows whose start is no longer stored are ignored.
+            The TD errors to use: ``batch.loss_mask``. By default, the `loss_mask` is computed from the current buffer,
+            and rows whose start is no longer stored are ignored.
 
         Raises
         ------
         IndexError, TypeError, ValueError
-            As :meth:`Replay.update_priorities`, and for a mask or TD errors of another shape. The buffer is then
-            unchanged.
+            As in :meth:`Replay.update_priorities`, and for a wrong shape of the mask or the TD errors. The buffer is
+            then unchanged.
         """
         name, given = one_of(td_errors, priorities)
         entries = as_indices("indices", indices, True)
@@ -247,14 +248,14 @@ class SequenceReplay(ReplayWrapper):
             if priorities is None:
                 values = self._mixed(values, chosen)
             starts, stops = self._shown(entries, chosen)
-            is_stored = starts < stops  # what is not goes to the wrapped replay, too, which counts or refuses it
+            is_stored = starts < stops  # the wrapped replay also counts or refuses the others
             stops = np.where(is_stored, stops, entries + self.successor)
             steps, _ = self._steps_between(starts, stops)
             values = values.repeat((stops - starts) // self.successor)
             return int(is_stored.sum()) if self.inner.update_priorities(steps, **{name: values}) else 0
 
     def _learned_now(self, indices: Indices) -> Flags:
-        """The `loss_mask` of the rows from these indices on, empty where none is stored."""
+        """The current `loss_mask` of the rows at these indices; all False where the index is not stored."""
         mask = np.zeros((len(indices), self._length), np.bool_)
         step, lanes = np.divmod(indices, self.successor)
         rows = np.flatnonzero((step >= self.bounds[0, lanes]) & (step < self.bounds[1, lanes]))
@@ -264,7 +265,7 @@ class SequenceReplay(ReplayWrapper):
         return mask
 
     def _mixed(self, td_errors: Floats, mask: Flags) -> Floats:
-        """The mixture of the largest and the mean magnitude of each row."""
+        """The weighted sum of the largest and the mean absolute TD error of each row."""
         errors = np.where(mask, np.abs(td_errors), 0.0)
         wrong = ~np.isfinite(errors)
         if wrong.any():
@@ -275,7 +276,7 @@ class SequenceReplay(ReplayWrapper):
         return np.asarray(self._eta * errors.max(axis=1) + (1.0 - self._eta) * means)
 
     def _shown(self, indices: Indices, mask: Flags) -> tuple[Indices, Indices]:
-        """Of the span that each row begins with, the first shown index that is stored, and what follows the last."""
+        """For the span of each row: its first stored index in the row, and the index after its last one in the mask."""
         lanes, successor, is_empty = indices % self.successor, self.successor, ~mask.any(axis=1)
         count = np.where(is_empty, self._length, self._length - mask[:, ::-1].argmax(axis=1))
         oldest, cursor = self.bounds[:, lanes] * successor + lanes

@@ -1,4 +1,4 @@
-"""What a buffer was built with."""
+"""The settings of a buffer."""
 
 import math
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from replaykit.spec import Spec
 
 
 class Settings(NamedTuple):
-    """What a buffer was built with. Its wrappers have the same settings."""
+    """The settings of a buffer. Its wrappers share them."""
 
     spec: Spec
     capacity: int
@@ -18,9 +18,9 @@ class Settings(NamedTuple):
 
     @property
     def bytes_each(self) -> int:
-        """About how many bytes a transition takes while a batch is made."""
+        """Approximate memory per transition in bytes while a batch is made."""
         steps = min(self.n_step, self.capacity // self.num_envs)
-        size: int = 8 * steps * math.prod(self.spec["reward"].shape)  # of the rewards of a window
+        size: int = 8 * steps * math.prod(self.spec["reward"].shape)  # the rewards of a window
         for leaf in self.spec.leaves:
             is_frame = leaf.name.partition(".")[0] in ("obs", "next_obs") and len(leaf.shape) >= 2
             size += leaf.field.nbytes * (self.stack if is_frame else 1)

@@ -1,4 +1,4 @@
-"""What a transition is made of: the names, shapes and dtypes of its fields."""
+"""The spec of a transition: names, shapes and dtypes of its fields."""
 
 import keyword
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +15,9 @@ DERIVED = (
     *("discount", "length", "weights", "probabilities", "indices"),
     *("relabelled", "loss_mask", "is_first", "step_indices", "source"),
 )
-"""Fields that only a batch has."""
+"""Fields that exist only in batches."""
 CORE = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
-"""Fields that every transition has, in the order of the arguments of ``add``."""
+"""Fields of every transition, in the order of ``add``'s arguments."""
 _RESERVED = frozenset(
     (*CORE, *DERIVED, "mask", "td_error", "keys", "values", "items", "to_torch", "to_tensordict", "of")
 )
@@ -25,7 +25,7 @@ _DONE = "; in place of a done flag pass terminated= and truncated=, since a time
 
 
 class _Required:
-    """Stands for an argument that was not passed."""
+    """A placeholder for an argument that was not passed."""
 
     def __repr__(self) -> str:
         return "required"
@@ -41,11 +41,11 @@ class Spec:
     ----------
     obs, action : Field, or dict or tuple of them to any depth
     reward : Field, optional
-        A float32 or float64 scalar; float32 unless given. Of shape (k,) for k rewards in each step, such as those of
+        A float32 or float64 scalar; float32 by default. Of shape (k,) for k rewards in each step, such as those of
         several agents or objectives: n-step returns are then sums of each of them, in ``batch.reward`` of shape (B, k).
     **extra : Field, or dict or tuple of them
-        Further fields, given to ``add`` by keyword and found in the batch under the same name: that of a window's first
-        step, or of its last with ``Field(..., step="last")``. Names that a batch or ``add`` uses are refused.
+        Additional fields, passed to ``add`` by keyword. A batch has the value of the window's first step, or of the
+        last step with ``Field(..., step="last")``. Names of batch fields and of ``add``'s arguments raise ValueError.
 
     Examples
     --------
@@ -84,9 +84,9 @@ class Spec:
 
     @classmethod
     def from_spaces(cls, observation_space: Any, action_space: Any, **extra: Tree) -> "Spec":
-        """The spec of transitions of an environment with these Gymnasium spaces (those of a single environment).
+        """The spec of a transition for these Gymnasium spaces of a single environment.
 
-        Raises TypeError for a space whose samples have no fixed shape: Text, Sequence, Graph, OneOf, and unknown ones.
+        Raises TypeError for spaces whose samples have no fixed shape (Text, Sequence, Graph, OneOf) and unknown spaces.
 
         Examples
         --------
@@ -98,7 +98,7 @@ class Spec:
 
     @classmethod
     def from_env(cls, env: Any, **extra: Tree) -> "Spec":
-        """The spec of one transition of a Gymnasium environment, single or vector."""
+        """The spec of a transition of a Gymnasium environment, single or vector."""
         if hasattr(env, "single_observation_space"):
             return cls.from_spaces(env.single_observation_space, env.single_action_space, **extra)
         if hasattr(env, "observation_space"):
@@ -107,14 +107,14 @@ class Spec:
 
     @classmethod
     def from_example(cls, transition: Mapping[str, Tree]) -> "Spec":
-        """The spec of which `transition`, a mapping with at least ``obs`` and ``action``, is an instance.
+        """The spec that fits an example `transition`, a mapping with at least ``obs`` and ``action``.
 
-        Arrays keep their dtype; Python floats become float32 and Python ints int64. Keys with dots are nested: the
-        entry ``"obs.position"`` is that of ``position`` in a dict `obs`.
+        Arrays keep their dtype. Python floats become float32, and Python ints become int64. Keys with dots are nested:
+        ``"obs.position"`` is the entry ``position`` of a dict `obs`.
 
-        A row of LeRobot is a transition, too: ``observation`` is `obs`, ``next.reward`` is the reward, and
-        ``timestamp``, ``frame_index``, ``episode_index``, ``index``, ``task_index``, ``task`` and ``next.done`` are
-        left out. Anything else becomes an extra field, such as ``next`` for ``next.success``.
+        A row of a LeRobot dataset is also accepted: ``observation`` is `obs`, and ``next.reward`` is the reward. The
+        keys ``timestamp``, ``frame_index``, ``episode_index``, ``index``, ``task_index``, ``task`` and ``next.done``
+        are ignored. Any other key becomes an extra field, such as ``next`` for ``next.success``.
 
         Examples
         --------
@@ -137,7 +137,7 @@ class Spec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the fields of one transition, `next_obs` included."""
+        """Size of one transition in bytes, including `next_obs`."""
         return sum(leaf.field.nbytes for leaf in self.leaves)
 
     def __getitem__(self, name: str) -> Tree:
@@ -158,7 +158,7 @@ class Spec:
         return f"Spec({', '.join(f'{name}={self._trees[name]!r}' for name in names)})"
 
     def flatten(self, values: tuple[Tree, ...], extras: Mapping[str, Tree]) -> tuple[Any, ...]:
-        """The values of the leaves, in order. Raises FieldNameError for a missing or unknown field or nested key."""
+        """The values of all leaves, in order. Raises FieldNameError for a missing or unknown field or nested key."""
         for name in extras:
             if name not in self.extra:
                 meant = _DONE if name == "done" else nearest(name, (*self.extra, *CORE, "mask", "td_error"))
@@ -176,7 +176,7 @@ class Spec:
         return tuple(leaf for (name, tree), value in trees for leaf in _leaves(tree, value, name))
 
     def flatten_fields(self, fields: Mapping[str, Tree]) -> list[tuple[Leaf, Any]]:
-        """The leaves of some fields, each with its value. Raises FieldNameError for an unknown field or nested key."""
+        """Pairs of a leaf and its value, for some fields. Raises FieldNameError for an unknown field or nested key."""
         found = list[tuple[Leaf, Any]]()
         for name, value in fields.items():
             if name not in self._trees:
@@ -187,7 +187,7 @@ class Spec:
         return found
 
     def unflatten(self, flat: Sequence[Any], names: tuple[str, ...]) -> dict[str, Tree]:
-        """The trees of the fields of these names, from the values of their leaves, in order."""
+        """The trees of the fields `names`, built from the values of their leaves, in order."""
         leaves = iter(flat)
         return {name: map_tree(lambda _field, _path: next(leaves), self._trees[name]) for name in names}
 
@@ -200,7 +200,7 @@ def _is_of_reward(field: Any) -> bool:
 
 
 def _frozen(tree: Tree, name: str) -> Tree:
-    """A copy of a tree of fields; refuses other leaves, and keys that are not str."""
+    """A copy of a tree of fields. Raises TypeError for leaves that are not a Field and keys that are not str."""
     if isinstance(tree, Field):
         return tree
     if isinstance(tree, tuple | list):
@@ -235,7 +235,7 @@ def _leaves(tree: Tree, value: Tree, path: str) -> Iterator[Any]:
 
 
 def _field_of(value: Any, path: str) -> Field:
-    """The field of which `value` is an instance."""
+    """The field that fits `value`."""
     array = as_array(path, value)
     if isinstance(value, float) and not isinstance(value, np.floating):
         return Field((), np.float32)

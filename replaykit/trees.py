@@ -1,4 +1,4 @@
-"""Structures of dicts and tuples, to any depth: what nested observations and actions are."""
+"""Trees: dicts and tuples nested to any depth, as in nested observations and actions."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias

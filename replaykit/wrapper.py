@@ -1,4 +1,4 @@
-"""What every wrapper has: the verbs of the replay inside, and the rule by which calls pass through."""
+"""`ReplayWrapper`: forwards calls to the wrapped replay, unless a subclass overrides their verbs."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -21,11 +21,11 @@ _JOINS = {
     "fetch": {"window", "change", "reduce"},
     "look_ahead": {"read", "episode"},
 }
-"""The methods that do what several verbs do, and their verbs. Goals that are looked for depend on `read`, too."""
+"""Methods that combine several verbs, with these verbs. Looking for goals also depends on `read`."""
 
 
 def _passed_on(method: Method) -> Method:
-    """The method of the same name of `inner`, with the signature and the docstring of `method`, which is abstract."""
+    """A method that calls `inner`'s method of the same name, with the signature and docstring of abstract `method`."""
     name = method.__name__
 
     @wraps(method, updated=())
@@ -36,26 +36,26 @@ def _passed_on(method: Method) -> Method:
 
 
 class ReplayWrapper(Replay):
-    """A replay that changes how `inner`, a buffer or another wrapper, is replayed. Subclass it and override one verb.
+    """Base class of wrappers, which change how `inner` is replayed. Subclass it and override one verb.
 
-    Override `change` to change windows, however they were opened; `window` to open other windows; `draw` together with
-    `probability`; `reduce`; or `weigh`. An override takes effect whatever is around the wrapper, and wrappers on
-    different verbs commute. Everything else is passed on to `inner`; methods that do several verbs at once, only if
-    none of their verbs is overridden. A copy or a pickle is the constructor's arguments and the `state`.
+    Override `change` to change windows; `window` to open other windows; `draw` together with `probability`; `reduce`;
+    or `weigh`. An override also takes effect inside other wrappers. Wrappers that override different verbs commute. All
+    other calls go to `inner`. A method that combines several verbs goes to `inner` only if none of these verbs is
+    overridden. Copies and pickles consist of the constructor's arguments and the `state`.
 
     Parameters
     ----------
     inner : Replay
-        A buffer, or another wrapper.
+        A buffer or another wrapper.
     transitions_each : int
-        Transitions of `inner` that are read for each row of a batch. From this follows how large a batch can be.
+        Number of transitions of `inner` that are read for each row of a batch. It limits the batch size by memory.
     """
 
     look: Look | None = None
-    """What `change` will ask `look_ahead` about its windows, so that the buffer can answer when it opens them."""
+    """The request that `change` will pass to `look_ahead`. The buffer can then answer it when it opens windows."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Decide which methods of several verbs pass through this wrapper: those of which it overrides no verb."""
+        """Forward each method that combines several verbs if the subclass overrides none of these verbs."""
         super().__init_subclass__(**options)
         made = ReplayWrapper._draw_and_fetch, ReplayWrapper._open_and_change
         for join, verbs in _JOINS.items():
@@ -109,7 +109,7 @@ class ReplayWrapper(Replay):
     least_of = _passed_on(Replay.least_of)
     check = _passed_on(Replay.check)
 
-    # Called for every batch: written out, which is faster
+    # Called for every batch: written out for speed
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -130,12 +130,12 @@ class ReplayWrapper(Replay):
         return self.inner.weigh(draw)
 
     def window(self, indices: Indices) -> Window:
-        """The wrapped replay's windows, as `change` makes them."""
+        """The wrapped replay's windows after `change`."""
         with self.lock:
             return self.change(self.inner.window(indices))
 
     def change(self, window: Window) -> Window:
-        """What a subclass makes of the windows of the wrapped replay: the same, or another window."""
+        """Change a window of the wrapped replay. Returns the same window, changed in place, or a new one."""
         return window
 
     def least_probability(self, batch_size: int, without: Indices) -> float | Floats:
@@ -144,14 +144,14 @@ class ReplayWrapper(Replay):
         return self.inner.least_probability(batch_size, without)
 
     def _open_and_change(self, batch_size: int, look: Look | None = None) -> tuple[Draw, Window]:
-        """`open` of a wrapper that overrides `change`. An outer look asks about changed windows, so it stops here."""
+        """`open` of a wrapper that overrides `change`. An outer `look` is dropped: it concerns the changed windows."""
         draw, window = self.inner.open(batch_size, self.look)
         window = self.change(window)
         window.ahead = None
         return draw, window
 
     def parts(self) -> dict[str, Declared]:
-        """The parts of the wrapped replay, and this wrapper if it has state."""
+        """The parts of the wrapped replay, plus this wrapper if it has state."""
         parts = self.inner.parts()
         if type(self).state is not Declared.state:
             parts[f"{type(self).__name__}{sum(name.startswith(type(self).__name__) for name in parts) or ''}"] = self

@@ -1,4 +1,4 @@
-"""A writer: some lanes of a buffer, for one of several threads that add to it."""
+"""`Writer`: adds to some lanes of a buffer, for one of several threads."""
 
 import weakref
 from collections.abc import Iterable
@@ -18,15 +18,15 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 
 @final
 class Writer:
-    """Some lanes of a buffer, to which one thread adds; made by :meth:`replaykit.Replay.writer`.
+    """Adds to some lanes of a buffer, from one thread. Created by :meth:`replaykit.Replay.writer`.
 
-    It adds as a buffer does that has `num_envs` lanes. Lanes of different writers need not keep step, so each thread
-    that acts in an environment can take a writer of its own.
+    A writer adds like a buffer with `num_envs` lanes. Different writers may add at different rates, so each thread that
+    acts in an environment can have its own writer.
 
-    While a writer lives, nothing else may add to its lanes, since their episodes would be mixed. It lives until
-    `close`, the end of a ``with`` block, or until nothing refers to it. It cannot be copied or pickled.
+    While a writer is open, nothing else can add to its lanes: their episodes would be mixed. It is closed by `close`,
+    by the end of a ``with`` block, or when the last reference to it is gone. It cannot be copied or pickled.
 
-    Methods for writing: `add`, `extend`, `end_episode`. To give the lanes back: `close`.
+    Methods for writing: `add`, `extend`, `end_episode`. To release the lanes: `close`.
 
     Parameters
     ----------
@@ -39,13 +39,13 @@ class Writer:
     ----------
     replay : Replay
     lanes : tuple of int
-        The lanes of the buffer that are the writer's.
+        The lanes of the buffer that belong to the writer.
     num_envs : int
-        How many these are, k.
+        The number of these lanes, k.
     """
 
     recorder: object = None
-    """A mark of the recorder that stores an environment's steps here, the last that `record` made."""
+    """A marker of the newest recorder that `record` created for this writer."""
 
     def __init__(self, replay: Any, lanes: Lanes) -> None:
         every = replay.num_envs
@@ -70,9 +70,9 @@ class Writer:
         self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
         truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
     ) -> Indices:  # fmt: skip
-        """Store one step of every lane of the writer, or of those in `mask`, as :meth:`replaykit.Replay.add` does.
+        """Store one step of every lane of the writer, or of those in `mask`. See :meth:`replaykit.Replay.add`.
 
-        The values have a leading axis k; with one lane they need none. Returns the indices, of shape (k,).
+        The values have a leading axis k, which is optional with one lane. Returns the indices, of shape (k,).
 
         Raises
         ------
@@ -87,9 +87,9 @@ class Writer:
         self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
         truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
     ) -> Indices:  # fmt: skip
-        """Store T steps at once, as :meth:`replaykit.Replay.extend` does.
+        """Store T steps at once. See :meth:`replaykit.Replay.extend`.
 
-        The leading axes, those of the result too, are (T, k), or (T,) if the lane was given as an int.
+        The leading axes of the arguments and of the result are (T, k), or (T,) if the lane was given as an int.
         """
         values = obs, action, reward, next_obs, terminated, truncated
         indices: Indices = self.replay.extend(*values, mask=Selection(self, mask), td_error=td_error, **extras)
@@ -110,7 +110,7 @@ class Writer:
             self.replay.end_episode(chosen)
 
     def close(self) -> None:
-        """Give the lanes back; their running episodes end. Closing again does nothing."""
+        """Release the lanes and end their running episodes. Closing twice has no effect."""
         with self.lock:
             if not self._is_closed:
                 self.replay.end_episode(self._selected)
@@ -127,12 +127,12 @@ class Writer:
     # -- For the buffer --------------------------------------------------------------------------------------
 
     def axes_of(self, steps: int | None) -> tuple[int, ...]:
-        """The leading axes that stand for the lanes, in one step or in several."""
+        """The leading axes of the lanes, for one step or for several."""
         has_axis = self.num_envs > 1 if steps is None else self._has_axis
         return (self.num_envs,) if has_axis else ()
 
     def among_all(self, mask: Flags | None, steps: int) -> Flags | None:
-        """The mask (T E,) of a mask (T k,); None selects everything."""
+        """Expand a mask (T k,) of the writer's lanes to a mask (T E,) of all lanes. None selects all entries."""
         if mask is None and self.num_envs == len(self._selected):
             return None
         if mask is None and steps == 1:
@@ -142,7 +142,7 @@ class Writer:
         return chosen.reshape(-1)
 
     def own(self, indices: Indices, steps: int) -> Indices:
-        """Those of the indices (T E,) that are in the writer's lanes, (T k,)."""
+        """The indices (T k,) in the writer's lanes, out of all indices (T E,)."""
         return np.asarray(indices.reshape(steps, -1).take(self._columns, axis=1).reshape(-1))
 
     def refuse_closed(self) -> None:
@@ -172,7 +172,7 @@ class Writer:
 
 
 class Selection(NamedTuple):
-    """The `mask` of an add by a writer: its own, over the lanes of the writer."""
+    """The mask of a writer's add, over the lanes of the writer."""
 
     writer: Writer
     mask: npt.ArrayLike | None
@@ -181,9 +181,9 @@ class Selection(NamedTuple):
 def refuse_lanes_of_writers(
     writers: "dict[int, weakref.ref[Writer]]", num_envs: int, mask: Flags | None = None, writer: Writer | None = None
 ) -> None:
-    """Raise RuntimeError if an add would write to a lane that has a writer, or if `writer`, which adds, is closed.
+    """Raise RuntimeError if an add would write to a lane of another writer, or if `writer` itself is closed.
 
-    `mask` (T E,) has the entries that would be written; None stands for all.
+    `mask` (T E,) selects the entries to write; None selects all.
     """
     if writer is not None:
         writer.refuse_closed()
@@ -197,7 +197,7 @@ def refuse_lanes_of_writers(
 
 
 def _is_owned(writers: "dict[int, weakref.ref[Writer]]", lane: int) -> bool:
-    """Whether a living writer has the lane; what a forgotten one has left is removed."""
+    """Whether an open writer has the lane. Removes the entry of a writer that no longer exists."""
     if lane in writers and writers[lane]() is None:
         del writers[lane]
     return lane in writers

@@ -1,4 +1,4 @@
-"""One small module for each library: how its users build a buffer, and call it."""
+"""One small module for each library: how its users build and call a buffer."""
 
 import importlib
 import warnings
@@ -9,14 +9,14 @@ PEERS = ("cpprb", "tianshou", "stable_baselines3", "torchrl", "flashbax")
 
 
 def load(name: str) -> Library:
-    """The adapter of a library, and the library with it.
+    """Import the adapter of a library, and with it the library.
 
     Raises
     ------
     ImportError
-        If the library, or something it needs, is not installed.
+        If the library or one of its dependencies is not installed.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the libraries about each other, and about what they lack
+        warnings.simplefilter("ignore")  # libraries warn about each other and about missing packages
         library: Library = importlib.import_module(f"benchmarks.adapters.{name}").LIBRARY
     return library

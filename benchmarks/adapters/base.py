@@ -1,4 +1,4 @@
-"""What the benchmark asks of a library: a full buffer, and the calls on it that are timed."""
+"""The interface of an adapter: full buffers, and the timed calls on them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,19 +16,19 @@ HINDSIGHT_RATIO = 0.8
 
 
 class NotOfferedError(Exception):
-    """Why a library has no such buffer, or no such call."""
+    """A library does not have this buffer or call. The message is the reason."""
 
 
 class Buffer(ABC):
-    """A full buffer of some library.
+    """A full buffer of a library.
 
-    Every call is the library's public one. What it takes is built inside the call if it is an object of the library's
-    own (a Batch, a TensorDict), and outside if it is what an environment or a network gives: arrays and numbers.
-    Nothing is converted afterwards, and lazy output is waited for.
+    Every call is a public call of the library. If its argument is an object of the library (a Batch, a TensorDict), the
+    object is built inside the timed call. Arrays and numbers, as returned by an environment or a network, are built
+    outside. The output is not converted. If it is lazy, the call waits for it.
     """
 
     update: Callable[[Any, Any], Any]
-    """``update(indices, errors)``: set priorities from the magnitudes of TD errors, float32."""
+    """``update(indices, errors)``: set priorities from absolute TD errors, float32."""
 
     indices_of: Callable[[Any], Any]
     """The indices of a batch, for `update`."""
@@ -42,11 +42,11 @@ class Buffer(ABC):
         raise NotOfferedError("not tried")
 
     def adding_to(self, lane: int, step: Steps) -> Call:
-        """A call that stores one step of one lane, as a thread does that has this lane alone."""
+        """A call that stores one step of one lane, for a thread that has only this lane."""
         raise NotOfferedError("not tried")
 
     def extending(self, steps: Steps) -> Call:
-        """A call that stores a stretch of steps."""
+        """A call that stores several steps."""
         raise NotOfferedError("has no call for it")
 
     @abstractmethod
@@ -54,53 +54,53 @@ class Buffer(ABC):
         """A call that returns a batch."""
 
     def gathering(self, indices: Call) -> Call:
-        """A call that returns the transitions at the indices that ``indices()`` gives, as a sample has them."""
+        """A call that returns the transitions at the indices ``indices()``, in the form of a sample."""
         raise NotOfferedError("has no call for it")
 
     @abstractmethod
     def read(self, batch: Any) -> dict[str, Any]:
-        """The arrays or tensors of a batch: obs, action, reward, next_obs, terminated; prioritized also weights.
+        """The arrays or tensors of a batch: obs, action, reward, next_obs, terminated, and weights if prioritized.
 
-        The library's own, with the axes it gives them.
+        They are the library's own, with their original axes.
         """
 
     def random_indices(self, rng: np.random.Generator, shape: tuple[int, ...], capacity: int) -> Any:
-        """Indices of stored transitions, for `update`: slots, if not said otherwise."""
+        """Indices of stored transitions, for `update`: slots by default."""
         return rng.integers(capacity, size=shape)
 
 
 class Library:
-    """A library, and how its users build a buffer. What it does not have raises `NotOfferedError`, with the reason."""
+    """A library, and how its users build a buffer. Missing features raise `NotOfferedError` with the reason."""
 
     name: str
     distribution: str
     importing: str
-    """The statement that imports what its replay buffers need."""
+    """The import statement for its replay buffers."""
     is_for_threads = False
-    """Whether several threads may use a buffer: its documentation says so, or its methods take a lock."""
+    """Whether several threads may use a buffer: it is documented, or its methods take a lock."""
 
     def uniform(self, task: Task) -> Buffer:
         """A full buffer with uniform sampling."""
         raise NotOfferedError("has no uniform buffer")
 
     def empty(self, task: Task) -> Buffer:
-        """A buffer with uniform sampling to which nothing was added."""
+        """An empty buffer with uniform sampling."""
         raise NotOfferedError("not tried")
 
     def prioritized(self, task: Task) -> Buffer:
-        """A full buffer with proportional priorities, those of a normal TD error."""
+        """A full buffer with proportional priorities from normally distributed TD errors."""
         raise NotOfferedError("has no prioritized buffer")
 
     def n_step(self, task: Task) -> Buffer:
-        """A full buffer that samples returns of three steps."""
+        """A full buffer that samples three-step returns."""
         raise NotOfferedError("has no n-step returns")
 
     def hindsight(self, task: Task) -> Buffer:
-        """A full buffer that relabels four in five transitions with a goal achieved later; rewards cost nothing."""
+        """A full buffer that relabels four out of five transitions with a goal achieved later. Rewards cost nothing."""
         raise NotOfferedError("has no hindsight replay")
 
     def images(self, task: FrameTask, once: bool) -> Buffer:
-        """A full buffer of stacked frames: stored as they come, or in the form that takes the least memory."""
+        """A full buffer of stacked frames: stored unchanged, or in the form that takes the least memory."""
         raise NotOfferedError("has no such storage of frames")
 
     def stacks(self, task: FrameTask) -> Buffer:
@@ -112,20 +112,20 @@ class Library:
         raise NotOfferedError("leaves stacks to the environment")
 
     def mixed(self, task: Task) -> Buffer:
-        """Two full buffers with uniform sampling, each with half of the capacity, that each give half of a batch."""
+        """Two full buffers with uniform sampling. Each has half of the capacity and contributes half of a batch."""
         raise NotOfferedError("has no mixture of buffers")
 
     def sequences(self, task: Task | FrameTask, length: int) -> Buffer:
-        """A full buffer with uniform sampling, of whose samples each row has so many successive transitions."""
+        """A full buffer with uniform sampling. Each row of a sample has `length` consecutive transitions."""
         raise NotOfferedError("has no sequences")
 
     def composed(self, task: Task, layers: tuple[str, ...], n_step: int = 1) -> Buffer:
-        """A full buffer, uniform or prioritized, in the wrappers hindsight or combined; the innermost layer first."""
+        """A full buffer, uniform or prioritized, with hindsight or combined wrappers, innermost layer first."""
         raise NotOfferedError("not tried")
 
 
 def settle_priorities(buffer: Buffer, capacity: int) -> None:
-    """Give every transition the priority of a normal TD error."""
+    """Give every transition the priority of a normally distributed TD error."""
     rng = np.random.default_rng(0)
     for start in range(0, capacity, 10_000):
         indices = np.arange(start, min(start + 10_000, capacity))

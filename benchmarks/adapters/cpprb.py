@@ -1,4 +1,4 @@
-"""cpprb: a C++ core, float32 fields unless said otherwise, batches as dicts of arrays."""
+"""cpprb: a C++ core, float32 fields by default, batches as dicts of arrays."""
 
 from operator import itemgetter
 from typing import Any
@@ -21,7 +21,7 @@ from benchmarks.data import SCREEN, STACK, FrameTask, Steps, Task
 
 
 class CpprbBuffer(Buffer):
-    """A uniform or prioritized buffer of cpprb. Its done stands for terminated, as its examples have it."""
+    """A uniform or prioritized buffer of cpprb. Its done stands for terminated, as in its examples."""
 
     indices_of = itemgetter("indexes")
 
@@ -68,23 +68,23 @@ class Cpprb(Library):
         for steps in task.fill():
             for start in range(0, len(steps.reward), task.episode):
                 episode = Steps(*(column[start : start + task.episode] for column in steps))
-                # It adds the rewards up in the array that it is given
+                # It sums the rewards in the given array
                 CpprbBuffer(replay).extending(episode._replace(reward=episode.reward.copy()))()
                 replay.on_episode_end()
         return CpprbBuffer(replay)
 
     def hindsight(self, task: Task) -> "CpprbHindsight":
-        """Transitions are relabelled when they are added, so that one is stored five times."""
+        """Transitions are relabelled when they are added, so each is stored five times."""
         return CpprbHindsight(task)
 
     def images(self, task: FrameTask, once: bool) -> CpprbBuffer:
-        """Stacks stored as they come, or ``next_of`` and ``stack_compress`` for both kinds of frames in common."""
+        """Stacks stored unchanged, or with ``next_of`` and ``stack_compress`` for both kinds of frames."""
         screen = {"shape": (*SCREEN, STACK) if once else (STACK, *SCREEN), "dtype": np.uint8}
         fields: dict[str, Any] = {"obs": screen, "act": {"dtype": np.int64}, "rew": {}, "done": {}}
         options = {"next_of": "obs", "stack_compress": "obs"} if once else {}
         replay = cpprb.ReplayBuffer(task.capacity, fields if once else fields | {"next_obs": screen}, **options)
         for steps in task.fill():
-            if once:  # it wants the stack's axis to be the last
+            if once:  # the stack's axis must be the last
                 obs, next_obs = (np.moveaxis(stacks, 1, -1) for stacks in (steps.obs, steps.next_obs))
                 steps = steps._replace(obs=obs, next_obs=next_obs)
             CpprbBuffer(replay).extending(steps)()
@@ -93,7 +93,7 @@ class Cpprb(Library):
 
 
 class CpprbHindsight(CpprbBuffer):
-    """Its states are vectors: the observation and the achieved goal, one after the other."""
+    """Its states are vectors: the observation followed by the achieved goal."""
 
     def __init__(self, task: Task) -> None:
         no_reward = np.zeros(task.episode, np.float32)
@@ -122,7 +122,7 @@ class CpprbHindsight(CpprbBuffer):
                     return
 
     def adding(self, step: Steps) -> Call:
-        """Once an episode it also costs the relabelling."""
+        """Once per episode, the call includes the relabelling."""
         replay, goal, count, episode = self.replay, self.goal, 0, self.episode
         obs, next_obs = _state(step.obs), _state(step.next_obs)
         replay.on_episode_end(goal)

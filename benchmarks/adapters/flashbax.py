@@ -1,7 +1,7 @@
 """flashbax: pure functions on arrays of JAX, compiled by XLA.
 
-Its item buffers store each transition with its next_obs, as the other libraries do, and sample slightly faster than its
-flat buffers, which store each observation once. The state is donated, so that nothing is copied.
+Its item buffers store each transition with its next_obs, like the other libraries. They sample slightly faster than its
+flat buffers, which store each observation once. The state is donated, so nothing is copied.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ jax.config.update("jax_cpu_enable_async_dispatch", False)  # slightly faster on 
 
 
 class FlashbaxBuffer(Buffer):
-    """An item or flat buffer: a state, and functions on it that are made anew for each batch size."""
+    """An item or flat buffer: a state, and functions on it that are rebuilt for each batch size."""
 
     def __init__(self, make: Any, task: Task | FrameTask, **options: Any) -> None:
         self.make_buffer = make
@@ -28,11 +28,11 @@ class FlashbaxBuffer(Buffer):
         self.key = jax.random.PRNGKey(0)
 
     def make(self, batch_size: int = 1, **options: Any) -> Any:
-        """The functions on the state, for batches of a size."""
+        """The functions on the state, for one batch size."""
         return self.make_buffer(sample_batch_size=batch_size, **self.options, **options)
 
     def fill(self, task: Task | FrameTask) -> None:
-        """Add everything, in stretches of one size, so that little is compiled."""
+        """Add everything in parts of one size, to limit compilation."""
         sequences = jax.jit(self.make(add_sequences=True).add, donate_argnums=0)
         for steps in task.fill():
             if self.state is None:
@@ -40,7 +40,7 @@ class FlashbaxBuffer(Buffer):
             self.state = sequences(self.state, self.pack(steps))
 
     def pack(self, steps: Steps) -> dict[str, Any]:
-        """The pytree that is stored."""
+        """The stored pytree."""
         obs, action, reward, next_obs, terminated, _ = steps
         action = np.asarray(action)
         return {
@@ -67,7 +67,7 @@ class FlashbaxBuffer(Buffer):
         return store
 
     def sampling(self, batch_size: int) -> Call:
-        """The random key is split, and weights are made, in the same compiled function."""
+        """The same compiled function splits the random key and computes weights."""
         buffer, wait = self.make(batch_size), jax.block_until_ready
 
         def drawn(state: Any, key: Any) -> Any:
@@ -108,7 +108,7 @@ class FlashbaxPrioritized(FlashbaxBuffer):
 
 
 class FlashbaxPairs(FlashbaxBuffer):
-    """A flat buffer: next_obs is the obs of the step that was stored next."""
+    """A flat buffer: next_obs is the obs of the next stored step."""
 
     def pack(self, steps: Steps) -> dict[str, Any]:
         packed = super().pack(steps)
@@ -166,7 +166,7 @@ class Flashbax(Library):
         return buffer
 
     def images(self, task: FrameTask, once: bool) -> FlashbaxBuffer:
-        """Stacks stored as they come, or each stack once."""
+        """Stacks stored unchanged, or each stack once."""
         if once:
             buffer: FlashbaxBuffer = FlashbaxPairs(flashbax.make_flat_buffer, task)
         else:

@@ -1,4 +1,4 @@
-"""replaykit: the buffers and wrappers as its tutorial has them."""
+"""replaykit: the buffers and wrappers as in its tutorial."""
 
 from collections.abc import Callable
 from operator import attrgetter
@@ -128,7 +128,7 @@ class Replaykit(Library):
         return ReplaykitBuffer(replay)
 
     def images(self, task: FrameTask, once: bool) -> ReplaykitBuffer:
-        """Stacks stored as they come, or single frames that the buffer stacks."""
+        """Stacks stored unchanged, or single frames that the buffer stacks."""
         screen = Field(SCREEN if once else (STACK, *SCREEN), np.uint8)
         spec = Spec(obs=screen, action=Field((), np.int64))
         if not once:
@@ -139,7 +139,7 @@ class Replaykit(Library):
         return ReplaykitBuffer(replay)
 
     def stacks(self, task: FrameTask) -> ReplaykitBuffer:
-        """Stacks whose frames are found to be equal, and stored once."""
+        """Stacks whose equal frames are found and stored once."""
         spec = Spec(obs=Field((STACK, *SCREEN), np.uint8), action=Field((), np.int64))
         return ReplaykitBuffer(_filled(ReplayBuffer(task.capacity, spec, seed=0), task))
 
@@ -148,7 +148,7 @@ class Replaykit(Library):
 
 
 def _is_reached(achieved: Any, desired: Any, info: Any) -> Any:
-    """A reward function that costs as little as a vectorised one can: 1 at the goal, by its first number."""
+    """A vectorised reward function with the lowest possible cost: 1 at the goal, by its first number."""
     return (achieved[:, 0] == desired[:, 0]).astype(np.float32)
 
 

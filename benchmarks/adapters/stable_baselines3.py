@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 
 class Sb3Buffer(Buffer):
-    """A uniform buffer of Stable-Baselines3. It takes what a vector environment gives, with an axis for the lanes."""
+    """A uniform buffer of Stable-Baselines3. It takes the output of a vector environment, with an axis for lanes."""
 
     def __init__(self, replay: Any) -> None:
         self.replay = replay
@@ -77,14 +77,14 @@ class StableBaselines3(Library):
         return Sb3Buffer(replay)
 
     def images(self, task: FrameTask, once: bool) -> Sb3Buffer:
-        """Stacks stored as they come, or with ``optimize_memory_usage``, which stores each stack once."""
+        """Stacks stored unchanged, or with ``optimize_memory_usage``, which stores each stack once."""
         box = spaces.Box(0, 255, (STACK, *SCREEN), np.uint8)
         options: dict[str, Any] = {"optimize_memory_usage": once, "handle_timeout_termination": not once}
         return Sb3Buffer(_filled(ReplayBuffer(task.capacity, box, spaces.Discrete(4), "cpu", **options), task))
 
 
 class NoReward:
-    """As much of a vector environment as the rewards of hindsight replay need."""
+    """The part of a vector environment that the rewards of hindsight replay need."""
 
     def __init__(self, capacity: int) -> None:
         self.zeros = np.zeros(capacity, np.float32)
@@ -101,7 +101,7 @@ def _spaces(task: Task) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
 
 
 def _filled(replay: Any, task: Task | FrameTask) -> Any:
-    """Fill the arrays themselves: ten million calls of add would take minutes."""
+    """Fill the arrays directly: ten million calls of add would take minutes."""
     start = 0
     for steps in task.fill():
         stop = start + len(steps.reward)

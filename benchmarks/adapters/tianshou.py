@@ -1,4 +1,4 @@
-"""tianshou: NumPy buffers with trees compiled by Numba; everything that goes in or out is a Batch."""
+"""tianshou: NumPy buffers with trees compiled by Numba. Inputs and outputs are Batch objects."""
 
 from operator import itemgetter
 from typing import Any
@@ -63,7 +63,7 @@ class TianshouBuffer(Buffer):
 
 
 class TianshouSteps(TianshouBuffer):
-    """Its algorithms make n-step returns of a batch, and of the values of the states at the ends of the windows."""
+    """Its algorithms compute n-step returns from a batch and the values of the last states of the windows."""
 
     def sampling(self, batch_size: int) -> Call:
         replay, no_values = self.replay, torch.zeros(batch_size)
@@ -76,7 +76,7 @@ class TianshouSteps(TianshouBuffer):
         return sample
 
     def read(self, batch: Any) -> dict[str, Any]:
-        """Without next_obs: the algorithm looks the last one up when it computes its value."""
+        """Without next_obs: the algorithm looks up the last observation when it computes its value."""
         fields = super().read(batch) | {"reward": batch[0].returns}
         del fields["next_obs"]
         return fields
@@ -112,7 +112,7 @@ class Tianshou(Library):
         return TianshouBuffer(_filled(replay, task))
 
     def images(self, task: FrameTask, once: bool) -> TianshouBuffer:
-        """Stacks stored as they come, or the newest frame of each obs, stacked when it is sampled."""
+        """Stacks stored unchanged, or the newest frame of each obs, stacked when sampled."""
         if not once:
             return TianshouBuffer(_filled(ReplayBuffer(task.capacity), task))
         replay = ReplayBuffer(task.capacity, stack_num=STACK, ignore_obs_next=True, save_only_last_obs=True)
@@ -120,7 +120,7 @@ class Tianshou(Library):
 
 
 def _filled(replay: Any, task: Task | FrameTask) -> Any:
-    """Fill through ``update``, which moves one buffer into another."""
+    """Fill with ``update``, which copies one buffer into another."""
     for steps in task.fill():
         obs, next_obs = (Batch(obs) if isinstance(obs, dict) else obs for obs in (steps.obs, steps.next_obs))
         done = steps.terminated | steps.truncated

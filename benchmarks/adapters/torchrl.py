@@ -1,7 +1,6 @@
-"""TorchRL: tensors in TensorDicts, in and out.
+"""TorchRL: inputs and outputs are tensors in TensorDicts.
 
-A plain ReplayBuffer on a flat TensorDict is the fastest of its forms, so that is what is measured where the task
-allows it.
+A plain ReplayBuffer on a flat TensorDict is its fastest form, so it is measured if the task allows it.
 """
 
 import logging
@@ -35,7 +34,7 @@ from benchmarks.adapters.base import (
 from benchmarks.data import FrameTask, Steps, Task
 
 torch.set_num_threads(1)
-logging.getLogger("torchrl").setLevel(logging.WARNING)  # it tells of each storage it makes
+logging.getLogger("torchrl").setLevel(logging.WARNING)  # it logs each storage that it creates
 
 
 class TorchrlBuffer(Buffer):
@@ -52,7 +51,7 @@ class TorchrlBuffer(Buffer):
         return self.adding(steps)
 
     def pack(self, steps: Steps) -> TensorDict:
-        """The library's own input, from arrays and numbers."""
+        """The library's input object, from arrays and numbers."""
         obs, action, reward, next_obs, terminated, _ = steps
         fields = {
             "observation": torch.from_numpy(obs),
@@ -80,7 +79,7 @@ class TorchrlBuffer(Buffer):
 
 
 class TorchrlPrioritized(TorchrlBuffer):
-    """With priorities: where the library's compiled part loads."""
+    """A buffer with priorities, if the library's compiled part loads."""
 
     @staticmethod
     def indices_of(batch: Any) -> Any:
@@ -93,7 +92,7 @@ class TorchrlPrioritized(TorchrlBuffer):
 
 
 class TorchrlSequences(TorchrlBuffer):
-    """With the flag by which the library tells episodes apart. Rows of a batch lie one after another."""
+    """A buffer with the flag by which the library separates episodes. The rows of a batch are concatenated."""
 
     def __init__(self, replay: Any, length: int) -> None:
         super().__init__(replay)
@@ -109,7 +108,7 @@ class TorchrlSequences(TorchrlBuffer):
 
 
 class TorchrlNested(TorchrlBuffer):
-    """Of TensorDicts whose outcomes are nested under "next", with an axis more, as its environments give them."""
+    """A buffer of TensorDicts with outcomes nested under "next" and an additional axis, as in its environments."""
 
     def pack(self, steps: Steps) -> TensorDict:
         obs, action, reward, next_obs, terminated, truncated = steps
@@ -170,7 +169,7 @@ class Torchrl(Library):
         buffer = _filled(TorchrlNested(replay), task)
         buffer.adding(
             task.one()
-        )()  # else it fails at the first sample after an add, for it compares what was written last
+        )()  # else the first sample after an add fails, because it compares the last written steps
         return buffer
 
     def mixed(self, task: Task) -> TorchrlBuffer:
@@ -180,7 +179,7 @@ class Torchrl(Library):
         return TorchrlBuffer(ensemble)
 
     def sequences(self, task: Task | FrameTask, length: int) -> TorchrlBuffer:
-        """Where episodes begin and end is kept from one sample to the next, which is its faster form."""
+        """Its faster form, which caches the limits of episodes between samples."""
         sampler = SliceSampler(slice_len=length, end_key="done", cache_values=True)
         return _filled(TorchrlSequences(ReplayBuffer(storage=_storage(task), sampler=sampler), length), task)
 
@@ -203,7 +202,7 @@ def _filled(buffer: TorchrlBuffer, task: Task | FrameTask) -> TorchrlBuffer:
     for steps in task.fill():
         if isinstance(task, Task) and task.lanes > 1:
             steps = Steps(*(column.reshape(-1, *column.shape[2:]) for column in steps))
-        if isinstance(task, FrameTask):  # views that cannot be written to, of which torch warns
+        if isinstance(task, FrameTask):  # read-only views, about which torch warns
             steps = steps._replace(obs=steps.obs.copy(), next_obs=steps.next_obs.copy())
         buffer.replay.extend(buffer.pack(steps))
     return buffer

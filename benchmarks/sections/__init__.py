@@ -1,1 +1,1 @@
-"""What is measured: one module for each part of a buffer's work."""
+"""The measurements: one module for each part of a buffer's work."""

@@ -1,4 +1,4 @@
-"""Writing: one transition, one of each of several lanes, and stretches."""
+"""Writing: one transition, one for each of several lanes, and many at once."""
 
 from collections.abc import Callable
 

@@ -1,7 +1,7 @@
 """Adding 84x84 frames: one that the buffer stacks, or a stack of four that the environment made.
 
-The frames of an episode are arrays of their own. As in an agent's loop, a step's next_obs is the very array that is the
-obs of the next step.
+The frames of an episode are separate arrays. As in an agent's loop, a step's next_obs is the same array as the next
+step's obs.
 """
 
 from collections.abc import Callable
@@ -39,6 +39,6 @@ def rows(libraries: list[Library], quick: bool) -> list[Row]:
 
 
 def episode(observations: list[Any]) -> list[Steps]:
-    """The steps between these observations, of which the last is truncated."""
+    """The steps between these observations. The last one is truncated."""
     last = len(observations) - 2
     return [Steps(obs, 1, 0.0, next_obs, False, k == last) for k, (obs, next_obs) in enumerate(pairwise(observations))]

@@ -1,4 +1,4 @@
-"""Stacks of four 84x84 frames: stored as they come, or in each library's most frugal form."""
+"""Stacks of four 84x84 frames: stored unchanged, or in each library's most compact form."""
 
 from collections.abc import Callable
 

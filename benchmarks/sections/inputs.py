@@ -1,7 +1,7 @@
-"""Adding steps as environments and agents give them: other dtypes than the stored ones, lists, and axes of length 1.
+"""Adding steps in the form that environments and agents return: different dtypes, lists, and axes of length 1.
 
-Beside each stands the same step in the stored dtypes. For one lane that is float32 observations and Python's numbers,
-for several lanes arrays in the stored dtypes.
+Each is compared with the same step in the stored dtypes: float32 observations and Python numbers for one lane, arrays
+in the stored dtypes for several lanes.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def as_stored(step: Steps) -> Steps:
 
 
 def float64_reward(step: Steps) -> Steps:
-    """As Gymnasium gives them: a NumPy number, or an array of float64 from a vector environment."""
+    """Rewards as in Gymnasium: a NumPy number, or a float64 array from a vector environment."""
     return step._replace(reward=np.asarray(step.reward, np.float64)[()])
 
 
@@ -46,7 +46,7 @@ def lists(step: Steps) -> Steps:
 
 
 def vector_of_one(step: Steps) -> Steps:
-    """As a vector environment of one environment gives it: everything with an axis of length 1, rewards of float64."""
+    """A step of a vector environment of one: everything has an axis of length 1, and rewards are float64."""
     return Steps(*(np.asarray(value)[None] for value in step))
 
 

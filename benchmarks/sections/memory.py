@@ -1,4 +1,4 @@
-"""Memory: the peak while a buffer is filled, over the bytes of what is stored; and what sampling leaves behind."""
+"""Memory: the peak while a buffer is filled, relative to the stored bytes; and the memory that sampling retains."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ TITLES = {
 
 
 def results(subjects: list[Subject], quick: bool, tick: Callable[[], Any]) -> list[Measured]:
-    """Rows of ratios to the bytes of the rows, and the bytes that replaykit's sampling keeps."""
+    """Rows of ratios to the bytes of the rows, and the bytes that replaykit's sampling retains."""
     if not STATUS.exists():
         return []
     rows = []
@@ -44,7 +44,7 @@ def _ours(subjects: list[Subject]) -> list[Subject]:
 
 
 def ticks(subjects: list[Subject], quick: bool) -> int:
-    """How often `results` calls its `tick`."""
+    """The number of times that `results` calls `tick`."""
     return len(_titles(quick)) * len(subjects) + len(_ours(subjects)) if STATUS.exists() else 0
 
 

@@ -1,4 +1,4 @@
-"""Batches of which two buffers each give half, beside NumPy's own gathers from two sets of arrays."""
+"""Batches with one half from each of two buffers, compared with NumPy gathers from two sets of arrays."""
 
 from typing import Any
 
@@ -27,14 +27,14 @@ def rows(libraries: list[Library], quick: bool) -> list[Row]:
 
 
 def columns_of(task: Task) -> list[np.ndarray[Any, Any]]:
-    """An array for each field of so many transitions."""
+    """An array for each field."""
     obs, action, scalar = (np.ones((task.capacity, *shape), np.float32) for shape in ((task.obs,), (task.action,), ()))
     flag = np.zeros(task.capacity, np.bool_)
     return [obs, action, scalar, obs.copy(), flag, flag.copy()]
 
 
 def gathers(columns: list[list[np.ndarray[Any, Any]]], batch_size: int) -> Workload:
-    """Half of the rows from each of two sets of arrays, at fresh indices, joined field by field."""
+    """Gather half of the rows from each of two sets of arrays, at new indices, and join them field by field."""
     high, half = len(columns[0][0]), batch_size // 2
     indices = Fresh(lambda rng, calls: rng.integers(high, size=(calls, 2, half)))
 

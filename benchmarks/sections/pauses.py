@@ -11,7 +11,7 @@ LANES = (1, 64)
 
 
 def results(subjects: list[Subject], quick: bool, tick: Callable[[], Any]) -> list[Measured]:
-    """Rows of milliseconds of the thread's CPU time, of replaykit alone."""
+    """Rows of milliseconds of the thread's CPU time, for replaykit only."""
     rows = []
     for lanes in LANES:
         laps = [Measured(pause_key(lanes, lap), _title(lanes, lap), "ms") for lap in range(1, LAPS + 1)]
@@ -25,7 +25,7 @@ def results(subjects: list[Subject], quick: bool, tick: Callable[[], Any]) -> li
 
 
 def ticks(subjects: list[Subject], quick: bool) -> int:
-    """How often `results` calls its `tick`."""
+    """The number of times that `results` calls `tick`."""
     return len(LANES) * len(_ours(subjects))
 
 

@@ -1,4 +1,4 @@
-"""Prioritized replay: a sample, an update, and the cycle of both with an add, at four capacities, warm and cold."""
+"""Prioritized replay: a sample, an update, and a cycle of add, sample and update, at four capacities, warm and cold."""
 
 from benchmarks.adapters.base import Library
 from benchmarks.data import Task
@@ -8,7 +8,7 @@ from benchmarks.timing import Row, Workload
 
 CAPACITIES = {"1e4": 10_000, "1e5": 100_000, "1e6": 1_000_000, "1e7": 10_000_000}
 FULL = "1e6"
-"""The capacity at which there are more rows: other batches, and a sample and an update with cold caches."""
+"""The capacity with additional rows: other batch sizes, and a sample and an update with cold caches."""
 
 
 def rows(libraries: list[Library], quick: bool) -> list[Row]:
@@ -58,11 +58,11 @@ class Capacity:
         return self._cycle(key, title, batch_size, 1, cold)
 
     def dqn(self, cold: bool = False) -> Row:
-        """What DQN does: a batch of 32 for every four steps."""
+        """The work of DQN: a batch of 32 for every four steps."""
         return self._cycle(f"per-dqn-{self.size}", f"add 4, sample 32, update 32, {self.size}", 32, 4, cold)
 
     def rank_cycle(self, batch_size: int) -> Row:
-        """The cycle with priorities by rank, beside that with proportional ones."""
+        """The cycle with rank-based priorities, compared with proportional ones."""
         ours = only_replaykit(self.libraries)
 
         def build(library: Library, kind: str = "rank") -> Workload:

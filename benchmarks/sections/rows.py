@@ -1,4 +1,4 @@
-"""How the sections make their rows: buffers are built once, and what a library lacks is noted."""
+"""How the sections make their rows: buffers are built once, and missing features of a library are recorded."""
 
 import itertools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from benchmarks.timing import Fresh, Row, Workload
 
 
 class Shelf:
-    """Full buffers of the libraries, each built when it is first asked for."""
+    """Full buffers of the libraries, each built at its first use."""
 
     def __init__(self) -> None:
         self.buffers: dict[Any, Buffer] = {}
@@ -33,7 +33,7 @@ def make_row(
     floors: dict[str, Workload],
     cold: bool = False,
 ) -> Row:
-    """A row with what `build` makes for each library, or with the reason why it has none."""
+    """A row with the result of `build` for each library, or the reason why there is none."""
     row = Row(key + "-cold" * cold, title + ", cold" * cold, floors=floors, cold=cold)
     for library in libraries:
         _add(row, library, build)
@@ -41,7 +41,7 @@ def make_row(
 
 
 def only_replaykit(libraries: list[Library]) -> list[Library]:
-    """For rows of what the other libraries do not have."""
+    """For rows of features that the other libraries do not have."""
     return [library for library in libraries if library.name == "replaykit"]
 
 
@@ -53,22 +53,22 @@ def _add(row: Row, library: Library, build: Callable[[Library], Workload]) -> No
 
 
 def in_turn(calls: list[Call]) -> Workload:
-    """The calls one after the other, again and again."""
+    """The calls in turn, repeatedly."""
     endless = itertools.cycle(calls)
     following = Fresh(lambda rng, count: itertools.islice(endless, count))
     return Workload(lambda: following.take()(), (following,))
 
 
 def fresh_errors(batch_size: int) -> Fresh:
-    """Magnitudes of TD errors, float32 as from a network, other ones for each call."""
+    """Absolute TD errors, float32 as from a network, new ones for each call."""
     return Fresh(lambda rng, calls: np.abs(rng.standard_normal((calls, batch_size), np.float32)))
 
 
 def cycle(buffer: Buffer, task: Task, batch_size: int, adds: int = 1) -> Workload:
-    """What an agent with prioritized replay does: add, sample, and update what was sampled with fresh errors."""
+    """The work of an agent with prioritized replay: add, sample, and update the batch with new errors."""
     add, sample, errors = buffer.adding(task.one()), buffer.sampling(batch_size), fresh_errors(batch_size)
     update, indices_of = buffer.update, buffer.indices_of
-    if adds == 1:  # without a loop, which is not the libraries'
+    if adds == 1:  # without a loop, which would add to the libraries' time
 
         def call() -> None:
             add()
@@ -85,7 +85,7 @@ def cycle(buffer: Buffer, task: Task, batch_size: int, adds: int = 1) -> Workloa
 
 
 def update(buffer: Buffer, task: Task, batch_size: int) -> Workload:
-    """Priorities of transitions at random, other ones for each call."""
+    """Update random transitions with new priorities in each call."""
     indices = Fresh(lambda rng, calls: buffer.random_indices(rng, (calls, batch_size), task.capacity))
     errors, change = fresh_errors(batch_size), buffer.update
     return Workload(lambda: change(indices.take(), errors.take()), (indices, errors))

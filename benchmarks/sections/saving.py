@@ -16,7 +16,7 @@ ROWS = {
 
 
 def results(subjects: list[Subject], quick: bool, tick: Callable[[], Any]) -> list[Measured]:
-    """Rows of seconds, of replaykit alone, beside one file of the same bytes."""
+    """Rows of seconds for replaykit, compared with one file of the same size."""
     rows = [Measured(f"saving-{key.replace(' ', '-')}", title, "s", floors=(ONE_FILE,)) for key, title in ROWS.items()]
     for subject in subjects:
         if subject.is_replaykit:
@@ -28,5 +28,5 @@ def results(subjects: list[Subject], quick: bool, tick: Callable[[], Any]) -> li
 
 
 def ticks(subjects: list[Subject], quick: bool) -> int:
-    """How often `results` calls its `tick`."""
+    """The number of times that `results` calls `tick`."""
     return sum(subject.is_replaykit for subject in subjects)

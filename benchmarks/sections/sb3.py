@@ -1,7 +1,7 @@
-"""A buffer of replaykit in Stable-Baselines3, beside its own: the calls that a model makes, of both in one run.
+"""Buffers of replaykit and Stable-Baselines3's own buffers, compared in one run with the calls that a model makes.
 
-`SB3ReplayBuffer` stands beside `ReplayBuffer`, `DictReplayBuffer` and `NStepReplayBuffer`, and `SB3HindsightBuffer`
-beside `HerReplayBuffer`. Steps are those of a running environment: an observation is the `next_obs` of the step before,
+`SB3ReplayBuffer` is compared with `ReplayBuffer`, `DictReplayBuffer` and `NStepReplayBuffer`, and `SB3HindsightBuffer`
+with `HerReplayBuffer`. Steps are those of a running environment: an observation is the previous step's `next_obs`,
 stacks of frames overlap, and an episode ends by its time limit after `EPISODE` steps. Batches are tensors on the CPU.
 """
 
@@ -39,7 +39,7 @@ TITLES = {
 
 
 class Pair(NamedTuple):
-    """A buffer of replaykit and one of Stable-Baselines3 that do the same, and steps of their environments."""
+    """Equivalent buffers of replaykit and Stable-Baselines3, and steps of their environments."""
 
     ours: Any
     theirs: Any

@@ -1,4 +1,4 @@
-"""Rows of 80 successive transitions, beside NumPy's own gathers of the same transitions."""
+"""Rows of 80 consecutive transitions, compared with NumPy gathers of the same transitions."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def rows(libraries: list[Library], quick: bool) -> list[Row]:
 
 
 def gather(task: Task | FrameTask) -> Workload:
-    """``numpy.take`` of every field of the transitions of fresh rows."""
+    """``numpy.take`` of every field for the transitions of new rows."""
     shape, action = ((task.obs,), (task.action,)) if isinstance(task, Task) else (SCREEN, ())
     dtype = np.float32 if isinstance(task, Task) else np.uint8
     obs, scalar, flag = np.ones((task.capacity, *shape), dtype), np.ones(task.capacity, np.float32), np.bool_

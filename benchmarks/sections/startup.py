@@ -1,4 +1,4 @@
-"""Start-up, each in a process of its own: the import, and first batches, with a cold and a warm compile cache."""
+"""Start-up, each measured in a separate process: the import and first batches, with cold and warm compile caches."""
 
 import tempfile
 from collections.abc import Callable
@@ -15,13 +15,13 @@ sys.path.insert(0, {checkout!r})
 print(json.dumps({{"seconds": time.perf_counter() - start}}))
 """
 KINDS = {"uniform": "first uniform batch", "prioritized": "then a prioritized one", "n_step": "then one of 3 steps"}
-"""First batches of one process. Each buffer compiles what the ones before it did not."""
+"""First batches in one process. Each buffer compiles only what the earlier ones did not compile."""
 
 
 def results(subjects: list[Subject], quick: bool, tick: Callable[[], Any]) -> list[Measured]:
-    """Rows of seconds. The subjects take turns; compile caches are in directories made for this.
+    """Rows of seconds. The subjects take turns. Compile caches are in temporary directories.
 
-    Only replaykit keeps a compile cache: what tianshou and flashbax compile, they compile in each process.
+    Only replaykit keeps a compile cache: tianshou and flashbax compile in each process.
     """
     rows = _Rows()
     with tempfile.TemporaryDirectory() as kept:
@@ -40,7 +40,7 @@ def results(subjects: list[Subject], quick: bool, tick: Callable[[], Any]) -> li
 
 
 class _Rows:
-    """The rows of this section, and how a subject's next values are added to them."""
+    """The rows of this section. Its methods measure a subject and append the values."""
 
     def __init__(self) -> None:
         self.imports = Measured("import", "import", "s", floors=("import numpy",))
@@ -57,14 +57,14 @@ class _Rows:
         return [self.imports, self.warm, self.cold, *self.sequence.values()]
 
     def measure_warm(self, subject: Subject, kept: str) -> None:
-        """Processes with the compile cache `kept`."""
+        """Measure processes with the compile cache `kept`."""
         self._append(self.imports, subject, import_of(subject.importing, subject.checkout))
         self._append(self.warm, subject, first_batch(subject, kept))
         if subject.is_replaykit:
             self._append_sequence("warm", subject, kept)
 
     def measure_cold(self, subject: Subject) -> None:
-        """Processes with empty compile caches."""
+        """Measure processes with empty compile caches."""
         with tempfile.TemporaryDirectory() as empty:
             self._append(self.cold, subject, first_batch(subject, empty))
         with tempfile.TemporaryDirectory() as empty:
@@ -84,31 +84,31 @@ def _ours(subjects: list[Subject]) -> list[Subject]:
 
 
 def ticks(subjects: list[Subject], quick: bool) -> int:
-    """How often `results` calls its `tick`."""
+    """The number of times that `results` calls `tick`."""
     return len(_ours(subjects)) + len(subjects) * repeats(quick)
 
 
 def repeats(quick: bool) -> int:
-    """Processes for each figure."""
+    """The number of processes for each figure."""
     return 1 if quick else 8
 
 
 def repeats_cold(quick: bool) -> int:
-    """Processes for each figure with an empty cache."""
+    """The number of processes for each figure with an empty cache."""
     return 1 if quick else 3
 
 
 def import_of(statement: str, checkout: str = "") -> float:
-    """Seconds that a statement takes in a fresh process."""
+    """Seconds that a statement takes in a new process."""
     return float(run("-c", IMPORT.format(importing=statement, checkout=checkout))["seconds"])
 
 
 def first_batch(subject: Subject, cache: str) -> float:
-    """Seconds from before the import of a library to its first batch: a prioritized one where it has it."""
+    """Seconds for the import of a library and its first batch, prioritized if the library supports it."""
     found = first_batches(subject, cache, "prioritized") or first_batches(subject, cache, "uniform")
     return next(iter(found.values()))
 
 
 def first_batches(subject: Subject, cache: str, *kinds: str) -> dict[str, float]:
-    """Seconds to the first batch of each kind, in one process, with compile caches in that directory."""
+    """Seconds to the first batch of each kind, in one process, with compile caches in `cache`."""
     return subject.run("first_batch", *kinds, REPLAYKIT_CACHE_DIR=cache, NUMBA_CACHE_DIR=cache)

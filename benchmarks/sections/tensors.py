@@ -1,4 +1,4 @@
-"""A batch as tensors: on the CPU beside the bare calls of torch, and on a CUDA device, where there is one."""
+"""A batch as tensors: on the CPU, compared with plain torch calls, and on a CUDA device if there is one."""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,17 +34,17 @@ def rows(libraries: list[Library], quick: bool) -> list[Row]:
 
 
 def bare(arrays: list[np.ndarray[Any, Any]]) -> list[Any]:
-    """Nothing but torch."""
+    """Plain torch calls."""
     return [torch.from_numpy(array) for array in arrays]
 
 
 def apart(arrays: list[np.ndarray[Any, Any]]) -> Callable[[], Any]:
-    """Each field by itself, through pinned memory."""
+    """Copy each field separately, through pinned memory."""
     return waited_for(lambda: [tensor.pin_memory().to("cuda", non_blocking=True) for tensor in bare(arrays)])
 
 
 def waited_for(call: Callable[[], Any]) -> Callable[[], Any]:
-    """A call with all that it has started on the GPU."""
+    """A call that waits for all work that it has started on the GPU."""
 
     def called() -> None:
         call()

@@ -1,7 +1,7 @@
-"""Two threads at one buffer: an actor that adds, and a learner that samples, beside the same calls alone.
+"""Two threads on one buffer: an actor that adds and a learner that samples, compared with the same calls alone.
 
-The second thread repeats its call for as long as the first is timed. Both need Python's interpreter, of which there is
-one, so that each call takes longer than alone in any library.
+The second thread repeats its call while the first is timed. Both need Python's global interpreter lock, so in every
+library each call takes longer than alone.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from benchmarks.timing import Row, Workload
 TASK = Task(300_000)
 BATCH = 256
 Work = Callable[[Buffer], Call]
-"""A call that a thread makes again and again on a buffer."""
+"""A call on a buffer that a thread repeats."""
 
 
 def rows(libraries: list[Library], quick: bool) -> list[Row]:

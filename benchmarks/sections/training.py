@@ -1,7 +1,7 @@
-"""A whole training step of a DQN, so that the share of replay in it is seen.
+"""A complete training step of a DQN, which shows the share of replay in it.
 
 Add a transition, sample 256, make tensors, compute targets with a second network, the loss, its gradients and the
-optimizer's step, and update the priorities. The floor is the same network on one batch, again and again.
+optimizer's step, and update the priorities. The floor is the same network on one batch, repeatedly.
 """
 
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def rows(libraries: list[Library], quick: bool) -> list[Row]:
 
 
 def learner() -> Callable[[dict[str, Any]], Any]:
-    """A function from a batch to the magnitudes of its TD errors, which it has learned from."""
+    """A function that learns from a batch and returns its absolute TD errors."""
     import torch
     from torch import nn
 

@@ -1,6 +1,6 @@
-"""What is made of stored transitions when they are sampled: returns of three steps, and goals achieved later.
+"""Computations at sampling time: three-step returns, and goals achieved later.
 
-Beside each stands a uniform sample of the same fields, in the same rounds.
+Each is compared with a uniform sample of the same fields, in the same rounds.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def n_step_rows(libraries: list[Library], quick: bool) -> list[Row]:
 
 
 def hindsight_rows(libraries: list[Library], quick: bool) -> list[Row]:
-    """Rewards are free: what a user's function costs is not the library's."""
+    """Hindsight with a reward function that costs almost nothing, since its cost is not the library's."""
     shelf, floor = Shelf(), Rows(GOALS)
     only = only_replaykit(libraries)
 

@@ -1,4 +1,4 @@
-"""Samples of buffers of 300,000 transitions, of one and three steps, and of the wrappers around them; and updates."""
+"""Samples of one and three steps from buffers of 300,000 transitions and from wrappers around them; and updates."""
 
 from collections.abc import Callable
 
@@ -42,5 +42,5 @@ def rows(libraries: list[Library], quick: bool) -> list[Row]:
 
 
 def sample_key(stack: str, kind: str, n_step: int, batch_size: int) -> str:
-    """The key of a row: of one of `STACKS` around one of `KINDS`."""
+    """The key of the row for one of `STACKS` around one of `KINDS`."""
     return f"{stack}-{kind}-n{n_step}-{batch_size}"

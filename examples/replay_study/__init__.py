@@ -1,8 +1,8 @@
-"""The study that replaykit grew from, in parts: does it matter more that a batch is i.i.d. than what its TD errors are?
+"""The parts of the study that replaykit started from: do i.i.d. batches matter more than the TD errors in them?
 
-Read in this order: `settings` (the two protocols), `samplers` (the replays that are compared), `learner` (a Q-network
-in NumPy), `run` (one run of training), `measures` (what is measured of batches), `plan` (all runs, kept in files),
-`statistics`, `analysis` (the answer), `report` (in words), `figures`.
+Read the modules in this order: `settings` (the two protocols), `samplers` (the compared replays), `learner` (a
+Q-network in NumPy), `run` (one training run), `measures` (measures of batches), `plan` (all runs, stored in files),
+`statistics`, `analysis` (the answer), `report` (text and tables), `figures`.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""From results to the answer: a row for each run, effects of one factor at a time, and a verdict made from intervals.
+"""From results to the answer: a row for each run, the effect of one factor at a time, and a verdict from intervals.
 
-Factors and their units, so that effects can be compared: an effect is what the outcome gains for each *doubling* of
-what was measured of batches, between replays that differ in that alone.
+Effects have a common unit, so that they can be compared. An effect is the gain in the outcome for each *doubling* of a
+measured property of batches, between replays that differ only in this property.
 
 ============ ========================================= =====================================================
 factor       from ... to ...                           doubling of
@@ -11,8 +11,8 @@ identity     uniform to the newest quarter and 16th    recency: draws half as ol
 td           dealt to prioritized                      the TD-lift: TD errors in the batch twice as large
 ============ ========================================= =====================================================
 
-The outcome is the mean return of greedy episodes at all snapshots, which is the area under the learning curve over
-equal steps, in points: 0 is the worst there is, 100 what a good agent gets.
+The outcome is the mean return of greedy episodes over all snapshots, which are equally spaced in steps: the area under
+the learning curve. It is given in points: 0 is the worst possible return, 100 that of a good agent.
 """
 
 import csv
@@ -62,7 +62,7 @@ SHOWN = (
     "correlation_count",
 )
 FACTORS = ("independence", "identity", "td")
-DOSES = {  # of each factor: the replay with more of it, the one with less, the measure that tells them apart
+DOSES = {  # for each factor: the replay with more of it, the replay with less, and the measure of the difference
     "independence": [("blocks-8", "uniform", "design_effect_log2"), ("blocks-64", "uniform", "design_effect_log2")],
     "identity": [("newest-4th", "uniform", "relative_age_log2"), ("newest-16th", "uniform", "relative_age_log2")],
     "td": [("prioritized", "dealt", "td_lift_log2")],
@@ -73,7 +73,7 @@ DOSES = {  # of each factor: the replay with more of it, the one with less, the 
 
 
 def run_row(run: Run, result: Result) -> Row:
-    """What came of a run, in one row: measures are means over its snapshots, logarithms of ratios too."""
+    """The result of a run in one row. Measures, and the logarithms of ratios, are means over its snapshots."""
     settings, snapshots = run.settings, result.snapshots
     worst, good = WORST_AND_GOOD[settings.env]
     good = min(good, settings.time_limit) if good > 0.0 else good
@@ -97,19 +97,19 @@ def run_row(run: Run, result: Result) -> Row:
 
 
 def _mean(values: npt.NDArray[Any]) -> float:
-    """The mean of the finite ones; nan if there is none."""
+    """The mean of the finite values; nan if there are none."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else float("nan")
 
 
 def long_rows(run: Run, rows: Iterable[dict[str, float]]) -> list[Row]:
-    """Rows of a table over all runs, which say whose they are."""
+    """Rows for a table of all runs, with the columns that identify the run."""
     told = {"protocol": run.protocol, "env": run.settings.env, "replay": run.replay, "seed": run.seed}
     return [told | row for row in rows]
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """A table with the columns of its first row; compressed if the name ends in .gz. Same rows, same bytes."""
+    """Write a table with the columns of its first row, compressed if the name ends in .gz. It is reproducible."""
     lines = [list(rows[0])] + [[_told(value) for value in row.values()] for row in rows]
     with path.open("wb") as raw:
         if path.suffix == ".gz":
@@ -128,7 +128,7 @@ def _csv_text(lines: list[list[str]]) -> bytes:
 
 
 def read_csv(path: Path) -> list[Row]:
-    """The rows of a table, numbers as numbers."""
+    """The rows of a table, with numbers converted."""
     text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     return [
         {name: value if name in ("protocol", "env", "replay") else float(value) for name, value in row.items()}
@@ -149,7 +149,7 @@ class Table:
         self.seeds = sorted({int(row["seed"]) for row in rows})
 
     def has(self, env: str, replay: str) -> bool:
-        """Whether a task was learned from a replay."""
+        """Whether a task was trained with a replay."""
         return any(row["env"] == env and row["replay"] == replay for row in self.rows)
 
     def get(self, env: str, replay: str, column: str) -> Floats:
@@ -157,34 +157,34 @@ class Table:
         return np.array([row[column] for row in self.rows if row["env"] == env and row["replay"] == replay])
 
     def effects(self, env: str) -> Floats:
-        """The three effects as each seed has them, in points for each doubling: (seeds, 3)."""
+        """The three effects for each seed, in points per doubling: (seeds, 3)."""
         columns = []
         for factor in FACTORS:
             doublings = np.array([self.doublings(env, dose) for dose in DOSES[factor]])  # (doses,)
             gains = np.stack([self.gain(env, more, less) for more, less, _ in DOSES[factor]])  # (doses, seeds)
-            # Least squares, through no effect at no dose; nan if no dose made a difference
+            # Least squares through the origin; nan if no dose changed the measure
             square = float(doublings @ doublings) or float("nan")
             columns.append(doublings @ gains / square)
         return np.stack(columns, axis=1)
 
     def strongest(self, env: str) -> Floats:
-        """The same for the strongest dose of each factor as a whole, in points: (seeds, 3)."""
+        """The effects of the strongest dose of each factor, in points: (seeds, 3)."""
         return np.stack([self.gain(env, *DOSES[factor][-1][:2]) for factor in FACTORS], axis=1)
 
     def doublings(self, env: str, dose: tuple[str, str, str]) -> float:
-        """How many doublings of what its factor is measured by a dose comes to."""
+        """The size of a dose in doublings of its measure."""
         more, less, column = dose
         change = float(np.nanmean(self.get(env, more, column)) - np.nanmean(self.get(env, less, column)))
         return -change if column == "relative_age_log2" else change  # recency doubles where age halves
 
     def gain(self, env: str, first: str, second: str) -> Floats:
-        """By how many points one replay is better than another, seed by seed."""
+        """The difference between two replays in points, for each seed."""
         difference: Floats = self.get(env, first, "points") - self.get(env, second, "points")
         return difference
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
-    """All numbers of the report, as plain values."""
+    """All numbers of the report as plain values."""
     table = Table(rows)
     summary: dict[str, Any] = {
         "protocol": rows[0]["protocol"],
@@ -227,7 +227,7 @@ def _task(table: Table, env: str) -> dict[str, Any]:
 
 
 def _together(table: Table) -> dict[str, Any]:
-    """Over all tasks, of the replays that all of them have."""
+    """The results over all tasks, for the replays that every task has."""
     names = [name for name in table.replays if all(table.has(env, name) for env in table.envs)]
     return {
         name: {
@@ -248,7 +248,7 @@ def _mean_of_first(tasks: Sequence[Floats]) -> Floats:
 
 
 def _improvement(table: Table, envs: Sequence[str], name: str) -> Interval:
-    """Probability of improvement over uniform replay, both sides of a seed resampled together."""
+    """The probability of improvement over uniform replay. Both runs of a seed are resampled together."""
     pairs = [np.stack([table.get(env, each, "points") for each in (name, "uniform")], axis=1) for env in envs]
     return stratified_bootstrap(
         pairs, lambda drawn: probability_of_improvement([(pair[..., 0], pair[..., 1]) for pair in drawn])
@@ -256,7 +256,7 @@ def _improvement(table: Table, envs: Sequence[str], name: str) -> Interval:
 
 
 def _compare_all(table: Table, effects_of: Any) -> dict[str, Any]:
-    """The comparison of effects for each task, corrected for there being several, and for all together."""
+    """The comparison of effects for each task, corrected for multiple tasks, and for all tasks together."""
     each = {env: compare_effects([effects_of(env)]) for env in table.envs}
     adjusted = holm([comparison.p_value for comparison in each.values()])
     tasks = {}
@@ -273,7 +273,7 @@ def _plain(comparison: Comparison) -> dict[str, Any]:
 
 
 def _correlations(table: Table, env: str) -> dict[str, float]:
-    """Over all runs of a task: what misleads, as what varies with a replay is not only what is correlated."""
+    """Correlations over all runs of a task. They mislead: replays also differ in other ways than those correlated."""
     rows = [row for row in table.rows if row["env"] == env and row["replay"] in AS_USED]
     points, iid, lift = (
         np.array([row[name] for row in rows]) for name in ("points", "effective_batch_size", "td_lift")
@@ -285,7 +285,7 @@ def _correlations(table: Table, env: str) -> dict[str, float]:
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    """As JSON, in which what is not a number is null."""
+    """Write the summary as JSON, with null for NaN."""
     path.write_text(json.dumps(_without_nan(summary), indent=1, allow_nan=False) + "\n")
 
 

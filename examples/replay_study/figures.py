@@ -1,4 +1,4 @@
-"""Pictures of a study: what was learned, what was measured of batches, and the effects with their intervals."""
+"""Figures of a study: learning curves, measures of batches, and the effects with their intervals."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ STYLES = {
     "dealt": ("#e78ac3", "-"),
 }
 NAMES = {"independence": "independence", "identity": "identity", "td": "TD errors"}
-MEASURES = {  # of the snapshots: what it is called, what an i.i.d. batch has, whether its axis is logarithmic
+MEASURES = {  # for each: its label, its value for an i.i.d. batch, whether its axis is logarithmic
     "td_lift": ("TD-lift", 1.0, True),
     "td_mean": ("mean |TD error|", None, True),
     "design_effect": ("design effect", 1.0, True),
@@ -36,7 +36,7 @@ MEASURES = {  # of the snapshots: what it is called, what an i.i.d. batch has, w
 
 
 def draw_all(directory: Path, summary: dict[str, Any], episodes: list[Row], snapshots: list[Row]) -> list[Path]:
-    """Save every figure as PNG; returns where."""
+    """Save every figure as PNG. Returns the paths."""
     figures = {
         "returns": returns(episodes, snapshots, summary["protocol"]),
         "values": values(snapshots),
@@ -58,7 +58,7 @@ def _panels(rows: int, columns: int, width: float = 3.1, height: float = 2.3) ->
 
 
 def _legend(figure: Figure, columns: int = 5) -> None:
-    """One for all panels, each name once."""
+    """One legend for all panels, each name once."""
     found: dict[str, Any] = {}
     for axes in figure.axes:
         found |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -74,7 +74,7 @@ def _names(rows: Sequence[Row]) -> list[str]:
 
 
 def returns(episodes: list[Row], snapshots: list[Row], protocol: str) -> Figure:
-    """What the replays that are used in practice learn, by task: episodes of training, and greedy ones."""
+    """The returns of the replays used in practice, by task: training episodes and greedy episodes."""
     envs = _names(snapshots)
     figure, panels = _panels(2, len(envs))
     along = "step" if protocol == "sound" else "episode"
@@ -93,7 +93,7 @@ def returns(episodes: list[Row], snapshots: list[Row], protocol: str) -> Figure:
 
 
 def factors(snapshots: list[Row]) -> Figure:
-    """Greedy returns of the replays that differ in one factor, a row for each factor."""
+    """The greedy returns of the replays that differ in one factor, one row for each factor."""
     groups = {
         "independence": ("uniform", "blocks-8", "blocks-64"),
         "identity": ("uniform", "newest-4th", "newest-16th"),
@@ -115,7 +115,7 @@ def factors(snapshots: list[Row]) -> Figure:
 
 
 def _binned(rows: list[Row], along: str, bins: int = 30) -> tuple[Any, Any]:
-    """Middles of equal parts of training, and the mean return of each seed's episodes that end there: (seeds, bins)."""
+    """Centres of equal parts of training, and each seed's mean return of the episodes that end there: (seeds, bins)."""
     last = max(row[along] for row in rows)
     seeds = sorted({row["seed"] for row in rows})
     table = np.full((len(seeds), bins), np.nan)
@@ -130,7 +130,7 @@ def _binned(rows: list[Row], along: str, bins: int = 30) -> tuple[Any, Any]:
 
 
 def _curve(axes: Axes, rows: list[Row], column: str, name: str) -> None:
-    """A column of the snapshots of one replay against their steps, or their numbers where only episodes are equal."""
+    """Draw a column of a replay's snapshots against steps, or against their numbers if runs differ in steps."""
     if rows:
         place = "step" if rows[0]["protocol"] == "sound" else "snapshot"
         _band(axes, _by_seed(rows, place)[0], _by_seed(rows, column), name)
@@ -142,7 +142,7 @@ def _by_seed(rows: list[Row], column: str) -> npt.NDArray[np.float64]:
 
 
 def _band(axes: Axes, x: Any, table: Any, name: str) -> None:
-    """The mean over seeds, and a band of 95 % around it, of a bootstrap."""
+    """Draw the mean over seeds with a 95 % bootstrap band."""
     colour, dashes = STYLES[name]
     rng = np.random.default_rng(0)
     drawn = table[rng.integers(len(table), size=(500, len(table)))]
@@ -158,7 +158,7 @@ def _band(axes: Axes, x: Any, table: Any, name: str) -> None:
 
 
 def values(snapshots: list[Row]) -> Figure:
-    """What the first state of greedy episodes promised, against what they had: above the line is too much."""
+    """The predicted value of the first state of greedy episodes against their return. Above the line is too high."""
     envs = _names(snapshots)
     figure, panels = _panels(1, len(envs), height=2.9)
     for axes, env in zip(panels[0], envs, strict=True):
@@ -183,14 +183,14 @@ def values(snapshots: list[Row]) -> Figure:
 
 
 def measures(snapshots: list[Row]) -> Figure:
-    """What batches would have shown, over training: a row for each measure."""
+    """The measures of batches over training, one row for each measure."""
     envs = _names(snapshots)
     figure, panels = _panels(len(MEASURES), len(envs), height=1.9)
     for row, (column, (name, iid, is_log)) in zip(panels, MEASURES.items(), strict=True):
         for axes, env in zip(row, envs, strict=True):
             for replay in REPLAYS:
                 rows = [each for each in _of(snapshots, env) if each["replay"] == replay]
-                # The newest transitions have a design effect of 0, which has no place on a logarithmic axis
+                # The newest transitions have a design effect of 0, which a logarithmic axis cannot show
                 if rows and (not is_log or _by_seed(rows, column).min() > 0.0):
                     _median_line(axes, rows, column, replay)
             if is_log:
@@ -211,7 +211,7 @@ def measures(snapshots: list[Row]) -> Figure:
 
 
 def _two_and_five(value: float, _: int) -> str:
-    """Labels between powers of ten, where there would be one or none."""
+    """Labels between powers of ten, for axes that would have at most one label."""
     return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
@@ -223,7 +223,7 @@ def _median_line(axes: Axes, rows: list[Row], column: str, name: str) -> None:
 
 
 def effects(summary: dict[str, Any]) -> Figure:
-    """Each effect with its interval, by task and together; below, the difference that the verdict is made from."""
+    """Each effect with its interval, by task and over all tasks. Below: the difference that determines the verdict."""
     figure, panels = _panels(1, 2, width=4.2, height=3.4)
     titles = {
         "effects": "points per doubling",
@@ -243,7 +243,7 @@ def effects(summary: dict[str, Any]) -> Figure:
                 place += 1.0
             place += 0.8
         axes.axvline(0.0, color="0.4", linewidth=0.8)
-        # Not further than is of interest: with few seeds some intervals are as good as endless
+        # Limit the axis: with few seeds some intervals are practically unbounded
         found = [list(each[factor].values()) for each in groups.values() for factor in (*FACTORS, "difference")]
         sizes = np.abs(np.nan_to_num(found, posinf=0.0, neginf=0.0))  # of estimates, lows and highs
         room = max(min(1.05 * sizes.max(), 6.0 * sizes[:, 0].max()), 1.0)

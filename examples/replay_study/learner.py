@@ -1,4 +1,4 @@
-"""A Q-network in NumPy: at this size a step of learning is some twenty calls, and torch's own cost more than the work.
+"""A Q-network in NumPy. A learning step is about twenty calls, and at this size torch's overhead exceeds the work.
 
 Shapes: B batch, D features of an observation, A actions.
 """
@@ -13,10 +13,10 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 
 
 class Network:
-    """Layers of ReLU and a linear one, all parameters in one vector of which weights and biases are views.
+    """ReLU layers and a linear layer. All parameters are in one vector; weights and biases are views of it.
 
-    `sizes` are those of the features, the hidden layers and the actions. Weights and biases of a layer with n inputs
-    are drawn uniformly from ±1/sqrt(n), as torch draws them.
+    `sizes` are the numbers of features, hidden units and actions. Weights and biases of a layer with n inputs are drawn
+    uniformly from ±1/sqrt(n), as in torch.
     """
 
     def __init__(self, sizes: tuple[int, ...], rng: np.random.Generator) -> None:
@@ -45,7 +45,7 @@ class Network:
         return twin
 
     def activations(self, features: Floats) -> list[Floats]:
-        """What goes into each layer, and comes out of the last: (..., D), ..., (..., A)."""
+        """The input of each layer and the output of the last: (..., D), ..., (..., A)."""
         values = [features]
         for weights, biases in self.layers[:-1]:
             hidden = values[-1] @ weights
@@ -60,7 +60,7 @@ class Network:
         return self.activations(features)[-1]
 
     def backward(self, values: list[Floats], slope: Floats) -> Floats:
-        """The gradient of all parameters, given the activations and the slope of the loss in each output (B, A)."""
+        """The gradient of all parameters, from the activations and the derivative of the loss by each output (B, A)."""
         for layer in reversed(range(len(self.layers))):
             weights, biases = self._gradients[layer]
             np.matmul(values[layer].T, slope, out=weights)
@@ -72,7 +72,7 @@ class Network:
 
 
 class Adam:
-    """Kingma and Ba (2015), with their defaults but for the learning rate."""
+    """Kingma and Ba (2015), with their defaults except for the learning rate."""
 
     def __init__(self, network: Network, learning_rate: float) -> None:
         self.network, self.learning_rate = network, learning_rate
@@ -101,7 +101,7 @@ def targets(network: Network, target: Network, batch: Any, next_features: Floats
 
 
 def learn(optimizer: Adam, features: Floats, action: Any, wanted: Floats, weights: Floats, huber: bool) -> Floats:
-    """One step on the weighted mean of the Huber or the squared loss; returns the TD errors before it: (B,)."""
+    """One step on the weighted mean of the Huber or the squared loss. Returns the TD errors before it: (B,)."""
     network = optimizer.network
     values = network.activations(features)
     rows = np.arange(len(action))

@@ -1,6 +1,6 @@
-"""What is measured of the batches that a replay would give, from one state of the buffer and the networks.
+"""Measures of a replay's batches, for one state of the buffer and the networks.
 
-Nothing here learns, and all batches come from a copy, so that a run is the same whether or not it is measured.
+Nothing here learns, and all batches come from a copy, so measuring does not change a run.
 """
 
 import copy
@@ -14,12 +14,12 @@ from replaykit import diagnostics as look
 from .learner import Floats, Network, targets
 from .settings import Settings
 
-BATCHES = 100  # drawn at each snapshot, K
-POINTS = 400  # of each side of an energy distance
+BATCHES = 100  # number drawn at each snapshot, K
+POINTS = 400  # number on each side of an energy distance
 
 
 def features_of(obs: Any, settings: Settings) -> Floats:
-    """What the network sees: the observation, with its goal if it has one, scaled."""
+    """The network's input: the scaled observation, with its goal if it has one."""
     if isinstance(obs, dict):
         obs = np.concatenate((obs["observation"], obs["desired_goal"]), -1)
     scaled: Floats = obs * np.array(settings.scales, np.float32) if settings.scales else obs
@@ -27,13 +27,13 @@ def features_of(obs: Any, settings: Settings) -> Floats:
 
 
 def state_of(obs: Any) -> Floats:
-    """What the measures compare: the observation, without its goal."""
+    """The states that the measures compare: the observation without its goal."""
     state: Floats = obs["observation"] if isinstance(obs, dict) else obs
     return state
 
 
 def fresh_td_errors(network: Network, target: Network, batch: Any, settings: Settings) -> Floats:
-    """The TD errors that the networks of this moment have on transitions: (B,)."""
+    """The TD errors of transitions under the current networks: (B,)."""
     values = network(features_of(batch.obs, settings))
     wanted = targets(network, target, batch, features_of(batch.next_obs, settings), settings.double)
     errors: Floats = wanted - values[np.arange(len(values)), batch.action]
@@ -42,7 +42,7 @@ def fresh_td_errors(network: Network, target: Network, batch: Any, settings: Set
 
 def everything(replay: Replay) -> Batch:
     """All stored transitions as they were added, oldest first."""
-    while hasattr(replay, "inner"):  # wrappers may make something else of them
+    while hasattr(replay, "inner"):  # wrappers may change them
         replay = replay.inner
     indices = replay.latest(len(replay))
     return Batch(indices=indices, **replay.reduce(replay.window(indices)))
@@ -51,9 +51,9 @@ def everything(replay: Replay) -> Batch:
 def correlation_count(states: Floats, threshold: float = 0.8) -> int:
     """The number of pairs of states whose correlation, across their features, exceeds `threshold` in magnitude.
 
-    The original study measured the independence of a batch by it. Do not judge a sampler by it: it correlates the
-    features of two states, not two draws. With two features, every pair has a correlation of 1 or -1, so the count is
-    B(B-1)/2 for every batch; with one feature it is 0. For the four features of CartPole, 64 independent draws give
+    The original study used it as a measure of independence. Do not judge a sampler by it: it correlates the features of
+    two states, not two draws. With two features, every pair has a correlation of 1 or -1, so the count is B(B-1)/2 for
+    every batch; with one feature it is 0. For the four features of CartPole, 64 independent draws give
     1449 ± 133 of 2016 pairs, and 64 consecutive steps 1467 ± 181. `replaykit.diagnostics.design_effect` and
     `same_episode_pairs` measure independence instead.
 
@@ -76,7 +76,7 @@ def correlation_count(states: Floats, threshold: float = 0.8) -> int:
 
 
 def of_batch(states: Floats, td_errors: Floats) -> dict[str, float]:
-    """The statistics that the original study took of each batch: of abs(δ), and its count of correlated states."""
+    """The original study's statistics of a batch: those of abs(δ), and the count of correlated states."""
     sizes = look.td_error_stats(td_errors)
     return {f"td_{name}": sizes[name] for name in ("mean", "median", "max", "std")} | {
         "correlation_count": float(correlation_count(states))
@@ -84,7 +84,7 @@ def of_batch(states: Floats, td_errors: Floats) -> dict[str, float]:
 
 
 def of_replay(replay: Replay, network: Network, target: Network, settings: Settings) -> dict[str, float]:
-    """How independent batches are, how like the buffer, and how large their TD errors are.
+    """The independence of batches, their similarity to the buffer, and the size of their TD errors.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def of_replay(replay: Replay, network: Network, target: Network, settings: Setti
         sample size of the weights over B.
     """
     replay = copy.deepcopy(replay)
-    rng = np.random.default_rng(0)  # which points are compared, nothing else
+    rng = np.random.default_rng(0)  # only for the choice of the compared points
     stored = everything(replay)
     size, batch_size = len(stored.indices), settings.batch_size
     batches = [replay.sample(batch_size) for _ in range(BATCHES)]

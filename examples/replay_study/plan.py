@@ -1,4 +1,4 @@
-"""All runs of a study, each kept in a file of its own, so that what was interrupted goes on where it was."""
+"""All runs of a study. Each result is stored in its own file, so that an interrupted study can continue."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from .settings import PROTOCOLS, Protocol
 
 
 def plan(protocol: Protocol, envs: list[str], seeds: int, length: float, first: int = 0) -> list[Run]:
-    """Every run, all replays of a seed before the next seed, so that an interrupted study has whole seeds."""
+    """Every run. All replays of a seed come before the next seed, so that an interrupted study has complete seeds."""
     runs = []
     for seed in range(first, first + seeds):
         for env in envs:
@@ -32,10 +32,10 @@ def plan(protocol: Protocol, envs: list[str], seeds: int, length: float, first: 
 
 
 class Store:
-    """Results as files in a directory, named by all that they depend on.
+    """Results as files in a directory. Their names depend on all settings.
 
-    A file is written aside and then renamed, so it is there whole or not at all. One that is damaged, or of another
-    configuration, counts as missing. NaN is null.
+    A file is written under another name and then renamed, so it is never incomplete. A damaged file, or one of another
+    configuration, counts as missing. NaN is stored as null.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -43,13 +43,13 @@ class Store:
         directory.mkdir(parents=True, exist_ok=True)
 
     def path(self, run: Run) -> Path:
-        """Where the result of a run is, or will be."""
+        """The path of a run's result."""
         told = json.dumps(run.configuration(), sort_keys=True)
         digest = hashlib.sha256(told.encode()).hexdigest()[:16]
         return self.directory / f"{run.protocol}-{run.settings.env}-{run.replay}-{run.seed:03d}-{digest}.json"
 
     def write(self, run: Run, result: Result) -> None:
-        """Keep a result."""
+        """Store a result."""
         tables = {"episodes": _columns(result.episodes), "snapshots": _columns(result.snapshots)}
         text = json.dumps({"configuration": run.configuration(), **tables}, allow_nan=False)
         path = self.path(run)
@@ -64,10 +64,10 @@ class Store:
             aside.unlink(missing_ok=True)
 
     def read(self, run: Run) -> Result | None:
-        """The result of a run, or None if it is not there."""
+        """The result of a run, or None if it is missing."""
         try:
             kept = json.loads(self.path(run).read_text())
-            # Tuples have become lists on the way, so both are compared as text
+            # JSON turns tuples into lists, so both are compared as text
             if json.dumps(kept["configuration"], sort_keys=True) != json.dumps(run.configuration(), sort_keys=True):
                 return None
             return Result(_rows(kept["episodes"]), _rows(kept["snapshots"]))
@@ -85,23 +85,23 @@ def _rows(columns: dict[str, list[float | None]]) -> list[dict[str, float]]:
 
 
 def missing(runs: list[Run], store: Store) -> list[Run]:
-    """Those that have no result yet."""
+    """The runs without a result."""
     return [run for run in runs if store.read(run) is None]
 
 
 def costs(runs: list[Run]) -> dict[str, float]:
-    """About how many seconds a run takes on one process, for each task among `runs`: a short one is measured."""
+    """The approximate time of a run in seconds, for each task in `runs`. A short run is measured."""
     seconds = {}
     for run in {run.settings.env: run for run in runs}.values():
         settings = run.settings
-        if settings.episodes is not None:  # of which nobody knows beforehand how long they are
+        if settings.episodes is not None:  # their length is not known in advance
             share = 0.4 if settings.env.startswith("CartPole") else 0.95
             steps = round(settings.episodes * settings.time_limit * share)
         else:
             steps = settings.steps or 0
         short = replace(settings, steps=min(steps, 1_500), episodes=None, learning_starts=100, snapshots=0)
         trial = replace(run, replay="uniform", settings=short)
-        _seconds_of(replace(trial, settings=replace(short, steps=150, snapshots=1)))  # compiles what must be compiled
+        _seconds_of(replace(trial, settings=replace(short, steps=150, snapshots=1)))  # compiles the kernels
         of_steps = _seconds_of(trial)
         of_both = _seconds_of(replace(trial, settings=replace(short, snapshots=1)))
         of_snapshots = settings.snapshots * max(of_both - of_steps, 0.0)
@@ -116,9 +116,9 @@ def _seconds_of(run: Run) -> float:
 
 
 def execute(runs: list[Run], store: Store, jobs: int, seconds: dict[str, float]) -> None:
-    """Make the results of `runs`, on so many processes, with a bar that tells how much time is left.
+    """Make the results of `runs` in `jobs` processes. A progress bar shows the remaining time.
 
-    Ctrl-C lets the runs in progress come to their end and then raises KeyboardInterrupt.
+    After Ctrl-C the runs in progress finish, and KeyboardInterrupt is raised.
     """
     whole = sum(seconds[run.settings.env] for run in runs)
     shape = "{percentage:3.0f}% |{bar}| {postfix[0]} of {postfix[1]} runs, {elapsed} elapsed, {remaining} left"
@@ -130,7 +130,7 @@ def execute(runs: list[Run], store: Store, jobs: int, seconds: dict[str, float])
 
 
 def _finished(runs: list[Run], store: Store, jobs: int) -> Iterator[Run]:
-    """Each run as soon as its result is kept."""
+    """Each run as soon as its result is stored."""
     if jobs == 1:
         for run in runs:
             store.write(run, train(run))

@@ -1,4 +1,4 @@
-"""Every replay of the study by name, made the same way for every task."""
+"""Every replay of the study by name, built in the same way for every task."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ Kind: TypeAlias = Literal["none", "uniform", "prioritized", "combined", "hindsig
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A replay and its numbers, of which each kind has its own."""
+    """A replay and the arguments of its kind."""
 
     kind: Kind
     label: str  # in tables and figures
@@ -52,13 +52,13 @@ AS_USED = ("none", "uniform", "prioritized", "combined", "hindsight")  # the oth
 
 
 def replays_for(protocol: Protocol, env: str) -> list[str]:
-    """The names of the replays that are compared on a task."""
+    """The names of the replays compared on a task."""
     names = list(REPLAYS) if protocol == "sound" else list(AS_USED)
     return [name for name in names if name != "hindsight" or env in GOAL_TASKS]
 
 
 def make_replay(name: str, settings: Settings, env: Any, seed: Any) -> Replay:
-    """An empty buffer for the transitions of `env`. Nothing else in a run knows which it is."""
+    """An empty buffer for the transitions of `env`. The rest of a run does not depend on its kind."""
     choice = REPLAYS[name]
     spec = Spec.from_env(env, insertion_error=Field(()))
     shared: dict[str, Any] = {"gamma": settings.gamma, "seed": seed}
@@ -83,7 +83,7 @@ def make_replay(name: str, settings: Settings, env: Any, seed: Any) -> Replay:
 
 
 def goal_reward(done_reward: float | None, achieved: Any, desired: Any, info: Any) -> npt.NDArray[np.float64]:
-    """The reward of MountainCar for other goals, with what a protocol puts in place of an episode's last one."""
+    """The reward of MountainCar for other goals. A protocol may replace the last reward of an episode."""
     reward = GoalMountainCar.compute_reward(achieved, desired, info)
     if done_reward is None:
         return reward

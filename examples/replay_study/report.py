@@ -1,4 +1,4 @@
-"""The summary in words and tables. Every word that judges is made from an interval."""
+"""The summary as text and tables. Every judgement is derived from an interval."""
 
 import csv
 import shutil
@@ -19,7 +19,7 @@ ANSWERS = {
     "unresolved": "The 95 % interval of the difference contains 0.",
 }
 ENDLESS = 1e4
-"""Points: an interval that reaches further has no end that could be told, as with two or three seeds."""
+"""Points: a wider interval counts as unbounded, as with two or three seeds."""
 WARNING = """\
 Warning: these correlations do not show causes. Over runs, they mix three things: the effect of a replay on batches, its
 other effects, and the different states that good agents see. They are listed because the original study planned to use
@@ -40,7 +40,7 @@ one factor, so it cannot answer the question. --protocol sound can.
 
 
 def duration(seconds: float) -> str:
-    """In words."""
+    """A duration as text."""
     if seconds < 90:
         return f"{max(seconds, 1):.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
@@ -50,7 +50,7 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float | None, places: int = 1) -> str:
-    """With so many places; a dash for what there is not, and no end for what has none."""
+    """A number with `places` decimals; a dash if it is missing, and an infinity sign if it is unbounded."""
     if value is None or value != value:
         return "–"
     if abs(value) >= ENDLESS:
@@ -59,7 +59,7 @@ def number(value: float | None, places: int = 1) -> str:
 
 
 def interval(found: dict[str, float], places: int = 1) -> str:
-    """An estimate and what it lies between."""
+    """An estimate and its interval."""
     return f"{number(found['estimate'], places)} [{number(found['low'], places)}, {number(found['high'], places)}]"
 
 
@@ -141,7 +141,7 @@ def _of_effects(found: dict[str, Any]) -> TextTable:
 
 
 def verdict(summary: dict[str, Any]) -> str:
-    """The answer, for each task and over all."""
+    """The answer, for each task and over all tasks."""
     effects = summary["effects"]
     words = [f"{env}: {found['verdict']}" for env, found in effects["tasks"].items()]
     over_all = effects["together"]["verdict"]
@@ -184,7 +184,7 @@ def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_page(directory: Path, summary: dict[str, Any], runs: Path, pictures: Sequence[Path]) -> None:
-    """What the page shows, from the same results: tables, verdict, data, and figures."""
+    """Write the files of the documentation's page from the same results: tables, verdict, data and figures."""
     start = f"study-{summary['protocol']}"
     for name, (header, rows) in tables(summary).items():
         with (directory / f"{start}-{name.lower()}.csv").open("w", newline="") as file:
@@ -195,6 +195,6 @@ def write_page(directory: Path, summary: dict[str, Any], runs: Path, pictures: S
     (directory / f"{start}-verdict.txt").write_text(f"{text} {verdict(summary) if 'effects' in summary else ''}\n")
     shutil.copyfile(runs, directory / f"{start}-runs.csv.gz")
     for path in pictures:
-        with Image.open(path) as picture:  # in few colours it takes a third of the space
+        with Image.open(path) as picture:  # few colours take a third of the space
             few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
             few.save(directory / f"{start}-{path.name}", optimize=True)

@@ -1,4 +1,4 @@
-"""One run: an agent that learns one task from one replay, with one seed."""
+"""One run: an agent learns one task from one replay, with one seed."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,12 +14,12 @@ from .measures import features_of, of_batch, of_replay, state_of
 from .replays import REPLAYS, make_replay
 from .settings import GOAL_TASKS, Protocol, Settings
 
-FORMAT = 1  # of results: raised when the same configuration would give others
+FORMAT = 1  # of results: increased when the same configuration would give different results
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """All that a result depends on."""
+    """Everything that a result depends on."""
 
     protocol: Protocol
     replay: str
@@ -27,13 +27,13 @@ class Run:
     settings: Settings
 
     def configuration(self) -> dict[str, Any]:
-        """As plain values, the numbers of the replay included."""
+        """The run as plain values, including the arguments of the replay."""
         return asdict(self) | {"numbers": asdict(REPLAYS[self.replay]), "format": FORMAT}
 
 
 @dataclass
 class Result:
-    """What came of a run: a row for each episode of training, and one for each snapshot."""
+    """The result of a run: a row for each training episode and for each snapshot."""
 
     episodes: list[dict[str, float]] = field(default_factory=list)
     snapshots: list[dict[str, float]] = field(default_factory=list)
@@ -48,12 +48,12 @@ def make_env(settings: Settings) -> Any:
 
 
 class Agent:
-    """Deep Q-learning from whichever replay, and a record of it."""
+    """Deep Q-learning from any replay, and its record."""
 
     def __init__(self, run: Run) -> None:
         self.settings = settings = run.settings
         replay_seed, network_seed, action_seed = np.random.SeedSequence(run.seed).spawn(3)
-        self.first_seed = 1_000_000 * run.seed  # of the episodes of training; greedy ones have others
+        self.first_seed = 1_000_000 * run.seed  # of training episodes; greedy episodes have other seeds
         self.env, self.test_env = make_env(settings), make_env(settings)
         self.replay: Replay = make_replay(run.replay, settings, self.env, replay_seed)
         self.obs, _ = self.env.reset(seed=self.first_seed)
@@ -61,7 +61,7 @@ class Agent:
         self.network = Network((size, *settings.hidden, actions), np.random.default_rng(network_seed))
         self.target = self.network.copy()
         self.optimizer = Adam(self.network, settings.learning_rate)
-        # Drawn beforehand, so that with every replay the same steps are random, and in the same way
+        # Drawn in advance, so that every replay has the same random steps and actions
         self.steps = settings.steps or (settings.episodes or 0) * settings.time_limit
         rng = np.random.default_rng(action_seed)
         self.luck, self.random_actions = rng.random(self.steps), rng.integers(actions, size=self.steps)
@@ -88,7 +88,7 @@ class Agent:
         return self.result
 
     def _act(self) -> bool:
-        """One step of the environment, stored as the protocol has it; tells whether the episode is over."""
+        """Take one environment step and store it according to the protocol. Returns whether the episode is over."""
         settings = self.settings
         values = self.network(features_of(self.obs, settings))
         explores = self.luck[self.step] < max(1.0 - self.step / settings.epsilon_steps, settings.epsilon_end)
@@ -108,18 +108,18 @@ class Agent:
         return done
 
     def _learned(self, reward: Any, done: bool) -> float:
-        """The reward that is learned from: the task's, or the protocol's at an episode's end."""
+        """The reward used for learning: the task's, or the protocol's at an episode's end."""
         replaced = self.settings.done_reward if done else None
         return float(reward if replaced is None else replaced)
 
     def _error(self, action: int, reward: float, next_obs: Any, terminated: bool) -> float:
-        """The TD error of the transition from the present observation."""
+        """The TD error of the transition from the current observation."""
         value = self.network(features_of(self.obs, self.settings))[action]
         q_next = self.target(features_of(next_obs, self.settings)).max()
         return float(reward + self.settings.gamma * (1.0 - terminated) * q_next - value)
 
     def _learn(self) -> None:
-        """Learn from one batch, and tell the replay how wrong each prediction was."""
+        """Learn from one batch and update its priorities."""
         settings = self.settings
         batch = self.replay.sample(settings.batch_size)
         wanted = targets(self.network, self.target, batch, features_of(batch.next_obs, settings), settings.double)
@@ -141,7 +141,7 @@ class Agent:
         )
 
     def _end_episode(self) -> None:
-        """Record the episode of training, and begin another."""
+        """Record the training episode and begin the next one."""
         if self.settings.target_every is None:
             self._move_target()
         batch = (np.zeros((1, 2)), np.array([np.nan])) if self.last_batch is None else self.last_batch
@@ -159,7 +159,7 @@ class Agent:
         self.obs, _ = self.env.reset()
 
     def _take_snapshot(self, number: int) -> None:
-        """Greedy episodes in an environment of their own, and what is measured of batches."""
+        """Play greedy episodes in a separate environment and measure batches."""
         settings, rows = self.settings, []
         for episode in range(settings.greedy_episodes):
             seed = self.first_seed + 500_000 + 1_000 * number + episode
@@ -179,7 +179,7 @@ class Agent:
         )
 
     def _play(self, seed: int) -> tuple[float, float, float, float]:
-        """A greedy episode: its length, its return, that return discounted, and what its first state promised."""
+        """Play a greedy episode. Returns its length, return and discounted return, and the value of its first state."""
         obs, _ = self.test_env.reset(seed=seed)
         first_value = float(self.network(features_of(obs, self.settings)).max())
         rewards, learned, done = [], [], False
@@ -193,10 +193,10 @@ class Agent:
 
 
 def discounted(rewards: list[float], gamma: float) -> float:
-    """The return with discount gamma."""
+    """The discounted return."""
     return float(np.sum(np.array(rewards) * gamma ** np.arange(len(rewards))))
 
 
 def train(run: Run) -> Result:
-    """The result of a run: the same, bit for bit, whenever and beside whatever it is made."""
+    """The result of a run. It is exactly reproducible, also beside other runs."""
     return Agent(run).train()

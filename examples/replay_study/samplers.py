@@ -1,4 +1,4 @@
-"""The replays that are compared: those of replaykit, and three that change one thing each.
+"""The compared replays: those of replaykit, and three that each change one property.
 
 ============== =========================================== ====================================
 replay         a batch is                                  what it changes of uniform replay
@@ -25,17 +25,19 @@ from replaykit.batch import Draw
 
 @final
 class BlockReplay(ReplayWrapper):
-    """A batch of runs of `length` consecutive transitions, each from a uniformly drawn start.
+    """A batch consists of runs of `length` consecutive transitions, each from a uniformly drawn start.
 
-    The newest transition is followed by the oldest, so that every stored one is exactly equally likely, 1/N; only
-    independence is given up. A run goes on into the next episode. If the batch size is no multiple of `length`, the
+    The oldest transition follows the newest one, so that all stored transitions are equally likely, 1/N. Only
+    independence is lost. A run can continue into the next episode. If the batch size is not a multiple of `length`, the
     last run is shorter.
     """
 
     def __init__(self, inner: Replay, length: int) -> None:
         super().__init__(inner)
         if inner.num_envs != 1:
-            raise ValueError(f"inner has num_envs={inner.num_envs}; expected 1, as runs are of one stream of steps")
+            raise ValueError(
+                f"inner has num_envs={inner.num_envs}; expected 1, since runs need a single stream of steps"
+            )
         if length < 1:
             raise ValueError(f"length is {length}; expected at least 1")
         self.length = length
@@ -54,7 +56,7 @@ class BlockReplay(ReplayWrapper):
 
 
 def newest_share(buffer: Replay, share: float) -> RecentReplay:
-    """Uniform replay of the newest `share` of what is stored, at least one transition."""
+    """Uniform replay of the newest `share` of the stored transitions, at least one."""
     if not 0.0 < share <= 1.0:
         raise ValueError(f"share is {share}; expected more than 0 and at most 1")
     return RecentReplay(buffer, newest=partial(_count_of, buffer, share))
@@ -66,26 +68,32 @@ def _count_of(buffer: Replay, share: float, _batches: int) -> float:
 
 @final
 class DealtReplay(ReplayWrapper):
-    """Prioritized replay whose probabilities are dealt to other transitions, at random.
+    """Prioritized replay whose probabilities are randomly reassigned to other transitions.
 
-    As many are drawn as often as prioritized replay would, with the same weights, but not those whose TD errors
-    are large: only the knowledge of which they are is gone. So what this replay does as well as prioritized replay is
-    not due to that knowledge.
+    The distribution of probabilities and weights is that of prioritized replay, but it does not depend on which
+    transitions have large TD errors. If this replay performs as well as prioritized replay, the advantage does not come
+    from the TD errors.
 
-    Transitions are dealt once in `every` steps, each the place of another that is as old as the deal or older. One that
-    was added since keeps the place of its own, so that here as there a new transition is soon seen. A transition whose
-    receiver has been overwritten is drawn itself.
+    Probabilities are reassigned every `every` steps, among the transitions stored at that time. Later transitions keep
+    their own probability, so that new transitions are drawn soon, as in prioritized replay. If the receiver of a
+    probability has been overwritten, the original transition is drawn.
     """
 
     def __init__(self, inner: Replay, every: int = 500, seed: int = 0) -> None:
         super().__init__(inner)
         if inner.num_envs != 1:
-            raise ValueError(f"inner has num_envs={inner.num_envs}; expected 1, as deals are of one stream of steps")
+            raise ValueError(
+                f"inner has num_envs={inner.num_envs}; expected 1, since deals need a single stream of steps"
+            )
         self.every, self.seed = every, seed
-        self._deal = 0, np.zeros(0, np.int64), np.zeros(0, np.int64)  # its end, and who gets, and gives, each place
+        self._deal = (
+            0,
+            np.zeros(0, np.int64),
+            np.zeros(0, np.int64),
+        )  # its end, and the receiver and the giver of each probability
 
     def _dealt(self) -> tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The first index of the present deal, and the receiver and the giver of each from there on."""
+        """The first index of the current deal, and the receiver and the giver of each index from there on."""
         end = (int(self.newest[0]) + 1) // self.every * self.every
         size = min(end, self.capacity)
         if self._deal[0] != end:
@@ -94,7 +102,7 @@ class DealtReplay(ReplayWrapper):
         return end - size, self._deal[1], self._deal[2]
 
     def draw(self, batch_size: int) -> Draw:
-        """B indices, each in the place of one that prioritized replay draws."""
+        """B indices, each in place of one that prioritized replay draws."""
         drawn = self.inner.draw(batch_size).indices
         first, receivers, _ = self._dealt()
         indices = drawn.copy()
@@ -104,7 +112,7 @@ class DealtReplay(ReplayWrapper):
         return Draw(indices, self.probability(indices, batch_size))
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
-        """That of the one in whose place each is drawn, and its own if nobody is drawn in its."""
+        """The probability of the transition that each index replaces; plus its own if no other index replaces it."""
         entries = np.asarray(indices)
         first, receivers, givers = self._dealt()
         oldest = self.oldest[0]

@@ -1,4 +1,4 @@
-"""What a run is: a protocol's settings for a task, a replay, and a seed."""
+"""The settings of a protocol for each task."""
 
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -9,13 +9,13 @@ Loss: TypeAlias = Literal["huber", "squared"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How an agent is trained on a task. Steps are of the environment; an update is one batch."""
+    """How an agent is trained on a task. Steps are environment steps; an update is one batch."""
 
     env: str
     time_limit: int  # steps after which an episode is cut off
-    steps: int | None = None  # a run ends after so many steps, or ...
-    episodes: int | None = None  # ... episodes: one of the two
-    scales: tuple[float, ...] = ()  # of the features; as they are, if there are none
+    steps: int | None = None  # a run ends after this many steps, or ...
+    episodes: int | None = None  # ... this many episodes: exactly one of the two is given
+    scales: tuple[float, ...] = ()  # of the features; empty for no scaling
 
     hidden: tuple[int, ...] = (128,)
     learning_rate: float = 1e-3
@@ -24,28 +24,28 @@ class Settings:
     batch_size: int = 64
     learning_starts: int = 500  # steps before the first update
     train_every: int = 1  # steps from one round of updates to the next
-    updates: int = 1  # in a round
+    updates: int = 1  # per round
     target_every: int | None = 1  # updates between two moves of the target network; None: each episode's end
     target_rate: float = 0.01  # how far it moves towards the online one; 1 copies it
-    epsilon_steps: int = 5_000  # random actions have the share max(1 - step / epsilon_steps, epsilon_end)
+    epsilon_steps: int = 5_000  # the share of random actions is max(1 - step / epsilon_steps, epsilon_end)
     epsilon_end: float = 0.05
 
     gamma: float = 0.99
     capacity: int = 100_000
     alpha: float = 0.6
-    beta_updates: int = 14_500  # over which beta goes from 0.4 to 1
+    beta_updates: int = 14_500  # over which beta increases from 0.4 to 1
     priority_eps: float = 0.01
 
     limit_terminates: bool = False  # a time limit is stored as the end of the task
-    done_reward: float | None = None  # in place of an episode's last reward
+    done_reward: float | None = None  # replaces an episode's last reward
     uses_weights: bool = True  # importance-sampling weights are in the loss
-    refreshes_priorities: bool = True  # by each batch; else a priority is the TD error at insertion, for good
+    refreshes_priorities: bool = True  # with each batch; else a priority always stays the TD error at insertion
 
-    snapshots: int = 10  # evenly over a run: greedy episodes and measures of batches
-    greedy_episodes: int = 5  # at each
+    snapshots: int = 10  # evenly spaced over a run: greedy episodes and measures of batches
+    greedy_episodes: int = 5  # at each snapshot
 
     def shortened(self, length: float) -> "Settings":
-        """The same for a share of the steps, or of the episodes; what falls or grows over a run does so faster."""
+        """The same for a share of the steps or episodes. Schedules are shortened accordingly."""
         if self.episodes is not None:
             return replace(self, episodes=max(round(length * self.episodes), 1))
         assert self.steps is not None
@@ -58,7 +58,7 @@ class Settings:
 
 
 def sound_settings() -> dict[str, Settings]:
-    """Tuned by hand on uniform replay, for each task; all replays of a task have the same."""
+    """Settings tuned by hand on uniform replay for each task. All replays of a task share them."""
     return {
         "CartPole-v1": Settings(env="CartPole-v1", time_limit=500, steps=15_000),
         "Acrobot-v1": Settings(env="Acrobot-v1", time_limit=500, steps=15_000, learning_rate=5e-4),
@@ -76,7 +76,7 @@ def sound_settings() -> dict[str, Settings]:
 
 
 def original_settings() -> dict[str, Settings]:
-    """Those of the study that replaykit grew from, its flaws included where they are settings."""
+    """The settings of the original study, including their flaws."""
 
     def of(env: str, time_limit: int) -> Settings:
         return Settings(
@@ -91,7 +91,7 @@ def original_settings() -> dict[str, Settings]:
             epsilon_steps=1_000,
             gamma=0.8,
             capacity=10_000,
-            beta_updates=600,  # 0.4 and 0.001 more with each
+            beta_updates=600,  # from 0.4, plus 0.001 with each
             limit_terminates=True,
             done_reward=-10.0,
             uses_weights=False,
@@ -99,7 +99,7 @@ def original_settings() -> dict[str, Settings]:
         )
 
     return {
-        "CartPole-v1": of("CartPole-v1", 200),  # which is CartPole-v0
+        "CartPole-v1": of("CartPole-v1", 200),  # equals CartPole-v0
         "Acrobot-v1": of("Acrobot-v1", 500),
         "MountainCar-v0": of("MountainCar-v0", 200),
     }

@@ -1,6 +1,6 @@
-"""The statistics of the study, of arrays of numbers: no more is known here of what they are.
+"""The statistics of the study, for arrays of numbers.
 
-Runs of one seed are paired across replays, so that what is resampled is always seeds, within each task.
+Runs of one seed are paired across replays, so seeds are resampled, within each task.
 
 References
 ----------
@@ -18,12 +18,12 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 Verdict: TypeAlias = Literal["supported", "refuted", "unresolved"]
 
 RESAMPLES = 10_000
-SIGNS = np.array([1.0, 1.0, -1.0])  # of independence, identity and TD errors in the difference
-MOST_ERRORS = 1e6  # standard errors that an interval reaches at most: it is then as good as endless
+SIGNS = np.array([1.0, 1.0, -1.0])  # signs of independence, identity and TD errors in the difference
+MOST_ERRORS = 1e6  # maximum width of an interval in standard errors; it is then practically unbounded
 
 
 class Interval(NamedTuple):
-    """An estimate with what it lies between."""
+    """An estimate and its interval."""
 
     estimate: float
     low: float
@@ -31,7 +31,7 @@ class Interval(NamedTuple):
 
 
 def interquartile_mean(scores: npt.ArrayLike) -> Floats:
-    """The mean along the last axis without the lowest and the highest quarter, each rounded down to whole scores."""
+    """The mean along the last axis without the lowest and the highest quarter, each rounded down."""
     ordered = np.sort(np.asarray(scores, np.float64), axis=-1)
     cut = ordered.shape[-1] // 4
     middle: Floats = ordered[..., cut : ordered.shape[-1] - cut].mean(axis=-1)
@@ -44,10 +44,10 @@ def stratified_bootstrap(
     resamples: int = 2_000,
     level: float = 0.95,
 ) -> Interval:
-    """The percentile interval of a statistic of all tasks' scores, seeds resampled within each task.
+    """The percentile interval of a statistic of all tasks' scores. Seeds are resampled within each task.
 
-    Each task has an array of shape (seeds,), or (seeds, k) of k scores that belong to the same seed. `statistic` is
-    given R resamples at once, arrays of shape (R, seeds) or (R, seeds, k), and returns R numbers.
+    Each task has an array of shape (seeds,), or (seeds, k) for k scores of the same seed. `statistic` takes R resamples
+    at once, as arrays of shape (R, seeds) or (R, seeds, k), and returns R numbers.
     """
     rng = np.random.default_rng(0)
     found = statistic([scores[rng.integers(len(scores), size=(resamples, len(scores)))] for scores in tasks])
@@ -57,7 +57,9 @@ def stratified_bootstrap(
 
 
 def probability_of_improvement(pairs: Sequence[tuple[Floats, Floats]]) -> Floats:
-    """How probable it is that a run of the first kind scores above one of the second, ties half; mean over tasks.
+    """The probability that a run of the first kind scores higher than one of the second, averaged over tasks.
+
+    Ties count half.
 
     Runs are along the last axis.
     """
@@ -69,7 +71,7 @@ def probability_of_improvement(pairs: Sequence[tuple[Floats, Floats]]) -> Floats
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values: reject those of at most 0.05, and no true hypothesis of them all is, 19 times in 20."""
+    """Holm's adjusted p-values. Rejecting those up to 0.05 limits the family-wise error rate to 0.05."""
     order = np.argsort(p_values, kind="stable")
     stepped = np.asarray(p_values, np.float64)[order] * np.arange(len(order), 0, -1)
     adjusted = np.empty(len(order))
@@ -78,7 +80,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def ranks(values: npt.ArrayLike) -> Floats:
-    """From 1, equal values the mean of their ranks."""
+    """Ranks from 1. Equal values get the mean of their ranks."""
     _, places, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     mean_rank: Floats = (last - (counts - 1) / 2.0)[places]
@@ -86,7 +88,7 @@ def ranks(values: npt.ArrayLike) -> Floats:
 
 
 def partial_rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike, given: npt.ArrayLike) -> float:
-    """Spearman's correlation of x and y once what the ranks of `given` tell of each is taken away; nan if constant."""
+    """Spearman's partial correlation of x and y, controlling for the ranks of `given`; nan if constant."""
     table = np.stack([ranks(x), ranks(y), ranks(given)])
     if (table.std(axis=1) == 0.0).any():
         return float("nan")
@@ -97,12 +99,12 @@ def partial_rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike, given: npt.Arra
 
 @dataclass(frozen=True)
 class Comparison:
-    """Whether ``|b_independence| + |b_identity|`` is larger than ``|b_td|``, with the effects it comes from.
+    """Whether ``|b_independence| + |b_identity|`` is larger than ``|b_td|``, with the three effects.
 
-    The intervals of the three effects hold together, 95 times in 100, and `difference` is what follows from them: the
-    sum's least minus the other's most, and the reverse. That is cautious. `resampled` is the percentile interval of the
-    difference itself, which is bold: magnitudes of noisy numbers are too large on average, the more so the noisier,
-    and one side has two of them. No verdict is made from it.
+    The intervals of the three effects are simultaneous, at 95 %. The interval of `difference` follows from them: from
+    the smallest sum minus the largest |b_td| to the reverse. It is conservative. `resampled` is the percentile interval
+    of the difference itself. It is biased: noise makes magnitudes too large on average, and one side has two of them.
+    The verdict does not use it.
     """
 
     independence: Interval
@@ -114,18 +116,18 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """What the interval of the difference says."""
+        """The conclusion from the interval of the difference."""
         return "supported" if self.difference.low > 0.0 else "refuted" if self.difference.high < 0.0 else "unresolved"
 
 
 def compare_effects(tasks: Sequence[Floats], resamples: int = RESAMPLES, level: float = 0.95) -> Comparison:
     """The comparison of three effects, from one array of shape (seeds, 3) for each task.
 
-    A column is one effect, of independence, identity and TD errors, as each seed has it. Effects are means over seeds,
-    then over tasks. Their intervals are ``effect ± c x standard error``, with the c that a bootstrap of the largest of
-    the three deviations, each in standard errors of the resample itself, gives: seeds are resampled within tasks.
+    The columns are the effects of independence, identity and TD errors for each seed. Effects are means over seeds,
+    then over tasks. Their intervals are ``effect ± c x standard error``. A bootstrap determines c from the largest of
+    the three deviations, each in standard errors of its resample. Seeds are resampled within tasks.
 
-    `p_value` is one minus the highest level at which the difference would still be told from 0.
+    `p_value` is one minus the highest level at which the difference is still significant.
     """
     rng = np.random.default_rng(0)
     effects = np.mean([task.mean(axis=0) for task in tasks], axis=0)
@@ -144,7 +146,7 @@ def compare_effects(tasks: Sequence[Floats], resamples: int = RESAMPLES, level: 
     estimate = float(np.abs(effects) @ SIGNS)
     bold = np.quantile(np.abs(means) @ SIGNS, [0.5 - level / 2, 0.5 + level / 2]).tolist()
 
-    # The difference can be told from 0 below some width: found by halving
+    # The difference is significant below some width, which is found by bisection
     least, most = 0.0, MOST_ERRORS
     for _ in range(60):
         middle = (least + most) / 2.0
@@ -159,7 +161,7 @@ def compare_effects(tasks: Sequence[Floats], resamples: int = RESAMPLES, level: 
 
 
 def _standard_error(tasks: Sequence[Floats]) -> Floats:
-    """Of the mean over tasks of the means over seeds, axis 1: (R, 3)."""
+    """The standard error of the mean over tasks of the means over seeds, axis 1: (R, 3)."""
     squares: Any = sum(task.var(axis=1, ddof=1) / task.shape[1] for task in tasks)
     error: Floats = np.sqrt(squares) / len(tasks)
     return error
@@ -170,7 +172,7 @@ def _bounds(effects: Floats, errors: Floats, width: float) -> tuple[Floats, Floa
 
 
 def _difference(effects: Floats, errors: Floats, width: float) -> tuple[float, float]:
-    """The least and the most that ``|a| + |b| - |c|`` is between the bounds."""
+    """The minimum and the maximum of ``|a| + |b| - |c|`` within the bounds."""
     low, high = _bounds(effects, errors, width)
     most = np.maximum(np.abs(low), np.abs(high))
     least = np.where((low <= 0.0) & (high >= 0.0), 0.0, np.minimum(np.abs(low), np.abs(high)))

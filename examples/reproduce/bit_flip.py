@@ -1,11 +1,11 @@
-"""Flip bits until they equal a goal, with hindsight and without: which numbers of bits can be learned.
+"""Flip bits until they equal a goal, with and without hindsight: how many bits can be learned?
 
     python examples/reproduce/bit_flip.py
     python examples/reproduce/bit_flip.py --bits 50 --cycles 4000
     python examples/reproduce/bit_flip.py --bits 10 12 13 14 15 --seeds 0 1 2
 
-Agent, environment and training are those of `her_bitflip.py`, one directory up, which tells what happens; here they
-stand beside what Andrychowicz et al. (2017) report, and are run side by side.
+Agent, environment and training are those of `her_bitflip.py` in the parent directory, which explains them. Here the
+runs are parallel, and the results are compared with those of Andrychowicz et al. (2017).
 
 References
 ----------
@@ -15,28 +15,28 @@ Andrychowicz et al. (2017), Hindsight Experience Replay, section 3.1 and figure 
 import argparse
 from statistics import mean
 
-from harness import judge, parser, run_all, show  # first: it puts the other examples on the path
+from harness import judge, parser, run_all, show  # first: it adds the other examples to the path
 from her_bitflip import EPISODES, SOLVED, Result, plot, train
 from options import at_least
 
 QUICK_BITS, QUICK_CYCLES = [6, 14], 150
 BITS, CYCLES = [5, 8, 10, 13, 15, 20, 30], 1_000
 PAPER_PLAIN, PAPER_HINDSIGHT = 13, 50
-"""The most bits that the paper solves without hindsight and with it."""
+"""The largest numbers of bits that the paper solves without and with hindsight."""
 SAID = f"Andrychowicz et al. (2017): without hindsight up to {PAPER_PLAIN} bits, with it up to {PAPER_HINDSIGHT}"
 
 
 def result_of(task: tuple[int, str, int, int]) -> Result:
-    """Train and test an agent, for a number of bits, with hindsight or without, at most so many cycles, and a seed."""
+    """Train and test an agent. A task is a number of bits, a strategy, a maximum number of cycles, and a seed."""
     import torch
 
     bits, strategy, cycles, seed = task
-    torch.set_num_threads(1)  # networks this small are slower on several
+    torch.set_num_threads(1)  # networks this small are slower with more threads
     return train(bits, "future" if strategy == "future" else "none", 0.8, cycles, seed, progress=False)
 
 
 def tabulate(results: list[Result]) -> list[list[str]]:
-    """Mean success with each strategy, and after how many cycles training ended, by number of bits."""
+    """Mean success of each strategy and the number of training cycles, by number of bits."""
     rows = [["bits", "without hindsight", "cycles", "with hindsight", "cycles"]]
     for bits in sorted({result.bits for result in results}):
         row = [f"{bits}"]
@@ -48,29 +48,33 @@ def tabulate(results: list[Result]) -> list[list[str]]:
 
 
 def claims(results: list[Result]) -> list[tuple[str, bool]]:
-    """What the paper says of them, and whether it holds: solved is a success of 95 %, by each seed."""
+    """The paper's claims, and whether they hold. A task is solved if each seed has a success of 95 %."""
     hindsight = [result for result in results if result.strategy == "future" and result.bits <= PAPER_HINDSIGHT]
     plain = [result for result in results if result.strategy == "none" and result.bits > PAPER_PLAIN]
     made = []
     if hindsight:
         least = min(hindsight, key=lambda result: result.success)
-        text = f"with hindsight all are solved: the least success is {least.success:.3f}, at {least.bits} bits"
+        text = f"with hindsight all tasks are solved: the lowest success is {least.success:.3f}, at {least.bits} bits"
         made.append((text, least.success >= SOLVED))
     if plain:
         most = max(plain, key=lambda result: result.success)
-        text = f"without it none above {PAPER_PLAIN} bits is: the most success there is {most.success:.3f}"
+        text = f"without it no task above {PAPER_PLAIN} bits is solved: the highest success is {most.success:.3f}"
         made.append((text, most.success < SOLVED))
     return made
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The options, checked."""
+    """Parse and check the options."""
     quick = f"bits {QUICK_BITS}, {QUICK_CYCLES} cycles"
     made = parser("bit-flip", "The bit flip of hindsight experience replay.", quick)
     add = made.add_argument
     add("--bits", type=at_least(2), nargs="+", help=f"default: {' '.join(map(str, BITS))}")
-    add("--cycles", type=at_least(1), help=f"at most, of {EPISODES} episodes (default: {CYCLES}; 50 bits take more)")
-    add("--seeds", type=at_least(0), nargs="+", default=[0], help="an agent for each (default: 0)")
+    add(
+        "--cycles",
+        type=at_least(1),
+        help=f"maximum number, of {EPISODES} episodes each (default: {CYCLES}; 50 bits need more)",
+    )
+    add("--seeds", type=at_least(0), nargs="+", default=[0], help="one agent for each (default: 0)")
     options = made.parse_args()
     options.bits = sorted(set(options.bits or (QUICK_BITS if options.quick else BITS)))
     options.cycles = options.cycles or (QUICK_CYCLES if options.quick else CYCLES)
@@ -78,9 +82,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train an agent with hindsight and one without, for each number of bits and seed."""
+    """Train an agent with and an agent without hindsight for each number of bits and seed."""
     options = parse_arguments()
-    # With hindsight training ends when the task is solved, after some N^2 + 50 cycles; a cycle is 40 updates
+    # With hindsight, training ends when the task is solved, after about N^2 + 50 cycles of 40 updates each
     cost = {
         (bits, strategy, options.cycles, seed): 0.025 * min(limit, options.cycles) * (1.0 + bits / 40.0)
         for bits in options.bits
@@ -88,7 +92,7 @@ def main() -> None:
         for seed in sorted(set(options.seeds))
     }
     results = list(run_all(result_of, cost, options.jobs).values())
-    print("Success in fresh greedy episodes, and cycles of training:")
+    print("Success in new greedy episodes, and cycles of training:")
     show(tabulate(results), options.output.with_suffix(".csv"))
     plot(results, f"Bit flip, at most {options.cycles} cycles of {EPISODES} training episodes\n{SAID}", options.output)
     print(f"Picture: {options.output}")

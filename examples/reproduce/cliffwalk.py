@@ -1,18 +1,18 @@
-"""Learn a cliff walk from a memory in which one transition in thousands matters: what is replayed decides how fast.
+"""Learn a cliff walk from a memory in which only one of thousands of transitions has a reward.
 
     python examples/reproduce/cliffwalk.py
     python examples/reproduce/cliffwalk.py --states 4 6 8 10 12 --seeds 0 1 2
 
-The blind cliffwalk of Schaul et al. (2016): of two actions in each of n states the wrong one ends the episode, and n
-right ones in a row earn a reward of 1. The memory holds each of the 2^n sequences of actions, played until it ends, so
-the one rewarded transition is there once among 2^(n+1) - 2. Q-learning replays one transition at a time until its
-values are right. How many it needs is counted for five ways to choose them:
+The blind cliffwalk of Schaul et al. (2016) has n states with two actions. The wrong action ends the episode, and n
+right actions in a row earn a reward of 1. The memory contains each of the 2^n sequences of actions, played until it
+ends. Of its 2^(n+1) - 2 transitions, one has a reward. Q-learning replays one transition at a time until its values are
+right. The script counts the updates for five ways to choose transitions:
 
-uniform       any, equally likely: `ReplayBuffer`
-proportional  by the TD error it had when last seen: `PrioritizedBuffer`, alpha 0.6, no importance weights
-rank          by the rank of this TD error among all: ``variant="rank"``, alpha 0.7, no importance weights
-greedy        always that of the largest TD error when last seen: a heap, since no buffer of replaykit does that
-oracle        always that which brings the values nearest to the true ones, which only who knows these can do
+uniform       all equally likely: `ReplayBuffer`
+proportional  by the last seen TD error: `PrioritizedBuffer`, alpha 0.6, no importance weights
+rank          by the rank of this TD error: ``variant="rank"``, alpha 0.7, no importance weights
+greedy        always the largest TD error when last seen: a heap, since replaykit has no such buffer
+oracle        always the transition that brings the values closest to the true ones, which must be known
 
 References
 ----------
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from harness import judge, parser, positive, run_all, show  # first: it puts the other examples on the path
+from harness import judge, parser, positive, run_all, show  # first: it adds the other examples to the path
 from matplotlib.figure import Figure
 from options import at_least
 
@@ -35,7 +35,7 @@ from replaykit import Field, PrioritizedBuffer, Replay, ReplayBuffer, Spec
 ETA = 0.25  # step size of Q-learning
 ALPHA = {"proportional": 0.6, "rank": 0.7}
 TOLERANCE = 1e-3  # mean squared error of the values at which they count as right
-PATIENCE = 200  # updates for each transition in the memory, after which a run is given up
+PATIENCE = 200  # updates per transition in the memory, after which a run stops
 CHUNK = 1024  # uniform draws at once
 QUICK, MOST_STATES = [6, 8, 10], 20
 COLOURS = {
@@ -48,7 +48,7 @@ Transition = tuple[int, int, float, int, float]  # state, action, reward, next s
 
 
 class Cliffwalk:
-    """The task with n states, and the memory of all there is to experience."""
+    """The task with n states, and a memory of all possible episodes."""
 
     def __init__(self, states: int) -> None:
         self.states = states
@@ -56,15 +56,14 @@ class Cliffwalk:
         self.right = [state % 2 for state in range(states)]
         """The right action of each state."""
         self.values = [[0.0, 0.0] for _ in range(states)]
-        """The true values: of wrong actions 0."""
+        """The true values; 0 for wrong actions."""
         for state in range(states):
             self.values[state][self.right[state]] = self.gamma ** (states - 1 - state)
 
     def memory(self, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
         """The 2^(n+1) - 2 transitions of all sequences of n actions, each played until it ends, in random order.
 
-        Sequences with the same i first actions, all right, share the way to state i: there are 2^(n-i), half of them
-        with either action next.
+        2^(n-i) sequences reach state i: those whose first i actions are right. Half of them continue with each action.
         """
         times = 2 ** np.arange(self.states, 0, -1)
         state = np.repeat(np.arange(self.states), times)
@@ -84,10 +83,12 @@ class Cliffwalk:
 
 
 class Learner:
-    """Tabular Q-learning, one transition at a time, that knows how far it is from the true values."""
+    """Tabular Q-learning, one transition at a time. It knows the distance to the true values."""
 
     def __init__(self, walk: Cliffwalk, rng: np.random.Generator) -> None:
-        self.q: list[list[float]] = rng.normal(0.0, 0.1, (walk.states, 2)).tolist()  # from 0 greedy would be stuck
+        self.q: list[list[float]] = rng.normal(
+            0.0, 0.1, (walk.states, 2)
+        ).tolist()  # starting from 0, greedy would get stuck
         self.true = walk.values
         pairs = 2 * walk.states
         self.loss: float = sum((self.q[i][a] - walk.values[i][a]) ** 2 for i in range(walk.states) for a in (0, 1))
@@ -96,21 +97,21 @@ class Learner:
 
     @property
     def is_done(self) -> bool:
-        """Whether the values are right, or patience is at an end."""
+        """Whether the values are right or the limit of updates is reached."""
         return self.loss < self.least or self.updates >= self.limit
 
     def td_error(self, state: int, action: int, reward: float, next_state: int, discount: float) -> float:
-        """How far the value is from what the transition says."""
+        """The TD error of a transition."""
         return reward + discount * max(self.q[next_state]) - self.q[state][action]
 
     def gain(self, transition: Transition) -> float:
-        """By how much learning from a transition would lower the loss."""
+        """The reduction of the loss by learning from a transition."""
         state, action = transition[:2]
         error = self.q[state][action] - self.true[state][action]
         return error**2 - (error + ETA * self.td_error(*transition)) ** 2
 
     def learn(self, transition: Transition) -> float:
-        """Update one value; returns the TD error that it had."""
+        """Update one value. Returns its TD error before the update."""
         state, action = transition[:2]
         delta = self.td_error(*transition)
         error = self.q[state][action] - self.true[state][action]
@@ -121,13 +122,13 @@ class Learner:
 
 
 def transitions(fields: Any) -> list[Transition]:
-    """Those of a batch, one by one."""
+    """The transitions of a batch as tuples."""
     names = ("obs", "action", "reward", "next_obs", "discount")
     return list(zip(*(fields[name].tolist() for name in names), strict=True))
 
 
 def uniform(learner: Learner, buffer: Replay) -> None:
-    """Replay any transition. Draws with replacement are independent, so many at once are as good as one by one."""
+    """Replay uniformly. Draws with replacement are independent, so they can be made in large batches."""
     while True:
         for transition in transitions(buffer.sample(CHUNK)):
             learner.learn(transition)
@@ -144,7 +145,7 @@ def prioritized(learner: Learner, buffer: Replay) -> None:
 
 
 def greedy(learner: Learner, buffer: Replay) -> None:
-    """Replay the largest |TD error| of those last seen; what was never seen comes first, in the buffer's order."""
+    """Replay the transition with the largest last seen |TD error|. Unseen ones come first, in the buffer's order."""
     memory = everything(buffer)
     heap = [(-np.inf, place) for place in range(len(memory))]
     while not learner.is_done:
@@ -153,14 +154,14 @@ def greedy(learner: Learner, buffer: Replay) -> None:
 
 
 def oracle(learner: Learner, buffer: Replay) -> None:
-    """Replay what lowers the loss most. Equal transitions do the same, so one of each is looked at."""
+    """Replay the transition that lowers the loss most. Equal transitions have equal effects: one of each is tried."""
     kinds = sorted(set(everything(buffer)))
     while not learner.is_done:
         learner.learn(max(kinds, key=learner.gain))
 
 
 def everything(buffer: Replay) -> list[Transition]:
-    """All that is stored: a batch without a draw."""
+    """All stored transitions."""
     return transitions(buffer.reduce(buffer.window(buffer.latest(len(buffer)))))
 
 
@@ -168,10 +169,10 @@ METHODS = {"uniform": uniform, "proportional": prioritized, "rank": prioritized,
 
 
 def updates(task: tuple[str, int, int, float]) -> float:
-    """Updates until the values are right, for a way to choose, a number of states, a seed and eps; inf if never."""
+    """The updates until the values are right, for a method, a number of states, a seed and eps; inf if never."""
     method, states, seed, eps = task
     walk = Cliffwalk(states)
-    rng = np.random.default_rng([seed, states])  # each way to choose starts from the same values, in the same order
+    rng = np.random.default_rng([seed, states])  # every method starts from the same values and the same order
     learner = Learner(walk, rng)
     memory = walk.memory(rng)
     options: dict[str, Any] = {"gamma": walk.gamma, "seed": rng}
@@ -187,7 +188,7 @@ def updates(task: tuple[str, int, int, float]) -> float:
 
 
 def seconds(method: str, states: int) -> float:
-    """How long a run takes, roughly."""
+    """The approximate time of a run."""
     size = 2.0 ** (states + 1)
     each = {"uniform": 1e-5 * size, "greedy": 1.5e-6 * size, "oracle": 1e-3 * states}
     each |= dict.fromkeys(ALPHA, 2.6e-5 * size)
@@ -195,14 +196,14 @@ def seconds(method: str, states: int) -> float:
 
 
 def slope(medians: dict[tuple[str, int], float], method: str) -> float:
-    """Of log(updates) against log(N), from six states on: 1 where the effort grows as the memory does."""
+    """The slope of log(updates) against log(N), from six states on; 1 if the updates grow like the memory."""
     points = [(2.0 ** (states + 1) - 2.0, count) for (name, states), count in medians.items() if name == method]
     size, count = np.log([point for point in sorted(points) if point[0] > 100.0]).T
     return float(np.polyfit(size, count, 1)[0]) if np.isfinite(count).all() else np.inf
 
 
 def tabulate(medians: dict[tuple[str, int], float], states: list[int]) -> list[list[str]]:
-    """Median updates, and in brackets how many times as many uniform replay needs."""
+    """Median updates, and in brackets the speed-up over uniform replay."""
     rows = [["states", "transitions", *COLOURS]]
     for n in states:
         cells = [f"{n}", f"{2 ** (n + 1) - 2}", f"{medians['uniform', n]:.0f}"]
@@ -212,7 +213,7 @@ def tabulate(medians: dict[tuple[str, int], float], states: list[int]) -> list[l
 
 
 def claims(medians: dict[tuple[str, int], float], states: list[int]) -> list[tuple[str, bool]]:
-    """What should hold of them, and whether it does. The paper has curves and words; the bounds are ours."""
+    """The claims to check, and whether they hold. The paper has only curves and text; the bounds are ours."""
     made = []
     if 10 in states:
         for method, least in (("proportional", 4), ("rank", 4), ("greedy", 9), ("oracle", 45)):
@@ -221,14 +222,14 @@ def claims(medians: dict[tuple[str, int], float], states: list[int]) -> list[tup
             made.append((text, ratio >= least))
     if sum(n >= 6 for n in states) >= 2:
         grows, oracle_grows = slope(medians, "uniform"), slope(medians, "oracle")
-        made.append((f"uniform grows as the memory, N^0.9 to N^1.15: N^{grows:.2f}", 0.9 <= grows <= 1.15))
+        made.append((f"uniform grows like the memory, N^0.9 to N^1.15: N^{grows:.2f}", 0.9 <= grows <= 1.15))
         made.append((f"oracle grows more slowly than N^0.4: N^{oracle_grows:.2f}", oracle_grows < 0.4))
     return made
 
 
 def plot(counts: dict[tuple[str, int, int, float], float], path: Path) -> None:
-    """Updates against the size of the memory: a dot for each run, a line through the medians."""
-    figure = Figure(figsize=(7, 4.8), layout="constrained")  # not pyplot's: no window, no global state
+    """Plot updates against the size of the memory: a dot for each run, a line through the medians."""
+    figure = Figure(figsize=(7, 4.8), layout="constrained")  # without pyplot: no window, no global state
     axes = figure.subplots()
     for method, colour in COLOURS.items():
         dots = np.array([(2 ** (task[1] + 1) - 2, count) for task, count in counts.items() if task[0] == method])
@@ -249,7 +250,7 @@ def plot(counts: dict[tuple[str, int, int, float], float], path: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The options, checked."""
+    """Parse and check the options."""
     made = parser("cliffwalk", "The blind cliffwalk of prioritized experience replay.", f"states {QUICK}")
     add = made.add_argument
     add("--states", type=at_least(2), nargs="+", help="default: 4 6 8 10 12 14 16; each 2 more take 4 times as long")
@@ -258,12 +259,14 @@ def parse_arguments() -> argparse.Namespace:
     options = made.parse_args()
     options.states = sorted(set(options.states or (QUICK if options.quick else [4, 6, 8, 10, 12, 14, 16])))
     if options.states[-1] > MOST_STATES:
-        made.error(f"--states: {options.states[-1]} is too much; expected at most {MOST_STATES}, as the memory doubles")
+        made.error(
+            f"--states: {options.states[-1]} is too large; expected at most {MOST_STATES}, since the memory doubles"
+        )
     return options
 
 
 def main() -> None:
-    """Count the updates of every way to choose, for each number of states and seed."""
+    """Count the updates of every method for each number of states and seed."""
     options = parse_arguments()
     seeds = sorted(set(options.seeds))
     cost = {
@@ -276,7 +279,7 @@ def main() -> None:
         for method in COLOURS for n in options.states
     }  # fmt: skip
     print(f"Updates until the mean squared error is below {TOLERANCE}, median of {len(seeds)} seeds")
-    print("(in brackets, how many times as many uniform replay needs):")
+    print("(in brackets, the speed-up over uniform replay):")
     show(tabulate(medians, options.states), options.output.with_suffix(".csv"))
     plot(counts, options.output)
     print(f"Picture: {options.output}")

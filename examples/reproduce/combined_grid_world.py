@@ -1,15 +1,15 @@
-"""Learn a grid world from memories of five sizes: with the newest transition in every batch none is too large.
+"""Learn a grid world with memories of five sizes, with and without the newest transition in every batch.
 
     python examples/reproduce/combined_grid_world.py
     python examples/reproduce/combined_grid_world.py --runs 30
     python examples/reproduce/combined_grid_world.py --capacities 100 10000 --jobs 1
 
 Tabular Q-learning from a batch of 10 after each step, in the grid world of Zhang and Sutton (2017). With uniform
-replay, `ReplayBuffer`, what just happened is drawn the more rarely the larger the memory is, and learning slows
-down. With combined replay, `CombinedReplay` around the same buffer, each batch is nine draws and the newest transition.
+replay, `ReplayBuffer`, a larger memory draws recent transitions more rarely, and learning slows down. With combined
+replay, `CombinedReplay` around the same buffer, each batch consists of nine draws and the newest transition.
 
-The paper's numbers stand beside those measured. They are of this task and this agent: others have been found to gain
-from a large memory (Fedus et al. 2020).
+The results are printed beside the paper's. They hold for this task and this agent: other agents benefit from a large
+memory (Fedus et al. 2020).
 
 References
 ----------
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from harness import judge, parser, run_all, show  # first: it puts the other examples on the path
+from harness import judge, parser, run_all, show  # first: it adds the other examples to the path
 from matplotlib.figure import Figure
 from options import at_least
 
@@ -35,7 +35,7 @@ BATCH_SIZE = 10
 EPISODES = 100
 TIME_LIMIT = 5_000  # steps of an episode
 COLOURS = {"uniform": "tab:red", "combined": "tab:blue"}
-# Mean return of the paper's 100 episodes and 30 runs, by capacity
+# The paper's mean return over 100 episodes and 30 runs, by capacity
 PAPER = {
     100: {"uniform": -1204, "combined": -900},
     1_000: {"uniform": -2322, "combined": -1065},
@@ -43,17 +43,17 @@ PAPER = {
     100_000: {"uniform": -4125, "combined": -632},
     1_000_000: {"uniform": -2531, "combined": -607},
 }
-MARGIN, MARGIN_RUNS = 0.12, 10  # around each of them, with so many runs or more
-RATIOS = {100: 1.25, 10_000: 3.5, 1_000_000: 2.4}  # of uniform to combined, at least, even in one
+MARGIN, MARGIN_RUNS = 0.12, 10  # tolerance around each, checked with at least MARGIN_RUNS runs
+RATIOS = {100: 1.25, 10_000: 3.5, 1_000_000: 2.4}  # minimum ratio of uniform to combined, even in a single run
 QUICK_RUNS, QUICK_CAPACITIES = 1, [100, 10_000]
 SPEC = Spec(obs=Field((), np.int64), action=Field((), np.int64))
 
 
 class GridWorld:
-    """A room within a square: walls all around it, but for a gap at the corner where the way out begins.
+    """A walled room in a square, with an exit at one corner and a corridor around it.
 
-    Each step costs 1. The start is in the middle of the room; the goal, which ends an episode, is in the far corner of
-    the corridor around it.
+    Each step costs 1. The start is in the middle of the room. The goal, which ends an episode, is in the far corner of
+    the corridor.
     """
 
     def __init__(self, side: int = 20) -> None:
@@ -71,7 +71,7 @@ class GridWorld:
 
     @staticmethod
     def _move(wall: npt.NDArray[np.bool_], row: int, column: int, down: int, right: int) -> int:
-        """Where a step leads: nowhere, if there is a wall or the world ends."""
+        """The state after a step. Walls and the edge of the world block it."""
         side = len(wall)
         to = row + down, column + right
         if not (0 <= to[0] < side and 0 <= to[1] < side) or wall[to]:
@@ -80,7 +80,7 @@ class GridWorld:
 
 
 def choose(values: list[float], rng: np.random.Generator) -> int:
-    """A random action now and then, else one of the best."""
+    """A random action with probability EPSILON, else one of the best."""
     if rng.random() < EPSILON:
         return int(4.0 * rng.random())
     best = max(values)
@@ -97,7 +97,7 @@ def play(world: GridWorld, buffer: Replay, rng: np.random.Generator, episodes: i
         for step in range(1, time_limit + 1):
             action = choose(q[state], rng)
             next_state = world.moves[state][action]
-            # The time limit is no end of the task: the value of the state there counts, as the buffer sees to
+            # A time limit does not terminate the task: the buffer's discount keeps the value of the last state
             buffer.add(state, action, -1.0, next_state, next_state == world.goal, step == time_limit)
             learn(q, buffer.sample(BATCH_SIZE))
             state = next_state
@@ -108,7 +108,7 @@ def play(world: GridWorld, buffer: Replay, rng: np.random.Generator, episodes: i
 
 
 def learn(q: list[list[float]], batch: Any) -> None:
-    """Q-learning on the transitions of a batch, one after the other."""
+    """Q-learning on the transitions of a batch, one by one."""
     fields = (batch.obs, batch.action, batch.reward, batch.next_obs, batch.discount)
     for state, action, reward, next_state, discount in zip(*(field.tolist() for field in fields), strict=True):
         values = q[state]
@@ -116,7 +116,7 @@ def learn(q: list[list[float]], batch: Any) -> None:
 
 
 def returns_of(task: tuple[str, int, int]) -> list[float]:
-    """The returns of a run, for a kind of replay, a capacity and a seed."""
+    """The returns of a run. A task is a kind of replay, a capacity and a seed."""
     kind, capacity, seed = task
     buffer_seed, agent_seed = np.random.SeedSequence(seed).spawn(2)
     buffer: Replay = ReplayBuffer(capacity, SPEC, gamma=1.0, seed=buffer_seed)
@@ -130,7 +130,7 @@ Means = dict[tuple[str, int], npt.NDArray[np.float64]]
 
 
 def tabulate(means: Means, capacities: list[int]) -> list[list[str]]:
-    """Mean return, its standard error over runs, the paper's, and how far apart the two are."""
+    """Mean return with its standard error over runs, the paper's mean return, and their relative difference."""
     rows = [["capacity", *(f"{kind}{part}" for kind in COLOURS for part in ("", ", paper", ", apart"))]]
     for capacity in capacities:
         row = [f"{capacity:,}"]
@@ -145,7 +145,7 @@ def tabulate(means: Means, capacities: list[int]) -> list[list[str]]:
 
 
 def claims(means: Means, capacities: list[int], runs: int) -> list[tuple[str, bool]]:
-    """What should hold of them, and whether it does."""
+    """The claims to check, and whether they hold."""
     made = []
     for capacity in capacities:
         uniform, combined = (float(means[kind, capacity].mean()) for kind in COLOURS)
@@ -163,8 +163,8 @@ def claims(means: Means, capacities: list[int], runs: int) -> list[tuple[str, bo
 
 
 def plot(means: Means, capacities: list[int], path: Path) -> None:
-    """Mean returns against capacity: a dot for each run, a line through their means, and the paper's as crosses."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")  # not pyplot's: no window, no global state
+    """Plot mean returns against capacity: a dot for each run, a line through the means, and the paper's as crosses."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")  # without pyplot: no window, no global state
     axes = figure.subplots()
     for kind, colour in COLOURS.items():
         for capacity in capacities:
@@ -183,11 +183,15 @@ def plot(means: Means, capacities: list[int], path: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The options, checked."""
+    """Parse and check the options."""
     quick = f"{QUICK_RUNS} run, capacities {QUICK_CAPACITIES}"
     made = parser("combined-grid-world", "The grid world of combined experience replay.", quick)
     add = made.add_argument
-    add("--runs", type=at_least(1), help="of each, seeds 0, 1, ... (default: 10; the paper has 30)")
+    add(
+        "--runs",
+        type=at_least(1),
+        help="number of runs of each kind, with seeds 0, 1, ... (default: 10; the paper has 30)",
+    )
     add("--capacities", type=at_least(1), nargs="+", help=f"default: {' '.join(map(str, PAPER))}")
     options = made.parse_args()
     options.runs = options.runs or (QUICK_RUNS if options.quick else MARGIN_RUNS)
@@ -196,7 +200,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Play every run with either kind of replay at each capacity."""
+    """Play every run with both kinds of replay at each capacity."""
     options = parse_arguments()
     cost = {
         (kind, capacity, seed): -PAPER.get(capacity, PAPER[10_000])[kind] * EPISODES * each

@@ -1,4 +1,4 @@
-"""What the experiments share: options, runs side by side, a table, and whether what was claimed holds."""
+"""The common part of the experiments: options, parallel runs, a table, and the check of the claims."""
 
 import argparse
 import csv
@@ -17,20 +17,20 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that experiments
 from options import at_least, picture
 
 RUNS = Path(__file__).resolve().parents[1] / "runs"
-BAR = "{percentage:3.0f}% |{bar}| {elapsed} so far, {remaining} to go"
+BAR = "{percentage:3.0f}% |{bar}| {elapsed} elapsed, {remaining} left"
 
 Task = TypeVar("Task", bound=tuple[Any, ...])
 Result = TypeVar("Result")
 
 
 def parser(name: str, description: str, quick: str) -> argparse.ArgumentParser:
-    """A parser with the options that every experiment has."""
+    """A parser with the options of every experiment."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     made = argparse.ArgumentParser(description=description, allow_abbrev=False)
     add = made.add_argument
-    add("--quick", action="store_true", help=f"a look in less than 20 seconds: {quick}")
-    add("--jobs", type=at_least(1), default=cores, help="processes (default: one for each core, %(default)s)")
-    text = "the picture, with the table beside it as .csv (default: in runs/, beside the examples)"
+    add("--quick", action="store_true", help=f"a quick run of less than 20 seconds: {quick}")
+    add("--jobs", type=at_least(1), default=cores, help="number of processes (default: one per core, %(default)s)")
+    text = "file for the picture; the table is saved beside it as .csv (default: in runs/, beside the examples)"
     add("--output", type=picture, default=str(RUNS / f"{name}.png"), help=text)
     return made
 
@@ -47,22 +47,22 @@ def positive(text: str) -> float:
 
 
 def run_all(function: Callable[[Task], Result], seconds: Mapping[Task, float], jobs: int) -> dict[Task, Result]:
-    """What `function` returns for each task, by task.
+    """The results of `function` by task.
 
     Parameters
     ----------
     function : callable of one task
-        A function of a module, so that other processes find it.
+        A function at module level, so that other processes can import it.
     seconds : dict of float
-        For each task, how long it takes, roughly. Only the estimate and the order depend on it.
+        The approximate time of each task. It affects only the estimate and the order.
     jobs : int
-        Processes; with one, everything happens in this one.
+        Number of processes. With 1, everything runs in this process.
     """
     jobs = min(jobs, len(seconds))
-    tasks = sorted(seconds, key=lambda task: seconds[task], reverse=True)  # a long one at the end would run alone
+    tasks = sorted(seconds, key=lambda task: seconds[task], reverse=True)  # so that no long task runs alone at the end
     expected = max(sum(seconds.values()) / jobs, seconds[tasks[0]])
     print(f"{len(tasks)} runs in {jobs} process{'es' * (jobs > 1)}: about {duration(expected)}.")
-    shares = {task: max(1, round(1e3 * seconds[task])) for task in tasks}  # whole numbers, whose sum is exact
+    shares = {task: max(1, round(1e3 * seconds[task])) for task in tasks}  # integers, whose sum is exact
     results = {}
     try:
         with tqdm(total=sum(shares.values()), bar_format=BAR) as bar:
@@ -70,30 +70,30 @@ def run_all(function: Callable[[Task], Result], seconds: Mapping[Task, float], j
                 results[task] = result
                 bar.update(shares[task])
     except KeyboardInterrupt:
-        raise SystemExit("Interrupted. Nothing was written, since part of the runs says little.") from None
+        raise SystemExit("Interrupted. Nothing was written, since the runs are incomplete.") from None
     return {task: results[task] for task in seconds}
 
 
 def duration(seconds: float) -> str:
-    """In words: seconds below two minutes, else minutes."""
+    """A duration as text: seconds below two minutes, else minutes."""
     return f"{seconds:.0f} seconds" if seconds < 120.0 else f"{seconds / 60.0:.0f} minutes"
 
 
 def _outcomes(function: Callable[[Task], Result], tasks: list[Task], jobs: int) -> Any:
-    """Pairs of a task and its result, as they come."""
+    """Pairs of a task and its result, in order of completion."""
     if jobs == 1:
         for task in tasks:
             yield task, function(task)
         return
-    # Spawned, since a forked child inherits the threads of torch and of tqdm as they happen to be. Ctrl-C is the
-    # parent's affair, which then ends the pool
+    # Spawned, since a forked child inherits the threads of torch and tqdm in an undefined state. The parent handles
+    # Ctrl-C and then ends the pool
     context = multiprocessing.get_context("spawn")
     with context.Pool(jobs, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         yield from pool.imap_unordered(_Named(function), tasks)
 
 
 class _Named:
-    """A function that returns its argument too."""
+    """A function that also returns its argument."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
@@ -112,7 +112,7 @@ def show(table: list[list[str]], path: Path) -> None:
 
 
 def judge(claims: list[tuple[str, bool]]) -> None:
-    """Print each claim and whether it holds; end the program with status 1 unless all do."""
+    """Print each claim and whether it holds. Exit with status 1 unless all hold."""
     for claim, holds in claims:
         print(f"{'holds' if holds else 'FAILS'}: {claim}")
     if not all(holds for _, holds in claims):

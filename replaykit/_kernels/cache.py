@@ -1,12 +1,12 @@
-"""Where the machine code of kernels is kept: one file for each, in a directory that no other user can write to.
+"""The cache of compiled kernels: one file for each, in a directory that no other user can write to.
 
-Numba's own ``cache=True`` raises at import if no directory is writable, raises from the user's call on every truncated
+Numba's own ``cache=True`` raises at import if no directory is writable, raises in the user's call for every truncated
 file, and runs damaged machine code. Here each file starts with a checksum, and its name depends on everything the code
-depends on. A file that is missing, unreadable or damaged is compiled again.
+depends on. If a file is missing, unreadable or damaged, the kernel is compiled again.
 
-The files are pickles of code: whoever can write them can run code in this process. So the path of the directory is
-checked from the root down, as OpenSSH does for its keys. At each use, the directory and the file are opened first, and
-then checked through their descriptors. Windows has no such owners and modes: only links are refused there.
+The files are pickles of code: anyone who can write them can run code in this process. The path of the directory is
+therefore checked from the root down, as OpenSSH does for its keys. At each use, the directory and the file are opened
+first and then checked through their descriptors. Windows has no such owners and modes: only links are refused there.
 """
 
 import contextlib
@@ -37,10 +37,10 @@ class _UnsafeError(OSError):
 
 @functools.cache
 def cache_directory() -> Path | None:
-    """Where compiled kernels are kept, or None where there is no directory that only this user can write to.
+    """The directory of compiled kernels, or None if there is no directory that only this user can write to.
 
     ``REPLAYKIT_CACHE_DIR`` if set (empty: no cache), else ``NUMBA_CACHE_DIR``, else the user's cache directory. Warns
-    if other users can write to it. Gives no warning if it cannot be made, and never raises an error.
+    if other users can write to it. If it cannot be created, there is no warning. Never raises an error.
     """
     chosen = os.environ.get("REPLAYKIT_CACHE_DIR")
     if chosen == "":
@@ -53,7 +53,7 @@ def cache_directory() -> Path | None:
             return made
     except _UnsafeError as error:
         _warn(
-            f"Compiled kernels are not kept in {directory}, and each process compiles them again: {error}, or set "
+            f"Compiled kernels are not cached in {directory}, so each process compiles them again: {error}, or set "
             'REPLAYKIT_CACHE_DIR to a directory that only you can write to, or to "" for no cache and no warning.'
         )
     except (OSError, RuntimeError):
@@ -70,7 +70,7 @@ def _user_cache() -> Path:
 
 
 def _warn(message: str) -> None:
-    """Warn; where warnings are errors, print: a missing cache must not fail the user's call."""
+    """Warn. If warnings are errors, print instead: a missing cache must not make the user's call fail."""
     try:
         warnings.warn(message, RuntimeWarning, stacklevel=3)
     except RuntimeWarning:
@@ -78,9 +78,9 @@ def _warn(message: str) -> None:
 
 
 def _make(directory: Path) -> Path:
-    """Make `directory` if it is missing, and return its path without links, unless others can replace a part of it.
+    """Create `directory` if needed and return its path without links. Raises if others can replace a part of it.
 
-    Goes from the root down: once a directory is safe, nobody else can replace what is in it while that is checked.
+    Proceeds from the root down: once a directory is safe, nobody else can replace its contents during the check.
     """
     if not hasattr(os, "geteuid"):
         directory.mkdir(parents=True, exist_ok=True)
@@ -98,17 +98,17 @@ def _make(directory: Path) -> Path:
         is_link = stat.S_ISLNK(status.st_mode)
         _check(place, status, stat.S_ISLNK if is_link else stat.S_ISDIR, shared=True)
         if is_link:
-            place.stat()  # an error if the link leads nowhere, or in a circle
+            place.stat()  # raises if the link is broken or circular
             parts.extend(reversed(place.readlink().parts))
             place = place.parent
     return place
 
 
 def _check(path: str | Path, status: os.stat_result, is_kind: Callable[[int], bool], shared: bool = False) -> None:
-    """Raise an error unless this is a file or directory, as asked, and no other user can write to it.
+    """Raise an error unless this is a file or directory, according to `is_kind`, and no other user can write to it.
 
     `shared`: it may also belong to root, and others may write to it if it is sticky, like ``/tmp``. They cannot replace
-    what this user or root has in there.
+    files of this user or root in it.
     """
     mode = status.st_mode
     if not is_kind(mode) or getattr(status, "st_reparse_tag", False):  # a tag is a link or junction on Windows
@@ -123,7 +123,7 @@ def _check(path: str | Path, status: os.stat_result, is_kind: Callable[[int], bo
 
 @contextlib.contextmanager
 def _opened(directory: Path) -> Iterator[tuple[str, int | None]]:
-    """A prefix for the names of files in the safe `directory`, and the descriptor that they are relative to."""
+    """A prefix for file names in the safe `directory`, and the descriptor that they are relative to."""
     if not hasattr(os, "geteuid"):
         _check(directory, os.lstat(directory), stat.S_ISDIR)
         yield os.path.join(directory, ""), None
@@ -137,13 +137,13 @@ def _opened(directory: Path) -> Iterator[tuple[str, int | None]]:
 
 
 def _opener(parent: int | None) -> Callable[[str, int], int]:
-    """Opens a file in a directory, by its descriptor, without following a link or waiting for a named pipe."""
+    """A function that opens a file relative to a directory's descriptor. It does not follow links or wait for pipes."""
     extra = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return lambda path, flags: os.open(path, flags | extra, 0o600, dir_fd=parent)
 
 
 def _read(directory: Path, name: str) -> bytes:
-    """The content of a file, or an error if another user can write to it."""
+    """The content of a file. Raises an error if another user can write to it."""
     with _opened(directory) as (prefix, parent):
         path = prefix + name
         if parent is None:
@@ -154,7 +154,7 @@ def _read(directory: Path, name: str) -> bytes:
 
 
 def _write(directory: Path, name: str, content: bytes) -> None:
-    """Write a whole file at once, or nothing and raise an error."""
+    """Write a file atomically, or write nothing and raise an error."""
     with _opened(directory) as (prefix, parent):
         path = prefix + name
         temporary = f"{path}.{os.urandom(8).hex()}"
@@ -180,7 +180,7 @@ class KernelCache:
 
     @property
     def cache_path(self) -> str:
-        """The directory, as Numba's reports name it."""
+        """The directory, for Numba's reports."""
         return str(cache_directory())
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
@@ -194,15 +194,15 @@ class KernelCache:
             checksum, payload = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
             if _checksum(name, payload) != checksum:
                 raise ValueError("checksum differs")
-            # All that machine code needs to run. Numba would load the whole compiler here, and SciPy with it, which
-            # takes longer than everything else until the first batch
+            # The minimum to run machine code. Numba would load the whole compiler here, and SciPy with it, which takes
+            # longer than everything else before the first batch
             rtsys.initialize(target_context)
             return CompileResult._rebuild(target_context, *pickle.loads(payload))
         except Exception:  # missing, damaged or not safe: it is compiled again, and replaced
             return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
-        """Keep the compiled kernel; where that fails, as on a full disk, go on without."""
+        """Save the compiled kernel. A failure, such as a full disk, is ignored."""
         directory = cache_directory()
         if directory is not None:
             with contextlib.suppress(Exception):
@@ -215,7 +215,7 @@ class KernelCache:
 
 
 def _checksum(name: str, payload: bytes) -> bytes:
-    """Of the name, too: one kernel's file under another's name is as bad as damage."""
+    """A checksum of the name and the payload: a kernel's file under another name is also damaged."""
     return hashlib.sha256(name.encode() + payload).digest()
 
 

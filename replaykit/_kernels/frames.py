@@ -1,12 +1,12 @@
-"""The kernel that writes observations of which each frame is kept once.
+"""The kernel that writes observations and stores each frame once.
 
-Every slot has a row of 2K frame numbers in `table`: the K frames of obs, oldest first, and the K of next_obs. A step is
-given with P frames of each: all K of them, or only the newest. Frame f consists of the `size` bytes from ``f * size``
-of `pool` on, or of `overflow`, which follows it. Frame 0 is all zeros, and number 0 also stands for no frame.
+Every slot has a row of 2K frame numbers in `table`: the K frames of obs, oldest first, and the K of next_obs. An added
+step has P frames of each: all K, or only the newest. Frame f consists of the `size` bytes from ``f * size`` on, in
+`pool` or in `overflow`, which continues it. Frame 0 is all zeros. The number 0 also stands for no frame.
 
-A slot owns the frames in its row until the row is written over, whether its step is stored or not. A frame is shared
-only with the row of the slot before in the lane, or within a row. So the rows that share a frame are neighbours, and a
-row that is written over frees the frames that neither neighbour has.
+A slot owns the frames in its row until the row is overwritten, whether or not its step is stored. A frame is shared
+only with the row of the previous slot in the lane, or within a row. Rows that share a frame are therefore neighbours,
+and an overwritten row frees the frames that neither neighbour has.
 """
 
 import numpy as np
@@ -15,18 +15,18 @@ from replaykit._kernels.jit import jit
 from replaykit._kernels.store import PUBLISH, RETIRE, begins_of, store
 
 NUM_ENVS, CAPACITY, GIVEN, KEPT, SIZE, ZERO, SHARES = 0, 1, 2, 3, 4, 5, 6
-"""In `shape`: E, C, P, K, the bytes of a frame, whether a stack is filled up with zeros, whether frames are shared."""
+"""Entries of `shape`: E, C, P, K, the size of a frame, whether padding is zeros, whether frames are shared."""
 COUNT, KNOWN, NUMBERS = 0, 1, 2
-"""In `free`: how many frames are free, how many there are; from NUMBERS on the numbers of the free frames."""
+"""Entries of `free`: how many frames are free, how many exist; from NUMBERS on the numbers of the free frames."""
 STEP = 256
-"""Bytes that are compared at a time."""
+"""Number of bytes compared at a time."""
 
 
 @jit
 def store_at_once(
     data, steps, header, rows, tables, indices, obs, next_obs, shape, written, table, pool, overflow, free
 ):
-    """`store` and `write` in one. If frames may run out or a reward is not finite, gives False; nothing changes."""
+    """`store` and `write` in one. If frames may run out or a reward is not finite, returns False; nothing changes."""
     count = indices.shape[0]
     if free[COUNT] < 2 * shape[GIVEN] * count or store(data, steps, RETIRE, header, rows, tables, indices) >= 0:
         return False
@@ -39,11 +39,11 @@ def store_at_once(
 
 @jit
 def write(done, obs, next_obs, indices, begins, shape, written, table, pool, overflow, free):
-    """Write the observations of steps from number `done` on; returns how many are written when no frame is free.
+    """Write the observations of steps from number `done` on. Returns how many are written when no frame is free.
 
-    `obs` and `next_obs` have the bytes of P frames for each step, in the order in which the steps were taken, and
-    `begins` whether an episode begins at each. `written` (E,) is the step after the last that was written of each lane.
-    If it is past the step to be written, the earlier write was not published, and is taken back from its end.
+    `obs` and `next_obs` have the bytes of P frames for each step, in the order of the steps, and `begins` whether an
+    episode begins at each. `written` (E,) is the step after the last written one of each lane. If it is past the step
+    to be written, the earlier write was not published and is undone from its end.
     """
     num_envs, capacity, given, kept = shape[NUM_ENVS], shape[CAPACITY], shape[GIVEN], shape[KEPT]
     size, shares, width = shape[SIZE], shape[SHARES] != 0, 2 * shape[KEPT]
@@ -87,7 +87,7 @@ def write(done, obs, next_obs, indices, begins, shape, written, table, pool, ove
 
 @jit
 def _same(one, a, other, b, size):
-    """Whether `size` bytes are equal; compared in parts, and into a bool, so that the compiler can use vectors."""
+    """Whether `size` bytes are equal. They are compared in parts, and into a bool, so that the compiler vectorises."""
     for at in range(0, size, STEP):
         start, other_start, differs = np.uint64(a + at), np.uint64(b + at), False
         for i in range(min(STEP, size - at)):
@@ -99,7 +99,7 @@ def _same(one, a, other, b, size):
 
 @jit
 def _is_frame(values, at, number, size, pool, overflow):
-    """Whether the bytes from `at` on are those of frame `number`."""
+    """Whether the bytes from `at` on equal those of frame `number`."""
     start = number * size
     memory, start = (pool, start) if start < pool.shape[0] else (overflow, start - pool.shape[0])
     return number != 0 and _same(values, at, memory, start, size)
@@ -107,7 +107,7 @@ def _is_frame(values, at, number, size, pool, overflow):
 
 @jit
 def _store_frame(values, at, size, pool, overflow, free):
-    """Copy the bytes from `at` on to a free frame; its number."""
+    """Copy the bytes from `at` on to a free frame. Returns its number."""
     free[COUNT] -= 1
     number = np.int64(free[NUMBERS + free[COUNT]])
     start = number * size
@@ -120,7 +120,7 @@ def _store_frame(values, at, size, pool, overflow, free):
 
 @jit
 def _replace_row(table, slot, row, num_envs, capacity, free):
-    """Replace the row of a slot, and free the frames that neither the new row nor a neighbour has."""
+    """Replace the row of a slot. Frames that are neither in the new row nor in a neighbour become free."""
     width = row.shape[0]
     before = slot - num_envs if slot >= num_envs else slot - num_envs + capacity
     after = slot + num_envs if slot + num_envs < capacity else slot + num_envs - capacity
@@ -146,10 +146,10 @@ def _contains(table, start, width, number):
 
 @jit
 def encode_rows(table, begin, indices, first, num_envs, capacity, codes):
-    """Where each frame of some rows is found, as a code.
+    """Encode where each frame of some rows is found.
 
-    The code is 0 for no frame, 1 for a new one, -1 - k for frame k of the row before in the lane, and -1 - 2K - k for
-    frame k of the same row. The row before counts if its step is at least `first` (E,), and its slot at least `begin`.
+    The code is 0 for no frame, 1 for a new one, -1 - k for frame k of the previous row in the lane, and -1 - 2K - k for
+    frame k of the same row. The previous row counts if its step is at least `first` (E,) and its slot at least `begin`.
     """
     width = table.shape[1]
     for i in range(indices.shape[0]):
@@ -169,7 +169,7 @@ def encode_rows(table, begin, indices, first, num_envs, capacity, codes):
 
 @jit
 def decode_rows(codes, indices, num_envs, numbers):
-    """The numbers of frames that codes mean, new ones from 1 on; returns their count, or -1 for wrong codes."""
+    """Decode frame numbers, with new frames from 1 on. Returns the number of new frames, or -1 for invalid codes."""
     width, count = codes.shape[1], 0
     newest = np.full(num_envs, -1, np.int64)  # the row of each lane that came last
     for i in range(indices.shape[0]):
@@ -194,7 +194,7 @@ def decode_rows(codes, indices, num_envs, numbers):
 
 @jit
 def add_free_frames(free, total):
-    """Frames up to number `total` exist now, and the new ones are free. The lowest are taken first."""
+    """Add free frames, so that `total` frames exist. The lowest numbers are used first."""
     count, known = free[COUNT], max(free[KNOWN], 1)
     for k in range(count - 1, -1, -1):
         free[NUMBERS + total - known + k] = free[NUMBERS + k]

@@ -1,4 +1,4 @@
-"""The one way a kernel is compiled, and two instructions for kernels that Numba lacks."""
+"""`jit`, which compiles every kernel, and two instructions for kernels that Numba lacks."""
 
 import contextlib
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from numba.np.arrayobj import populate_array
 
 from replaykit._kernels.cache import KernelCache, cache_directory
 
-# Looked up while this module is imported: by one thread, so that there is at most one warning
+# Looked up while this module is imported: in one thread, so there is at most one warning
 _KEEPS_KERNELS = not config.DISABLE_JIT and cache_directory() is not None
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """`function` compiled on first call, without the GIL, its machine code cached; itself with JIT disabled.
+    """Compile `function` on its first call, without the GIL, and cache its machine code. Returns it if JIT is disabled.
 
-    Kernels of your own may call those of replaykit: the cache key holds the sources of both.
+    Your own kernels may call those of replaykit: the cache key includes the sources of both.
     """
     kernel = numba.njit(nogil=True, error_model="numpy")(function)
     if _KEEPS_KERNELS:
@@ -31,7 +31,7 @@ def jit(function: Callable[..., Any]) -> Any:
 
 
 def inlined(function: Callable[..., Any]) -> Any:
-    """`function` for use inside kernels only: its code becomes part of each kernel that calls it."""
+    """Compile `function` for use inside kernels only: its code becomes part of each kernel that calls it."""
     return numba.njit(nogil=True, error_model="numpy", inline="always")(function)
 
 
@@ -55,7 +55,7 @@ def _no_prefetch(array: Any, position: Any) -> None:
 
 
 prefetch = _no_prefetch if config.DISABLE_JIT else intrinsic(_prefetch)
-"""``prefetch(array, i)`` in a kernel: start to load the cache line of ``array[i]``, and go on without waiting."""
+"""``prefetch(array, i)`` in a kernel: start to load the cache line of ``array[i]`` without waiting for it."""
 
 
 def _view(typing_context: Any, memory: Any, start: Any, count: Any, dtype: Any) -> Any:

@@ -16,7 +16,7 @@ TOO_LARGE = 3.4028235677973366e38
 
 @jit
 def slots_of(indices, bounds, capacity, slots):
-    """Slots of stored indices; returns -1 if all are stored, else the position of the first that is not."""
+    """Compute the slots of stored indices. Returns -1 if all are stored, else the position of the first that is not."""
     num_envs, lap = bounds.shape[1], bounds[CURSOR, 0] // capacity * capacity
     for i in range(indices.shape[0]):
         index = indices[i]
@@ -32,7 +32,7 @@ def slots_of(indices, bounds, capacity, slots):
 
 @jit
 def indices_of(slots, bounds, capacity, indices):
-    """The index stored in each slot, or the last one that was."""
+    """The index stored in each slot, or the last one that was stored there."""
     num_envs, length, lane = bounds.shape[1], capacity // bounds.shape[1], 0
     seam = bounds[CURSOR, 0] % length
     for i in range(slots.shape[0]):
@@ -46,7 +46,7 @@ def indices_of(slots, bounds, capacity, indices):
 
 @jit
 def nth_stored(uniforms, bounds, capacity, slots, indices):
-    """The ``floor(u N)``-th stored index and its slot for each u in [0, 1); returns N, the number of stored indices.
+    """Find the ``floor(u N)``-th stored index and its slot for each u in [0, 1). Returns N, the number of stored ones.
 
     While all lanes hold the same steps, indices are counted in index order, or in slot order once the ring is full.
     Otherwise they are counted lane by lane.
@@ -76,9 +76,9 @@ def nth_stored(uniforms, bounds, capacity, slots, indices):
 
 @jit
 def select_stored(indices, values, limit, eps, bounds, capacity, slots, kept):
-    """Slots and ``abs(value) + eps`` of the indices that are not stale, in order; returns how many there are.
+    """Find slots and ``abs(value) + eps`` of the indices that are not stale, in order. Returns their number.
 
-    Returns ``-1 - i`` if index i was never given out, or value i is NaN or above `limit` in magnitude.
+    Returns ``-1 - i`` if index i was never returned by the buffer, or value i is NaN or above `limit` in magnitude.
     """
     num_envs, count = bounds.shape[1], 0
     for i in range(indices.shape[0]):
@@ -105,7 +105,7 @@ def prefetch_row(rows, row_bytes, slot):
 
 @jit
 def narrow(values, narrowed):
-    """Round float64 to float32; returns the position of the first finite value that becomes infinite, or -1."""
+    """Round float64 to float32. Returns the position of the first finite value that becomes infinite, or -1."""
     for i in range(values.shape[0]):
         if abs(values[i]) >= TOO_LARGE and not np.isinf(values[i]):
             return i

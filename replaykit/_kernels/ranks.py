@@ -1,21 +1,21 @@
-"""Kernels of an order by priority, in which the entry of a rank, and the rank of an entry, are found fast.
+"""Kernels of an order by priority, which quickly finds the entry of a rank and the rank of an entry.
 
-An entry is an index with its priority. Entries are ordered by priority, the largest first; of equal ones the larger
-index, which is the newer transition of a lane, comes first. `keys` and `members` hold the priorities and the indices in
-blocks of up to SPAN entries. So inserting or removing one entry moves those of one block.
+An entry is an index with its priority. Entries are ordered by priority, largest first. Among equal priorities, the
+larger index, which is the newer transition of a lane, comes first. `keys` and `members` hold the priorities and the
+indices in blocks of up to SPAN entries. Inserting or removing an entry therefore moves only the entries of one block.
 
 In `table`, DIRECTORY has the blocks in their order, followed by the free ones, and PLACE is its inverse. COUNT is the
-number of entries of each block, and SUM a Fenwick tree of these numbers in the order of the directory, which counts
-ranks. The block in place k has the entries from a limit on, with the priority ``limits[k]`` and the index ``LIMIT[k]``,
-up to the limit of the next block. HEADER has plain numbers. For example, with SPAN = 4::
+number of entries of each block. SUM is a Fenwick tree of these numbers in directory order, which counts ranks. The
+block in place k has the entries from its limit, with the priority ``limits[k]`` and the index ``LIMIT[k]``, up to the
+limit of the next block. HEADER has single numbers. For example, with SPAN = 4::
 
     priority      9    7  |  7    4    2  |  1         rank of (4, index 3): 2 entries of the blocks before it,
     index         5    8  |  6    3    9  |  0                               and the second of its own: 4
     limit                  (7, 6)          (1, 0)
 
-A full block is split in two. Two neighbouring blocks whose entries fit into three quarters of one are joined. So there
-are at most ``8 N / (3 SPAN) + 1`` of them. If the order is STALE, the priorities of the slots have changed without it,
-and it must be filled anew.
+A full block is split in two. Two neighbouring blocks whose entries fit into three quarters of a block are joined. There
+are therefore at most ``8 N / (3 SPAN) + 1`` blocks. If the order is STALE, the priorities of the slots have changed
+since, and the order must be rebuilt.
 """
 
 import numpy as np
@@ -28,9 +28,9 @@ ROWS = 6
 USED, SIZE, STALE, SPAN, TOP = 0, 1, 2, 3, 4
 HEADERS = 5
 FEW = 8
-"""So many changes, and one for every eighth entry, are made one by one; if there are more, the order is filled anew."""
+"""This many changes, plus one for every eighth entry, are made one by one. With more changes, the order is rebuilt."""
 AHEAD, LINE = 16, 8
-"""Updates whose blocks are loaded ahead, and numbers in a cache line."""
+"""Number of updates whose blocks are prefetched, and of numbers in a cache line."""
 SMALLEST_PROBABILITY = 2.2250738585072014e-308
 
 
@@ -55,7 +55,7 @@ def place_of(table, limits, priority, index):
 
 @jit
 def offset_of(keys, members, start, stop, priority, index):
-    """The position of the first entry in [start, stop) that does not come before this one."""
+    """The position of the first entry in [start, stop) that does not precede this one."""
     while start < stop:
         middle = (start + stop) // 2
         if precedes(keys[middle], members[middle], priority, index):
@@ -67,7 +67,7 @@ def offset_of(keys, members, start, stop, priority, index):
 
 @jit
 def count_one(table, place, change):
-    """Change the number of entries of the block in a place by 1 or -1."""
+    """Change the number of entries of the block at a place by 1 or -1."""
     block, node = table[DIRECTORY, place], place + 1
     table[COUNT, block] += change
     table[HEADER, SIZE] += change
@@ -78,7 +78,7 @@ def count_one(table, place, change):
 
 @jit
 def count_all(table, begin):
-    """Note the place of each block from the place `begin` on, and add up the sums anew."""
+    """Record the place of each block from the place `begin` on, and recompute the sums."""
     used, nodes = table[HEADER, USED], table.shape[1]
     for place in range(begin, used):
         table[PLACE, table[DIRECTORY, place]] = place
@@ -102,7 +102,7 @@ def before(table, place):
 
 @jit
 def position_of(table, rank):
-    """The position of the entry of a rank, which is counted from 0."""
+    """The position of the entry with a rank, counted from 0."""
     place, step, nodes = 0, table[HEADER, TOP], table.shape[1]
     while step > 0:
         node = place + step
@@ -124,7 +124,7 @@ def move(keys, members, blocks, capacity, start, stop, to, block):
 
 @jit
 def join(table, limits, keys, members, blocks, capacity, place):
-    """Free the block after `place` if both are small, and move its entries to the one in `place`."""
+    """If the block at `place` and the next one are small, move the entries of the next one to it and free the next."""
     used, span = table[HEADER, USED], table[HEADER, SPAN]
     if place < 0 or place + 1 >= used:
         return
@@ -143,7 +143,7 @@ def join(table, limits, keys, members, blocks, capacity, place):
 
 @jit
 def split(table, limits, keys, members, blocks, capacity, place):
-    """Move the second half of the block in `place`, which is full, to a free one after it."""
+    """Move the second half of the full block at `place` to a free block after it."""
     used, span = table[HEADER, USED], table[HEADER, SPAN]
     full, free = table[DIRECTORY, place], table[DIRECTORY, used]
     middle = full * span + span // 2
@@ -160,7 +160,7 @@ def split(table, limits, keys, members, blocks, capacity, place):
 
 @jit
 def take_out(table, limits, keys, members, blocks, capacity, slot, index):
-    """Remove the entry of an index. O(SPAN), and once in a while O(blocks)."""
+    """Remove the entry of an index. O(SPAN), occasionally O(blocks)."""
     block = blocks[slot]
     start, place = block * table[HEADER, SPAN], table[PLACE, block]
     position = start + table[COUNT, block] - 1
@@ -176,7 +176,7 @@ def take_out(table, limits, keys, members, blocks, capacity, slot, index):
 
 @jit
 def put_in(table, limits, keys, members, blocks, capacity, slot, index, priority, place):
-    """Insert an entry, which probably belongs to the block in `place`. O(SPAN), and once in a while O(blocks)."""
+    """Insert an entry, which probably belongs to the block at `place`. O(SPAN), occasionally O(blocks)."""
     used, span = table[HEADER, USED], table[HEADER, SPAN]
     is_right = place == 0 or (place < used and not precedes(priority, index, limits[place], table[LIMIT, place]))
     if is_right and place + 1 < used:
@@ -207,7 +207,7 @@ def empty(table):
 
 @jit
 def fill(table, limits, keys, members, blocks, capacity, priorities, indices):
-    """Have the order hold these indices, which are in their order. O(N)."""
+    """Fill the order with these indices, which are already sorted. O(N)."""
     empty(table)
     span, count = table[HEADER, SPAN], indices.shape[0]
     each = 3 * span // 4
@@ -225,9 +225,9 @@ def fill(table, limits, keys, members, blocks, capacity, priorities, indices):
 
 @jit
 def settle(table, limits, keys, members, blocks, priorities, settled, bounds, capacity):
-    """Give new steps the largest priority there is, or 1, and remove retired ones; returns whether the order is stale.
+    """Give new steps the largest priority, or 1, and remove retired ones. Returns whether the order is stale.
 
-    `settled` are the bounds that the order follows; they become `bounds`.
+    `settled` are the bounds for which the order is up to date. They become `bounds`.
     """
     num_envs, length = bounds.shape[1], capacity // bounds.shape[1]
     left, changes, first = 0, 0, 0
@@ -274,7 +274,7 @@ def settle(table, limits, keys, members, blocks, priorities, settled, bounds, ca
 
 @jit
 def places_of(table, limits, priorities, indices, places):
-    """`place_of` of many entries, which take each step together, so that their memory reads overlap."""
+    """`place_of` for many entries. They take each step together, so that their memory reads overlap."""
     used, step = table[HEADER, USED], 1
     while 2 * step < used:
         step *= 2
@@ -299,7 +299,7 @@ def prefetch_end(table, keys, members, block):
 
 @jit
 def update(table, limits, keys, members, blocks, priorities, bounds, capacity, slots, values):
-    """Set the priorities of slots, the last of duplicates; returns whether the order is stale then."""
+    """Set the priorities of slots; of duplicates the last counts. Returns whether the order is then stale."""
     count = slots.shape[0]
     if count > FEW + table[HEADER, SIZE] // 8:
         table[HEADER, STALE] = 1
@@ -328,9 +328,9 @@ def update(table, limits, keys, members, blocks, priorities, bounds, capacity, s
 
 @jit
 def draw(table, members, masses, points, stratified, alpha, indices, probabilities):
-    """Indices for B numbers in [0, 1), and their probabilities; ``masses[r]`` is that of the first r ranks.
+    """Draw indices for B numbers in [0, 1), with their probabilities. ``masses[r]`` is the total of the first r ranks.
 
-    All queries take each step together, so that their memory reads overlap. The `points` are consumed.
+    All queries take each step together, so that their memory reads overlap. Overwrites `points`.
     """
     size, batch_size, nodes = table[HEADER, SIZE], points.shape[0], table.shape[1]
     total, step, places = masses[size], 1, np.zeros(batch_size, np.int64)
@@ -339,7 +339,7 @@ def draw(table, members, masses, points, stratified, alpha, indices, probabiliti
         indices[i] = 0
     while 2 * step < size:
         step *= 2
-    while step > 0:  # the last rank, from 0, up to which there is at most this mass
+    while step > 0:  # find the last rank, from 0, with at most this mass before it
         for i in range(batch_size):
             rank = indices[i] + step
             indices[i] = rank if rank < size and masses[rank] <= points[i] else indices[i]

@@ -7,9 +7,9 @@ from replaykit._kernels.jit import jit
 
 @jit
 def spans_of(indices, first, last, bounds, stride, starts, stops):
-    """Of the span of each index, the first stored index, and what follows the last.
+    """Find the span of each index: its first stored index, and the index after its last one.
 
-    `first` and `last` are the first and the last index of the episode of each.
+    `first` and `last` are the first and the last index of each index's episode.
     """
     successor = bounds.shape[1]
     for i in range(indices.shape[0]):
@@ -21,7 +21,7 @@ def spans_of(indices, first, last, bounds, stride, starts, stops):
 
 @jit
 def open_rows(indices, first, last, successor, steps, served, mask, is_first):
-    """The steps (B, T) of the row from each index on, and what is served at each: past the end, the last step."""
+    """Find the steps (B, T) of the row at each index, and the served steps: past the end, the last step is repeated."""
     for i in range(steps.shape[0]):
         for t in range(steps.shape[1]):
             steps[i, t] = indices[i] + t * successor
@@ -32,9 +32,9 @@ def open_rows(indices, first, last, successor, steps, served, mask, is_first):
 
 @jit
 def close_rows(opened, is_first, steps, terminated, length, burn_in, mask, loss_mask, indices):
-    """Which of the opened steps are in their row: those up to the first that its end under its goal allows.
+    """Find which opened steps are in their row: a row ends at the first step that terminates under its goal.
 
-    `indices` are those of these steps, and -1 elsewhere. Returns the number of steps that are in no row.
+    `indices` gets the indices of these steps, and -1 elsewhere. Returns the number of steps outside all rows.
     """
     width, padding = opened.shape[1], 0
     for i in range(opened.shape[0]):

@@ -1,10 +1,10 @@
-"""The kernel that writes: it retires old steps, writes new ones, advances their episodes and publishes them.
+"""The writing kernel: it retires old steps, writes new ones, advances their episodes and publishes them.
 
-The state of a storage is in three arrays. `rows` has the bytes of a packed row for each slot. `tables` has the rows
-NUMBER, the number of the episode in each slot; STARTS and STOPS, the first and the last index of each episode, at its
-number modulo the capacity; and, once lanes are out of step, STAMPS, when each slot was written. `header` begins with
-the numbers named below. Then come E numbers for each of FIRST to PLACE, and then the layout of the row: the place and
-the bytes of each leaf. The last two leaves are `terminated` and `truncated`.
+The state of a storage is in three arrays. `rows` has the bytes of a packed row for each slot. `tables` has these rows:
+NUMBER, the episode number in each slot; STARTS and STOPS, the first and the last index of each episode, at its number
+modulo the capacity; and, once lanes are out of step, STAMPS, when each slot was written. `header` begins with the
+numbers named below. E numbers follow for each of FIRST to PLACE, and then the layout of the row: the offset and the
+size of each leaf. The last two leaves are `terminated` and `truncated`.
 """
 
 import numpy as np
@@ -16,20 +16,20 @@ NUM_ENVS, ROW_BYTES, END, STORED, SPLIT, REWARD, REWARD_BYTES, REWARD_NUMBERS, L
 stored, the first stamp that is in the tables (a transition written before has its index for a stamp), where the reward
 begins in the leaves of an entry, the bytes of each of its numbers, and how many these are."""
 FIRST, CURSOR, OVER, EPISODE, PLACE, LANE_ROWS = 0, 1, 2, 3, 4, 5
-"""Of each lane: its oldest step, its next step, whether that begins an episode, the number of the newest episode, and
-the place of that in the tables."""
+"""For each lane: its oldest step, its next step, whether that begins an episode, the number of the newest episode, and
+its position in the tables."""
 NUMBER, STARTS, STOPS, STAMPS = 0, 1, 2, 3
 BOTH, RETIRE, PUBLISH = 0, 1, 2
-"""What `store` does. What is not kept in the rows is written between RETIRE and PUBLISH."""
+"""The stages of `store`. Columns are written between RETIRE and PUBLISH."""
 
 
 @jit
 def store(data, steps, stage, header, rows, tables, indices):
-    """Store `steps` steps of every lane, at most as many as a lane has slots; or, if `steps` is 0, chosen entries.
+    """Store `steps` steps of every lane, at most the number of its slots. If `steps` is 0, store the chosen entries.
 
     `data` has one leaf after another, each with the values of all entries, step by step and lane by lane. The indices
-    of the entries are written to `indices`, or read from it if `steps` is 0. Returns -1, or, if a reward is not finite,
-    the number of its entry, and changes nothing then.
+    of the entries are written to `indices`, or read from it if `steps` is 0. Returns -1. If a reward is not finite,
+    returns the number of its entry and changes nothing.
     """
     if stage != PUBLISH:
         wrong = _not_finite(data, header, indices.shape[0])
@@ -110,7 +110,7 @@ def _write(values, in_step, header, rows, capacity, indices):
 
 @jit
 def _scatter(values, start, count, words, rows, place, stride):
-    """Copy `words` words to each of `count` rows, from `place` on; unsigned indices do not count from the end."""
+    """Copy `words` words to each of `count` rows, at offset `place`. Indices are unsigned, which is faster."""
     size, step = np.uint64(words), np.uint64(stride)
     if words <= 4:  # word by word, since a short inner loop costs more
         for k in range(words):
@@ -126,7 +126,7 @@ def _scatter(values, start, count, words, rows, place, stride):
 
 @inlined
 def _advance_episodes(stamp, in_step, steps, header, rows, tables, capacity, indices):
-    """Note the episodes of the entries, whose rows are written, and when they were written."""
+    """Record the episodes of the entries, whose rows are written, and the time of writing."""
     num_envs, row_bytes, end, count = header[NUM_ENVS], header[ROW_BYTES], header[END], indices.shape[0]
     over, episode, at = LANES + OVER * num_envs, LANES + EPISODE * num_envs, LANES + PLACE * num_envs
     start = indices[0] % capacity if in_step and count else 0
@@ -151,7 +151,7 @@ def _advance_episodes(stamp, in_step, steps, header, rows, tables, capacity, ind
 
 @jit
 def number_entries(mask, bounds, indices, entries):
-    """The index that each entry of a mask (T E,) will get, -1 where it is False; `entries` gets only the indices."""
+    """Compute the index of each entry of a mask (T E,), -1 where it is False. `entries` gets only the indices."""
     num_envs, count = bounds.shape[1], 0
     cursor = bounds[CURSOR].copy()
     for j in range(mask.shape[0]):
@@ -178,7 +178,7 @@ def end_episodes(lanes, header, rows):
 
 @jit
 def clear(header):
-    """Retire every step, and end all episodes."""
+    """Retire every step and end all episodes."""
     num_envs = header[NUM_ENVS]
     for e in range(num_envs):
         header[LANES + e] = header[LANES + CURSOR * num_envs + e]
@@ -200,7 +200,7 @@ def begins_of(data, header, indices, begins):
 
 @jit
 def rebuild_tables(header, rows, tables, starts):
-    """Make the episode tables from the end flags of the rows and the first index of each lane's oldest episode."""
+    """Rebuild the episode tables from the rows' end flags and the first index of each lane's oldest episode."""
     num_envs, row_bytes, capacity = header[NUM_ENVS], header[ROW_BYTES], rows.shape[0] // header[ROW_BYTES]
     for e in range(num_envs):
         newest, episode = header[LANES + CURSOR * num_envs + e] - 1, header[LANES + EPISODE * num_envs + e]
@@ -218,7 +218,7 @@ def rebuild_tables(header, rows, tables, starts):
 
 @jit
 def episodes_at(indices, bounds, tables, capacity, found):
-    """The number, the first and the last index of the episode of each index, and -1 for -1, in found (3, B).
+    """Find the episode number of each index, and the episode's first and last index, in `found` (3, B); -1 for -1.
 
     Returns the position of the first other index that is not stored, or -1.
     """

@@ -18,15 +18,15 @@ from replaykit._kernels.lanes import indices_of, slots_of
 
 MAX, MAX_LOOSE, MIN, MIN_LOOSE, BLOCKS = 0, 1, 2, 3, 4
 STRATIFIED, IID = 0, 1
-ONE = np.uint64(1)  # indices are unsigned: with a signed one, each access first asks whether it counts from the end
+ONE = np.uint64(1)  # indices are unsigned: with a signed index, each access first checks whether it is negative
 SMALLEST_PROBABILITY = 2.2250738585072014e-308
 
 
 @jit
 def find(nodes, masses, cursors):
-    """Leaves into `cursors` at which the running sum first exceeds each mass; `masses` is consumed.
+    """Find the leaves at which the running sum first exceeds each mass. They are written to `cursors`.
 
-    All queries go down one level together: their memory reads overlap instead of waiting for each other.
+    Overwrites `masses`. All queries descend one level together, so that their memory reads overlap.
     """
     size = nodes.shape[0] // 2
     for i in range(masses.shape[0]):
@@ -48,11 +48,11 @@ def find(nodes, masses, cursors):
 
 @jit
 def _last_positive_before(nodes, cursor):
-    """The last positive leaf before a zero leaf on which a query landed, because a sum was rounded up."""
+    """The last positive leaf before a zero leaf that a query reached because a sum was rounded up."""
     size, node = nodes.shape[0] // 2, cursor
     while node > 1 and (node % 2 == 0 or nodes[node - 1] == 0.0):
         node //= 2
-    if node <= 1:  # no positive leaf before it: a query that is no number in [0, total)
+    if node <= 1:  # no positive leaf before it: the query was outside [0, total)
         return cursor
     node -= 1
     while node < size:
@@ -62,16 +62,16 @@ def _last_positive_before(nodes, cursor):
 
 @jit
 def draw(nodes, uniforms, scheme, cursors, probabilities):
-    """Leaves into `cursors` and their probabilities, for B numbers in [0, 1).
+    """Draw leaves into `cursors`, with their probabilities, for B numbers in [0, 1).
 
-    STRATIFIED draws one point in each of B equal parts of the mass, IID draws each anywhere.
+    STRATIFIED draws one point in each of B equal parts of the total, IID draws each point from the whole.
     """
     total, size, count = nodes[1], nodes.shape[0] // 2, uniforms.shape[0]
     masses = np.empty(count, np.float64)
     for i in range(count):
         masses[i] = (i + uniforms[i]) / count * total if scheme == STRATIFIED else uniforms[i] * total
     find(nodes, masses, cursors)
-    for i in range(count):  # what is drawn has a positive probability even if the quotient underflows
+    for i in range(count):  # a drawn leaf has a positive probability even if the quotient underflows
         probabilities[i] = max(nodes[size + cursors[i]] / total, SMALLEST_PROBABILITY)
 
 
@@ -79,8 +79,8 @@ def draw(nodes, uniforms, scheme, cursors, probabilities):
 def assign(nodes, extremes, leaves, values):
     """Set `leaves` to `values` in order (the last duplicate wins), then recompute their ancestors level by level.
 
-    A parent equal to the one before it is dropped: sorted leaves, as those of a stratified draw, share most of their
-    ancestors. The levels with few nodes are recomputed as a whole.
+    A parent equal to the previous one is skipped: sorted leaves, as from a stratified draw, share most of their
+    ancestors. Levels with few nodes are recomputed completely.
     """
     size, count = nodes.shape[0] // 2, leaves.shape[0]
     maxima, loose, shift = _blocks(nodes, extremes)
@@ -115,7 +115,7 @@ def assign(nodes, extremes, leaves, values):
 
 @jit
 def fill(nodes, extremes, start, stop, value):
-    """Set the leaves in [start, stop) to one value and recompute their ancestors, about two additions a leaf."""
+    """Set the leaves in [start, stop) to one value and recompute their ancestors. About two additions per leaf."""
     if stop <= start:
         return
     size, (maxima, loose, shift) = nodes.shape[0] // 2, _blocks(nodes, extremes)
@@ -159,7 +159,7 @@ def _blocks(nodes, extremes):
 
 @jit
 def _place_of_largest(values, start, stop):
-    """Of the values in [start, stop), the place of the first that no other exceeds."""
+    """The position of the first largest value in [start, stop)."""
     best = start
     for i in range(start + 1, stop):
         if values[i] > values[best]:
@@ -169,9 +169,9 @@ def _place_of_largest(values, start, stop):
 
 @jit
 def largest(nodes, extremes):
-    """The largest leaf, 0 in an empty tree. O(sqrt C), unless every block has just lost its largest leaf."""
+    """The largest leaf; 0 in an empty tree. O(sqrt C), unless every block has just lost its largest leaf."""
     size, (maxima, loose, shift) = nodes.shape[0] // 2, _blocks(nodes, extremes)
-    begin = size - size  # a plain 0 would have Numba compile what it is given to once more
+    begin = size - size  # a literal 0 would make Numba compile the called kernel again
     while extremes[MAX_LOOSE] != 0.0:
         best = _place_of_largest(maxima, begin, maxima.shape[0])
         if loose[best] == 0.0:
@@ -184,7 +184,7 @@ def largest(nodes, extremes):
 
 @jit
 def smallest(nodes, extremes):
-    """The smallest positive leaf, inf in an empty tree; O(C) only after the leaf that held it has changed."""
+    """The smallest positive leaf; inf in an empty tree. O(C) only after the leaf that held it has changed."""
     if extremes[MIN_LOOSE] != 0.0:
         least = math.inf
         for leaf in range(nodes.shape[0] // 2, nodes.shape[0]):
@@ -196,9 +196,9 @@ def smallest(nodes, extremes):
 
 @jit
 def settle(nodes, extremes, settled, bounds, capacity):
-    """Give new steps the largest value there is, or 1, and 0 to steps that were retired and not replaced.
+    """Give new steps the largest value of all leaves, or 1. Set steps that were retired and not replaced to 0.
 
-    `settled` are the bounds that the leaves follow; they become `bounds`. Lanes that are in step are filled together.
+    `settled`, the bounds that the leaves reflect, become `bounds`. Lanes in step are filled together.
     """
     num_envs, length = bounds.shape[1], capacity // bounds.shape[1]
     together, is_settled = True, True
@@ -227,7 +227,7 @@ def settle(nodes, extremes, settled, bounds, capacity):
 
 @jit
 def proportional_draw(nodes, extremes, settled, points, scheme, bounds, capacity, slots, indices, probabilities):
-    """`settle`, and draw stored indices. The `points` become the ratios of the probabilities to the least of them."""
+    """`settle`, then draw stored indices. `points` become the probabilities divided by the least of them."""
     settle(nodes, extremes, settled, bounds, capacity)
     draw(nodes, points, scheme, slots, probabilities)
     least = math.inf
@@ -240,7 +240,7 @@ def proportional_draw(nodes, extremes, settled, points, scheme, bounds, capacity
 
 @jit
 def proportional_shares(nodes, extremes, settled, bounds, capacity, indices, shares):
-    """`settle`, and the probabilities of indices; returns the position of the first that is not stored, or -1."""
+    """`settle`, then compute the probabilities of indices. Returns the position of the first not stored, or -1."""
     slots, size = np.empty(indices.shape[0], np.int64), nodes.shape[0] // 2
     wrong = slots_of(indices, bounds, capacity, slots)
     if wrong < 0:
@@ -252,6 +252,6 @@ def proportional_shares(nodes, extremes, settled, bounds, capacity, indices, sha
 
 @jit
 def update(nodes, extremes, settled, bounds, capacity, leaves, values):
-    """`settle`, and set leaves."""
+    """`settle`, then set leaves."""
     settle(nodes, extremes, settled, bounds, capacity)
     assign(nodes, extremes, leaves, values)

@@ -1,8 +1,7 @@
 """Measures of how healthy a replay is, and of how far its batches are from independent uniform draws.
 
 The measures are functions of NumPy arrays that return numbers. They are compared with their expectation under
-independent uniform draws, so you can read them without a baseline: i.i.d. draws give 1, or 0 where the docstring says
-so.
+independent uniform draws, so you can read them without a baseline: i.i.d. draws give 1, or 0 if the docstring says so.
 
 - TD errors: `td_error_stats`, `top_share`.
 - Independence, within a batch and between successive batches: `duplicates`, `overlap`, `same_episode_pairs`,

@@ -29,7 +29,7 @@ AVERAGED = (
     "energy_distance", "state_nonfinite_share", "stale_share",
     *(f"weight_{name}" for name in ("effective_share", "mean", "min", "max", "collapsed_share")),
 )  # fmt: skip
-"""Numbers of a batch, which `stats` averages over the batches of the window."""
+"""Numbers of a batch. `stats` averages them over the window."""
 LATEST = (
     "recorded_batches", "stored_transitions", "batch_size", "draws_per_transition", "lifetime_batches",
     "stale_update_share",
@@ -39,14 +39,14 @@ LATEST = (
     *(f"draws_{name}" for name in ("mean", "max", "never_share", "never_expected", "dispersion")),
     "features", "features_total", "reference_states",
 )  # fmt: skip
-"""Numbers of the buffer, of which `stats` gives the latest."""
+"""Numbers of the buffer. `stats` returns the latest values."""
 
 MAX_TRANSITIONS = 4_096
-"""Stored transitions whose probabilities, draw counts and episodes are examined."""
+"""Maximum number of stored transitions whose probabilities, draw counts and episodes are examined."""
 MAX_STATES_FOR_DISTANCES = 128
-"""States of the batch and of the buffer for the energy distance, whose cost is quadratic in their number."""
+"""Maximum number of states for the energy distance, whose cost is quadratic in it."""
 MAX_HISTORY = 10_000
-"""Rows of the history. When there are more, every second row is dropped."""
+"""Maximum number of rows of the history. When there are more, every second row is dropped."""
 
 
 class ReplayMonitor:
@@ -59,10 +59,10 @@ class ReplayMonitor:
 
     Methods: `record`; to read the results `stats`, `history`, `warnings`, `plot`.
 
-    The states that are compared are the stored `obs`, without the changes that wrappers make. Nested observations are
-    concatenated. If a state has more than `max_features` numbers, as an image does, a random selection of that many is
-    compared, the same at all times: ``stats()["features"]`` of ``stats()["features_total"]``. If more than 4,096
-    transitions are stored, a uniform sample of that many represents them.
+    The compared states are the stored `obs`, without changes by wrappers. Nested observations are concatenated. If a
+    state has more than `max_features` numbers, as an image does, a fixed random selection of that many is compared:
+    ``stats()["features"]`` of ``stats()["features_total"]``. If more than 4,096 transitions are stored, a uniform
+    sample of that many represents them.
 
     Memory: 12 bytes for each slot of the buffer, the indices of `every` batches, and the history. Time: see
     :doc:`/explanation/is-my-replay-healthy`.
@@ -76,9 +76,9 @@ class ReplayMonitor:
     window : int
         The number of examined batches over which `stats` averages. A single batch is noisy.
     max_features : int
-        The largest number of features of a state that are compared.
+        Maximum number of compared features of a state.
     seed : int
-        Seeds the choice of features, and of the stored transitions that batches are compared with.
+        Seed for the choice of features and of the stored transitions that batches are compared with.
 
     Examples
     --------
@@ -129,10 +129,10 @@ class ReplayMonitor:
         Parameters
         ----------
         batch : Batch
-            A batch of `sample`, or the same as tensors on the CPU. Of sequences the transitions are examined, each with
-            the weight and the probability of its row.
-        td_errors : array-like of shape (B,), or (B, T) of sequences, float, optional
-            Signed, as for `update_priorities`. NaN and infinite errors are counted, and left out of the other numbers.
+            A batch of `sample`, or the same as tensors on the CPU. For sequences, single transitions are examined, each
+            with the weight and the probability of its row.
+        td_errors : array-like of shape (B,), or (B, T) for sequences, float, optional
+            Signed, as for `update_priorities`. NaN and infinite errors are counted and left out of the other numbers.
 
         Raises
         ------
@@ -141,7 +141,7 @@ class ReplayMonitor:
         ValueError
             If `td_errors` and the indices differ in shape, or the batch is empty.
         IndexError
-            If an index was never given out. Stale indices are no error; they are counted, and left out otherwise.
+            If an index was never returned by the buffer. Stale indices are counted and otherwise left out.
         """
         if not hasattr(batch, "indices"):
             raise TypeError(f"batch is a {type(batch).__name__} without indices; expected a Batch, as sample gives it")
@@ -202,7 +202,7 @@ class ReplayMonitor:
             del self._history[1::2]
 
     def _lifetime_numbers(self, batch_size: int) -> dict[str, float]:
-        """For how many batches a transition is stored, and how often it is drawn in that time."""
+        """The number of batches while a transition is stored, and its number of draws in that time."""
         numbers = self.buffer.stats()
         draws, added, stale = self._last_totals
         self._last_totals = self._draws, numbers["added"], numbers.get("stale_updates", 0.0)
@@ -222,7 +222,7 @@ class ReplayMonitor:
     def _position_numbers(
         self, indices: Indices, previous: Indices | None, sample: Indices, stored: StoredSteps
     ) -> dict[str, float]:
-        """From which positions of the buffer a batch was drawn, compared with uniform draws."""
+        """The positions in the buffer from which a batch was drawn, compared with uniform draws."""
         size, ages = int(stored.sizes.sum()), stored.ages(indices)
         age = relative_age(ages, stored.sizes)
         # The expected share of pairs, sum (L / N)², is the mean of L / N over transitions drawn uniformly
@@ -263,7 +263,7 @@ class ReplayMonitor:
         """How unequal the probabilities of the stored transitions are, and how unequal their draws have been."""
         draws = draw_count_stats(*self._draw_counts.counts(sample))
         found = {f"draws_{name}": value for name, value in draws.items()}
-        if self.buffer.is_conditional:  # as those of a LargeBatchReplay are
+        if self.buffer.is_conditional:  # for example, a LargeBatchReplay
             return found
         is_start = self.buffer.begins_row(sample)
         if not is_start.any():
@@ -295,15 +295,15 @@ class ReplayMonitor:
     # -- Looking ---------------------------------------------------------------------------------------------
 
     def stats(self, prefix: str = "") -> dict[str, float]:
-        """Numbers for a logger: always the same names, with nan for a number that is not known yet.
+        """Metrics for a logger. The names are always the same; a number that is not known yet is nan.
 
         Numbers of a batch are averages over the last `window` examined batches. :doc:`/reference/diagnostics` lists all
-        names. None of them is a name in the `stats` of a buffer.
+        names. They differ from the names in the `stats` of a buffer.
 
         Parameters
         ----------
         prefix : str
-            Put before each name, such as ``"replay/"``.
+            A prefix for each name, such as ``"replay/"``.
         """
         if self._history:
             return prefixed(self._history[-1], prefix)
@@ -316,7 +316,7 @@ class ReplayMonitor:
         return [dict(row) for row in self._history]
 
     def warnings(self) -> list[str]:
-        """Messages about everything that looks unhealthy, with the measured number and a remedy; empty if nothing does.
+        """Messages about unhealthy numbers, each with the measured value and a remedy. Empty if all looks healthy.
 
         Examples
         --------
@@ -357,7 +357,7 @@ Raise eps, or lower alpha.')
 
 
 def _transitions_of(batch: Any, td_errors: Any) -> tuple[Batch, npt.NDArray[np.float64] | None]:
-    """The transitions of sequences, one after another, without padding, and their TD errors."""
+    """The transitions of sequences in one flat batch without padding, and their TD errors."""
     steps = as_array("batch.step_indices", batch.step_indices)
     mask = steps >= 0
     rows = np.nonzero(mask)[0]

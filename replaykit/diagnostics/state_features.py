@@ -21,14 +21,13 @@ MAX_REFERENCE_STATES = 512
 """States of the buffer that a batch is compared with. Large states are limited by `MAX_REFERENCE_BYTES`."""
 
 MAX_REFERENCE_BYTES = 1 << 23
-"""Bytes of the states that are read from the buffer at once. At least 32 states are read in any case."""
+"""Maximum size in bytes of the states read from the buffer at a time. At least 32 states are read in any case."""
 
 
 class StateReader:
     """Reads the stored `obs` of transitions as a table with one column for each feature.
 
-    Nested observations are concatenated. If there are more than `max_features`, a random selection is read, the same at
-    all times.
+    Nested observations are concatenated. If there are more than `max_features`, a fixed random selection is read.
 
     Attributes
     ----------

@@ -7,7 +7,7 @@ Numbers = Mapping[str, float]
 
 
 class Symptom(NamedTuple):
-    """Something that can be wrong with a replay. A symptom never shows if its number is nan.
+    """A possible problem of a replay. A symptom never shows if its number is nan.
 
     Attributes
     ----------
@@ -29,8 +29,8 @@ SYMPTOMS = (
     ),
     Symptom(
         lambda x: x["state_nonfinite_share"] > 0.0,
-        "{state_nonfinite_share:.2%} of the sampled transitions have NaN or infinite observations: the environment, or "
-        "what normalises its observations, is broken.",
+        "{state_nonfinite_share:.2%} of the sampled transitions have NaN or infinite observations: check the "
+        "environment and the normalisation of its observations.",
     ),
     Symptom(
         lambda x: x["mean_shift"] > 4.0 and x["squared_bias"] <= x["design_effect"],
@@ -40,24 +40,24 @@ SYMPTOMS = (
     ),
     Symptom(
         lambda x: x["mean_shift"] > 4.0 and x["squared_bias"] > x["design_effect"],
-        "Batches differ from the buffer in the same way time and again (squared bias of the mean {squared_bias:.1f}, 0 "
-        "if i.i.d.): the agent learns from a part of what is stored. See relative_age and td_lift for which, and "
-        "whether that is meant.",
+        "Batches differ from the buffer in the same way every time (squared bias of the mean {squared_bias:.1f}, 0 "
+        "if i.i.d.): the agent learns from only a part of the buffer. relative_age and td_lift show which part. Check "
+        "whether this is intended.",
     ),
     Symptom(
         lambda x: x["energy_distance"] > 0.1,
         "The states of batches are distributed differently from those stored (energy distance {energy_distance:.2f}, 0 "
-        "if i.i.d.; 0.1 is a shift by half a standard deviation). Lower alpha, or enlarge what is drawn from.",
+        "if i.i.d.; 0.1 is a shift by half a standard deviation). Lower alpha, or draw from more transitions.",
     ),
     Symptom(
         lambda x: x["same_episode"] > 5.0,
-        "Pairs of the same episode are {same_episode:.0f} times as frequent in batches as chance makes them: batches "
-        "hold runs of neighbouring steps. Draw over the whole buffer.",
+        "Pairs of the same episode are {same_episode:.0f} times as frequent in batches as expected by chance: batches "
+        "contain runs of neighbouring steps. Draw from the whole buffer.",
     ),
     Symptom(
         lambda x: x["successive_correlation"] > 0.5 and x["mean_shift"] > 2.0,
         "Successive batches deviate from the buffer in the same direction (correlation {successive_correlation:.2f}, 0 "
-        "if i.i.d.): each repeats the lesson of the one before. Draw over the whole buffer, or train less often.",
+        "if i.i.d.): each resembles the previous one. Draw from the whole buffer, or train less often.",
     ),
     Symptom(
         lambda x: x["relative_age"] < 0.5,
@@ -66,8 +66,8 @@ SYMPTOMS = (
     ),
     Symptom(
         lambda x: x["weight_effective_share"] < 0.25,
-        "Importance weights leave {weight_effective_share:.0%} of a batch: a few transitions with large weights decide "
-        "each step. Raise eps, or lower alpha or beta.",
+        "Importance weights reduce a batch to {weight_effective_share:.0%} of its size: a few transitions with large "
+        "weights dominate each step. Raise eps, or lower alpha or beta.",
     ),
     Symptom(
         lambda x: x["weight_mean"] < 0.1,
@@ -76,7 +76,7 @@ SYMPTOMS = (
     ),
     Symptom(
         lambda x: x["probability_undrawable_share"] > 0.5,
-        "{probability_undrawable_share:.1%} of the stored transitions cannot be drawn at all. If that is not meant, "
+        "{probability_undrawable_share:.1%} of the stored transitions cannot be drawn at all. If this is not intended, "
         "draw from the whole buffer, or raise eps.",
     ),
     Symptom(
@@ -88,7 +88,7 @@ SYMPTOMS = (
     Symptom(
         lambda x: x["probability_starved_share"] > 0.5 and x["probability_undrawable_share"] <= 0.5,
         "{probability_starved_share:.1%} of the transitions are drawn less than a tenth as often as uniform draws "
-        "would. Raise eps, lower alpha, or lower the capacity if what is old is not wanted.",
+        "would. Raise eps, lower alpha, or lower the capacity if you do not need old transitions.",
     ),
     Symptom(
         lambda x: x["draws_never_share"] - x["draws_never_expected"] > 0.25,

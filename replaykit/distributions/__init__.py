@@ -1,4 +1,4 @@
-"""Which transitions are drawn, and with what probability."""
+"""Distributions: which transitions are drawn, and with which probability."""
 
 from replaykit.distributions.base import Distribution
 from replaykit.distributions.latest import Latest

@@ -1,4 +1,4 @@
-"""Distribution, the interface of what is drawn."""
+"""`Distribution`: the interface of everything that draws transitions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,25 +15,25 @@ Floats = npt.NDArray[np.float64]
 
 
 class Distribution(Declared, ABC):
-    """Which stored transitions are drawn, and with what probability. Subclass it for other priorities.
+    """Base class of distributions, which draw stored transitions. Subclass it for other priorities.
 
-    A distribution is not called when a transition is added. What was added and retired since it was last asked follows
-    from ``storage.bounds``. A subclass calls ``super().__init__`` and writes `draw` and `probability`; `update` if it
-    has priorities; `weigh` if it corrects for its probabilities; and `state` and `load` for what it keeps, in arrays
-    from ``storage.allocate``. It need not check arguments, and the buffer holds the lock when it calls them.
+    A distribution is not called when a transition is added. It finds added and retired transitions by comparing
+    ``storage.bounds`` with earlier values. A subclass calls ``super().__init__`` and writes `draw` and `probability`;
+    `update` if it has priorities; `weigh` if it corrects for its probabilities; `state` and `restore` if it has data of
+    its own, in arrays from ``storage.allocate``. The buffer checks all arguments and holds the lock during each call.
 
     Parameters
     ----------
     storage : Storage
-        Whose transitions are drawn.
+        Holds the transitions to draw.
     """
 
     batches = 0
-    """How many batches the buffer has served."""
+    """The number of batches that the buffer has served."""
     eps: float = 0.0
-    """Added to the magnitude of a TD error to make a priority."""
+    """Added to the absolute TD error to make a priority."""
     largest_priority = float(np.finfo(np.float64).max)
-    """Larger priorities and TD errors are refused."""
+    """The largest accepted priority or TD error."""
 
     def __init__(self, storage: Storage) -> None:
         if not isinstance(storage, Storage):
@@ -42,14 +42,14 @@ class Distribution(Declared, ABC):
 
     @abstractmethod
     def draw(self, batch_size: int, rng: np.random.Generator) -> Draw:
-        """Draw `batch_size` stored indices; the storage is not empty."""
+        """Draw `batch_size` stored indices. The storage is not empty."""
 
     @abstractmethod
     def probability(self, indices: Indices, batch_size: int) -> Floats:
-        """The expected share of each index in a batch. ``storage.slots`` raises IndexError where it is not stored."""
+        """The expected fraction of a batch that each index gets. ``storage.slots`` raises IndexError if not stored."""
 
     def update(self, slots: Indices, priorities: Floats) -> int:
-        """Set the priorities of the transitions in `slots`, the last of duplicates; returns how many were applied."""
+        """Set the priorities in `slots`. If a slot occurs twice, its last value counts. Returns the number applied."""
         return 0
 
     def weigh(self, draw: Draw, size: int) -> npt.NDArray[np.float32]:
@@ -59,40 +59,40 @@ class Distribution(Declared, ABC):
         return weights
 
     def mass(self) -> float:
-        """The sum that probabilities are divided by. A mixture of buffers draws from each in proportion to it."""
+        """The total that probabilities are divided by."""
         return float(len(self.storage))
 
     def settle(self) -> None:
-        """Give new transitions their priority, and drop retired ones. Called after `clear`, and before some writes."""
+        """Set the priority of new transitions and remove retired ones. Called after `clear` and before some writes."""
 
     def least_probability(self, batch_size: int, without: Indices) -> float:
-        """The smallest positive probability of any stored index but those in `without`; inf if there is none. O(N)."""
+        """The smallest positive probability of any stored index except those in `without`; inf if none. O(N)."""
         shares = self.probability(np.setdiff1d(self.storage.stored(), without), batch_size)
         return float(shares.min(initial=np.inf, where=shares > 0.0))
 
     kernels: Any = None
-    """For ``Storage.fuse``: returns two kernels, one that draws, opens and reduces, and one that also looks ahead."""
+    """For ``Storage.fuse``: returns two kernels. One draws, opens and reduces windows; the other also looks ahead."""
 
     def arguments(self, batch_size: int, rng: np.random.Generator) -> tuple[Any, ...]:
-        """The first arguments of these kernels for a batch. Raises what `draw` raises."""
+        """The first arguments of these kernels for a batch. Raises the errors of `draw`."""
         raise NotImplementedError
 
     def finish(self, fields: dict[str, Any], arguments: tuple[Any, ...]) -> None:
-        """Complete a batch that the first kernel has made: add the weights."""
+        """Add the weights to a batch that the first kernel has made."""
 
     def complete(self, draw: Draw) -> Draw:
         """Complete a draw that one of the kernels has made."""
         return draw
 
     def _draw_with(self, kernel: Callable[..., None], batch_size: int, rng: np.random.Generator) -> Draw:
-        """The draw that a kernel makes of `arguments`."""
+        """The draw that a kernel makes from `arguments`."""
         arguments = *self.arguments(batch_size, rng), self.storage.bounds, self.storage.capacity
         indices, probabilities = np.empty(batch_size, np.int64), np.empty(batch_size)
         kernel(*arguments, np.empty(batch_size, np.int64), indices, probabilities)
         return self.complete(Draw(indices, probabilities))
 
     def stats(self) -> dict[str, float]:
-        """Further numbers for ``stats`` of the buffer."""
+        """Additional metrics for the buffer's ``stats``."""
         return {}
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""The newest transitions are drawn: no replay."""
+"""Draw the newest transitions: no replay."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from replaykit.storage.base import Indices
 
 
 class Latest(Distribution):
-    """A batch of B is the B newest transitions, oldest first. If fewer are stored, they are repeated in turn."""
+    """Draws the B newest transitions, oldest first. If fewer are stored, they are repeated in order."""
 
     def draw(self, batch_size: int, rng: np.random.Generator) -> Draw:
         """The newest indices."""
@@ -17,7 +17,7 @@ class Latest(Distribution):
         return Draw(np.resize(newest, batch_size), _shares(places, newest.size, batch_size))
 
     def probability(self, indices: Indices, batch_size: int) -> Floats:
-        """1/B for the B newest and 0 for the others; if fewer are stored, their shares. O(B log B)."""
+        """1/B for each of the B newest, 0 for others; more if fewer are stored and repeat. O(B log B)."""
         if not self.storage.slots(indices).size:
             return np.zeros(0)
         newest = self.storage.latest(batch_size)
@@ -27,6 +27,6 @@ class Latest(Distribution):
 
 
 def _shares(places: Indices, size: int, batch_size: int) -> Floats:
-    """The share of the transition at each place if `size` of them fill a batch in turn."""
+    """The fraction of a batch that the transition at each place gets if `size` transitions fill it in order."""
     shares: Floats = (batch_size // size + (places < batch_size % size)) / batch_size
     return shares

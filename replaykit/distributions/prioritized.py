@@ -1,4 +1,4 @@
-"""What prioritized distributions have in common: their settings, their weights and how priorities are saved."""
+"""The common part of prioritized distributions: settings, weights and the saved priorities."""
 
 import sys
 from abc import abstractmethod
@@ -26,18 +26,18 @@ _SMALLEST_WEIGHT = np.finfo(np.float32).tiny
 
 
 class Prioritized(Distribution):
-    """A distribution with a number for each slot, from which probabilities and weights follow.
+    """A distribution with a value for each slot, which determines probabilities and weights.
 
-    A subclass keeps `settled`, the bounds that these numbers follow.
+    A subclass keeps `settled`, the bounds for which these values are up to date.
     """
 
-    alpha: float = read_only("_alpha", "How much priorities count.")
-    draws: Draws = read_only("_draws", "How the points of a draw lie on the mass.")
-    weights: Weights = read_only("_weights", "What weights are divided by.")
+    alpha: float = read_only("_alpha", "The strength of prioritization.")
+    draws: Draws = read_only("_draws", "Whether draws are stratified or independent.")
+    weights: Weights = read_only("_weights", "How weights are normalised.")
     largest_value: float
-    """The largest of the numbers that `state` has."""
+    """The largest possible value in `state`."""
     saved_name: str
-    """What these numbers are called in a checkpoint."""
+    """The name of these values in a checkpoint."""
     settled: Indices
 
     def __init__(
@@ -59,7 +59,7 @@ class Prioritized(Distribution):
         self._beta = check_schedule("beta", value)
 
     def weigh(self, draw: Draw, size: int) -> npt.NDArray[np.float32]:
-        """``w = (N q)**-beta``, divided as `weights` says, for the probabilities q of a draw."""
+        """``w = (N q)**-beta`` for the probabilities q of a draw, normalised according to `weights`."""
         q, beta = draw.probabilities, self.beta
         if self._weights == "none":
             with np.errstate(over="ignore"):
@@ -70,14 +70,14 @@ class Prioritized(Distribution):
 
     @abstractmethod
     def values(self) -> Floats:
-        """The number of each slot, in an array that may be a view and longer than there are slots."""
+        """The value of each slot, in an array that may be a view and longer than the number of slots."""
 
     @abstractmethod
     def set_values(self, settled: Indices, slots: Indices, values: Floats) -> None:
-        """Set the numbers of these slots, and of no others, for steps within the bounds `settled`."""
+        """Set the values of exactly these slots, for steps within the bounds `settled`."""
 
     def state(self) -> dict[str, Any]:
-        """The numbers as they were last settled, in the order of the slots, and beta or its schedule."""
+        """The values when they were last settled, in slot order, and beta or its schedule."""
         capacity = self.storage.capacity
         values = self.values()[Slots(self.settled, capacity).select(0, capacity)]
         return {"capacity": capacity, "settled": self.settled, self.saved_name: values, "beta": self._beta}
@@ -102,7 +102,7 @@ class Prioritized(Distribution):
         settled = np.minimum(state["settled"], bounds) if is_same else np.clip(state["settled"], *bounds)
         is_kept = (step >= settled[0, lane]) & (step < settled[1, lane])
         slots, values = indices[is_kept] % capacity, state[self.saved_name][is_kept]
-        if not is_same:  # what was added since gets its priority from all that was stored then, which is not all kept
+        if not is_same:  # the priority of later transitions depends on all that was stored then, of which some is lost
             new = stored_in(np.stack((settled[1], bounds[1])), num_envs) % capacity
             largest = state[self.saved_name].max(initial=0.0) or 1.0
             settled, slots = bounds, np.concatenate((slots, new))

@@ -17,7 +17,7 @@ from replaykit.storage.base import Indices, Storage
 
 tree_kernels, fused = lazy("tree"), lazy("fused")
 
-_LEAF_BYTES = 32  # of a leaf and its share of the inner nodes, at most
+_LEAF_BYTES = 32  # at most, for a leaf and its share of the inner nodes
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -28,10 +28,10 @@ class Proportional(Prioritized):
     ----------
     storage : Storage
     alpha, beta, eps, draws, weights
-        As those of `replaykit.PrioritizedBuffer`.
+        As in `replaykit.PrioritizedBuffer`.
     """
 
-    eps: float = read_only("_eps", "Added to the magnitude of every TD error.")
+    eps: float = read_only("_eps", "Added to the absolute value of every TD error.")
     saved_name = "scaled"
 
     def __init__(
@@ -47,20 +47,20 @@ class Proportional(Prioritized):
         if storage.is_reopened:
             self.tree.rebuild()
         self.settled: Indices = storage.allocate("settled", (2, storage.num_envs), np.int64)
-        # So that priorities to the power alpha can be summed, eps and rounding included
+        # Priorities to the power alpha must have a finite sum, including eps and rounding
         self.largest_priority = 0.5 * self.tree.limit ** min(1.0, 1.0 / max(self.alpha, 1e-300)) - self.eps
         if self.largest_priority < 1.0:
-            raise ValueError(f"eps is {eps} and alpha {alpha}; expected smaller ones, as no priority fits beside them")
+            raise ValueError(f"eps is {eps} and alpha {alpha}; expected smaller values: every priority would overflow")
         self.largest_value = self.tree.limit
         self._scheme, self._arrays = SCHEMES.index(draws), (self.tree.nodes, self.tree.extremes, self.settled)
 
     def settle(self) -> None:
-        """Give the transitions added since the last call the largest priority in the buffer, or 1 if there is none."""
+        """Give the transitions added since the last call the largest priority in the buffer, or 1 if it was empty."""
         tree_kernels.settle(*self._arrays, self.storage.bounds, self.storage.capacity)
 
     def update(self, slots: Indices, priorities: Floats) -> int:
         scaled: Floats = priorities**self._alpha
-        if self._alpha > 1.0:  # a power that underflows is still positive: what has a priority can be drawn
+        if self._alpha > 1.0:  # keep a power that underflows positive, so that the transition can be drawn
             scaled[(scaled == 0.0) & (priorities > 0.0)] = sys.float_info.min
         tree_kernels.update(*self._arrays, self.storage.bounds, self.storage.capacity, slots, scaled)
         return len(slots)
@@ -84,21 +84,21 @@ class Proportional(Prioritized):
         return self._least(self.tree.smallest_without(self.storage.slots(without)))
 
     def _least(self, scaled: float) -> float:
-        """The probability of a scaled priority, which is positive even if the quotient underflows."""
+        """The probability of a scaled priority. It is positive even if the quotient underflows."""
         return float(max(scaled / (self.tree.total or 1.0), sys.float_info.min))
 
     def kernels(self) -> Any:
         return fused.proportional_batch, fused.proportional_look
 
     def arguments(self, batch_size: int, rng: np.random.Generator) -> tuple[Any, ...]:
-        """The tree, the bounds it follows, and a number in [0, 1) for each draw."""
+        """The tree, its bounds, and a number in [0, 1) for each draw."""
         if self.tree.nodes.item(1) == 0.0:
             self.settle()
-            self.tree.refuse_empty()  # before anything random is drawn
+            self.tree.refuse_empty()  # before any random number is drawn
         return (*self._arrays, rng.random(batch_size), self._scheme)
 
     def finish(self, fields: dict[str, Any], arguments: tuple[Any, ...]) -> None:
-        """Add the weights; the kernel has replaced the random numbers by the ratios of probabilities to the least."""
+        """Add the weights. The kernel has replaced the random numbers by probabilities divided by the least one."""
         if self._weights == "batch":
             beta = self._beta if type(self._beta) is float else self.beta
             fields["weights"] = (arguments[3] ** -beta).astype(_FLOAT32)
@@ -107,7 +107,7 @@ class Proportional(Prioritized):
             fields["weights"] = self.weigh(draw, len(self.storage))
 
     def complete(self, draw: Draw) -> Draw:
-        """Add the least probability of all, if weights are divided by it."""
+        """Add the least probability of all transitions if weights are normalised by it."""
         if self._weights == "buffer":
             draw.least = self._least(self.tree.smallest)
         return draw

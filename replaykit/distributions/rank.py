@@ -1,4 +1,4 @@
-"""Rank-based prioritization: probabilities follow from the order of the priorities."""
+"""Rank-based prioritization: probabilities depend on the order of the priorities."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,27 +14,26 @@ from replaykit.storage.base import Indices, Storage
 
 kernels = lazy("ranks")
 
-_SHORTEST = 8  # entries of a block, at least
+_SHORTEST = 8  # smallest number of entries in a block
 
 
 class Rank(Prioritized):
-    """``P = rank**-alpha / sum(rank**-alpha)``, where the largest priority has the rank 1, and the smallest N.
+    """``P = rank**-alpha / sum(rank**-alpha)``. The largest priority has rank 1, the smallest has rank N.
 
-    Of equal priorities the larger index comes first. The order always follows the priorities, and so does every
-    probability: no priority waits for a later sort. A draw costs O(B log C); a changed priority and a new transition
-    O(C^(1/3)), amortised: they shift some dozens of numbers if a million are stored. If more than an eighth of the
-    priorities change between two batches, they are sorted: O(N log N). The order takes about 75 bytes for each
-    transition.
+    Among equal priorities, the larger index comes first. Ranks and probabilities are always up to date: there is no
+    periodic sort. A draw is O(B log C). A changed priority or a new transition is O(C^(1/3)), amortised: it shifts a
+    few dozen entries in a buffer of one million. If more than an eighth of the priorities change between two batches,
+    all are sorted: O(N log N). The order takes about 75 bytes per transition.
 
-    The paper cuts the ranks into B segments of about equal mass and draws uniformly from each, which is not quite the
-    power law that its weights assume. Here points on the mass are drawn, as on a sum tree, so that probabilities and
-    weights are exact.
+    The paper divides the ranks into B segments of approximately equal probability and draws uniformly from each. This
+    differs slightly from the power law that its weights assume. Here the power law is drawn from directly, as with a
+    sum tree, so that probabilities and weights are exact.
 
     Parameters
     ----------
     storage : Storage
     alpha, beta, draws, weights
-        As those of `replaykit.PrioritizedBuffer`.
+        As in `replaykit.PrioritizedBuffer`.
 
     References
     ----------
@@ -88,14 +87,14 @@ class Rank(Prioritized):
         self._sort()
 
     def _sort(self) -> None:
-        """Fill the order anew from the priorities. O(N log N)."""
+        """Rebuild the order from the priorities. O(N log N)."""
         capacity = self.storage.capacity
         indices = np.sort(Slots(self.settled, capacity).all())[::-1]
         indices = indices[np.argsort(-self._priorities[indices % capacity], kind="stable")]
         kernels.fill(*self._order, capacity, self._priorities, indices)
 
     def settle(self) -> None:
-        """Give the transitions added since the last call the largest priority in the buffer, or 1 if there is none."""
+        """Give the transitions added since the last call the largest priority in the buffer, or 1 if it was empty."""
         storage = self.storage
         while kernels.settle(*self._order, self._priorities, self.settled, storage.bounds, storage.capacity):
             self._sort()
@@ -121,7 +120,7 @@ class Rank(Prioritized):
         return np.asarray(self._shares(self.ranks(indices)))
 
     def ranks(self, indices: Indices) -> Indices:
-        """The rank of each stored index, from 1 to N. ``storage.slots`` raises IndexError where it is not stored."""
+        """The rank of each stored index, from 1 to N. ``storage.slots`` raises IndexError for an index not stored."""
         slots, found = self.storage.slots(indices), np.empty(len(indices), np.int64)
         self.settle()
         table, _limits, keys, members, blocks = self._order
@@ -129,7 +128,7 @@ class Rank(Prioritized):
         return found
 
     def _shares(self, ranks: Any) -> Any:
-        """The probabilities of ranks, which are positive even if the powers underflow."""
+        """The probabilities of ranks. They are positive even if the powers underflow."""
         total = self._masses[len(self.storage)]
         return np.maximum(np.asarray(ranks, np.float64) ** -self._alpha / total, kernels.SMALLEST_PROBABILITY)
 

@@ -1,4 +1,4 @@
-"""The sum tree: draws in proportion to priority in O(log C)."""
+"""The sum tree: draws proportional to priority in O(log C)."""
 
 import operator
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from replaykit.storage.memory_limit import refuse_more_than_memory
 kernels = lazy("tree")
 
 Scheme: TypeAlias = Literal["stratified", "iid"]
-"""How the points of a draw lie on the mass."""
+"""How the points of a draw are distributed over the total."""
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 """In the order of the kernels' numbers."""
 Leaves: TypeAlias = npt.NDArray[np.int64]
@@ -30,8 +30,8 @@ def _zeros(_name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDAr
 class SumTree:
     r"""A binary tree over C leaves in which every node is the sum of its two children.
 
-    Leaf i holds a non-negative value. Side by side the leaves make up a line of length `total`, and a point drawn
-    uniformly on it lies on leaf i with probability ``value[i] / total``. The sums lead to the leaf under a point in
+    Leaf i holds a non-negative value. Side by side, the leaves form a line of length `total`. A uniformly drawn point
+    on this line is on leaf i with probability ``value[i] / total``. From the root, the leaf of a point is found in
     log2 C steps. With the values 3, 0, 1, 2::
 
                        6                 find(3.5):
@@ -42,16 +42,16 @@ class SumTree:
         leaf   0     1   2     3
         mass  [0,3)  -  [3,4) [4,6)
 
-    A leaf of value 0 covers nothing, and is never found. Sums are float64 and are always recomputed from the children,
-    never adjusted by a difference. So they do not drift: each is exactly that of a fresh tree with the same values.
+    A leaf of value 0 has length 0 and is never found. Sums are float64. They are recomputed from the children and never
+    updated by a difference, so they do not drift: each sum equals that of a new tree with the same values.
 
-    Methods for writing: `set`, `fill`, `clear`. For drawing: `draw`, `find`. For looking: `get`, `total`, `largest`,
+    Methods for writing: `set`, `fill`, `clear`. For drawing: `draw`, `find`. For inspection: `get`, `total`, `largest`,
     `smallest`, `check`. The kernels work on the arrays `nodes` and `extremes`.
 
     Parameters
     ----------
     capacity : int
-        Leaves, C; any number of at least 1.
+        Number of leaves, C, at least 1.
     allocate : callable, optional
         ``allocate(name, shape, dtype)`` returns an array of zeros, such as ``storage.allocate``.
 
@@ -85,10 +85,10 @@ class SumTree:
         self.limit = np.finfo(np.float64).max / (2 << depth)
 
     def set(self, leaves: npt.ArrayLike, values: npt.ArrayLike) -> None:
-        """Give `leaves` (B,) the `values` (B,); of a leaf named twice the last counts. O(B log C).
+        """Set `leaves` (B,) to `values` (B,). If a leaf occurs twice, its last value counts. O(B log C).
 
-        Raises IndexError for a leaf outside [0, C); ValueError for a value that is NaN, infinite, negative or above
-        `limit`, and for shapes that differ. The tree is then unchanged.
+        Raises IndexError for a leaf outside [0, C). Raises ValueError for a value that is NaN, infinite, negative or
+        above `limit`, and for different shapes. The tree is then unchanged.
         """
         leaves, values = self._checked(leaves), as_float64("values", values)
         if values.shape != leaves.shape:
@@ -99,7 +99,7 @@ class SumTree:
         kernels.assign(self.nodes, self.extremes, leaves, values)
 
     def fill(self, start: int, stop: int, value: float) -> None:
-        """Give the leaves in [start, stop) one value. O(stop - start + log C)."""
+        """Set the leaves in [start, stop) to one value. O(stop - start + log C)."""
         start, stop = operator.index(start), operator.index(stop)
         if not 0 <= start <= stop <= self.capacity:
             raise IndexError(f"leaves [{start}, {stop}) reach outside [0, {self.capacity})")
@@ -112,7 +112,7 @@ class SumTree:
         self.fill(0, self.capacity, 0.0)
 
     def rebuild(self) -> None:
-        """Compute all inner nodes and bounds anew from the leaves. O(C)."""
+        """Recompute all inner nodes and bounds from the leaves. O(C)."""
         size = len(self.leaves)
         while size > 1:
             size //= 2
@@ -123,11 +123,11 @@ class SumTree:
         self.extremes[[kernels.MAX, kernels.MIN, kernels.MAX_LOOSE, kernels.MIN_LOOSE]] = maxima.max(), least, 0.0, 0.0
 
     def draw(self, uniforms: npt.ArrayLike, batch_size: int, scheme: str = "stratified") -> tuple[Leaves, Values]:
-        """Leaves drawn in proportion to their values, and their probabilities, each of shape (B,). O(B log C).
+        """Draw leaves proportionally to their values. Returns leaves and probabilities, of shape (B,). O(B log C).
 
-        `batch_size` is B, and `uniforms` are B numbers in [0, 1). With "stratified" one point is drawn in each of B
-        equal parts of the line, with "iid" each point is drawn anywhere. In both schemes a leaf is expected B times its
-        probability. Raises ValueError if every leaf is 0.
+        `batch_size` is B, and `uniforms` are B numbers in [0, 1). With "stratified", one point is drawn in each of B
+        equal parts of the line. With "iid", each point is drawn from the whole line. In both cases the expected number
+        of draws of a leaf is B times its probability. Raises ValueError if every leaf is 0.
         """
         check_choice("scheme", scheme, Scheme)
         points, expected = as_float64("uniforms", uniforms), (check_count("batch_size", batch_size),)
@@ -139,9 +139,9 @@ class SumTree:
         return leaves, probabilities
 
     def find(self, mass: npt.ArrayLike) -> Leaves:
-        """Leaves at which the running sum of the values first exceeds `mass`, of shape (B,). O(B log C).
+        """The leaves at which the running sum of the values first exceeds `mass`, of shape (B,). O(B log C).
 
-        Never returns a leaf of value 0. Raises ValueError if the tree is empty, or a point lies outside [0, total).
+        Never returns a leaf of value 0. Raises ValueError if all leaves are 0 or a point is outside [0, total).
         """
         self.refuse_empty()
         masses = as_float64("mass", mass).copy()
@@ -177,16 +177,16 @@ class SumTree:
 
     @property
     def largest(self) -> float:
-        """The largest value. Usually O(sqrt C); O(C) if most blocks of leaves have lost their largest since."""
+        """The largest value. Usually O(sqrt C); O(C) if the largest value of most blocks has been changed."""
         return float(kernels.largest(self.nodes, self.extremes))
 
     @property
     def smallest(self) -> float:
-        """The smallest positive value, inf if there is none. O(1), and O(C) after a leaf that held it has changed."""
+        """The smallest positive value; inf if there is none. O(1), or O(C) after its leaf has changed."""
         return float(kernels.smallest(self.nodes, self.extremes))
 
     def smallest_without(self, leaves: Leaves) -> float:
-        """The smallest positive value of all leaves but these; O(C) only if one of these holds the smallest."""
+        """The smallest positive value of all leaves except these. O(C) only if one of these holds the smallest."""
         smallest = self.smallest
         if smallest not in self.get(leaves):
             return smallest
@@ -195,7 +195,7 @@ class SumTree:
 
     @property
     def leaves(self) -> Values:
-        """A view of the values of all leaves, and of zeros beyond the capacity. It must not be changed."""
+        """A view of the values of all leaves, with zeros beyond the capacity. Do not change it."""
         return self.nodes[self.nodes.shape[0] // 2 :]
 
     def _checked(self, leaves: npt.ArrayLike) -> Leaves:
@@ -207,11 +207,11 @@ class SumTree:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tree."""
+        """Size of the tree in bytes."""
         return self.nodes.nbytes + self.extremes.nbytes
 
     def check(self) -> None:
-        """Verify that every node is the sum of its children and every bound holds; raises AssertionError. O(C)."""
+        """Verify that every node is the sum of its children and every bound holds. O(C)."""
         nodes, leaves = self.nodes, self.leaves
         assert (leaves >= 0.0).all() and np.isfinite(leaves).all(), "a leaf is negative or not finite"
         assert (leaves[self.capacity :] == 0.0).all(), "a leaf beyond the capacity is not 0"

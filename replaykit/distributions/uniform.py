@@ -1,4 +1,4 @@
-"""Every stored transition is equally likely."""
+"""Uniform draws from all stored transitions."""
 
 from typing import Any
 
@@ -20,10 +20,10 @@ class Uniform(Distribution):
     ----------
     storage : Storage
     replace : bool
-        Whether a transition can be drawn twice for a batch.
+        Whether a transition can occur twice in a batch.
     """
 
-    replace: bool = read_only("_replace", "Whether a transition can be drawn twice for a batch.")
+    replace: bool = read_only("_replace", "Whether a transition can occur twice in a batch.")
 
     def __init__(self, storage: Storage, *, replace: bool = True) -> None:
         super().__init__(storage)
@@ -32,7 +32,7 @@ class Uniform(Distribution):
         self._replace = replace
 
     def draw(self, batch_size: int, rng: np.random.Generator) -> Draw:
-        """Draw indices. O(B), and O(B E) while lanes hold different steps."""
+        """Draw indices. O(B), or O(B E) while lanes hold different steps."""
         return self._draw_with(windows.uniform_draw, batch_size, rng)
 
     def probability(self, indices: Indices, batch_size: int) -> Floats:
@@ -44,7 +44,7 @@ class Uniform(Distribution):
         return fused.uniform_batch, fused.uniform_look
 
     def arguments(self, batch_size: int, rng: np.random.Generator) -> tuple[Any, ...]:
-        """A number in [0, 1) for each draw; raises ValueError for too many without replacement."""
+        """A number in [0, 1) for each draw. Raises ValueError if `replace` is False and the batch is too large."""
         if self._replace:
             return (rng.random(batch_size),)
         size = len(self.storage)

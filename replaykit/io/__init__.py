@@ -1,8 +1,8 @@
-"""Data in and out: data sets of Minari, and files of plain NumPy arrays.
+"""Import and export: Minari data sets, and files of plain NumPy arrays.
 
-Each function that reads makes a `ReplayBuffer <replaykit.ReplayBuffer>`, or fills a buffer of your choice. Those that
-write take any buffer or wrapper, and write what is stored: no wrapper changes it. Priorities, counters and the state of
-the generator are kept only by ``save`` of the buffer.
+Each reading function creates a `ReplayBuffer <replaykit.ReplayBuffer>` or fills a buffer of your choice. The writing
+functions accept any buffer or wrapper and write the stored transitions, without changes by wrappers. They do not write
+priorities, counters or the generator's state: use ``save`` for these.
 """
 
 from replaykit.io.arrays import from_npz, to_npz

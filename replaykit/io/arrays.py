@@ -1,4 +1,4 @@
-"""Files of plain arrays by the name of the field, which `numpy.load` alone can read."""
+"""Files of plain arrays, one for each field, which `numpy.load` can read."""
 
 import os
 import zipfile
@@ -24,33 +24,33 @@ from replaykit.spec import Spec
 
 FilePath: TypeAlias = str | os.PathLike[str]
 _INDICES, _LANE, _EPISODE = "indices", "_lane", "_episode"
-"""Arrays that say where the steps are; no field has such a name."""
+"""Arrays with the position of each step. No field has such a name."""
 _CHUNK_BYTES = 1 << 22
 
 
 def to_npz(buffer: Replay, path: FilePath, *, compress: bool = False, progress: bool = False) -> None:
-    """Write all stored transitions to a file of plain arrays, which ``numpy.load(path)`` reads.
+    """Write all stored transitions to a file of plain arrays, which ``numpy.load(path)`` can read.
 
     The file has an array of shape (N, ...) for each field: ``obs``, ``action``, ``reward``, ``next_obs``,
-    ``terminated``, ``truncated`` and the extra fields; for each leaf of a nested one, such as ``obs.position``. Flags
-    are as they were added: the newest step of a running episode has none. Frames that the buffer stacks are single in
-    the file. Rows are ordered by lane, and by time in each lane. ``indices`` are their indices in the buffer, ``_lane``
-    their lanes, and ``_episode`` the numbers of their episodes, so that an episode that was ended without a flag is
-    known, too.
+    ``terminated``, ``truncated`` and the extra fields. A nested field has an array for each leaf, such as
+    ``obs.position``. Flags are unchanged: the newest step of a running episode has none. If the buffer stacks frames,
+    the file contains single frames. Rows are ordered by lane, then by time. ``indices`` are their indices in the
+    buffer, ``_lane`` their lanes, and ``_episode`` their episode numbers, which also show episodes that ended without a
+    flag.
 
-    The buffer is locked meanwhile, so the file is one moment of it. The file is complete or not there: it gets its name
-    when everything has been written, in place of a file that had it before.
+    The buffer is locked during the write, so the file shows it at one moment. The file appears, or replaces an existing
+    file, only when it is complete.
 
     Parameters
     ----------
     buffer : Replay
-        A buffer, or a wrapper around one. Wrappers do not change what is written.
+        A buffer or a wrapper around one. Wrappers do not change the written data.
     path : str or path-like
-        The name of the file. Nothing is appended to it.
+        The name of the file. No suffix is appended.
     compress : bool
         Whether to compress the arrays, which is slower.
     progress : bool
-        Whether to show a bar, where ``tqdm`` is installed.
+        Whether to show a progress bar, if ``tqdm`` is installed.
 
     Examples
     --------
@@ -86,7 +86,7 @@ def to_npz(buffer: Replay, path: FilePath, *, compress: bool = False, progress: 
 
 
 def _places(buffer: Replay) -> dict[str, Array]:
-    """The arrays that say where the steps are."""
+    """The arrays with the position of each step."""
     episodes, stored = episodes_of(buffer), buffer.stored()
     lengths = [len(episode.indices) for episode in episodes]
     numbers = np.repeat(np.array([episode.number for episode in episodes], np.int64), lengths)
@@ -94,7 +94,7 @@ def _places(buffer: Replay) -> dict[str, Array]:
 
 
 def _rows(buffer: Replay, name: str, nbytes: int) -> Iterator[Array]:
-    """A leaf of all stored steps, some at a time."""
+    """A leaf of all stored steps, in pieces."""
     stored, count = buffer.stored(), max(_CHUNK_BYTES // max(nbytes * buffer.stack, 1), 1)
     for begin in range(0, len(stored), count):
         yield as_added(buffer, stored[begin : begin + count], name)
@@ -113,28 +113,28 @@ def from_npz(
     path: FilePath, buffer: Replay | None = None, *, spec: Spec | None = None, capacity: int | None = None,
     progress: bool = False, **options: Any,
 ) -> Replay:  # fmt: skip
-    """A buffer with all transitions of a file of plain arrays, such as one that `to_npz` wrote.
+    """Create or fill a buffer with all transitions of a file of plain arrays, such as one written by `to_npz`.
 
-    A file of yours needs an array of shape (N, ...) for each field, as `to_npz` describes, with steps in order. Without
-    ``_episode``, episodes end at the flags.
+    Your own file needs an array of shape (N, ...) for each field, as described in `to_npz`, with steps in order.
+    Without ``_episode``, episodes end at the flags.
 
-    Lanes and episodes come back. If the file has no ``_lane``, or the buffer has fewer lanes, the episodes are spread
-    over the lanes of the buffer. Running episodes have ended: what you add next begins others. Steps get new indices
-    and the priorities of new ones.
+    Lanes and episodes are restored. If the file has no ``_lane``, or the buffer has fewer lanes, the episodes are
+    distributed over the lanes of the buffer. No episode is running afterwards: the next step you add begins a new one.
+    Steps get new indices and the priority of new transitions.
 
     Parameters
     ----------
     path : str or path-like
     buffer : Replay, optional
-        What to fill: a `replaykit.PrioritizedBuffer`, for example. By default, a new `replaykit.ReplayBuffer`.
+        The buffer to fill, for example a `replaykit.PrioritizedBuffer`. By default, a new `replaykit.ReplayBuffer`.
     spec : Spec, optional
         The fields of a new buffer. By default, shapes and dtypes of the arrays, nested at the dots of their names.
     capacity : int, optional
-        Of a new buffer. By default, all steps fit.
+        The capacity of a new buffer. By default, all steps fit.
     progress : bool
-        Whether to show a bar, where ``tqdm`` is installed.
+        Whether to show a progress bar, if ``tqdm`` is installed.
     **options
-        Further options of the constructor of the new buffer, such as `n_step`. `num_envs` is by default the number of
+        Additional options of the new buffer's constructor, such as `n_step`. By default, `num_envs` is the number of
         lanes in the file.
 
     Returns
@@ -147,7 +147,7 @@ def from_npz(
     OSError
         If the file cannot be read.
     ValueError, FieldNameError, TypeError, OverflowError
-        If it is not a file of plain arrays, or if they do not fit the fields. The buffer is then unchanged.
+        If the file does not contain plain arrays, or they do not fit the fields. The buffer is then unchanged.
 
     Examples
     --------
@@ -189,7 +189,7 @@ def from_npz(
 
 
 def _loaded(path: FilePath) -> dict[str, Array]:
-    """All arrays of a file. Runs no code of it."""
+    """All arrays of a file. No code from the file is run."""
     try:
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.ndarray):
@@ -208,7 +208,7 @@ def _fitting(path: FilePath, arrays: Mapping[str, Array], spec: Spec) -> list[Ar
             raise FieldNameError(f"{where} has no array {name!r}; expected one for each field; it has {list(arrays)}")
     for name in arrays:
         if name not in names:
-            raise FieldNameError(f"{where} has the array {name!r}, which is no field; expected {', '.join(names)}")
+            raise FieldNameError(f"{where} has the array {name!r}, which is not a field; expected {', '.join(names)}")
     size = len(arrays["reward"]) if arrays["reward"].ndim else 0
     for name in names:
         if arrays[name].shape[:1] != (size,):
@@ -223,7 +223,7 @@ def _fitting(path: FilePath, arrays: Mapping[str, Array], spec: Spec) -> list[Ar
 def _stretches(
     path: FilePath, places: Mapping[str, Array | None], leaves: list[Array], spec: Spec
 ) -> tuple[Array, list[int]]:
-    """The lane of each row, and the rows that begin an episode or are the first of a lane."""
+    """The lane of each row, and the rows that begin an episode or a lane."""
     by_name = {leaf.name: array for leaf, array in zip(spec.leaves, leaves, strict=True)}
     ends = by_name["terminated"] | by_name["truncated"]
     found = dict.fromkeys(places, np.zeros(ends.shape, np.int64))

@@ -1,4 +1,4 @@
-"""What reading and writing share: the episodes that are stored, and how episodes are spread over lanes."""
+"""The common part of reading and writing: stored episodes, and their distribution over lanes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,20 +14,20 @@ from replaykit.storage.base import Indices
 
 
 def as_added(replay: Replay, indices: Indices, name: str) -> Array:
-    """A leaf of stored steps as it was added: of frames that the buffer stacks, only the newest."""
+    """A leaf of stored steps as it was added. If the buffer stacks frames, only the newest frame."""
     values = replay.read(indices, name)
     leaf = next(leaf for leaf in replay.spec.leaves if leaf.name == name)
     return values[:, -1] if values.ndim > len(leaf.shape) + 1 else values
 
 
 def refuse_no_replay(buffer: Any) -> None:
-    """Raise TypeError for what is no buffer."""
+    """Raise TypeError if `buffer` is not a replay."""
     if not isinstance(buffer, Replay):
         raise TypeError(f"buffer is a {type(buffer).__name__}; expected a buffer or a wrapper around one")
 
 
 class Target:
-    """The buffer to fill: one that was given, or a `ReplayBuffer` with these options."""
+    """The buffer to fill: the given one, or a new `ReplayBuffer` with these options."""
 
     def __init__(self, buffer: Any, spec: Spec, capacity: Any, options: Mapping[str, Any]) -> None:
         if buffer is not None:
@@ -37,7 +37,7 @@ class Target:
                 raise TypeError(f"{given[0]} is an option of a new buffer; expected none of its options with buffer")
         self.buffer, self._spec, self._capacity, self._options = buffer, spec, capacity, dict(options)
         self.keeps_what_it_gets = buffer is not None or self._options.get("storage") is not None
-        """Whether something is left behind if filling it fails."""
+        """Whether a failure would leave transitions behind."""
 
     def num_envs(self, default: int = 1) -> int:
         """The number of lanes."""
@@ -46,7 +46,7 @@ class Target:
         return check_count("num_envs", self._options.setdefault("num_envs", default))
 
     def make(self, lengths: Sequence[int], lanes: Sequence[int]) -> Replay:
-        """The buffer. A new one has room for stretches of these lengths in these lanes, unless a capacity was given."""
+        """The buffer. By default, a new one has room for stretches of these lengths in these lanes."""
         if self.buffer is not None:
             self.buffer.writer(slice(None)).close()  # raises if a lane has a writer already
             return self.buffer  # type: ignore[no-any-return]
@@ -57,7 +57,7 @@ class Target:
 
 
 def spread(lengths: Sequence[int], num_envs: int) -> list[int]:
-    """A lane for each episode: always the one that has the fewest steps so far."""
+    """A lane for each episode: the one with the fewest steps so far."""
     loads, lanes = np.zeros(num_envs, np.int64), []
     for length in lengths:
         lanes.append(int(loads.argmin()))
@@ -66,13 +66,13 @@ def spread(lengths: Sequence[int], num_envs: int) -> list[int]:
 
 
 def add_episode(replay: Replay, lane: int, fields: Mapping[str, Any]) -> None:
-    """Store the steps of an episode, or of a part of one; no episode of the lane goes on across its ends."""
+    """Store the steps of an episode or a part of one. Episodes before and after it are separate."""
     with replay.writer(lane) as writer:
         writer.extend(**fields)
 
 
 def checked(spec: Spec, fields: Mapping[str, Any], steps: int) -> list[Array]:
-    """The leaves of `steps` steps as they will be stored. Raises the error that adding them would."""
+    """The leaves of `steps` steps as they will be stored. Raises the same errors as adding them."""
     values = tuple(fields[name] for name in CORE)
     flat = spec.flatten(values, {name: value for name, value in fields.items() if name not in CORE})
     leaves = [leaf.coerce(value, (steps,)) for leaf, value in zip(spec.leaves, flat, strict=True)]

@@ -1,4 +1,4 @@
-"""Data sets of Minari, read and written on this machine. Nothing is downloaded."""
+"""Minari data sets on the local disk: reading and writing. Nothing is downloaded."""
 
 import contextlib
 import shutil
@@ -33,28 +33,28 @@ _ERRORS = (FieldNameError, ValueError, TypeError, OverflowError)
 def from_minari(
     dataset: Any, buffer: Replay | None = None, *, capacity: int | None = None, progress: bool = False, **options: Any
 ) -> Replay:
-    """A buffer with all steps of a data set of Minari.
+    """Create or fill a buffer with all steps of a Minari data set.
 
-    Each step has its true next observation, the last observation of an episode included, and `terminated` and
-    `truncated` as they were recorded. No episode goes on in the next one, whether or not a flag ended it.
+    Each step has its true next observation, including the last one of an episode, and its recorded `terminated` and
+    `truncated`. Episodes are separate, whether or not a flag ended them.
 
-    By default, the fields are those of the data set's spaces and a float32 reward. Fill a buffer of your own for
-    another kind, other dtypes or extra fields. Its extra fields are looked up in the infos, under their names: an entry
-    for each step or, as Minari records infos, one for the reset before them.
+    By default, the fields are those of the data set's spaces, with a float32 reward. For another kind of buffer, other
+    dtypes or extra fields, pass your own buffer. Its extra fields are read from the infos of the same name, which have
+    one entry for each step. An additional entry at the start, which Minari records for the reset, is skipped.
 
     Parameters
     ----------
     dataset : minari.MinariDataset
-        Such as ``minari.load_dataset`` returns, or a part that its ``filter_episodes`` selected.
+        For example from ``minari.load_dataset``, or a selection from its ``filter_episodes``.
     buffer : Replay, optional
-        What to fill: a `replaykit.PrioritizedBuffer`, for example. Episodes are spread over its lanes. By default, a
-        new `replaykit.ReplayBuffer`.
+        The buffer to fill, for example a `replaykit.PrioritizedBuffer`. Episodes are distributed over its lanes. By
+        default, a new `replaykit.ReplayBuffer`.
     capacity : int, optional
-        Of a new buffer. By default, all steps fit.
+        The capacity of a new buffer. By default, all steps fit.
     progress : bool
-        Whether to show a bar, where ``tqdm`` is installed.
+        Whether to show a progress bar, if ``tqdm`` is installed.
     **options
-        Further options of the constructor of the new buffer, such as `n_step`.
+        Additional options of the new buffer's constructor, such as `n_step`.
 
     Returns
     -------
@@ -66,8 +66,8 @@ def from_minari(
     ImportError
         If Minari is not installed.
     TypeError, ValueError, FieldNameError, OverflowError
-        If the spaces or an episode do not fit the fields; the message names the data set. A buffer that you gave is
-        then unchanged: all episodes are read and checked before it is filled.
+        If the spaces or an episode do not fit the fields. The message names the data set. Your buffer is then
+        unchanged: all episodes are read and checked before it is filled.
 
     Examples
     --------
@@ -107,11 +107,11 @@ def from_minari(
 
 
 def _minari() -> Any:
-    """The package Minari with what its files need."""
+    """The package Minari, with the packages that its files need."""
     try:
         import minari
     except ImportError as error:
-        raise ImportError(f"{error}; data sets of Minari need: pip install 'replaykit[minari]'") from error
+        raise ImportError(f"{error}; Minari data sets need: pip install 'replaykit[minari]'") from error
     return minari
 
 
@@ -180,39 +180,38 @@ def to_minari(
     unfinished: Unfinished = "keep", overwritten: Overwritten = "keep", metadata: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Any:  # fmt: skip
-    """Write the stored episodes as a data set of Minari on this machine, and return it.
+    """Write the stored episodes as a Minari data set on the local disk, and return it.
 
-    Each episode has its T steps, T + 1 observations of which the last is the true last one, and its flags as they were
-    added. Extra fields become infos, with an entry for each step. Images are written without loss, so not as JPEG.
+    Each episode has its T steps, T + 1 observations including the true last one, and its original flags. Extra fields
+    become infos with one entry for each step. Images are written losslessly, not as JPEG.
 
-    Some episodes may not be whole. Their metadata in the data set say so: ``has_beginning`` is False where the first
-    steps have been overwritten, and ``truncation_added`` is True where `unfinished` has set a flag. ``lane`` is the
-    lane of an episode.
+    The metadata of each episode show whether it is complete. ``has_beginning`` is False if its first steps have been
+    overwritten. ``truncation_added`` is True if `unfinished` has set a flag. ``lane`` is its lane.
 
-    The data set appears when it is complete, in the directory where Minari looks for its data sets. The buffer is
-    locked meanwhile, so the data set is one moment of it.
+    The data set appears in Minari's directory of data sets only when it is complete. The buffer is locked during the
+    write, so the data set shows it at one moment.
 
     Parameters
     ----------
     buffer : Replay
-        A buffer, or a wrapper around one. Wrappers do not change what is written.
+        A buffer or a wrapper around one. Wrappers do not change the written data.
     dataset_id : str
-        A new name for it, such as ``"cartpole/random-v0"``.
+        A new name, such as ``"cartpole/random-v0"``.
     env : gymnasium.Env or VectorEnv, optional
-        What was recorded. The data set gets its spaces, and its ``spec`` for ``recover_environment``.
+        The recorded environment. The data set gets its spaces, and its ``spec`` for ``recover_environment``.
     observation_space, action_space : gymnasium.Space, optional
-        In place of those of `env`. Without either, a Box for each field, which has the limits of its dtype.
+        Replace the spaces of `env`. Without either, each field gets a Box with the limits of its dtype.
     unfinished : {"keep", "truncate", "drop"}
-        For episodes whose last stored step has no flag, since they are running or were ended without one. They are
-        written as they are, which no flag shows; or with ``truncated`` set in their last step, as Minari's
-        ``DataCollector`` does; or left out.
+        How to write episodes whose last stored step has no flag, because they are running or were ended without one.
+        "keep" writes them without a flag. "truncate" sets ``truncated`` in their last step, like Minari's
+        ``DataCollector``. "drop" leaves them out.
     overwritten : {"keep", "drop"}
-        Whether episodes whose first steps have been overwritten are written from the oldest stored step on, or left
-        out.
+        How to write episodes whose first steps have been overwritten. "keep" writes them from the oldest stored step
+        on. "drop" leaves them out.
     metadata : dict, optional
-        More about the data set, such as ``author``, ``description``, ``algorithm_name`` and ``code_permalink``.
+        Metadata of the data set, such as ``author``, ``description``, ``algorithm_name`` and ``code_permalink``.
     progress : bool
-        Whether to show a bar, where ``tqdm`` is installed.
+        Whether to show a progress bar, if ``tqdm`` is installed.
 
     Returns
     -------
@@ -223,10 +222,10 @@ def to_minari(
     ImportError
         If Minari is not installed.
     TypeError
-        If a field has a dtype that no space has, such as complex numbers.
+        If a field has a dtype without a space, such as complex numbers.
     ValueError
-        If `dataset_id` is not a name of Minari or exists, spaces do not fit, no episode is left, or a step does not
-        begin where the step before it in the episode ended, which Minari cannot represent. No data set is left behind.
+        If `dataset_id` is invalid or exists, the spaces do not fit, there is no episode to write, or a step's `obs`
+        differs from the previous step's `next_obs`, which Minari cannot represent. No data set is left behind.
 
     Examples
     --------
@@ -271,7 +270,7 @@ def _chosen(buffer: Replay, unfinished: Unfinished, overwritten: Overwritten) ->
 
 
 def _with_sets(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata with a set of authors, as Minari has them, in place of one or several."""
+    """The metadata, with one or several authors converted to a set, as Minari expects."""
     names = [name for name in ("author", "author_email") if name in metadata]
     given = {name: metadata[name] for name in names}
     return dict(metadata) | {n: {each} if isinstance(each, str) else set(each) for n, each in given.items()}
@@ -279,10 +278,10 @@ def _with_sets(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
-    """A directory for a data set in the making, beside the others. It is removed in the end if it is still there."""
+    """A temporary directory for an unfinished data set, beside the others. It is removed at the end if it exists."""
     from minari.storage import get_dataset_path
 
-    parent = Path(tempfile.mkdtemp(prefix=".", dir=get_dataset_path()))  # which lists of data sets leave out
+    parent = Path(tempfile.mkdtemp(prefix=".", dir=get_dataset_path()))  # hidden from lists of data sets
     try:
         (parent / "dataset").mkdir()
         yield parent / "dataset"
@@ -291,7 +290,7 @@ def _scratch() -> Iterator[Path]:
 
 
 def _new_place(dataset_id: Any) -> Path:
-    """Where Minari will look for a data set, which must be new."""
+    """The directory of a new data set. Raises ValueError for an invalid or existing name."""
     from minari.dataset.minari_dataset import parse_dataset_id
     from minari.storage import get_dataset_path
 
@@ -308,7 +307,7 @@ def _new_place(dataset_id: Any) -> Path:
 
 
 def _spaces(spec: Spec, env: Any, observation_space: Any, action_space: Any) -> tuple[Any, Any]:
-    """The spaces of a data set: those that were given, those of the environment, or some that the fields fit in."""
+    """The spaces of a data set: the given ones, those of the environment, or spaces that fit the fields."""
     if env is not None and not hasattr(env, "observation_space"):
         raise TypeError(f"env is a {type(env).__name__}; expected a Gymnasium environment, single or vector")
     single = "single_" if hasattr(env, "single_observation_space") else ""
@@ -322,7 +321,7 @@ def _spaces(spec: Spec, env: Any, observation_space: Any, action_space: Any) -> 
 
 
 def _space_of(fields: Tree, path: str) -> Any:
-    """A space that all values of a field are in."""
+    """A space that contains all values of a field."""
     from gymnasium import spaces
 
     if isinstance(fields, dict):
@@ -362,7 +361,7 @@ def _has_end(buffer: Replay, episode: Episode) -> bool:
 def _written(
     buffer: Replay, episodes: list[Episode], truncates: bool, found: list[dict[str, Any]], bar: Any
 ) -> Iterator[Any]:
-    """The episodes as Minari takes them, one at a time. What their metadata say is appended to `found`."""
+    """The episodes in Minari's form, one at a time. Their metadata are appended to `found`."""
     from minari.data_collector import EpisodeBuffer
 
     for episode in episodes:
@@ -382,7 +381,7 @@ def _written(
 
 
 def _fields_of(buffer: Replay, episode: Episode) -> dict[str, Tree]:
-    """The fields of an episode, with T + 1 observations, of which the last is that after the last step."""
+    """The fields of an episode, with T + 1 observations. The last one follows the last step."""
     spec, indices = buffer.spec, episode.indices
     arrays = {leaf.name: as_added(buffer, indices, leaf.name) for leaf in spec.leaves}
     for path, _ in leaves_of(spec["obs"], "obs"):
@@ -401,7 +400,7 @@ def _fields_of(buffer: Replay, episode: Episode) -> dict[str, Tree]:
 
 
 def _publish(made: Path, final: Path, dataset_id: str) -> None:
-    """Give the finished data set its place, and Minari its namespace."""
+    """Move the finished data set to its place and create Minari's namespace."""
     from minari.dataset.minari_dataset import parse_dataset_id
     from minari.namespace import create_namespace, list_local_namespaces
 

@@ -1,1 +1,1 @@
-"""Checkpoints: the state of a replay in files, exact and whole at every moment."""
+"""Checkpoints: the exact state of a replay in files, which are consistent at every moment."""

@@ -1,4 +1,4 @@
-"""Saving and loading: the states of all parts of a replay at one moment, in a directory or in a dict of tensors."""
+"""Saving and loading: the state of all parts of a replay at one moment, in a directory or a dict of tensors."""
 
 import contextlib
 import math
@@ -19,40 +19,40 @@ from replaykit.saving.tensors import Tensors
 Array: TypeAlias = npt.NDArray[Any]
 Path: TypeAlias = str | os.PathLike[str]
 _REMEMBERED = 8
-"""Moments of a storage that are kept, so that a later save can tell what has not changed since."""
+"""Number of moments kept per storage. A later save compares with them to skip unchanged chunks."""
 _LONGEST_CHUNK = 1 << 22
-"""Slots of a chunk at most, unless there are many lanes."""
+"""Maximum number of slots in a chunk, unless there are many lanes."""
 
 
 class Checkpointed(Declared):
-    """What can be saved and loaded: everything that replays."""
+    """The saving and loading methods of every replay."""
 
     def parts(self) -> dict[str, Declared]:
-        """Everything that has state, by name, in the order in which it must be restored."""
+        """Every object with state, by name, in the order in which they must be restored."""
         raise NotImplementedError
 
     def save(self, path: Path, *, progress: bool = False) -> None:
-        """Write a checkpoint to a directory: what is stored, priorities, running episodes, counters and the generator.
+        """Write a checkpoint to a directory: transitions, priorities, running episodes, counters and the generator.
 
-        After :meth:`load`, everything goes on bit for bit. A checkpoint that is there is replaced when the new one is
-        whole, so a crash or a full disk in the middle leaves the former. Files of what has not changed are kept. Other
-        threads can go on: the checkpoint is the moment at which `save` was called, apart from what they change before
-        it is copied. It lacks the transitions that new ones take the place of, and has the fields that `overwrite` has
-        replaced. Functions, such as `reward_fn`, are not saved.
+        After :meth:`load`, a run continues with identical results. An existing checkpoint is replaced only when the new
+        one is complete: a crash or a full disk leaves the old one intact. Files of unchanged data are reused. Other
+        threads can continue. The checkpoint shows the moment when `save` was called, with two exceptions for changes
+        made during the save: overwritten transitions are missing, and fields changed by `overwrite` may be new.
+        Functions, such as `reward_fn`, are not saved.
 
         Parameters
         ----------
         path : str or path-like
-            A directory that is new, empty, or has a checkpoint.
+            A directory that is new, empty, or contains a checkpoint.
         progress : bool
-            Whether to show a bar, where ``tqdm`` is installed.
+            Whether to show a progress bar, if ``tqdm`` is installed.
 
         Raises
         ------
         OSError
-            If a file cannot be written, or the directory has other files. The former checkpoint is whole.
+            If a file cannot be written, or the directory contains other files. The old checkpoint stays intact.
         TypeError
-            If the state of a part of yours has a value that cannot be saved.
+            If the state of your own class contains a value that cannot be saved.
 
         Examples
         --------
@@ -75,30 +75,30 @@ class Checkpointed(Declared):
             directory.commit(_saved(self, directory, former or {}, bar))
 
     def load(self, path: Path, *, exact: bool = True, progress: bool = False) -> None:
-        """Take everything from a checkpoint, in place of what is stored.
+        """Load a checkpoint in place. It replaces the current contents.
 
-        Build the replay as the one that was saved, with the same functions, and load. All files are verified before
-        anything changes, no code is run, and only files of the directory are read. With another capacity, the newest
-        transitions that fit are kept. Running episodes go on: call :meth:`end_episode` if the environments start anew,
-        or wrap them with ``record``, which does so.
+        First build the replay like the saved one, with the same functions. All files are verified before anything
+        changes. No code is run, and only files in the directory are read. If the capacity differs, the newest
+        transitions that fit are kept. Running episodes continue: call :meth:`end_episode` if you reset the
+        environments, or wrap them with ``record``, which does it for you.
 
         Parameters
         ----------
         path : str or path-like
-            The directory that :meth:`save` wrote.
+            A directory written by :meth:`save`.
         exact : bool
-            Whether the replay must be built like the one that was saved. If not, only the spec, `num_envs` and what
-            else the storage was built with must agree, so that it can be another kind of buffer, and have another
-            `n_step` or other wrappers. Priorities are taken if `alpha` agrees, and start anew otherwise.
+            Whether the replay must have the same settings as the saved one. If False, only the arguments of the
+            storage, such as the spec and `num_envs`, must be equal. The kind of buffer, `n_step` and wrappers may
+            differ. Priorities are loaded if `alpha` is equal; otherwise they start again.
         progress : bool
-            Whether to show a bar, where ``tqdm`` is installed.
+            Whether to show a progress bar, if ``tqdm`` is installed.
 
         Raises
         ------
         OSError
             If there is no checkpoint, or a file cannot be read.
         ValueError
-            If a file is damaged, of a newer format, or was saved from something else. Nothing has changed then.
+            If a file is damaged or has a newer format, or the settings differ. The replay is then unchanged.
         RuntimeError
             If lanes have writers.
         """
@@ -108,9 +108,9 @@ class Checkpointed(Declared):
             restore(self, content, directory.path, reader(directory.read, bar), exact)
 
     def state_dict(self) -> dict[str, Any]:
-        """What :meth:`save` writes, as one flat dict: tensors, and a string that says what they are.
+        """The data of a checkpoint as a flat dict of tensors and one string, which describes them.
 
-        For ``torch.save``, beside the state of a network; ``torch.load(weights_only=True)`` takes it.
+        Pass it to ``torch.save`` together with a network's state. ``torch.load(weights_only=True)`` accepts it.
         """
         _refuse_in_a_sample(self)
         tensors = Tensors({})
@@ -119,23 +119,23 @@ class Checkpointed(Declared):
         return tensors.with_manifest(content)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, exact: bool = True) -> None:
-        """Take everything from what :meth:`state_dict` returned; `exact` and the errors are those of :meth:`load`."""
+        """Load the result of :meth:`state_dict` in place. `exact` and the errors are those of :meth:`load`."""
         _refuse_in_a_sample(self)
         tensors = Tensors(state_dict)
         restore(self, tensors.manifest(), "state_dict", reader(tensors.read, NoBar()), exact)
 
 
 def _refuse_in_a_sample(replay: Checkpointed) -> None:
-    """Raise RuntimeError if this thread is making a batch. It must not wait for files then: another may wait for it."""
+    """Raise RuntimeError if this thread is making a batch: waiting for files could then cause a deadlock."""
     with replay.lock:
         if replay.lock.sampling:
             replay.lock.refuse_writing()
 
 
 def _saved(replay: Checkpointed, target: Any, former: dict[str, Any], bar: Any) -> dict[str, Any]:
-    """Write the arrays of a checkpoint to a directory or to tensors; the content of its manifest.
+    """Write the arrays of a checkpoint to a directory or to tensors. Returns the content of its manifest.
 
-    The lock is held while the states are made, and then for one chunk at a time.
+    The lock is held while the states are made, then for one chunk at a time.
     """
     with replay.lock:
         parts = replay.parts()
@@ -165,14 +165,14 @@ def _is_large(value: Any) -> bool:
 
 
 def _without_chunks(state: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a state, apart from what is copied a chunk at a time."""
+    """A copy of a state, except for data that is copied in chunks."""
     return {key: value if _is_large(value) else copied(value) for key, value in state.items()}
 
 
 def _remember(storage: Any, token: str, slots: Slots, former: Mapping[str, Any]) -> Slots | None:
-    """Note what is stored when a checkpoint is made; returns what was stored when the former one was made, if known.
+    """Record the stored indices when a checkpoint is made. Returns those of the previous checkpoint, if known.
 
-    Only what a storage has saved or loaded itself is known: then the rows in the former files are its own.
+    They are known only if the storage itself saved or loaded that checkpoint: its files then contain the same rows.
     """
     moments: dict[str, Slots] = getattr(storage, "moments", {})
     before = moments.get(str(former.get("token")))
@@ -183,7 +183,7 @@ def _remember(storage: Any, token: str, slots: Slots, former: Mapping[str, Any])
 
 
 class _Writer:
-    """Writes arrays and chunks, each once, and refers to them; `former` has the references of the last checkpoint."""
+    """Writes each array and chunk once and returns references. `former` are the references of the last checkpoint."""
 
     def __init__(self, replay: Checkpointed, target: Any, former: dict[str, dict[str, Any]], bar: Any) -> None:
         self._replay, self._target, self._former, self._bar = replay, target, former, bar
@@ -191,7 +191,7 @@ class _Writer:
         self._moments: dict[int, dict[str, Any]] = {}
 
     def __call__(self, where: str, value: Any) -> dict[str, Any]:
-        """A reference to an array, or to chunks that were written."""
+        """A reference to a written array or to written chunks."""
         if where in self._written:
             return self._written[where]
         rows = value.reshape(value.shape or (1,))
@@ -204,7 +204,7 @@ class _Writer:
         return {"name": where, "dtype": rows.dtype.str, "shape": list(value.shape), "chunks": chunks}
 
     def chunks(self, where: str, chunks: Chunks, before: Slots | None) -> None:
-        """Write those chunks that have changed since `before`, each copied while the lock is held."""
+        """Write the chunks that have changed since `before`. Each is copied while the lock is held."""
         slots, old = chunks.slots, self._former.get(where, {})
         if id(slots) not in self._moments:
             self._moments[id(slots)] = self(f"{where}.bounds", slots.bounds)
@@ -226,7 +226,7 @@ class _Writer:
 
 
 class SavedChunks(Chunks):
-    """Chunks of a checkpoint, which are read and verified each time that they are asked for."""
+    """Chunks of a checkpoint, which are read and verified on each access."""
 
     def __init__(self, node: dict[str, Any], bounds: Array, read: Callable[[Any], Array], bar: Any) -> None:
         span, capacity, self._references = node["span"], node["capacity"], node["chunks"]
@@ -246,20 +246,20 @@ class SavedChunks(Chunks):
         return rows
 
     def verify_others(self) -> None:
-        """Read the chunks that nobody has asked for."""
+        """Read the chunks that have not been read yet."""
         for k in sorted(self._unread):
             self[k]
 
 
 def reader(read: Callable[[Any], Array], bar: Any) -> Callable[[dict[str, Any]], Any]:
-    """A function that returns the array or the chunks that a reference of `_Writer` means."""
+    """A function that returns the array or the chunks of a reference of `_Writer`."""
     arrays, named = dict[tuple[str, ...], Array](), set[str]()
 
     def read_node(node: dict[str, Any]) -> Any:
         files = tuple(reference[0] for reference in node["chunks"] if reference is not None)
-        if files not in arrays:  # else it is the bounds of several chunks
+        if files not in arrays:  # several chunks share their bounds
             if len({*files} - named) < len(files):
-                raise ValueError(f"{node['name']} names a file that has been named before")
+                raise ValueError(f"{node['name']} refers to a file that was already used")
             named.update(files)
         if "span" in node:
             chunks = SavedChunks(node, read_node(node["bounds"]), read, bar)
@@ -268,7 +268,7 @@ def reader(read: Callable[[Any], Array], bar: Any) -> Callable[[dict[str, Any]],
         shape, dtype = tuple(node["shape"]), np.dtype(node["dtype"])
         if files and files not in arrays:
             parts = [read(reference) for reference in node["chunks"]]
-            arrays[files] = np.concatenate(parts).astype(parts[0].dtype, copy=False)  # the byte order is lost otherwise
+            arrays[files] = np.concatenate(parts).astype(parts[0].dtype, copy=False)  # restores the byte order
         array = arrays[files] if files else np.zeros(shape if math.prod(shape) == 0 else 0, dtype)
         if array.dtype != dtype or array.size != math.prod(shape):
             raise ValueError(f"{node['name']} is not an array {shape} of {dtype}")
@@ -278,7 +278,7 @@ def reader(read: Callable[[Any], Array], bar: Any) -> Callable[[dict[str, Any]],
 
 
 def restore(replay: Checkpointed, content: dict[str, Any], where: str, read: Any, exact: bool) -> None:
-    """Verify a checkpoint whose manifest has this content, and give its states to all parts."""
+    """Verify a checkpoint whose manifest has this content, and restore the states of all parts."""
     parts = replay.parts()
     with _verifying(where):
         built, saved, token = content["built"], content["parts"], str(content["token"])
@@ -295,7 +295,7 @@ def restore(replay: Checkpointed, content: dict[str, Any], where: str, read: Any
                 value.verify_others()
     with replay.lock:
         if any(writer() is not None for lock in replay.lock.each for writer in lock.writers.values()):
-            raise RuntimeError("lanes have writers, whose episodes would go on elsewhere; close them before load()")
+            raise RuntimeError("lanes have writers, whose episodes load() would replace; close them before load()")
         for lock in replay.lock.each:
             lock.recorder = None
         try:
@@ -306,7 +306,7 @@ def restore(replay: Checkpointed, content: dict[str, Any], where: str, read: Any
                     part.restart()
                 if getattr(part, "restored", None) is not None:
                     part.moments = {token: part.restored}  # type: ignore[attr-defined]
-        except BaseException:  # an interrupt, or a file that can no longer be read
+        except BaseException:  # an interrupt or an unreadable file
             for part in parts.values():
                 getattr(part, "moments", {}).clear()
                 part.restart()
@@ -314,7 +314,7 @@ def restore(replay: Checkpointed, content: dict[str, Any], where: str, read: Any
 
 
 def _storages(saved: dict[str, Any], parts: dict[str, Declared]) -> list[tuple[Any, Declared]]:
-    """How each storage was built when it was saved, and the storage that takes its place."""
+    """Pairs of the saved settings of a storage and the storage that takes its place."""
     ours, theirs = ([name for name in named if name.rpartition(".")[2] == "storage"] for named in (parts, saved))
     if ours != theirs:
         raise ValueError(f"it has {', '.join(theirs)}, and here it would be {', '.join(ours)}")
@@ -323,7 +323,7 @@ def _storages(saved: dict[str, Any], parts: dict[str, Declared]) -> list[tuple[A
 
 @contextlib.contextmanager
 def _verifying(where: str) -> Iterator[None]:
-    """Raise ValueError, and name `where`, if what is read there is not what `save` wrote."""
+    """Raise a ValueError that names `where` if the data read there was not written by `save`."""
     try:
         yield
     except (OSError, MemoryError):
@@ -336,7 +336,7 @@ def _verifying(where: str) -> Iterator[None]:
 
 
 def load_innermost(path: Path, classes: Mapping[str, Callable[..., Any]], is_shown: bool) -> Any:
-    """Build the innermost replay of a checkpoint, if it is of these classes, and restore it."""
+    """Build the innermost replay of a checkpoint, if it is one of these classes, and restore it."""
     directory = Directory(path)
     with directory.loading() as content, bar_of(is_shown, "load") as bar:
         with _verifying(directory.path):

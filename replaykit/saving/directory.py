@@ -1,4 +1,4 @@
-"""The directory of a checkpoint: which files are in it, and in which order they are written."""
+"""The directory of a checkpoint: its files, and the order in which they are written."""
 
 import contextlib
 import errno
@@ -21,23 +21,23 @@ Array = npt.NDArray[Any]
 
 MANIFEST = "manifest.json"
 _FILE = re.compile(r"[0-9a-f]{16}-[0-9]+\.npy")
-"""Names of arrays: the token of the save that wrote them, and a number."""
+"""File names of arrays: the token of the save that wrote them, and a number."""
 _UNFINISHED = re.compile(r"[0-9a-f]{16}\.json")
 _HEADER_BYTES = 4096
-"""More than the header of any array that is written here."""
+"""Larger than the header of any array written here."""
 
 
 class Directory:
     """A directory with the arrays of one checkpoint, and a manifest that names them.
 
-    At any moment the manifest is that of the last save that was finished, and all files that it names are there. A save
-    writes files of new names, moves its manifest over the former one, and only then deletes the files that are not
-    needed any more. A save waits for others of the same directory, and loads wait for saves.
+    At any moment the manifest is that of the last finished save, and all files that it names exist. A save writes files
+    with new names, replaces the manifest, and only then deletes files that are no longer needed. Saves to the same
+    directory wait for each other, and loads wait for saves.
 
     Attributes
     ----------
     token : str
-        Names the save, and its files.
+        Identifies the save and its files.
     """
 
     def __init__(self, path: Any) -> None:
@@ -46,16 +46,16 @@ class Directory:
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[dict[str, Any] | None]:
-        """The content of the manifest that is there, if there is one; what was not committed is deleted at the end."""
+        """The content of the existing manifest, or None. Uncommitted files are deleted at the end."""
         if not os.path.isdir(self.path):
-            os.makedirs(self.path, exist_ok=True)  # another save may make it, too
+            os.makedirs(self.path, exist_ok=True)  # another save may create it at the same time
             sync(os.path.dirname(self.path))
         with self._locked(exclusive=True):
             names = os.listdir(self.path)
             others = [name for name in names if not (_FILE.fullmatch(name) or _UNFINISHED.fullmatch(name))]
             try:
                 former = self.manifest() if MANIFEST in names else None
-            except ValueError:  # nothing of what is damaged can be kept
+            except ValueError:  # no file of a damaged checkpoint can be reused
                 former = None
             others = [name for name in others if name != MANIFEST] if MANIFEST in names else others
             if others and former is None:
@@ -77,7 +77,7 @@ class Directory:
 
     @contextlib.contextmanager
     def _locked(self, exclusive: bool) -> Iterator[None]:
-        """Hold a lock of the directory, where the system and the file system have one."""
+        """Hold a lock of the directory, if the system and the file system support locks."""
         try:
             import fcntl
         except ImportError:
@@ -89,7 +89,7 @@ class Directory:
                 fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
             yield
         finally:
-            try:  # a child that was forked meanwhile has the descriptor, too, and would keep the lock
+            try:  # a child forked in the meantime also has the descriptor and would keep the lock
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             except OSError:
                 pass
@@ -97,7 +97,7 @@ class Directory:
                 os.close(descriptor)
 
     def manifest(self) -> dict[str, Any]:
-        """The content of the manifest; raises FileNotFoundError or ValueError."""
+        """The content of the manifest. Raises FileNotFoundError or ValueError."""
         where = os.path.join(self.path, MANIFEST)
         try:
             data = self._bytes_of(MANIFEST)
@@ -106,7 +106,7 @@ class Directory:
         return unpacked(data, where)
 
     def _bytes_of(self, name: str, size: int | None = None) -> bytes:
-        """The bytes of a regular file of the directory, neither of a link nor of a device, of this size if given."""
+        """The bytes of a file in the directory, with this size if given. Links and devices raise ValueError."""
         where = os.path.join(self.path, name)
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
         if os.path.islink(where):
@@ -126,7 +126,7 @@ class Directory:
             os.close(descriptor)
 
     def write(self, _name: str, array: Array, former: Any = None) -> list[Any]:
-        """Write an array, unless a former file has the same bytes; a reference: a file, its size and its checksum."""
+        """Write an array, unless a former file has the same bytes. Returns a reference: file, size and checksum."""
         array, head = np.ascontiguousarray(array), io.BytesIO()
         np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
         data = array.reshape(-1).view(np.uint8).data
@@ -141,14 +141,14 @@ class Directory:
         return [name, size, checksum]
 
     def has(self, reference: Any) -> bool:
-        """Whether the file of a reference is there, with the right size."""
+        """Whether the file of a reference exists and has the right size."""
         try:
             return bool(os.lstat(os.path.join(self.path, _checked(reference)[0])).st_size == reference[1])
         except (OSError, ValueError, TypeError):
             return False
 
     def _write(self, name: str, *parts: Any) -> None:
-        """Write a new file through to the disk."""
+        """Write a new file and flush it to the disk."""
         where = os.path.join(self.path, name)
         try:
             with open(where, "xb") as file:
@@ -162,7 +162,7 @@ class Directory:
             raise
 
     def read(self, reference: Any) -> Array:
-        """The array of a file, read-only; raises ValueError or OSError if it is not the one that was written."""
+        """The array of a file, read-only. Raises ValueError or OSError if it is not the one that was written."""
         name, size, checksum = _checked(reference)
         where = os.path.join(self.path, name)
         data = self._bytes_of(name, size)
@@ -177,10 +177,10 @@ class Directory:
                 raise ValueError("objects or another order")
             return np.frombuffer(data, dtype, offset=head.tell()).reshape(shape)
         except Exception as error:
-            raise ValueError(f"{where} is no array that was saved here: {error}") from None
+            raise ValueError(f"{where} is not an array that save() wrote: {error}") from None
 
     def commit(self, content: dict[str, Any]) -> None:
-        """Make the manifest with this content the one that counts, and delete the files that it does not name."""
+        """Replace the manifest by one with this content, and delete the files that it does not name."""
         text = json.dumps({"format": FORMAT, "checksum": checksum_of(content), "content": content}, allow_nan=False)
         unfinished = f"{self.token}.json"
         self._write(unfinished, text.encode())
@@ -191,7 +191,7 @@ class Directory:
         self._delete(lambda name: name not in kept)
 
     def _abandon(self) -> None:
-        """Delete the files of this save, unless its manifest counts already."""
+        """Delete the files of this save, unless its manifest is already in place."""
         try:
             is_committed = self.manifest()["token"] == self.token
         except (FileNotFoundError, ValueError, KeyError):
@@ -200,7 +200,7 @@ class Directory:
             self._delete(lambda name: name.startswith(self.token))
 
     def _delete(self, is_chosen: Any) -> None:
-        """Delete those files of checkpoints that are chosen; one that cannot be deleted stays."""
+        """Delete the chosen files of checkpoints. Files that cannot be deleted stay."""
         for name in os.listdir(self.path):
             if (_FILE.fullmatch(name) or _UNFINISHED.fullmatch(name)) and is_chosen(name):
                 with contextlib.suppress(OSError):
@@ -216,7 +216,7 @@ def _checked(reference: Any) -> tuple[str, int, str]:
 
 
 def sync(directory: str) -> None:
-    """Write the names of the files in a directory through to the disk, where the system can."""
+    """Flush a directory's file names to the disk, if the system supports it."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:

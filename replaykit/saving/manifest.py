@@ -1,4 +1,4 @@
-"""What a manifest says: how a replay was built, and the state of its parts, as JSON with references to arrays."""
+"""Manifests: the settings of a replay and the state of its parts, as JSON with references to arrays."""
 
 import hashlib
 import json
@@ -20,15 +20,15 @@ Write = Callable[[str, Any], dict[str, Any]]
 Read = Callable[[dict[str, Any]], Any]
 
 FORMAT = 1
-"""Of manifests; a newer one is refused."""
+"""The version of the manifest format. Newer manifests raise an error."""
 _NOT_COMPARED = {"capacity", "beta", "ratio", "shares"}
-"""Arguments that are part of the state, or that may differ."""
+"""Arguments that are part of the state or may differ."""
 _NOT_SAVED = {"seed", "path"}
-"""Arguments that what is saved does not depend on."""
+"""Arguments that do not affect the saved data."""
 
 
 def encode(value: Any, where: str, write: Write) -> Any:
-    """A value of a state for a manifest; ``write(where, array)`` makes a reference of an array or of chunks of one."""
+    """Encode a value of a state for a manifest. ``write(where, array)`` returns a reference to arrays or chunks."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or type(value) in (bool, int, str):
@@ -51,7 +51,7 @@ def encode(value: Any, where: str, write: Write) -> Any:
 
 
 def decode(node: Any, read: Read) -> Any:
-    """The value of a node of a manifest; raises ValueError for one that `encode` does not make."""
+    """The value of a node of a manifest. Raises ValueError for a node that `encode` does not make."""
     if node is None or type(node) in (bool, int, str, float):
         return node
     try:
@@ -80,9 +80,9 @@ def decode(node: Any, read: Read) -> Any:
 
 
 def describe(built: Any) -> Any:
-    """How an object was built: its class and the arguments of its constructor.
+    """The settings of an object: its class and its constructor's arguments.
 
-    Functions are the user's, and so are objects of other classes: only their kind is described.
+    For functions and objects of other classes, only the type is recorded.
     """
     if isinstance(built, Declared):
         given = built.built_with()
@@ -109,7 +109,7 @@ def _refuse_array(_where: str, _array: Any) -> dict[str, Any]:
 
 
 def differences(saved: Any, built: Any, name: str = "") -> Iterator[str]:
-    """What was built differently, in the words of an error."""
+    """The differences between two settings, as text for an error."""
     if type(saved) is dict and type(built) is dict and "class" in saved and "class" in built:
         if saved["class"] != built["class"]:
             yield f"{name or 'it'} was saved from a {saved['class']}, and this is a {built['class']}"
@@ -137,7 +137,7 @@ def _is_of_user(node: Any) -> bool:
 
 
 def _words(node: Any) -> str:
-    """A description as it may be read."""
+    """A description as readable text."""
     if type(node) is not dict:
         return repr(node)
     kind, content = next(iter(node.items()))
@@ -152,7 +152,7 @@ def _words(node: Any) -> str:
 
 
 def is_function(value: Any) -> bool:
-    """Whether a value is a function of the user's, which cannot be saved."""
+    """Whether a value is a function, which cannot be saved."""
     return callable(value) and not isinstance(value, LinearSchedule)
 
 

@@ -14,7 +14,7 @@ _MANIFEST = "manifest"
 
 
 class Tensors:
-    """Arrays as tensors by name, which are shared with nothing, as a `Directory` has them in files."""
+    """Stores arrays as copied tensors by name, with the interface of a `Directory`."""
 
     def __init__(self, tensors: Mapping[str, Any]) -> None:
         if not isinstance(tensors, Mapping):
@@ -22,11 +22,11 @@ class Tensors:
         self.token, self._tensors = secrets.token_hex(8), dict(tensors)
 
     def has(self, name: str) -> bool:
-        """Nothing is there before."""
+        """False: there are no earlier files."""
         return False
 
     def write(self, name: str, array: npt.NDArray[Any], former: Any = None) -> list[Any]:
-        """A copy of an array as a tensor, of bytes if torch does not have its dtype; a reference to it."""
+        """Copy an array to a tensor, of bytes if torch does not have its dtype. Returns a reference."""
         import torch
 
         array = np.array(array, order="C")

@@ -1,4 +1,4 @@
-"""Where transitions are kept."""
+"""Storages, which hold the transitions of a buffer."""
 
 from replaykit.storage.base import Storage
 from replaykit.storage.local import LocalStorage

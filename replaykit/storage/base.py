@@ -1,4 +1,4 @@
-"""Storage, the interface of what is stored: a buffer asks it for windows and does not know how it keeps transitions."""
+"""`Storage`: the interface of everything that holds transitions. Buffers do not depend on the data layout."""
 
 import math
 from abc import ABC, abstractmethod
@@ -27,51 +27,51 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 Serve: TypeAlias = Callable[[int], dict[str, Any]]
 Open: TypeAlias = Callable[..., tuple[Draw, Window]]
 _READ = 4096
-"""Transitions that are read at a time to search them for NaN and infinity."""
+"""Number of transitions read at a time when searching for NaN and infinity."""
 EMPTY = "the buffer is empty, so nothing can be sampled; add a transition first"
 
 
 class Storage(Declared, ABC):
-    """Where transitions are kept. Subclass it for another medium, or `LocalStorage` for another place of its arrays.
+    """Base class of storages, which hold transitions. Subclass it to store transitions in another way.
 
-    A storage has E lanes of L slots, and the capacity C = L x E. The index of a transition is ``step * E + lane``, with
-    the number of its step in its lane. It is given once. The next step of the lane has the index that is larger by E,
-    and an index is stored in slot ``index % C``. Lane e holds the steps in ``[bounds[0, e], bounds[1, e])``, at most
-    its last L.
+    To change only where the arrays are placed, subclass `LocalStorage`. A storage has E lanes of L slots, and the
+    capacity C = L x E. A transition's index is ``step * E + lane``, where `step` counts the steps of its lane. An index
+    is never reused. The next step of the lane has the index plus E. An index is stored in slot ``index % C``. Lane e
+    holds the steps in ``[bounds[0, e], bounds[1, e])``, at most its last L.
 
-    A subclass calls ``super().__init__``, sets `bounds`, and writes the abstract methods. It need not check arguments,
-    and the buffer holds `lock` when it calls them, apart from `encode`.
+    A subclass calls ``super().__init__``, sets `bounds`, and writes the abstract methods. Their arguments are already
+    checked, and the buffer holds `lock` during each call, except for `encode`.
 
     Parameters
     ----------
     capacity : int
-        Transitions to hold, C, rounded up to a multiple of `num_envs`.
+        Maximum number of transitions, C, rounded up to a multiple of `num_envs`.
     spec : Spec
         The fields of a transition.
     num_envs : int
-        Lanes, E.
+        Number of lanes, E.
 
     Attributes
     ----------
     length : int
-        Slots of each lane, L.
+        Number of slots in each lane, L.
     bounds : ndarray of shape (2, E), int64
-        The oldest step of each lane, and the step that comes next. The subclass keeps it up to date.
+        The oldest step of each lane and the next step to be written. The subclass keeps it up to date.
     lock : Lock
         Held by every public method of a buffer and its wrappers.
     arrays : dict of str to ndarray
         The arrays that `allocate` returned, by name.
     moments : dict of str to Slots
-        What was stored when it was saved or loaded last, by the token of the save.
+        The stored indices at the last saves and loads, by the token of the save.
     """
 
     bounds: Indices
     stack = 1
-    """Frames in each observation of a batch, k."""
+    """Number of frames in each observation of a batch, k."""
     is_reopened = False
-    """Whether the arrays have what was stored before, by another process."""
+    """Whether the arrays already contain transitions from another process."""
     restored: Slots | None = None
-    """What was stored in the state that was restored last, if that had `Chunks <replaykit.chunks.Chunks>`."""
+    """The stored indices of the last restored state, if it had `Chunks <replaykit.chunks.Chunks>`."""
 
     def __init__(self, capacity: int, spec: Spec, num_envs: int = 1) -> None:
         if isinstance(capacity, Spec):
@@ -89,9 +89,9 @@ class Storage(Declared, ABC):
         self.moments: dict[str, Slots] = {}
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An array of zeros for the storage or its distribution. Override it to keep arrays in files, for example.
+        """An array of zeros for the storage or its distribution. Override it, for example to keep arrays in files.
 
-        If `name` was given before, with fewer rows, the new array begins with the former rows.
+        If `name` was allocated before with fewer rows, the new array begins with the old rows.
         """
         array = np.zeros(shape, dtype)
         if name in self.arrays:
@@ -100,24 +100,24 @@ class Storage(Declared, ABC):
         return array
 
     def refuse_size(self, needed: int, purpose: str) -> None:
-        """Raise MemoryError if arrays of so many bytes do not fit where `allocate` makes them."""
+        """Raise MemoryError if there is no room for arrays of `needed` bytes where `allocate` places them."""
         refuse_more_than_memory(needed, purpose)
 
     def claim(self, name: str, value: Any) -> None:
-        """Note what the arrays of a distribution depend on. Raises ValueError if they were made with another value."""
+        """Record a value that a distribution's arrays depend on. Raises ValueError if it was different before."""
 
     def encode(
         self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...], mask: Flags | None = None
     ) -> Any:
         """Check the values of steps and convert them to a block for `write`. Changes nothing.
 
-        `values` are obs, action, reward, next_obs, terminated and truncated, and `extras` the extra fields, with the
-        leading axes `lead`: (T, E), or (E,) for one step; without E for one lane. If `lead` is ``()``, all values may
-        have a leading axis of length 1. With a `mask` of this shape, only the entries that it selects are converted.
+        `values` are obs, action, reward, next_obs, terminated and truncated. `extras` are the extra fields. Their
+        leading axes are `lead`: (T, E), or (E,) for one step; without E for one lane. If `lead` is ``()``, all values
+        may have a leading axis of length 1. With a `mask` of this shape, only the selected entries are converted.
 
-        Returns a list with an array of shape (entries, ...) for each of ``spec.leaves``, step after step and lane after
-        lane. A subclass may return anything that its `write` takes. Raises FieldNameError, ValueError, TypeError or
-        OverflowError, naming the first field of the spec whose value does not fit.
+        Returns a list with an array of shape (entries, ...) for each of ``spec.leaves``, ordered by step, then by lane.
+        A subclass may return any other object for its `write`. Raises FieldNameError, ValueError, TypeError or
+        OverflowError, which names the first field of the spec with an invalid value.
         """
         flat = list(zip(self.spec.leaves, self.spec.flatten(values, extras), strict=True))
         if not lead and _has_leading_axis(flat, *flat[self._reward]):
@@ -128,7 +128,7 @@ class Storage(Declared, ABC):
         return block
 
     def refuse_block(self, block: Any, entries: int) -> None:
-        """Raise what `write` would raise for a block of so many entries. `encode` has checked those that it makes."""
+        """Raise the error that `write` would raise for a block of `entries` entries that `encode` did not check."""
 
     def refuse_rewards(self, rewards: npt.NDArray[Any]) -> None:
         """Raise ValueError for the first reward that is NaN or infinite."""
@@ -147,68 +147,68 @@ class Storage(Declared, ABC):
 
     @abstractmethod
     def write(self, block: Any, steps: int, mask: Flags | None = None) -> Indices:
-        """Store T = `steps` steps: retire the oldest that they replace, write, and publish the new ones.
+        """Store T = `steps` steps: retire the steps that they replace, write the new ones, and publish them.
 
-        With a mask (T E,) of bool, the block has only the entries that it selects: `encode` was given the same mask, or
-        a `lead` with only the lanes of a writer. More than L steps are stored as if they came one after another.
-        Returns the indices (T E,), -1 where the mask is False.
+        With a mask (T E,) of bool, the block has only the selected entries: `encode` got the same mask, or a `lead`
+        with only the lanes of a writer. More than L steps give the same result as single steps. Returns the indices
+        (T E,), -1 where the mask is False.
         """
 
     @abstractmethod
     def end_episode(self, lanes: Indices) -> None:
-        """The next step of each of these lanes begins another episode. Stored flags stay as they are."""
+        """Begin a new episode with the next step of each of these lanes. Stored flags do not change."""
 
     @abstractmethod
     def clear(self) -> None:
         """Retire every transition: ``bounds[0]`` becomes ``bounds[1]``. All episodes end."""
 
     def refuse_replacing(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Raise ValueError for leaves that `replace` cannot replace, or with these values."""
+        """Raise ValueError for leaves or values that `replace` does not accept."""
         for name in values.keys() & {"terminated", "truncated"}:
-            remedy = "end episodes with end_episode, or add the steps anew"
-            raise ValueError(f"{name} cannot be overwritten, since it tells where episodes end; {remedy}")
+            remedy = "end episodes with end_episode, or add the steps again"
+            raise ValueError(f"{name} cannot be overwritten, since it defines the episodes; {remedy}")
         if "reward" in values:
             self.refuse_rewards(values["reward"])
 
     def replace(self, indices: Indices, values: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Write these leaves (B, ...) of stored transitions anew. Of duplicates the last counts."""
-        raise NotImplementedError(f"a {type(self).__name__} cannot overwrite what it stores; it needs a method replace")
+        """Overwrite these leaves (B, ...) of stored transitions. If an index occurs twice, its last value counts."""
+        raise NotImplementedError(f"a {type(self).__name__} cannot overwrite stored fields; it needs a method replace")
 
     @abstractmethod
     def window(self, indices: Indices, n: int) -> Window:
-        """Windows of up to `n` steps from indices (B,) or (B, T) on, to the end of the episode or of what is stored.
+        """Windows of up to `n` steps that start at indices (B,) or (B, T) and end with the episode or the newest step.
 
-        `refuse` raises IndexError for an index that is not stored.
+        Call `refuse` to raise IndexError for an index that is not stored.
         """
 
     @abstractmethod
     def reduce(self, window: Window, powers: Floats) -> dict[str, Any]:
-        """One transition from each window, by field, nested as the spec has them.
+        """One transition from each window, by field, nested as in the spec.
 
-        `next_obs`, and every leaf that `is_of_last`, is that of the last step of the window, with the index ``first +
-        (length - 1) * E``. The other fields are those of the first. The reward is the sum of ``powers[k] *
-        window.reward[:, k]`` over the length, in float64, rounded to the dtype of the field. `discount`, a scalar of
-        this dtype, is 0 where ``window.terminated`` and ``powers[length]`` elsewhere. `terminated`, `truncated` and
-        `length` are the window's. Its `rewrites` are applied in order, and the fields `added` come last.
+        `next_obs`, and every leaf that `is_of_last`, comes from the last step of the window, with the index ``first +
+        (length - 1) * E``. The other fields come from the first step. The reward is the sum of ``powers[k] *
+        window.reward[:, k]`` over the length, in float64, rounded to the dtype of the field. `discount` is a scalar of
+        this dtype. It is 0 where ``window.terminated``, and ``powers[length]`` elsewhere. `terminated`, `truncated` and
+        `length` are the window's. Its `rewrites` are applied in order, and the fields in `added` come last.
         """
 
     @abstractmethod
     def read(self, indices: Indices, name: str) -> npt.NDArray[Any]:
-        """One leaf of stored transitions, in a fresh array of shape (B, ...); zeros for the index -1."""
+        """One leaf of stored transitions, in a new array of shape (B, ...); zeros for the index -1."""
 
     @abstractmethod
     def episode(self, indices: Indices) -> tuple[Indices, Indices, Indices]:
-        """The number of each index's episode, the index of its first step, and of its last stored step.
+        """The episode number of each index, and the indices of the episode's first and last stored step.
 
-        No two episodes share a number. The first step may have been overwritten. All three are -1 for the index -1.
+        Each episode has its own number. The first step may have been overwritten. All three are -1 for the index -1.
         """
 
     @abstractmethod
     def latest(self, count: int) -> Indices:
-        """The indices of the `count` transitions written last, or of all if fewer are stored, oldest first."""
+        """The indices of the `count` newest transitions, oldest first; of all transitions if fewer are stored."""
 
     def fetch(self, indices: Indices, powers: Floats) -> dict[str, Any]:
-        """`window` and `reduce`. Override it if both can be done faster at once."""
+        """`window` and `reduce`. Override it if one call can be faster."""
         return self.reduce(self.window(indices, len(powers) - 1), powers)
 
     def look_ahead(self, window: Window, look: Look, uniforms: Floats) -> Ahead:
@@ -220,35 +220,35 @@ class Storage(Declared, ABC):
         return None
 
     def __len__(self) -> int:
-        """Transitions stored, N."""
+        """The number of stored transitions, N."""
         return int((self.bounds[1] - self.bounds[0]).sum())
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays, filled or not."""
+        """The size of all allocated arrays in bytes."""
         return sum(array.nbytes for array in self.arrays.values())
 
     def restart(self) -> None:
-        """Called when a `restore` has failed: forget everything."""
+        """Called when a `restore` has failed: remove everything."""
         self.clear()
 
     def stored(self) -> Indices:
-        """Every stored index, lane after lane, oldest first. O(N)."""
+        """Every stored index, lane by lane, oldest first. O(N)."""
         return stored_in(self.bounds, self.num_envs)
 
     def slots(self, indices: Indices) -> Indices:
-        """The slot of each stored index. Raises IndexError as `refuse` does."""
+        """The slot of each stored index. Raises the IndexError of `refuse`."""
         slots = np.empty(indices.shape[0], np.int64)
         if kernels.slots_of(indices, self.bounds, self.capacity, slots) >= 0:
             self.refuse(indices)
         return slots
 
     def refuse(self, indices: Indices) -> None:
-        """Raise IndexError for the first index that is not stored, naming it, and whether it is stale."""
+        """Raise IndexError for the first index that is not stored. The error shows whether it is stale."""
         refuse_not_stored(indices, self.bounds)
 
     def not_finite_observations(self) -> Iterator[str]:
-        """A message for each leaf of the observations that is NaN or infinite somewhere. O(N)."""
+        """A message for each leaf of the observations that contains NaN or infinite numbers. O(N)."""
         stored = self.stored()
         for leaf in self.spec.leaves:
             if leaf.name.partition(".")[0] in ("obs", "next_obs") and leaf.dtype.kind in "fc":
@@ -259,7 +259,7 @@ class Storage(Declared, ABC):
                     yield f"{leaf.name} contains NaN or infinite numbers in {share}; look at the environment"
 
     def check(self) -> None:
-        """Verify every invariant; raises AssertionError naming the broken one."""
+        """Verify every invariant. If one is broken, raises an AssertionError that names it."""
         first, cursor = self.bounds
         assert (first <= cursor).all(), "a lane's oldest step is newer than its newest"
         assert (cursor - first <= self.length).all(), "a lane holds more than capacity / num_envs transitions"
@@ -268,19 +268,19 @@ class Storage(Declared, ABC):
 
 
 def _has_others(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Where a row of values contains others than finite numbers."""
+    """Whether each row of values contains a number that is not finite."""
     return np.asarray((~np.isfinite(values)).reshape(len(values), -1).any(axis=1))
 
 
 def refuse_other_lengths(
     spec: Spec, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...]
 ) -> None:
-    """Raise ValueError for the first field whose length differs from that of most; `lead` is the reward's."""
+    """Raise ValueError for the first field with another length than most fields. `lead` is the reward's."""
     flat = list(zip(spec.leaves, spec.flatten(values, extras), strict=True))
     shapes = [_shape_of(value) for _, value in flat]
     (common, _), *_ = Counter(shape[:1] for shape in shapes if shape is not None).most_common(1)
     for (leaf, _), shape in zip(flat, shapes, strict=True):
-        if shape is None:  # no array, for which the error in hand is right
+        if shape is None:  # not an array: the current error is right
             return
         if common and common != lead[:1] and shape[:1] != common:
             raise ValueError(leaf.wrong_shape(shape, common + lead[1:]))
@@ -296,7 +296,7 @@ def _has_leading_axis(flat: list[tuple[Leaf, Any]], of_reward: Leaf, reward: Any
 
 
 def _shape_of(value: Any) -> tuple[int, ...] | None:
-    """The shape of a value, or None if it is no array; `Leaf.coerce` raises the error that names its field."""
+    """The shape of a value, or None if it is not an array. `Leaf.coerce` raises the error that names its field."""
     try:
         shape: tuple[int, ...] = np.shape(value)
         return shape
@@ -305,7 +305,7 @@ def _shape_of(value: Any) -> tuple[int, ...] | None:
 
 
 def refuse_not_stored(indices: Indices, bounds: Indices) -> None:
-    """Raise IndexError for the first index that is not within the bounds of its lane, and say whether it is stale."""
+    """Raise IndexError for the first index outside the bounds of its lane. The error shows whether it is stale."""
     successor = bounds.shape[1]
     steps, lanes = np.divmod(indices, successor)
     wrong = (indices < 0) | (steps < bounds[0, lanes]) | (steps >= bounds[1, lanes])
@@ -322,17 +322,17 @@ def refuse_not_stored(indices: Indices, bounds: Indices) -> None:
 
 
 def stored_in(bounds: Indices, successor: int) -> Indices:
-    """Every index in the bounds of some lanes: lane after lane, oldest first."""
+    """Every index in the bounds of some lanes: lane by lane, oldest first."""
     counts = bounds[1] - bounds[0]
     steps = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - bounds[1], counts)
     return np.asarray(steps * successor + np.repeat(np.arange(len(counts)), counts))
 
 
 def look_ahead(source: Any, window: Window, look: Look, uniforms: Floats) -> Ahead:
-    """Choose rows of a batch and the goals that they get, by `read` and `episode` of a storage or a replay.
+    """Choose rows of a batch and their new goals, with `read` and `episode` of a storage or a replay.
 
-    ``uniforms`` has shape (2, B). Row r is chosen if ``uniforms[0, r] < look.ratio``, and ``uniforms[1, r]`` chooses
-    one of the steps that the strategy allows, all equally likely.
+    ``uniforms`` has shape (2, B). Row r is chosen if ``uniforms[0, r] < look.ratio``. ``uniforms[1, r]`` then chooses
+    one of the steps that the strategy allows, with equal probability.
     """
     width, stride, chosen = math.prod(window.shape[1:]), window.stride, uniforms[0] < look.ratio
     rows = np.flatnonzero(chosen)

@@ -1,4 +1,4 @@
-"""Columns: leaves of a transition that are not in its row."""
+"""Columns: leaves of a transition that are stored outside its row."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,14 +16,14 @@ from replaykit.storage.saved_state import check_rows
 Padding: TypeAlias = Literal["reset", "zero"]
 Share: TypeAlias = Literal["large", "all", "none"]
 LARGE_FIELD_BYTES = 1024
-"""Fields above this size are not in the packed row."""
+"""Fields larger than this are not in the packed row."""
 
 
 class Columns(ABC):
     """Some leaves of the transitions in all slots, in arrays that the storage allocates.
 
-    A storage calls `write` after the steps that it replaces are retired, and before the new ones are published. If the
-    new steps are never published, the next `write` takes their place.
+    A storage calls `write` after the replaced steps are retired and before the new ones are published. If the new steps
+    are never published, the next `write` overwrites them.
     """
 
     name: str
@@ -31,67 +31,67 @@ class Columns(ABC):
     leaves: tuple[int, ...]
     """The positions of its leaves in the spec."""
     nbytes: int
-    """Bytes of its arrays when they are allocated."""
+    """Size of its arrays in bytes when they are allocated."""
 
     @abstractmethod
     def allocate(self) -> None:
-        """Take the memory."""
+        """Allocate the memory."""
 
     def reserve(self, count: int) -> None:  # noqa: B027
         """Raise MemoryError unless there is memory for `count` more steps."""
 
     @abstractmethod
     def write(self, values: Sequence[Array], indices: Indices, begins: Flags) -> None:
-        """Write the values (n, ...) of each leaf, or of one step (...), at indices (n,); some begin an episode."""
+        """Write the values (n, ...) of each leaf, or (...) for one step, at indices (n,). Some begin an episode."""
 
     def store(self, values: Sequence[Array], data: bytes, steps: int, state: Sequence[Array], indices: Indices) -> bool:
-        """Retire, write and publish in one call, for a storage without other columns. Returns whether that was done."""
+        """Retire, write and publish in one call, for a storage without other columns. Returns whether it did."""
         return False
 
     @abstractmethod
     def gather(self, indices: Indices, length: Indices) -> list[Array]:
-        """Each leaf at stored indices (B,), in fresh arrays; one that `is_of_last` at the last of `length` steps."""
+        """Each leaf at stored indices (B,), in new arrays. A leaf that `is_of_last` is read at the last of `length`."""
 
     @abstractmethod
     def read(self, slots: Indices, leaf: int) -> Array:
-        """One leaf in filled slots, in a fresh array."""
+        """One leaf in filled slots, in a new array."""
 
     def refuse_replacing(self, name: str) -> None:  # noqa: B027
-        """Raise ValueError if the values of its leaf `name` cannot be replaced."""
+        """Raise ValueError if the values of the leaf `name` cannot be replaced."""
 
     @abstractmethod
     def replace(self, slots: Indices, leaf: int, values: Array) -> None:
-        """Write one leaf (B, ...) in filled slots anew."""
+        """Overwrite one leaf (B, ...) in filled slots."""
 
     def part_of(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The entries of the storage's state that are its own."""
+        """The entries of the storage's state that belong to these columns."""
         prefix = f"{self.name}."
         return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
     @abstractmethod
     def state(self, slots: Slots) -> dict[str, Any]:
-        """What is stored in these slots, as `Chunks`."""
+        """The contents of these slots, as `Chunks`."""
 
     @abstractmethod
     def check_state(self, state: dict[str, Any]) -> None:
-        """Raise ValueError for a state that no columns of this kind can have."""
+        """Raise ValueError for a state that columns of this kind cannot have."""
 
     @abstractmethod
     def restore(self, state: dict[str, Any], oldest: Indices) -> None:
-        """Take the state of another: of each lane, the steps from `oldest` (E,) on."""
+        """Restore the state of other columns: the steps of each lane from `oldest` (E,) on."""
 
     def recover(self) -> None:  # noqa: B027
-        """Forget what was written, but not published, when a process ended that had the arrays in files."""
+        """Remove unpublished steps, after a process with arrays in files has ended."""
 
     def restart(self) -> None:  # noqa: B027
-        """Nothing is stored any more; undo what a `restore` that failed has left."""
+        """Empty the columns and undo a failed `restore`."""
 
     def check(self) -> None:  # noqa: B027
         """Verify every invariant."""
 
 
 class Arrays(Columns):
-    """Large leaves, each in an array of its own."""
+    """Large leaves, each in its own array."""
 
     name = "large"
 
@@ -111,7 +111,7 @@ class Arrays(Columns):
             array[slots] = value
 
     def gather(self, indices: Indices, length: Indices) -> list[Array]:
-        """See `Columns.gather`. The arrays share one block of memory, since freeing several costs page faults."""
+        """See `Columns.gather`. The arrays share one block of memory: freeing several costs page faults."""
         capacity, count, found = self._storage.capacity, len(indices), dict[int, Array]()
         last = (indices + (length - 1) * self._storage.num_envs) % capacity
         memory, start = np.empty(count * self._bytes, np.uint8), 0
@@ -148,7 +148,7 @@ class Arrays(Columns):
 
 
 def columns_for(storage: Any, stack: int, padding: Padding, share: Share) -> list[Columns]:
-    """The columns of a storage: large observations as frames, with their next_obs, and other large leaves as arrays."""
+    """The columns of a storage: frames for large observations and their next_obs, arrays for other large leaves."""
     from replaykit.storage.frames import Frames
 
     stack = check_count("stack", stack)

@@ -1,4 +1,4 @@
-"""Observations kept once: the next_obs of a step is the obs of the one after it, and stacks overlap."""
+"""Observations stored once: the next_obs of a step is the obs of the following step, and stacks overlap."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,24 +16,24 @@ kernels = lazy("frames")
 
 _UINT8 = np.dtype(np.uint8)
 _LARGEST_STACK = 16
-"""A first axis that is longer is not a stack of frames."""
+"""A longer first axis is not a stack of frames."""
 _SLACK = 32
-"""One frame in so many is set aside for first observations of episodes, which are no step's next_obs."""
+"""One frame in this many is reserved for first observations of episodes, which are not the next_obs of any step."""
 
 
 class Frames(Columns):
-    """An observation and its next_obs, as numbers of frames.
+    """An observation and its next_obs, stored as numbers of frames.
 
-    With ``stack > 1``, a frame is one observation, and a batch has the last `stack` of the episode. Without, an
-    observation of shape (k, H, W) is taken for k frames, and any other for one. Each frame of a new step is compared
-    with those that it may share: those of the step before in its lane, and the others of its own. It is shared only if
-    all bits are equal, so what is read is what was written. If `shares` is False, only the overlap of stacks is shared.
+    With ``stack > 1``, a frame is one observation, and a batch has the last `stack` of the episode. With ``stack=1``,
+    an observation of shape (k, H, W) counts as k frames, and any other as one. Each frame of a new step is compared
+    with the frames of the previous step in its lane and with the other frames of its step. It is shared only if all
+    bits are equal, so reading returns what was written. If `shares` is False, only overlapping stacks share frames.
 
-    A stream needs about one frame a step, and one more for each episode. That much is set aside. If it shares less,
-    since observations are changed on their way, the `overflow` grows.
+    A lane needs about one frame per step and one more per episode. This number is reserved. If fewer frames are shared,
+    for example because observations are modified between steps, the `overflow` grows.
 
     `leaves` are the positions of obs and next_obs in the spec. At an episode's start a stack is padded with the first
-    observation if `padding` is "reset", with zeros if it is "zero".
+    observation if `padding` is "reset", and with zeros if it is "zero".
     """
 
     def __init__(self, storage: Any, leaves: tuple[int, int], stack: int, padding: Padding, shares: bool) -> None:
@@ -48,7 +48,7 @@ class Frames(Columns):
         self._size = leaf.field.nbytes // self._given
         self._shape = (stack, *shape) if stack > 1 else shape
         capacity, num_envs = storage.capacity, storage.num_envs
-        new = (2 if not shares else 3 if self._given % 3 == 0 else 1) * capacity  # three: the planes of a colour image
+        new = (2 if not shares else 3 if self._given % 3 == 0 else 1) * capacity  # three: colour channels
         self._pool_frames = new + new // _SLACK + 2 * (self._kept * num_envs + self._given) + 1
         self.nbytes = self._pool_frames * (self._size + 4) + capacity * 2 * self._kept * 4
         is_zero = stack > 1 and padding == "zero"
@@ -71,7 +71,7 @@ class Frames(Columns):
         return array
 
     def _bind(self) -> tuple[Any, ...]:
-        """The arguments of the kernel. Frames for which there is memory, and which it does not know of, become free."""
+        """The arguments of the kernel. Allocated frames that it does not know yet become free."""
         written, table, pool, overflow, free = map(self._array, ("written", "table", "pool", "overflow", "free"))
         total = min(len(pool) + len(overflow), len(free) - kernels.NUMBERS)
         if free[kernels.KNOWN] < total:
@@ -97,9 +97,9 @@ class Frames(Columns):
             self._grow()
 
     def _grow(self, frames: int = 0) -> None:
-        """Make room for `frames` more frames or twice the overflow, or finish a growth that was interrupted."""
+        """Make room for `frames` more frames or twice the overflow, or finish an interrupted growth."""
         self._bound, overflow = None, len(self._array("overflow"))
-        if len(self._array("free")) >= kernels.NUMBERS + self._pool_frames + overflow:  # else an earlier growth goes on
+        if len(self._array("free")) >= kernels.NUMBERS + self._pool_frames + overflow:  # else go on with that growth
             overflow += max(overflow, self._pool_frames // 8, 4 * self._given, frames)
             self._allocate("overflow", (overflow, self._size), np.uint8)
         self._allocate("free", (kernels.NUMBERS + self._pool_frames + overflow,), np.int32)
@@ -117,7 +117,7 @@ class Frames(Columns):
         return [self._frames(obs).reshape(shape), self._frames(next_obs).reshape(shape)]
 
     def _frames(self, numbers: npt.NDArray[np.int32]) -> Array:
-        """Fresh copies of the frames of these numbers (B, K)."""
+        """Copies of the frames with these numbers (B, K)."""
         pool, overflow = self._array("pool"), self._array("overflow")
         out = np.take(pool, numbers, axis=0, out=np.empty((*numbers.shape, self._size), np.uint8), mode="clip")
         if len(overflow):
@@ -138,10 +138,10 @@ class Frames(Columns):
         self.refuse_replacing(self._leaf.name)
 
     def state(self, slots: Slots) -> dict[str, Any]:
-        """See `Columns.state`: of each chunk of rows, the codes of their frames, and then the frames.
+        """See `Columns.state`: for each chunk of rows, the codes of their frames, and then the frames.
 
-        A frame is there once in a chunk, in the first row that has it. Codes say where the others find it, so that each
-        chunk is complete by itself: see the kernel `encode_rows`.
+        A chunk contains each frame once, in the first row that has it. Codes refer the other rows to it, so that each
+        chunk is self-contained. See the kernel `encode_rows`.
         """
         table = self._array("table")
 
@@ -157,7 +157,7 @@ class Frames(Columns):
         return {"frames": LiveChunks(slots, self._given * self._size, read, shortest=8 * slots.num_envs)}
 
     def _decoded(self, indices: Indices, chunk: Array) -> tuple[npt.NDArray[np.int32], Array]:
-        """The frames of a chunk, and where each row has them, from 1 on; ValueError for what is no such chunk."""
+        """The frames of a chunk, and their numbers in each row, from 1 on. Raises ValueError for an invalid chunk."""
         begin = 4 * self._kept * len(indices)
         if chunk.ndim != 1 or chunk.dtype != np.uint8 or len(chunk) < begin or (len(chunk) - begin) % self._size:
             raise ValueError(f"a chunk has shape {chunk.shape} and dtype {chunk.dtype}")
@@ -197,14 +197,14 @@ class Frames(Columns):
         self._array("written")[:] = self._storage.bounds[1]
 
     def _forget(self, known: int) -> None:
-        """Empty the table; the frames from number `known` on are free."""
+        """Empty the table. Frames from number `known` on become free."""
         self._array("table")[:] = 0
         free = self._array("free")
         free[kernels.COUNT], free[kernels.KNOWN] = 0, known
         self._bind()
 
     def _place(self, number: int, frames: Array) -> None:
-        """Write frames from this number on, and make room for them if needed."""
+        """Write frames from this number on. Makes room if needed."""
         while number + len(frames) > len(self._array("pool")) + len(self._array("overflow")):
             self._grow(number + len(frames) - len(self._array("pool")) - len(self._array("overflow")))
         pool, overflow = self._array("pool"), self._array("overflow")
@@ -213,7 +213,7 @@ class Frames(Columns):
         overflow[begin : begin + len(frames) - split] = frames[split:]
 
     def recover(self) -> None:
-        """See `Columns.recover`: frames that are in no stored row are free."""
+        """See `Columns.recover`: frames outside stored rows become free."""
         table, free = self._array("table"), self._array("free")
         is_stored = Slots(self._storage.bounds, self._storage.capacity).by_slot(0, len(table)) >= 0
         table[np.flatnonzero(~is_stored & table.any(axis=1))] = 0
@@ -229,7 +229,7 @@ class Frames(Columns):
         self._bind()
 
     def check(self) -> None:
-        """Every frame but the first is either free or in a row."""
+        """Verify that every frame except the first is either free or in a row."""
         table, free, name = self._array("table"), self._array("free"), self._leaf.name
         used = np.unique(table)
         idle = free[kernels.NUMBERS : kernels.NUMBERS + free[kernels.COUNT]]
@@ -240,6 +240,6 @@ class Frames(Columns):
 
 
 def _bytes_of(value: Array) -> npt.NDArray[np.uint8]:
-    """The bytes of an array, one row after another; copied only if it is not contiguous."""
+    """The bytes of an array, row by row. Copied only if it is not contiguous."""
     flat = value.ravel()
     return flat if flat.dtype is _UINT8 else flat.view(_UINT8)

@@ -1,4 +1,4 @@
-"""LocalStorage: packed rows in arrays of this process."""
+"""`LocalStorage`: packed rows in the memory of this process."""
 
 import functools
 import math
@@ -24,23 +24,23 @@ from replaykit.trees import Tree
 kernels, windows, goals = lazy("store"), lazy("windows"), lazy("goals")
 
 _LARGEST_BLOCK = 1 << 18
-"""Bytes that are encoded at a time. Larger memory is returned to the system each time, and costs page faults."""
+"""Number of bytes encoded at a time. Larger blocks are returned to the system when freed, which costs page faults."""
 _UINT8, _INT64 = np.dtype(np.uint8), np.dtype(np.int64)
 
 
 class LocalStorage(Storage):
-    """Transitions in packed rows, large observations in columns. Override `allocate` to place the arrays elsewhere.
+    """Stores transitions in packed rows, and large observations in columns. Override `allocate` to move the arrays.
 
-    The small fields of a transition lie side by side in one row, so reading a transition is one cache miss. Fields
-    above 1 KB are in columns of their own, and large observations are kept once each. If a write is interrupted, no row
-    that counts as stored is half written.
+    The small fields of a transition are adjacent in one row, so reading a transition costs one cache miss. Fields above
+    1 KB are in separate columns, and each large observation is stored once. An interrupted write never leaves a stored
+    row half written.
 
     Parameters
     ----------
     capacity, spec, num_envs
-        As those of `Storage`.
+        As in `Storage`.
     stack, padding, share
-        As those of `replaykit.ReplayBuffer`.
+        As in `replaykit.ReplayBuffer`.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class LocalStorage(Storage):
         self.row = row = Row(spec, [columns.leaves for columns in self.columns], self._encode_any, self.lanes or (1,))
         self.positions = positions = {leaf.name: i for i, leaf in enumerate(spec.leaves)}
         self._flags = positions["terminated"], positions["truncated"]
-        self._length = len(positions) + 1  # the place of the length among the fields of a batch
+        self._length = len(positions) + 1  # the position of the length among the fields of a batch
         self._of_window = itemgetter(-1, self._length, *self._flags)
         self.looking = functools.lru_cache(LAYOUTS_KEPT)(functools.partial(looking_ahead, self))
         self._columns_named = functools.cache(lambda names: np.array([positions[name] for name in names]))
@@ -82,7 +82,7 @@ class LocalStorage(Storage):
 
     @property
     def tables(self) -> Indices:
-        """The tables of episodes, and of the time of writing once lanes are out of step."""
+        """The table of episodes. It also has the time of writing, once lanes are out of step."""
         return self._written[2]
 
     def encode(
@@ -97,7 +97,7 @@ class LocalStorage(Storage):
         return super().encode(values, extras, lead, mask)
 
     def _encode_any(self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...]) -> Any:
-        """The block of values that need more than the usual checks."""
+        """The block of values that need additional checks."""
         return self.row.join(super().encode(values, extras, lead))
 
     def write(self, block: Any, steps: int, mask: Flags | None = None) -> Indices:
@@ -123,7 +123,7 @@ class LocalStorage(Storage):
             self._write_block(block, steps, indices)
             return indices
         done, most = 0, max(1, min(self.length, _LARGEST_BLOCK // (self.row.nbytes * self.num_envs))) * self.num_envs
-        for begin in range(0, len(indices), most):  # parts that no lane is too short for, and not too large to encode
+        for begin in range(0, len(indices), most):  # parts that fit in a lane and are not too large to encode
             entries = part = indices[begin : begin + most]
             if mask is not None:
                 chosen = mask[begin : begin + most]
@@ -143,7 +143,7 @@ class LocalStorage(Storage):
             self.refuse_rewards(np.frombuffer(data, field.dtype, entries * math.prod(field.shape), place))
 
     def _write_block(self, block: Any, steps: int, indices: Indices) -> None:
-        """Write steps of every lane, whose indices are found, or, if `steps` is 0, the entries of these indices."""
+        """Write `steps` steps of every lane and fill in their indices. If `steps` is 0, write at the given indices."""
         if type(block) is bytes:
             kernels.store(block, steps, kernels.BOTH, *self._written, indices)
             return
@@ -159,14 +159,14 @@ class LocalStorage(Storage):
         kernels.store(data, steps, kernels.PUBLISH, *self._written, indices)
 
     def _keep_stamps(self) -> None:
-        """From now on note when each slot is written, since lanes get out of step."""
+        """From now on, record when each slot is written, since lanes are getting out of step."""
         if len(self.tables) == kernels.STAMPS:
-            self.arrays["tables"] = self.tables  # an interrupt may have left another
+            self.arrays["tables"] = self.tables  # an interrupt may have left a different one
             self.header[kernels.SPLIT] = self.bounds[1].sum()
             self._written = self.header, self.bytes, self.allocate("tables", (4, self.capacity), np.int64)
 
     def forget_stamps(self) -> None:
-        """Lanes are in step, so that indices tell when each slot was written, until they get out of step again."""
+        """Stop recording: lanes are in step again, so indices give the order of writing."""
         self.header[kernels.SPLIT] = LARGEST_STEP
         self._written = self.header, self.bytes, self.tables[: kernels.STAMPS]
 
@@ -206,7 +206,7 @@ class LocalStorage(Storage):
         return self.row.name_transitions(*leaves)
 
     def _transitions_at(self, indices: Indices, powers: Floats, stage: int) -> tuple[Layout, Any]:
-        """A block with what the kernel makes of these indices."""
+        """The kernel's result for these indices, in a block."""
         layout = self.row.layout(indices.size, len(powers) - 1)
         block = np.empty(layout.nbytes, np.uint8)
         if windows.transitions_at(indices, self.bounds, self.bytes, layout.plan, powers, block, stage) >= 0:
@@ -214,7 +214,7 @@ class LocalStorage(Storage):
         return layout, block
 
     def window_in(self, indices: Indices, shape: tuple[int, ...], opened: Any, ahead: Ahead | None = None) -> Window:
-        """The windows that are open in a block: its layout, the block, and views of its fields."""
+        """The windows in a block. `opened` is its layout, the block, and views of its fields."""
         reward, length, terminated, truncated = self._of_window(opened[2])
         return Window(indices, shape, self.num_envs, reward, length, terminated, truncated, opened, [], {}, ahead)
 
@@ -247,7 +247,7 @@ class LocalStorage(Storage):
         return fields
 
     def _take_back(self, window: Window, views: Any) -> None:
-        """Copy to the block what a wrapper has replaced rather than changed in place."""
+        """Copy to the block the arrays that a wrapper has replaced instead of changing in place."""
         reward, length, terminated, truncated = self._of_window(views)
         if window.reward is not reward:
             _replace("reward", reward, window.reward)
@@ -273,7 +273,7 @@ class LocalStorage(Storage):
         return columns, rows, np.ndarray(values.nbytes, _UINT8, values)
 
     def with_columns(self, views: Any, indices: Indices, length: Indices) -> list[Any]:
-        """The fields of a batch, with the leaves that are in columns."""
+        """The fields of a batch, including the leaves in columns."""
         fields = list(views)
         for columns in self.columns:
             for position, values in zip(columns.leaves, columns.gather(indices, length), strict=True):
@@ -294,7 +294,7 @@ class LocalStorage(Storage):
         return read(out, goals.look_ahead(*state, n, uniforms, look.ratio, SCOPES[look.strategy], asked_of, out))
 
     def is_in_columns(self, leaf: str) -> bool:
-        """Whether a leaf is kept apart from the rows."""
+        """Whether a leaf is stored in columns."""
         return self.positions[leaf] in self._column_of
 
     def read(self, indices: Indices, name: str) -> npt.NDArray[Any]:

@@ -1,4 +1,4 @@
-"""The one lock of a storage."""
+"""The lock of a storage."""
 
 import itertools
 import os
@@ -13,20 +13,20 @@ _numbers = itertools.count()
 _locks: "weakref.WeakValueDictionary[int, Lock]" = weakref.WeakValueDictionary()
 """All locks, in the order of their creation."""
 _LONGEST_WAIT = 5.0
-"""Seconds that a fork waits for locks. Afterwards it goes on, since a thread may hold one until something else ends."""
+"""Seconds that a fork waits for locks. It then continues, since a thread may hold a lock for a long time."""
 
 
 class Lock(_RLock):  # type: ignore[misc]
-    """A re-entrant lock, which every public method of a replay holds while it runs.
+    """A re-entrant lock. Every public method of a replay holds it while it runs.
 
-    `sampling` is True while the thread that holds it makes a batch: functions of the user that run then must not write.
-    `writers` has a weak reference to the writer of each lane that has one. `recorder` is a mark of the recorder that
-    stores an environment's steps, the last that `record` made. `after_fork` is called in a forked child. A `refusal` is
-    the reason for which nothing may be done any more; `sampling` is then True, too. A thread that takes several locks
-    takes them in the order of their `number`, that of their creation, as a fork does.
+    `sampling` is True while the lock's owner makes a batch: user functions called meanwhile must not write. `writers`
+    has a weak reference to the writer of each lane that has one. `recorder` marks the newest recorder that `record`
+    made. `after_fork` is called in a forked child. `refusal` is the reason why the storage can no longer be used;
+    `sampling` is then also True. `number` counts locks in the order of their creation. A thread that takes several
+    locks, and a fork, take them in this order.
 
-    A copy or a pickle of a lock is a new lock without either. A fork waits for the threads that hold locks, so that a
-    forked child has every buffer at one moment of it, and a free lock.
+    A copied or unpickled lock is a new lock without any of these. A fork waits for the threads that hold locks. In the
+    child, every buffer is therefore in a consistent state, and its lock is free.
     """
 
     sampling: bool
@@ -43,18 +43,18 @@ class Lock(_RLock):  # type: ignore[misc]
 
     @property
     def each(self) -> "list[Lock]":
-        """The locks of storages that this one stands for: itself."""
+        """The locks that this one consists of: itself."""
         return [self]
 
     @property
     def written(self) -> "Lock":
-        """The lock of the storage that is written to: this one."""
+        """The lock of the storage that is written to: itself."""
         return self
 
     def refuse_writing(self) -> None:
         """Raise RuntimeError if the thread that holds the lock is in the middle of a sample.
 
-        An interrupt can leave `sampling` set. Then the lock is held only once, and `sampling` is reset instead.
+        An interrupt can leave `sampling` set. The lock is then held only once, and `sampling` is reset instead.
         """
         if self.refusal:
             raise RuntimeError(self.refusal)
@@ -92,7 +92,7 @@ class _Fork(threading.local):
             self.held.pop().release()
 
     def after_in_child(self) -> None:
-        """Free all locks: the other threads do not exist in the child."""
+        """Release all locks: the other threads do not exist in the child."""
         self.held.clear()
         for lock in list(_locks.values()):
             lock._at_fork_reinit()

@@ -1,4 +1,4 @@
-"""MappedStorage: packed rows in mapped files, which may be larger than memory and outlive the process."""
+"""`MappedStorage`: packed rows in memory-mapped files, which may be larger than memory and outlive the process."""
 
 import errno
 import gc
@@ -23,33 +23,33 @@ kernels = lazy("store")
 
 _LAYOUT, _LOCK = "layout.json", "lock"
 _GROWING = ("tables", "overflow", "free")
-"""Arrays that may have become larger than they were at first."""
+"""Arrays that can grow."""
 
 
 class MappedStorage(LocalStorage):
-    """A `LocalStorage` whose arrays are files of a directory, mapped into memory.
+    """A `LocalStorage` whose arrays are memory-mapped files in a directory.
 
-    The system keeps in memory what is used, and writes to the files what has changed. So the storage can be larger than
-    memory, and what was added survives the death of the process at any moment. It does not survive a loss of power:
-    for that, and for the generator and the counters, use ``save``. All files have their full size from the beginning,
-    so that a full disk is noticed here and not later.
+    The operating system keeps used pages in memory and writes changes to the files. The storage can therefore be larger
+    than memory, and stored transitions survive if the process is killed at any moment. They may not survive a power
+    failure: use ``save`` for that, and to keep the generator and the counters. All files get their full size at once,
+    so a full disk raises an error here and not later.
 
-    A directory that has such files is opened again, if it was made with the same arguments. Only one process at a time
-    can have it open. A forked child cannot use the storage, and a copy or a pickle of it is a `LocalStorage`.
+    A directory with such files is opened again if the arguments are the same. Only one process at a time can open it. A
+    forked child cannot use the storage. A copied or unpickled storage is a `LocalStorage`.
 
     Parameters
     ----------
     path : str or path-like
-        A directory; a new or an empty one is filled.
+        A directory. It is created if it does not exist.
     capacity, spec, num_envs, stack, padding, share
-        As those of `LocalStorage`.
+        As in `LocalStorage`.
 
     Raises
     ------
     OSError
-        If the directory is in use, has other files, or the disk is full.
+        If the directory is in use, contains other files, or the disk is full.
     ValueError
-        If it was made with other arguments, or is damaged.
+        If the directory was created with other arguments or is damaged.
     """
 
     saved_kind = "LocalStorage"
@@ -80,7 +80,7 @@ class MappedStorage(LocalStorage):
             self._recover()
 
     def _opened_layout(self) -> dict[str, Any]:
-        """What the directory was made with, or what it is made with now."""
+        """The settings of the directory: those it was created with, or the current ones if it is new."""
         where, built = os.path.join(self.path, _LAYOUT), describe(self)
         capacity = built["arguments"]["capacity"]
         self.is_reopened = os.path.exists(where)
@@ -122,10 +122,10 @@ class MappedStorage(LocalStorage):
         self._write_layout(self._layout)
 
     def refuse_size(self, needed: int, purpose: str) -> None:
-        """The files ask the disk for their room when they are made."""
+        """Do nothing: each file reserves its disk space when it is created."""
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An array in a file of its own, with what the file has if it exists."""
+        """An array in its own file. An existing file keeps its contents."""
         where = os.path.join(self.path, f"{urllib.parse.quote(name, safe='')}.array")
         rest, kind = shape[1:], np.dtype(dtype)
         row_bytes = math.prod(rest) * kind.itemsize
@@ -146,7 +146,7 @@ class MappedStorage(LocalStorage):
         return array
 
     def _recover(self) -> None:
-        """Make the files whole again after a process that ended at any moment: forget what was not published."""
+        """Repair the files after a process ended at any moment: remove unpublished steps."""
         first, cursor = self.bounds
         if not ((first >= 0) & (first <= cursor) & (cursor - first <= self.length)).all():
             raise ValueError(f"{self.path} is damaged: its lanes are impossible; was the power lost?")
@@ -184,7 +184,7 @@ class MappedStorage(LocalStorage):
 
 
 def _locked(path: str) -> int:
-    """A file of the directory that only one process can have locked, where the system has such locks."""
+    """Lock the directory for this process through a file, if the system supports such locks."""
     descriptor = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
         import fcntl
@@ -199,14 +199,14 @@ def _locked(path: str) -> int:
                 os.close(descriptor)
                 remedy = "choose another directory, or delete that buffer"
                 raise BlockingIOError(f"{path} is in use by another buffer or process; {remedy}") from None
-            gc.collect()  # a storage of this process that nobody has any more
+            gc.collect()  # a storage of this process that is no longer referenced
         except OSError:  # a file system without locks
             break
     return descriptor
 
 
 def _extend(descriptor: int, size: int, wanted: int, where: str) -> None:
-    """Make a file larger, with room on the disk for all of it, so that writing to memory cannot fail later."""
+    """Enlarge a file and reserve its disk space, so that later writes to the mapped memory cannot fail."""
     try:
         os.posix_fallocate(descriptor, size, wanted - size)
     except (AttributeError, OSError) as error:

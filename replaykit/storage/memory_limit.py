@@ -1,4 +1,4 @@
-"""Memory that the machine has: storage that does not fit is refused before it is allocated."""
+"""The machine's memory: a storage that does not fit raises an error before it is allocated."""
 
 import contextlib
 import math
@@ -8,7 +8,7 @@ import os
 def refuse_more_than_memory(
     needed: int, purpose: str, remedy: str = "lower the capacity or store smaller dtypes"
 ) -> None:
-    """Raise MemoryError if the machine has less memory than is needed, naming both sizes."""
+    """Raise MemoryError if the machine has less memory than needed. The error shows both sizes."""
     available = _available_bytes()
     if needed > available:
         sizes = (f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB" for n in (needed, available))
@@ -17,17 +17,17 @@ def refuse_more_than_memory(
 
 
 def _available_bytes() -> float:
-    """Memory that can be taken without swapping, also in a container with a limit; inf if unknown."""
+    """Available memory without swapping, including a container's limit; inf if unknown."""
     with contextlib.suppress(OSError, KeyError, ValueError), open("/proc/meminfo") as meminfo:
         sizes = dict(line.split(":") for line in meminfo)
         return min(int(sizes["MemAvailable"].split()[0]) * 1024, _container_limit())
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # not Linux: what the machine has at all
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # not Linux: the machine's total memory
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return math.inf
 
 
 def _container_limit() -> float:
-    """Memory that a container may use; inf without a limit."""
+    """The memory limit of the container; inf without a limit."""
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError), open(limit) as file:  # no such file, or "max"
             return int(file.read())

@@ -1,8 +1,8 @@
-"""The packed row: where each leaf of a transition lies, and how values become bytes and bytes become arrays.
+"""The packed row: the position of each leaf of a transition, and the conversion of values to bytes and back to arrays.
 
-Most of the time of adding one transition is spent on looking at its six values. So each spec gets functions of its own,
-generated as source for its types and shapes, as ``dataclasses`` generates an ``__init__``. They check the usual values
-in place, and hand any other value to `Leaf.coerce`.
+Most of the time to add a transition is spent on checking its six values. Each spec therefore gets generated functions
+for its types and shapes, as ``dataclasses`` generates an ``__init__``. They check the usual values inline and pass all
+other values to `Leaf.coerce`.
 """
 
 import functools
@@ -27,7 +27,7 @@ Encode = Callable[[tuple[Tree, ...], Mapping[str, Tree], Axes], Any]
 _FORMATS = {np.dtype(code).str[1:]: code for code in "?bBhHiIqQefd"}
 """The format of Python's struct for each dtype of a scalar. NumPy uses the same codes."""
 _WRONG = (KeyError, ValueError, TypeError, OverflowError, struct.error)
-"""What a value that does not fit may raise."""
+"""Errors that an invalid value may raise."""
 _INT64, _FLOAT32, _FLOAT64 = Field((), np.int64), Field((), np.float32), Field((), np.float64)
 _DERIVED = {"length": _INT64, "weights": _FLOAT32, "probabilities": _FLOAT64, "indices": _INT64}
 """Fields of a batch that follow `discount`."""
@@ -35,7 +35,7 @@ LAYOUTS_KEPT = 16
 
 
 class Layout(NamedTuple):
-    """A block of some transitions: the record of a batch, the record with windows' rewards, the plan, and the bytes."""
+    """The layout of a block of transitions: record of a batch, record with the windows' rewards, plan, and bytes."""
 
     batch: np.dtype[Any]
     windows: np.dtype[Any]
@@ -44,17 +44,17 @@ class Layout(NamedTuple):
 
 
 class Row:
-    """The layout of the packed row of a spec, and the functions that go with it.
+    """The layout of the packed row of a spec, and the functions for it.
 
-    Leaves of whole 8-byte words come first, then those of whole 4-byte words, so that they can be moved as such. The
-    two flags are last, and after them the flag that ends an episode. The row is filled up to whole words of 8 bytes.
+    Leaves that consist of 8-byte words come first, then those of 4-byte words, so that whole words can be copied. The
+    two flags are last, followed by the flag that ends an episode. The row is padded to a multiple of 8 bytes.
 
-    `packed` has the positions of the leaves in the row, in the order in which they lie there, and `place` where each of
-    them begins. `end` is the place of the flag that ends an episode. `encoder` makes `encode_steps`, `encode_lanes` and
-    `encode_row`. `name_batch` nests all leaves and derived fields in a dict, `name_transitions` those up to the length.
+    `packed` are the spec positions of the leaves in the row, in row order, and `place` the offset of each. `end` is the
+    offset of the flag that ends an episode. `encoder` makes `encode_steps`, `encode_lanes` and `encode_row`.
+    `name_batch` nests all leaves and derived fields in a dict, `name_transitions` those up to the length.
 
-    The leaves at the positions in `groups` are not in the row but in columns, one group in each. `encode` takes values
-    that need more than the usual checks.
+    The leaves at the positions in `groups` are stored in columns, one group in each. `encode` handles values that need
+    additional checks.
     """
 
     def __init__(self, spec: Spec, groups: Sequence[Sequence[int]], encode: Encode, lanes: Axes = (1,)) -> None:
@@ -89,7 +89,7 @@ class Row:
         plan[kernels.META, 1:9] = self.nbytes, self.end, *of_window, *(self.place[i] for i in of_window)
 
     def _layout(self, count: int, n: int) -> Layout:
-        """The layout for `count` transitions with windows of `n` steps, each field from a multiple of 64 bytes on."""
+        """The layout for `count` transitions with windows of `n` steps. Each field is aligned to 64 bytes."""
         formats: Any = [(np.uint8, (0,)) if f is None else (f.dtype, (count, *f.shape)) for f in self._fields]
         formats[-1] = np.float64, (count, n, *self._reward)
         sizes = [(np.dtype(dtype).itemsize * math.prod(shape) + 63) // 64 * 64 for dtype, shape in formats]
@@ -101,13 +101,13 @@ class Row:
         return Layout(batch, windows, plan, nbytes)
 
     def join(self, leaves: Sequence[npt.NDArray[Any]]) -> Any:
-        """The bytes of the packed leaves of some entries, one after another; in a tuple with the groups, if any."""
+        """The concatenated bytes of the packed leaves of some entries; in a tuple with the groups, if any."""
         data = b"".join([np.ascontiguousarray(leaves[i]).data for i in self.packed])
         return (data, *([leaves[i] for i in group] for group in self._groups)) if self._groups else data
 
 
 def _record(fields: Iterable[int], formats: Any, places: Any, nbytes: int) -> np.dtype[Any]:
-    """A record of fields with these formats at these places."""
+    """A record dtype of fields with these formats at these offsets."""
     names, kinds, offsets = [str(i) for i in fields], [formats[i] for i in fields], [places[i] for i in fields]
     return np.dtype({"names": names, "formats": kinds, "offsets": offsets, "itemsize": nbytes})
 
@@ -115,11 +115,11 @@ def _record(fields: Iterable[int], formats: Any, places: Any, nbytes: int) -> np
 def encoder(
     spec: Spec, order: Sequence[int], groups: Sequence[Any], encode: Encode, lanes: Axes = (), lane: Any = None
 ) -> Callable[..., Any]:
-    """A function that takes steps apart, checks their leaves and makes the block that `Row.join` makes of them.
+    """A function that flattens steps, checks their leaves and returns the same block as `Row.join`.
 
-    Its arguments are the leading axes, unless they are always `lanes`, the six core fields and a dict of the extras.
-    With `lane`, it encodes a single step, without leading axes, and passes values with one of length 1 on to `lane`.
-    Values in other containers than the spec's, and wrong ones, go to `encode`, which raises the first error in order.
+    Its arguments are the leading axes (unless they are always `lanes`), the six core fields and a dict of the extras.
+    With `lane`, it encodes a single step without leading axes, and passes values with an axis of length 1 to `lane`.
+    Values in other containers than the spec's, and invalid ones, go to `encode`, which raises the first error in order.
     """
     is_row, core = lane is not None, ", ".join(CORE)
     known: dict[str, Any] = {"ndarray": np.ndarray, "wrong": _WRONG, "encode": encode, "encode_lane": lane}
@@ -160,7 +160,7 @@ def encoded({first}{core}, extras):
 
 
 def _unfold(tree: Tree, name: str, lines: list[str], known: dict[str, Any]) -> list[str]:
-    """The names of the leaves of the value `name`; `lines` get the statements that take it apart."""
+    """The names of the leaves of the value `name`. The statements that flatten it are appended to `lines`."""
     if isinstance(tree, Field):
         return [name]
     lines.append(f"if not isinstance({name}, {type(tree).__name__}) or len({name}) != {len(tree)}: raise KeyError")
@@ -173,7 +173,7 @@ def _unfold(tree: Tree, name: str, lines: list[str], known: dict[str, Any]) -> l
 
 
 def batch_namer(spec: Spec, others: Sequence[str]) -> Callable[..., dict[str, Any]]:
-    """A function of the leaves of a transition, and of further fields of these names: all of them by name, nested.
+    """A function that takes the leaves of a transition and further fields `others`, and returns them nested by name.
 
     >>> from replaykit import Field, Spec
     >>> spec = Spec(obs={"x": Field(), "y": (Field(), Field())}, action=Field())
@@ -201,7 +201,7 @@ def batch_namer(spec: Spec, others: Sequence[str]) -> Callable[..., dict[str, An
 
 
 def _defined(source: str, name: str, known: dict[str, Any]) -> Callable[..., Any]:
-    """The function of this name that `source` defines, with the names in `known`."""
+    """The function `name` that `source` defines, with the globals `known`."""
     exec(compile(source, f"<replaykit {name}>", "exec"), known)
     function: Callable[..., Any] = known[name]
     return function

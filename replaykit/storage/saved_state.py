@@ -1,4 +1,4 @@
-"""The state of a `LocalStorage` that is saved, and its checks, since nothing but checksums vouches for it."""
+"""Checks of a saved state of a `LocalStorage`, which checksums alone do not make valid."""
 
 from typing import Any
 
@@ -11,36 +11,36 @@ from replaykit.chunks import Chunks, pieces
 kernels = lazy("store")
 
 LARGEST_STEP = 1 << 62
-"""No lane gets so far that its indices are larger."""
+"""An upper limit of all indices."""
 
 
 def require(holds: Any, problem: str) -> None:
-    """Raise ValueError if something does not hold."""
+    """Raise ValueError with `problem` if `holds` is false."""
     if not holds:
         raise ValueError(problem)
 
 
 def check_array(name: str, array: Any, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
-    """Raise ValueError unless `array` is one of this shape and dtype."""
+    """Raise ValueError unless `array` has this shape and dtype."""
     is_array = isinstance(array, np.ndarray)
     require(is_array and array.shape == shape and array.dtype == dtype, f"{name} is no array {shape} of {dtype}")
 
 
 def check_rows(name: str, rows: npt.NDArray[Any], count: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Raise ValueError unless `rows` are as many, of this shape and dtype."""
+    """Raise ValueError unless `rows` has `count` rows of this shape and dtype."""
     check_array(name, rows, (count, *shape), dtype)
     require(dtype != np.bool_ or rows.view(np.uint8).max(initial=0) <= 1, f"{name} has other bytes than 0 and 1")
 
 
 def starts_of(storage: Any, bounds: npt.NDArray[np.int64], running: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The first index of the oldest episode in some bounds of each lane; of the `running` one in an empty lane."""
+    """The first index of the oldest episode within the bounds of each lane; of the `running` one in an empty lane."""
     oldest = (bounds[0] * storage.num_envs + np.arange(storage.num_envs)) % storage.capacity
     places = storage.tables[kernels.NUMBER, oldest] % storage.capacity
     return np.where(bounds[0] < bounds[1], storage.tables[kernels.STARTS, places], running)
 
 
 def check_lanes_and_rows(storage: Any, state: dict[str, Any]) -> None:
-    """Raise ValueError unless what a `LocalStorage` keeps outside of its columns is possible."""
+    """Raise ValueError for an impossible state of a `LocalStorage`, apart from its columns."""
     _check_lanes(state, storage.num_envs)
     for name, chunks in state.items():
         if isinstance(chunks, Chunks):
@@ -53,7 +53,7 @@ def check_lanes_and_rows(storage: Any, state: dict[str, Any]) -> None:
 
 
 def _check_lanes(state: dict[str, Any], num_envs: int) -> None:
-    """Raise ValueError unless the numbers of the lanes of a `LocalStorage` are possible."""
+    """Raise ValueError for an impossible state of the lanes of a `LocalStorage`."""
     capacity, lane, lanes = state["capacity"], np.arange(num_envs), state["lanes"]
     require(type(capacity) is int and 0 < capacity < LARGEST_STEP, f"capacity is {capacity!r:.30}")
     require(capacity % num_envs == 0, f"capacity {capacity} is no multiple of {num_envs}")
@@ -66,7 +66,7 @@ def _check_lanes(state: dict[str, Any], num_envs: int) -> None:
     require((cursor - first <= capacity // num_envs).all(), "a lane holds more than fits")
     require(((oldest >= first) & (oldest <= cursor)).all(), "oldest is outside the lane")
     require(np.isin(over, (0, 1)).all(), "a flag of a lane is neither 0 nor 1")
-    is_number = (episode >= lane - num_envs) & (episode <= (cursor - 1) * num_envs + lane)  # each has a step at least
+    is_number = (episode >= lane - num_envs) & (episode <= (cursor - 1) * num_envs + lane)  # each has at least one step
     is_number &= (episode - lane) % num_envs == 0
     require(is_number.all(), "an episode has an impossible number")
     goes_on = (over == 0) | (oldest < cursor)
@@ -78,7 +78,7 @@ def _check_lanes(state: dict[str, Any], num_envs: int) -> None:
 
 
 def _check_rows(storage: Any, state: dict[str, Any]) -> None:
-    """Raise ValueError unless the bytes of the rows are possible: flags, finite rewards, numbers of episodes."""
+    """Raise ValueError for impossible bytes in the rows: flags, rewards that are not finite, episode numbers."""
     lanes, oldest = state["lanes"], state["oldest"]
     row, leaves, num_envs = storage.row, storage.spec.leaves, storage.num_envs
     of_flags = [(row.place[i], leaves[i].field.nbytes) for i in row.packed if leaves[i].dtype == np.bool_]
@@ -102,7 +102,7 @@ def _check_rows(storage: Any, state: dict[str, Any]) -> None:
 
 
 def check_episodes(storage: Any, indices: npt.NDArray[np.int64], newest: int) -> None:
-    """Verify the tables of episodes for all stored indices of a lane, whose newest episode has this number."""
+    """Verify the episode table for all stored indices of a lane, whose newest episode has the number `newest`."""
     number, first, last = storage.episode(indices)
     begins = np.r_[True, storage.rows[indices % storage.capacity, storage.row.end][:-1] != 0]
     run = np.cumsum(begins) - 1

@@ -1,11 +1,11 @@
-"""What replaykit is tested with, for storages, distributions and wrappers of your own.
+"""The test tools of replaykit, for your own storages, distributions and wrappers.
 
-- `NaiveReplay` is the model: every promise of the buffers in lists and loops, and nothing else.
+- `NaiveReplay` is the model: a simple implementation of every buffer with lists and loops.
 - `configurations` and `build` draw a buffer, any stack of wrappers around it, and its model.
 - `ReplayMachine` lets Hypothesis drive both through adds, masks, updates and samples, and compares them.
-- `assert_lawful` holds any replay to the laws that need no model.
+- `assert_lawful` checks any replay against the laws that need no model.
 
-A storage or a distribution of your own goes into `build`.
+Pass your own storage or distribution to `build`.
 
 Needs Hypothesis: ``pip install "replaykit[testing]"``.
 """

@@ -1,4 +1,4 @@
-"""Laws that every replay obeys, with any storage, distribution and wrappers: no model needed."""
+"""Laws that every replay obeys, with any storage, distribution and wrappers. They need no model."""
 
 import copy
 import pickle
@@ -13,21 +13,21 @@ from replaykit.trees import leaves_of
 
 
 def assert_lawful(replay: Replay, batch_size: int) -> Batch:
-    """Sample a batch and hold it to the laws of a replay; returns it.
+    """Sample a batch, check it against the laws of a replay, and return it.
 
-    - Every index is stored, and its probability is what `probability` gives. So is `least`, if a draw has one.
-      This is skipped where `probability` raises an error, as that of a ``LargeBatchReplay`` does.
-    - The batch is bit for bit what a copy gives by `draw`, `window`, `reduce` and `weigh`, one after another.
+    - Every index is stored, and its probability equals that of `probability`. `least` is also correct, if it is given.
+      This is skipped if `probability` raises an error, as that of a ``LargeBatchReplay`` does.
+    - The batch is identical to that of a copy which calls `draw`, `window`, `reduce` and `weigh` separately.
     - The discount is 0 exactly where terminated, else ``gamma**length`` with a length from 1 to `n_step`.
     - Weights are positive.
-    - Where rows are sequences, padding is 0 in every field of the spec.
+    - If rows are sequences, padding is 0 in every field of the spec.
     - Every field has B rows, and no array shares memory with the storage.
-    - Sampling leaves what is stored, the invariants and the global random state as they were.
+    - Sampling does not change the stored data, the invariants or the global random state.
 
     Raises
     ------
     AssertionError
-        Naming the broken law.
+        If a law is broken. The message names it.
     """
     storages = [part for part in replay.parts().values() if isinstance(part, Storage)]
     twin = copy.deepcopy(replay)
@@ -72,7 +72,7 @@ def assert_lawful(replay: Replay, batch_size: int) -> Batch:
 
 
 def by_verbs(replay: Replay, batch_size: int) -> Batch:
-    """A batch of `batch_size` made by the verbs, one after another."""
+    """A batch of `batch_size` made by separate calls of the verbs."""
     draw = replay.draw(batch_size)
     fields = replay.reduce(replay.window(draw.indices))
     fields |= {"weights": replay.weigh(draw), "probabilities": draw.probabilities, "indices": draw.indices}
@@ -84,5 +84,5 @@ def _arrays_in(state: dict[str, Any]) -> list[Any]:
 
 
 def bits_of(batch: Batch) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """All that a batch holds, to be compared bit for bit: dtype, shape and bytes of each array by its path."""
+    """The contents of a batch for an exact comparison: dtype, shape and bytes of each array by its path."""
     return {path: (str(array.dtype), array.shape, array.tobytes()) for path, array in leaves_of(dict(batch.items()))}

@@ -20,11 +20,11 @@ moves = st.sampled_from(["on", "on", "shifted", "shifted", "still", "elsewhere"]
 
 
 class ReplayMachine(RuleBasedStateMachine):
-    """Every kind of buffer and stack of wrappers, through every operation, against the model.
+    """Tests every kind of buffer and stack of wrappers with every operation against the model.
 
-    Subclass it and override `make` to drive a replay of your own with the same operations. It is pickled and copied on
-    the way, so its class and its functions must be found by name in a module. It is also saved, and loaded into what
-    `make` returns for the same configuration.
+    Subclass it and override `make` to test your own replay with the same operations. The replay is also pickled and
+    copied, so its class and its functions must be importable by name. It is also saved, and loaded into the result of
+    `make` for the same configuration.
 
     Examples
     --------
@@ -51,7 +51,7 @@ class ReplayMachine(RuleBasedStateMachine):
     # -- Writing ---------------------------------------------------------------------------------------------
 
     def _fields(self, lane: int, move: str, end: int) -> dict[str, Tree]:
-        """A step that goes on from the last observation of the lane, or from elsewhere."""
+        """A step that continues from the last observation of the lane, or from another one."""
         self.number += 7
         fields: dict[str, Tree] = {name: values_of(self.spec[name], self.number) for name in self.spec}
         new = values_of(self.spec["obs"], self.number + 3)
@@ -66,12 +66,12 @@ class ReplayMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), with_error=rarely)
     def add(self, data: st.DataObject, with_error: bool) -> None:
-        """One step of every lane, or of some."""
+        """Add one step of every lane, or of some."""
         self._write(data, None, with_error)
 
     @rule(data=st.data(), steps=st.integers(0, 12), with_error=rarely)
     def extend(self, data: st.DataObject, steps: int, with_error: bool) -> None:
-        """A stretch of steps, up to several times round the ring."""
+        """Add several steps, up to several times the size of the ring."""
         self._write(data, steps, with_error)
 
     def _write(self, data: st.DataObject, steps: int | None, with_error: bool) -> None:
@@ -115,7 +115,7 @@ class ReplayMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def end_episode(self, data: st.DataObject) -> None:
-        """The environment of some lanes was reset."""
+        """Reset the environments of some lanes."""
         mask = np.array([data.draw(rarely) for _ in range(self.replay.num_envs)], np.bool_)
         self.replay.end_episode(mask)
         self.model.end_episode([int(lane) for lane in np.flatnonzero(mask)])
@@ -123,7 +123,7 @@ class ReplayMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.issued) > 20)
     @rule()
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove everything."""
         self.replay.clear()
         self.model.clear()
 
@@ -132,7 +132,7 @@ class ReplayMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.issued)
     @rule(data=st.data(), direct=flags)
     def update(self, data: st.DataObject, direct: bool) -> None:
-        """New priorities for any indices ever issued: living, stale, twice the same."""
+        """Set priorities of any indices ever returned: stored, stale, repeated."""
         indices = data.draw(st.lists(st.sampled_from(self.issued[-30:]), max_size=12))
         values = [data.draw(st.sampled_from([0.0, 0.5, -2.0, 1e-3, 30.0])) for _ in indices]
         before = pickle.dumps(self.replay)
@@ -152,7 +152,7 @@ class ReplayMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.steps)
     @rule(extra=st.integers(0, 20))
     def sample(self, extra: int) -> None:
-        """A batch is what the model says, and a copy would draw the same one."""
+        """Sample a batch. It equals the model's, and a copy draws the same one."""
         batch_size = 1 + extra + sum(self.model.combined)
         if not self.is_comparable(batch_size):
             return
@@ -163,7 +163,7 @@ class ReplayMachine(RuleBasedStateMachine):
             except ValueError as error:
                 assert refusal in str(error)  # noqa: PT017
                 return
-            raise AssertionError(f"drew where it should raise: {refusal}")
+            raise AssertionError(f"drew a batch instead of raising: {refusal}")
         numbers = self.numbers_of(self.replay)
         twin = copy.deepcopy(self.replay)
         after_draw = copy.deepcopy(self.replay)
@@ -179,21 +179,21 @@ class ReplayMachine(RuleBasedStateMachine):
         return True
 
     def numbers_of(self, replay: Any) -> Any:
-        """What the model takes random numbers from: a copy of the generator of `replay`."""
+        """The model's source of random numbers: a copy of the generator of `replay`."""
         return copy.deepcopy(replay.rng)
 
     # -- Saving ----------------------------------------------------------------------------------------------
 
     @rule()
     def save(self) -> None:
-        """Write a checkpoint, over the former one if there is one."""
+        """Write a checkpoint, replacing the previous one."""
         self.replay.save(self.directory.name)
         self.saved = copy.deepcopy((self.model, self.number, self.issued, self.last))
 
     @precondition(lambda self: self.saved is not None)
     @rule(is_new=flags)
     def load(self, is_new: bool) -> None:
-        """Go on from the checkpoint, with a new replay or with the same one."""
+        """Load the checkpoint into a new replay or into the same one."""
         if is_new:
             self.replay, _ = self.make(self.configuration)
         self.replay.load(self.directory.name)
@@ -209,7 +209,7 @@ class ReplayMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.steps)
     @rule()
     def look(self) -> None:
-        """Probabilities, episodes and bounds of everything stored, and every invariant."""
+        """Compare probabilities, episodes and bounds of all stored transitions, and check every invariant."""
         self.replay.check()
         indices = [step.index for step in self.model.steps]
         batch_size = 1 + sum(self.model.combined)
@@ -228,9 +228,9 @@ class ReplayMachine(RuleBasedStateMachine):
 
     @invariant()
     def same_size(self) -> None:
-        """Length, bounds and the newest are those of the model.
+        """Length, bounds and the newest indices equal the model's.
 
-        Nothing here makes the replay catch up with what it has put off, as `sample` and `look` do.
+        Unlike `sample` and `look`, this does not make the replay settle postponed work.
         """
         model = self.model
         assert len(self.replay) == len(model.steps)
@@ -243,7 +243,7 @@ class ReplayMachine(RuleBasedStateMachine):
 
 
 def _shifted(stack: Any, new: Any) -> Any:
-    """What an observation of shape (k, H, W) is one step on; any other is `new`."""
+    """The next observation after a stack of shape (k, H, W); `new` for any other shape."""
     return np.concatenate((stack[1:], new[:1])) if np.ndim(stack) == 3 else new
 
 

@@ -22,7 +22,7 @@ from replaykit.testing.strategies import Configuration, Relabelling, build, conf
 
 @dataclass(frozen=True)
 class Mixture:
-    """Configurations of sources, named "a", "b" and so on, their shares in tenths, and what is around the mixture."""
+    """Configurations of sources, named "a", "b" and so on, their shares in tenths, and the mixture's wrappers."""
 
     sources: tuple[Configuration, ...]
     tenths: tuple[int, ...]
@@ -34,7 +34,7 @@ class Mixture:
 
 
 class NaiveMixture(NaiveReplay):
-    """Some models as one: each gives its share of a batch, and its indices are those of its lanes in a wider ring."""
+    """Several models as one. Each contributes its share of a batch. Indices are those of its lanes in a wider ring."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class NaiveMixture(NaiveReplay):
         self.kind = "prioritized" if any(source.kind == "prioritized" for source in sources) else "uniform"
 
     def lanes_before(self, k: int) -> int:
-        """Lanes of the sources before source k."""
+        """The number of lanes of the sources before source k."""
         return sum(source.num_envs for source in self.sources[:k])
 
     def index(self, k: int, own: int) -> int:
@@ -61,14 +61,14 @@ class NaiveMixture(NaiveReplay):
         return step * self.num_envs + self.lanes_before(k) + lane
 
     def origin(self, index: int) -> tuple[int, int]:
-        """The source that an index of the mixture is of, and its index there."""
+        """The source of an index of the mixture, and its index there."""
         step, lane = divmod(index, self.num_envs)
         (k,) = (k for k, s in enumerate(self.sources) if 0 <= lane - self.lanes_before(k) < s.num_envs)
         return k, step * self.sources[k].num_envs + lane - self.lanes_before(k)
 
     @property
     def steps(self) -> list[NaiveStep]:  # type: ignore[override]
-        """The living steps of all sources, as those of the mixture."""
+        """The stored steps of all sources, with the mixture's indices."""
         return [
             dataclasses.replace(
                 step, lane=step.lane + self.lanes_before(k), index=self.index(k, step.index),
@@ -85,11 +85,11 @@ class NaiveMixture(NaiveReplay):
         return self.index(self.add_to, self.sources[self.add_to].add(lane, fields, scaled))
 
     def initial(self) -> float:
-        """That of the source that is written to."""
+        """The initial priority in the source that is written to."""
         return self.sources[self.add_to].initial()
 
     def update(self, indices: list[int], scaled: list[float]) -> int:
-        """Set scaled priorities; how many were of living transitions of prioritized sources."""
+        """Set scaled priorities. Returns how many belong to stored transitions of prioritized sources."""
         applied = 0
         for index, value in zip(indices, scaled, strict=True):
             k, own = self.origin(index)
@@ -98,22 +98,22 @@ class NaiveMixture(NaiveReplay):
         return applied
 
     def end_episode(self, lanes: list[int]) -> None:
-        """Lanes of the source that is written to."""
+        """End episodes in the source that is written to."""
         self.sources[self.add_to].end_episode(lanes)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove everything."""
         for source in self.sources:
             source.clear()
 
     # -- Reading ---------------------------------------------------------------------------------------------
 
     def newest(self, count: int) -> list[int]:
-        """Those of the source that is written to."""
+        """The newest indices of the source that is written to."""
         return [self.index(self.add_to, own) for own in self.sources[self.add_to].newest(count)]
 
     def counted(self) -> list[NaiveStep]:
-        """The living steps in the order in which uniform draws of a ring count them."""
+        """The stored steps in the order in which uniform draws from a ring count them."""
         by_lane = [self.lane(lane) for lane in range(self.num_envs)]
         steps = [[step.index // self.num_envs for step in lane] for lane in by_lane]
         if any(lane != steps[0] for lane in steps) or not steps[0]:
@@ -125,14 +125,14 @@ class NaiveMixture(NaiveReplay):
     # -- Shares ----------------------------------------------------------------------------------------------
 
     def may_give(self, k: int, batch_size: int) -> dict[int, Fraction]:
-        """The numbers of rows that source k may give, with their probabilities."""
+        """The possible numbers of rows of source k, with their probabilities."""
         exact = self.given[k] * batch_size
         below = exact.numerator // exact.denominator
         up = exact - below
         return {below: 1 - up} | ({below + 1: up} if up else {})
 
     def counts(self, batch_size: int, rng: np.random.Generator) -> list[int]:
-        """The numbers of rows of each source, rounded by the next number of a generator if they must be."""
+        """The number of rows of each source, rounded with the generator's next number if necessary."""
         uniform = 0.0
         if any(len(self.may_give(k, batch_size)) > 1 for k in range(len(self.sources))):
             uniform = rng.random()
@@ -143,7 +143,7 @@ class NaiveMixture(NaiveReplay):
         return [end - begin for begin, end in itertools.pairwise(edges)]
 
     def shares(self, batch_size: int, wrappers: int | None = None) -> dict[int, float]:
-        """The expected share of every living index in a batch."""
+        """The expected fraction of a batch that each stored index gets."""
         wrappers = len(self.combined) if wrappers is None else wrappers
         if wrappers:
             return super().shares(batch_size, wrappers)
@@ -158,7 +158,7 @@ class NaiveMixture(NaiveReplay):
         return shares
 
     def refusal(self, batch_size: int) -> str | None:
-        """What the error of a batch that cannot be drawn must contain."""
+        """The text that the error must contain if a batch cannot be drawn."""
         for k, source in enumerate(self.sources):
             most = max(self.may_give(k, self.drawn(batch_size))) if self.drawn(batch_size) else 0
             if most and not source.steps:
@@ -170,7 +170,7 @@ class NaiveMixture(NaiveReplay):
         return None
 
     def is_certain(self, batch_size: int) -> bool:
-        """Whether every source that may refuse gives at least one row of a batch, so that it does."""
+        """Whether every source that may raise an error contributes at least one row, so that it certainly raises."""
         drawn = self.drawn(batch_size)
         refusing = [k for k, s in enumerate(self.sources) if drawn and s.steps and s.refusal(1) and self.given[k]]
         return all(min(self.may_give(k, drawn)) > 0 for k in refusing)
@@ -178,7 +178,7 @@ class NaiveMixture(NaiveReplay):
     # -- Comparing -------------------------------------------------------------------------------------------
 
     def assert_drawn(self, indices: Any, batch_size: int, rng: Any) -> None:
-        """Compare indices with the draws of each source; `rng` is the generator of the mixture, and those of all."""
+        """Compare indices with the draws of each source. `rng` are the generators of the mixture and the sources."""
         own_rng, rngs = rng
         drawn, found = self.drawn(batch_size), [int(index) for index in indices]
         assert found[drawn:] == [index for k in self.combined for index in self.newest(k)], "not the newest"
@@ -187,13 +187,13 @@ class NaiveMixture(NaiveReplay):
         begin = 0
         for k, count in enumerate(self.counts(drawn, own_rng)):
             origins = [self.origin(index) for index in found[begin : begin + count]]
-            assert all(source == k for source, _ in origins), "a source did not give its share"
+            assert all(source == k for source, _ in origins), "a source did not contribute its share"
             if count:
                 self.sources[k].assert_drawn([own for _, own in origins], count, rngs[k])
             begin += count
 
     def assert_batch(self, batch: Any, batch_size: int, rng: Any) -> None:
-        """Compare a batch, field by field; `rng` is the generator of the mixture, and those of all, after the draw."""
+        """Compare a batch field by field. `rng` are the generators of mixture and sources after the draw."""
         own_rng, rngs = rng
         indices = [int(index) for index in batch.indices]
         origins = [self.origin(index) for index in indices]
@@ -231,7 +231,7 @@ class NaiveMixture(NaiveReplay):
 
 
 def mixtures() -> st.SearchStrategy[Mixture]:
-    """Mixtures of up to three small buffers with equal specs, and what may be around the mixture and around each."""
+    """Mixtures of up to three small buffers with equal specs, with wrappers around the mixture and around each."""
     return st.sampled_from(["flat", "nested", "goal", "objectives", "goals", "stacked"]).flatmap(
         lambda spec: st.builds(
             _mixture,
@@ -245,7 +245,7 @@ def mixtures() -> st.SearchStrategy[Mixture]:
 
 
 def _mixture(sources: list[Configuration], cuts: list[int], filled: list[int], add_to: int, is_around: bool) -> Mixture:
-    """A mixture in which the first source decides what must be equal, and a source's wrappers may be around it all."""
+    """A mixture whose first source defines the common settings. A source's wrappers may be around the whole mixture."""
     count, first = len(sources), sources[0]
     edges = [0, *sorted(cuts)[: count - 1], 10]
     alike = {
@@ -267,7 +267,7 @@ def _mixture(sources: list[Configuration], cuts: list[int], filled: list[int], a
 
 
 def build_mixture(mixture: Mixture) -> tuple[Replay, NaiveMixture]:
-    """The mixture, after something was added to each source, and its model."""
+    """The mixture and its model, after some steps were added to each source."""
     sources, models = dict[str, Replay](), list[NaiveReplay]()
     for k, (configuration, count) in enumerate(zip(mixture.sources, mixture.filled, strict=True)):
         source, model = build(configuration)
@@ -299,7 +299,7 @@ def _add(source: Replay, model: NaiveReplay, number: int, is_end: bool) -> None:
 
 
 class MixedMachine(ReplayMachine):
-    """Mixtures through every operation, against the model; see `replaykit.testing.ReplayMachine`."""
+    """Tests mixtures with every operation against the model. See `replaykit.testing.ReplayMachine`."""
 
     @initialize(configuration=mixtures())
     def start(self, configuration: Any) -> None:

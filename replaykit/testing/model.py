@@ -1,4 +1,4 @@
-"""The model: what a buffer promises, in lists and loops that one can check by reading."""
+"""The model: a simple implementation of the buffers with lists and loops, which can be verified by reading."""
 
 import copy
 import math
@@ -13,7 +13,7 @@ from replaykit.trees import Tree, map_tree
 
 @dataclass
 class NaiveStep:
-    """One stored transition, as it was given, with its stacks."""
+    """One stored transition, as it was added, with its stacks."""
 
     lane: int
     index: int
@@ -26,7 +26,7 @@ class NaiveStep:
 
 @dataclass
 class NaiveHindsight:
-    """What a ``HindsightReplay`` around the buffer does; its attributes are the arguments of that."""
+    """The model of a ``HindsightReplay`` around the buffer. Its attributes are the arguments of the wrapper."""
 
     reward_fn: Callable[..., Any]
     terminated_fn: Callable[..., Any] | None = None
@@ -44,21 +44,21 @@ class NaiveHindsight:
 
 @dataclass
 class NaiveReplay:
-    """A buffer of any kind with any number of wrappers, without a single clever step.
+    """The model of a buffer of any kind with any number of wrappers, in the simplest possible form.
 
     Attributes
     ----------
     kind : {"uniform", "prioritized", "rank", "latest"}
     length : int
-        Slots of each lane, L.
+        Number of slots in each lane, L.
     num_envs, n_step, gamma, stack, padding, alpha, beta, eps, weights
-        As those of the buffers.
+        As in the buffers.
     draws : {"stratified", "iid"}, optional
-        How the points of a draw are chosen. If it is None, draws are not compared, but only their probabilities.
+        How the points of a draw are chosen. If it is None, only probabilities are compared, not draws.
     replace : bool
-        Whether an index can be drawn twice for a batch.
+        Whether an index can occur twice in a batch.
     recent : int, optional
-        `newest` of the ``RecentReplay`` around the buffer, inside of all other wrappers.
+        `newest` of the ``RecentReplay`` around the buffer, inside all other wrappers.
     large : int, optional
         `factor` of the ``LargeBatchReplay`` around these, whose function is `priority_fn`.
     combined : list of int
@@ -98,7 +98,7 @@ class NaiveReplay:
     # -- Writing ---------------------------------------------------------------------------------------------
 
     def add(self, lane: int, fields: dict[str, Any], scaled: float) -> int:
-        """Store one step of one lane and drop the lane's oldest if it is full; its index."""
+        """Store one step of one lane and drop the lane's oldest step if it is full. Returns the index."""
         index = self.added[lane] * self.num_envs + lane
         if self.begins[lane]:
             self.episodes[lane] += 1
@@ -119,7 +119,7 @@ class NaiveReplay:
         return index
 
     def stacked(self, observed: list[Tree]) -> Tree:
-        """The stack at the end of an episode's observations so far; what is no frame is not stacked."""
+        """The stack at the end of an episode's observations so far. Only frames are stacked."""
         if self.stack == 1:
             return observed[-1]
         first = observed[0]
@@ -134,15 +134,15 @@ class NaiveReplay:
         return map_tree(stack, newest)
 
     def initial(self) -> float:
-        """The scaled priority of a new transition: the largest stored, 1 if there is none."""
+        """The scaled priority of a new transition: the largest stored one; 1 if there is none."""
         return max((step.scaled for step in self.steps), default=0.0) or 1.0
 
     def scaled(self, td_error: float) -> float:
-        """``(abs(td_error) + eps)**alpha``, or the priority itself if only its rank counts."""
+        """``(abs(td_error) + eps)**alpha``, or the priority itself if only ranks count."""
         return abs(td_error) if self.kind == "rank" else float((abs(td_error) + self.eps) ** self.alpha)
 
     def update(self, indices: list[int], scaled: list[float]) -> int:
-        """Set scaled priorities; how many entries were of living transitions."""
+        """Set scaled priorities. Returns how many entries belong to stored transitions."""
         applied = 0
         for index, value in zip(indices, scaled, strict=True):
             for step in self.steps:
@@ -152,29 +152,29 @@ class NaiveReplay:
         return applied
 
     def end_episode(self, lanes: list[int]) -> None:
-        """The next step of these lanes begins another episode."""
+        """Begin a new episode with the next step of these lanes."""
         for lane in lanes:
             self.begins[lane] = True
             for step in self.lane(lane)[-1:]:
                 step.ends_episode = True
 
     def clear(self) -> None:
-        """Forget every transition, but not how many there were."""
+        """Remove every transition, but keep their count."""
         self.steps.clear()
         self.begins = [True] * self.num_envs
 
     # -- Reading ---------------------------------------------------------------------------------------------
 
     def lane(self, lane: int) -> list[NaiveStep]:
-        """The living steps of a lane, oldest first."""
+        """The stored steps of a lane, oldest first."""
         return [step for step in self.steps if step.lane == lane]
 
     def newest(self, count: int) -> list[int]:
-        """Indices of the `count` transitions added last, oldest first."""
+        """The indices of the `count` newest transitions, oldest first."""
         return [step.index for step in self.steps[-count:]]
 
     def window(self, index: int) -> list[NaiveStep]:
-        """Up to `n_step` steps from `index` on, until the episode ends or nothing is stored."""
+        """Up to `n_step` steps from `index` on, until the episode's end or the newest step."""
         (start,) = (step for step in self.steps if step.index == index)
         window = [start]
         for step in self.lane(start.lane):
@@ -197,7 +197,7 @@ class NaiveReplay:
         return {desired: reached[achieved] for desired, achieved in self.hindsight.keys().items()}
 
     def counted(self) -> list[NaiveStep]:
-        """The living steps in the order in which a uniform draw counts them."""
+        """The stored steps in the order in which a uniform draw counts them."""
         by_lane = [self.lane(lane) for lane in range(self.num_envs)]
         if len({(self.added[lane], len(by_lane[lane])) for lane in range(self.num_envs)}) > 1:
             return [step for of_lane in by_lane for step in of_lane]
@@ -206,7 +206,7 @@ class NaiveReplay:
         return sorted(self.steps, key=lambda step: step.index % capacity if is_full else step.index)
 
     def is_recent(self, step: NaiveStep) -> bool:
-        """Whether a ``RecentReplay`` draws a living step."""
+        """Whether a ``RecentReplay`` draws a stored step."""
         count = -(-(self.recent or self.length * self.num_envs) // self.num_envs)
         return step.index in [other.index for other in self.lane(step.lane)[-count:]]
 
@@ -236,7 +236,7 @@ class NaiveReplay:
         return window
 
     def reduced(self, window: list[NaiveStep]) -> dict[str, Any]:
-        """The transition that a batch holds for a window."""
+        """The transition of a window in a batch."""
         first, last = window[0].fields, window[-1].fields
         dtype = np.asarray(first["reward"]).dtype.type
         rewards = [np.asarray(step.fields["reward"], np.float64) for step in window]
@@ -256,7 +256,7 @@ class NaiveReplay:
         }
 
     def shares(self, batch_size: int, wrappers: int | None = None) -> dict[int, float]:
-        """The expected share of every living index in a batch, under the innermost `wrappers` (all) of the wrappers."""
+        """The expected fraction of a batch for each stored index, under the `wrappers` innermost wrappers (all)."""
         wrappers = len(self.combined) if wrappers is None else wrappers
         indices = [step.index for step in self.steps]
         if wrappers:
@@ -280,7 +280,7 @@ class NaiveReplay:
     # -- Drawing ---------------------------------------------------------------------------------------------
 
     def refusal(self, batch_size: int) -> str | None:
-        """What the ValueError of a batch that cannot be drawn must contain; None if it can be drawn."""
+        """The text that the ValueError must contain if a batch cannot be drawn; None if it can."""
         if self.kind == "prioritized" and not any(step.scaled for step in self.steps):
             return "every priority is 0"
         if not self.replace and self.drawn(batch_size) > len([step for step in self.steps if self.is_recent(step)]):
@@ -288,13 +288,13 @@ class NaiveReplay:
         return None
 
     def drawn(self, batch_size: int) -> int:
-        """How many of a batch are drawn: all but the newest, which each ``CombinedReplay`` adds at the end."""
+        """The number of drawn rows in a batch: all except the newest, which each ``CombinedReplay`` adds at the end."""
         return batch_size * (self.large or 1) - sum(len(self.newest(count)) for count in self.combined)
 
     def points(self, count: int, rng: np.random.Generator) -> Any:
-        """The points in [0, 1) of a draw of `count`, from the numbers that `rng` gives; None if draws are not compared.
+        """The `count` points in [0, 1) of a draw, from the numbers of `rng`; None if draws are not compared.
 
-        A model with other `shares` compares draws if it overrides `points`, and `line` if its line is another.
+        A model with other `shares` overrides `points` to compare draws, and `line` if its line is different.
         """
         if self.draws is None or type(self).shares is not NaiveReplay.shares:
             return None
@@ -307,7 +307,7 @@ class NaiveReplay:
         return (np.arange(count) + uniforms) / count if self.draws == "stratified" else uniforms
 
     def line(self) -> list[tuple[int, float]]:
-        """Every living index and its length on the line that points are drawn from, in the order on that line."""
+        """Every stored index and its length on the line from which points are drawn, in the order of the line."""
         if self.recent is not None:
             by_lane = [step for lane in range(self.num_envs) for step in self.lane(lane)]
             return [(step.index, 1.0) for step in by_lane if self.is_recent(step)]
@@ -321,9 +321,9 @@ class NaiveReplay:
         return [(step.index, step.scaled) for step in by_slot]
 
     def assert_drawn(self, indices: Any, batch_size: int, rng: np.random.Generator) -> None:
-        """Compare the indices of a batch with those on which the points of the draw lie, to rounding.
+        """Compare the indices of a batch with those at the points of the draw, up to rounding.
 
-        `rng` is the buffer's generator as it was before the draw, whose numbers are drawn again here.
+        `rng` is the buffer's generator before the draw. Its numbers are drawn again here.
         """
         if self.large:
             self.rows = self.large_batch(batch_size, rng)
@@ -353,7 +353,7 @@ class NaiveReplay:
             )
 
     def large_batch(self, batch_size: int, rng: np.random.Generator) -> list[tuple[int, float, float]]:
-        """The index, the conditional probability and the weight of each row of a batch from a large one."""
+        """The index, conditional probability and weight of each row that is chosen from a large batch."""
         line, count = self.line(), self.drawn(batch_size)
         stops = np.cumsum([length for _, length in line])
         points = self.points(count, rng) * stops[-1]
@@ -379,9 +379,9 @@ class NaiveReplay:
     # -- Comparing -------------------------------------------------------------------------------------------
 
     def assert_batch(self, batch: Any, batch_size: int, rng: np.random.Generator) -> None:
-        """Compare a batch with the model: what is stored bit for bit, probabilities and weights to rounding.
+        """Compare a batch with the model: stored values exactly, probabilities and weights up to rounding.
 
-        `rng` is the buffer's generator as it was after the draw, from which the relabelling was drawn.
+        `rng` is the buffer's generator after the draw. The relabelling was drawn from it.
         """
         indices = [int(index) for index in batch.indices]
         assert len(indices) == batch_size
@@ -408,19 +408,19 @@ class NaiveReplay:
 
 
 _ROUNDING = 1e-9
-"""How far a point may lie outside of the stretch of its index, as a share of the whole line."""
+"""How far a point may be outside the stretch of its index, relative to the whole line."""
 _CORE = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
 
 
 def at_path(tree: Tree, path: str) -> Any:
-    """The leaf of a tree at a path such as ``image`` or ``pair.0``; the tree itself at an empty one."""
+    """The leaf of a tree at a path such as ``image`` or ``pair.0``; the tree itself for an empty path."""
     for key in path.split(".") if path else []:
         tree = tree[int(key)] if isinstance(tree, tuple) else tree[key]
     return tree
 
 
 def assert_same(expected: Any, got: Any, row: int, path: str) -> None:
-    """Compare one row of a field, or of each entry of a nested one, bit for bit."""
+    """Compare one row of a field exactly; of a nested field, one row of each leaf."""
     if isinstance(expected, dict):
         assert isinstance(got, dict), path
         assert list(got) == list(expected), path

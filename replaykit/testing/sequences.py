@@ -19,7 +19,7 @@ from replaykit.trees import leaves_of
 
 @dataclass(frozen=True)
 class Sequences:
-    """What is inside a ``SequenceReplay``, its arguments, and `latest` of the ``CombinedReplay`` around it, if any."""
+    """The configuration inside a ``SequenceReplay``, its arguments, and `latest` of a ``CombinedReplay`` around it."""
 
     inside: Configuration
     length: int
@@ -30,7 +30,7 @@ class Sequences:
 
 
 class NaiveSequences:
-    """A model with rows of sequences around it. What is not here is that of `inner`."""
+    """The model of a ``SequenceReplay``. Other attributes are those of `inner`."""
 
     def __init__(self, inner: NaiveReplay, arguments: Sequences) -> None:
         self.inner, self.rows = inner, arguments
@@ -43,33 +43,33 @@ class NaiveSequences:
         return getattr(self.inner, name)
 
     def add(self, lane: int, fields: dict[str, Any], scaled: float) -> int:
-        """Store one step of one lane; its index."""
+        """Store one step of one lane. Returns its index."""
         index = self.inner.add(lane, fields, scaled)
         self.known[index] = next(step for step in self.inner.steps if step.index == index)
         return index
 
     def rest(self, index: int) -> list[int]:
-        """The stored steps of the episode of a stored index, from this one on."""
+        """The stored steps of an index's episode, from this index on."""
         step = self.known[index]
         return [s.index for s in self.inner.lane(step.lane) if s.episode == step.episode and s.index >= index]
 
     def number(self, index: int) -> tuple[int, int, int]:
-        """Which span an index belongs to: its lane, its episode, and the number of the span there."""
+        """The span of an index: its lane, its episode, and the number of the span in the episode."""
         step = self.known[index]
         return step.lane, step.episode, (index - step.start) // self.inner.num_envs // self.rows.stride
 
     def start(self, index: int) -> int:
-        """The first stored index of the span of a stored one."""
+        """The first stored index of the span of a stored index."""
         lane = self.inner.lane(self.known[index].lane)
         return min(step.index for step in lane if self.number(step.index) == self.number(index))
 
     def newest(self, count: int) -> list[int]:
-        """The starts of the spans that were added to last, oldest first."""
+        """The starts of the newest spans, oldest first."""
         starts = dict.fromkeys(self.start(step.index) for step in reversed(self.inner.steps))
         return list(starts)[:count][::-1]
 
     def shares(self, batch_size: int) -> dict[int, float]:
-        """The expected share of every living index in a batch: 0 unless a row begins there."""
+        """The expected fraction of a batch for each stored index; 0 unless a row begins there."""
         newest = [index for count in self.rows.combined for index in self.newest(count)]
         drawn = batch_size - len(newest)
         shares = dict.fromkeys((step.index for step in self.inner.steps), 0.0)
@@ -78,11 +78,11 @@ class NaiveSequences:
         return {index: (drawn * share + (index in newest)) / batch_size for index, share in shares.items()}
 
     def refusal(self, batch_size: int) -> str | None:
-        """What the error of a batch that cannot be drawn must contain."""
+        """The text that the error must contain if a batch cannot be drawn."""
         return self.inner.refusal(batch_size - sum(len(self.newest(count)) for count in self.rows.combined))
 
     def update_rows(self, indices: list[int], scaled: list[float], masks: Any) -> int:
-        """Set the scaled priorities of what rows showed of their spans; how many rows had any of it stored."""
+        """Set the scaled priorities of the steps of each row's span. Returns how many rows still had one stored."""
         applied, num_envs = 0, self.inner.num_envs
         stored = {step.index: step for step in self.inner.steps}
         for index, value, mask in zip(indices, scaled, masks, strict=True):
@@ -97,7 +97,7 @@ class NaiveSequences:
         return applied if self.inner.kind in ("prioritized", "rank") else 0
 
     def assert_drawn(self, indices: Any, batch_size: int, rng: np.random.Generator) -> None:
-        """Compare the rows of a batch with the spans on which the points of the draw of `inner` lie."""
+        """Compare the rows of a batch with the spans at the points of `inner`'s draw."""
         found = [int(index) for index in indices]
         tail = [index for count in self.rows.combined for index in self.newest(count)]
         drawn = batch_size - len(tail)
@@ -120,7 +120,7 @@ class NaiveSequences:
             assert found[row] in near, f"a row begins at {found[row]}, where the point {point} is not"
 
     def assert_batch(self, batch: Any, batch_size: int, rng: np.random.Generator) -> None:
-        """Compare a batch, field by field; `rng` is the generator as it was after the draw."""
+        """Compare a batch field by field. `rng` is the generator after the draw."""
         inner, length = self.inner, self.rows.length
         hindsight = inner.hindsight
         chances = rng.random((2, batch_size)) if hindsight is not None and hindsight.ratio else np.ones((2, batch_size))
@@ -177,7 +177,7 @@ def sequences() -> st.SearchStrategy[Sequences]:
 def _sequences(
     inside: Configuration, length: int, parts: tuple[int, int], eta: float, combined: tuple[int, ...]
 ) -> Sequences:
-    """Rows that fit into a lane, with a burn-in and a stride that fit into a row."""
+    """Rows that fit in a lane, with a burn-in and a stride that fit in a row."""
     length = min(length, -(-inside.capacity // inside.num_envs))
     burn_in, stride = parts[0] % length, 1 + parts[1] % length
     if combined:
@@ -196,7 +196,7 @@ def build_sequences(arguments: Sequences) -> tuple[Replay, NaiveSequences]:
 
 
 class SequenceMachine(ReplayMachine):
-    """Sequences through every operation, against the model; see `replaykit.testing.ReplayMachine`."""
+    """Tests sequences with every operation against the model. See `replaykit.testing.ReplayMachine`."""
 
     @initialize(configuration=sequences())
     def start(self, configuration: Any) -> None:
@@ -210,7 +210,7 @@ class SequenceMachine(ReplayMachine):
     @precondition(lambda self: self.issued)
     @rule(data=st.data(), direct=st.booleans())
     def update(self, data: st.DataObject, direct: bool) -> None:
-        """TD errors of rows from any indices ever issued, with any masks."""
+        """Set TD errors of rows at any indices ever returned, with any masks."""
         model, rows = self.model, self.model.rows
         indices = data.draw(st.lists(st.sampled_from(self.issued[-30:]), max_size=8))
         bits = st.lists(st.booleans(), min_size=rows.length, max_size=rows.length)

@@ -1,4 +1,4 @@
-"""Hypothesis strategies: buffers of every kind, every stack of wrappers around them, and what to put in."""
+"""Hypothesis strategies: buffers of every kind, every stack of wrappers around them, and values to add."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,12 +54,12 @@ SPECS = {
         cost=Field((), np.float64),
     ),
 }
-"""Specs that between them have every kind of field: packed and large, nested, of every width of word, frames, one
-by one and stacked already, rewards of several numbers, and goals of several fields."""
+"""Specs that together have every kind of field: packed and large, nested, of every word size, frames, single and
+already stacked, rewards of several numbers, and goals of several fields."""
 
 
 def reward_of_goal(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
-    """A reward that tells all it was made from, and whether the goal was reached."""
+    """A reward that identifies its arguments, and whether the goal was reached."""
     reached = (achieved_goal == desired_goal).all(axis=-1)
     return achieved_goal[:, 0] - 2 * desired_goal[:, 1] + info["cost"] + 1000 * reached
 
@@ -71,7 +71,7 @@ def rewards_of_goal(achieved_goal: Any, desired_goal: Any, info: dict[str, Any])
 
 
 def is_near(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
-    """Whether the goal is near, which it is some steps before and after it, too."""
+    """Whether the goal is near. This is also true some steps before and after it."""
     return np.abs(achieved_goal - desired_goal)[:, 0] < 1.5
 
 
@@ -81,7 +81,7 @@ def size_of(reward: Any) -> Any:
 
 
 def size_of_reward(batch: Any) -> Any:
-    """The same for the rows of a large batch."""
+    """`size_of` for the rows of a large batch."""
     return size_of(batch.reward)
 
 
@@ -113,8 +113,8 @@ _GOALS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Relabelling:
-    """The ``HindsightReplay`` of a configuration: with a `terminated_fn` if it `terminates`, and around every
-    ``CombinedReplay`` if it `is_outermost`, or inside of all.
+    """The ``HindsightReplay`` of a configuration. It has a `terminated_fn` if it `terminates`. It is around every
+    ``CombinedReplay`` if it `is_outermost`, otherwise inside all of them.
     """
 
     strategy: Any
@@ -163,9 +163,9 @@ def configurations(
 ) -> st.SearchStrategy[Configuration]:
     """Any buffer of these kinds and specs, small enough to wrap around often, and any wrappers that suit its spec.
 
-    Uniform buffers draw with replacement, or as `replace` says. A ``RecentReplay`` or a ``LargeBatchReplay`` is around
-    the buffer, inside of all other wrappers, if `recent` or `large` has a number, which is its argument. The former
-    must be around uniform buffers, and the latter has no ``CombinedReplay`` around.
+    Uniform buffers draw with replacement by default; see `replace`. If `recent` or `large` has a number, a
+    ``RecentReplay`` or a ``LargeBatchReplay`` with this argument is around the buffer, inside all other wrappers. A
+    ``RecentReplay`` needs uniform buffers, and a ``LargeBatchReplay`` has no ``CombinedReplay`` around it.
     """
     options = {"replace": st.sampled_from(replace), "recent": st.sampled_from(recent), "large": st.sampled_from(large)}
     return st.sampled_from(specs).flatmap(lambda spec: _configurations(kinds, spec, options))
@@ -220,11 +220,11 @@ def build(
     model : type
         `NaiveReplay`, or a subclass of it.
     storage : callable, optional
-        Of a capacity, a spec and a number of lanes: the storage to use in place of a ``LocalStorage``. Observations are
-        then not stacked.
+        A function of a capacity, a spec and a number of lanes. It returns the storage to use instead of a
+        ``LocalStorage``. Observations are then not stacked.
     distribution : callable, optional
-        Of a storage: the distribution to use in place of that of the configuration's kind. The model must know its
-        probabilities.
+        A function of a storage. It returns the distribution to use instead of the configuration's. The model must know
+        its probabilities.
     """
     c = configuration
     spec = SPECS[c.spec]
@@ -291,7 +291,7 @@ def build(
 
 
 def values_of(tree: Tree, number: int) -> Tree:
-    """A value for a tree of fields that tells the `number` it was made from, so that a mix-up shows."""
+    """A value for a tree of fields that identifies its `number`, so that the tests detect a mix-up."""
     if isinstance(tree, dict):
         return {key: values_of(value, number + i) for i, (key, value) in enumerate(tree.items())}
     if isinstance(tree, tuple):

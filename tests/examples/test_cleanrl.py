@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_run(agent, per, num_envs, reported):
 @AGENTS
 @pytest.mark.parametrize(("num_envs", "steps"), [(1, 420), (3, 420), (4, 417)])
 def test_the_number_of_updates_depends_on_the_steps_only(agent, num_envs, steps, reported):
-    """So it is the same for any number of parallel environments."""
+    """The number of updates is the same for any number of parallel environments."""
     agent.train(short(agent, num_envs=num_envs, total_timesteps=steps))
     assert reported[-1][1]["replay/batches"] == (steps - 220) // 8
 
@@ -153,7 +153,7 @@ def test_priorities_and_weights_are_used(agent, reported):
 
 @AGENTS
 def test_weights_scale_the_loss(agent, reported, monkeypatch):
-    """With weights of 0 nothing is learned by the critics."""
+    """With weights of 0 the critics learn nothing."""
     sample = agent.ReplayBuffer.sample
 
     def without_weights(buffer, size):

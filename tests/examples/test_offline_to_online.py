@@ -42,7 +42,7 @@ def demos(tmp_path):
 
 
 def test_the_demonstrator_reaches_the_flag_in_every_episode(demos):
-    """So every episode in the file terminates before its time limit."""
+    """Every episode in the file terminates before its time limit."""
     buffer = from_npz(demos)
     steps = {name: buffer.read(buffer.stored(), name) for name in ("action", "reward", "terminated", "truncated")}
     assert steps["terminated"].sum() == steps["reward"].sum() == 2
@@ -63,7 +63,7 @@ def test_the_share_of_a_batch_is_of_demonstrations(demos):
 
 
 def test_the_same_seed_gives_the_same_agent(demos):
-    """And another seed another one; evaluations come when they are due."""
+    """Another seed gives another agent, and evaluations happen when they are due."""
     runs = [train(demos, 0.5, SHORT, seed) for seed in (1, 1)]
     assert runs[0] == runs[1]
     assert runs[0].steps == [30, 60]
@@ -85,7 +85,7 @@ def test_the_demonstrations_are_learned_from(demos, monkeypatch):
 
 
 def test_a_short_run_prints_a_table_and_saves_a_picture(tmp_path, monkeypatch, capsys):
-    """From the command line, with demonstrations that are recorded on the way."""
+    """The script works from the command line and records its own demonstrations."""
     monkeypatch.setattr(offline_to_online, "SETTINGS", SHORT)
     picture = tmp_path / "run.png"
     arguments = ["--seeds", "0", "--demo-episodes", "1", "--total-timesteps", "40", "--output", str(picture)]

@@ -135,7 +135,7 @@ def test_no_row_of_the_defaults_has_both_the_sign_and_the_turn():
 @pytest.mark.parametrize("n_step", [1, 3])
 @pytest.mark.usefixtures("_time_limit")
 def test_rows_repeat_the_values_that_acting_computed(n_step, burn_in):
-    """From the stored state on, at each step of a row, wherever in an episode the row begins."""
+    """Values match at each step of a row when it starts from the stored state, anywhere in an episode."""
     played = Played(replace(SETTINGS, n_step=n_step, burn_in=burn_in))
     begins = []
     for batch in played.batches():
@@ -245,7 +245,7 @@ def test_the_burn_in_and_the_padding_are_not_learned_from():
 
 
 def test_no_gradient_flows_into_the_burn_in():
-    """From later steps. But into the first steps of a row that begins its episode, since it has no burn-in."""
+    """Later steps send no gradient into the burn-in. A row that begins its episode has no burn-in."""
     played = Played(SETTINGS)
     for batch in played.batches(5):
         batch.obs.requires_grad_()

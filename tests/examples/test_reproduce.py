@@ -27,7 +27,7 @@ slow_without_jit = pytest.mark.skipif(
 
 
 def test_the_memory_is_every_sequence_of_actions_played_to_its_end():
-    """And the right actions alone lead to the reward."""
+    """Only the right actions lead to the reward."""
     walk = cliffwalk.Cliffwalk(4)
     played = []
     for actions in itertools.product((0, 1), repeat=4):
@@ -122,7 +122,7 @@ def test_the_newest_transition_makes_a_large_memory_harmless():
 
 
 def test_a_time_limit_is_no_end_of_the_task():
-    """What is learned where time was up counts on: the value there does not go to that of one step."""
+    """A time limit does not terminate: the target still includes the value of the last state."""
     world = combined_grid_world.GridWorld()
     buffer = ReplayBuffer(100, combined_grid_world.SPEC, gamma=1.0, seed=0)
     returns = combined_grid_world.play(world, buffer, np.random.default_rng(0), 3, 10)

@@ -71,7 +71,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, kind, num_env
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 def test_a_run_can_be_killed_at_every_moment_of_a_save(tmp_path):
-    """Before each write, rename and deletion: what is found then is the last checkpoint or the new one, never half."""
+    """Before each write, rename and deletion, the old or the new checkpoint is complete."""
     expected, first = run(tmp_path / "whole", steps=150), tmp_path / "first"
     saved, files = run(first, steps=90)[0]["saved"], set()
     for at in range(1, 20):

@@ -130,7 +130,7 @@ def test_critics_learn_only_from_td_errors():
 
 
 def test_the_actor_climbs_the_soft_value():
-    """Of the lower critic, with critics and temperature held."""
+    """With fixed critics and temperature, the actor improves the soft value of the lower critic."""
     agent, batch = a_batch(SETTINGS)
     agent.log_temperature.data.fill_(-5.0)
     for name in ("critics", "temperature"):

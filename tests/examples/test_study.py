@@ -89,7 +89,7 @@ def test_a_recency_window_is_the_newest_share():
 
 @pytest.mark.parametrize("steps", [4, 10, 23, 57])
 def test_dealt_probabilities_are_those_of_prioritized_replay_in_another_order(steps):
-    """What is drawn in a place is what the place's probability says, also once receivers have been overwritten."""
+    """Draws follow the stated probabilities, also after receivers have been overwritten."""
     inner = fill(PrioritizedBuffer(20, SPEC, seed=0, draws="iid"), steps)
     stored = inner.latest(len(inner))
     inner.update_priorities(stored, np.linspace(0.0, 3.0, stored.size) ** 2)
@@ -132,7 +132,7 @@ def test_a_deal_is_kept_and_what_is_new_keeps_its_own_place():
     ],
 )
 def test_samplers_refuse_what_they_cannot_do(make, message):
-    """With an error that names the argument and what was expected."""
+    """The error names the argument and the expected value."""
     with pytest.raises(ValueError, match=message):
         make(ReplayBuffer(10, SPEC))
 
@@ -150,7 +150,7 @@ def test_samplers_of_one_stream_refuse_lanes(make):
 @pytest.mark.parametrize("huber", [True, False])
 @pytest.mark.parametrize("hidden", [(7,), (6, 5)])
 def test_the_gradient_is_that_of_the_weighted_loss(huber, hidden):
-    """Against differences of the loss, written anew in double precision."""
+    """It equals finite differences of the loss, computed separately in double precision."""
     rng = np.random.default_rng(0)
     network = Network((3, *hidden, 2), rng)
     features, action = rng.normal(size=(16, 3)).astype(np.float32), rng.integers(2, size=16)
@@ -226,7 +226,7 @@ def tiny(protocol="sound", env="CartPole-v1", replay="uniform", seed=0, **change
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_replay_of_every_task_trains(protocol):
-    """And each run has a row for each episode and each snapshot, in which all but what cannot be is a number."""
+    """Each run has a row for each episode and each snapshot. Every number is finite where it can be."""
     for env in PROTOCOLS[protocol]:
         limit = {"time_limit": 30}
         for name in replays_for(protocol, env):
@@ -281,7 +281,7 @@ def test_the_original_protocol_has_the_td_errors_of_insertion_for_good():
 
 
 def test_statistics_of_a_batch_are_those_of_the_original_study():
-    """By its own formulas: absolute errors, and pairs of states that correlate by more than 0.8."""
+    """They match its formulas: absolute errors, and pairs of states with a correlation above 0.8."""
     rng = np.random.default_rng(0)
     states, errors = rng.normal(size=(64, 4)), rng.normal(size=64)
     found, sizes = of_batch(states, errors), np.abs(errors)
@@ -358,7 +358,7 @@ def test_interrupted_and_resumed_is_the_same_as_run_through(tmp_path, monkeypatc
 
 
 def test_processes_give_the_same_results(tmp_path):
-    """However many there are."""
+    """The number of processes does not change the results."""
     runs = [tiny(replay=name) for name in ("dealt", "none", "uniform")]
     alone, beside = plan.Store(tmp_path / "alone"), plan.Store(tmp_path / "beside")
     plan.execute(runs, alone, 1, {"CartPole-v1": 1.0})
@@ -388,7 +388,7 @@ def test_other_settings_are_other_results(tmp_path, change):
 
 
 def test_the_plan_has_whole_seeds_first():
-    """So that what an interrupted study has can be compared."""
+    """An interrupted study can then still be compared."""
     runs = plan.plan("sound", ["CartPole-v1", "MountainCar-v0"], 3, 0.5)
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
     assert len(runs) == len(set(runs)) == 3 * (9 + 10)
@@ -425,7 +425,7 @@ def test_bad_options_are_refused_by_name(words, message, monkeypatch, capsys):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_whole_study_ends_in_tables_figures_and_a_report(protocol, tmp_path, capsys):
-    """From few and tiny runs."""
+    """A study of a few tiny runs writes all its files."""
     runs, envs = [], list(PROTOCOLS[protocol])[:: 2 if protocol == "sound" else 3]
     for seed in (0, 1):
         for env in envs:
@@ -451,6 +451,6 @@ def test_a_whole_study_ends_in_tables_figures_and_a_report(protocol, tmp_path, c
 
 
 def test_every_replay_has_a_label_and_a_style():
-    """So that figures and tables can name it."""
+    """Figures and tables can name every replay."""
     assert set(REPLAYS) == set(figures.STYLES)
     assert len({choice.label for choice in REPLAYS.values()}) == len(REPLAYS)

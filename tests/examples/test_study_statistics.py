@@ -49,7 +49,7 @@ def test_holm_adjusts_as_the_book_does():
 
 
 def test_partial_rank_correlation_is_that_of_residuals():
-    """Of ranks, once each is regressed on the third; and a common cause leaves nothing."""
+    """It equals the correlation of the ranks' residuals, and a common cause leaves nothing."""
     scipy = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(0)
     x, y, z = rng.normal(size=(3, 50)).round(1)
@@ -65,7 +65,7 @@ def test_partial_rank_correlation_is_that_of_residuals():
 
 
 def test_bootstrap_intervals_cover_the_truth():
-    """Of the mean of 20 runs on each of two tasks: in 95 % of 300 experiments, but for chance and small samples."""
+    """Intervals of the mean of 20 runs on two tasks cover it in about 95 % of 300 experiments."""
     rng = np.random.default_rng(0)
 
     def mean(tasks):
@@ -134,7 +134,7 @@ def test_a_factor_that_did_not_vary_settles_nothing():
 
 
 def test_two_seeds_settle_nothing():
-    """With the least that can be resampled, intervals are as good as endless rather than wrong."""
+    """With two seeds, intervals are practically unbounded instead of wrong."""
     found = statistics.compare_effects([np.array([[5.0, 0.0, 0.0], [5.5, 0.1, 0.1]])])
     assert found.verdict == "unresolved" and np.isfinite(found.difference).all()
 

@@ -172,7 +172,7 @@ def test_a_killed_process_loses_at_most_the_step_that_it_was_writing(tmp_path, s
 
 
 def test_unfinished_writes_are_forgotten(tmp_path):
-    """What a kill between retiring and publishing leaves is taken back when the files are opened again."""
+    """If a process is killed between retiring and publishing, opening the files undoes the write."""
     buffer = PrioritizedBuffer(6, FLAT, storage=tmp_path, seed=0)
     for number in range(8):
         buffer.add([number] * 3, number, 1.0, [number + 1] * 3, number == 6, False, note=[True, False])
@@ -201,7 +201,7 @@ def test_unfinished_writes_are_forgotten(tmp_path):
 
 
 def test_a_second_storage_on_the_same_files_is_refused(tmp_path):
-    """By another process, and in the same one."""
+    """Another process, and the same process, cannot open the files again."""
     buffer = ReplayBuffer(5, FLAT, storage=tmp_path)
     with pytest.raises(OSError, match="is in use by another buffer or process"):
         ReplayBuffer(5, FLAT, storage=tmp_path)
@@ -266,7 +266,7 @@ def test_damaged_files_are_refused(tmp_path, change):
 
 
 def test_a_full_disk_is_noticed_when_the_files_are_made(tmp_path, monkeypatch):
-    """Not later, when writing to memory would end the process."""
+    """A later write to the mapped memory would end the process."""
 
     def full(*_):
         raise OSError(28, "No space left on device")

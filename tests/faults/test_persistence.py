@@ -177,7 +177,7 @@ def test_a_process_that_dies_at_any_system_call_leaves_a_whole_checkpoint(tmp_pa
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 def test_a_process_that_is_killed_leaves_a_whole_checkpoint(tmp_path):
-    """By SIGKILL at random moments, while it adds and saves again and again."""
+    """The process adds and saves repeatedly and is killed by SIGKILL at random moments."""
     buffer, path, rng = learned(50), tmp_path / "checkpoint", np.random.default_rng(0)
     buffer.save(path)
     for number in range(8):
@@ -206,7 +206,7 @@ def full():
 
 @pytest.mark.parametrize("is_new", [True, False], ids=["new", "over another"])
 def test_a_full_disk_leaves_the_former_checkpoint(tmp_path, is_new):
-    """Whatever call fails: an error that names the file, the former checkpoint whole, and no file more."""
+    """If any call fails, the error names the file, the old checkpoint is intact, and no new file remains."""
     former, buffer, first = learned(50, make=make_plain), learned(50, make=make_plain), tmp_path / "first"
     former.save(first)
     Learner(7).act(buffer, 12)
@@ -339,7 +339,7 @@ def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path, saved):
 
 
 def test_a_missing_directory_is_made_by_save_and_refused_by_load(tmp_path, saved):
-    """With the directories above it; paths may be strings, bytes and paths."""
+    """Parent directories are also created. Paths may be strings, bytes and path objects."""
     buffer, _ = saved
     with unchanged(buffer, FileNotFoundError, "nowhere is no directory"):
         buffer.load(tmp_path / "nowhere")
@@ -352,7 +352,7 @@ def test_a_missing_directory_is_made_by_save_and_refused_by_load(tmp_path, saved
 
 @pytest.mark.parametrize("manifest", [None, "{}", '{"name": "an application", "format": 1}', ""])
 def test_a_directory_with_other_files_is_left_alone(tmp_path, saved, manifest):
-    """Even if one of them is called as a manifest is."""
+    """It also holds if one of the files has the name of a manifest."""
     buffer, _ = saved
     (tmp_path / "notes.txt").write_text("mine")
     if manifest is not None:
@@ -374,7 +374,7 @@ def test_files_of_others_beside_a_checkpoint_stay(saved):
 
 
 def test_a_damaged_checkpoint_can_be_saved_over(saved):
-    """And what is left of it is deleted."""
+    """The remaining files of the damaged checkpoint are deleted."""
     buffer, path = saved
     (path / MANIFEST).write_text("{")
     (path / f"{'0' * 16}.json").write_text("unfinished")
@@ -385,7 +385,7 @@ def test_a_damaged_checkpoint_can_be_saved_over(saved):
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the super-user may write everywhere")
 def test_a_read_only_directory_is_refused(saved):
-    """And can be loaded."""
+    """Its checkpoint can still be loaded."""
     buffer, path = saved
     before = content_of(buffer)
     path.chmod(0o500)
@@ -419,7 +419,7 @@ def open_files(path):
 
 
 def test_a_flipped_bit_is_found_in_every_file(saved):
-    """Wherever it is, and whatever the file."""
+    """A single changed bit is detected at any position in any file."""
     _, path = saved
     rng = np.random.default_rng(0)
     for file in sorted(path.iterdir()):
@@ -479,7 +479,7 @@ def test_only_files_of_the_directory_are_read(saved, tmp_path, name):
 
 
 def test_another_format_is_refused(saved):
-    """With what to do about it."""
+    """The error contains the remedy."""
     _, path = saved
     content = manifest_of(path)
     for number, remedy in [(2, "update replaykit"), (0, "save it again"), (True, "save it again"), ("1", "save it")]:
@@ -505,7 +505,7 @@ def test_deep_and_strange_manifests_are_refused(saved):
 
 
 def test_a_file_that_is_named_again_and_again_is_refused(saved):
-    """So that no more memory is taken than the files have bytes."""
+    """Loading never takes more memory than the files have bytes."""
     _, path = saved
     for is_twice_in_one in (True, False):
         content = manifest_of(path)
@@ -516,7 +516,7 @@ def test_a_file_that_is_named_again_and_again_is_refused(saved):
         else:
             next(find(content, "starts"))["chunks"] = array["chunks"]
         seal(path, content)
-        refused(path, "names a file that has been named before", ValueError)
+        refused(path, "refers to a file that was already used", ValueError)
 
 
 def find(node, name):
@@ -550,7 +550,7 @@ def test_chunks_of_impossible_sizes_are_refused(saved, entry, value):
 
 
 def test_rows_of_other_steps_than_the_lanes_hold_are_refused(saved, tmp_path):
-    """Though each is possible by itself."""
+    """Each part is valid on its own, but they do not match."""
     _, path = saved
     other = make()
     Learner(0).act(other, 20)

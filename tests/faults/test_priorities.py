@@ -103,7 +103,7 @@ def test_more_indices_than_td_errors_are_refused(stack):
 
 @every_stack
 def test_td_errors_and_priorities_together_are_refused(stack):
-    """Neither or both of `td_errors` and `priorities` raise an error."""
+    """Passing neither or both of `td_errors` and `priorities` raises an error."""
     replay = full(stack)
     with refused(replay, TypeError, "td_errors", "priorities"):
         replay.update_priorities([5], [1.0], priorities=[1.0])

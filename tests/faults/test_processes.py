@@ -48,7 +48,7 @@ compiles = pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
 
 
 def python(*arguments, **environment):
-    """What a Python process prints; it must not fail."""
+    """The output of a Python process, which must not fail."""
     result = subprocess.run(
         [sys.executable, "-W", "error", *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(ROOT)} | {name: str(value) for name, value in environment.items()},
@@ -149,7 +149,7 @@ def test_a_missing_cache_directory_is_made(tmp_path):
 
 @compiles
 def test_a_cache_directory_that_cannot_be_written_is_done_without(tmp_path):
-    """Where nothing can be written, kernels are compiled once per process, without an error or a warning."""
+    """Without a writable directory, kernels are compiled once per process, without an error or a warning."""
     (tmp_path / "kernel.py").write_text(KERNEL)
     file = tmp_path / "file"
     file.write_text("")

@@ -144,13 +144,13 @@ PRINT_DIGEST = "import sys; from tests.faults.test_resources import digest_of; p
 
 
 def test_without_compilation_every_batch_is_the_same():
-    """With NUMBA_DISABLE_JIT=1, so without compilation, batches are the same bits."""
+    """With NUMBA_DISABLE_JIT=1, without compilation, batches are identical."""
     assert python("-c", PRINT_DIGEST, *STACKS, NUMBA_DISABLE_JIT=1) == digest_of(*STACKS)
 
 
 @compiled
 def test_no_kernel_reads_or_writes_outside_its_arrays():
-    """With NUMBA_BOUNDSCHECK=1 Numba checks each index of an array: nothing raises, and batches are the same bits."""
+    """With NUMBA_BOUNDSCHECK=1 Numba checks each array index: nothing raises, and batches are identical."""
     assert python("-c", PRINT_DIGEST, "prioritized", NUMBA_BOUNDSCHECK=1) == digest_of("prioritized")
 
 

@@ -80,7 +80,7 @@ def test_an_episode_that_ended_across_the_seam_is_kept_apart():
 
 
 def test_an_episode_longer_than_the_buffer_is_served():
-    """Of an episode longer than the ring, the steps that are stored are drawn."""
+    """The stored steps of an episode longer than the ring are drawn."""
     replay = assert_as_defined(30, capacity=4)
     assert set(replay.sample(200).indices.tolist()) == {26, 27, 28, 29}
 
@@ -113,7 +113,7 @@ def test_n_steps_longer_than_the_episode_stop_at_its_end():
 
 
 def test_n_steps_longer_than_the_buffer_stop_at_the_newest():
-    """With n above the capacity a window has at most what is stored."""
+    """If n exceeds the capacity, a window has at most the stored steps."""
     assert_as_defined(9, capacity=3, n_step=50)
     assert_as_defined(9, capacity=1, n_step=50)
 

@@ -80,7 +80,7 @@ def test_a_copy_continues_with_the_same_draws(stack, copied):
 @every_stack
 @every_copy
 def test_a_copy_is_independent(stack, copied):
-    """What happens to the original does not show in a copy: neither data nor draws are shared."""
+    """Changes of the original do not affect a copy: neither data nor random numbers are shared."""
     replay = full(stack)
     twin, other = copied(replay), copied(replay)
     train(replay, stack, steps=20)

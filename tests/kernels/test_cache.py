@@ -54,7 +54,7 @@ def process(directory, program=TRIPLE, *options, **environment):
 
 
 def run(directory, program=TRIPLE):
-    """What the program prints, line by line, with this cache directory and an error for each warning."""
+    """The output lines of the program, with this cache directory and warnings as errors."""
     return process(directory, program).stdout.split()
 
 
@@ -81,7 +81,7 @@ def hits():
 
 
 def test_the_second_process_compiles_nothing(tmp_path):
-    """And finds one file for each kernel that was used."""
+    """It finds one file for each kernel that was used."""
     assert run(tmp_path, TREE) == ["[2]", "0"]
     kept = files(tmp_path)
     assert kept
@@ -91,7 +91,7 @@ def test_the_second_process_compiles_nothing(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="modes are of other platforms")
 def test_directories_and_files_are_private(tmp_path, directory, monkeypatch):
-    """Also if new files are open to everybody otherwise, and in directories that are made on the way."""
+    """It also holds if new files are public by default, and for directories created on the way."""
     monkeypatch.setenv("REPLAYKIT_CACHE_DIR", str(tmp_path / "made" / "too"))
     before = os.umask(0)
     try:
@@ -210,7 +210,7 @@ def test_a_full_disk_costs_the_cache_and_leaves_nothing(directory, monkeypatch, 
 
 
 def test_an_interrupt_leaves_no_part_of_a_file(directory, monkeypatch):
-    """And reaches the user."""
+    """The interrupt reaches the user."""
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -222,7 +222,7 @@ def test_an_interrupt_leaves_no_part_of_a_file(directory, monkeypatch):
 
 
 def test_no_descriptor_stays_open(directory):
-    """Neither of files and directories that were used, nor of those that were refused."""
+    """Neither used nor refused files and directories leave an open descriptor."""
 
     def lowest_free():
         descriptor = os.open(os.devnull, os.O_RDONLY)
@@ -252,7 +252,7 @@ def test_processes_that_start_at_once_share_a_directory(tmp_path):
 
 
 def test_threads_may_use_a_kernel_for_the_first_time_at_once(tmp_path):
-    """With an empty cache, and then with a warm one."""
+    """It holds with an empty cache and with a warm one."""
     for _ in range(2):
         assert process(tmp_path, THREADS).stderr == ""
     assert run(tmp_path) == ["6", "1"]
@@ -260,7 +260,7 @@ def test_threads_may_use_a_kernel_for_the_first_time_at_once(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="modes are of other platforms")
 def test_an_unsafe_directory_costs_one_warning_and_no_error(tmp_path):
-    """Also with six threads at once; and where warnings are errors, the warning is printed."""
+    """It also holds with six threads. If warnings are errors, the warning is printed."""
     shared = tmp_path / "shared" / "replaykit"
     shared.mkdir(parents=True)
     shared.chmod(0o777)

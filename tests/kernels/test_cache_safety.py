@@ -72,7 +72,7 @@ def pretend(monkeypatch, owner_of, me=None):
 @owners
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o757, 0o1777])
 def test_a_directory_that_others_can_write_to_is_refused(home, monkeypatch, mode):
-    """Also if it is sticky: others could add files."""
+    """A sticky directory is also refused: others could add files."""
     (home / "replaykit").mkdir()
     (home / "replaykit").chmod(mode)
     refused(monkeypatch, home, f"can write to {home / 'replaykit'}. Run `chmod go-w '{home / 'replaykit'}'`")
@@ -99,7 +99,7 @@ def test_a_parent_that_others_can_write_to_is_refused(home, monkeypatch, mode):
 
 @owners
 def test_nothing_is_made_below_an_unsafe_parent(home, monkeypatch):
-    """What is unsafe is found before anything is written."""
+    """An unsafe parent is detected before anything is written."""
     home.chmod(0o777)
     refused(monkeypatch, home / "cache", f"can write to {home}")
     assert not list(home.iterdir())
@@ -198,7 +198,7 @@ def test_a_link_of_another_user_is_refused(home, monkeypatch):
 
 @owners
 def test_a_link_that_leads_nowhere_is_no_directory(home, monkeypatch):
-    """Nor one that leads to itself."""
+    """A link to itself is also refused."""
     (home / "circle").symlink_to("circle")
     (home / "nowhere").symlink_to("missing")
     for link in ("circle", "nowhere"):
@@ -268,7 +268,7 @@ def test_a_file_of_another_user_is_refused(home, monkeypatch, me, other):
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
 @pytest.mark.parametrize("platform", ["this one", "without owners"])
 def test_a_link_in_the_place_of_a_file_is_refused(home, monkeypatch, platform):
-    """Also one to a file that is fine."""
+    """A link to a valid file is also refused."""
     if platform == "without owners":
         monkeypatch.delattr(os, "geteuid", raising=False)
     cache._write(home, "real", b"code")
@@ -301,7 +301,7 @@ def test_a_directory_or_link_in_its_place_is_refused_at_each_use(home):
 @owners
 @pytest.mark.parametrize("swapped", ["file", "directory"])
 def test_what_is_swapped_after_the_check_is_not_read(home, monkeypatch, swapped):
-    """What was checked is read, since it is open already."""
+    """The checked file is read, since it is already open."""
     directory = home / "replaykit"
     directory.mkdir()
     cache._write(directory, NAME, b"ours")
@@ -325,7 +325,7 @@ def test_what_is_swapped_after_the_check_is_not_read(home, monkeypatch, swapped)
 @owners
 @pytest.mark.parametrize("made", ["link", "pipe", "directory"])
 def test_what_is_swapped_before_the_file_is_opened_is_refused(home, monkeypatch, made):
-    """And a pipe is not waited for."""
+    """A pipe does not block."""
     cache._write(home, NAME, b"ours")
     (home / "theirs").write_bytes(b"theirs")
     real = os.fstat

@@ -111,7 +111,7 @@ def test_what_is_written_is_read_and_no_frame_is_lost(kernels, num_envs, length,
 @both
 @pytest.mark.parametrize(("given", "kept"), [(1, 1), (1, 4), (4, 4)])
 def test_a_stream_takes_one_frame_a_step(kernels, given, kept):
-    """And one more for each episode, or as many as an observation has; without sharing all of obs and next_obs."""
+    """An episode takes one more frame, or as many as an observation has. Without sharing, all frames are stored."""
     for shares in (True, False):
         pool = Pool(kernels, 1, 20, given, kept, 40, shares=shares)
         stream = [frame(number, 40) for number in range(1, 50)]
@@ -160,7 +160,7 @@ def test_a_frame_of_zeros_is_stored_as_any_other(kernels):
 
 @both
 def test_an_observation_shares_with_the_nearest_place_ahead(kernels):
-    """So that a stack that stands still is soon made of as few frames as it has different ones side by side."""
+    """A stack that stands still soon consists of as few frames as it has different ones side by side."""
     pool = Pool(kernels, 1, 2, 4, 4, 20)
     still = [frame(number, 20) for number in (1, 2, 1, 3)]
     for i in range(4):
@@ -214,7 +214,7 @@ def test_new_frames_are_taken_lowest_first(kernels):
 
 @both
 def test_a_write_stops_where_no_frame_is_free(kernels):
-    """And says how many steps it has written; it goes on from there."""
+    """The kernel returns the number of written steps and can continue from there."""
     pool = Pool(kernels, 1, 9, 1, 1, 6, room=6)  # five frames, and the frame of zeros
     obs, next_obs = (np.concatenate([frame(10 * k + i + 1, 6) for i in range(4)]).astype(np.uint8) for k in (1, 2))
     state = pool.shape, pool.written, pool.table, pool.pool, pool.overflow, pool.free
@@ -266,7 +266,7 @@ def test_stored_at_once_is_as_in_stages(kernels, num_envs):
 
 @both
 def test_nothing_is_stored_at_once_if_frames_may_run_out_or_a_reward_is_not_finite(kernels):
-    """And nothing changes."""
+    """Nothing changes in these cases."""
     rng, (state, frames) = np.random.default_rng(0), arrays_of(kernels, 1)
     data, pair = stretch(rng, 1, 2)
     wrong, places = bytearray(data), 2 * state[0][store.REWARD]
@@ -286,7 +286,7 @@ def test_nothing_is_stored_at_once_if_frames_may_run_out_or_a_reward_is_not_fini
 
 
 def plain_codes(table, begin, indices, first, num_envs, capacity):
-    """What `encode_rows` should write, in lists."""
+    """The expected result of `encode_rows`, in lists."""
     codes = []
     for index in indices.tolist():
         slot = index % capacity
@@ -308,7 +308,7 @@ def plain_codes(table, begin, indices, first, num_envs, capacity):
 
 
 def plain_numbers(codes, indices, num_envs):
-    """What `decode_rows` should write and return, in lists; None and -1 for wrong codes."""
+    """The expected results of `decode_rows`, in lists; None and -1 for invalid codes."""
     rows, count = {}, 0
     for index, given in zip(indices.tolist(), codes.tolist(), strict=True):
         row, width = [], len(given)

@@ -67,7 +67,7 @@ def test_the_nth_stored_index_is_counted_in_order(kernels, num_envs):
 @both
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_stale_entries_are_left_out(kernels, num_envs):
-    """And those with an index never given out, or a value that is no number or too large, are named."""
+    """An index that was never returned, or a value that is NaN or too large, is reported."""
     for rng, bounds, capacity in cases(num_envs):
         issued = [step * num_envs + e for e in range(num_envs) for step in range(bounds[1, e])]
         entries = rng.permutation(issued).astype(np.int64)
@@ -90,7 +90,7 @@ def test_stale_entries_are_left_out(kernels, num_envs):
 
 @both
 def test_loading_a_row_ahead_changes_nothing(kernels):
-    """Also the last row, whose end is the end of memory."""
+    """It includes the last row, whose end is the end of the memory."""
     for row_bytes in (8, 64, 200):
         rows = np.arange(3 * row_bytes).astype(np.uint8)
         for slot in range(3):

@@ -76,7 +76,7 @@ class Order:
     seed=st.integers(0, 9999),
 )
 def test_the_order_is_that_of_a_sorted_list(kernels, num_envs, length, span, moves, seed):
-    """Through adds in and out of step, laps, updates of few and of many, and clears."""
+    """The order stays right through adds in and out of step, laps, updates of few and of many, and clears."""
     rng, capacity = np.random.default_rng(seed), num_envs * length
     order, bounds = Order(kernels, capacity, num_envs, span), np.zeros((2, num_envs), np.int64)
     for move in moves:

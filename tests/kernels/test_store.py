@@ -17,7 +17,7 @@ END, ROW_BYTES = 40, 48
 
 
 class Model:
-    """What a ring of E lanes of L slots holds: for each lane its steps, as (index, bytes, ends, episode, stamp)."""
+    """The contents of a ring of E lanes of L slots: the steps of each lane, as (index, bytes, ends, episode, stamp)."""
 
     def __init__(self, num_envs, length):
         self.num_envs, self.length = num_envs, length

@@ -61,7 +61,7 @@ def test_leaves_are_set_one_by_one_and_in_runs(kernels, capacity, calls, seed):
 @both
 @given(values=st.lists(st.sampled_from([0.0, 1.0, 2.5, 0.25]), min_size=1, max_size=40), seed=st.integers(0, 99))
 def test_draws_fall_where_the_running_sum_exceeds_them(kernels, values, seed):
-    """With sums that are exact: the first leaf at which the running sum is larger than the mass."""
+    """With exact sums, the first leaf at which the running sum exceeds the mass is found."""
     nodes, extremes = empty(len(values))
     kernels.tree.assign(nodes, extremes, np.arange(len(values)), np.array(values))
     total = sum(values)
@@ -98,7 +98,7 @@ def test_a_mass_that_runs_off_a_rounded_sum_finds_the_last_positive_leaf(kernels
 
 @both
 def test_what_is_drawn_has_a_positive_probability(kernels):
-    """Also where the quotient underflows."""
+    """It also holds if the quotient underflows."""
     nodes, extremes = empty(2)
     kernels.tree.assign(nodes, extremes, np.arange(2), np.array([1e-300, 1e300]))
     cursors, probabilities = np.empty(1, np.int64), np.empty(1)

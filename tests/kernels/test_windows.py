@@ -167,7 +167,7 @@ def test_transitions_at_indices_that_are_not_stored_are_refused(kernels, num_env
 
 @both
 def test_uniform_draws_are_the_nth_stored(kernels):
-    """With probability 1/N each."""
+    """Each has the probability 1/N."""
     rng = np.random.default_rng(0)
     for _ in range(30):
         bounds = random_bounds(rng, 3, 4)

@@ -39,7 +39,7 @@ def test_adds_one_by_one_equal_an_extend(steps, lanes, capacity, ends):
 
 
 def test_alpha_zero_is_uniform_replay_bit_for_bit():
-    """With independent draws, PER with alpha = 0 serves the very batches of a uniform buffer."""
+    """With independent draws and alpha = 0, PER returns the same batches as a uniform buffer."""
     uniform = filled(ReplayBuffer(13, FLAT, n_step=2, seed=3), 29)
     per = filled(PrioritizedBuffer(13, FLAT, n_step=2, seed=3, alpha=0.0, draws="iid"), 29)
     per.update_priorities(np.arange(20, 29), np.linspace(0, 5, 9))
@@ -111,7 +111,7 @@ def test_copies_go_on_alone_with_the_same_draws(make, copied):
 
 @every_buffer
 def test_batches_are_fresh(make):
-    """What is done to a batch changes neither the buffer nor another batch."""
+    """Changing a batch affects neither the buffer nor another batch."""
     buffer = filled(make(6, FLAT, seed=0), 6)
     one = buffer.sample(5)
     two = buffer.sample(5)

@@ -70,7 +70,7 @@ def test_what_was_loaded_goes_on_as_what_was_saved(tmp_path_factory, configurati
 
 @given(configurations(), st.integers(0, 1 << 30), st.sampled_from([1 << 22, 1000, 60, 1]))
 def test_a_path_that_is_saved_to_again_has_what_a_new_one_has(tmp_path_factory, configuration, seed, nbytes):
-    """Only what has changed is written, and that is all that has changed."""
+    """Only changed data is written, and nothing is missing."""
     replay, learner = build(configuration)[0], Learner(seed)
     path = tmp_path_factory.mktemp("checkpoint")
     with pytest.MonkeyPatch.context() as patch:
@@ -125,7 +125,7 @@ def counted(function, calls):
 
 @given(configurations(), st.integers(1, 30), st.integers(0, 1 << 30), st.integers(0, 60))
 def test_another_capacity_keeps_the_newest_that_fit(configuration, capacity, seed, count):
-    """With their values, priorities, episodes and order."""
+    """They keep their values, priorities, episodes and order."""
     pytest.importorskip("torch")
     saved = build(configuration)[0]
     Learner(seed).act(saved, count)
@@ -157,7 +157,7 @@ def test_another_capacity_keeps_the_newest_that_fit(configuration, capacity, see
     alpha=st.sampled_from([0.3, 1.0]), seed=st.integers(0, 1 << 30),
 )  # fmt: skip
 def test_what_was_added_last_has_the_same_priority_in_another_capacity(variant, num_envs, before, after, alpha, seed):
-    """Even if the transition that it got this from has been overwritten, or does not fit any more."""
+    """It holds even if the transition with that priority has been overwritten or no longer fits."""
     pytest.importorskip("torch")
     rng, stream = np.random.default_rng(seed), Stream(num_envs, (1,), np.float32)
     options = {"num_envs": num_envs, "alpha": alpha, "seed": 0, "variant": variant}

@@ -77,7 +77,7 @@ REFUSED = {
 
 
 def reasons_against(kind, layers):
-    """What the error of a stack may say; nothing if it can be built."""
+    """The possible errors of a stack; empty if it can be built."""
     found = [REFUSED[pair] for pair in itertools.combinations(layers, 2) if pair in REFUSED]
     return found + ["inner draws as a"] * (kind != "uniform" and "recent" in layers)
 

@@ -97,7 +97,7 @@ MAKES = {
 
 @pytest.mark.parametrize("name", MAKES)
 def test_a_nearly_empty_buffer_pickles_to_a_few_kilobytes(name):
-    """Whatever its capacity, as if the room that is left were not there; and its copy is as large."""
+    """The size does not depend on the capacity, and the copy has the full capacity."""
     buffer = filled(MAKES[name](), 20)
     pickled = pickle.dumps(buffer)
     assert len(pickled) < 6000
@@ -192,7 +192,7 @@ def test_what_was_set_later_is_carried(copied):
 
 @copied
 def test_counters_go_on(copied):
-    """Of batches, of stale updates and of what was added."""
+    """The counters of batches, stale updates and added transitions continue."""
     buffer = filled(PrioritizedBuffer(3, FLAT, seed=0), 5)
     buffer.sample(2)
     buffer.update_priorities([0, 4], [1.0, 1.0])
@@ -201,7 +201,7 @@ def test_counters_go_on(copied):
 
 
 def test_a_generator_that_was_given_is_copied_as_it_is_now():
-    """Not as it was when the buffer was built; and the given one goes on with the buffer."""
+    """The copy has its current state, and the original generator stays with the buffer."""
     rng = np.random.default_rng(5)
     buffer = filled(ReplayBuffer(9, FLAT, seed=rng), 9)
     buffer.sample(4)
@@ -319,7 +319,7 @@ def test_any_kind_of_generator_is_given_another_seed():
     ],
 )
 def test_a_wrong_seed_is_refused(seed, error, match):
-    """And the generator goes on."""
+    """The generator is unchanged."""
     buffer = CombinedReplay(filled(ReplayBuffer(50, FLAT, seed=0), 60))
     with unchanged(buffer, error, match):
         buffer.reseed(seed)

@@ -90,7 +90,7 @@ def test_a_file_of_arrays_holds_all_steps_episodes_and_lanes(replay, compress, n
 
 @given(filled_replays())
 def test_a_data_set_of_minari_holds_all_episodes(replay):
-    """With true last observations and both flags; an episode that no flag ended has none after it comes back."""
+    """True last observations and both flags are read back. An episode without a flag gets none."""
     minari = pytest.importorskip("minari")
     before = [fields for _, fields in episodes_in(replay)]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:

@@ -132,7 +132,7 @@ def test_every_pair_of_wrappers_is_joined_as_its_verbs(kind):
 @pytest.mark.parametrize("around", [None, *WRAPPERS, Hindsight])
 @pytest.mark.parametrize("kind", ["uniform", "prioritized", "rank"])
 def test_recent_and_large_batches_are_joined_as_their_verbs(kind, around):
-    """Around each kind of buffer, and inside of any wrapper that leaves their draws as they are."""
+    """They are tested around each kind of buffer, and inside every wrapper that does not change their draws."""
     replay = filled(dataclasses.replace(BASE, kind=kind), masked=False)
     if kind == "uniform":
         replay = RecentReplay(replay, newest=7)
@@ -166,7 +166,7 @@ def test_wrappers_that_keep_the_promises_are_lawful(wrapper):
 
 
 def test_a_change_is_made_before_goals_are_replaced_around_it_and_after_inside():
-    """So the order of two wrappers that change windows counts."""
+    """The order of two wrappers that change windows therefore matters."""
     plain = filled(BASE, masked=False)
     one, two = (order(copy.deepcopy(plain)) for order in (
         lambda b: HindsightReplay(Scaled(b), reward_of_goal, ratio=1.0),
@@ -185,7 +185,7 @@ def test_a_change_is_made_before_goals_are_replaced_around_it_and_after_inside()
 
 @pytest.mark.parametrize("join", ["serve", "open", "fetch", "look_ahead"])
 def test_a_wrapper_cannot_override_several_verbs_at_once(join):
-    """What is around it would bypass such a method, so the error names the verbs to override."""
+    """Outer wrappers would bypass such a method, so the error names the verbs to override."""
     with pytest.raises(TypeError, match=f"Mine overrides {join}, which wrappers around it would bypass; override"):
         type("Mine", (ReplayWrapper,), {join: lambda self, *arguments: None})
     with pytest.raises(TypeError, match=f"Below overrides {join}"):
@@ -208,7 +208,7 @@ def test_a_draw_and_its_probabilities_are_overridden_together(verb):
 
 
 def test_a_subclass_of_a_wrapper_adds_its_own_verbs():
-    """What the base overrides still counts."""
+    """The overrides of the base class still count."""
 
     class NegatedToo(Scaled):
         def reduce(self, window):

@@ -290,7 +290,7 @@ def test_a_sample_waits_for_a_writer_that_holds_the_lock():
 
 
 def test_hindsight_gets_another_ratio_between_batches():
-    """Not in the middle of one, which looks at it several times."""
+    """The ratio cannot change in the middle of a batch, which reads it several times."""
     replay = HindsightReplay(ReplayBuffer(9, GOAL_SPEC, seed=0), sparse, ratio=0.5)
     thread = threading.Thread(target=setattr, args=(replay, "ratio", 1.0))
     with replay.lock:
@@ -308,7 +308,7 @@ def test_hindsight_gets_another_ratio_between_batches():
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 @pytest.mark.parametrize("is_sampling", [False, True])
 def test_a_forked_child_has_a_free_lock(is_sampling, monkeypatch):
-    """Though another thread of the parent does not let go of it, in the middle of a sample or not."""
+    """It holds even if another thread of the parent keeps the lock, in a sample or elsewhere."""
     monkeypatch.setattr("replaykit.storage.lock._LONGEST_WAIT", 0.1)
     buffer = filled(PrioritizedBuffer(9, FLAT, seed=0), 5)
     held, release = threading.Event(), threading.Event()
@@ -356,7 +356,7 @@ def test_a_lock_is_not_pickled():
 
 
 def test_wrappers_share_the_lock_of_their_storage():
-    """So the order of a stack does not matter to threads."""
+    """The order of a stack therefore does not matter to threads."""
     storage = LocalStorage(9, FLAT)
     buffer = Buffer(storage, Uniform(storage))
     assert CombinedReplay(CombinedReplay(buffer)).lock is buffer.lock is storage.lock

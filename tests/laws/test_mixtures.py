@@ -81,7 +81,7 @@ def test_a_batch_is_what_the_verbs_make_one_by_one(sources, inside, around, tent
 
 @pytest.mark.parametrize("around", LAYERS)
 def test_every_wrapper_is_joined_around_every_other_inside(around):
-    """Around the mixture, and around its first or its last source; with and without whole shares."""
+    """Wrappers are around the mixture and around its first or last source, with and without integer shares."""
     kinds = [dataclasses.replace(BASE, kind=kind, num_envs=e) for kind, e in (("uniform", 2), ("prioritized", 1))]
     for inner, place in itertools.product([None, *LAYERS], range(2)):
         if inner is around is Hindsight or (inner is None and place):

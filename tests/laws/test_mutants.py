@@ -148,14 +148,14 @@ MUTANTS = {
 
 @pytest.mark.parametrize("law", LAWS)
 def test_the_package_itself_is_lawful(law, tmp_path):
-    """So that a mutant fails because of its fault."""
+    """A mutant therefore fails because of its own fault."""
     result = judged(law, tmp_path)
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mutant_is_found(name, tmp_path):
-    """By a failed assertion, not by a crash."""
+    """It fails with an assertion, not with a crash."""
     path, change, law = MUTANTS[name]
     result = judged(law, tmp_path, path, change)
     assert result.returncode == 1, f"{law} does not find that {name}"

@@ -42,7 +42,7 @@ class Priorities:
         self.last.update(zip(own.tolist(), values.tolist(), strict=True))
 
     def assert_kept(self):
-        """What was set last is there for every index that is not stale."""
+        """Check that every index that is not stale has the last priority that was set."""
         stored = self.replay.stored()
         known = np.array([index for index in stored.tolist() if index in self.last], np.int64)
         assert known.size, "nothing that was updated is left"
@@ -356,7 +356,7 @@ def test_a_thread_with_another_buffer_does_not_wait():
 
 @every_interval
 def test_two_buffers_are_sampled_crosswise(interval):
-    """By threads that go from one to the other, while the reward function of one samples the other."""
+    """Threads alternate between two buffers, while the reward function of one samples the other."""
     plain = filled(PrioritizedBuffer(9, FLAT, seed=0), 12)
 
     def reward_fn(achieved_goal, desired_goal, info):
@@ -385,7 +385,7 @@ def test_two_buffers_are_sampled_crosswise(interval):
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 @pytest.mark.parametrize("is_wide", [False, True], ids=["rows", "frames"])
 def test_a_forked_child_has_a_whole_buffer(is_wide):
-    """Though another thread of the parent was in the middle of a write. Parent and child go on by themselves."""
+    """Another thread of the parent may be in the middle of a write. Parent and child continue independently."""
     stream = Stream(1, (20, 20), np.uint8) if is_wide else Stream()
     size = 40 if config.DISABLE_JIT else 600
     buffer = PrioritizedBuffer(size, stream.spec, gamma=GAMMA, share="all", seed=0)

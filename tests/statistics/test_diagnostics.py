@@ -145,7 +145,7 @@ def test_every_measure_of_the_newest_transitions_says_so():
 
 
 def test_draws_by_priority_lift_the_td_error():
-    """By Σ P abs(δ) / mean abs(δ), both against the buffer and by the batch's own probabilities."""
+    """The lift is Σ P abs(δ) / mean abs(δ), measured with the buffer and with the batch's own probabilities."""
     buffer = random_walk(PrioritizedBuffer(2000, FLAT, alpha=1.0, eps=0.0, seed=0), 2000, seed=7)
     errors = np.random.default_rng(5).exponential(size=2000) + 0.1
     buffer.update_priorities(np.arange(2000), errors)

@@ -90,7 +90,7 @@ def test_share_of_successes(strategy):
 
 @pytest.mark.parametrize("ratio", [0.0, 0.2, 0.8, 1.0])
 def test_the_share_of_relabelled_rows_is_binomial(ratio):
-    """With the probability `ratio`, and independent of the transition; the others are as stored."""
+    """Each row is relabelled with probability `ratio`, independent of the transition. Others are unchanged."""
     stats = pytest.importorskip("scipy.stats")
     buffer = HindsightReplay(ReplayBuffer(50, GOAL_SPEC, seed=3), sparse, ratio=ratio)
     goal_episodes(buffer, [20, 30])

@@ -29,7 +29,7 @@ def test_uniform_draws_are_iid(size, lanes):
     stats = watcher.stats()
 
     def standard_error(name):
-        """Of the mean over all batches, computed from the means over the first 1, 2, ..., 400 in the history."""
+        """The standard error of the mean over all batches, from the cumulative means in the history."""
         means = np.array([row[name] for row in watcher.history])
         return np.diff(np.arange(1, 401) * means, prepend=0.0).std() / np.sqrt(400)
 

@@ -112,7 +112,7 @@ def test_imports_go_one_way(path):
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "storage").glob("*.py")), ids=name_of)
 def test_imports_inside_the_storage_go_one_way(path):
-    """From `LocalStorage` down to the lock, except for imports inside of functions and for types."""
+    """Imports go from `LocalStorage` down to the lock, except inside functions and for types."""
     level = {module: level for level, modules in enumerate(STORAGE_LAYERS) for module in modules}
     if path.stem == "__init__":
         return
@@ -248,7 +248,7 @@ def test_every_class_of_replay_is_abstract_or_final():
 
 
 def test_buffers_refuse_subclasses():
-    """So what a buffer does in one call cannot bypass an override; `Buffer` joins other storages and distributions."""
+    """A single call of a buffer therefore cannot bypass an override. `Buffer` joins other parts."""
     for cls in (Buffer, ReplayBuffer, PrioritizedBuffer, LatestBuffer):
         with pytest.raises(TypeError, match="Mine is a subclass of a buffer.*write a ReplayWrapper"):
             type("Mine", (cls,), {})

@@ -309,7 +309,7 @@ def test_clear_forgets_everything_but_the_count():
 
 @pytest.mark.parametrize("look", [True, False])
 def test_no_priority_survives_a_clear(look):
-    """Nor where a new transition takes the slot of one that had a large priority, looked at in between or not."""
+    """It also holds if a new transition takes the slot of one with a large priority."""
     buffer = filled(PrioritizedBuffer(4, FLAT, alpha=1.0, eps=0.0, seed=0), 4)
     buffer.update_priorities(np.arange(4), priorities=[100.0, 1.0, 1.0, 1.0])
     buffer.clear()

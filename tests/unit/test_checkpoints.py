@@ -51,7 +51,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("difference", OTHERS)
 def test_what_was_built_differently_is_refused_by_name(tmp_path, difference):
-    """With the remedy."""
+    """The error contains the remedy."""
     saved(ReplayBuffer(9, FLAT, seed=1), tmp_path)
     other = OTHERS[difference]()
     with unchanged(other, ValueError, f"{tmp_path}: .*{difference}.*; build it as it was, or pass exact=False"):
@@ -59,7 +59,7 @@ def test_what_was_built_differently_is_refused_by_name(tmp_path, difference):
 
 
 def test_other_wrappers_and_their_arguments_are_refused(tmp_path):
-    """Of each layer; functions are the user's, and are not compared."""
+    """Each layer is compared. Functions are not compared."""
 
     def build(strategy="future", latest=1, function=sparse):
         return CombinedReplay(HindsightReplay(ReplayBuffer(30, GOAL_SPEC), function, strategy=strategy), latest)
@@ -103,7 +103,7 @@ def test_what_fits_is_taken_if_that_is_asked_for(tmp_path, make):
 
 
 def test_priorities_are_taken_by_another_buffer_with_the_same_alpha(tmp_path):
-    """Whatever its other arguments are."""
+    """Its other arguments may differ."""
     source = saved(PrioritizedBuffer(9, FLAT, seed=3), tmp_path, 40)
     other = PrioritizedBuffer(9, FLAT, n_step=3, weights="buffer", eps=0.5)
     other.load(tmp_path, exact=False)
@@ -152,7 +152,7 @@ def test_functions_are_left_alone_by_load(tmp_path):
 
 
 def test_the_innermost_buffer_is_built_as_it_was(tmp_path):
-    """With all its arguments, of each kind, and without the wrappers."""
+    """It has all arguments, for each kind of buffer, without the wrappers."""
     for buffer in [
         ReplayBuffer(9, GOAL_SPEC, num_envs=2, n_step=3, gamma=0.5, seed=1),
         PrioritizedBuffer(9, GOAL_SPEC, alpha=0.3, eps=0.5, draws="iid", weights="none", beta=0.9),
@@ -313,7 +313,7 @@ def test_an_interrupt_in_a_batch_does_not_keep_a_replay_from_being_saved(tmp_pat
 
 
 def test_lanes_with_writers_cannot_be_loaded(tmp_path):
-    """Until they are closed."""
+    """Loading works after the writers are closed."""
     buffer = filled(ReplayBuffer(9, FLAT, num_envs=1), 4)
     buffer.save(tmp_path)
     writer = buffer.writer(0)
@@ -456,7 +456,7 @@ IMPOSSIBLE = [
 
 @pytest.mark.parametrize(("problem", "change"), IMPOSSIBLE, ids=[f"{k}" for k in range(len(IMPOSSIBLE))])
 def test_an_impossible_state_of_a_storage_is_refused(problem, change):
-    """By what is wrong with it, and it changes nothing."""
+    """The error names the problem, and nothing changes."""
     buffer = in_lanes()
     state = buffer.storage.copied_state()
     buffer.storage.check_state(state)
@@ -485,7 +485,7 @@ def test_an_impossible_state_of_a_storage_is_refused(problem, change):
     ],
 )
 def test_impossible_priorities_are_refused(problem, change):
-    """By what is wrong with them."""
+    """The error names the problem."""
     buffer = in_lanes()
     state = buffer.distribution.copied_state()
     buffer.distribution.check_state(state)
@@ -547,7 +547,7 @@ def test_other_state_dicts_are_refused():
 
 
 def test_a_bar_is_shown_if_it_can_be(tmp_path, monkeypatch, capsys):
-    """Of chunks; without tqdm there is a warning."""
+    """The bar counts chunks. Without tqdm there is a warning."""
     buffer = filled(ReplayBuffer(9, FLAT), 4)
     pytest.importorskip("tqdm")
     buffer.save(tmp_path, progress=True)

@@ -56,7 +56,7 @@ def apply(ring, moves, in_step):
 
 @given(rings, st.integers(0, 30), st.integers(0, 30))
 def test_slots_say_which_index_they_hold(ring, one, other):
-    """Of any lanes, in step or not, after laps and after `clear`."""
+    """It holds for lanes in and out of step, after laps and after `clear`."""
     ring = ring_of(*ring)
     slots = ring.slots()
     begin, stop = sorted((min(one, ring.capacity), min(other, ring.capacity)))
@@ -69,7 +69,7 @@ def test_slots_say_which_index_they_hold(ring, one, other):
 
 
 def test_a_stretch_of_slots_is_selected_as_a_slice():
-    """So that it is copied at once: while the ring fills, in its middle, and when it is full."""
+    """It is then copied at once: while the ring fills, in its middle, and when it is full."""
     for first, cursor, expected in [
         (0, 5, slice(2, 5)),
         (3, 9, slice(3, 7)),
@@ -132,7 +132,7 @@ def test_a_moment_does_not_follow_the_bounds():
 
 @given(rings, st.integers(1, 40))
 def test_chunks_have_all_rows_in_the_order_of_their_slots(ring, chunk_bytes):
-    """However many rows fit in a chunk; what is copied stays as it was."""
+    """It holds for any number of rows per chunk. Copied chunks do not change."""
     ring = ring_of(*ring)
     array = np.arange(3 * ring.capacity, dtype=np.int32).reshape(ring.capacity, 3)
     with pytest.MonkeyPatch.context() as patch:
@@ -161,7 +161,7 @@ def test_an_empty_chunk_has_no_rows():
 
 
 def test_a_chunk_has_at_least_the_shortest_span():
-    """Even if a row is larger than a chunk should be, or has no bytes."""
+    """It holds even if a row is larger than a chunk, or has no bytes."""
     slots = Slots(np.array([[0], [4]]), 4)
     assert LiveChunks(slots, 1 << 40, lambda begin, stop: np.zeros(0), shortest=3).span == 3
     assert LiveChunks(slots, 0, lambda begin, stop: np.zeros(0)).span == module.CHUNK_BYTES

@@ -35,7 +35,7 @@ def test_probabilities_and_weights_are_those_of_the_mixture(values, latest, extr
 
 
 def test_a_batch_smaller_than_the_newest_is_refused():
-    """And all of it may be the newest."""
+    """A batch may consist only of the newest transitions."""
     buffer = CombinedReplay(filled(ReplayBuffer(10, FLAT, seed=0), 5), latest=3)
     with unchanged(buffer, ValueError, "batch_size is 2; expected at least latest=3"):
         buffer.sample(2)

@@ -56,7 +56,7 @@ def test_td_error_stats_are_those_of_the_standard_library(errors):
 
 @given(st.lists(positive, min_size=1, max_size=40))
 def test_the_top_decile_is_counted_in_parts(values):
-    """As if each value were ten of a tenth of it, of which the largest tenth in number is taken."""
+    """The result is the same as if each value were split into ten equal parts."""
     parts = sorted((value / 10.0 for value in values for _ in range(10)), reverse=True)
     assert top_share(values, 0.1) == pytest.approx(sum(parts[: len(values)]) / sum(parts))
 
@@ -150,7 +150,7 @@ def test_design_effect_and_autocorrelation_are_their_formulas():
 
 @given(st.lists(positive, min_size=1, max_size=30))
 def test_effective_sample_size_is_the_square_of_the_sum_by_the_sum_of_squares(weights):
-    """From 1 to B, whatever the scale."""
+    """It is between 1 and B and does not depend on the scale."""
     size = effective_sample_size(weights)
     assert size == pytest.approx(math.fsum(weights) ** 2 / math.fsum(w * w for w in weights))
     assert 1.0 - 1e-12 <= size <= len(weights) * (1 + 1e-12)
@@ -295,6 +295,6 @@ WRONG = {
 
 @pytest.mark.parametrize(("call", "message"), WRONG.values(), ids=WRONG)
 def test_bad_input_is_refused_by_name(call, message):
-    """What, what was expected, and what was got."""
+    """The error names the argument, the expected value and the given value."""
     with pytest.raises((ValueError, TypeError), match=message):
         call()

@@ -28,7 +28,7 @@ def test_stacks_keep_what_has_been_overwritten_since():
 
 
 def test_only_frames_are_stacked():
-    """Of a dict, the fields with two axes or more; vectors and numbers stay as they are."""
+    """In a dict, only fields with at least two axes are stacked."""
     obs = {"camera": Field((2, 3), np.uint8), "speed": Field((3,)), "on": Field((), np.bool_)}
     spec = Spec(obs=obs, action=Field(()))
     buffer = ReplayBuffer(9, spec, stack=3)
@@ -45,7 +45,7 @@ def test_only_frames_are_stacked():
 
 @pytest.mark.parametrize("extra", [{}, {"big": Field((2000,), np.uint8)}])
 def test_a_stack_begins_with_its_episode(extra):
-    """Also where other fields are in columns of their own."""
+    """It also holds if other fields have their own columns."""
     buffer = ReplayBuffer(9, Spec(obs=Field((2, 3), np.uint8), action=Field(()), **extra), stack=3, padding="zero")
     for i in range(6):
         big = {name: np.full(2000, i) for name in extra}
@@ -117,7 +117,7 @@ def test_single_observations_are_kept_once():
 
 
 def test_obs_and_next_obs_are_views_of_one_block():
-    """Where stacks overlap in every row and n_step is 1; else they are arrays of their own."""
+    """They are if stacks overlap in every row and n_step is 1; otherwise they are separate arrays."""
     single = ReplayBuffer(50, FRAME, stack=4, seed=0)
     play(single, 40, 9, stacked=False)
     batch = single.sample(6)
@@ -183,7 +183,7 @@ def test_no_frame_is_lost_over_many_episodes_and_clears(share):
 
 
 def test_more_than_the_machine_has_is_refused_before_anything_is_taken():
-    """With the bytes needed and available; a capacity beyond any machine, with every kind of storage."""
+    """The error shows the needed and the available bytes, for every kind of storage."""
     tracemalloc.start()
     for options in ({"stack": 4}, {}, {"share": "none"}):
         with pytest.raises(MemoryError, match=r"capacity 1000000000 at \d+ bytes each needs \d+.\d GiB; .* GiB avail"):
@@ -232,7 +232,7 @@ def test_an_add_that_outgrows_the_machine_is_refused_and_nothing_is_lost(monkeyp
 
 
 def test_an_extend_longer_than_the_ring_is_refused_as_a_whole(monkeypatch):
-    """Not after its first part has been written."""
+    """The error is raised before the first part is written."""
     buffer = ReplayBuffer(6, STACKED, seed=0)
     play(buffer, 4, 9, stacked=True)
     twin = pickle.loads(pickle.dumps(buffer))
@@ -274,7 +274,7 @@ def test_an_interrupt_while_the_memory_grows_loses_nothing():
 
 @pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer, LatestBuffer])
 def test_wrong_options_are_refused(make):
-    """By an error that names the option, what it is, and what is expected."""
+    """The error names the option, its value and the expected value."""
     with pytest.raises(ValueError, match=r"stack is 4, but obs has shape \(3,\); expected frames, of two axes"):
         make(10, FLAT, stack=4)
     with pytest.raises(ValueError, match=r"stack is 2, but obs.a has shape \(3,\), obs.b has shape \(\)"):

@@ -44,7 +44,7 @@ def test_by_hand():
 
 
 def test_a_window_that_reaches_the_new_goal_stops_there():
-    """And one that ended at the old goal goes on to its last step, where it does not terminate under the new one."""
+    """A window that ended at the old goal continues if the new goal does not terminate it."""
     inner = ReplayBuffer(10, GOAL_SPEC, n_step=5, gamma=0.5, seed=0)
     buffer = HindsightReplay(inner, sparse, terminated_fn=reached, ratio=1.0)
     goal_episodes(buffer, [4], ends="terminated")
@@ -81,7 +81,7 @@ def test_truncated_belongs_to_the_last_step_used():
 
 
 def test_reward_fn_is_called_once_a_batch_with_rows_of_equal_shape():
-    """With every step of every relabelled window, the goals in their own dtype, and the extra fields as info."""
+    """It gets every step of every relabelled window, goals in their own dtype, and the extra fields as info."""
     calls = []
 
     def reward_fn(achieved_goal, desired_goal, info):
@@ -233,7 +233,7 @@ def test_a_wrong_reward_of_several_goals_is_refused():
 
 
 def test_goal_keys_can_be_chosen():
-    """Also of nested observations, with dots."""
+    """Keys of nested observations contain dots."""
     spec = Spec(obs={"task": {"goal": GOAL}, "now": GOAL}, action=Field(()))
     buffer = ReplayBuffer(10, spec, seed=0)
     for i in range(5):
@@ -373,7 +373,7 @@ WRONG_ENDS = {
 
 @pytest.mark.parametrize("case", WRONG_ENDS)
 def test_a_terminated_function_that_is_not_vectorised_is_detected(case):
-    """By its shape, or because a row is answered otherwise among other rows."""
+    """It is detected by its shape, or because a row has another result among other rows."""
     terminated_fn, error, match = WRONG_ENDS[case]
     buffer = goals(terminated_fn=terminated_fn)
     with pytest.raises(error, match=match):
@@ -417,7 +417,7 @@ def test_a_scalar_terminated_function_works_when_wrapped_as_the_error_says():
     ],
 )
 def test_wrong_options_are_refused(options, error, match):
-    """By an error that names the option, what it is, and what is expected."""
+    """The error names the option, its value and the expected value."""
     with pytest.raises(error, match=match):
         HindsightReplay(ReplayBuffer(10, GOAL_SPEC), **({"reward_fn": sparse} | options))
 
@@ -441,7 +441,7 @@ def test_specs_without_goals_are_refused():
 
 
 def test_a_wrapper_of_ones_own_around_or_inside():
-    """One that scales rewards, inside: those of new goals are what reward_fn says; outside, they are scaled, too."""
+    """A wrapper scales rewards. Inside, rewards of new goals are not scaled; outside, they are."""
 
     class Scaled(ReplayWrapper):
         def window(self, indices):
@@ -456,7 +456,7 @@ def test_a_wrapper_of_ones_own_around_or_inside():
 
 
 def test_each_function_has_its_own_info():
-    """What reward_fn makes of it does not reach terminated_fn."""
+    """Changes of info by reward_fn do not reach terminated_fn."""
     spec = Spec(GOAL_SPEC["obs"], GOAL_SPEC["action"], cost=Field((), np.int64))
 
     def careless(achieved_goal, desired_goal, info):
@@ -484,7 +484,7 @@ def test_one_key_for_both_goals_is_refused():
 
 
 def test_a_batch_that_cannot_be_drawn_draws_nothing_at_random():
-    """So that the next one is the same under a wrapper that puts the generator back."""
+    """The next batch is then the same under a wrapper that restores the generator."""
     batches = []
     for wrap in (lambda b: b, lambda b: HindsightReplay(b, sparse, ratio=0.0)):
         buffer = PrioritizedBuffer(9, GOAL_SPEC, eps=0.0, seed=0)
@@ -515,7 +515,7 @@ class Signs(ReplayWrapper):
     ],
 )
 def test_the_storage_looks_ahead_in_every_stack(stack, monkeypatch):
-    """Where another wrapper keeps the buffer from one call, goals are still found by one kernel."""
+    """If another wrapper prevents the single call, one kernel still finds the goals."""
     calls = []
     look_ahead = LocalStorage.look_ahead
     monkeypatch.setattr(LocalStorage, "look_ahead", lambda *given: calls.append(1) or look_ahead(*given))

@@ -26,7 +26,7 @@ minari = pytest.importorskip("minari")
 
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch):
-    """Where Minari keeps its data sets in a test."""
+    """The directory of Minari's data sets in a test."""
     path = tmp_path / "datasets"
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(path))
     return path
@@ -111,13 +111,13 @@ def test_an_episode_without_a_flag_is_one():
 
 
 def test_a_part_of_a_data_set_is_read():
-    """Only the episodes that a filter has selected."""
+    """Only the episodes selected by a filter are read."""
     data = line(1, 3, 2).filter_episodes(lambda episode: len(episode.rewards) != 3)
     assert from_minari(data).read([0, 1, 2], "obs").tolist() == [0.0, 6.0, 7.0]
 
 
 def test_a_buffer_of_another_kind_is_filled():
-    """And wrappers, lanes and dtypes of the user's choice; running episodes of the buffer end."""
+    """Wrappers, lanes and dtypes may differ. Running episodes of the buffer end."""
     inner = PrioritizedBuffer(100, Spec(Field((), np.float64), Field((), np.int8)), num_envs=2, n_step=9)
     inner.add([90.0, 91.0], [0, 0], [0.0, 0.0], [92.0, 93.0], [False] * 2, [False] * 2)
     buffer = CombinedReplay(inner)
@@ -148,7 +148,7 @@ def test_infos_become_extra_fields():
 
 
 def test_what_does_not_fit_is_refused_by_name(tmp_path):
-    """And a buffer that was given is as it was, though an earlier episode would fit."""
+    """The given buffer is unchanged, even if an earlier episode would fit."""
     with pytest.raises(TypeError, match="dataset is a str; expected a minari.MinariDataset"):
         from_minari("test/given-v0")
     data = line(2, 2)
@@ -183,7 +183,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
 
 
 def test_a_recorded_environment_is_recovered():
-    """With the environment's spaces and spec, and metadata of the user's; Minari's own loader reads it."""
+    """The data set has the environment's spaces and spec and the user's metadata. Minari can load it."""
     env = gymnasium.make("CartPole-v1")
     buffer = ReplayBuffer.from_env(env, 1000)
     recorded = record(env, buffer)
@@ -242,7 +242,7 @@ def episodes_that_are_not_whole():
     ],
 )
 def test_episodes_that_are_not_whole_are_written_as_asked(options, starts, ends, added):
-    """By default as they are; a flag is set only if that is asked for, and the metadata say so."""
+    """By default they are unchanged. A flag is set only on request, and the metadata show it."""
     buffer = episodes_that_are_not_whole()
     data = to_minari(buffer, "test/parts-v0", **options)
     assert [each.observations.tolist() for each in data] == [[start, start + 1, start + 2] for start in starts]
@@ -321,7 +321,7 @@ def test_a_data_set_is_never_overwritten():
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_an_interrupted_writer_leaves_nothing_behind(error, root, tmp_path, monkeypatch):
-    """Neither half a data set, nor half a file; a file that was there before is whole."""
+    """No partial data set or file remains, and an existing file is intact."""
     buffer = episodes_that_are_not_whole()
     to_npz(buffer, tmp_path / "steps.npz")
     before, reads = (tmp_path / "steps.npz").read_bytes(), []

@@ -85,7 +85,7 @@ def test_the_whole_estimate_is_unbiased():
     ],
 )
 def test_wrong_priorities_are_refused(priority_fn, error, words):
-    """By name, and the next batch is the one that this would have been."""
+    """The error names the function, and the next batch draws the same random numbers."""
     inner = filled(ReplayBuffer(9, FLAT, seed=0), 9)
     buffer = large(inner, 4, _Once(priority_fn))
     expected = large(filled(ReplayBuffer(9, FLAT, seed=0), 9)).sample(3)
@@ -128,7 +128,7 @@ def test_tensors_with_a_history_are_accepted():
 
 
 def test_probabilities_of_single_transitions_are_refused_with_the_reason():
-    """By `probability` and by what needs it; the monitor leaves them out."""
+    """`probability` and its callers raise the error. The monitor leaves them out."""
     buffer = large(filled(ReplayBuffer(20, FLAT, seed=0), 20))
     with (
         unchanged_calls(buffer),
@@ -175,7 +175,7 @@ def test_orders_that_mean_nothing_are_refused():
 
 
 def test_goals_in_hindsight_are_given_to_the_chosen():
-    """Around a large batch of a prioritized buffer with three-step windows."""
+    """A HindsightReplay is around a large batch of a prioritized buffer with three-step windows."""
     replay = HindsightReplay(large(PrioritizedBuffer(60, GOAL_SPEC, n_step=3, seed=0), 3, lambda b: b.length), sparse)
     goal_episodes(replay, [5, 9, 12])
     batch = assert_lawful(replay, 20)

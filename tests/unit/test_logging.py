@@ -29,7 +29,7 @@ every_source = pytest.mark.parametrize("make", SOURCES.values(), ids=list(SOURCE
 
 @every_source
 def test_a_prefix_is_put_before_every_name(make):
-    """And changes nothing else; by default there is none."""
+    """Nothing else changes. By default there is no prefix."""
     source = make()
     plain, prefixed = source.stats(), source.stats(prefix="replay/")
     assert list(prefixed) == [f"replay/{name}" for name in plain]
@@ -49,7 +49,7 @@ def test_a_monitor_that_has_examined_batches_takes_a_prefix():
 
 
 def test_no_name_of_a_buffer_is_one_of_the_monitor():
-    """So that both go into one log with the same prefix."""
+    """Both can use one log with the same prefix."""
     buffer = PrioritizedBuffer(8, FLAT)
     assert not buffer.stats().keys() & ReplayMonitor(buffer).stats().keys()
 
@@ -97,7 +97,7 @@ def test_tensorboard_reads_what_was_logged(page):
 
 
 def test_the_csv_has_a_row_for_each_step(page):
-    """With a column for each number."""
+    """It has a column for each number."""
     with open(page["path"], newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["400", "500"]
@@ -107,7 +107,7 @@ def test_the_csv_has_a_row_for_each_step(page):
 
 
 def test_weights_and_biases_takes_the_numbers_offline(page, monkeypatch, tmp_path):
-    """Where it is installed; nothing is sent anywhere."""
+    """The test runs if the package is installed. Nothing is sent."""
     pytest.importorskip("wandb")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -103,7 +103,7 @@ def test_probabilities_of_everything_stored_sum_to_one():
 
 
 def test_a_source_whose_draws_depend_on_their_number_has_true_probabilities():
-    """Also where its number of rows is rounded at random: compared with counted draws of a small buffer."""
+    """Probabilities match counted draws of a small buffer, also with random rounding."""
     replay = MixedReplay(
         {"all": filled(ReplayBuffer(4, FLAT, seed=0), 4), "last": filled(LatestBuffer(3, FLAT), 3)},
         shares={"all": 0.5, "last": 0.5}, add_to="last", seed=1,
@@ -201,7 +201,7 @@ def test_rows_of_several_windows_are_of_one_source_each():
 
 
 def test_whole_shares_of_a_batch_are_exact():
-    """Also where the product of batch size and share is not exact in floating point."""
+    """It also holds if batch size times share is not exact in floating point."""
     for tenths in range(11):
         shares = {"demos": tenths / 10, "online": 1.0 - tenths / 10}
         replay = mixture(shares)
@@ -240,7 +240,7 @@ def test_shares_follow_schedules_and_can_be_set():
 
 
 def test_a_source_without_a_share_may_be_empty():
-    """And gives nothing."""
+    """It contributes nothing."""
     replay = mixture({"demos": 1.0, "online": 0.0}, online=0)
     assert (replay.sample(5).source == 0).all()
     assert (CombinedReplay(replay).sample(5).source == 0).all()
@@ -322,7 +322,7 @@ def test_stale_indices_are_dropped():
 
 
 def test_padding_is_read_as_zeros_in_any_place():
-    """And its episode is -1."""
+    """Its episode is -1."""
     replay = mixture()
     np.testing.assert_array_equal(replay.read([-1, 59, 1, -1], "reward"), [0.0, 19.0, 1.0, 0.0])
     numbers, first, last = replay.episode(np.array([-1, 59, 1, 0]))
@@ -347,7 +347,7 @@ def test_stats_are_of_all_and_of_each():
 
 
 def test_clear_empties_all_sources():
-    """And the mixture takes new steps."""
+    """The mixture then accepts new steps."""
     replay = mixture()
     replay.clear()
     assert len(replay) == 0
@@ -377,7 +377,7 @@ def test_beta_is_set_for_all_that_have_one():
 
 
 def test_a_writer_of_a_mixture_writes_to_its_source():
-    """With indices of the mixture; the lanes are those of the source."""
+    """It returns indices of the mixture. The lanes are those of the source."""
     buffers = ReplayBuffer(12, FLAT, num_envs=3, seed=0), filled(ReplayBuffer(9, FLAT, seed=1), 9)
     replay = MixedReplay(dict(zip("ab", buffers, strict=True)), shares={"a": 0.5, "b": 0.5}, add_to="a")
     with replay.writer([0, 2]) as writer:
@@ -444,7 +444,7 @@ def test_everything_goes_on_after_a_load(tmp_path):
 
 
 def test_a_load_takes_other_capacities_and_refuses_what_else_differs(tmp_path):
-    """What differs is named, and nothing has changed."""
+    """The error names the difference, and nothing has changed."""
     replay = mixture()
     replay.save(tmp_path)
     online = PrioritizedBuffer(8, FLAT, seed=1)
@@ -504,7 +504,7 @@ def test_a_mixture_goes_through_a_file(tmp_path):
 
 
 def test_a_new_seed_reaches_every_generator():
-    """And is as good as the same seed of another mixture; the SeedSequence itself is not changed."""
+    """The same seed gives another mixture the same state. The SeedSequence is not changed."""
     one, two = mixture(seed=3), mixture(seed=4)
     one.sources["demos"].sample(3)
     seed = np.random.SeedSequence(7)
@@ -677,7 +677,7 @@ def test_a_function_of_one_source_cannot_write_to_another():
 
 
 def test_locks_are_taken_in_the_order_of_their_creation():
-    """Whatever the order of the sources is."""
+    """The order of the sources does not matter."""
     made = [filled(ReplayBuffer(9, FLAT, seed=seed), 9) for seed in range(3)]
     for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
         sources = {f"b{k}": made[k] for k in order}
@@ -687,7 +687,7 @@ def test_locks_are_taken_in_the_order_of_their_creation():
 
 
 def test_a_source_that_is_in_use_is_waited_for():
-    """And other sources can be written to by the one that holds it."""
+    """The thread that holds it can still write to other sources."""
     replay = mixture()
     online, found = replay.sources["online"], []
     with online.lock:

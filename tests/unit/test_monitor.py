@@ -36,7 +36,7 @@ from tests.helpers import FLAT, filled, random_walk, step, stored_indices, stret
 
 
 def test_it_keeps_no_batch_alive():
-    """Only a copy of the indices, and of those no more than are needed until the next examination."""
+    """It keeps only copies of the indices, and no more than the next examination needs."""
     buffer = filled(ReplayBuffer(100, FLAT, seed=0), 100)
     watcher = ReplayMonitor(buffer, every=5)
     for _ in range(4):
@@ -111,7 +111,7 @@ def test_draws_are_counted_by_transition(lanes, length, actions, every, seed):
 
 
 def test_what_uniform_draws_would_have_drawn_is_added_up_after_a_clear():
-    """From the batch on that comes after each add, however many indices were given out before."""
+    """Expected draws count from the batch after each add, for any number of earlier indices."""
     buffer = filled(ReplayBuffer(50, FLAT, seed=0), 120)
     watcher = ReplayMonitor(buffer, every=10)
     for _ in range(10):
@@ -175,7 +175,7 @@ def test_large_stratified_batches_are_compared_in_whole():
 
 
 def test_what_can_be_drawn_may_be_too_little_for_the_sample():
-    """Of 30,000 only the newest: told as that, whether the sample happens on it or not."""
+    """Only the newest of 30,000 can be drawn. This is reported whether or not the sample contains it."""
     for seed in range(4):
         buffer = random_walk(LatestBuffer(30_000, FLAT), 30_000)
         watcher = ReplayMonitor(buffer, every=1, seed=seed)
@@ -298,7 +298,7 @@ def test_features_are_those_of_the_stored_states_in_their_order(most, seed):
 
 
 def test_tensors_on_the_cpu_are_taken():
-    """Of the batch and of the errors; one that requires grad is refused with the remedy."""
+    """Batches and errors may be tensors. One that requires grad raises an error with the remedy."""
     torch = pytest.importorskip("torch")
     buffer = random_walk(ReplayBuffer(100, FLAT, seed=0), 100)
     plain, watcher = ReplayMonitor(buffer, every=1), ReplayMonitor(buffer, every=1)
@@ -340,7 +340,7 @@ def test_the_first_batch_may_be_stale():
 
 @pytest.mark.parametrize("cls", [ReplayBuffer, PrioritizedBuffer, LatestBuffer])
 def test_one_transition_and_batches_of_one_are_enough(cls):
-    """And constant states: what needs more is nan, without a warning of NumPy's."""
+    """Constant states are also accepted. Numbers that need more data are nan, without a NumPy warning."""
     buffer = filled(cls(5, FLAT, seed=0), 1)
     watcher = ReplayMonitor(buffer, every=1)
     for _ in range(3):
@@ -558,7 +558,7 @@ def test_the_figure_shows_every_panel_and_what_iid_draws_give(watched):
 
 
 def test_figures_refuse_panels_that_do_not_exist(watched):
-    """And fewer axes than panels."""
+    """Fewer axes than panels are also refused."""
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 

@@ -46,7 +46,7 @@ def test_lanes_of_writers_are_left_alone(tmp_path):
 
 
 def test_an_empty_buffer_is_written_and_read(tmp_path):
-    """With all its fields, and no rows."""
+    """The file has all fields and no rows."""
     to_npz(ReplayBuffer(5, FLAT, num_envs=2), tmp_path / "empty.npz")
     buffer = from_npz(tmp_path / "empty.npz")
     assert len(buffer) == 0 and buffer.spec == FLAT

@@ -104,7 +104,7 @@ def test_states_are_replaced_at_the_steps_of_sequences():
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"terminated": [True]}, ValueError, "terminated cannot be overwritten, since it tells where episodes end"),
+        ({"terminated": [True]}, ValueError, "terminated cannot be overwritten, since it defines the episodes"),
         ({"truncated": [True]}, ValueError, "truncated cannot be overwritten"),
         ({"sate": [[1.0, 2.0]]}, FieldNameError, "unknown field 'sate'; .* did you mean 'state'"),
         ({"state": [[1.0, 2.0, 3.0]]}, ValueError, r"state has shape \(1, 3\); expected \(1, 2\)"),
@@ -133,7 +133,7 @@ def test_a_wrong_field_changes_nothing(make, fields, error, message):
     ],
 )
 def test_a_wrong_index_changes_nothing(indices, error, message):
-    """Even if others are right."""
+    """It holds even if other indices are valid."""
     buffer = filled()
     before = pickle.dumps(buffer)
     with pytest.raises(error, match=message):
@@ -159,7 +159,7 @@ def test_a_storage_without_replace_says_so():
     """A storage of somebody else need not have it."""
     buffer = replaykit.Buffer(storage := ListStorage(9, Spec(obs=Field(()), action=Field(()))), uniform(storage))
     buffer.add(0.0, 0, 0.0, 1.0, False, False)
-    with pytest.raises(NotImplementedError, match="a ListStorage cannot overwrite what it stores"):
+    with pytest.raises(NotImplementedError, match="a ListStorage cannot overwrite stored fields"):
         buffer.overwrite([0], action=[1.0])
 
 
@@ -249,7 +249,7 @@ def test_what_is_overwritten_during_a_pass_is_left_out():
 
 
 def test_hindsight_gives_an_episode_one_goal():
-    """And marks all of its transitions, or none."""
+    """Either all of its transitions are marked as relabelled, or none."""
     replay = HindsightReplay(of_goals(kind=ReplayBuffer, n_step=2), reward_of_goal, ratio=0.5)
     kinds = set()
     for episode in replay.episodes():
@@ -280,13 +280,13 @@ def test_an_epoch_has_each_row_once(wrap):
 
 
 def test_a_wrong_size_of_an_epoch_is_refused_at_once():
-    """Not when the first part is asked for."""
+    """The error is not delayed to the first batch."""
     with pytest.raises(ValueError, match="batch_size is 0; expected"):
         counted().epoch(0)
 
 
 def test_is_full():
-    """From the step on that fills the last slot."""
+    """It is True from the step that fills the last slot."""
     buffer = counted(steps=9, capacity=10)
     assert not buffer.is_full
     buffer.add(9, 0, 1.0, 10, False, False)

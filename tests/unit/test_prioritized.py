@@ -110,7 +110,7 @@ def test_a_known_td_error_sets_the_first_priority():
     ],
 )
 def test_bad_updates_are_refused_before_anything_changes(indices, errors, error, words):
-    """Whatever is wrong with one entry, no entry is applied."""
+    """If one entry is invalid, no entry is applied."""
     buffer = filled(PrioritizedBuffer(6, FLAT, seed=0), 6)
     with unchanged(buffer, error, words):
         buffer.update_priorities(indices, errors)
@@ -179,7 +179,7 @@ def test_weights_are_positive_at_every_scale_of_priorities(weights):
 
 
 def test_every_priority_zero_is_a_clear_error():
-    """Not a hang, and not a draw."""
+    """There is neither a hang nor a draw."""
     buffer = prioritized([0.0, 0.0, 0.0])
     assert buffer.least_probability(2, np.array([0])) == np.inf
     with pytest.raises(ValueError, match="every priority is 0"):
@@ -229,7 +229,7 @@ def test_beta_is_settable_and_schedulable():
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_nothing_from_before_a_clear_is_drawn(lanes):
-    """Nor are priorities of lanes that paused, when nothing has looked at the buffer in between."""
+    """It includes priorities of paused lanes, even if the buffer was not used in between."""
     buffer = PrioritizedBuffer(10 * lanes, FLAT, num_envs=lanes, seed=0)
     buffer.extend(**stretch(9, lanes))
     buffer.sample(5)

@@ -149,7 +149,7 @@ def test_another_alpha_takes_the_priorities_of_a_checkpoint():
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_nothing_from_before_a_clear_is_drawn(lanes):
-    """Nor of lanes that paused."""
+    """It includes lanes that paused."""
     buffer = PrioritizedBuffer(10 * lanes, FLAT, num_envs=lanes, variant="rank", seed=0)
     buffer.extend(**stretch(9, lanes))
     buffer.sample(5)

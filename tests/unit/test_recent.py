@@ -46,7 +46,7 @@ def test_only_the_newest_of_each_lane_are_drawn(count, newest, lanes, seed):
 
 
 def test_a_schedule_is_asked_about_the_batches_so_far():
-    """And follows the buffer through a checkpoint."""
+    """It also follows the buffer through a checkpoint."""
     buffer = RecentReplay(filled(ReplayBuffer(50, FLAT, seed=0), 50), newest=lambda batches: 1 + batches)
     for number in range(1, 6):
         assert buffer.newest_count == number
@@ -147,7 +147,7 @@ def test_the_order_around_hindsight_is_free():
 
 
 def test_what_is_added_next_is_recent_at_once():
-    """Around the seam of the ring, too."""
+    """It also holds at the seam of the ring."""
     buffer = RecentReplay(filled(ReplayBuffer(10, FLAT, seed=0), 10), newest=1)
     for number in range(10, 25):
         (index,) = buffer.add(**step(number))

@@ -147,7 +147,7 @@ def test_a_vector_of_one_environment(mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shared_memory", [None, True, False])
 def test_an_evaluation_leaves_no_trace(mode, shared_memory):
-    """What happens in a pause is not stored, wherever it ends; episodes before and after it are apart."""
+    """Steps in a pause are not stored, wherever the pause ends. Episodes before and after it are separate."""
     makers = [lambda lane=lane: diary("CartPole", lane) for lane in range(2)]
     if shared_memory is None:
         envs = SyncVectorEnv(makers, autoreset_mode=mode)

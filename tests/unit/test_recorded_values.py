@@ -65,7 +65,7 @@ FORMS = {
 @pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("final", FORMS)
 def test_last_observations_are_read_in_every_form(final, lanes, space, form):
-    """With and without a mask, as one array and lane by lane, under the present and under the older key."""
+    """They may be masked or not, one array or one per lane, under the current or the older key."""
     env = SameStep(lanes, FORMS[final], space, form)
     buffer = ReplayBuffer.from_env(env, 100)
     env = record(env, buffer)
@@ -115,7 +115,7 @@ def test_without_a_last_observation_nothing_is_stored(lanes, info):
     (lambda final, over: {"final_obs": final.astype(str)}, "next_obs has dtype"),
 ])  # fmt: skip
 def test_last_observations_of_another_form_are_refused(info, match):
-    """By an error of the field, before anything is stored."""
+    """The error names the field, and nothing is stored."""
     env = SameStep(2, info)
     buffer = ReplayBuffer.from_env(env, 100)
     env = record(env, buffer)
@@ -241,7 +241,7 @@ def test_last_observations_may_be_tensors(form):
 
 @pytest.mark.parametrize("place", ["reset", "obs", "reward", "action", "final_obs", "extra"])
 def test_tensors_that_require_grad_are_refused(place):
-    """By the error of their field, which leaves the buffer as it was."""
+    """The error names the field, and the buffer is unchanged."""
     pytest.importorskip("torch")
 
     def graded(value, here):
@@ -316,7 +316,7 @@ def assert_extras_are_those_of_the_step(buffer, action):
 @pytest.mark.parametrize("lanes", [1, 2])
 @pytest.mark.parametrize("mode", [None, *MODES])
 def test_extra_fields_come_from_info_and_from_functions(mode, lanes, kind):
-    """Of any shape. They belong to the step that is stored, also where SAME_STEP has already reset the lane."""
+    """They may have any shape. They belong to the stored step, even if SAME_STEP has already reset the lane."""
     if mode is None and (lanes > 1 or kind is AsyncVectorEnv):
         pytest.skip("a single environment")
     env = Walk() if mode is None else walks(lanes, mode, kind)
@@ -473,7 +473,7 @@ def test_extra_fields_in_same_step_mode_need_the_last_info():
 
 
 def test_a_wrong_field_of_a_vector_of_one_environment_is_named():
-    """With the leading axis that all fields have there."""
+    """The error shows the leading axis of all fields."""
     env = walks(1)
     buffer = ReplayBuffer(100, Spec.from_env(env, hint=NUMBER))
     env = record(env, buffer, extras={"hint": lambda step: np.zeros((1, 2))})

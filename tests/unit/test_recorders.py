@@ -73,7 +73,7 @@ def test_running_episodes_end_at_once(end):
 
 
 def test_a_new_recorder_must_be_reset_first():
-    """Also if its environment is in the middle of an episode."""
+    """It also holds if its environment is in the middle of an episode."""
     env = Walk()
     buffer = ReplayBuffer.from_env(env, 100)
     play(record(env, buffer), 1)
@@ -196,7 +196,7 @@ def test_a_call_that_is_under_way_changes_nothing_after_the_takeover(call):
 
 @pytest.mark.parametrize("mode", [None, *MODES])
 def test_nothing_is_stored_in_a_pause(mode):
-    """Neither joins the episode before a pause the one after it: the environment must be reset in all its lanes."""
+    """A pause separates the episodes before and after it: all lanes must be reset."""
     env = Walk() if mode is None else walks(2, mode)
     buffer = ReplayBuffer.from_env(env, 200, n_step=3)
     env = record(env, buffer)
@@ -225,7 +225,7 @@ def test_nothing_is_stored_in_a_pause(mode):
 
 
 def test_pauses_can_be_nested_and_interrupted():
-    """Only the outermost one ends the pause. An exception inside ends it, too."""
+    """Only the outermost block ends the pause. An exception inside also ends it."""
     env = Walk()
     buffer = ReplayBuffer.from_env(env, 100)
     env = record(env, buffer)
@@ -387,7 +387,7 @@ def test_a_time_limit_outside_ends_the_episode():
 
 
 def test_a_recorder_can_be_closed_at_any_time():
-    """Twice, too. What was recorded stays, and another recorder goes on."""
+    """It may be closed twice. Recorded steps stay, and another recorder continues."""
     env = walks(2)
     buffer = ReplayBuffer.from_env(env, 100, n_step=3)
     recorder = record(env, buffer)

@@ -211,7 +211,7 @@ def test_mistakes_are_told():
         recorded.step(np.array([0, 0]))
     del vector.autoreset_mode
     vector.metadata = {}
-    with pytest.raises(ValueError, match="does not tell its autoreset mode"):
+    with pytest.raises(ValueError, match="does not report its autoreset mode"):
         record(vector, ReplayBuffer.from_env(vector, 10))
 
 

@@ -48,7 +48,7 @@ WRONG_REWARDS = [
 @pytest.mark.parametrize(("reward", "error", "got"), WRONG_REWARDS)
 @pytest.mark.parametrize("options", [{}, {"td_error": 1.0}, {"mask": np.array([True])}], ids=["plain", "error", "mask"])
 def test_a_reward_that_is_no_finite_number_of_the_dtype_is_refused(make, reward, error, got, options):
-    """By `add`, with one step of one lane, with and without a leading axis."""
+    """`add` refuses it for one step of one lane, with and without a leading axis."""
     buffer = filled(make(10, FLAT, seed=0), 15)
     for one in (step(1), {name: np.asarray(value)[None] for name, value in step(1).items()}):
         given = np.asarray(reward)[None] if isinstance(one["action"], np.ndarray) else reward
@@ -60,7 +60,7 @@ def test_a_reward_that_is_no_finite_number_of_the_dtype_is_refused(make, reward,
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, object])
 @pytest.mark.parametrize("place", [0, 1, 5, 11])
 def test_one_reward_of_many_that_is_not_finite_is_refused(make, dtype, place):
-    """By `add` of several lanes and `extend`, in any memory layout."""
+    """`add` of several lanes and `extend` refuse it, in any memory layout."""
     buffer = make(12, FLAT, num_envs=3, seed=0)
     buffer.extend(**stretch(5, lanes=3))
     for value in (NAN, INF, -INF):
@@ -92,7 +92,7 @@ def test_rewards_that_a_mask_leaves_out_are_ignored():
 
 @pytest.mark.filterwarnings("ignore:overflow")  # without compilation, NumPy says so
 def test_the_largest_rewards_are_stored_and_their_sum_may_overflow():
-    """Refused is only what cannot be stored."""
+    """Only values that cannot be stored are refused."""
     buffer = ReplayBuffer(4, FLAT, n_step=2, gamma=1.0)
     largest = np.finfo(np.float32).max
     for reward in (float(largest), largest, np.float64(largest), -float(largest)):
@@ -121,7 +121,7 @@ def test_nan_in_observations_is_stored_and_reported():
     "name", ["alpha", "eps", "weights", "draws", "n_step", "gamma", "capacity", "num_envs", "stack", "spec"]
 )
 def test_what_cannot_be_set_later_says_so(name):
-    """And stays as it was, also in the distribution."""
+    """The attribute is unchanged, also in the distribution."""
     buffer = filled(PrioritizedBuffer(10, FLAT), 5)
     for target in (buffer, CombinedReplay(buffer)) if name not in ("alpha", "eps", "weights", "draws") else (buffer,):
         before = getattr(target, name)
@@ -168,7 +168,7 @@ SCHEDULES = [
 
 @pytest.mark.parametrize(("beta", "error", "got"), SCHEDULES)
 def test_a_beta_or_schedule_out_of_its_range_is_refused_when_it_is_given(beta, error, got):
-    """By the constructor and by assignment, which then changes nothing."""
+    """The constructor and the assignment raise the error. The assignment then changes nothing."""
     with refused(error, "beta", got):
         PrioritizedBuffer(10, FLAT, beta=beta)
     buffer = PrioritizedBuffer(10, FLAT, beta=0.25)
@@ -178,7 +178,7 @@ def test_a_beta_or_schedule_out_of_its_range_is_refused_when_it_is_given(beta, e
 
 
 def test_a_schedule_that_ends_is_taken():
-    """One that cannot be asked about steps far ahead is asked about those that it has."""
+    """A schedule that fails for late steps is checked only for the steps that it covers."""
     betas = np.linspace(0.4, 1.0, 50).tolist()
     assert PrioritizedBuffer(10, FLAT, beta=lambda batches: betas[batches]).beta == 0.4
 
@@ -253,7 +253,7 @@ def test_a_seed_of_another_kind_is_refused(seed):
 
 @pytest.mark.parametrize("seed", [None, 0, np.int64(7), 2**80, np.random.SeedSequence(1), np.random.default_rng(1)])
 def test_every_documented_seed_is_taken(seed):
-    """From None to generators."""
+    """All kinds from None to generators are accepted."""
     assert len(ReplayBuffer(10, FLAT, seed=seed)) == 0
 
 
@@ -325,7 +325,7 @@ MISSPELT = [
 
 @pytest.mark.parametrize(("build", "name", "nearest"), MISSPELT)
 def test_a_misspelt_option_is_refused_with_the_nearest_name(build, name, nearest):
-    """And never swallowed."""
+    """It is never ignored."""
     with refused(TypeError, name, f"did you mean {nearest!r}"):
         build()
 
@@ -412,7 +412,7 @@ def test_extend_blames_the_field_of_another_length(make, wrong, lanes):
 
 @pytest.mark.parametrize("option", ["mask", "td_error", "writer"])
 def test_extend_blames_a_reward_of_another_length_also_with_options(option):
-    """And not the mask, which has the length of all other fields, nor the first field of a writer's lane."""
+    """The error does not blame the mask, which has the length of the other fields, or the first field."""
     buffer = ReplayBuffer(30, FLAT, num_envs=1 if option != "writer" else 2, seed=0)
     into = buffer.writer(0) if option == "writer" else buffer
     options = {"mask": {"mask": [True, False, True, True]}, "td_error": {"td_error": [1.0] * 4}}.get(option, {})
@@ -480,7 +480,7 @@ def test_the_monitor_reports_nan_in_observations():
 @pytest.mark.parametrize("name", ["obs", "next_obs"])
 @pytest.mark.parametrize("value", [NAN, INF])
 def test_the_monitor_reports_one_number_that_is_not_finite(shape, name, value):
-    """Also in the last observation of an episode, which is no step's `obs`, and in any pixel of an image."""
+    """It includes the last observation of an episode, which is not an `obs`, and any pixel of an image."""
     buffer = ReplayBuffer(8, Spec(obs={"x": Field(shape)}, action=Field(())), seed=0)
     wrong = np.ones(shape, np.float32)
     wrong[(-1,) * len(shape)] = value
@@ -497,7 +497,7 @@ def test_the_monitor_reports_one_number_that_is_not_finite(shape, name, value):
 
 @every_buffer
 def test_a_ragged_reward_is_named_by_every_way_in(make):
-    """Not by NumPy's error, which does not know the field."""
+    """The error is not NumPy's, which does not name the field."""
     buffer = filled(make(10, FLAT, seed=0), 3)
     for options in ({}, {"mask": [True]}, {"td_error": 1.0}):
         with unchanged(buffer, (TypeError, ValueError), "^reward "):
@@ -505,7 +505,7 @@ def test_a_ragged_reward_is_named_by_every_way_in(make):
 
 
 def test_done_is_refused_by_a_writer_as_by_its_buffer():
-    """With the same words."""
+    """The error messages are the same."""
     buffer = ReplayBuffer(8, FLAT, num_envs=2)
     one = {name: value for name, value in step(1).items() if name not in ("terminated", "truncated")}
     for call in (buffer.writer(0).add, filled(ReplayBuffer(8, FLAT), 1).add):

@@ -80,7 +80,7 @@ NUMBERS = [
 
 
 def outcome(function, *arguments, **options):
-    """What a function returns, or the error that it raises."""
+    """The result of a function, or the error that it raises."""
     try:
         return function(*arguments, **options)
     except Exception as error:
@@ -129,7 +129,7 @@ def added(buffer, fields, **options):
 
 
 def the_only(outcomes):
-    """What all the ways in have come to."""
+    """The common outcome of all ways to add."""
     first = next(iter(outcomes.values()))
     for name, found in outcomes.items():
         assert found == first, name
@@ -364,7 +364,7 @@ def test_wrong_names_are_refused_before_wrong_values():
 @pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("spec", [DEEP, FLAT], ids=["deep", "flat"])
 def test_stretches_are_stored_as_steps_and_masks_are(spec, lanes):
-    """By extend at once, with a mask of everything, with TD errors, in parts, and by add."""
+    """`extend` gives the same result at once, with a full mask, with TD errors, in parts, and as `add`."""
     rng = np.random.default_rng(0)
     steps = [
         [{name: values_of(spec[name], int(rng.integers(99))) for name in spec} for _ in range(lanes)] for _ in range(9)
@@ -391,7 +391,7 @@ def test_stretches_are_stored_as_steps_and_masks_are(spec, lanes):
 
 
 def test_a_stretch_larger_than_a_block_is_encoded_in_parts():
-    """Of a million bytes; the same bits as by halves."""
+    """One million bytes give the same result in one call and in halves."""
     spec = Spec(obs=Field((100,)), action=Field(()))
     rng = np.random.default_rng(0)
     obs, zeros, none = rng.random((2000, 100), np.float32), np.zeros(2000, np.float32), np.zeros(2000, np.bool_)
@@ -414,7 +414,7 @@ PATTERNS = {
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("dtype", PATTERNS)
 def test_the_bits_of_nans_and_negative_zeros_are_kept(dtype):
-    """Of scalars and arrays in the field's dtype, by every way in."""
+    """It holds for scalars and arrays in the field's dtype, for every way to add."""
     unsigned, patterns = PATTERNS[dtype]
     spec = Spec(obs=Field((5,), dtype), action=Field((), dtype))
     array = np.array(patterns, unsigned).view(dtype)

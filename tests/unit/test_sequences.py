@@ -30,7 +30,7 @@ ALPHA, EPS = 0.6, 1e-2
 
 
 class Lists:
-    """What is stored, in lists: of each lane the steps, as (index, episode, place in the episode)."""
+    """The stored steps of each lane in lists, as (index, episode, place in the episode)."""
 
     def __init__(self, num_envs, length):
         self.num_envs, self.length = num_envs, length
@@ -264,7 +264,7 @@ def counted(make=ReplayBuffer, steps=20, ends=(), **options):
 
 
 def test_a_mask_that_is_missing_is_that_of_the_batch():
-    """So nothing changes, unless steps were added or overwritten since."""
+    """The result is the same unless steps were added or overwritten in the meantime."""
     one, two = (SequenceReplay(counted(PrioritizedBuffer, ends=[6]), 5, burn_in=2, stride=3) for _ in range(2))
     batch = one.sample(8)
     errors = np.random.default_rng(0).normal(size=(8, 5))
@@ -402,7 +402,7 @@ class Plain(ReplayWrapper):
     ],
 )
 def test_wrong_options_are_named(options, error, message):
-    """With what is expected."""
+    """The error shows the expected value."""
     with pytest.raises(error, match=message):
         SequenceReplay(counted(), **({"length": 4} | options))
 
@@ -482,7 +482,7 @@ def test_sequences_become_tensors():
 
 
 def test_sequences_become_a_tensordict():
-    """Of batch size (B, T): each transition has its own index, and the weight of its row."""
+    """The batch size is (B, T). Each transition has its own index and the weight of its row."""
     pytest.importorskip("tensordict")
     buffer = of_goals(kind=PrioritizedBuffer)
     buffer.update_priorities(buffer.stored(), np.arange(60.0))

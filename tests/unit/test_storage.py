@@ -33,7 +33,7 @@ both_storages = pytest.mark.parametrize("make", [LocalStorage, ListStorage])
 
 
 def test_an_array_allocated_again_keeps_its_rows():
-    """With more rows, and with as many; the last array of a name counts in `nbytes`."""
+    """It may have more rows or the same number. Only the last array of a name counts in `nbytes`."""
     storage = ListStorage(3, FLAT)
     one = storage.allocate("notes", (2, 3), np.int16)
     assert not one.any()
@@ -96,7 +96,7 @@ def test_arrays_may_be_in_files(tmp_path, monkeypatch, spec, stack, num_envs):
 @both_storages
 @pytest.mark.parametrize("spec", ["nested", "large", "frames"])
 def test_padding_reads_as_zeros(make, spec):
-    """And has no episode; among stored indices, alone, and in an empty buffer."""
+    """It has no episode: among stored indices, alone, and in an empty buffer."""
     storage = make(5, SPECS[spec], 1)
     buffer = Buffer(storage, Uniform(storage), seed=0)
     for leaf in storage.spec.leaves:
@@ -229,7 +229,7 @@ def test_a_negative_zero_survives(make, n_step, dtype):
 
 @every_buffer
 def test_values_of_one_lane_may_have_a_leading_axis(make):
-    """Of length 1, as a vector environment with one environment gives them: all of them or none."""
+    """A vector environment with one environment returns this axis. All values have it, or none."""
     plain, given = make(4, FLAT, seed=0), make(4, FLAT, seed=0)
     for number in range(6):
         values = {name: np.asarray(value)[None] for name, value in step(number).items()}
@@ -248,7 +248,7 @@ def test_values_of_one_lane_may_have_a_leading_axis(make):
 
 
 def test_a_buffer_joins_a_storage_and_a_distribution_of_it():
-    """Anything else is refused by name; both can be looked at."""
+    """Other arguments raise an error with their name. Both parts are attributes."""
     storage = LocalStorage(5, FLAT)
     buffer = Buffer(storage, Proportional(storage, alpha=0.5), seed=0)
     assert buffer.storage is storage
@@ -276,7 +276,7 @@ def test_a_buffer_and_its_constructor_give_the_same_bits():
 
 
 def test_settings_are_read_only_but_for_beta():
-    """What follows from a hyperparameter was computed when the buffer was built."""
+    """Values derived from a setting are computed when the buffer is built."""
     prioritized, uniform = PrioritizedBuffer(5, FLAT), ReplayBuffer(5, FLAT, replace=False)
     for name in ("alpha", "eps", "draws", "weights", "n_step", "gamma", "capacity", "num_envs", "spec", "stack"):
         with pytest.raises(AttributeError):
@@ -293,7 +293,7 @@ def test_settings_are_read_only_but_for_beta():
 
 
 def test_capacities_and_specs_are_checked():
-    """By every storage."""
+    """Every storage checks them."""
     for make in (LocalStorage, ListStorage):
         with pytest.raises(ValueError, match="capacity is 0"):
             make(0, FLAT)
@@ -304,7 +304,7 @@ def test_capacities_and_specs_are_checked():
 
 
 def test_interfaces_have_no_more_than_their_abstract_methods():
-    """What a third party must write, as the class docstrings list it."""
+    """These are the methods that the class docstrings list."""
     assert Storage.__abstractmethods__ == {
         "write", "end_episode", "clear", "window", "reduce", "read", "episode", "latest",
     }  # fmt: skip
@@ -371,7 +371,7 @@ def test_columns_are_written_between_retiring_and_publishing(spec, num_envs, mon
 
 
 def test_zero_steps_of_lanes_change_nothing():
-    """Nor does a mask that leaves out every step."""
+    """A mask that selects no step also changes nothing."""
     for spec in ("flat", "frames"):
         buffer = PrioritizedBuffer(6, SPECS[spec], num_envs=2, share="all", seed=0)
         values = {name: values_of(buffer.spec[name], 1) for name in buffer.spec}

@@ -73,7 +73,7 @@ def test_where_rounding_leads_a_textbook_to_a_zero_leaf_a_positive_one_is_found(
 
 @pytest.mark.parametrize("capacity", [1, 2, 3, 5, 7, 8, 9])
 def test_small_integers_are_found_exactly(capacity):
-    """With integer values nothing is rounded, and every half-integer mass finds what a running sum does."""
+    """Integer values are not rounded, so every half-integer mass is found as with a running sum."""
     rng = np.random.default_rng(capacity)
     for _ in range(50):
         values = rng.integers(0, 4, capacity)

@@ -96,7 +96,7 @@ def test_an_add_of_a_writer_is_an_add_with_a_mask(spec, options, lanes):
 @pytest.mark.parametrize("lanes", [1, [1], [0, 2], range(4)])
 @pytest.mark.parametrize("steps", [1, 4, 6, 7, 20])
 def test_a_stretch_of_a_writer_is_as_many_adds(spec, options, lanes, steps):
-    """Also one longer than the lanes, with a mask of lanes or of entries, and with TD errors."""
+    """It may be longer than the lanes, have a mask of lanes or of entries, and have TD errors."""
     one, other = buffers(spec, options)
     writer, single = one.writer(lanes), other.writer(lanes)
     k = writer.num_envs
@@ -124,7 +124,7 @@ def test_a_stretch_of_a_writer_is_as_many_adds(spec, options, lanes, steps):
 
 
 def test_wrappers_have_writers_and_see_their_adds():
-    """Through a wrapper that changes what is added, around one with another storage."""
+    """The wrapper changes added steps. It is around a wrapper with another storage."""
 
     class Doubling(ReplayWrapper):
         """Doubles rewards when they are added."""
@@ -142,7 +142,7 @@ def test_wrappers_have_writers_and_see_their_adds():
 
 
 def test_a_writer_of_a_buffer_with_one_lane_adds_as_the_buffer():
-    """With or without the leading axis."""
+    """The leading axis is optional."""
     one, other = ReplayBuffer(9, FLAT, seed=0), ReplayBuffer(9, FLAT, seed=0)
     writer = one.writer(0)
     for number in range(12):
@@ -178,7 +178,7 @@ def test_wrong_lanes_are_refused(lanes, error, match):
 
 
 def test_a_lane_has_one_writer_at_a_time():
-    """Until it is closed, or its block ends, or it is forgotten; seen from every wrapper."""
+    """A writer is open until it is closed, its block ends, or it is no longer referenced. Every wrapper sees it."""
     inner = ReplayBuffer(12, FLAT, num_envs=4)
     buffer = CombinedReplay(inner)
     writer = buffer.writer([0, 1])
@@ -198,7 +198,7 @@ def test_a_lane_has_one_writer_at_a_time():
 
 
 def test_a_closed_writer_writes_nothing():
-    """Even after another one has taken the lane."""
+    """It holds even after another writer has taken the lane."""
     buffer = ReplayBuffer(12, FLAT, num_envs=4)
     with buffer.writer(2) as writer:
         writer.add(**step(0))
@@ -215,7 +215,7 @@ def test_a_closed_writer_writes_nothing():
 
 
 def test_nothing_else_is_added_to_a_lane_with_a_writer():
-    """By an add or a stretch of the whole buffer. Other lanes may be added to, and all once the writer is gone."""
+    """The whole buffer cannot add to it. Other lanes can be used, and all lanes after the writer is closed."""
     buffer = PrioritizedBuffer(12, FLAT, num_envs=3)
     values, many = {name: value[0] for name, value in stretch(1, 3).items()}, stretch(2, 3)
     writer = buffer.writer(1)
@@ -241,7 +241,7 @@ def test_nothing_else_is_added_to_a_lane_with_a_writer():
 
 @pytest.mark.parametrize("end", ["close", "forget"])
 def test_episodes_do_not_run_on_from_one_writer_to_the_next(end):
-    """Nor to an add of the whole buffer after it."""
+    """They also do not continue in an add of the whole buffer."""
     buffer = ReplayBuffer(24, FLAT, num_envs=2, n_step=3)
     for _ in range(2):
         writer = buffer.writer(0)
@@ -362,7 +362,7 @@ def test_each_writer_has_a_recorder_of_its_own(wrapped):
 
 @pytest.mark.parametrize("lanes", [[0, 2], [1], [0, 1, 2, 3]])
 def test_a_vector_environment_is_recorded_into_the_lanes_of_a_writer(lanes):
-    """Also a vector of one environment; the dummy steps of its resets are left out."""
+    """A vector of one environment also works. The dummy steps of its resets are not stored."""
     env, buffer = cart_poles(len(lanes))
     recorder = record(env, buffer.writer(lanes))
     recorder.reset(seed=1)
