@@ -7,7 +7,7 @@
 
 A storage or a distribution of your own goes into `build`.
 
-Needs Hypothesis: ``pip install "replaykit[testing]"``.
+Needs Hypothesis: ``pip install "replaykit-rl[testing]"``.
 """
 
 from replaykit.testing.laws import assert_lawful, bits_of, by_verbs

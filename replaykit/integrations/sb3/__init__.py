@@ -2,7 +2,7 @@
 
     model = SAC("MlpPolicy", env, replay_buffer_class=SB3ReplayBuffer)
 
-Importing this package needs Stable-Baselines3: ``pip install "replaykit[sb3]"``. To read it from top to bottom:
+Importing this package needs Stable-Baselines3: ``pip install "replaykit-rl[sb3]"``. To read it from top to bottom:
 `spaces` says which fields a transition has, `options` which arguments are refused, and `buffers` has the buffer.
 `hindsight` relabels its goals. `prioritized` weights the losses of the algorithms.
 """
@@ -12,7 +12,7 @@ try:
     from replaykit.integrations.sb3.hindsight import SB3HindsightBuffer
     from replaykit.integrations.sb3.prioritized import PrioritizedDQN, PrioritizedSAC, PrioritizedTD3
 except ImportError as error:
-    remedy = "replaykit.integrations.sb3 needs Stable-Baselines3: pip install 'replaykit[sb3]'"
+    remedy = "replaykit.integrations.sb3 needs Stable-Baselines3: pip install 'replaykit-rl[sb3]'"
     raise ImportError(f"{error}; {remedy}") from error
 
 __all__ = ["PrioritizedDQN", "PrioritizedSAC", "PrioritizedTD3", "SB3HindsightBuffer", "SB3ReplayBuffer"]
