@@ -79,7 +79,8 @@ class Recorder:
     """Whether the environment must be reset when its episode has ended, as a single one."""
 
     def _record(self, buffer: Replay | Writer, write: Callable[..., Any], extras: Extras) -> None:
-        self.buffer, self._write, self._extras, self._pauses = buffer, write, dict(extras), 0
+        self.buffer: Any = buffer
+        self._write, self._extras, self._pauses = write, dict(extras), 0
         self._owned: Any = buffer if isinstance(buffer, Writer) else buffer.lock.written
         self._take_over()
 

@@ -57,9 +57,9 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     lock: Lock
     rng: np.random.Generator
     successor: int
-    bytes_each = 0
+    bytes_each: int = 0
     """About how many bytes each row of a batch takes while it is made."""
-    large_batch = 1
+    large_batch: int = 1
     """A larger batch is compared with the memory of the machine before anything is drawn."""
     has_sequences = False
     """Whether each row of a batch is a sequence of transitions."""

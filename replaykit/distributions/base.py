@@ -32,13 +32,14 @@ class Distribution(Declared, ABC):
     """How many batches the buffer has served."""
     eps: float = 0.0
     """Added to the magnitude of a TD error to make a priority."""
-    largest_priority = float(np.finfo(np.float64).max)
+    largest_priority: float = float(np.finfo(np.float64).max)
     """Larger priorities and TD errors are refused."""
 
     def __init__(self, storage: Storage) -> None:
         if not isinstance(storage, Storage):
             raise TypeError(f"storage is a {type(storage).__name__}; expected a Storage, such as a LocalStorage")
-        self.storage, self.lock = storage, storage.lock
+        self.storage: Storage = storage
+        self.lock: Any = storage.lock
 
     @abstractmethod
     def draw(self, batch_size: int, rng: np.random.Generator) -> Draw:

@@ -56,7 +56,7 @@ STORAGE_LAYERS = [
     {"local"},
     {"mapped"},
 ]
-LONGEST_MODULE, LARGEST_CORE = 420, 6025  # limits to lower; a new verb of every replay may raise the second
+LONGEST_MODULE, LARGEST_CORE = 420, 6060  # limits to lower; a new verb of every replay may raise the second
 NOT_CORE = {
     "__main__",
     *("chunks", "diagnostics", "integrations", "io", "large_batch", "mixed", "mixing", "passes", "prefetching"),
