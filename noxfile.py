@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 COMPLETE = 95
 """Percent of the public symbols whose type must be known to a user's type checker."""
-COVERED = 96
+COVERED = 97
 """Percent of the lines and branches of the kernels that tests must reach without compilation."""
 NO_JIT_TESTS = (
     "tests/kernels",
