@@ -49,6 +49,8 @@ FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures"
 DETAILS = FIGURES / "faults-details.csv"
 HANDLED, REFUSED, DAMAGED = "handled", "refused", "raises, row damaged"
 WRONG, WARNS, CRASH, NOT_OFFERED = "silently wrong", "warns, and is wrong", "crash", ""
+DISTRIBUTIONS = {"replaykit": "replaykit-rl"}
+"""Of the libraries whose distribution has another name than their package."""
 Outcome = tuple[str, str]
 Make = Callable[..., Subject]
 SECONDS = 60
@@ -421,7 +423,7 @@ def main() -> None:
     libraries = [name for name in options.libs.split(",") if installed(name)]
     found = former()
     for library in libraries:
-        found[library] = importlib.metadata.version(library), outcomes_of(library)
+        found[library] = importlib.metadata.version(DISTRIBUTIONS.get(library, library)), outcomes_of(library)
         print(f"{library}: {counts(found[library][1])}", flush=True)
         write({name: found[name] for name in SUBJECTS if name in found})
 

@@ -10,7 +10,7 @@ author = "The replaykit developers"
 copyright = author
 version = release = replaykit.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.doctest"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.doctest", "myst_parser"]
 exclude_patterns = ["_build"]
 nitpicky = True
 # Single backticks in docstrings name arguments as often as objects; what has a dot or a capital must resolve.

@@ -21,7 +21,7 @@ from replaykit.trees import Tree
 from replaykit.updates import leaves_at, one_of, refuse_negative, refuse_too_large
 from replaykit.writer import Selection, refuse_lanes_of_writers
 
-kernels = lazy("lanes")
+kernels: Any = lazy("lanes")
 
 Kind = TypeVar("Kind", bound="Buffer")
 Seed: TypeAlias = int | np.random.SeedSequence | np.random.Generator | None
@@ -72,7 +72,9 @@ class Buffer(Replay):
         self._storage, self._distribution = storage, distribution
         n_step, gamma = check_count("n_step", n_step), check_unit("gamma", gamma)
         self.settings = Settings(storage.spec, storage.capacity, storage.num_envs, n_step, gamma, storage.stack)
-        self.lock, self.successor, self.rng = storage.lock, storage.num_envs, np.random.default_rng(check_seed(seed))
+        self.successor: int = storage.num_envs
+        self.rng: np.random.Generator = np.random.default_rng(check_seed(seed))
+        self.lock = storage.lock
         self.note_bytes(self.settings.bytes_each)
         self._stale_updates = 0
         self._has_priorities = type(distribution).update is not Distribution.update

@@ -26,7 +26,9 @@ class Slots:
     """
 
     def __init__(self, bounds: Array, capacity: int) -> None:
-        self.bounds, self.capacity, self.num_envs = bounds.copy(), capacity, bounds.shape[1]
+        self.bounds: npt.NDArray[Any] = bounds.copy()
+        self.capacity: int = capacity
+        self.num_envs: Any = bounds.shape[1]
         self.overwritten: set[int] = set()
 
     def overwrite(self, slots: npt.NDArray[np.int64]) -> None:
@@ -93,7 +95,8 @@ class Chunks(ABC):
     """
 
     def __init__(self, slots: Slots, span: int) -> None:
-        self.slots, self.span = slots, span
+        self.slots: Slots = slots
+        self.span: int = span
 
     def __len__(self) -> int:
         return -(-self.slots.capacity // self.span)

@@ -1,6 +1,6 @@
 """Combined experience replay: every batch contains the newest transitions."""
 
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from replaykit.replay import Replay
 from replaykit.storage.base import Floats, Indices
 from replaykit.wrapper import ReplayWrapper
 
-kernels = lazy("goals")
+kernels: Any = lazy("goals")
 
 
 @final

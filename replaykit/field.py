@@ -10,7 +10,7 @@ import numpy.typing as npt
 from replaykit._kernels import lazy
 from replaykit.checks import check_choice
 
-kernels = lazy("lanes")
+kernels: Any = lazy("lanes")
 
 Step: TypeAlias = Literal["first", "last"]
 _FLOAT32, _FLOAT64, _INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
@@ -100,13 +100,14 @@ class Leaf:
     __slots__ = ("dtype", "field", "is_of_last", "name", "scalar_types", "shape")
 
     def __init__(self, name: str, field: Field) -> None:
-        self.name, self.field, self.shape = name, field, field.shape
-        self.is_of_last = field.step == "last" or name.partition(".")[0] == "next_obs"
-        self.dtype = np.dtype(
-            field.dtype.type
-        )  # NumPy's own object, for comparisons by identity; unpickling makes another
+        self.name: str = name
+        self.field: Field = field
+        self.shape: tuple[int, ...] = field.shape
+        self.is_of_last: bool = field.step == "last" or name.partition(".")[0] == "next_obs"
+        # NumPy's own object, for comparisons by identity; unpickling makes another
+        self.dtype: np.dtype[Any] = np.dtype(field.dtype.type)
         is_number = not self.shape and self.dtype.itemsize <= 8
-        self.scalar_types = frozenset(_SCALARS.get(self.dtype.kind, ()) if is_number else ())
+        self.scalar_types: frozenset[type] = frozenset(_SCALARS.get(self.dtype.kind, ()) if is_number else ())
 
     def __reduce__(self) -> tuple[type["Leaf"], tuple[str, Field]]:
         return Leaf, (self.name, self.field)

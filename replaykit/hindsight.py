@@ -18,7 +18,7 @@ from replaykit.storage.base import Indices
 from replaykit.trees import map_tree
 from replaykit.wrapper import ReplayWrapper
 
-kernels = lazy("goals")
+kernels: Any = lazy("goals")
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 GoalFunction: TypeAlias = Callable[[Any, Any, dict[str, Any]], Any]
@@ -163,7 +163,7 @@ class HindsightReplay(ReplayWrapper):
         ratio = check_unit("ratio", value)
         with self.lock:
             self._ratio = ratio
-            self.look = Look(self._leaves, ratio, self._strategy) if ratio > 0.0 else None
+            self.look: Look | None = Look(self._leaves, ratio, self._strategy) if ratio > 0.0 else None
 
     def state(self) -> dict[str, Any]:
         return {"ratio": self._ratio}

@@ -124,16 +124,16 @@ class MixedReplay(Replay):
         self.sources: Mapping[str, Replay] = MappingProxyType(dict(sources))
         self._each, self._names, self._add_to = tuple(sources.values()), tuple(sources), add_to
         self._added_to = sources[add_to]
-        self.rng = np.random.default_rng(check_seed(seed))
+        self.rng: np.random.Generator = np.random.default_rng(check_seed(seed))
         refuse_shared(sources, self.rng)
         locks = [lock for source in self._each for lock in source.lock.each]
-        self.lock = cast(Lock, Locks(locks, self._added_to.lock.written))
+        self.lock: Lock = cast(Lock, Locks(locks, self._added_to.lock.written))
         lanes = [source.successor for source in self._each]
         first, capacity = self._added_to.settings, sum(source.capacity for source in self._each)
-        self.settings = Settings(first.spec, capacity, first.num_envs, first.n_step, first.gamma, first.stack)
-        self.successor = sum(lanes)
+        self.settings: Settings = Settings(first.spec, capacity, first.num_envs, first.n_step, first.gamma, first.stack)
+        self.successor: int = sum(lanes)
         self.note_bytes(max(source.bytes_each for source in self._each))
-        self.may_raise = any(source.may_raise for source in self._each)
+        self.may_raise: bool = any(source.may_raise for source in self._each)
         self._lanes, self._offsets = np.array(lanes), np.cumsum([0, *lanes[:-1]])
         self._ring = list(zip(lanes, self._offsets.tolist(), strict=True))
         self._numbers, self._last = np.arange(len(lanes)), len(lanes) - 1

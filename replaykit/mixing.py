@@ -35,7 +35,8 @@ class Locks:
     """
 
     def __init__(self, locks: list[Lock], written: Lock) -> None:
-        self.each, self.written = sorted(locks, key=lambda lock: lock.number), written
+        self.each: list[Lock] = sorted(locks, key=lambda lock: lock.number)
+        self.written: Lock = written
         self._reversed = self.each[::-1]
 
     def __enter__(self) -> bool:

@@ -79,7 +79,8 @@ class Recorder:
     """Whether the environment must be reset after an episode's end. True for a single environment."""
 
     def _record(self, buffer: Replay | Writer, extras: Extras) -> None:
-        self.buffer, self._write, self._extras, self._pauses = buffer, buffer.add, dict(extras), 0
+        self.buffer: Any = buffer
+        self._write, self._extras, self._pauses = buffer.add, dict(extras), 0
         self._owned: Any = buffer if isinstance(buffer, Writer) else buffer.lock.written
         self._take_over()
 

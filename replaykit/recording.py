@@ -54,5 +54,5 @@ def record(env: Any, buffer: Replay | Writer, extras: Mapping[str, str | Callabl
     try:
         from replaykit.recorders import recorder_of
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f'{error}; record needs Gymnasium: pip install "replaykit[gymnasium]"') from error
+        raise ModuleNotFoundError(f'{error}; record needs Gymnasium: pip install "replaykit-rl[gymnasium]"') from error
     return recorder_of(env, buffer, {} if extras is None else extras)

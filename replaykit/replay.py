@@ -57,9 +57,9 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     lock: Lock
     rng: np.random.Generator
     successor: int
-    bytes_each = 0
+    bytes_each: int = 0
     """Approximate memory in bytes for each row of a batch while the batch is made."""
-    large_batch = 1
+    large_batch: int = 1
     """Batches larger than this are compared with the machine's memory before anything is drawn."""
     has_sequences = False
     """Whether each row of a batch is a sequence of transitions."""

@@ -16,7 +16,7 @@ from replaykit.trees import map_tree
 from replaykit.updates import one_of
 from replaykit.wrapper import ReplayWrapper
 
-kernels = lazy("sequences")
+kernels: Any = lazy("sequences")
 
 
 @final

@@ -74,13 +74,13 @@ class Spec:
             if field.step == "last":
                 raise ValueError(f"{path} is {field!r}; expected step='first', which every field but an extra one has")
         self._trees |= {name: _frozen(tree, name) for name, tree in extra.items()}
-        self.extra = tuple(extra)
+        self.extra: tuple[str, ...] = tuple(extra)
         self.leaves: tuple[Leaf, ...] = tuple(Leaf(path, field) for path, field in leaves_of(self._trees))
         names = [leaf.name for leaf in self.leaves]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"{name} names two fields, since keys contain dots; expected another name for each")
-        self.is_flat = all(isinstance(tree, Field) for tree in self._trees.values())
+        self.is_flat: bool = all(isinstance(tree, Field) for tree in self._trees.values())
 
     @classmethod
     def from_spaces(cls, observation_space: Any, action_space: Any, **extra: Tree) -> "Spec":

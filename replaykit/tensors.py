@@ -165,7 +165,7 @@ def to_tensordict(fields: Mapping[str, Any], device: Any = None) -> Any:
     try:
         from tensordict import TensorDict
     except ImportError as error:
-        raise ImportError("to_tensordict needs tensordict: pip install 'replaykit[tensordict]'") from error
+        raise ImportError("to_tensordict needs tensordict: pip install 'replaykit-rl[tensordict]'") from error
 
     tensors = to_tensors(fields, device)
     if "step_indices" in tensors:  # sequences: each transition has its own index, and the weight of its row

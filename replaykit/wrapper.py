@@ -84,9 +84,9 @@ class ReplayWrapper(Replay):
         self.inner = inner
         self.settings, self.lock, self.rng, self.successor = inner.settings, inner.lock, inner.rng, inner.successor
         self.note_bytes(inner.bytes_each * transitions_each)
-        self.has_sequences = type(self).has_sequences or inner.has_sequences
-        self.may_raise = type(self).may_raise or inner.may_raise
-        self.is_conditional = type(self).is_conditional or inner.is_conditional
+        self.has_sequences: bool = type(self).has_sequences or inner.has_sequences
+        self.may_raise: bool = type(self).may_raise or inner.may_raise
+        self.is_conditional: bool = type(self).is_conditional or inner.is_conditional
 
     add = _passed_on(Replay.add)
     extend = _passed_on(Replay.extend)

@@ -49,8 +49,9 @@ class Writer:
 
     def __init__(self, replay: Any, lanes: Lanes) -> None:
         every = replay.num_envs
-        self.replay, self.lanes = replay, _checked_lanes(lanes, every)
-        self.num_envs = len(self.lanes)
+        self.replay: Any = replay
+        self.lanes: tuple[int, ...] = _checked_lanes(lanes, every)
+        self.num_envs: int = len(self.lanes)
         self._has_axis = not isinstance(lanes, int | np.integer)
         self._is_closed, self._columns = False, np.array(self.lanes)
         self._selected = np.zeros(every, np.bool_)

@@ -74,7 +74,7 @@ class ReplaykitBuffer(Buffer):
 
 class Replaykit(Library):
     name = "replaykit"
-    distribution = "replaykit"
+    distribution = "replaykit-rl"
     importing = "import replaykit"
     is_for_threads = True
 

@@ -49,7 +49,7 @@ def cache_directory() -> Path | None:
     try:
         directory = (Path(chosen) if chosen else _user_cache()) / "replaykit"
         made = _make(directory)
-        with _opened(made):
+        with opened(made):
             return made
     except _UnsafeError as error:
         _warn(
@@ -122,7 +122,7 @@ def _check(path: str | Path, status: os.stat_result, is_kind: Callable[[int], bo
 
 
 @contextlib.contextmanager
-def _opened(directory: Path) -> Iterator[tuple[str, int | None]]:
+def opened(directory: Path) -> Iterator[tuple[str, int | None]]:
     """A prefix for file names in the safe `directory`, and the descriptor that they are relative to."""
     if not hasattr(os, "geteuid"):
         _check(directory, os.lstat(directory), stat.S_ISDIR)
@@ -144,7 +144,7 @@ def _opener(parent: int | None) -> Callable[[str, int], int]:
 
 def _read(directory: Path, name: str) -> bytes:
     """The content of a file. Raises an error if another user can write to it."""
-    with _opened(directory) as (prefix, parent):
+    with opened(directory) as (prefix, parent):
         path = prefix + name
         if parent is None:
             _check(path, os.lstat(path), stat.S_ISREG)
@@ -155,7 +155,7 @@ def _read(directory: Path, name: str) -> bytes:
 
 def _write(directory: Path, name: str, content: bytes) -> None:
     """Write a file atomically, or write nothing and raise an error."""
-    with _opened(directory) as (prefix, parent):
+    with opened(directory) as (prefix, parent):
         path = prefix + name
         temporary = f"{path}.{os.urandom(8).hex()}"
         try:

@@ -106,8 +106,8 @@ class ReplayMonitor:
         if not isinstance(buffer, Replay):
             raise TypeError(f"buffer is a {type(buffer).__name__}; expected a buffer or a wrapper around one")
         self.buffer = buffer
-        self.every = count("every", every)
-        self.window = count("window", window, 2)
+        self.every: int = count("every", every)
+        self.window: int = count("window", window, 2)
         self._rng = np.random.default_rng(seed)
         self._state_reader = StateReader(buffer, count("max_features", max_features), self._rng)
         self._draw_counts = DrawCounts(buffer.num_slots, buffer.successor)

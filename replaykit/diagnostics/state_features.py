@@ -45,9 +45,9 @@ class StateReader:
         no_indices = np.zeros(0, np.int64)
         tables = [_flat(buffer.read(no_indices, name)) for name in names]
         widths = [table.shape[1] for table in tables]
-        self.num_features = sum(widths)
+        self.num_features: int = sum(widths)
         if self.num_features > max_features:
-            self.selected = np.sort(rng.choice(self.num_features, max_features, replace=False))
+            self.selected: npt.NDArray[Any] = np.sort(rng.choice(self.num_features, max_features, replace=False))
         else:
             self.selected = np.arange(self.num_features)
         # The selected columns of each leaf, so that the others need not be converted
@@ -55,7 +55,7 @@ class StateReader:
         column = self.selected - np.cumsum([0, *widths])[leaf]
         self._columns = {name: column[leaf == i] for i, name in enumerate(names) if (leaf == i).any()}
         state_bytes = sum(table.itemsize * table.shape[1] for table in tables)
-        self.reference_size = int(np.clip(MAX_REFERENCE_BYTES // max(state_bytes, 1), 32, MAX_REFERENCE_STATES))
+        self.reference_size: int = int(np.clip(MAX_REFERENCE_BYTES // max(state_bytes, 1), 32, MAX_REFERENCE_STATES))
 
     def read(self, indices: Indices) -> npt.NDArray[np.float64]:
         """The selected features of these transitions, of shape (B, D)."""

@@ -32,13 +32,14 @@ class Distribution(Declared, ABC):
     """The number of batches that the buffer has served."""
     eps: float = 0.0
     """Added to the absolute TD error to make a priority."""
-    largest_priority = float(np.finfo(np.float64).max)
+    largest_priority: float = float(np.finfo(np.float64).max)
     """The largest accepted priority or TD error."""
 
     def __init__(self, storage: Storage) -> None:
         if not isinstance(storage, Storage):
             raise TypeError(f"storage is a {type(storage).__name__}; expected a Storage, such as a LocalStorage")
-        self.storage, self.lock = storage, storage.lock
+        self.storage: Storage = storage
+        self.lock: Any = storage.lock
 
     @abstractmethod
     def draw(self, batch_size: int, rng: np.random.Generator) -> Draw:

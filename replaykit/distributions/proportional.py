@@ -15,7 +15,8 @@ from replaykit.distributions.prioritized import Draws, Prioritized, Weights
 from replaykit.distributions.sum_tree import SCHEMES, SumTree
 from replaykit.storage.base import Indices, Storage
 
-tree_kernels, fused = lazy("tree"), lazy("fused")
+tree_kernels: Any = lazy("tree")
+fused: Any = lazy("fused")
 
 _LEAF_BYTES = 32  # at most, for a leaf and its share of the inner nodes
 _FLOAT32 = np.dtype(np.float32)
@@ -43,15 +44,15 @@ class Proportional(Prioritized):
         needed = storage.nbytes + _LEAF_BYTES * storage.capacity
         storage.refuse_size(needed, f"capacity {storage.capacity} with priorities")
         storage.claim("alpha", self._alpha)
-        self.tree = SumTree(storage.capacity, allocate=storage.allocate)
+        self.tree: SumTree = SumTree(storage.capacity, allocate=storage.allocate)
         if storage.is_reopened:
             self.tree.rebuild()
         self.settled: Indices = storage.allocate("settled", (2, storage.num_envs), np.int64)
         # Priorities to the power alpha must have a finite sum, including eps and rounding
-        self.largest_priority = 0.5 * self.tree.limit ** min(1.0, 1.0 / max(self.alpha, 1e-300)) - self.eps
+        self.largest_priority: float = 0.5 * self.tree.limit ** min(1.0, 1.0 / max(self.alpha, 1e-300)) - self.eps
         if self.largest_priority < 1.0:
             raise ValueError(f"eps is {eps} and alpha {alpha}; expected smaller values: every priority would overflow")
-        self.largest_value = self.tree.limit
+        self.largest_value: float = self.tree.limit
         self._scheme, self._arrays = SCHEMES.index(draws), (self.tree.nodes, self.tree.extremes, self.settled)
 
     def settle(self) -> None:

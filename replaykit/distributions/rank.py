@@ -12,7 +12,7 @@ from replaykit.distributions.base import Floats
 from replaykit.distributions.prioritized import Draws, Prioritized, Weights
 from replaykit.storage.base import Indices, Storage
 
-kernels = lazy("ranks")
+kernels: Any = lazy("ranks")
 
 _SHORTEST = 8  # smallest number of entries in a block
 
@@ -55,7 +55,7 @@ class Rank(Prioritized):
     """
 
     saved_name = "priorities"
-    largest_value = Prioritized.largest_priority
+    largest_value: float = Prioritized.largest_priority
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from replaykit.checks import check_choice, check_count
 from replaykit.field import as_float64, as_indices
 from replaykit.storage.memory_limit import refuse_more_than_memory
 
-kernels = lazy("tree")
+kernels: Any = lazy("tree")
 
 Scheme: TypeAlias = Literal["stratified", "iid"]
 """How the points of a draw are distributed over the total."""
@@ -72,17 +72,17 @@ class SumTree:
     """
 
     def __init__(self, capacity: int, *, allocate: Allocate | None = None) -> None:
-        self.capacity = check_count("capacity", capacity)
+        self.capacity: int = check_count("capacity", capacity)
         depth = (self.capacity - 1).bit_length()
         self._blocks = 1 << (depth // 2)
         if allocate is None:
             refuse_more_than_memory(16 << depth, f"capacity {self.capacity} of a sum tree", "lower the capacity")
             allocate = _zeros
-        self.nodes = allocate("nodes", (2 << depth,), np.float64)
-        self.extremes = allocate("extremes", (kernels.BLOCKS + 2 * self._blocks,), np.float64)
+        self.nodes: npt.NDArray[Any] = allocate("nodes", (2 << depth,), np.float64)
+        self.extremes: npt.NDArray[Any] = allocate("extremes", (kernels.BLOCKS + 2 * self._blocks,), np.float64)
         if not self.nodes[1]:
             self.extremes[kernels.MIN] = np.inf
-        self.limit = np.finfo(np.float64).max / (2 << depth)
+        self.limit: float = np.finfo(np.float64).max / (2 << depth)
 
     def set(self, leaves: npt.ArrayLike, values: npt.ArrayLike) -> None:
         """Set `leaves` (B,) to `values` (B,). If a leaf occurs twice, its last value counts. O(B log C).

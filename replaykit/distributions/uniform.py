@@ -10,7 +10,8 @@ from replaykit.declared import read_only
 from replaykit.distributions.base import Distribution, Floats
 from replaykit.storage.base import Indices, Storage
 
-windows, fused = lazy("windows"), lazy("fused")
+windows: Any = lazy("windows")
+fused: Any = lazy("fused")
 
 
 class Uniform(Distribution):

@@ -35,8 +35,9 @@ class Target:
             given = ["capacity"] * (capacity is not None) + list(options)
             if given:
                 raise TypeError(f"{given[0]} is an option of a new buffer; expected none of its options with buffer")
-        self.buffer, self._spec, self._capacity, self._options = buffer, spec, capacity, dict(options)
-        self.keeps_what_it_gets = buffer is not None or self._options.get("storage") is not None
+        self.buffer: Any = buffer
+        self._spec, self._capacity, self._options = spec, capacity, dict(options)
+        self.keeps_what_it_gets: bool = buffer is not None or self._options.get("storage") is not None
         """Whether a failure would leave transitions behind."""
 
     def num_envs(self, default: int = 1) -> int:

@@ -111,7 +111,7 @@ def _minari() -> Any:
     try:
         import minari
     except ImportError as error:
-        raise ImportError(f"{error}; Minari data sets need: pip install 'replaykit[minari]'") from error
+        raise ImportError(f"{error}; Minari data sets need: pip install 'replaykit-rl[minari]'") from error
     return minari
 
 

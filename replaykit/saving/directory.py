@@ -41,8 +41,9 @@ class Directory:
     """
 
     def __init__(self, path: Any) -> None:
-        self.path = os.path.abspath(os.fsdecode(path))
-        self.token, self._written = secrets.token_hex(8), 0
+        self.path: str = os.path.abspath(os.fsdecode(path))
+        self.token: str = secrets.token_hex(8)
+        self._written = 0
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[dict[str, Any] | None]:

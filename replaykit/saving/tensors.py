@@ -19,7 +19,8 @@ class Tensors:
     def __init__(self, tensors: Mapping[str, Any]) -> None:
         if not isinstance(tensors, Mapping):
             raise TypeError(f"state_dict is a {type(tensors).__name__}; expected the dict that state_dict() returned")
-        self.token, self._tensors = secrets.token_hex(8), dict(tensors)
+        self.token: str = secrets.token_hex(8)
+        self._tensors = dict(tensors)
 
     def has(self, name: str) -> bool:
         """False: there are no earlier files."""

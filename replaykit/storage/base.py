@@ -20,7 +20,7 @@ from replaykit.storage.lock import Lock
 from replaykit.storage.memory_limit import refuse_more_than_memory
 from replaykit.trees import Tree
 
-kernels = lazy("lanes")
+kernels: Any = lazy("lanes")
 Indices: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]
 Flags: TypeAlias = npt.NDArray[np.bool_]
@@ -80,12 +80,14 @@ class Storage(Declared, ABC):
         if not isinstance(spec, Spec):
             remedy = "the order is (capacity, spec), with Spec.from_spaces(observation_space, action_space) or from_env"
             raise TypeError(f"spec is a {type(spec).__name__}; expected a Spec: {remedy}")
-        self.spec, self.num_envs = spec, check_count("num_envs", num_envs)
+        self.spec: Spec = spec
+        self.num_envs: int = check_count("num_envs", num_envs)
         self.lanes: tuple[int, ...] = (self.num_envs,) if self.num_envs > 1 else ()
-        self.length = -(-capacity // self.num_envs)
-        self.capacity = self.length * self.num_envs
+        self.length: int = -(-capacity // self.num_envs)
+        self.capacity: int = self.length * self.num_envs
         self._reward = [leaf.name for leaf in spec.leaves].index("reward")
-        self.lock, self.arrays = Lock(), dict[str, npt.NDArray[Any]]()
+        self.lock: Any = Lock()
+        self.arrays: dict[str, npt.NDArray[Any]] = dict[str, npt.NDArray[Any]]()
         self.moments: dict[str, Slots] = {}
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

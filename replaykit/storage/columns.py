@@ -96,10 +96,11 @@ class Arrays(Columns):
     name = "large"
 
     def __init__(self, storage: Any, leaves: Sequence[int]) -> None:
-        self._storage, self.leaves = storage, tuple(leaves)
+        self.leaves: tuple[int, ...] = tuple(leaves)
+        self._storage = storage
         self._spec: list[Leaf] = [storage.spec.leaves[i] for i in leaves]
         self._bytes = sum(leaf.field.nbytes for leaf in self._spec)
-        self.nbytes = self._bytes * storage.capacity
+        self.nbytes: int = self._bytes * storage.capacity
 
     def allocate(self) -> None:
         allocate, capacity = self._storage.allocate, self._storage.capacity

@@ -12,7 +12,7 @@ from replaykit.field import Array
 from replaykit.storage.base import Flags, Indices
 from replaykit.storage.columns import Columns, Padding
 
-kernels = lazy("frames")
+kernels: Any = lazy("frames")
 
 _UINT8 = np.dtype(np.uint8)
 _LARGEST_STACK = 16
@@ -37,9 +37,10 @@ class Frames(Columns):
     """
 
     def __init__(self, storage: Any, leaves: tuple[int, int], stack: int, padding: Padding, shares: bool) -> None:
-        self.leaves, self._storage = leaves, storage
+        self.leaves: tuple[int, int] = leaves
+        self._storage = storage
         leaf = self._leaf = storage.spec.leaves[leaves[0]]
-        self.name = f"frames.{leaf.name}"
+        self.name: str = f"frames.{leaf.name}"
         shape = leaf.shape
         is_stack = stack == 1 and len(shape) >= 3 and 1 < shape[0] <= min(_LARGEST_STACK, shape[1], shape[2])
         self._given = shape[0] if is_stack else 1  # frames in an observation
@@ -50,7 +51,7 @@ class Frames(Columns):
         capacity, num_envs = storage.capacity, storage.num_envs
         new = (2 if not shares else 3 if self._given % 3 == 0 else 1) * capacity  # three: colour channels
         self._pool_frames = new + new // _SLACK + 2 * (self._kept * num_envs + self._given) + 1
-        self.nbytes = self._pool_frames * (self._size + 4) + capacity * 2 * self._kept * 4
+        self.nbytes: int = self._pool_frames * (self._size + 4) + capacity * 2 * self._kept * 4
         is_zero = stack > 1 and padding == "zero"
         self._numbers = np.array([num_envs, capacity, self._given, self._kept, self._size, is_zero, shares], np.int64)
 

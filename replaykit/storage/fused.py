@@ -15,7 +15,8 @@ from replaykit.storage.row import LAYOUTS_KEPT
 if TYPE_CHECKING:
     from replaykit.storage.local import LocalStorage
 
-windows, store = lazy("windows"), lazy("store")
+windows: Any = lazy("windows")
+store: Any = lazy("store")
 
 SCOPES = {"future": 0, "final": 1, "episode": 2, "random": 3}
 """The numbers of the strategies in the kernels."""

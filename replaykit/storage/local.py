@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any
 
@@ -16,12 +16,14 @@ from replaykit.field import FieldNameError
 from replaykit.spec import Spec
 from replaykit.storage.base import Flags, Floats, Indices, Open, Serve, Storage, stored_in
 from replaykit.storage.columns import Columns, Padding, Share, columns_for
-from replaykit.storage.fused import SCOPES, fuse, looking_ahead
+from replaykit.storage.fused import SCOPES, LookingAhead, fuse, looking_ahead
 from replaykit.storage.row import LAYOUTS_KEPT, Layout, Row
 from replaykit.storage.saved_state import LARGEST_STEP, check_episodes, check_lanes_and_rows, starts_of
 from replaykit.trees import Tree
 
-kernels, windows, goals = lazy("store"), lazy("windows"), lazy("goals")
+kernels: Any = lazy("store")
+windows: Any = lazy("windows")
+goals: Any = lazy("goals")
 
 _LARGEST_BLOCK = 1 << 18
 """Number of bytes encoded at a time. Larger blocks are returned to the system when freed, which costs page faults."""
@@ -49,21 +51,24 @@ class LocalStorage(Storage):
     ) -> None:  # fmt: skip
         super().__init__(capacity, spec, num_envs)
         self.columns: list[Columns] = columns_for(self, stack, padding, share)
-        self.stack = int(stack)
+        self.stack: int = int(stack)
         self._column_of = {leaf: columns for columns in self.columns for leaf in columns.leaves}
-        self.row = row = Row(spec, [columns.leaves for columns in self.columns], self._encode_any, self.lanes or (1,))
-        self.positions = positions = {leaf.name: i for i, leaf in enumerate(spec.leaves)}
+        row = Row(spec, [columns.leaves for columns in self.columns], self._encode_any, self.lanes or (1,))
+        self.row: Row = row
+        positions = {leaf.name: i for i, leaf in enumerate(spec.leaves)}
+        self.positions: dict[str, int] = positions
         self._flags = positions["terminated"], positions["truncated"]
         self._length = len(positions) + 1  # the position of the length among the fields of a batch
         self._of_window = itemgetter(-1, self._length, *self._flags)
-        self.looking = functools.lru_cache(LAYOUTS_KEPT)(functools.partial(looking_ahead, self))
+        looking = functools.partial(looking_ahead, self)
+        self.looking: Callable[..., LookingAhead] = functools.lru_cache(LAYOUTS_KEPT)(looking)
         self._columns_named = functools.cache(lambda names: np.array([positions[name] for name in names]))
         needed = (row.nbytes + 8 * kernels.STAMPS) * self.capacity + sum(columns.nbytes for columns in self.columns)
         self.refuse_size(needed, f"capacity {self.capacity} at {needed // self.capacity} bytes each")
         size = kernels.LANES + kernels.LANE_ROWS * self.num_envs
-        self.header = self.allocate("header", (size + row.leaf_places.size,), np.int64)
-        self.rows = self.allocate("rows", (self.capacity, row.nbytes), np.uint8)
-        self.bytes = self.rows.reshape(-1)
+        self.header: npt.NDArray[Any] = self.allocate("header", (size + row.leaf_places.size,), np.int64)
+        self.rows: npt.NDArray[Any] = self.allocate("rows", (self.capacity, row.nbytes), np.uint8)
+        self.bytes: npt.NDArray[Any] = self.rows.reshape(-1)
         self._written = self.header, self.bytes, self.allocate("tables", (kernels.STAMPS, self.capacity), np.int64)
         for columns in self.columns:
             columns.allocate()
@@ -75,7 +80,7 @@ class LocalStorage(Storage):
         self._lanes[kernels.OVER] = 1
         self._lanes[kernels.EPISODE] = np.arange(self.num_envs) - self.num_envs
         self._lanes[kernels.PLACE] = self._lanes[kernels.EPISODE] % self.capacity
-        self.bounds = self._lanes[:2]
+        self.bounds: Indices = self._lanes[:2]
         self._columns_of_row = self.rows.view(row.record).reshape(-1)
         self._most_entries = 0 if self.columns else min(self.capacity, max(_LARGEST_BLOCK // row.nbytes, 1))
         self.encode_step = row.encode_lanes if self.lanes else row.encode_row  # type: ignore[method-assign]

@@ -6,9 +6,20 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_RLock: Any = type(threading.RLock())
+if TYPE_CHECKING:
+
+    class _RLock:
+        def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+        def release(self) -> None: ...
+        def __enter__(self) -> bool: ...
+        def __exit__(self, *error: object) -> None: ...
+        def _is_owned(self) -> bool: ...
+        def _at_fork_reinit(self) -> None: ...
+
+else:
+    _RLock = type(threading.RLock())
 _numbers = itertools.count()
 _locks: "weakref.WeakValueDictionary[int, Lock]" = weakref.WeakValueDictionary()
 """All locks, in the order of their creation."""
@@ -16,7 +27,7 @@ _LONGEST_WAIT = 5.0
 """Seconds that a fork waits for locks. It then continues, since a thread may hold a lock for a long time."""
 
 
-class Lock(_RLock):  # type: ignore[misc]
+class Lock(_RLock):
     """A re-entrant lock. Every public method of a replay holds it while it runs.
 
     `sampling` is True while the lock's owner makes a batch: user functions called meanwhile must not write. `writers`
@@ -38,7 +49,7 @@ class Lock(_RLock):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.sampling, self.writers = False, {}
-        self.number = next(_numbers)
+        self.number: int = next(_numbers)
         _locks[self.number] = self
 
     @property

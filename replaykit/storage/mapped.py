@@ -19,7 +19,7 @@ from replaykit.spec import Spec
 from replaykit.storage.columns import Padding, Share
 from replaykit.storage.local import LocalStorage
 
-kernels = lazy("store")
+kernels: Any = lazy("store")
 
 _LAYOUT, _LOCK = "layout.json", "lock"
 _GROWING = ("tables", "overflow", "free")
@@ -52,7 +52,7 @@ class MappedStorage(LocalStorage):
         If the directory was created with other arguments or is damaged.
     """
 
-    saved_kind = "LocalStorage"
+    saved_kind: str = "LocalStorage"
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class MappedStorage(LocalStorage):
         padding: Padding = "reset",
         share: Share = "large",
     ) -> None:
-        self.path = os.path.abspath(os.fspath(path))
+        self.path: str = os.path.abspath(os.fspath(path))
         os.makedirs(self.path, exist_ok=True)
         lock_file = _locked(self.path)
         self._release = weakref.finalize(self, os.close, lock_file)
@@ -83,7 +83,7 @@ class MappedStorage(LocalStorage):
         """The settings of the directory: those it was created with, or the current ones if it is new."""
         where, built = os.path.join(self.path, _LAYOUT), describe(self)
         capacity = built["arguments"]["capacity"]
-        self.is_reopened = os.path.exists(where)
+        self.is_reopened: bool = os.path.exists(where)
         if not self.is_reopened:
             others = sorted(set(os.listdir(self.path)) - {_LOCK, f"{_LAYOUT}.new"})
             if others:

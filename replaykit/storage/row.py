@@ -19,7 +19,7 @@ from replaykit.field import Field
 from replaykit.spec import CORE, Spec
 from replaykit.trees import Tree, entries_of
 
-kernels = lazy("windows")
+kernels: Any = lazy("windows")
 
 Axes = tuple[int, ...]
 Encode = Callable[[tuple[Tree, ...], Mapping[str, Tree], Axes], Any]
@@ -63,21 +63,23 @@ class Row:
         sizes = [0 if i in apart else leaf.field.nbytes for i, leaf in enumerate(leaves)]
         reward, *flags = (names.index(name) for name in ("reward", "terminated", "truncated"))
         others = [i for i in range(len(leaves)) if i not in apart and i not in flags]
-        self.packed = [*sorted(others, key=lambda i: -min(sizes[i] & -sizes[i] or 8, 8)), *flags]
-        *starts, self.end = np.cumsum([0, *(sizes[i] for i in self.packed)]).tolist()
-        self.place = dict(zip(self.packed, starts, strict=True))
-        self.nbytes = (self.end + 8) // 8 * 8
-        self.leaf_places = np.array([(self.place[i], sizes[i]) for i in self.packed], np.int64).reshape(-1)
+        self.packed: list[int] = [*sorted(others, key=lambda i: -min(sizes[i] & -sizes[i] or 8, 8)), *flags]
+        *starts, end = np.cumsum([0, *(sizes[i] for i in self.packed)]).tolist()
+        self.end: int = end
+        self.place: dict[int, Any] = dict(zip(self.packed, starts, strict=True))
+        self.nbytes: int = (end + 8) // 8 * 8
+        places = [(self.place[i], sizes[i]) for i in self.packed]
+        self.leaf_places: npt.NDArray[np.int64] = np.array(places, np.int64).reshape(-1)
         formats = {i: (leaves[i].dtype, leaves[i].shape) for i in self.packed}
-        self.record = _record(self.packed, formats, self.place, self.nbytes)
-        self.encode_steps = encoder(spec, self.packed, groups, encode)
-        self.encode_lanes = encoder(spec, self.packed, groups, encode, lanes)
-        self.encode_row = encoder(spec, self.packed, groups, encode, lane=self.encode_lanes)
-        self.name_batch = batch_namer(spec, ("discount", *_DERIVED))
-        self.name_transitions = batch_namer(spec, ("discount", "length"))
-        self.layout = functools.lru_cache(LAYOUTS_KEPT)(self._layout)
+        self.record: np.dtype[Any] = _record(self.packed, formats, self.place, self.nbytes)
+        self.encode_steps: Callable[..., Any] = encoder(spec, self.packed, groups, encode)
+        self.encode_lanes: Callable[..., Any] = encoder(spec, self.packed, groups, encode, lanes)
+        self.encode_row: Callable[..., Any] = encoder(spec, self.packed, groups, encode, lane=self.encode_lanes)
+        self.name_batch: Callable[..., dict[str, Any]] = batch_namer(spec, ("discount", *_DERIVED))
+        self.name_transitions: Callable[..., dict[str, Any]] = batch_namer(spec, ("discount", "length"))
+        self.layout: Callable[..., Layout] = functools.lru_cache(LAYOUTS_KEPT)(self._layout)
         derived = [Field((), leaves[reward].dtype), *_DERIVED.values(), _INT64, _FLOAT64]
-        self._reward = leaves[reward].shape
+        self._reward: tuple[int, ...] = leaves[reward].shape
         self._fields = [*(None if i in apart else leaf.field for i, leaf in enumerate(leaves)), *derived]
         self._plan = plan = np.full((kernels.PLAN_ROWS, len(self._fields)), kernels.NO_ROW, np.int64)
         plan[kernels.SIZE] = [*sizes, *(field.nbytes for field in derived)]

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from replaykit._kernels import lazy
 from replaykit.chunks import Chunks, pieces
 
-kernels = lazy("store")
+kernels: Any = lazy("store")
 
 LARGEST_STEP = 1 << 62
 """An upper limit of all indices."""

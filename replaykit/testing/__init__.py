@@ -7,7 +7,7 @@
 
 Pass your own storage or distribution to `build`.
 
-Needs Hypothesis: ``pip install "replaykit[testing]"``.
+Needs Hypothesis: ``pip install "replaykit-rl[testing]"``.
 """
 
 from replaykit.testing.laws import assert_lawful, bits_of, by_verbs

@@ -14,9 +14,9 @@ from replaykit.testing.model import at_path
 from replaykit.testing.strategies import Configuration, build, configurations, values_of
 from replaykit.trees import Tree, map_tree
 
-flags = st.booleans()
-rarely = st.sampled_from([True, False, False, False])
-moves = st.sampled_from(["on", "on", "shifted", "shifted", "still", "elsewhere"])
+flags: st.SearchStrategy[bool] = st.booleans()
+rarely: st.SearchStrategy[bool] = st.sampled_from([True, False, False, False])
+moves: st.SearchStrategy[str] = st.sampled_from(["on", "on", "shifted", "shifted", "still", "elsewhere"])
 
 
 class ReplayMachine(RuleBasedStateMachine):
@@ -32,14 +32,18 @@ class ReplayMachine(RuleBasedStateMachine):
     >>> TestReplay = ReplayMachine.TestCase  # pytest collects it
     """
 
+    replay: Any
+    model: Any
+    number: int
+
     @initialize(configuration=configurations())
     def start(self, configuration: Configuration) -> None:
         """Build the replay and the model."""
         self.configuration = configuration
         self.replay, self.model = self.make(configuration)
-        self.directory = tempfile.TemporaryDirectory()
+        self.directory: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory()
         self.saved: Any = None
-        self.spec = self.replay.spec
+        self.spec: Any = self.replay.spec
         self.number = 0
         self.issued: list[int] = []
         self.last: dict[int, Tree] = {}

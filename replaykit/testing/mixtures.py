@@ -44,11 +44,17 @@ class NaiveMixture(NaiveReplay):
         combined: list[int] | None = None,
         hindsight: NaiveHindsight | None = None,
     ) -> None:
-        self.sources, self.given, self.add_to = sources, shares, add_to
-        self.num_envs = sum(source.num_envs for source in sources)
-        self.combined, self.hindsight = combined or [], hindsight
+        self.sources: list[NaiveReplay] = sources
+        self.given: list[Fraction] = shares
+        self.add_to: int = add_to
+        self.num_envs: int = sum(source.num_envs for source in sources)
+        self.combined: list[int] = combined or []
+        self.hindsight: NaiveHindsight | None = hindsight
         target = sources[add_to]
-        self.n_step, self.gamma, self.alpha, self.eps = target.n_step, target.gamma, target.alpha, target.eps
+        self.n_step: int = target.n_step
+        self.gamma: float = target.gamma
+        self.alpha: float = target.alpha
+        self.eps: float = target.eps
         self.kind = "prioritized" if any(source.kind == "prioritized" for source in sources) else "uniform"
 
     def lanes_before(self, k: int) -> int:
@@ -305,7 +311,7 @@ class MixedMachine(ReplayMachine):
     def start(self, configuration: Any) -> None:
         """Build the mixture and the model."""
         super().start(configuration)
-        self.issued = [step.index for step in self.model.steps]
+        self.issued: list[int] = [step.index for step in self.model.steps]
 
     def make(self, configuration: Any) -> tuple[Any, Any]:
         """The mixture and its model."""

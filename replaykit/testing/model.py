@@ -89,10 +89,10 @@ class NaiveReplay:
     def __post_init__(self) -> None:
         self.rows: list[tuple[int, float, float]] = []  # of the last batch from a large one
         self.steps: list[NaiveStep] = []  # alive, in the order in which they were added
-        self.added = [0] * self.num_envs
-        self.episodes = [0] * self.num_envs
-        self.begins = [True] * self.num_envs
-        self.starts = [0] * self.num_envs
+        self.added: list[int] = [0] * self.num_envs
+        self.episodes: list[int] = [0] * self.num_envs
+        self.begins: list[bool] = [True] * self.num_envs
+        self.starts: list[int] = [0] * self.num_envs
         self.observed: list[list[Tree]] = [[] for _ in range(self.num_envs)]  # each obs of the running episodes
 
     # -- Writing ---------------------------------------------------------------------------------------------

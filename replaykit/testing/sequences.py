@@ -33,8 +33,9 @@ class NaiveSequences:
     """The model of a ``SequenceReplay``. Other attributes are those of `inner`."""
 
     def __init__(self, inner: NaiveReplay, arguments: Sequences) -> None:
-        self.inner, self.rows = inner, arguments
-        self.combined = [*inner.combined, *arguments.combined]
+        self.inner: NaiveReplay = inner
+        self.rows: Sequences = arguments
+        self.combined: list[int] = [*inner.combined, *arguments.combined]
         self.known: dict[int, NaiveStep] = {}  # every step that was ever added
 
     def __getattr__(self, name: str) -> Any:

@@ -748,4 +748,4 @@ except ImportError as error:
     print(error)
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "pip install 'replaykit[sb3]'" in result.stdout
+    assert "pip install 'replaykit-rl[sb3]'" in result.stdout

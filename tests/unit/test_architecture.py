@@ -45,6 +45,7 @@ LAYERS = [
     {"recording"},
     {"diagnostics", "io", "testing"},
     {"integrations"},
+    {"__main__"},
 ]
 STORAGE_LAYERS = [
     {"lock", "memory_limit", "saved_state"},
@@ -57,6 +58,7 @@ STORAGE_LAYERS = [
 ]
 LONGEST_MODULE, LARGEST_CORE = 420, 6121  # limits to lower; a new verb of every replay may raise the second
 NOT_CORE = {
+    "__main__",
     *("chunks", "diagnostics", "integrations", "io", "large_batch", "mixed", "mixing", "passes", "prefetching"),
     *("progress", "recent", "rows", "saving", "schedules", "sequences", "tensors", "testing"),
 }
@@ -296,7 +298,7 @@ except ModuleNotFoundError as error:
     print(error)
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert 'record needs Gymnasium: pip install "replaykit[gymnasium]"' in result.stdout
+    assert 'record needs Gymnasium: pip install "replaykit-rl[gymnasium]"' in result.stdout
 
 
 def test_kernels_are_compiled_only_with_the_allowed_options():

@@ -347,7 +347,7 @@ def test_an_interrupted_writer_leaves_nothing_behind(error, root, tmp_path, monk
 def test_without_minari_the_error_names_the_extra(call, monkeypatch):
     """Nothing else of `replaykit.io` needs it."""
     monkeypatch.setitem(sys.modules, "minari", None)
-    with pytest.raises(ImportError, match=r"pip install 'replaykit\[minari\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'replaykit-rl\[minari\]'"):
         call()
 
 

@@ -197,5 +197,5 @@ def test_a_key_that_the_tensordict_needs_is_refused():
 
 def test_without_tensordict_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensordict", None)
-    with pytest.raises(ImportError, match=r"pip install 'replaykit\[tensordict\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'replaykit-rl\[tensordict\]'"):
         filled(NESTED).sample(2).to_tensordict()

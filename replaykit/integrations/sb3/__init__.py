@@ -2,7 +2,7 @@
 
     model = SAC("MlpPolicy", env, replay_buffer_class=SB3ReplayBuffer)
 
-Importing this package needs Stable-Baselines3: ``pip install "replaykit[sb3]"``. To read it from top to bottom:
+Importing this package needs Stable-Baselines3: ``pip install "replaykit-rl[sb3]"``. To read it from top to bottom:
 `spaces` says which fields a transition has, `options` which arguments are refused, and `buffers` has the buffer.
 `hindsight` relabels its goals. `prioritized` weights the losses of the algorithms. `saving` writes a buffer to a file.
 """
@@ -13,7 +13,7 @@ try:
     from replaykit.integrations.sb3.prioritized import PrioritizedDQN, PrioritizedSAC, PrioritizedTD3
     from replaykit.integrations.sb3.saving import save_replay_buffer
 except ImportError as error:
-    remedy = "replaykit.integrations.sb3 needs Stable-Baselines3: pip install 'replaykit[sb3]'"
+    remedy = "replaykit.integrations.sb3 needs Stable-Baselines3: pip install 'replaykit-rl[sb3]'"
     raise ImportError(f"{error}; {remedy}") from error
 
 __all__ = [

@@ -85,11 +85,17 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         refuse_options(n_steps, gamma, buffer_class, options)
         extra_fields = self._extra_fields()
         spec = Spec(observation_fields(observation_space), action_field(action_space), **extra_fields)
-        self.observation_space, self.action_space = observation_space, action_space
-        self.obs_shape, self.action_dim = get_obs_shape(observation_space), get_action_dim(action_space)
-        self.buffer_size = max(check_count("buffer_size", buffer_size) // check_count("n_envs", n_envs), 1)
-        self.n_envs, self.device, self.n_steps, self.gamma = n_envs, get_device(device), n_steps, gamma
-        self.optimize_memory_usage, self.handle_timeout_termination = False, True
+        self.observation_space: spaces.Space[Any] = observation_space
+        self.action_space: Any = action_space
+        self.obs_shape: tuple[int, ...] = get_obs_shape(observation_space)
+        self.action_dim: int = get_action_dim(action_space)
+        self.buffer_size: int = max(check_count("buffer_size", buffer_size) // check_count("n_envs", n_envs), 1)
+        self.n_envs: int = n_envs
+        self.n_steps: int = n_steps
+        self.gamma: float | None = gamma
+        self.device = get_device(device)
+        self.optimize_memory_usage: bool = False
+        self.handle_timeout_termination: bool = True
         options = {"num_envs": n_envs, "n_step": n_steps} | options | ({} if gamma is None else {"gamma": gamma})
         if "seed" not in options:
             options["seed"] = int(np.random.randint(2**31))  # noqa: NPY002 - the generator that the model has seeded

@@ -55,8 +55,10 @@ class SB3HindsightBuffer(SB3ReplayBuffer, HerReplayBuffer):  # type: ignore[misc
         strategy: Any = getattr(goal_selection_strategy, "name", goal_selection_strategy)
         strategy = strategy.lower() if isinstance(strategy, str) else strategy
         check_choice("goal_selection_strategy", strategy, Strategy)
-        self.copy_info_dict, self.n_sampled_goal = copy_info_dict, count
-        self.goal_selection_strategy, self.her_ratio = goal_selection_strategy, count / (count + 1)
+        self.copy_info_dict: bool = copy_info_dict
+        self.n_sampled_goal: int = count
+        self.goal_selection_strategy: Any = goal_selection_strategy
+        self.her_ratio: float = count / (count + 1)
         super().__init__(
             buffer_size, observation_space, action_space, device, n_envs, optimize_memory_usage,
             handle_timeout_termination, n_steps=n_steps, gamma=gamma, buffer_class=buffer_class, wrap=wrap, **options,
