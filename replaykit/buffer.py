@@ -12,13 +12,13 @@ from replaykit.batch import Ahead, Draw, Look, Window
 from replaykit.checks import check_count, check_generator_state, check_seed, check_unit, prefixed
 from replaykit.declared import Declared, Moment, read_only
 from replaykit.distributions.base import Distribution
-from replaykit.field import as_array, as_each, as_indices
+from replaykit.field import as_array, as_float64, as_indices
 from replaykit.replay import Replay
 from replaykit.settings import Settings
 from replaykit.spec import REQUIRED, Spec
 from replaykit.storage.base import Floats, Indices, Storage, refuse_other_lengths
 from replaykit.trees import Tree
-from replaykit.updates import leaves_at, one_of, refuse_negative, refuse_too_large
+from replaykit.updates import leaves_at, one_of, refuse_negative, refuse_other_shape, refuse_too_large
 from replaykit.writer import Selection, refuse_lanes_of_writers
 
 kernels: Any = lazy("lanes")
@@ -174,7 +174,10 @@ class Buffer(Replay):
         self, td_error: Any, lead: tuple[int, ...], mask: npt.NDArray[np.bool_] | None
     ) -> npt.NDArray[np.float64]:
         """The TD errors of the entries to store, as a flat array. Raises ValueError for a wrong shape, NaN or inf."""
-        errors = as_each("td_error", td_error, lead, "a number for each step")
+        errors = as_float64("td_error", td_error)
+        if errors.shape != lead and not (errors.size == 1 and {lead, errors.shape} == {(), (1,)}):
+            refuse_other_shape("td_error", errors, lead, "a number for each step")
+        errors = errors.reshape(lead)
         errors = errors.reshape(-1) if mask is None else errors[mask.reshape(lead)]
         refuse_too_large("td_error", errors, self._distribution.largest_priority)
         return errors
@@ -216,8 +219,9 @@ class Buffer(Replay):
         self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *, priorities: npt.ArrayLike | None = None
     ) -> int:
         name, given = one_of(td_errors, priorities)
-        entries = as_indices("indices", indices, True)
-        values = as_each(name, given, entries.shape, "that of indices", True)
+        entries, values = as_indices("indices", indices, True), as_float64(name, given, True)
+        if values.shape != entries.shape:
+            refuse_other_shape(name, values, entries.shape, "the shape of indices")
         distribution, storage, size = self._distribution, self._storage, len(entries)
         limit, eps = distribution.largest_priority, distribution.eps if priorities is None else 0.0
         slots, kept = np.empty(size, entries.dtype), np.empty(size)

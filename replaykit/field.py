@@ -231,14 +231,6 @@ def as_float64(name: str, value: Any, detach: bool = False) -> npt.NDArray[np.fl
         return array.astype(np.float64)
 
 
-def as_each(name: str, value: Any, shape: tuple[int, ...], whose: str, detach: bool = False) -> Array:
-    """A float64 for each entry of `whose` shape. One more axis, of length 1, as a critic's output has, is dropped."""
-    array = as_float64(name, value, detach)
-    if array.shape not in (shape, (*shape, 1)):
-        raise ValueError(f"{name} has shape {array.shape}; expected {shape}, {whose}")
-    return array if array.shape == shape else array.reshape(shape)
-
-
 def as_indices(name: str, value: Any, detach: bool = False) -> npt.NDArray[np.int64]:
     """`value`, an array-like or CPU tensor, as int64 of shape (B,). Raises for floats and booleans."""
     if type(value) is np.ndarray and value.dtype is _INT64 and value.ndim == 1:

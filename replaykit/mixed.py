@@ -13,7 +13,7 @@ from replaykit.batch import Draw, Window
 from replaykit.buffer import Seed
 from replaykit.checks import check_count, check_generator_state, check_seed, prefixed
 from replaykit.declared import Declared, Moment, read_only
-from replaykit.field import as_each, as_indices
+from replaykit.field import as_float64, as_indices
 from replaykit.mixing import (
     Locks,
     Plan,
@@ -32,7 +32,7 @@ from replaykit.spec import REQUIRED
 from replaykit.storage.base import Floats, Indices, refuse_not_stored
 from replaykit.storage.lock import Lock
 from replaykit.trees import Tree
-from replaykit.updates import leaves_at, one_of, refuse_negative, refuse_too_large
+from replaykit.updates import leaves_at, one_of, refuse_negative, refuse_other_shape, refuse_too_large
 
 _ENDS = "length", "terminated", "truncated"
 
@@ -485,8 +485,9 @@ class MixedReplay(Replay):
         self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *, priorities: npt.ArrayLike | None = None
     ) -> int:
         name, given = one_of(td_errors, priorities)
-        entries = as_indices("indices", indices, True)
-        values = as_each(name, given, entries.shape, "that of indices", True)
+        entries, values = as_indices("indices", indices, True), as_float64(name, given, True)
+        if values.shape != entries.shape:
+            refuse_other_shape(name, values, entries.shape, "the shape of indices")
         with self.lock:
             if self.lock.sampling:
                 self.lock.refuse_writing()

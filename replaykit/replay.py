@@ -282,7 +282,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         ----------
         indices : array-like of shape (B,), int
             From ``batch.indices`` or :meth:`add`. Stale ones are ignored. If one occurs twice, its last value counts.
-        td_errors : array-like of shape (B,) or (B, 1), float
+        td_errors : array-like of shape (B,), float
             TD errors with either sign. The priority is ``abs(td_error) + eps``.
         priorities : array-like of shape (B,), float
             The priorities themselves, instead of `td_errors`. They must not be negative.

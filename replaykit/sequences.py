@@ -9,11 +9,11 @@ from replaykit._kernels import lazy
 from replaykit.batch import Draw, Window
 from replaykit.checks import check_count, check_unit
 from replaykit.declared import read_only
-from replaykit.field import as_array, as_each, as_indices
+from replaykit.field import as_array, as_float64, as_indices
 from replaykit.replay import Replay
 from replaykit.storage.base import Flags, Floats, Indices
 from replaykit.trees import map_tree
-from replaykit.updates import one_of
+from replaykit.updates import one_of, refuse_other_shape
 from replaykit.wrapper import ReplayWrapper
 
 kernels: Any = lazy("sequences")
@@ -220,7 +220,7 @@ class SequenceReplay(ReplayWrapper):
         ----------
         indices : array-like of shape (B,), int
             From ``batch.indices``. If two rows have the same start, the last counts.
-        td_errors : array-like of shape (B, T) or (B, T, 1), float
+        td_errors : array-like of shape (B, T), float
             TD errors with either sign. Entries outside the mask are ignored.
         priorities : array-like of shape (B,), float
             A priority for each row, instead of `td_errors`.
@@ -240,8 +240,8 @@ class SequenceReplay(ReplayWrapper):
         chosen = None if mask is None else as_array("mask", mask, True)
         if chosen is not None and (chosen.shape != shape or chosen.dtype != np.bool_):
             raise ValueError(f"mask has shape {chosen.shape} and dtype {chosen.dtype}; expected {shape} and bool")
-        wanted = shape if priorities is None else shape[:1]
-        values = as_each(name, given, wanted, "a row for each of indices", True)
+        values, wanted = as_float64(name, given, True), shape if priorities is None else shape[:1]
+        refuse_other_shape(name, values, wanted, "a row for each of indices")
         with self.lock:
             if chosen is None:
                 chosen = self._learned_now(entries)

@@ -19,6 +19,13 @@ def one_of(td_errors: Any, priorities: Any) -> tuple[str, Any]:
     return ("td_errors", td_errors) if priorities is None else ("priorities", priorities)
 
 
+def refuse_other_shape(name: str, values: Floats, shape: tuple[int, ...], whose: str) -> None:
+    """Raise ValueError unless TD errors or priorities have this shape; a column gets its own remedy."""
+    if values.shape != shape:
+        remedy = f"; drop the last axis: {name}.squeeze(-1)" if values.shape == (*shape, 1) else ""
+        raise ValueError(f"{name} has shape {values.shape}; expected {shape}, {whose}{remedy}")
+
+
 def refuse_too_large(name: str, values: Floats, limit: float) -> None:
     """Raise ValueError for the first TD error or priority that is NaN, or larger than `limit` in magnitude."""
     wrong = ~(np.abs(values) <= limit)

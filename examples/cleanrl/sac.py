@@ -193,7 +193,7 @@ def train(args: Args) -> tuple[Actor, Critics, list[tuple[int, float]]]:
             critic_optimizer.zero_grad()
             critic_loss.backward()
             critic_optimizer.step()
-            buffer.update_priorities(batch.indices, td_errors.abs().mean(0))  # does nothing with uniform replay
+            buffer.update_priorities(batch.indices, td_errors.abs().mean((0, 2)))  # does nothing with uniform replay
             metrics |= {"loss/critics": critic_loss.detach(), "value/q": q.detach().mean()}
             updates += 1
 

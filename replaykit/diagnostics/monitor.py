@@ -18,7 +18,7 @@ from replaykit.diagnostics.priorities import draw_count_stats, draw_distribution
 from replaykit.diagnostics.state_features import SHIFT_NAMES, MeanShift, StateReader, summarise_shifts
 from replaykit.diagnostics.symptoms import warnings_for
 from replaykit.diagnostics.td_error import td_error_stats
-from replaykit.field import as_array, as_each, as_float64, as_indices
+from replaykit.field import as_array, as_float64, as_indices
 from replaykit.replay import Replay
 from replaykit.trees import leaves_of, map_tree
 
@@ -157,15 +157,15 @@ class ReplayMonitor:
         self._batches += 1
         self._draws += indices.size
         if is_due:
-            errors = None if td_errors is None else as_float64("td_errors", td_errors).reshape(-1)
-            self._examine(batch, indices, errors)
+            self._examine(batch, indices, None if td_errors is None else as_float64("td_errors", td_errors))
 
     def _check(self, indices: Indices, td_errors: Any) -> None:
         """Raise an error if the indices or the TD errors are invalid."""
         if not indices.size:
             raise ValueError("batch is empty; expected at least one transition")
-        if td_errors is not None:
-            as_each("td_errors", td_errors, indices.shape, "that of batch.indices")
+        shape = indices.shape if td_errors is None else as_float64("td_errors", td_errors).shape
+        if shape != indices.shape:
+            raise ValueError(f"td_errors has shape {shape}; expected {indices.shape}, that of batch.indices")
         newest = self.buffer.newest[indices % self.buffer.successor]
         is_known = (newest >= 0) | (self.buffer.stats()["added"] == 0.0)  # a reset leaves a lane without a newest
         wrong = indices[(indices < 0) | ((indices > newest) & is_known)]
@@ -362,7 +362,10 @@ def _transitions_of(batch: Any, td_errors: Any) -> tuple[Batch, npt.NDArray[np.f
     mask = steps >= 0
     rows = np.nonzero(mask)[0]
     if td_errors is not None:
-        td_errors = as_each("td_errors", td_errors, steps.shape, "that of the sequences")[mask]
+        td_errors = as_float64("td_errors", td_errors)
+        if td_errors.shape != steps.shape:
+            raise ValueError(f"td_errors has shape {td_errors.shape}; expected {steps.shape}, that of the sequences")
+        td_errors = td_errors[mask]
 
     def real(leaf: Any, path: str) -> npt.NDArray[Any]:
         return as_array(path, leaf)[mask]

@@ -422,7 +422,7 @@ def test_bad_input_is_refused_by_name():
         (lambda: ReplayMonitor(buffer, evry=3), TypeError, "evry"),
         (lambda: ReplayMonitor(buffer).record(Batch(indices=np.zeros(0, int))), ValueError, "batch is empty; expected"),
         (lambda: ReplayMonitor(buffer).record([1, 2]), TypeError, "batch is a list without indices"),
-        (lambda: ReplayMonitor(buffer).record(batch, np.ones((1, 4))), ValueError, r"td_errors has shape \(1, 4\)"),
+        (lambda: ReplayMonitor(buffer).record(batch, np.ones((4, 1))), ValueError, r"td_errors has shape \(4, 1\)"),
         (lambda: ReplayMonitor(buffer).record(batch, ["a"] * 4), TypeError, "td_errors has dtype"),
         (
             lambda: ReplayMonitor(ReplayBuffer(9, FLAT)).record(batch),
@@ -601,7 +601,7 @@ def test_sequences_are_examined_by_their_transitions():
     for _ in range(30):
         batch = replay.sample(16)
         errors = rng.normal(size=(16, 10))
-        monitor.record(batch, errors[..., None])
+        monitor.record(batch, errors)
         monitor.record(batch.to_torch() if importlib.util.find_spec("torch") else batch)
         replay.update_priorities(batch.indices, errors, mask=batch.loss_mask)
     stats = monitor.stats()

@@ -415,23 +415,10 @@ def test_what_serves_sequences_already_is_refused():
         SequenceReplay([], 4)
 
 
-def test_td_errors_may_have_an_axis_of_one_more():
-    """As a critic gives them: (B, T, 1) for (B, T), and (B, 1) for a priority of each row."""
-    replay, twin = (SequenceReplay(counted(PrioritizedBuffer), 4) for _ in range(2))
-    errors = np.arange(8.0).reshape(2, 4)
-    for one, other in (
-        ({"td_errors": errors[..., None]}, {"td_errors": errors}),
-        ({"priorities": [[3.0], [1.0]]}, {"priorities": [3.0, 1.0]}),
-    ):
-        assert replay.update_priorities([0, 4], **one) == twin.update_priorities([0, 4], **other) == 2
-        assert pickle.dumps(replay) == pickle.dumps(twin)
-
-
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
         (([0], np.ones(4)), {}, ValueError, r"td_errors has shape \(4,\); expected \(1, 4\)"),
-        (([0], np.ones((1, 1))), {}, ValueError, r"td_errors has shape \(1, 1\); expected \(1, 4\)"),
         (([0], np.ones((1, 5))), {}, ValueError, r"td_errors has shape \(1, 5\); expected \(1, 4\)"),
         (([0],), {"priorities": np.ones((1, 4))}, ValueError, r"priorities has shape \(1, 4\); expected \(1,\)"),
         (([0], np.ones((1, 4))), {"mask": np.ones((1, 3), np.bool_)}, ValueError, r"mask has shape \(1, 3\)"),
