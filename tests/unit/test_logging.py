@@ -61,7 +61,7 @@ def test_every_name_is_documented():
     assert set(names) <= set(known)
     page = (PAGE.parents[1] / "reference" / "diagnostics.rst").read_text()
     listed, group = set(), ""
-    for name in re.findall(r"``(\w+)``", page.split("The numbers of a monitor")[1].split("TD errors\n")[0]):
+    for name in re.findall(r"``(\w+)``", page.split("Measures of a monitor\n")[1].split("TD errors\n")[0]):
         if not name.startswith("_"):
             group = name
         listed |= {name} if name == group else {start + name for start in _beginnings(group)}
