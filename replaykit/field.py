@@ -102,9 +102,7 @@ class Leaf:
     def __init__(self, name: str, field: Field) -> None:
         self.name, self.field, self.shape = name, field, field.shape
         self.is_of_last = field.step == "last" or name.partition(".")[0] == "next_obs"
-        self.dtype = np.dtype(
-            field.dtype.type
-        )  # NumPy's own object, for comparisons by identity; unpickling makes another
+        self.dtype = np.dtype(field.dtype.type)  # NumPy's own, for comparisons by identity; pickles have others
         is_number = not self.shape and self.dtype.itemsize <= 8
         self.scalar_types = frozenset(_SCALARS.get(self.dtype.kind, ()) if is_number else ())
 
