@@ -26,9 +26,7 @@ class Rows:
         fields = [("obs", np.float32, (obs,)), ("action", *action), ("reward", np.float32)]
         fields += [("next_obs", np.float32, (obs,)), ("terminated", np.bool_), ("truncated", np.bool_)]
         size = np.dtype(fields, align=True).itemsize
-        self.rows = np.full(task.capacity * size, 1, np.uint8).view(
-            f"V{size}"
-        )  # NumPy copies fastest without field names
+        self.rows = np.full(task.capacity * size, 1, np.uint8).view(f"V{size}")  # without names NumPy copies fastest
 
     def indices(self, batch_size: int, capacity: int | None = None) -> Fresh:
         """New random indices for each call."""

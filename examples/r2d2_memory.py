@@ -212,9 +212,7 @@ def td_errors_of(batch: Batch, q_net: QNetwork, target_net: QNetwork, settings: 
     values = unroll(q_net, obs, *start)  # (B, T + n, A)
     with torch.no_grad():
         choice = values.argmax(-1, keepdim=True)  # (B, T + n, 1): the online network chooses ...
-        next_values = (
-            unroll(target_net, obs, *start).gather(-1, choice).squeeze(-1)
-        )  # ... and the target network evaluates
+        next_values = unroll(target_net, obs, *start).gather(-1, choice).squeeze(-1)  # ... and the target network rates
         target: Tensor = batch.reward + batch.discount * next_values.gather(1, places)  # (B, T)
     q = values[:, : settings.length].gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)  # (B, T)
     return target - q

@@ -69,7 +69,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     """Whether a batch may fail after random numbers were drawn, because it calls functions of the user."""
     spec: Spec = read_only("settings.spec", "The fields of a transition.")
     capacity: int = read_only("settings.capacity", "Maximum number of transitions, C, a multiple of `num_envs`.")
-    num_envs: int = read_only("settings.num_envs", "Number of parallel environments, E: the leading axis of `add`.")
+    num_envs: int = read_only("settings.num_envs", "Number of parallel environments, E, the leading axis of `add`.")
     n_step: int = read_only("settings.n_step", "Number of steps in a window, n.")
     gamma: float = read_only("settings.gamma", "Discount per step.")
     stack: int = read_only("settings.stack", "Number of observations in each stack of a batch, k.")
@@ -359,7 +359,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         return self.reduce(self.window(indices))
 
     def look_ahead(self, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:
-        """`read` and `episode` for the steps in a `Look` of hindsight."""
+        """`read` and `episode` for the later steps that hindsight needs."""
         return look_ahead(self, window, look, uniforms)
 
     def checked_batch_size(self, batch_size: Any) -> int:
@@ -386,7 +386,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
 
     @property
     def inside(self) -> "tuple[Replay, ...]":
-        """The replays inside this one: none for a buffer, one for a wrapper, the sources for a mixture."""
+        """The replays inside this one. A buffer has none, a wrapper one, and a mixture its sources."""
         return ()
 
     @property

@@ -86,11 +86,7 @@ class DealtReplay(ReplayWrapper):
                 f"inner has num_envs={inner.num_envs}; expected 1, since deals need a single stream of steps"
             )
         self.every, self.seed = every, seed
-        self._deal = (
-            0,
-            np.zeros(0, np.int64),
-            np.zeros(0, np.int64),
-        )  # its end, and the receiver and the giver of each probability
+        self._deal = 0, np.zeros(0, np.int64), np.zeros(0, np.int64)  # its end, and each receiver and giver
 
     def _dealt(self) -> tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The first index of the current deal, and the receiver and the giver of each index from there on."""
