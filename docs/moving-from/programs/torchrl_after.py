@@ -44,7 +44,7 @@ for step in range(STEPS):
         target = batch.reward + batch.discount * q_next
     actions = batch.action.unsqueeze(1)
     q = net(batch.obs).gather(1, actions).squeeze(1)
-    loss = torch.nn.functional.smooth_l1_loss(q, target)
+    loss = torch.nn.functional.mse_loss(q, target)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
