@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import os
 
 import replaykit
 
@@ -16,6 +17,18 @@ nitpicky = True
 # Single backticks in docstrings name arguments as often as objects; what has a dot or a capital must resolve.
 default_role = "py:obj"
 nitpick_ignore_regex = [("py:obj", r"[a-z_]+")]
+
+# Names of other projects become links only if their inventories can be loaded, which needs the network:
+# REPLAYKIT_DOCS_LINKS=1 python -m sphinx ... Without it they are shown as plain code, and a build is offline.
+nitpick_ignore_regex += [(r"py:.*", r"(numpy|torch|gymnasium|threading|pathlib)\..*")]
+if os.environ.get("REPLAYKIT_DOCS_LINKS"):
+    extensions += ["sphinx.ext.intersphinx"]
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "gymnasium": ("https://gymnasium.farama.org", None),
+    }
 
 # Types are told in the docstrings, with shapes and units, so signatures go without
 autodoc_typehints = "none"
@@ -37,6 +50,8 @@ from replaykit import *
 html_theme = "furo"
 html_title = f"replaykit {version}"
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["side-by-side.css"]
 
 
 def setup(app):

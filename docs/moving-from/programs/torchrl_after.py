@@ -1,0 +1,52 @@
+"""DQN with 3-step replay from replaykit."""
+
+import copy
+
+import gymnasium
+import numpy as np
+import torch
+from replaykit import ReplayBuffer, record
+
+STEPS = 10_000
+rng = np.random.default_rng(0)
+torch.manual_seed(0)
+env = gymnasium.make("CartPole-v1")
+net = torch.nn.Sequential(
+    torch.nn.Linear(4, 64),
+    torch.nn.ReLU(),
+    torch.nn.Linear(64, 2),
+)
+target_net = copy.deepcopy(net).requires_grad_(False)
+optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+
+buffer = ReplayBuffer.from_env(
+    env, 10_000, n_step=3, gamma=0.99, seed=0
+)
+env = record(env, buffer)  # step() now also stores
+
+obs, _ = env.reset(seed=0)
+for step in range(STEPS):
+    # Act
+    with torch.no_grad():
+        action = int(net(torch.as_tensor(obs)).argmax())
+    if rng.random() < max(1 - step / 2000, 0.05):
+        action = int(rng.integers(2))
+    obs, reward, terminated, truncated, _ = env.step(action)
+    if terminated or truncated:
+        obs, _ = env.reset()
+    if step < 500:
+        continue
+
+    # Learn
+    batch = buffer.sample(64).to_torch()
+    with torch.no_grad():
+        q_next = target_net(batch.next_obs).amax(1)
+        target = batch.reward + batch.discount * q_next
+    actions = batch.action.unsqueeze(1)
+    q = net(batch.obs).gather(1, actions).squeeze(1)
+    loss = torch.nn.functional.mse_loss(q, target)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    if step % 200 == 0:
+        target_net.load_state_dict(net.state_dict())
