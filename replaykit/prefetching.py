@@ -26,8 +26,8 @@ class Batches:
     leaves no thread. If a batch cannot be made, the error is raised in its place; the next call tries again.
     """
 
-    def __init__(self, make: Callable[[], Any], ahead: int, in_thread: bool) -> None:
-        self._make, self._ahead, self._in_thread = make, ahead, in_thread
+    def __init__(self, make: Callable[[], Any], ahead: int, in_thread: bool, limit: Any = None) -> None:
+        self._make, self._ahead, self._in_thread, self._limit = make, ahead, in_thread, limit
         self._made: deque[Any] = deque()
         self._producer: _Producer | None = None
         self._is_closed = False
@@ -50,14 +50,15 @@ class Batches:
             return _ready(self._next_of_thread())
         if not self._made:
             self._made.append(self._make())
-        with contextlib.suppress(Exception):  # an error is raised when what was made before is used up
+        patience = contextlib.nullcontext() if self._limit is None else self._limit.without_waiting()
+        with contextlib.suppress(Exception), patience:  # an error is raised when what was made before is used up
             while len(self._made) <= self._ahead:
                 self._made.append(self._make())
         return _ready(self._made.popleft())
 
     def _next_of_thread(self) -> Any:
         if self._producer is None or self._producer.process != os.getpid():  # a forked child has no such thread
-            self._producer = _Producer(self._make, self._ahead)
+            self._producer = _Producer(self._make, self._ahead, self._limit)
             self._end = weakref.finalize(self, self._producer.end)
         found, error = self._producer.take()
         if error is not None:
@@ -91,7 +92,8 @@ class Batches:
 class _Producer:
     """A thread that makes batches, at most so many ahead."""
 
-    def __init__(self, make: Callable[[], Any], ahead: int) -> None:
+    def __init__(self, make: Callable[[], Any], ahead: int, limit: Any = None) -> None:
+        self._limit = limit
         self._room, self._made = threading.Semaphore(ahead), queue.SimpleQueue[Any]()
         self._has_ended, self.process = threading.Event(), os.getpid()
         self._thread = threading.Thread(target=self._run, args=(make,), name="replaykit-batches", daemon=True)
@@ -118,6 +120,8 @@ class _Producer:
         """End the thread, and wait for it."""
         self._has_ended.set()
         self._room.release()
+        if self._limit is not None:
+            self._limit.stop(self._thread)
         if self.process == os.getpid() and threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -149,6 +153,7 @@ class Batching:
     bytes_each: int
     checked_batch_size: Callable[[Any], int]
     sample: Callable[[int], Batch]
+    rate_limit: Any
 
     def batches(
         self, batch_size: int, *, device: Any = None, prefetch: int = 2, dtype: Any = None, column: bool = False
@@ -193,7 +198,7 @@ class Batching:
         ahead = 0 if type(prefetch) is int and prefetch == 0 else check_count("prefetch", prefetch)
         is_large = ahead > 0 and size * self.bytes_each >= _LARGE_BATCH_BYTES
         if device is None and dtype is None and not column:
-            return Batches(lambda: self.sample(size), ahead if is_large else 0, is_large)
+            return Batches(lambda: self.sample(size), ahead if is_large else 0, is_large, self.rate_limit)
 
         import torch
 
@@ -203,11 +208,11 @@ class Batching:
             return self.sample(size).to_torch(target, dtype=dtype, column=column)
 
         if target.type != "cuda":
-            return Batches(make, ahead if is_large else 0, is_large)
+            return Batches(make, ahead if is_large else 0, is_large, self.rate_limit)
         stream: Any = torch.cuda.Stream(target)  # type: ignore[no-untyped-call]
 
         def make_beside() -> _Copied:
             with torch.cuda.stream(stream):
                 return _Copied(make(), stream.record_event(), target)
 
-        return Batches(make_beside if ahead else make, ahead, is_large)
+        return Batches(make_beside if ahead else make, ahead, is_large, self.rate_limit)

@@ -1,5 +1,6 @@
 """The Gymnasium wrappers that `record` puts around an environment. Importing this module needs Gymnasium."""
 
+import contextlib
 import warnings
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
@@ -176,7 +177,8 @@ class Recorder:
         extras = {}
         for name, source in self._extras.items():
             extras[name] = self._read(step.info, source, name) if isinstance(source, str) else source(step)
-        with self.buffer.lock:
+        limit, lanes = self.buffer.rate_limit, self.buffer.num_envs if mask is None else int(mask.sum())
+        with contextlib.nullcontext() if limit is None else limit.inserting(lanes), self.buffer.lock:
             self._check_owner()
             self._write(*step[:6], mask=mask, **extras)
 

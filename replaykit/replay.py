@@ -22,7 +22,10 @@ from replaykit.trees import Tree
 from replaykit.writer import Lanes, Writer
 
 _new_batch = Batch.__new__
-_PARTS = ("settings", "lock", "rng", "successor", "inner", "sources", "bytes_each", "large_batch", "is_conditional")
+_PARTS = (
+    *("settings", "lock", "rng", "successor", "inner", "sources", "bytes_each", "large_batch", "is_conditional"),
+    "rate_limit",
+)
 """Attributes that are set once, by the constructor."""
 _LARGE_BATCH, _LARGE_BATCH_BYTES = 1 << 16, 1 << 26
 """Batches of more rows or bytes are compared with the memory of the machine before anything is drawn."""
@@ -65,6 +68,8 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     """Whether each row of a batch is a sequence of transitions."""
     is_conditional = False
     """Whether the probabilities of a draw depend on more than what is stored, so that `probability` raises an error."""
+    rate_limit: Any = None
+    """The `RateLimit` of a `RateLimitedReplay` in the stack, which adds and samples wait for; None without one."""
     may_raise = False
     """Whether a batch may fail after something random was drawn, since it calls functions of the user."""
     spec: Spec = read_only("settings.spec", "The fields of a transition.")
@@ -238,7 +243,10 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         """
         if type(batch_size) is not int or not 0 < batch_size <= self.large_batch:
             batch_size = self.checked_batch_size(batch_size)
-        lock = self.lock
+        lock, limit = self.lock, self.rate_limit
+        if limit is not None and not limit.is_sampling:
+            with limit.sampling(batch_size, may_wait=not lock.is_held):
+                return self.sample(batch_size)
         with lock:
             outer, state = lock.sampling, self.random_state() if self.may_raise else None
             try:

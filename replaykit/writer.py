@@ -164,6 +164,11 @@ class Writer:
         lock: Lock = self.replay.lock
         return lock
 
+    @property
+    def rate_limit(self) -> Any:
+        """The `RateLimit` of the buffer, or None."""
+        return self.replay.rate_limit
+
     def __reduce__(self) -> Any:
         raise TypeError("a Writer cannot be copied or pickled, since it adds to this buffer; call writer() of the copy")
 

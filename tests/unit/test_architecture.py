@@ -40,7 +40,7 @@ LAYERS = [
     {"distributions", "updates", "writer"},
     {"replay"},
     {"buffer", "mixing", "wrapper"},
-    {"buffers", "combined", "hindsight", "infos", "mixed", "recent", "sequences"},
+    {"buffers", "combined", "hindsight", "infos", "mixed", "rate_limit", "recent", "sequences"},
     {"large_batch", "recorders"},
     {"recording"},
     {"diagnostics", "io", "testing"},
@@ -58,7 +58,7 @@ STORAGE_LAYERS = [
 LONGEST_MODULE, LARGEST_CORE = 420, 6025  # limits to lower; a new verb of every replay may raise the second
 NOT_CORE = {
     *("chunks", "diagnostics", "integrations", "io", "large_batch", "mixed", "mixing", "passes", "prefetching"),
-    *("progress", "recent", "rows", "saving", "schedules", "sequences", "tensors", "testing"),
+    *("progress", "rate_limit", "recent", "rows", "saving", "schedules", "sequences", "tensors", "testing"),
 }
 _EXTENSIONS = "mapped", "prioritized", "rank", "ranks", "saved_state", "sequences"  # by the name of their file
 WRAPPERS = CombinedReplay, HindsightReplay, LargeBatchReplay, RecentReplay, SequenceReplay
