@@ -153,7 +153,8 @@ class Batching:
     bytes_each: int
     checked_batch_size: Callable[[Any], int]
     sample: Callable[[int], Batch]
-    rate_limit: Any
+    rate_limit: Any = None
+    """The `RateLimit` of a `RateLimitedReplay` in the stack, for which adds and samples wait; None without one."""
 
     def batches(
         self, batch_size: int, *, device: Any = None, prefetch: int = 2, dtype: Any = None, column: bool = False

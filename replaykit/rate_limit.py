@@ -13,6 +13,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+from replaykit.batch import Batch
 from replaykit.checks import check_count, check_finite, prefixed
 from replaykit.declared import Declared, read_only
 from replaykit.replay import Replay
@@ -43,10 +44,9 @@ class Corridor:
     """
 
     def __init__(self, samples_per_insert: float, min_size: int, tolerance: float) -> None:
-        ratio = Fraction(samples_per_insert).limit_denominator(1_000_000)
-        ratio = ratio if float(ratio) == samples_per_insert else Fraction(samples_per_insert)
+        ratio = _fraction(samples_per_insert)
         self._up, self._down = ratio.numerator, ratio.denominator
-        self._half = math.floor(Fraction(tolerance) * self._down)
+        self._half = math.floor(_fraction(tolerance) * self._down)
         self._center, self._min_size = min_size * self._up, min_size
 
     def allows_insert(self, rows: int, inserted: int, sampled: int) -> bool:
@@ -62,12 +62,21 @@ class Corridor:
         return inserted * self._up - (sampled + rows) * self._down >= self._center - self._half
 
     def fits(self, block: int, batch: int) -> bool:
-        """Whether blocks and batches of these sizes never wait for each other."""
-        return block * self._up + batch * self._down <= 2 * self._half
+        """Whether blocks and batches of these sizes never wait for each other.
+
+        If both wait, ``d + block > center + half`` and ``d - batch < center - half``, all of them whole numbers.
+        """
+        return block * self._up + batch * self._down <= 2 * self._half + 1
 
     def balanced(self, inserted: int) -> int:
         """The number of samples for which the difference is `center`."""
         return max(inserted * self._up - self._center, 0) // self._down
+
+
+def _fraction(number: float) -> Fraction:
+    """The fraction that a number is meant to be: 1 / 10 for 0.1."""
+    found = Fraction(number).limit_denominator(1_000_000)
+    return found if float(found) == number else Fraction(number)
 
 
 @final
@@ -309,6 +318,11 @@ class RateLimit(Declared):
         return getattr(self._local, "sample", False)
 
     # -- Counts ----------------------------------------------------------------------------------------------
+
+    def sample(self, replay: Replay, batch_size: int) -> Batch:
+        """A batch of a replay with this limit, which must not wait if this thread holds the replay's lock."""
+        with self.sampling(batch_size, may_wait=not replay.lock.is_held):
+            return replay.sample(batch_size)
 
     @property
     def inserted(self) -> int:

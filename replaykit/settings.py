@@ -4,6 +4,12 @@ from typing import NamedTuple
 
 from replaykit.spec import Spec
 
+PARTS = (
+    *("settings", "lock", "rng", "successor", "inner", "sources", "bytes_each", "large_batch", "is_conditional"),
+    "rate_limit",
+)
+"""Attributes of a replay that are set once, by the constructor."""
+
 
 class Settings(NamedTuple):
     """What a buffer was built with. Its wrappers have the same settings."""
