@@ -68,6 +68,10 @@ class Corridor:
         """
         return block * self._up + batch * self._down <= 2 * self._half + 1
 
+    def largest_block(self) -> int:
+        """The largest block in half of the corridor."""
+        return self._half // self._up
+
     def balanced(self, inserted: int) -> int:
         """The number of samples for which the difference is `center`."""
         return max(inserted * self._up - self._center, 0) // self._down
@@ -229,8 +233,9 @@ class RateLimit(Declared):
             return
         if not may_wait:
             raise RuntimeError(f"{self._blocked(name, rows)}; {_WHILE_LOCKED}")
-        begin, patience = time.monotonic(), getattr(self._local, "patience", self._timeout)
-        side = self._sides[name]
+        if getattr(self._local, "is_impatient", False):
+            raise TimeoutError(self._blocked(name, rows))
+        begin, patience, side = time.monotonic(), self._timeout, self._sides[name]
         side.waits += 1
         try:
             while not self._is_allowed(name, rows):
@@ -306,11 +311,11 @@ class RateLimit(Declared):
     @contextlib.contextmanager
     def without_waiting(self) -> Iterator[None]:
         """Inside, this thread raises TimeoutError where it would wait."""
-        self._local.patience = 0.0
+        self._local.is_impatient = True
         try:
             yield
         finally:
-            del self._local.patience
+            self._local.is_impatient = False
 
     @property
     def is_sampling(self) -> bool:
@@ -323,6 +328,11 @@ class RateLimit(Declared):
         """A batch of a replay with this limit, which must not wait if this thread holds the replay's lock."""
         with self.sampling(batch_size, may_wait=not replay.lock.is_held):
             return replay.sample(batch_size)
+
+    @property
+    def largest_block(self) -> int:
+        """How many rows may be inserted at once, if batches take at most the other half of the corridor."""
+        return self.corridor.largest_block()
 
     @property
     def inserted(self) -> int:
