@@ -39,11 +39,28 @@ class SegmentGoneError(RuntimeError):
     """The process that reads the segment has ended, or has closed it."""
 
 
-def step_record(spec: Spec, lanes: int) -> np.dtype[Any]:
-    """The layout of a step of some lanes: the leaves by their number, and what else `Segment.write` takes."""
-    fields: list[Any] = [(str(i), leaf.dtype, (lanes, *leaf.shape)) for i, leaf in enumerate(spec.leaves)]
-    fields += [("mask", np.bool_, (lanes,)), ("cut", np.bool_, (lanes,)), ("td_error", np.float64, (lanes,))]
-    return np.dtype([*fields, ("has_error", np.bool_)], align=True)
+class Layout(NamedTuple):
+    """How a step of some lanes lies in a slot: the record, the order of its leaves, and where the first of them begins.
+
+    The record has `td_error`, the leaves by their numbers, and then `mask`, `cut`, which is where an episode begins
+    although the last step has no flag that ends one, and `has_error`. Nothing lies between the leaves.
+    """
+
+    record: np.dtype[Any]
+    order: list[int]
+    begin: int
+
+    @classmethod
+    def of(cls, spec: Spec, lanes: int) -> "Layout":
+        """The layout for a spec and so many lanes."""
+        sizes = [leaf.field.nbytes for leaf in spec.leaves]
+        order = sorted(range(len(sizes)), key=lambda i: -min(sizes[i] & -sizes[i] or 8, 8))
+        fields: list[Any] = [("td_error", np.float64, (lanes,))]
+        fields += [(str(i), spec.leaves[i].dtype, (lanes, *spec.leaves[i].shape)) for i in order]
+        fields += [("mask", np.bool_, (lanes,)), ("cut", np.bool_, (lanes,)), ("has_error", np.bool_)]
+        packed = np.dtype(fields)
+        padding = -packed.itemsize % 8
+        return cls(np.dtype([*fields, ("", np.uint8, (padding,))]) if padding else packed, order, 8 * lanes)
 
 
 class Segment:
@@ -62,7 +79,8 @@ class Segment:
 
     def __init__(self, memory: mmap.mmap, record: np.dtype[Any], steps: int, place: Place) -> None:
         self.place, self._process = place, os.getpid()
-        self._header: Array = np.ndarray((_WORDS,), np.int64, memory)
+        self._bytes = memoryview(memory)
+        self._header: Any = self._bytes[: 8 * _WORDS].cast("q")
         self.slots: Array = np.ndarray((steps,), record, memory, 8 * _WORDS)
         self._fence, self._key = threading.Lock(), (0, 0)
         self._release: Callable[[], Any] = int
@@ -117,21 +135,34 @@ class Segment:
 
     def close(self) -> None:
         """Give the memory back."""
-        self._header, self.slots = self._header.copy(), self.slots[:0].copy()
+        self._header, self.slots, self._bytes = list(self._header), self.slots[:0].copy(), memoryview(b"")
         self._release()
 
     # -- The writer ------------------------------------------------------------------------------------------
 
+    def write_one(self, data: bytes, begin: int, timeout: float | None) -> int:
+        """Write the bytes of a step from a place of its record on, as `write` does."""
+        if self._process != os.getpid():
+            raise _forked()
+        if not self._room(timeout):
+            return 0
+        published = self._header[_PUBLISHED]
+        start = 8 * _WORDS + published % len(self.slots) * self.slots.itemsize + begin
+        self._bytes[start : start + len(data)] = data
+        self._order()
+        self._header[_PUBLISHED] = published + 1
+        return 1
+
     def write(self, values: dict[str, Any], steps: int, timeout: float | None) -> int:
         """Write some steps, by the names of the record, and publish them; wait for room. Returns how many fitted."""
         if self._process != os.getpid():
-            raise RuntimeError("a forked child cannot use the writer of its parent; give it a writer of its own")
-        done, deadline = 0, None if timeout is None else time.monotonic() + timeout
+            raise _forked()
+        done = 0
         while done < steps:
-            count = min(self._room(deadline), steps - done)
+            count = min(self._room(timeout), steps - done)
             if not count:
                 break
-            published = int(self._header[_PUBLISHED])
+            published = self._header[_PUBLISHED]
             begin = published % len(self.slots)
             count = min(count, len(self.slots) - begin)
             for name, value in values.items():
@@ -141,21 +172,26 @@ class Segment:
             done += count
         return done
 
-    def _room(self, deadline: float | None) -> int:
-        """How many slots are free. Waits for one until the deadline."""
-        pause, begin = _SHORTEST_SLEEP, time.monotonic()
+    def _room(self, timeout: float | None) -> int:
+        """How many slots are free; waits for one."""
+        begin, pause = 0.0, _SHORTEST_SLEEP
         while True:
             if self._header[_CLOSED]:
                 raise SegmentGoneError("the learner has closed its process writers; nothing can be added any more")
-            room = len(self.slots) - int(self._header[_PUBLISHED] - self._header[_TAKEN])
-            if room or (deadline is not None and time.monotonic() >= deadline):
-                self._order()
-                self._header[_WAITED] += int(1e9 * (time.monotonic() - begin)) if pause > _SHORTEST_SLEEP else 0
-                return room
+            room = len(self.slots) - self._header[_PUBLISHED] + self._header[_TAKEN]
+            if room:
+                break
+            begin = begin or time.monotonic()
+            if timeout is not None and time.monotonic() - begin >= timeout:
+                break
             if pause >= _LONGEST_SLEEP and not self.has_reader:
                 raise _gone()
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_SLEEP)
+        if begin:
+            self._header[_WAITED] += int(1e9 * (time.monotonic() - begin))
+        self._order()
+        return int(room)
 
     def await_reader(self) -> None:
         """Wait until everything that was published is taken."""
@@ -181,7 +217,7 @@ class Segment:
 
     def waiting(self, most: int) -> Array:
         """The oldest steps that were published and not taken, at most so many, as a view."""
-        taken, published = int(self._header[_TAKEN]), int(self._header[_PUBLISHED])
+        taken, published = self._header[_TAKEN], self._header[_PUBLISHED]
         self._order()
         begin = taken % len(self.slots)
         return self.slots[begin : begin + min(published - taken, most, len(self.slots) - begin)]
@@ -194,7 +230,7 @@ class Segment:
     @property
     def counts(self) -> tuple[int, int, float]:
         """Steps published, steps taken, and seconds that the writer has waited for room."""
-        return int(self._header[_PUBLISHED]), int(self._header[_TAKEN]), float(self._header[_WAITED]) / 1e9
+        return self._header[_PUBLISHED], self._header[_TAKEN], self._header[_WAITED] / 1e9
 
     def _order(self) -> None:
         """What was read and written before is so for others before what comes after."""
@@ -210,6 +246,10 @@ def _key_of(path: str) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return status.st_dev, status.st_ino
+
+
+def _forked() -> RuntimeError:
+    return RuntimeError("a forked child cannot use the writer of its parent; give it a writer of its own")
 
 
 def _gone() -> SegmentGoneError:

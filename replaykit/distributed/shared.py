@@ -1,21 +1,23 @@
 """Writers for processes on one machine, which send steps through shared memory to the process that learns."""
 
 import contextlib
+import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from replaykit.checks import check_count, check_finite, prefixed
-from replaykit.distributed.segment import Place, Segment, SegmentGoneError, step_record
+from replaykit.distributed.segment import Layout, Place, Segment, SegmentGoneError
 from replaykit.field import Array, as_float64
 from replaykit.replay import Replay
 from replaykit.spec import REQUIRED, Spec
 from replaykit.storage.lock import Lock
 from replaykit.storage.memory_limit import refuse_more_than_memory
+from replaykit.storage.row import encoder
 from replaykit.trees import Tree
 from replaykit.updates import refuse_too_large
 from replaykit.writer import Writing
@@ -101,7 +103,8 @@ class ProcessWriters(Sequence["ProcessWriter"]):
         if timeout is not None and check_finite("timeout", timeout) < 0.0:
             raise ValueError(f"timeout is {timeout!r}; expected seconds of at least 0, or None to wait without end")
         each = lanes // count
-        record = step_record(replay.spec, each)
+        self._layout = Layout.of(replay.spec, each)
+        record = self._layout.record
         if room is None:
             room = min(max(_ROOM_BYTES // record.itemsize, _LEAST_ROOM), _MOST_ROOM)
         room = check_count("room", room)
@@ -156,7 +159,7 @@ class ProcessWriters(Sequence["ProcessWriter"]):
     def _store(self, writer: Any, steps: Array) -> None:
         """Add steps, of which only the first can begin new episodes."""
         has_axis, spec = writer.num_envs > 1, self.replay.spec
-        named: list[Array] = [steps[name] if has_axis else steps[name][:, 0] for name in steps.dtype.names[:-4]]  # type: ignore[index]
+        leaves = [steps[str(i)] if has_axis else steps[str(i)][:, 0] for i in range(len(spec.leaves))]
         cut, mask = steps["cut"][0], steps["mask"]
         options: dict[str, Any] = {}
         if not mask.all():
@@ -165,7 +168,7 @@ class ProcessWriters(Sequence["ProcessWriter"]):
             options["td_error"] = steps["td_error"] if has_axis else steps["td_error"][:, 0]
         if cut.any():
             writer.end_episode(cut)
-        writer.extend(**spec.unflatten(named, tuple(spec)), **options)
+        writer.extend(**spec.unflatten(leaves, tuple(spec)), **options)
 
     def flush(self) -> None:
         """Move everything that was added before this call to the replay; waits if a limit makes it wait.
@@ -268,7 +271,7 @@ class ProcessWriter(Writing):
     It adds as a buffer with `num_envs` lanes does, and ``record(env, writer)`` stores what happens in an environment.
     Values are checked here, with the errors of a buffer. A step is in shared memory when `add` returns, and the
     learner's process moves it to the replay soon after, also if this process ends. `add` waits while the segment is
-    full. It needs no Numba, so that a process starts fast.
+    full.
 
     One process at a time can use the writer: the first that adds. It gives the writer back when it calls `close`, or
     ends.
@@ -293,6 +296,14 @@ class ProcessWriter(Writing):
         self._segment: Segment | None = None
         self._names = [leaf.name for leaf in spec.leaves]
         self._cut = np.ones(num_envs, np.bool_)
+        self._layout = Layout.of(spec, num_envs)
+        order, lanes = self._layout.order, (num_envs,)
+        several = encoder(spec, order, (), self._encode_any, lanes)
+        self._encode = several if num_envs > 1 else encoder(spec, order, (), self._encode_any, lane=several)
+        before = order[: order.index(self._names.index("reward"))]
+        self._reward = spec["reward"].dtype, num_envs * sum(spec.leaves[i].field.nbytes for i in before)
+        self._rewards = num_envs * spec["reward"].nbytes // spec["reward"].dtype.itemsize
+        self._ends = b"\1" * num_envs + bytes(num_envs + 1)
 
     # -- Writing ---------------------------------------------------------------------------------------------
 
@@ -314,8 +325,21 @@ class ProcessWriter(Writing):
             If the writer or the learner's writers are closed, the learner has ended, or another process has the writer.
         """
         values = obs, action, reward, next_obs, terminated, truncated
-        lead = () if self.num_envs == 1 and np.ndim(reward) == 0 else (self.num_envs,)
-        self._send(1, lead, values, extras, mask, td_error)
+        if mask is not None or td_error is not None or self._cut.any():
+            lead = () if self.num_envs == 1 and np.ndim(reward) == 0 else (self.num_envs,)
+            self._send(1, lead, values, extras, mask, td_error)
+            return
+        data = self._encode(*values, extras)
+        dtype, begin = self._reward
+        _refuse_not_finite(np.frombuffer(data, dtype, self._rewards, begin))
+        with self._lock:
+            self._refuse_late(self._opened().write_one(data + self._ends, self._layout.begin, self._timeout), 1)
+
+    def _encode_any(self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...]) -> bytes:
+        """The bytes of values that need more than the usual checks."""
+        given = zip(self._spec.leaves, self._spec.flatten(values, extras), strict=True)
+        leaves = [leaf.coerce(value, lead) for leaf, value in given]
+        return b"".join([leaves[i].tobytes() for i in self._layout.order])
 
     def extend(
         self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
@@ -351,6 +375,10 @@ class ProcessWriter(Writing):
             sent = segment.write(fields, steps, self._timeout)
             if sent:
                 self._cut[:] = False
+        self._refuse_late(sent, steps)
+
+    def _refuse_late(self, sent: int, steps: int) -> None:
+        """Raise TimeoutError unless all steps were sent."""
         if sent < steps:
             error = TimeoutError(f"{steps - sent} of {steps} steps found no room in {self._timeout} seconds")
             error.sent = sent  # type: ignore[attr-defined]
@@ -402,7 +430,7 @@ class ProcessWriter(Writing):
             raise RuntimeError(f"writer {self.number} is closed; send another copy of it from the learner's process")
         if self._segment is None:
             try:
-                self._segment = Segment.open(step_record(self._spec, self.num_envs), self._place)
+                self._segment = Segment.open(self._layout.record, self._place)
             except BlockingIOError:
                 remedy = "give each process a writer of its own"
                 raise RuntimeError(f"writer {self.number} is in use, in this process or another; {remedy}") from None
@@ -437,6 +465,8 @@ def _spread(entries: Array, mask: Any, shape: tuple[int, int], lead: tuple[int, 
 
 
 def _refuse_not_finite(rewards: Array) -> None:
+    if rewards.size == 1 and math.isfinite(rewards.item()):
+        return
     finite = np.isfinite(rewards)
     if not finite.all():
         remedy = "look for a division by 0 or an overflow in what computes it"
