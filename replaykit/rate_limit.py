@@ -123,6 +123,11 @@ class RateLimit(Declared):
     timeout : float, optional
         Seconds to wait at most.
 
+    Attributes
+    ----------
+    corridor : Corridor
+        Which inserts and samples are allowed for given counts.
+
     Raises
     ------
     TypeError, ValueError

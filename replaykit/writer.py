@@ -188,7 +188,7 @@ class Writer(Writing):
 
     def own(self, indices: Indices, steps: int) -> Indices:
         """Those of the indices (T E,) that are in the writer's lanes, (T k,)."""
-        return np.asarray(indices.reshape(steps, -1).take(self._columns, axis=1).reshape(-1))
+        return np.asarray(indices.reshape(steps, len(self._selected)).take(self._columns, axis=1).reshape(-1))
 
     def refuse_closed(self) -> None:
         """Raise RuntimeError if the writer is closed."""
