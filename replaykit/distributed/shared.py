@@ -43,8 +43,8 @@ class ProcessWriters(Sequence["ProcessWriter"]):
 
     A segment is a ring of steps in shared memory, with one process that writes and one that reads, and without locks. A
     thread of the learner's process moves the steps to the replay, as any thread may add to it. With a
-    `RateLimitedReplay`, the thread leaves steps in the segments while the limit does not allow more. A writer whose
-    segment is full waits.
+    :class:`~replaykit.RateLimitedReplay`, the thread leaves steps in the segments while the limit does not allow more.
+    A writer whose segment is full waits.
 
     A process that dies, even in the middle of a step, loses at most that step, and holds nobody up. What it has added
     is still moved. A new process can then take the same writer; it begins a new episode. If the learner dies, writers
@@ -295,7 +295,7 @@ class ProcessWriter(Writing):
         self._lock, self._is_closed = Lock(), False
         self._segment: Segment | None = None
         self._names = [leaf.name for leaf in spec.leaves]
-        self._cut = np.ones(num_envs, np.bool_)
+        self._cut, self._has_cut = np.ones(num_envs, np.bool_), True
         self._layout = Layout.of(spec, num_envs)
         order, lanes = self._layout.order, (num_envs,)
         several = encoder(spec, order, (), self._encode_any, lanes)
@@ -325,7 +325,7 @@ class ProcessWriter(Writing):
             If the writer or the learner's writers are closed, the learner has ended, or another process has the writer.
         """
         values = obs, action, reward, next_obs, terminated, truncated
-        if mask is not None or td_error is not None or self._cut.any():
+        if mask is not None or td_error is not None or self._has_cut:
             lead = () if self.num_envs == 1 and np.ndim(reward) == 0 else (self.num_envs,)
             self._send(1, lead, values, extras, mask, td_error)
             return
@@ -374,7 +374,7 @@ class ProcessWriter(Writing):
             cut[:1] = self._cut
             sent = segment.write(fields, steps, self._timeout)
             if sent:
-                self._cut[:] = False
+                self._cut[:] = self._has_cut = False
         self._refuse_late(sent, steps)
 
     def _refuse_late(self, sent: int, steps: int) -> None:
@@ -405,6 +405,7 @@ class ProcessWriter(Writing):
         with self._lock:
             self._opened()
             self._cut |= chosen
+            self._has_cut = bool(self._cut.any())
 
     def flush(self) -> None:
         """Wait until the learner's process has moved everything that was sent to the replay."""
