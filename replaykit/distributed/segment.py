@@ -99,8 +99,7 @@ class Segment:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         os.ftruncate(file, size)
         segment = cls(mmap.mmap(file, size), record, steps, Place(path, os.getpid(), token, steps))
-        segment._header[_TOKEN] = token
-        segment._release = weakref.finalize(segment, _close, file, directory, os.getpid())
+        segment.claim(_key_of(path), _close, file, directory, os.getpid())
         return segment
 
     @classmethod
@@ -117,7 +116,7 @@ class Segment:
             if os.fstat(file).st_size != size:
                 raise _gone()
             segment = cls(mmap.mmap(file, size), record, place.steps, place)
-            if segment._header[_TOKEN] != place.token:
+            if segment.token != place.token:
                 raise _gone()
             if not _locked(file):
                 raise BlockingIOError("is in use in another process")
@@ -125,9 +124,18 @@ class Segment:
             os.close(file)
             raise
         _opened.add((os.getpid(), key))
-        segment._key = key
-        segment._release = weakref.finalize(segment, _give_back, file, key, os.getpid())
+        segment.claim(key, _give_back, file, key, os.getpid())
         return segment
+
+    def claim(self, key: tuple[int, int], release: Callable[..., None], *arguments: Any) -> None:
+        """Note the device and the inode of the segment, and what `close` has to call."""
+        self._key, self._release = key, weakref.finalize(self, release, *arguments)
+        self._header[_TOKEN] = self.place.token
+
+    @property
+    def token(self) -> int:
+        """A random number that the memory begins with, to be told from other memory at the same place."""
+        return int(self._header[_TOKEN])
 
     def shut(self) -> None:
         """Let the writer raise an error when it writes the next time."""
