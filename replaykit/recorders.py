@@ -178,7 +178,9 @@ class Recorder:
         for name, source in self._extras.items():
             extras[name] = self._read(step.info, source, name) if isinstance(source, str) else source(step)
         limit, lanes = self.buffer.rate_limit, self.buffer.num_envs if mask is None else int(mask.sum())
-        with contextlib.nullcontext() if limit is None else limit.inserting(lanes), self.buffer.lock:
+        may_wait = not self.buffer.lock.is_held
+        waiting = contextlib.nullcontext() if limit is None else limit.inserting(lanes, may_wait=may_wait)
+        with waiting, self.buffer.lock:
             self._check_owner()
             self._write(*step[:6], mask=mask, **extras)
 

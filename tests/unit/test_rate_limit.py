@@ -172,6 +172,8 @@ def test_what_raises_does_not_count():
         with pytest.raises((TypeError, ValueError, RuntimeError)):
             call()
     assert (replay.limit.inserted, replay.limit.sampled) == (1, 0)
+    with pytest.raises(TimeoutError, match="after 1 inserted and 0 sampled"):
+        replay.limit.await_sample(34)
 
 
 GOAL = Spec(obs={"achieved_goal": Field((1,)), "desired_goal": Field((1,))}, action=Field(()))
