@@ -63,6 +63,11 @@ class Locks:
             lock.sampling = value or lock.refusal is not None
 
     @property
+    def is_held(self) -> bool:
+        """Whether this thread holds one of the locks."""
+        return any(lock.is_held for lock in self.each)
+
+    @property
     def refusal(self) -> str | None:
         """The reason why one of the storages can no longer be used, or None."""
         return next((lock.refusal for lock in self.each if lock.refusal), None)
@@ -281,6 +286,9 @@ def refuse_wrong_sources(sources: Any, add_to: Any) -> None:
         if source.is_conditional:
             remedy = "put the LargeBatchReplay around the mixture"
             raise ValueError(f"source {name!r} has transitions without a probability; {remedy}")
+        if source.rate_limit is not None:
+            remedy = "put the RateLimitedReplay around the mixture"
+            raise ValueError(f"source {name!r} has a RateLimit; expected a replay without one; {remedy}")
         if isinstance(source.lock, Locks):
             raise ValueError(f"source {name!r} is a mixture already; name all sources in one, and multiply the shares")
     (first, one), *others = sources.items()

@@ -27,8 +27,8 @@ class Batches:
     the following call tries again.
     """
 
-    def __init__(self, make: Callable[[], Any], ahead: int, in_thread: bool) -> None:
-        self._make, self._ahead, self._in_thread = make, ahead, in_thread
+    def __init__(self, make: Callable[[], Any], ahead: int, in_thread: bool, limit: Any = None) -> None:
+        self._make, self._ahead, self._in_thread, self._limit = make, ahead, in_thread, limit
         self._made: deque[Any] = deque()
         self._producer: _Producer | None = None
         self._is_closed = False
@@ -51,14 +51,15 @@ class Batches:
             return _ready(self._next_of_thread())
         if not self._made:
             self._made.append(self._make())
-        with contextlib.suppress(Exception):  # errors are raised after the prefetched batches
+        patience = contextlib.nullcontext() if self._limit is None else self._limit.without_waiting()
+        with contextlib.suppress(Exception), patience:  # errors are raised after the prefetched batches
             while len(self._made) <= self._ahead:
                 self._made.append(self._make())
         return _ready(self._made.popleft())
 
     def _next_of_thread(self) -> Any:
         if self._producer is None or self._producer.process != os.getpid():  # threads do not exist in a forked child
-            self._producer = _Producer(self._make, self._ahead)
+            self._producer = _Producer(self._make, self._ahead, self._limit)
             self._end = weakref.finalize(self, self._producer.end)
         found, error = self._producer.take()
         if error is not None:
@@ -92,7 +93,8 @@ class Batches:
 class _Producer:
     """A thread that makes up to `ahead` batches in advance."""
 
-    def __init__(self, make: Callable[[], Any], ahead: int) -> None:
+    def __init__(self, make: Callable[[], Any], ahead: int, limit: Any = None) -> None:
+        self._limit = limit
         self._room, self._made = threading.Semaphore(ahead), queue.SimpleQueue[Any]()
         self._has_ended, self.process = threading.Event(), os.getpid()
         self._thread = threading.Thread(target=self._run, args=(make,), name="replaykit-batches", daemon=True)
@@ -119,6 +121,8 @@ class _Producer:
         """End the thread and wait for it."""
         self._has_ended.set()
         self._room.release()
+        if self._limit is not None:
+            self._limit.stop(self._thread)
         if self.process == os.getpid() and threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -150,6 +154,8 @@ class Batching:
     bytes_each: int
     checked_batch_size: Callable[[Any], int]
     sample: Callable[[int], Batch]
+    rate_limit: Any = None
+    """The `RateLimit` of a `RateLimitedReplay` in the stack, for which adds and samples wait; None without one."""
 
     def batches(
         self, batch_size: int, *, device: Any = None, prefetch: int = 2, dtype: Any = None, column: bool = False
@@ -194,7 +200,7 @@ class Batching:
         ahead = 0 if type(prefetch) is int and prefetch == 0 else check_count("prefetch", prefetch)
         is_large = ahead > 0 and size * self.bytes_each >= _LARGE_BATCH_BYTES
         if device is None and dtype is None and not column:
-            return Batches(lambda: self.sample(size), ahead if is_large else 0, is_large)
+            return Batches(lambda: self.sample(size), ahead if is_large else 0, is_large, self.rate_limit)
 
         import torch
 
@@ -204,11 +210,11 @@ class Batching:
             return self.sample(size).to_torch(target, dtype=dtype, column=column)
 
         if target.type != "cuda":
-            return Batches(make, ahead if is_large else 0, is_large)
+            return Batches(make, ahead if is_large else 0, is_large, self.rate_limit)
         stream: Any = torch.cuda.Stream(target)  # type: ignore[no-untyped-call]
 
         def make_beside() -> _Copied:
             with torch.cuda.stream(stream):
                 return _Copied(make(), stream.record_event(), target)
 
-        return Batches(make_beside if ahead else make, ahead, is_large)
+        return Batches(make_beside if ahead else make, ahead, is_large, self.rate_limit)

@@ -1,5 +1,6 @@
 """The Gymnasium wrappers that `record` puts around an environment. Importing this module needs Gymnasium."""
 
+import contextlib
 import warnings
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ from replaykit.infos import Lanes, column, flags, gathered
 from replaykit.replay import Replay
 from replaykit.spec import Spec
 from replaykit.trees import Tree, leaves_of, map_tree
-from replaykit.writer import Writer
+from replaykit.writer import Writing
 
 Step = namedtuple("Step", "obs action reward next_obs terminated truncated info")
 Extras: TypeAlias = Mapping[str, str | Callable[[Step], Tree]]
@@ -25,9 +26,9 @@ _SUSPICIOUS = 3
 _OLD_GYM = "an environment of OpenAI Gym works through gymnasium.make('GymV21Environment-v0', env=env) of shimmy"
 
 
-def recorder_of(env: Any, buffer: Replay | Writer, extras: Extras) -> "RecordSingle | RecordVector":
+def recorder_of(env: Any, buffer: Replay | Writing, extras: Extras) -> "RecordSingle | RecordVector":
     """`env`, wrapped to store its steps in `buffer`. See :func:`replaykit.record`."""
-    if not isinstance(buffer, Replay | Writer):
+    if not isinstance(buffer, Replay | Writing):
         wanted = "a replaykit buffer, a wrapper around one, or a writer"
         raise TypeError(f"buffer is a {type(buffer).__name__}; expected {wanted}")
     if not isinstance(env, gymnasium.Env | VectorEnv):
@@ -78,10 +79,10 @@ class Recorder:
     _waits = False
     """Whether the environment must be reset after an episode's end. True for a single environment."""
 
-    def _record(self, buffer: Replay | Writer, extras: Extras) -> None:
+    def _record(self, buffer: Replay | Writing, extras: Extras) -> None:
         self.buffer: Any = buffer
         self._write, self._extras, self._pauses = buffer.add, dict(extras), 0
-        self._owned: Any = buffer if isinstance(buffer, Writer) else buffer.lock.written
+        self._owned: Any = buffer if isinstance(buffer, Writing) else buffer.lock.written
         self._take_over()
 
     def _take_over(self) -> None:
@@ -177,7 +178,10 @@ class Recorder:
         extras = {}
         for name, source in self._extras.items():
             extras[name] = self._read(step.info, source, name) if isinstance(source, str) else source(step)
-        with self.buffer.lock:
+        limit, lanes = self.buffer.rate_limit, self.buffer.num_envs if mask is None else int(mask.sum())
+        may_wait = not self.buffer.lock.is_held
+        waiting = contextlib.nullcontext() if limit is None else limit.inserting(lanes, may_wait=may_wait)
+        with waiting, self.buffer.lock:
             self._check_owner()
             self._write(*step[:6], mask=mask, **extras)
 
@@ -185,7 +189,7 @@ class Recorder:
 class RecordSingle(Recorder, gymnasium.Wrapper[Any, Any, Any, Any]):
     """A single environment whose steps are stored; see `record`."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any], buffer: Replay | Writer, extras: Extras) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], buffer: Replay | Writing, extras: Extras) -> None:
         super().__init__(env)
         self._waits = not any(isinstance(layer, gymnasium.wrappers.Autoreset) for layer in _layers(env))
         self._record(buffer, extras)
@@ -212,7 +216,7 @@ class RecordSingle(Recorder, gymnasium.Wrapper[Any, Any, Any, Any]):
 class RecordVector(Recorder, VectorWrapper):  # which is not generic in Gymnasium 1.1
     """A vector environment whose steps are stored; see `record`."""
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], buffer: Replay | Writer, extras: Extras) -> None:
+    def __init__(self, env: VectorEnv[Any, Any, Any], buffer: Replay | Writing, extras: Extras) -> None:
         super().__init__(env)
         self._mode, self._overwritten = _autoreset_mode(env), 0
         self._replaced = self._reset_again = np.zeros(env.num_envs, np.bool_)

@@ -13,7 +13,7 @@ from replaykit.field import as_indices
 from replaykit.passes import Passes
 from replaykit.prefetching import Batching
 from replaykit.saving.checkpoint import Checkpointed
-from replaykit.settings import Settings
+from replaykit.settings import PARTS, Settings
 from replaykit.spec import Spec
 from replaykit.storage.base import EMPTY, Floats, Indices, look_ahead, stored_in
 from replaykit.storage.lock import Lock
@@ -22,8 +22,6 @@ from replaykit.trees import Tree
 from replaykit.writer import Lanes, Writer
 
 _new_batch = Batch.__new__
-_PARTS = ("settings", "lock", "rng", "successor", "inner", "sources", "bytes_each", "large_batch", "is_conditional")
-"""Attributes that only the constructor sets."""
 _LARGE_BATCH, _LARGE_BATCH_BYTES = 1 << 16, 1 << 26
 """Batches with more rows or bytes than this are compared with the machine's memory before anything is drawn."""
 
@@ -89,9 +87,9 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         """Raise an error for an attribute that is unknown, or that cannot be set after construction."""
         cls, is_ours = type(self), type(self).__module__.startswith("replaykit.")
         known = getattr(cls, name, self)
-        if (isinstance(known, property) and known.fset is None) or (name in _PARTS and name in self.__dict__):
+        if (isinstance(known, property) and known.fset is None) or (name in PARTS and name in self.__dict__):
             raise AttributeError(f"{name} of a {cls.__name__} cannot be set later; build another {cls.__name__}")
-        if is_ours and known is self and not name.startswith("_") and name not in _PARTS:
+        if is_ours and known is self and not name.startswith("_") and name not in PARTS:
             properties = [each for each in dir(cls) if isinstance(getattr(cls, each), property)]
             raise AttributeError(f"a {cls.__name__} has no {name!r} that can be set{nearest(name, properties)}")
         super().__setattr__(name, value)
@@ -238,6 +236,8 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         """
         if type(batch_size) is not int or not 0 < batch_size <= self.large_batch:
             batch_size = self.checked_batch_size(batch_size)
+        if self.rate_limit is not None and not self.rate_limit.is_sampling:
+            return self.rate_limit.sample(self, batch_size)  # type: ignore[no-any-return]
         lock = self.lock
         with lock:
             outer, state = lock.sampling, self.random_state() if self.may_raise else None

@@ -5,6 +5,12 @@ from typing import NamedTuple
 
 from replaykit.spec import Spec
 
+PARTS = (
+    *("settings", "lock", "rng", "successor", "inner", "sources", "bytes_each", "large_batch", "is_conditional"),
+    "rate_limit",
+)
+"""Attributes of a replay that are set once, by the constructor."""
+
 
 class Settings(NamedTuple):
     """The settings of a buffer. Its wrappers share them."""

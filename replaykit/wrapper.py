@@ -87,6 +87,8 @@ class ReplayWrapper(Replay):
         self.has_sequences: bool = type(self).has_sequences or inner.has_sequences
         self.may_raise: bool = type(self).may_raise or inner.may_raise
         self.is_conditional: bool = type(self).is_conditional or inner.is_conditional
+        if inner.rate_limit is not None:
+            self.rate_limit = inner.rate_limit
 
     add = _passed_on(Replay.add)
     extend = _passed_on(Replay.extend)

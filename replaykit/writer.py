@@ -1,6 +1,7 @@
 """`Writer`: adds to some lanes of a buffer, for one of several threads."""
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias, final
 
@@ -16,8 +17,55 @@ Lanes: TypeAlias = int | slice | Iterable[int]
 Flags: TypeAlias = npt.NDArray[np.bool_]
 
 
+class Writing(ABC):
+    """What `record` and actors write to apart from a replay: some lanes, which have one writer at a time.
+
+    Attributes
+    ----------
+    num_envs : int
+        Lanes, k. The values of a step have a leading axis k; with one lane they need none.
+    """
+
+    num_envs: int
+    recorder: object = None
+    """A mark of the recorder that stores an environment's steps here, the last that `record` made."""
+
+    @property
+    def rate_limit(self) -> Any:
+        """The `RateLimit` for which an add waits here, or None."""
+        return None
+
+    @property
+    @abstractmethod
+    def spec(self) -> Spec:
+        """The fields of a transition."""
+
+    @property
+    @abstractmethod
+    def lock(self) -> Lock:
+        """Held while a recorder writes."""
+
+    @abstractmethod
+    def add(
+        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
+        truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
+    ) -> Any:  # fmt: skip
+        """Store one step of every lane, or of those in `mask`."""
+
+    @abstractmethod
+    def extend(
+        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
+        truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
+    ) -> Any:  # fmt: skip
+        """Store T steps of every lane, or of those in `mask`."""
+
+    @abstractmethod
+    def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
+        """End the running episodes of the lanes, or of those in `mask`."""
+
+
 @final
-class Writer:
+class Writer(Writing):
     """Adds to some lanes of a buffer, from one thread. Created by :meth:`replaykit.Replay.writer`.
 
     A writer adds like a buffer with `num_envs` lanes. Different writers may add at different rates, so each thread that
@@ -43,9 +91,6 @@ class Writer:
     num_envs : int
         The number of these lanes, k.
     """
-
-    recorder: object = None
-    """A marker of the newest recorder that `record` created for this writer."""
 
     def __init__(self, replay: Any, lanes: Lanes) -> None:
         every = replay.num_envs
@@ -144,7 +189,7 @@ class Writer:
 
     def own(self, indices: Indices, steps: int) -> Indices:
         """The indices (T k,) in the writer's lanes, out of all indices (T E,)."""
-        return np.asarray(indices.reshape(steps, -1).take(self._columns, axis=1).reshape(-1))
+        return np.asarray(indices.reshape(steps, len(self._selected)).take(self._columns, axis=1).reshape(-1))
 
     def refuse_closed(self) -> None:
         """Raise RuntimeError if the writer is closed."""
@@ -164,6 +209,11 @@ class Writer:
         """The lock of the buffer."""
         lock: Lock = self.replay.lock
         return lock
+
+    @property
+    def rate_limit(self) -> Any:
+        """The `RateLimit` of the buffer, or None."""
+        return self.replay.rate_limit
 
     def __reduce__(self) -> Any:
         raise TypeError("a Writer cannot be copied or pickled, since it adds to this buffer; call writer() of the copy")

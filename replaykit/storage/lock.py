@@ -62,6 +62,11 @@ class Lock(_RLock):
         """The lock of the storage that is written to: itself."""
         return self
 
+    @property
+    def is_held(self) -> bool:
+        """Whether this thread holds the lock."""
+        return bool(self._is_owned())
+
     def refuse_writing(self) -> None:
         """Raise RuntimeError if the thread that holds the lock is in the middle of a sample.
 

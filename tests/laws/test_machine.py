@@ -3,7 +3,8 @@
 from hypothesis import settings
 from hypothesis.stateful import initialize
 
-from replaykit.testing import ReplayMachine, configurations
+from replaykit import RateLimit, RateLimitedReplay
+from replaykit.testing import ReplayMachine, build, configurations
 
 
 class HindsightMachine(ReplayMachine):
@@ -38,6 +39,15 @@ class LargeMachine(ReplayMachine):
         super().start(configuration)
 
 
+class LimitedMachine(ReplayMachine):
+    """A limit around any stack, too wide to be reached: what counts is neither seen in batches nor lost on the way."""
+
+    def make(self, configuration):
+        replay, model = build(configuration)
+        return RateLimitedReplay(replay, RateLimit(1.0, tolerance=1e9)), model
+
+
+TestLimited = LimitedMachine.TestCase
 TestDistinct = DistinctMachine.TestCase
 TestRecent = RecentMachine.TestCase
 TestRecent.settings = settings(max_examples=settings().max_examples // 2)

@@ -18,6 +18,7 @@ from replaykit import (
     LatestBuffer,
     MixedReplay,
     PrioritizedBuffer,
+    RateLimitedReplay,
     RecentReplay,
     Replay,
     ReplayBuffer,
@@ -40,10 +41,10 @@ LAYERS = [
     {"distributions", "updates", "writer"},
     {"replay"},
     {"buffer", "mixing", "wrapper"},
-    {"buffers", "combined", "hindsight", "infos", "mixed", "recent", "sequences"},
+    {"buffers", "combined", "hindsight", "infos", "mixed", "rate_limit", "recent", "sequences"},
     {"large_batch", "recorders"},
     {"recording"},
-    {"diagnostics", "io", "testing"},
+    {"diagnostics", "distributed", "io", "testing"},
     {"integrations"},
     {"__main__"},
 ]
@@ -59,11 +60,12 @@ STORAGE_LAYERS = [
 LONGEST_MODULE, LARGEST_CORE = 420, 6121  # limits to lower; a new verb of every replay may raise the second
 NOT_CORE = {
     "__main__",
-    *("chunks", "diagnostics", "integrations", "io", "large_batch", "mixed", "mixing", "passes", "prefetching"),
-    *("progress", "recent", "rows", "saving", "schedules", "sequences", "tensors", "testing"),
+    *("chunks", "diagnostics", "distributed", "integrations", "io", "large_batch", "mixed", "mixing", "passes"),
+    *("prefetching", "progress", "rate_limit", "recent", "rows", "saving", "schedules", "sequences", "tensors"),
+    "testing",
 }
 _EXTENSIONS = "mapped", "prioritized", "rank", "ranks", "saved_state", "sequences"  # by the name of their file
-WRAPPERS = CombinedReplay, HindsightReplay, LargeBatchReplay, RecentReplay, SequenceReplay
+WRAPPERS = CombinedReplay, HindsightReplay, LargeBatchReplay, RateLimitedReplay, RecentReplay, SequenceReplay
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {

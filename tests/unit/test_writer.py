@@ -392,3 +392,12 @@ def test_a_new_recorder_takes_over_its_writer_alone():
     writer.close()
     with pytest.raises(RuntimeError, match="closed"):
         newer.step(0)
+
+
+def test_a_writer_may_extend_by_nothing():
+    """As a buffer may."""
+    buffer = ReplayBuffer(40, FLAT, num_envs=4)
+    with buffer.writer([0, 2]) as several, buffer.writer(1) as one:
+        assert several.extend(**{name: value[:0] for name, value in stretch(1, 2).items()}).shape == (0, 2)
+        assert one.extend(**stretch(0)).shape == (0,)
+    assert not len(buffer)

@@ -1,0 +1,477 @@
+"""Writers for processes on one machine, which send steps through shared memory to the process that learns."""
+
+import contextlib
+import math
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, final, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit.checks import check_count, check_finite, prefixed
+from replaykit.distributed.segment import Layout, Place, Segment, SegmentGoneError
+from replaykit.field import Array, as_float64
+from replaykit.replay import Replay
+from replaykit.spec import REQUIRED, Spec
+from replaykit.storage.lock import Lock
+from replaykit.storage.memory_limit import refuse_more_than_memory
+from replaykit.storage.row import encoder
+from replaykit.trees import Tree
+from replaykit.updates import refuse_too_large
+from replaykit.writer import Writing
+
+_ROOM_BYTES, _MOST_ROOM, _LEAST_ROOM = 1 << 26, 4096, 16
+_LARGEST_BLOCK = 1024
+"""Steps that the learner takes at once."""
+_PAUSE = 1e-3
+"""Seconds between two looks at segments that had nothing."""
+
+
+@final
+class ProcessWriters(Sequence["ProcessWriter"]):
+    """Writers of a replay for other processes on this machine. Each has lanes of its own.
+
+    The learner builds a replay with a lane for each environment, makes the writers, and gives one to each process that
+    acts. Everything else stays as it is: the learner samples from the replay, updates priorities, and saves it. So any
+    buffer works, in any wrappers, with exact probabilities::
+
+        process 0: writers[0].add(...) --> [ segment 0 ] --+
+        process 1: writers[1].add(...) --> [ segment 1 ] --+--> thread --> lanes of the replay --> sample()
+        process 2: writers[2].add(...) --> [ segment 2 ] --+
+
+    A segment is a ring of steps in shared memory, with one process that writes and one that reads, and without locks. A
+    thread of the learner's process moves the steps to the replay, as any thread may add to it. With a
+    :class:`~replaykit.RateLimitedReplay`, the thread leaves steps in the segments while the limit does not allow more.
+    A writer whose segment is full waits.
+
+    A process that dies, even in the middle of a step, loses at most that step, and holds nobody up. What it has added
+    is still moved. A new process can then take the same writer; it begins a new episode. If the learner dies, writers
+    raise an error when their segments are full. Nothing is left in memory when all processes have ended, however they
+    ended.
+
+    While there are process writers, their lanes cannot be added to in another way, and ``replay.load`` raises an error:
+    load first.
+
+    Parameters
+    ----------
+    replay : Replay
+        A buffer, or a wrapper around one.
+    count : int
+        Writers. They share the lanes evenly, so `num_envs` must be a multiple of it.
+    room : int, optional
+        Steps that fit into each segment. By default as many as fit into 64 MiB, but 16 at least and 4,096 at most.
+    timeout : float, optional
+        Seconds that a writer waits for room before it raises TimeoutError. By default it waits as long as the learner
+        lives.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        If an argument is out of its range, a lane has a writer, or the segments are larger than the memory.
+
+    Examples
+    --------
+    >>> import multiprocessing
+    >>> from replaykit import Field, ReplayBuffer, Spec
+    >>> from replaykit.distributed import ProcessWriters
+    >>> def act(writer, steps):
+    ...     with writer:
+    ...         for step in range(steps):
+    ...             writer.add(step, 0, 1.0, step + 1, step % 10 == 9, False)
+    >>> buffer = ReplayBuffer(1000, Spec(obs=Field(()), action=Field(())), num_envs=2, seed=0)
+    >>> context = multiprocessing.get_context("fork")  # since a doctest cannot be imported, as spawn would do
+    >>> with ProcessWriters(buffer, 2) as writers:
+    ...     processes = [context.Process(target=act, args=(writer, 100)) for writer in writers]
+    ...     for process in processes:
+    ...         process.start()
+    ...     for process in processes:
+    ...         process.join()
+    >>> len(buffer)
+    200
+    """
+
+    def __init__(self, replay: Replay, count: int, *, room: int | None = None, timeout: float | None = None) -> None:
+        if not isinstance(replay, Replay):
+            raise TypeError(f"replay is a {type(replay).__name__}; expected a buffer, or a wrapper around one")
+        count, lanes = check_count("count", count), replay.num_envs
+        if lanes % count:
+            raise ValueError(
+                f"count is {count}; expected a divisor of num_envs={lanes}, so that lanes are shared evenly"
+            )
+        if timeout is not None and check_finite("timeout", timeout) < 0.0:
+            raise ValueError(f"timeout is {timeout!r}; expected seconds of at least 0, or None to wait without end")
+        each = lanes // count
+        self._layout = Layout.of(replay.spec, each)
+        record = self._layout.record
+        if room is None:
+            room = min(max(_ROOM_BYTES // record.itemsize, _LEAST_ROOM), _MOST_ROOM)
+        room = check_count("room", room)
+        refuse_more_than_memory(count * room * record.itemsize, f"room {room} for {count} writers", "lower the room")
+        self.replay, self._has_ended, self._moving = replay, threading.Event(), threading.Lock()
+        self._error: BaseException | None = None
+        self._process, self._most = os.getpid(), _LARGEST_BLOCK
+        if replay.rate_limit is not None:  # so that the blocks fit into its corridor
+            self._most = min(replay.rate_limit.largest_block // each, _LARGEST_BLOCK)
+            if not self._most:
+                wrong = f"count is {count}, and a step of {each} lanes at once is more than the limit allows"
+                raise ValueError(f"{wrong}; raise its tolerance, or take more writers")
+        self._lanes = contextlib.ExitStack()
+        self._segments = [Segment.create(record, room) for _ in range(count)]
+        groups = [i if each == 1 else range(i * each, (i + 1) * each) for i in range(count)]
+        try:
+            self._own = [self._lanes.enter_context(replay.writer(group)) for group in groups]
+        except BaseException:
+            self.close()
+            raise
+        settings = replay.spec, each, timeout, replay.largest_priority
+        self._writers = [ProcessWriter(i, segment.place, *settings) for i, segment in enumerate(self._segments)]
+        self._thread = threading.Thread(target=self._run, name="replaykit-process-writers", daemon=True)
+        self._thread.start()
+
+    # -- Moving steps ----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._has_ended.is_set():
+            try:
+                moved = self._move()
+            except BaseException as error:
+                self._error = error
+                for segment in self._segments:
+                    segment.shut()
+                return
+            if not moved:
+                self._has_ended.wait(_PAUSE)
+
+    def _move(self) -> int:
+        """Move what waits in the segments, and the limit allows, to the replay; returns how many steps."""
+        limit, moved = self.replay.rate_limit, 0
+        with self._moving, contextlib.nullcontext() if limit is None else limit.without_waiting():
+            for segment, writer in zip(self._segments, self._own, strict=True):
+                with contextlib.suppress(TimeoutError):
+                    for steps in _stretches(segment.waiting(self._most)):
+                        self._store(writer, steps)
+                        segment.take(len(steps))
+                        moved += len(steps)
+        return moved
+
+    def _store(self, writer: Any, steps: Array) -> None:
+        """Add steps, of which only the first can begin new episodes."""
+        has_axis, spec = writer.num_envs > 1, self.replay.spec
+        leaves = [steps[str(i)] if has_axis else steps[str(i)][:, 0] for i in range(len(spec.leaves))]
+        cut, mask = steps["cut"][0], steps["mask"]
+        options: dict[str, Any] = {}
+        if not mask.all():
+            options["mask"] = mask if has_axis else mask[:, 0]
+        if steps["has_error"][0]:
+            options["td_error"] = steps["td_error"] if has_axis else steps["td_error"][:, 0]
+        if cut.any():
+            writer.end_episode(cut)
+        writer.extend(**spec.unflatten(leaves, tuple(spec)), **options)
+
+    def flush(self) -> None:
+        """Move everything that was added before this call to the replay; waits if a limit makes it wait.
+
+        Raises
+        ------
+        RuntimeError
+            If the thread that moves steps has failed, with its error as the cause.
+        """
+        if self._process != os.getpid():
+            raise RuntimeError("a forked child cannot use the process writers of its parent; make some for its replay")
+        goals = [segment.counts[0] for segment in self._segments]
+        while any(segment.counts[1] < goal for segment, goal in zip(self._segments, goals, strict=True)):
+            self._raise_error()
+            if not self._move():
+                self._has_ended.wait(_PAUSE)
+        self._raise_error()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise RuntimeError(f"steps of other processes could not be added: {self._error}") from self._error
+
+    def close(self) -> None:
+        """Move what was added, as far as a limit allows it at once, and give the lanes and the memory back.
+
+        Afterwards writers raise RuntimeError. Closing again does nothing.
+        """
+        if self._has_ended.is_set() or self._process != os.getpid():
+            return
+        self._has_ended.set()
+        for segment in self._segments:
+            segment.shut()
+        if hasattr(self, "_thread"):
+            self._thread.join()
+            while self._error is None and self._move():
+                pass
+        for segment in self._segments:
+            segment.close()
+        self._lanes.close()
+        self._raise_error()
+
+    def __enter__(self) -> "ProcessWriters":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    # -- Looking ---------------------------------------------------------------------------------------------
+
+    @overload
+    def __getitem__(self, index: int) -> "ProcessWriter": ...
+    @overload
+    def __getitem__(self, index: slice) -> "list[ProcessWriter]": ...
+    def __getitem__(self, index: Any) -> Any:
+        """Writer number `index`."""
+        return self._writers[index]
+
+    def __len__(self) -> int:
+        return len(self._writers)
+
+    def __iter__(self) -> "Iterator[ProcessWriter]":
+        return iter(self._writers)
+
+    def stats(self, prefix: str = "") -> dict[str, float]:
+        """Numbers for a logger, by name.
+
+        - `sent`: steps that the writers have added; `moved`: those of them that are in the replay
+        - `writer_wait_seconds`: how long writers have waited for room in their segments, all together
+
+        Parameters
+        ----------
+        prefix : str
+            Put before each name, such as ``"replay/"``.
+        """
+        self._raise_error()
+        sent, moved, waited = (sum(column) for column in zip(*(s.counts for s in self._segments), strict=True))
+        return prefixed({"sent": sent, "moved": moved, "writer_wait_seconds": waited}, prefix)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("ProcessWriters cannot be copied or pickled; give one of them, as writers[0], to a process")
+
+    def __repr__(self) -> str:
+        return f"ProcessWriters({len(self._segments)} for {self.replay!r}{', closed' * self._has_ended.is_set()})"
+
+
+def _stretches(steps: Array) -> Iterator[Array]:
+    """The steps, cut where episodes end without a flag, and where those with a `td_error` begin or end."""
+    if not len(steps):
+        return
+    breaks: Array = np.asarray(steps["cut"].any(axis=1))
+    breaks[1:] |= steps["has_error"][1:] != steps["has_error"][:-1]
+    begins = np.flatnonzero(breaks[1:]) + 1
+    yield from np.split(steps, begins)
+
+
+@final
+class ProcessWriter(Writing):
+    """Some lanes of a replay, to which another process adds; made by `ProcessWriters`, and pickled to that process.
+
+    It adds as a buffer with `num_envs` lanes does, and ``record(env, writer)`` stores what happens in an environment.
+    Values are checked here, with the errors of a buffer. A step is in shared memory when `add` returns, and the
+    learner's process moves it to the replay soon after, also if this process ends. `add` waits while the segment is
+    full.
+
+    One process at a time can use the writer: the first that adds. It gives the writer back when it calls `close`, or
+    ends.
+
+    Methods for writing: `add`, `extend`, `end_episode`, `flush`. To give the lanes back: `close`.
+
+    Attributes
+    ----------
+    number : int
+        Its number among the writers.
+    num_envs : int
+        Lanes, k.
+    """
+
+    def __init__(
+        self, number: int, place: Place, spec: Spec, num_envs: int, timeout: float | None, largest_priority: float
+    ) -> None:
+        self._made_of = number, place, spec, num_envs, timeout, largest_priority
+        self.number, self._place, self._spec, self.num_envs = number, place, spec, num_envs
+        self._timeout, self._largest_priority = timeout, largest_priority
+        self._lock, self._is_closed = Lock(), False
+        self._segment: Segment | None = None
+        self._names = [leaf.name for leaf in spec.leaves]
+        self._cut, self._has_cut = np.ones(num_envs, np.bool_), True
+        self._layout = Layout.of(spec, num_envs)
+        order, lanes = self._layout.order, (num_envs,)
+        several = encoder(spec, order, (), self._encode_any, lanes)
+        self._encode = several if num_envs > 1 else encoder(spec, order, (), self._encode_any, lane=several)
+        before = order[: order.index(self._names.index("reward"))]
+        self._reward = spec["reward"].dtype, num_envs * sum(spec.leaves[i].field.nbytes for i in before)
+        self._rewards = num_envs * spec["reward"].nbytes // spec["reward"].dtype.itemsize
+        self._ends = b"\1" * num_envs + bytes(num_envs + 1)
+
+    # -- Writing ---------------------------------------------------------------------------------------------
+
+    def add(
+        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
+        truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
+    ) -> None:  # fmt: skip
+        """Send one step of every lane of the writer, or of those in `mask`, as :meth:`replaykit.Replay.add` stores it.
+
+        The values have a leading axis k; with one lane they need none. Returns nothing: its index is not known yet.
+
+        Raises
+        ------
+        FieldNameError, ValueError, TypeError, OverflowError
+            If a value does not fit. Nothing is sent then.
+        TimeoutError
+            If the time for which the writer waits for room is over.
+        RuntimeError
+            If the writer or the learner's writers are closed, the learner has ended, or another process has the writer.
+        """
+        values = obs, action, reward, next_obs, terminated, truncated
+        if mask is not None or td_error is not None or self._has_cut:
+            lead = () if self.num_envs == 1 and np.ndim(reward) == 0 else (self.num_envs,)
+            self._send(1, lead, values, extras, mask, td_error)
+            return
+        data = self._encode(*values, extras)
+        dtype, begin = self._reward
+        _refuse_not_finite(np.frombuffer(data, dtype, self._rewards, begin))
+        with self._lock:
+            self._refuse_late(self._opened().write_one(data + self._ends, self._layout.begin, self._timeout), 1)
+
+    def _encode_any(self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...]) -> bytes:
+        """The bytes of values that need more than the usual checks."""
+        given = zip(self._spec.leaves, self._spec.flatten(values, extras), strict=True)
+        leaves = [leaf.coerce(value, lead) for leaf, value in given]
+        return b"".join([leaves[i].tobytes() for i in self._layout.order])
+
+    def extend(
+        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
+        truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
+    ) -> None:  # fmt: skip
+        """Send T steps, with the leading axes (T, k), or (T,) with one lane; otherwise as `add`.
+
+        If TimeoutError is raised, its attribute `sent` is the number of steps that were sent.
+        """
+        values, shape = (obs, action, reward, next_obs, terminated, truncated), np.shape(reward)
+        if not shape:
+            raise ValueError(f"reward has shape (); expected ('T', {self.num_envs}); use add for a single step")
+        lead = shape[:1] if self.num_envs == 1 and len(shape) == 1 else (shape[0], self.num_envs)
+        self._send(shape[0], lead, values, extras, mask, td_error)
+
+    def _send(
+        self, steps: int, lead: tuple[int, ...], values: tuple[Tree, ...], extras: Any, mask: Any, td_error: Any
+    ) -> None:
+        chosen = None if mask is None else self._checked_mask(mask, lead)
+        given = zip(self._spec.leaves, self._spec.flatten(values, extras), strict=True)
+        leaves = [leaf.coerce(value, lead, chosen) for leaf, value in given]
+        _refuse_not_finite(leaves[self._names.index("reward")])
+        errors = None if td_error is None else self._checked_errors(td_error, lead, chosen)
+        shape = steps, self.num_envs
+        fields: dict[str, Any] = {str(i): _spread(leaf, chosen, shape, lead) for i, leaf in enumerate(leaves)}
+        fields["mask"] = np.broadcast_to(True if chosen is None else chosen.reshape(shape), shape)
+        fields["td_error"] = np.zeros(shape) if errors is None else _spread(errors, chosen, shape, lead)
+        fields["has_error"] = np.full(steps, errors is not None)
+        with self._lock:
+            segment = self._opened()
+            fields["cut"] = cut = np.zeros(shape, np.bool_)
+            cut[:1] = self._cut
+            sent = segment.write(fields, steps, self._timeout)
+            if sent:
+                self._cut[:] = self._has_cut = False
+        self._refuse_late(sent, steps)
+
+    def _refuse_late(self, sent: int, steps: int) -> None:
+        """Raise TimeoutError unless all steps were sent."""
+        if sent < steps:
+            error = TimeoutError(f"{steps - sent} of {steps} steps found no room in {self._timeout} seconds")
+            error.sent = sent  # type: ignore[attr-defined]
+            raise error
+
+    def _checked_mask(self, mask: Any, lead: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+        array, lanes = np.asarray(mask), (self.num_envs,)
+        if array.dtype != np.bool_ or array.shape not in (lead, lanes):
+            shapes = " or ".join(map(str, sorted({lead, lanes})))
+            raise ValueError(f"mask has shape {array.shape} and dtype {array.dtype}; expected {shapes} and bool")
+        return array.reshape(()) if lead == () else np.broadcast_to(array, lead)
+
+    def _checked_errors(self, td_error: Any, lead: tuple[int, ...], mask: Any) -> npt.NDArray[np.float64]:
+        errors = as_float64("td_error", td_error)
+        if errors.shape != lead:
+            raise ValueError(f"td_error has shape {errors.shape}; expected {lead}")
+        errors = errors if mask is None else errors[mask]
+        refuse_too_large("td_error", errors, self._largest_priority)
+        return errors
+
+    def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
+        """End the running episodes of the lanes, or of those in `mask`, of shape (k,)."""
+        chosen = True if mask is None else self._checked_mask(mask, (self.num_envs,))
+        with self._lock:
+            self._opened()
+            self._cut |= chosen
+            self._has_cut = bool(self._cut.any())
+
+    def flush(self) -> None:
+        """Wait until the learner's process has moved everything that was sent to the replay."""
+        with self._lock:
+            self._opened().await_reader()
+
+    def close(self) -> None:
+        """Give the writer back, for another process. What was sent stays sent. Closing again does nothing."""
+        with self._lock:
+            self._is_closed = True
+            if self._segment is not None:
+                self._segment.close()
+
+    def __enter__(self) -> "ProcessWriter":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def _opened(self) -> Segment:
+        """The segment, which belongs to this process from now on."""
+        if self._is_closed:
+            raise RuntimeError(f"writer {self.number} is closed; send another copy of it from the learner's process")
+        if self._segment is None:
+            try:
+                self._segment = Segment.open(self._layout.record, self._place)
+            except BlockingIOError:
+                remedy = "give each process a writer of its own"
+                raise RuntimeError(f"writer {self.number} is in use, in this process or another; {remedy}") from None
+        return self._segment
+
+    # -- Looking ---------------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> Spec:
+        """The fields of a transition."""
+        return self._spec
+
+    @property
+    def lock(self) -> Lock:
+        """Held while steps are sent."""
+        return self._lock
+
+    def __reduce__(self) -> Any:
+        return ProcessWriter, self._made_of
+
+    def __repr__(self) -> str:
+        return f"ProcessWriter({self.number}, num_envs={self.num_envs}{', closed' * self._is_closed})"
+
+
+def _spread(entries: Array, mask: Any, shape: tuple[int, int], lead: tuple[int, ...]) -> Array:
+    """Entries as (T, k, ...), at the places that the mask selects, and zeros elsewhere."""
+    if mask is None:
+        return entries.reshape(shape + entries.shape[len(lead) :])
+    array = np.zeros((*shape, *entries.shape[1:]), entries.dtype)
+    array[mask.reshape(shape)] = entries
+    return array
+
+
+def _refuse_not_finite(rewards: Array) -> None:
+    if rewards.size == 1 and math.isfinite(rewards.item()):
+        return
+    finite = np.isfinite(rewards)
+    if not finite.all():
+        remedy = "look for a division by 0 or an overflow in what computes it"
+        raise ValueError(f"reward contains {rewards[~finite][0]}; expected finite {rewards.dtype} numbers; {remedy}")
+
+
+__all__ = ["ProcessWriter", "ProcessWriters", "SegmentGoneError"]
