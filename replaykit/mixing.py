@@ -349,6 +349,8 @@ def refuse_wrong_sources(sources: Any, add_to: Any) -> None:
         if not isinstance(source, Replay):
             wanted = "expected a buffer, or a wrapper around one"
             raise TypeError(f"source {name!r} is a {type(source).__name__}; {wanted}")
+        if source.is_remote:
+            raise TypeError(f"source {name!r} is a {type(source).__name__}, which makes its batches in other processes")
         if source.has_sequences:
             remedy = "put the SequenceReplay around the mixture"
             raise ValueError(f"source {name!r} serves sequences; expected single transitions; {remedy}")

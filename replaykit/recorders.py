@@ -15,7 +15,7 @@ from replaykit.infos import Lanes, column, flags, gathered
 from replaykit.replay import Replay
 from replaykit.spec import Spec
 from replaykit.trees import Tree, leaves_of, map_tree
-from replaykit.writer import Writer
+from replaykit.writer import Writing
 
 Step = namedtuple("Step", "obs action reward next_obs terminated truncated info")
 Extras: TypeAlias = Mapping[str, str | Callable[[Step], Tree]]
@@ -25,9 +25,9 @@ _SUSPICIOUS = 3
 _OLD_GYM = "an environment of OpenAI Gym works through gymnasium.make('GymV21Environment-v0', env=env) of shimmy"
 
 
-def recorder_of(env: Any, buffer: Replay | Writer, extras: Extras) -> "RecordSingle | RecordVector":
+def recorder_of(env: Any, buffer: Replay | Writing, extras: Extras) -> "RecordSingle | RecordVector":
     """`env` wrapped for `buffer`; see :func:`replaykit.record`."""
-    if not isinstance(buffer, Replay | Writer):
+    if not isinstance(buffer, Replay | Writing):
         wanted = "a replaykit buffer, a wrapper around one, or a writer"
         raise TypeError(f"buffer is a {type(buffer).__name__}; expected {wanted}")
     if not isinstance(env, gymnasium.Env | VectorEnv):
@@ -78,9 +78,9 @@ class Recorder:
     _waits = False
     """Whether the environment must be reset when its episode has ended, as a single one."""
 
-    def _record(self, buffer: Replay | Writer, write: Callable[..., Any], extras: Extras) -> None:
+    def _record(self, buffer: Replay | Writing, write: Callable[..., Any], extras: Extras) -> None:
         self.buffer, self._write, self._extras, self._pauses = buffer, write, dict(extras), 0
-        self._owned: Any = buffer if isinstance(buffer, Writer) else buffer.lock.written
+        self._owned: Any = buffer if isinstance(buffer, Writing) else buffer.lock.written
         self._take_over()
 
     def _take_over(self) -> None:
@@ -184,7 +184,7 @@ class Recorder:
 class RecordSingle(Recorder, gymnasium.Wrapper[Any, Any, Any, Any]):
     """A single environment whose steps are stored; see `record`."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any], buffer: Replay | Writer, extras: Extras) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], buffer: Replay | Writing, extras: Extras) -> None:
         super().__init__(env)
         self._waits = not any(isinstance(layer, gymnasium.wrappers.Autoreset) for layer in _layers(env))
         self._record(buffer, buffer.add, extras)
@@ -211,14 +211,14 @@ class RecordSingle(Recorder, gymnasium.Wrapper[Any, Any, Any, Any]):
 class RecordVector(Recorder, VectorWrapper):  # which is not generic in Gymnasium 1.1
     """A vector environment whose steps are stored; see `record`."""
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], buffer: Replay | Writer, extras: Extras) -> None:
+    def __init__(self, env: VectorEnv[Any, Any, Any], buffer: Replay | Writing, extras: Extras) -> None:
         super().__init__(env)
         self._mode, self._overwritten = _autoreset_mode(env), 0
         self._replaced = self._reset_again = np.zeros(env.num_envs, np.bool_)
         base = env.unwrapped  # without shared memory, Gymnasium's processes reset lanes that ended once more
         is_apart = isinstance(base, AsyncVectorEnv) and not base.shared_memory
         self._forgets_resets = self._mode == AutoresetMode.NEXT_STEP and is_apart
-        has_axis = env.num_envs > 1 or isinstance(buffer, Writer)
+        has_axis = env.num_envs > 1 or isinstance(buffer, Writing)
         self._record(buffer, buffer.add if has_axis else buffer.extend, extras)  # which has an axis of 1
 
     def _lanes_in(self, options: Any) -> tuple[Lanes, Any]:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from replaykit.replay import Replay
-from replaykit.writer import Writer
+from replaykit.writer import Writing
 
 
-def record(env: Any, buffer: Replay | Writer, extras: Mapping[str, str | Callable[[Any], Any]] | None = None) -> Any:
+def record(env: Any, buffer: Replay | Writing, extras: Mapping[str, str | Callable[[Any], Any]] | None = None) -> Any:
     """`env`, wrapped so that every step is stored in `buffer` as the transition it really was.
 
     Use the result like `env`. At an episode's end `next_obs` is the true last observation in each of Gymnasium's

@@ -1,6 +1,7 @@
 """A writer: some lanes of a buffer, for one of several threads that add to it."""
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias, final
 
@@ -16,8 +17,50 @@ Lanes: TypeAlias = int | slice | Iterable[int]
 Flags: TypeAlias = npt.NDArray[np.bool_]
 
 
+class Writing(ABC):
+    """What `record` and actors write to apart from a replay: some lanes, which have one writer at a time.
+
+    Attributes
+    ----------
+    num_envs : int
+        Lanes, k. The values of a step have a leading axis k; with one lane they need none.
+    """
+
+    num_envs: int
+    recorder: object = None
+    """A mark of the recorder that stores an environment's steps here, the last that `record` made."""
+
+    @property
+    @abstractmethod
+    def spec(self) -> Spec:
+        """The fields of a transition."""
+
+    @property
+    @abstractmethod
+    def lock(self) -> Lock:
+        """Held while a recorder writes."""
+
+    @abstractmethod
+    def add(
+        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
+        truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
+    ) -> Any:  # fmt: skip
+        """Store one step of every lane, or of those in `mask`."""
+
+    @abstractmethod
+    def extend(
+        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
+        truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
+    ) -> Any:  # fmt: skip
+        """Store T steps of every lane, or of those in `mask`."""
+
+    @abstractmethod
+    def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
+        """End the running episodes of the lanes, or of those in `mask`."""
+
+
 @final
-class Writer:
+class Writer(Writing):
     """Some lanes of a buffer, to which one thread adds; made by :meth:`replaykit.Replay.writer`.
 
     It adds as a buffer does that has `num_envs` lanes. Lanes of different writers need not keep step, so each thread
@@ -43,9 +86,6 @@ class Writer:
     num_envs : int
         How many these are, k.
     """
-
-    recorder: object = None
-    """A mark of the recorder that stores an environment's steps here, the last that `record` made."""
 
     def __init__(self, replay: Any, lanes: Lanes) -> None:
         every = replay.num_envs
