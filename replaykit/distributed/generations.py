@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from replaykit.mixing import Ring, Rows
 from replaykit.storage.base import Indices
@@ -63,11 +64,12 @@ class Generations:
     def _now(self, indices: Indices) -> Indices:
         return np.array(self.each)[self.ring.owner[indices % self.successor]]
 
-    def is_stale(self, indices: Indices) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def is_stale(self, indices: Indices) -> npt.NDArray[np.bool_]:
         """Which indices are of a shard that has died since."""
-        return self._generation_of(indices) < self._now(indices)
+        stale: npt.NDArray[np.bool_] = self._generation_of(indices) < self._now(indices)
+        return stale
 
-    def is_unknown(self, indices: Indices, cursors: Indices) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def is_unknown(self, indices: Indices, cursors: Indices) -> npt.NDArray[np.bool_]:
         """Which indices were never given out, where `cursors` (S,) are the next steps of all lanes."""
         generation, now = self._generation_of(indices), self._now(indices)
         beyond = indices // self.successor % STEPS >= cursors[indices % self.successor]

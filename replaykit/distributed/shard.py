@@ -66,9 +66,9 @@ class Status(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What a shard is asked for a batch of `size`: `count` rows, where the numbers `chances` were possible."""
+    """What a shard is asked for a batch of `size`: `rows` rows, where the numbers `chances` were possible."""
 
-    count: int
+    rows: int
     size: int
     chances: list[tuple[int, float]]
     batches: int
@@ -172,9 +172,9 @@ class Shard:
     def serve(self, request: Request) -> dict[str, Any] | None:
         """The fields of some rows, without weights; None if there are none to serve."""
         self.batches = request.batches
-        if not request.count or self.generation is None or not self._distribution.mass() > 0.0:
+        if not request.rows or self.generation is None or not self._distribution.mass() > 0.0:
             return None
-        fields = dict(self.replay.sample(request.count).items())
+        fields = dict(self.replay.sample(request.rows).items())
         del fields["weights"]
         fields["probabilities"] = self._shares(fields["indices"], fields["probabilities"], request)
         return fields

@@ -193,7 +193,7 @@ class ShardedReplay(Replay):
 
     # -- Learning --------------------------------------------------------------------------------------------
 
-    def update_priorities(  # type: ignore[override]
+    def update_priorities(
         self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *,
         priorities: npt.ArrayLike | None = None, mask: npt.ArrayLike | None = None,
     ) -> int:  # fmt: skip

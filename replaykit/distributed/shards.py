@@ -58,7 +58,7 @@ class Shards:
 
     def _described(self) -> Description:
         """What the shards are made of, which must be the same for all."""
-        answers = self.hosts.ask("describe", {k: () for k in range(self.hosts.count)}, None)
+        answers = self.hosts.ask("describe", dict.fromkeys(range(self.hosts.count), ()), None)
         for k, each in answers.items():
             if isinstance(each, Lost | Failed):
                 raise RuntimeError(f"shard {k} could not be started: {each[0]}")
@@ -77,7 +77,7 @@ class Shards:
 
     def resume(self) -> int:
         """Go on with shards that another learner has begun; returns how many batches it had sampled."""
-        answers = self.hosts.ask("call", {k: ("status",) for k in range(len(self.known))}, None)
+        answers = self.hosts.ask("call", dict.fromkeys(range(len(self.known)), ("status",)), None)
         found = {k: each[0] for k, each in answers.items() if not isinstance(each, Lost | Failed)}
         for status in found.values():
             self.generations.raise_to(status.generations)

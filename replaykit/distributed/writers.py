@@ -149,7 +149,7 @@ class ShardWriter(Writing):
         mask, errors = (None if part is None else part.reshape(shape) for part in (mask, errors))
         done = 0
         while done < steps:
-            if errors is not None and not self._has_errors or errors is None and self._has_errors:
+            if (errors is None) == self._has_errors:
                 self._send()  # a block has priorities for all of its steps, or for none
             begin, count = self._count, min(steps - done, self._block - self._count)
             part, place = slice(done, done + count), slice(begin, begin + count)

@@ -43,7 +43,7 @@ LAYERS = [
     {"buffers", "combined", "hindsight", "infos", "mixed", "recent", "sequences"},
     {"large_batch", "recorders"},
     {"recording"},
-    {"diagnostics", "io", "testing"},
+    {"diagnostics", "distributed", "io", "testing"},
     {"integrations"},
 ]
 STORAGE_LAYERS = [
@@ -57,7 +57,18 @@ STORAGE_LAYERS = [
 ]
 LONGEST_MODULE, LARGEST_CORE = 420, 6025  # limits to lower; a new verb of every replay may raise the second
 NOT_CORE = {
-    *("chunks", "diagnostics", "integrations", "io", "large_batch", "mixed", "mixing", "passes", "prefetching"),
+    *(
+        "chunks",
+        "diagnostics",
+        "distributed",
+        "integrations",
+        "io",
+        "large_batch",
+        "mixed",
+        "mixing",
+        "passes",
+        "prefetching",
+    ),
     *("progress", "recent", "rows", "saving", "schedules", "sequences", "tensors", "testing"),
 }
 _EXTENSIONS = "mapped", "prioritized", "rank", "ranks", "saved_state", "sequences"  # by the name of their file
@@ -66,7 +77,7 @@ LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in mod
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {
     *("torch", "gymnasium", "numba", "llvmlite", "matplotlib", "scipy", "hypothesis", "tqdm", "minari", "h5py"),
-    "stable_baselines3",
+    *("ray", "stable_baselines3"),
 }
 
 
