@@ -73,7 +73,8 @@ class Generations:
         """Which indices were never given out, where `cursors` (S,) are the next steps of all lanes."""
         generation, now = self._generation_of(indices), self._now(indices)
         beyond = indices // self.successor % STEPS >= cursors[indices % self.successor]
-        return (indices < 0) | (generation > now) | ((generation == now) & beyond)
+        unknown: npt.NDArray[np.bool_] = (indices < 0) | (generation > now) | ((generation == now) & beyond)
+        return unknown
 
     def split(self, indices: Indices) -> Rows:
         """The rows of each shard in indices (B,), none of which is stale."""

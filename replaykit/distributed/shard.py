@@ -132,8 +132,10 @@ class Shard:
             result = getattr(self, method)(*args)
             return self.status(), result
 
-    def begin(self, generations: tuple[int, ...], seed: np.random.SeedSequence, checkpoint: str | None) -> str:
-        """Begin a generation, with other random numbers, and from a checkpoint if there is one.
+    def begin(
+        self, generations: tuple[int, ...], seed: np.random.SeedSequence, checkpoint: str | None, claimed: Lanes
+    ) -> str:
+        """Begin a generation, with other random numbers, lanes that have writers, and from a checkpoint if there is one.
 
         Returns why the checkpoint could not be loaded, if so.
         """
@@ -144,6 +146,7 @@ class Shard:
             except (OSError, ValueError) as error:
                 problem = str(error)
         self.replay.reseed(seed)
+        self.claimed.update(claimed)
         self.note(generations, self.batches)
         return problem
 

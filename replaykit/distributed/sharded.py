@@ -61,7 +61,6 @@ class ShardedReplay(Replay):
         self.rng = np.random.default_rng(self._seeds.spawn(1)[0])
         self.has_sequences, self._beta, self._batches = about.has_sequences, about.beta, 0
         self.note_bytes(about.bytes_each)
-        self._claimed: list[set[int]] = [set() for _ in range(count)]
         if is_new:
             self._all.begin()
         else:
@@ -87,11 +86,10 @@ class ShardedReplay(Replay):
         wanted, each = check_count("num_envs", num_envs), self._all.about.settings.num_envs
         with self.lock:
             self._all.ask_all("status")
-            taken = {k: self._claimed[k].union(self._all.known[k].claimed) for k in self._all.present}
+            taken = {k: self._all.known[k].claimed for k in self._all.present}
             for k in sorted(taken, key=lambda k: len(taken[k])):
                 free = [lane for lane in range(each) if lane not in taken[k]][:wanted]
                 if len(free) == wanted and self._all.ask("claim", {k: (tuple(free),)}).get(k):
-                    self._claimed[k].update(free)
                     about, host = self._all.about, self._all.hosts.host(k)
                     return ShardWriter(host, about.settings.spec, k, tuple(free), self._block, about.largest_priority)
         remedy = "make_buffer with a larger num_envs, or close() writers that are not used"

@@ -72,7 +72,7 @@ class Shards:
 
     def begin(self) -> None:
         """Begin the first generation of all shards."""
-        calls = {k: (self._now, self._seeds.spawn(1)[0], None) for k in range(len(self.known))}
+        calls = {k: (self._now, self._seeds.spawn(1)[0], None, ()) for k in range(len(self.known))}
         self.ask("begin", calls)
 
     def resume(self) -> int:
@@ -131,7 +131,7 @@ class Shards:
         self.losses += 1
         rows = self.known[k].size
         self._note(f"shard {k} is lost, with {rows} transitions: {reason}; the others go on")
-        self.known[k] = self._nothing
+        self.known[k] = self._nothing._replace(claimed=self.known[k].claimed)
         self._away[k] = self.hosts.host(k).send("call", "status"), time.monotonic()
 
     def look_for_others(self) -> None:
@@ -149,7 +149,8 @@ class Shards:
             if status.generation is None:
                 self.generations.restart(k)
                 checkpoint = shard_path(self.checkpoint, k)
-                pending = host.send("call", "begin", self._now, self._seeds.spawn(1)[0], checkpoint)
+                args = self._now, self._seeds.spawn(1)[0], checkpoint, self.known[k].claimed
+                pending = host.send("call", "begin", *args)
                 self._away[k] = pending, time.monotonic()
                 continue
             del self._away[k]
