@@ -135,7 +135,7 @@ class Shard:
     def begin(
         self, generations: tuple[int, ...], seed: np.random.SeedSequence, checkpoint: str | None, claimed: Lanes
     ) -> str:
-        """Begin a generation, with other random numbers, lanes that have writers, and from a checkpoint if there is one.
+        """Begin a generation, with these lanes of writers, other random numbers, and what a checkpoint has, if any.
 
         Returns why the checkpoint could not be loaded, if so.
         """

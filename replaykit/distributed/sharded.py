@@ -75,7 +75,7 @@ class ShardedReplay(Replay):
     def writer(self, num_envs: int = 1) -> ShardWriter:  # type: ignore[override]
         """A :class:`ShardWriter` for a worker that steps `num_envs` environments; it can be pickled.
 
-        It gets as many lanes of one shard that have no writer: of the shard that has the most of them. The buffer that
+        It gets as many lanes of one shard that have no writer: of the shard that has the most of them, or of those the fewest transitions. The buffer that
         `make_buffer` returns has `num_envs` lanes, so as many environments can write to each shard.
 
         Raises
@@ -87,7 +87,7 @@ class ShardedReplay(Replay):
         with self.lock:
             self._all.ask_all("status")
             taken = {k: self._all.known[k].claimed for k in self._all.present}
-            for k in sorted(taken, key=lambda k: len(taken[k])):
+            for k in sorted(taken, key=lambda k: (len(taken[k]), self._all.known[k].size)):
                 free = [lane for lane in range(each) if lane not in taken[k]][:wanted]
                 if len(free) == wanted and self._all.ask("claim", {k: (tuple(free),)}).get(k):
                     about, host = self._all.about, self._all.hosts.host(k)

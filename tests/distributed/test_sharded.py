@@ -37,10 +37,12 @@ def per(capacity=1000, **options):
 def filled(make, sizes, seed=0, **options):
     """A replay whose shards have these sizes."""
     replay = LocalReplay(make, len(sizes), seed, **options)
-    for size in sizes:
-        with replay.writer() as writer:
-            if size:
-                writer.extend(**stretch(size))
+    writers = [replay.writer() for _ in sizes]
+    for writer, size in zip(writers, sizes, strict=True):
+        if size:
+            writer.extend(**stretch(size))
+    for writer in writers:
+        writer.close()
     len(replay)
     return replay
 
