@@ -245,12 +245,13 @@ class Shard:
 
     def release(self, session: str, lanes: Lanes) -> None:
         """Give the lanes of a writer back, unless another copy of it has taken them over."""
-        current = self.writers.get(lanes)
-        if current is None or current[0] == session:
-            if current is not None:
-                current[1].close()
-                del self.writers[lanes]
-            self.claimed.difference_update(lanes)
+        if session in self.former:
+            return
+        if lanes in self.writers:
+            current, writer = self.writers.pop(lanes)
+            writer.close()
+            self.former.add(current)
+        self.claimed.difference_update(lanes)
 
     def add(self, session: str, lanes: Lanes, pieces: list[Piece]) -> None:
         """Store what a writer has gathered."""

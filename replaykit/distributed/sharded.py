@@ -75,8 +75,9 @@ class ShardedReplay(Replay):
     def writer(self, num_envs: int = 1) -> ShardWriter:  # type: ignore[override]
         """A :class:`ShardWriter` for a worker that steps `num_envs` environments; it can be pickled.
 
-        It gets as many lanes of one shard that have no writer: of the shard that has the most of them, or of those the fewest transitions. The buffer that
-        `make_buffer` returns has `num_envs` lanes, so as many environments can write to each shard.
+        It gets as many lanes of one shard that have no writer: of the shard with the most of them, and of several such
+        shards the one with the fewest transitions. As many environments can write to a shard as the buffer that
+        `make_buffer` returns has lanes, its `num_envs`.
 
         Raises
         ------
