@@ -1,5 +1,6 @@
 """A writer for a process that acts: it gathers steps and sends them to a shard in blocks."""
 
+import math
 import uuid
 import warnings
 from collections import deque
@@ -18,6 +19,14 @@ from replaykit.trees import Tree
 from replaykit.updates import refuse_too_large
 from replaykit.writer import Writing
 
+_PLAIN: dict[Any, tuple[tuple[type, ...], float]] = {
+    np.dtype(np.bool_): ((bool, np.bool_), 1),
+    np.dtype(np.int64): ((int, np.int64), 2**63 - 1),
+    np.dtype(np.float32): ((float, np.float32, np.float64), 3.4e38),
+    np.dtype(np.float64): ((float, np.float64), np.finfo(np.float64).max),
+}
+"""Types of scalars, and their largest magnitude, that NumPy writes to arrays of a dtype as `Leaf.coerce` would."""
+_NOTHING: tuple[tuple[type, ...], float] = (), 0
 _IN_FLIGHT = 4
 """Blocks that are sent before the first of them has been stored."""
 _REWARD = CORE.index("reward")
@@ -71,6 +80,7 @@ class ShardWriter(Writing):
         lead = self._block, self.num_envs
         self._leaves: list[Array] = [np.zeros((*lead, *leaf.shape), leaf.dtype) for leaf in spec.leaves]
         self._reward = [leaf.name for leaf in spec.leaves].index("reward")
+        self._of_one_lane = [array[:, 0] for array in self._leaves]
         self._masks, self._errors = np.ones(lead, np.bool_), np.zeros(lead)
         self._forget()
 
@@ -97,8 +107,22 @@ class ShardWriter(Writing):
             If the writer is closed, or another copy of it has taken over.
         """
         values = obs, action, reward, next_obs, terminated, truncated
-        lead = () if self.num_envs == 1 and np.ndim(reward) == 0 else (self.num_envs,)
-        self._gather(1, lead, values, extras, mask, td_error)
+        lead = () if self.num_envs == 1 and (type(reward) is float or np.ndim(reward) == 0) else (self.num_envs,)
+        if mask is not None or td_error is not None or self._has_errors:
+            self._gather(1, lead, values, extras, mask, td_error)
+            return
+        with self._lock:
+            self._refuse_closed()
+            count = self._count
+            arrays = self._leaves if lead else self._of_one_lane
+            for leaf, array, value in zip(self._spec.leaves, arrays, self._spec.flatten(values, extras), strict=True):
+                types, most = _PLAIN.get(leaf.dtype, _NOTHING)
+                is_plain = type(value) in types and not lead and not leaf.shape and -most <= value <= most
+                array[count] = value if is_plain else leaf.coerce(value, lead)
+            _refuse_not_finite(self._leaves[self._reward][count])
+            self._masks[count], self._count = True, count + 1
+            if count + 1 == self._block:
+                self._send()
 
     def extend(
         self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
@@ -274,6 +298,8 @@ def _spread(entries: Array, mask: npt.NDArray[np.bool_]) -> Array:
 
 
 def _refuse_not_finite(rewards: Array) -> None:
+    if rewards.size == 1 and math.isfinite(rewards.item()):
+        return
     finite = np.isfinite(rewards)
     if not finite.all():
         remedy = "look for a division by 0 or an overflow in what computes it"
