@@ -27,6 +27,8 @@ class Writing(ABC):
     """
 
     num_envs: int
+    rate_limit: Any = None
+    """The `RateLimit` that a recorder waits for, or None."""
     recorder: object = None
     """A mark of the recorder that stores an environment's steps here, the last that `record` made."""
 

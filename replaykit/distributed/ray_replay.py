@@ -6,6 +6,7 @@ from typing import Any, final
 from replaykit.checks import check_count
 from replaykit.distributed.ray_hosts import RayHosts, started_ray
 from replaykit.distributed.sharded import ShardedReplay, checked_options
+from replaykit.rate_limit import RateLimit
 from replaykit.replay import Replay
 
 _NAMESPACE = "replaykit"
@@ -56,6 +57,9 @@ class RayReplay(ShardedReplay):
     actor_options : dict, optional
         For ``options`` of the actors, such as ``{"num_cpus": 1, "resources": {"replay": 1}}``. Unless given, they
         reserve no CPU, are spread over the machines, and are started again whenever they die.
+    rate_limit : RateLimit, optional
+        How many transitions are sampled for each that is added. Writers wait before they send a block, and `sample`
+        waits before it asks for rows. Shard 0 keeps the counts, so each block and each batch takes one more round trip.
 
     Attributes
     ----------
@@ -85,7 +89,7 @@ class RayReplay(ShardedReplay):
     def __init__(
         self, make_buffer: Callable[[], Replay], shards: int = 4, *, seed: Any = None, block: int = 64,
         patience: float = 10.0, name: str | None = None, namespace: str = _NAMESPACE,
-        actor_options: Mapping[str, Any] | None = None,
+        actor_options: Mapping[str, Any] | None = None, rate_limit: RateLimit | None = None,
     ) -> None:  # fmt: skip
         started_ray()
         if not callable(make_buffer):
@@ -94,11 +98,13 @@ class RayReplay(ShardedReplay):
         checked_options(seed, block, patience)
         count = check_count("shards", shards)
         hosts = RayHosts.started(make_buffer, count, name, namespace, actor_options or {})
-        self._start(hosts, seed, block, patience, True)
+        self._start(hosts, seed, block, patience, True, rate_limit)
 
-    def _start(self, hosts: RayHosts, seed: Any, block: int, patience: float, is_new: bool) -> None:
+    def _start(
+        self, hosts: RayHosts, seed: Any, block: int, patience: float, is_new: bool, limit: RateLimit | None
+    ) -> None:
         try:
-            super().__init__(hosts, seed, block, patience, is_new)
+            super().__init__(hosts, seed, block, patience, is_new, limit)
         except BaseException:
             if is_new:
                 hosts.close()
@@ -117,7 +123,7 @@ class RayReplay(ShardedReplay):
         checked_options(seed, block, patience)
         hosts = RayHosts.found(name, namespace)
         replay: RayReplay = cls.__new__(cls, None)
-        replay._start(hosts, seed, block, patience, False)
+        replay._start(hosts, seed, block, patience, False, None)
         return replay
 
     @property

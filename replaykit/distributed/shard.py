@@ -10,6 +10,7 @@ import numpy.typing as npt
 from replaykit.distributions.base import Distribution
 from replaykit.distributions.prioritized import Prioritized, Weights
 from replaykit.mixing import Locks
+from replaykit.rate_limit import Corridor
 from replaykit.replay import Replay
 from replaykit.settings import Settings
 from replaykit.storage.base import Floats, Indices
@@ -81,6 +82,33 @@ class Piece(NamedTuple):
     steps: dict[str, Tree] | None
 
 
+class Ledger:
+    """The counts of a `RateLimit`, in the one place that the writers of all shards and the learner ask.
+
+    Parameters
+    ----------
+    terms : tuple
+        `samples_per_insert`, `min_size` and `tolerance`.
+    inserted, sampled : int
+        The counts to go on with.
+    """
+
+    def __init__(self, terms: tuple[float, int, float], inserted: int, sampled: int) -> None:
+        self._corridor, self.inserted, self.sampled = Corridor(*terms), inserted, sampled
+
+    def permit_insert(self, rows: int) -> bool:
+        """Count an insert, if it is allowed now."""
+        is_allowed = self._corridor.allows_insert(rows, self.inserted, self.sampled)
+        self.inserted += rows * is_allowed
+        return is_allowed
+
+    def permit_sample(self, rows: int) -> bool:
+        """Count a sample, if it is allowed now."""
+        is_allowed = self._corridor.allows_sample(rows, self.inserted, self.sampled)
+        self.sampled += rows * is_allowed
+        return is_allowed
+
+
 class Shard:
     """A buffer that answers a learner and writers. Every call takes and returns what can be pickled.
 
@@ -100,6 +128,7 @@ class Shard:
         self.generation: int | None = None
         self.generations: tuple[int, ...] = (0,) * shards
         self.batches = 0
+        self.ledger: Ledger | None = None
         self.writers: dict[Lanes, tuple[str, Writer]] = {}
         self.claimed: set[int] = set()
         self.former: set[str] = set()
@@ -219,6 +248,16 @@ class Shard:
         """Those of the buffer."""
         return self.replay.stats()
 
+    def limit(self, terms: tuple[float, int, float] | None, inserted: int, sampled: int) -> None:
+        """Keep the counts of a limit from now on, or of none."""
+        self.ledger = None if terms is None else Ledger(terms, inserted, sampled)
+
+    def permit_sample(self, rows: int) -> tuple[bool, int, int]:
+        """Whether the learner may sample, and how many transitions were inserted and sampled."""
+        if self.ledger is None:
+            return True, 0, 0
+        return self.ledger.permit_sample(rows), self.ledger.inserted, self.ledger.sampled
+
     def check(self) -> None:
         """Verify every invariant."""
         self.replay.check()
@@ -235,6 +274,10 @@ class Shard:
         self.replay.load(path, exact=exact)
 
     # -- For writers -----------------------------------------------------------------------------------------
+
+    def permit_insert(self, rows: int) -> bool:
+        """Whether a writer may send so many transitions, to any shard."""
+        return self.ledger is None or self.ledger.permit_insert(rows)
 
     def claim(self, lanes: Lanes) -> bool:
         """Note that these lanes have a writer; returns whether none of them had one."""

@@ -13,12 +13,14 @@ from replaykit.checks import check_count, check_generator_state, check_number, c
 from replaykit.declared import Declared
 from replaykit.distributed.generations import Generations
 from replaykit.distributed.hosts import Hosts
+from replaykit.distributed.limiting import RemoteLimit
 from replaykit.distributed.shard import Request
 from replaykit.distributed.shards import Shards, shard_path
 from replaykit.distributed.writers import ShardWriter
 from replaykit.distributions.prioritized import importance_weights
 from replaykit.field import as_array, as_float64, as_indices
 from replaykit.mixing import Plan, planned
+from replaykit.rate_limit import RateLimit
 from replaykit.replay import Replay
 from replaykit.saving.checkpoint import Path
 from replaykit.schedules import check_schedule
@@ -45,11 +47,15 @@ class ShardedReplay(Replay):
         Seconds to wait for a shard before the others go on without it.
     is_new : bool
         Whether the shards have just been made, rather than found.
+    limit : RateLimit, optional
+        Its counts are kept in shard 0. If that dies, nothing is limited until it is back.
     """
 
     is_remote = True
 
-    def __init__(self, hosts: Hosts, seed: Any, block: int, patience: float, is_new: bool) -> None:
+    def __init__(
+        self, hosts: Hosts, seed: Any, block: int, patience: float, is_new: bool, limit: RateLimit | None = None
+    ) -> None:
         self._seeds, self._block, self._patience = checked_options(seed, block, patience)
         self._all = Shards(hosts, self._seeds, self._patience)
         about = self._all.about
@@ -61,8 +67,11 @@ class ShardedReplay(Replay):
         self.rng = np.random.default_rng(self._seeds.spawn(1)[0])
         self.has_sequences, self._beta, self._batches = about.has_sequences, about.beta, 0
         self.note_bytes(about.bytes_each)
+        self._limit = None if limit is None else RemoteLimit(limit, self._all, self._block, self.capacity)
         if is_new:
             self._all.begin()
+            if self._limit is not None:
+                self._limit.begin()
         else:
             self._batches = self._all.resume()
 
@@ -92,7 +101,8 @@ class ShardedReplay(Replay):
                 free = [lane for lane in range(each) if lane not in taken[k]][:wanted]
                 if len(free) == wanted and self._all.ask("claim", {k: (tuple(free),)}).get(k):
                     about, host = self._all.about, self._all.hosts.host(k)
-                    return ShardWriter(host, about.settings.spec, k, tuple(free), self._block, about.largest_priority)
+                    made_of = host, about.settings.spec, k, tuple(free), self._block, about.largest_priority
+                    return ShardWriter(*made_of, *(() if self._limit is None else self._limit.for_writers))
         remedy = "make_buffer with a larger num_envs, or close() writers that are not used"
         raise ValueError(
             f"num_envs is {wanted}, and no shard has so many of its {each} lanes without a writer; {remedy}"
@@ -124,6 +134,8 @@ class ShardedReplay(Replay):
     def serve(self, batch_size: int) -> dict[str, Any]:
         """All fields of a batch, in one round trip, and one more for each shard that is lost meanwhile."""
         self._all.look_for_others()
+        if self._limit is not None:
+            self._limit.await_sample(batch_size, self.lock)
         while True:
             plan = self._plan(batch_size)
             counts = plan.most if plan.is_whole else plan.rounded(self.rng.random())
@@ -300,6 +312,7 @@ class ShardedReplay(Replay):
 
         - `shards`, `shards_present`: how many there are, and how many of them answer
         - `losses`: how often one was lost
+        - `inserted`, `sampled`: with a limit, what it has counted when the last batch was sampled
         - `batches`: batches sampled here; the others are sums over the shards
 
         `prefix` is put before each name.
@@ -310,6 +323,8 @@ class ShardedReplay(Replay):
             stats = {name: sum(of.get(name, 0.0) for of in each.values()) for name in total}
             stats |= {"capacity": self.capacity, "batches": self._batches}
             stats |= {"shards": self._all.about.shards, "shards_present": len(each), "losses": self._all.losses}
+            if self._limit is not None:
+                stats |= dict(zip(("inserted", "sampled"), self._limit.counts, strict=True))
             if self._all.about.weights is not None:
                 stats["beta"] = self.beta
             for k, of in each.items():

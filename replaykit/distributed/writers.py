@@ -1,6 +1,7 @@
 """A writer for a process that acts: it gathers steps and sends them to a shard in blocks."""
 
 import math
+import time
 import uuid
 import warnings
 from collections import deque
@@ -27,6 +28,8 @@ _PLAIN: dict[Any, tuple[tuple[type, ...], float]] = {
 }
 """Types of scalars, and their largest magnitude, that NumPy writes to arrays of a dtype as `Leaf.coerce` would."""
 _NOTHING: tuple[tuple[type, ...], float] = (), 0
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 1e-3, 5e-2
+"""Seconds between two questions to a limit."""
 _IN_FLIGHT = 4
 """Blocks that are sent before the first of them has been stored."""
 _REWARD = CORE.index("reward")
@@ -44,6 +47,8 @@ class ShardWriter(Writing):
     A copy of a writer, as each worker gets one, takes its lanes over when it first sends something: running episodes
     end, and the former copy raises RuntimeError. So the writer of a worker that has died can be sent to another one.
     What the former copy had gathered and not sent is lost, at most a block.
+
+    With a `rate_limit` of the replay, a block waits before it is sent until the limit allows it.
 
     If the shard dies, what was sent and not yet stored is lost, too, and counted in `lost`. The writer warns once, and
     goes on: Ray starts the shard again.
@@ -63,9 +68,11 @@ class ShardWriter(Writing):
     """
 
     def __init__(
-        self, host: Host, spec: Spec, shard: int, lanes: tuple[int, ...], block: int, largest_priority: float
-    ) -> None:
-        self._made_of = host, spec, shard, lanes, block, largest_priority
+        self, host: Host, spec: Spec, shard: int, lanes: tuple[int, ...], block: int, largest_priority: float,
+        ledger: Host | None = None, timeout: float | None = None,
+    ) -> None:  # fmt: skip
+        self._made_of = host, spec, shard, lanes, block, largest_priority, ledger, timeout
+        self._ledger, self._timeout = ledger, timeout
         self._host, self._spec, self.shard, self.lanes, self._largest_priority = (
             host,
             spec,
@@ -113,6 +120,7 @@ class ShardWriter(Writing):
             return
         with self._lock:
             self._refuse_closed()
+            self._send_if_full()
             count = self._count
             arrays = self._leaves if lead else self._of_one_lane
             for leaf, array, value in zip(self._spec.leaves, arrays, self._spec.flatten(values, extras), strict=True):
@@ -121,8 +129,7 @@ class ShardWriter(Writing):
                 array[count] = value if is_plain else leaf.coerce(value, lead)
             _refuse_not_finite(self._leaves[self._reward][count])
             self._masks[count], self._count = True, count + 1
-            if count + 1 == self._block:
-                self._send()
+            self._send_if_full()
 
     def extend(
         self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
@@ -141,6 +148,7 @@ class ShardWriter(Writing):
         """Check some steps, and note them."""
         with self._lock:
             self._refuse_closed()
+            self._send_if_full()
             chosen = None if mask is None else self._checked_mask(mask, lead)
             given = zip(self._spec.leaves, self._spec.flatten(values, extras), strict=True)
             leaves = [leaf.coerce(value, lead, chosen) for leaf, value in given]
@@ -184,8 +192,7 @@ class ShardWriter(Writing):
             if errors is not None:
                 self._errors[place], self._has_errors = errors[part], True
             self._count, done = begin + count, done + count
-            if self._count == self._block:
-                self._send()
+            self._send_if_full()
 
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
         """End the running episodes of the lanes, or of those in `mask`, of shape (k,)."""
@@ -204,10 +211,28 @@ class ShardWriter(Writing):
             while self._sent:
                 self._take(None)
 
+    def _send_if_full(self) -> None:
+        """Send the block if it is full, which it stays if the limit's time is over."""
+        if self._count == self._block:
+            self._send()
+
+    def _await_permission(self, rows: int) -> None:
+        """Wait until the limit allows the block; without its ledger, nothing is limited."""
+        begin, pause = time.monotonic(), _SHORTEST_PAUSE
+        while self._ledger is not None and rows:
+            if self._ledger.result(self._ledger.send("permit_insert", rows), None) is not False:
+                return
+            if self._timeout is not None and time.monotonic() > begin + self._timeout:
+                waited = f"waited {self._timeout:g} seconds for samples"
+                raise TimeoutError(f"{rows} transitions cannot be inserted; {waited}; they are sent with the next add")
+            time.sleep(pause)
+            pause = min(2.0 * pause, _LONGEST_PAUSE)
+
     def _send(self) -> None:
         """Send the block, and wait while the shard is too far behind."""
         if not self._count and not self._cuts:
             return
+        self._await_permission(int(self._masks[: self._count].sum()))
         pieces, count = self._pieces(), self._count
         self._forget()
         self._sent.append((self._host.send("add", self._session, self.lanes, pieces), count))

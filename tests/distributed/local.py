@@ -70,9 +70,9 @@ def _found(number: int, k: int) -> LocalHost:
 class LocalReplay(ShardedReplay):
     """A sharded replay without an engine."""
 
-    def __init__(self, make_buffer: Any, shards: int = 4, seed: Any = None, block: int = 64) -> None:
+    def __init__(self, make_buffer: Any, shards: int = 4, seed: Any = None, block: int = 64, limit: Any = None) -> None:
         self._cluster = Cluster(make_buffer, shards)
-        super().__init__(self._cluster, seed, block, 10.0, True)
+        super().__init__(self._cluster, seed, block, 10.0, True, limit)
 
     @property
     def cluster(self) -> Cluster:

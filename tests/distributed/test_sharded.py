@@ -23,6 +23,7 @@ from replaykit import (
 )
 from replaykit.batch import Draw
 from replaykit.distributed.generations import STEPS
+from replaykit.rate_limit import RateLimit
 from tests.distributed.local import LocalReplay
 from tests.helpers import FLAT, GOAL_SPEC, arrays_of, step, stretch
 
@@ -694,3 +695,72 @@ def test_nested_fields_and_extras_arrive():
         writer.add(obs, 0.0, 1.0, obs, True, False, note=4)
     batch = replay.sample(3)
     assert batch.obs["y"][1].tolist() == [[0, 1, 2]] * 3 and (batch.note == 4).all()
+
+
+# -- Flow control ------------------------------------------------------------------------------------------------
+
+
+def test_a_limit_keeps_samples_for_each_insert():
+    """Writers of all shards and the learner share one count; the slower side is waited for, here without time."""
+    limit = RateLimit(2.0, min_size=16, tolerance=24.0, timeout=0.0)
+    replay = LocalReplay(per(), 2, 0, 4, limit)
+    one, two = replay.writer(), replay.writer()
+    with pytest.raises(TimeoutError, match="8 transitions cannot be sampled after 0 inserted"):
+        replay.sample(8)
+    for writer in (one, two):
+        writer.extend(**stretch(12))
+        writer.flush()
+    one.extend(**stretch(4))  # 28 * 2 - 0 is the right end of the corridor, 16 * 2 + 24
+    with pytest.raises(TimeoutError, match="4 transitions cannot be inserted; waited 0 seconds for samples"):
+        one.extend(**stretch(4))
+    assert len(replay) == 28
+    for _ in range(6):
+        replay.sample(8)
+    with pytest.raises(TimeoutError, match="after 28 inserted and 48 sampled"):
+        replay.sample(8)
+    one.add(**step(0))  # the block that waited goes first, and is not lost
+    one.flush()
+    assert len(replay) == 33
+    replay.sample(8)
+    assert (replay.stats()["inserted"], replay.stats()["sampled"]) == (33.0, 56.0)
+    limit.close()
+    for _ in range(20):
+        replay.sample(8)
+    two.extend(**stretch(100))
+    two.flush()
+    assert len(replay) == 133
+
+
+def test_a_limit_goes_on_when_the_shard_that_counts_dies():
+    """Nothing is limited meanwhile; then it continues with the counts last known."""
+    limit = RateLimit(1.0, min_size=4, tolerance=40.0, timeout=0.0)
+    replay = LocalReplay(per(), 2, 0, 4, limit)
+    writers = [replay.writer(), replay.writer()]
+    for writer in writers:
+        writer.extend(**stretch(20))
+        writer.flush()
+    replay.sample(8)
+    replay.cluster.kill(0)
+    with pytest.warns(RuntimeWarning, match="lost"):
+        replay.sample(8)
+    writers[1].extend(**stretch(40))
+    come_back(replay, 0)
+    replay.sample(4)
+    assert replay.stats()["inserted"] == 40.0
+
+
+@pytest.mark.parametrize(
+    ("limit", "error", "match"),
+    [
+        (3, TypeError, "rate_limit is a int"),
+        (RateLimit(1.0, min_size=10_000), ValueError, "min_size=10000; expected at most 2000"),
+        (RateLimit(8.0, tolerance=16.0), ValueError, "block is 64, too large"),
+    ],
+)
+def test_limits_that_cannot_work_are_refused(limit, error, match):
+    """Before anybody waits."""
+    with pytest.raises(error, match=match):
+        LocalReplay(per(), 2, 0, 64, limit)
+    replay = LocalReplay(per(), 2, 0, 1, RateLimit(1.0, tolerance=16.0))
+    with pytest.raises(ValueError, match="batch_size is 64, too large"):
+        replay.sample(64)

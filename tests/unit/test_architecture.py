@@ -40,7 +40,7 @@ LAYERS = [
     {"distributions", "updates", "writer"},
     {"replay"},
     {"buffer", "mixing", "wrapper"},
-    {"buffers", "combined", "hindsight", "infos", "mixed", "recent", "sequences"},
+    {"buffers", "combined", "hindsight", "infos", "mixed", "rate_limit", "recent", "sequences"},
     {"large_batch", "recorders"},
     {"recording"},
     {"diagnostics", "distributed", "io", "testing"},
@@ -69,7 +69,7 @@ NOT_CORE = {
         "passes",
         "prefetching",
     ),
-    *("progress", "recent", "rows", "saving", "schedules", "sequences", "tensors", "testing"),
+    *("progress", "rate_limit", "recent", "rows", "saving", "schedules", "sequences", "tensors", "testing"),
 }
 _EXTENSIONS = "mapped", "prioritized", "rank", "ranks", "saved_state", "sequences"  # by the name of their file
 WRAPPERS = CombinedReplay, HindsightReplay, LargeBatchReplay, RecentReplay, SequenceReplay
