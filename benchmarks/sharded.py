@@ -92,7 +92,7 @@ def adding(shards: int, writers: int, seconds: float) -> dict[str, float]:
 def latency(shards: int, seconds: float) -> dict[str, float]:
     """Milliseconds that a learner waits for a batch, alone; and if it computes 5 ms between two."""
     with running(shards, 1, 100_000) as (replay, _):
-        found = {}
+        found = dict[str, float]()
         for name, prefetch, pause in (("alone", 0, 0.0), ("sampled", 0, 0.005), ("prefetched", 2, 0.005)):
             times = []
             with replay.batches(BATCH, prefetch=prefetch) as batches:

@@ -27,10 +27,13 @@ class Writing(ABC):
     """
 
     num_envs: int
-    rate_limit: Any = None
-    """The `RateLimit` that a recorder waits for, or None."""
     recorder: object = None
     """A mark of the recorder that stores an environment's steps here, the last that `record` made."""
+
+    @property
+    def rate_limit(self) -> Any:
+        """The `RateLimit` for which an add waits here, or None."""
+        return None
 
     @property
     @abstractmethod
@@ -205,6 +208,11 @@ class Writer(Writing):
         """The lock of the buffer."""
         lock: Lock = self.replay.lock
         return lock
+
+    @property
+    def rate_limit(self) -> Any:
+        """The `RateLimit` of the buffer, or None."""
+        return self.replay.rate_limit
 
     def __reduce__(self) -> Any:
         raise TypeError("a Writer cannot be copied or pickled, since it adds to this buffer; call writer() of the copy")

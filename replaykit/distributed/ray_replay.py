@@ -123,7 +123,7 @@ class RayReplay(ShardedReplay):
         checked_options(seed, block, patience)
         hosts = RayHosts.found(name, namespace)
         replay: RayReplay = cls.__new__(cls, None)
-        replay._start(hosts, seed, block, patience, False, None)
+        RayReplay._start(replay, hosts, seed, block, patience, False, None)
         return replay
 
     @property

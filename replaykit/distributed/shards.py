@@ -9,7 +9,7 @@ import numpy as np
 
 from replaykit.distributed.generations import Generations
 from replaykit.distributed.hosts import Failed, Hosts, Late, Lost
-from replaykit.distributed.shard import Description, Status
+from replaykit.distributed.shard import Description, Lanes, Status
 from replaykit.storage.base import Indices
 
 _RETRY = 1.0
@@ -52,9 +52,12 @@ class Shards:
         self.about = self._described()
         settings, count = self.about.settings, self.about.shards
         self.generations = Generations(count, settings.num_envs)
-        nothing = np.zeros((2, settings.num_envs), np.int64)
-        self._nothing = Status(0, (0,) * count, 0, nothing, 0, 0.0, None, ())
-        self.known = [self._nothing] * count
+        self.known = [self._nothing(())] * count
+
+    def _nothing(self, claimed: Lanes) -> Status:
+        """The status of a shard without transitions."""
+        bounds = np.zeros((2, self.about.settings.num_envs), np.int64)
+        return Status(0, (0,) * self.about.shards, 0, bounds, 0, 0.0, None, claimed)
 
     def _described(self) -> Description:
         """What the shards are made of, which must be the same for all."""
@@ -131,7 +134,7 @@ class Shards:
         self.losses += 1
         rows = self.known[k].size
         self._note(f"shard {k} is lost, with {rows} transitions: {reason}; the others go on")
-        self.known[k] = self._nothing._replace(claimed=self.known[k].claimed)
+        self.known[k] = self._nothing(self.known[k].claimed)
         self._away[k] = self.hosts.host(k).send("call", "status"), time.monotonic()
 
     def look_for_others(self) -> None:
@@ -157,10 +160,8 @@ class Shards:
             self.known[k] = status
             failure = f"; its checkpoint could not be loaded: {problem}" if problem else ""
             self._note(f"shard {k} is back, with {status.size} transitions{failure}")
-            others = {other: (self._now, status.batches) for other in self.present if other != k}
-            for other, args in others.items():  # so that another learner knows, if this one dies
-                host = self.hosts.host(other)
-                host.send("call", "note", *args)
+            for other in self.present:  # so that another learner knows, if this one dies
+                self.hosts.host(other).send("call", "note", self._now, self.known[other].batches)
         self._say()
 
     def _note(self, message: str) -> None:
