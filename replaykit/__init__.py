@@ -23,6 +23,7 @@ from replaykit.field import Field, FieldNameError
 from replaykit.hindsight import HindsightReplay
 from replaykit.large_batch import LargeBatchReplay
 from replaykit.mixed import MixedReplay
+from replaykit.rate_limit import RateLimit, RateLimitedReplay
 from replaykit.recent import RecentReplay
 from replaykit.recording import record
 from replaykit.replay import Replay
@@ -44,6 +45,8 @@ __all__ = [
     "LinearSchedule",
     "MixedReplay",
     "PrioritizedBuffer",
+    "RateLimit",
+    "RateLimitedReplay",
     "RecentReplay",
     "Replay",
     "ReplayBuffer",
