@@ -210,8 +210,8 @@ class ShardedReplay(Replay):
     ) -> int:  # fmt: skip
         """Set the priorities of the transitions of a batch, as :meth:`replaykit.Replay.update_priorities` does.
 
-        Transitions of shards that died since are stale. `mask` is for sequences, as in `SequenceReplay`. One round
-        trip.
+        Transitions of shards that died since are stale. `mask` is for sequences, as in `replaykit.SequenceReplay`. It
+        takes one round trip.
         """
         name, given = one_of(td_errors, priorities)
         entries, values = as_indices("indices", indices, True), as_float64(name, given, True)
