@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from itertools import accumulate, pairwise
 from types import MappingProxyType
 from typing import Any, cast, final
 
@@ -17,6 +16,7 @@ from replaykit.field import as_float64, as_indices
 from replaykit.mixing import (
     Locks,
     Plan,
+    Ring,
     Rows,
     Share,
     Shares,
@@ -131,13 +131,11 @@ class MixedReplay(Replay):
         lanes = [source.successor for source in self._each]
         first, capacity = self._added_to.settings, sum(source.capacity for source in self._each)
         self.settings: Settings = Settings(first.spec, capacity, first.num_envs, first.n_step, first.gamma, first.stack)
-        self.successor: int = sum(lanes)
+        self._ring = Ring(lanes)
+        self.successor: int = self._ring.successor
+        self._last = len(lanes) - 1
         self.note_bytes(max(source.bytes_each for source in self._each))
         self.may_raise: bool = any(source.may_raise for source in self._each)
-        self._lanes, self._offsets = np.array(lanes), np.cumsum([0, *lanes[:-1]])
-        self._ring = list(zip(lanes, self._offsets.tolist(), strict=True))
-        self._numbers, self._last = np.arange(len(lanes)), len(lanes) - 1
-        self._owner = np.repeat(self._numbers, lanes)
         self._batches = 0
         self._shares = Shares(self._names, shares)
 
@@ -175,7 +173,7 @@ class MixedReplay(Replay):
         return self._of_added(self._added_to.extend(*values, mask=mask, td_error=td_error, **extras))
 
     def _of_added(self, own: Indices) -> Indices:
-        return self._from(self._names.index(self._add_to), own)
+        return self._ring.placed(self._names.index(self._add_to), own)
 
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
         self._added_to.end_episode(mask)
@@ -195,7 +193,7 @@ class MixedReplay(Replay):
             kept = entries != -1
             entries, values = entries[kept], [leaf[kept] for leaf in leaves.values()]
             self._refuse_never_given(entries)
-            rows = self._split(entries)
+            rows = self._ring.split(entries)
             parts = [
                 self.spec.unflatten([v[rows.of(k)] for v in values], tuple(fields)) for k in range(len(self._each))
             ]
@@ -210,43 +208,10 @@ class MixedReplay(Replay):
             self._refuse(indices[wrong][:1])
 
     def begins_row(self, indices: Indices) -> npt.NDArray[np.bool_]:
-        rows = self._split(indices)
+        rows = self._ring.split(indices)
         return rows.joined([source.begins_row(own) for source, own in zip(self._each, rows.own, strict=True)])
 
     # -- Indices ---------------------------------------------------------------------------------------------
-
-    def _mapped(self, k: int, own: Indices) -> Indices:
-        """Indices in the mixture for indices of source k."""
-        lanes, offset = self._ring[k]
-        indices: Indices = own * self.successor if lanes == 1 else own + own // lanes * (self.successor - lanes)
-        indices += offset
-        return indices
-
-    def _from(self, k: int, own: Indices) -> Indices:
-        """`_mapped`, except that negative indices are unchanged."""
-        indices = self._mapped(k, own)
-        return np.where(own < 0, own, indices) if own.min(initial=0) < 0 else indices
-
-    def _split(self, indices: Indices) -> Rows:
-        """Split indices of shape (B,) or (B, T) into the rows of each source. The entry -1 may belong to any source."""
-        width = indices.shape[1] if indices.ndim == 2 else 1
-        steps, lanes = np.divmod(indices, self.successor)
-        owners = self._owner[lanes]
-        owner = owners
-        if indices.ndim == 2:
-            owner = self._owner[indices.max(axis=1, initial=-1) % self.successor]
-            if ((owners != owner[:, None]) & (indices >= 0)).any():
-                raise IndexError("a row of indices is of several sources; expected rows of one episode each")
-            owners = owner[:, None]
-        own = steps * self._lanes[owners] + lanes - self._offsets[owners]
-        if indices.size and indices.min() < 0:
-            own = np.where(indices < 0, indices, own)
-        order = None
-        if (owner[1:] < owner[:-1]).any():
-            order = np.argsort(owner, kind="stable")
-            own = own[order]
-        begins = [0, *np.bincount(owner, minlength=len(self._each)).cumsum().tolist()]
-        return Rows([own[begin:end] for begin, end in pairwise(begins)], owner, begins, order, width)
 
     def _refuse(self, indices: Indices, padded: bool = False) -> None:
         """Raise IndexError for the first index that is not stored."""
@@ -292,15 +257,13 @@ class MixedReplay(Replay):
                 continue
             own = as_indices("indices", draw.indices)
             owns.append(own)
-            indices.append(self._mapped(k, own))
+            indices.append(self._ring.mapped(k, own))
             is_whole = not plan.chances[k]
             probabilities.append(draw.probabilities * (own.size / size) if is_whole else self._shares_of(k, own, size))
             if draw.least is not None:
                 least = np.full(len(draws), np.nan) if least is None else least
                 least[k] = draw.least * (own.size / size) if is_whole else self._least(k, size, _NONE)
-        counts = [own.size for own in owns]
-        rows = Rows(owns, np.repeat(self._numbers, counts), [0, *accumulate(counts)], None, 1)
-        return rows, Draw(np.concatenate(indices), np.concatenate(probabilities), least)
+        return self._ring.together(owns), Draw(np.concatenate(indices), np.concatenate(probabilities), least)
 
     def _asked(self, k: int, count: int, size: int, ask: Callable[[int], Any]) -> Any:
         """The result of source k for `count` of `size` rows. An error names the source."""
@@ -314,7 +277,7 @@ class MixedReplay(Replay):
         entries, size = as_indices("indices", indices), check_count("batch_size", batch_size)
         with self.lock:
             self._refuse(entries)
-            rows = self._split(entries)
+            rows = self._ring.split(entries)
             return rows.joined([self._shares_of(k, own, size) for k, own in enumerate(rows.own)])
 
     def _shares_of(self, k: int, own: Indices, size: int) -> Floats:
@@ -330,7 +293,7 @@ class MixedReplay(Replay):
         """The smallest positive probability of the stored indices of each source except those in `without`, (K,)."""
         size = check_count("batch_size", batch_size)
         with self.lock:
-            return np.array([self._least(k, size, own) for k, own in enumerate(self._split(without).own)])
+            return np.array([self._least(k, size, own) for k, own in enumerate(self._ring.split(without).own)])
 
     def _least(self, k: int, size: int, without: Indices) -> float:
         counts = self._plan(size).counts_of(k)
@@ -345,7 +308,7 @@ class MixedReplay(Replay):
         return float(shares.min(initial=np.inf, where=shares > 0.0))
 
     def least_of(self, indices: Indices, probabilities: Floats) -> Floats:
-        least, owner = np.full(len(self._each), np.inf), self._owner[indices % self.successor]
+        least, owner = np.full(len(self._each), np.inf), self._ring.owner[indices % self.successor]
         is_positive = probabilities > 0.0
         np.minimum.at(least, owner[is_positive], probabilities[is_positive])
         return least
@@ -353,7 +316,7 @@ class MixedReplay(Replay):
     def weigh(self, draw: Draw) -> npt.NDArray[np.float32]:
         """The weights that each source computes for its rows, from their probabilities divided by its share."""
         with self.lock:
-            return self._weights(self._split(draw.indices), draw)
+            return self._weights(self._ring.split(draw.indices), draw)
 
     def _weights(self, rows: Rows, draw: Draw) -> npt.NDArray[np.float32]:
         shares, least = self._plan(1).shares, draw.least
@@ -379,7 +342,7 @@ class MixedReplay(Replay):
     def fetch(self, indices: Indices) -> dict[str, Any]:
         with self.lock:
             indices = self._checked(indices)
-            rows = self._split(indices)
+            rows = self._ring.split(indices)
             return self._fields(rows, [s.fetch(own) for s, own in zip(self._each, rows.own, strict=True)])
 
     def _checked(self, indices: Any) -> Indices:
@@ -413,14 +376,14 @@ class MixedReplay(Replay):
     def window(self, indices: Indices) -> Window:
         with self.lock:
             indices = self._checked(indices)
-            rows = self._split(indices)
+            rows = self._ring.split(indices)
             parts = [source.window(own) for source, own in zip(self._each, rows.own, strict=True)]
         shapes = {part.shape[1:] for part in parts}
         if len(shapes) > 1:
             raise ValueError(f"the sources open windows of the shapes {shapes} for each row; expected one")
         shape = len(indices), *shapes.pop()
         rows = Rows(rows.own, rows.owner, rows.begins, rows.order, int(np.prod(shape[1:])))
-        own = [self._from(k, part.indices) for k, part in enumerate(parts)]
+        own = [self._ring.placed(k, part.indices) for k, part in enumerate(parts)]
         reward = rows.joined(padded_rewards([part.reward for part in parts]))
         length, terminated, truncated = (rows.joined([getattr(part, name) for part in parts]) for name in _ENDS)
         window = Window(rows.joined(own), shape, self.successor, reward, length, terminated, truncated, (rows, parts))
@@ -492,7 +455,7 @@ class MixedReplay(Replay):
             if self.lock.sampling:
                 self.lock.refuse_writing()
             self._refuse_never_given(entries)
-            rows, applied = self._split(entries), 0
+            rows, applied = self._ring.split(entries), 0
             given_to = [values[rows.of(k)] for k in range(len(self._each))]
             for source, part in zip(self._each, given_to, strict=True):
                 refuse_too_large(name, part, source.largest_priority)
@@ -558,17 +521,17 @@ class MixedReplay(Replay):
         entries = as_indices("indices", indices)
         with self.lock:
             self._refuse(entries, padded=True)
-            rows = self._split(entries)
+            rows = self._ring.split(entries)
             found = [source.episode(own) for source, own in zip(self._each, rows.own, strict=True)]
         numbers = [np.where(part[0] < 0, -1, part[0] * len(found) + k) for k, part in enumerate(found)]
-        first, last = ([self._from(k, part[side]) for k, part in enumerate(found)] for side in (1, 2))
+        first, last = ([self._ring.placed(k, part[side]) for k, part in enumerate(found)] for side in (1, 2))
         return rows.joined(numbers), rows.joined(first), rows.joined(last)
 
     def read(self, indices: npt.ArrayLike, field: str) -> npt.NDArray[Any]:
         entries = as_indices("indices", indices)
         with self.lock:
             self._refuse(entries, padded=True)
-            rows = self._split(entries)
+            rows = self._ring.split(entries)
             return rows.joined([source.read(own, field) for source, own in zip(self._each, rows.own, strict=True)])
 
     def stats(self, prefix: str = "") -> dict[str, float]:

@@ -1,8 +1,8 @@
 """The parts of a mixture: checks of its sources, joint locks, shares as row counts, and the rows of each source."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 from operator import methodcaller
 from typing import Any, NamedTuple, TypeAlias
 
@@ -237,6 +237,80 @@ class Rows(NamedTuple):
             yield Rewrite(fields, windows[is_mine] - begin, values[is_mine])
 
 
+class Ring:
+    """One ring of the lanes of several replays: those of the first, then those of the second, and so on.
+
+    Index i of replay k with E lanes, the first of which is lane o here, is ``i // E * S + o + i % E`` in a ring of S.
+
+    Parameters
+    ----------
+    lanes : sequence of int
+        How many lanes each replay has.
+
+    Attributes
+    ----------
+    successor : int
+        All lanes, S.
+    numbers : ndarray of shape (K,), int64
+        The numbers of the replays.
+    owner : ndarray of shape (S,), int64
+        The number of the replay of each lane.
+
+    Examples
+    --------
+    >>> ring = Ring([1, 2])
+    >>> ring.mapped(1, np.array([0, 1, 2, 3]))  # two steps of each of the lanes 1 and 2
+    array([1, 2, 4, 5])
+    >>> ring.split(np.array([3, 4, 1])).own
+    [array([1]), array([2, 0])]
+    """
+
+    def __init__(self, lanes: Sequence[int]) -> None:
+        self.successor, self._lanes = sum(lanes), np.array(lanes)
+        self._offsets: Indices = np.cumsum([0, *lanes[:-1]])
+        self._each = list(zip(lanes, self._offsets.tolist(), strict=True))
+        self.numbers: Indices = np.arange(len(lanes))
+        self.owner: Indices = np.repeat(self.numbers, lanes)
+
+    def mapped(self, k: int, own: Indices) -> Indices:
+        """The indices here of those of replay k."""
+        lanes, offset = self._each[k]
+        indices: Indices = own * self.successor if lanes == 1 else own + own // lanes * (self.successor - lanes)
+        indices += offset
+        return indices
+
+    def placed(self, k: int, own: Indices) -> Indices:
+        """`mapped`, in which negative ones stay."""
+        indices = self.mapped(k, own)
+        return np.where(own < 0, own, indices) if own.min(initial=0) < 0 else indices
+
+    def split(self, indices: Indices) -> Rows:
+        """The rows of each replay in indices of shape (B,) or (B, T). The entry -1 may be of any replay."""
+        width = indices.shape[1] if indices.ndim == 2 else 1
+        steps, lanes = np.divmod(indices, self.successor)
+        owners = self.owner[lanes]
+        owner = owners
+        if indices.ndim == 2:
+            owner = self.owner[indices.max(axis=1, initial=-1) % self.successor]
+            if ((owners != owner[:, None]) & (indices >= 0)).any():
+                raise IndexError("a row of indices is of several sources; expected rows of one episode each")
+            owners = owner[:, None]
+        own = steps * self._lanes[owners] + lanes - self._offsets[owners]
+        if indices.size and indices.min() < 0:
+            own = np.where(indices < 0, indices, own)
+        order = None
+        if (owner[1:] < owner[:-1]).any():
+            order = np.argsort(owner, kind="stable")
+            own = own[order]
+        begins = [0, *np.bincount(owner, minlength=len(self.numbers)).cumsum().tolist()]
+        return Rows([own[begin:end] for begin, end in pairwise(begins)], owner, begins, order, width)
+
+    def together(self, own: list[Indices]) -> Rows:
+        """The rows of a batch that has those of each replay, one replay after another."""
+        counts = [indices.size for indices in own]
+        return Rows(own, np.repeat(self.numbers, counts), [0, *accumulate(counts)], None, 1)
+
+
 def _widened(rows: Indices, width: int) -> Indices:
     """The window numbers of these rows, `width` windows for each."""
     return rows if width == 1 else (rows[:, None] * width + np.arange(width)).reshape(-1)
@@ -280,6 +354,8 @@ def refuse_wrong_sources(sources: Any, add_to: Any) -> None:
         if not isinstance(source, Replay):
             wanted = "expected a buffer, or a wrapper around one"
             raise TypeError(f"source {name!r} is a {type(source).__name__}; {wanted}")
+        if source.is_remote:
+            raise TypeError(f"source {name!r} is a {type(source).__name__}, which makes its batches in other processes")
         if source.has_sequences:
             remedy = "put the SequenceReplay around the mixture"
             raise ValueError(f"source {name!r} serves sequences; expected single transitions; {remedy}")

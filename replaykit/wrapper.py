@@ -81,6 +81,9 @@ class ReplayWrapper(Replay):
     def __init__(self, inner: Replay, *, transitions_each: int = 1) -> None:
         if not isinstance(inner, Replay):
             raise TypeError(f"inner is a {type(inner).__name__}; expected a buffer or another wrapper")
+        if inner.is_remote:
+            remedy = "put the wrapper around the buffer that make_buffer returns"
+            raise TypeError(f"inner is a {type(inner).__name__}, which makes its batches in other processes; {remedy}")
         self.inner = inner
         self.settings, self.lock, self.rng, self.successor = inner.settings, inner.lock, inner.rng, inner.successor
         self.note_bytes(inner.bytes_each * transitions_each)

@@ -25,6 +25,17 @@ _FLOAT32 = np.dtype(np.float32)
 _SMALLEST_WEIGHT = np.finfo(np.float32).tiny
 
 
+def importance_weights(draw: Draw, size: int, beta: float, weights: Weights) -> npt.NDArray[np.float32]:
+    """``w = (N q)**-beta``, divided as `weights` says, for the probabilities q of a draw from N transitions."""
+    q = draw.probabilities
+    if weights == "none":
+        with np.errstate(over="ignore"):
+            return np.asarray((size * q) ** -beta).astype(np.float32)
+    least = draw.least if weights == "buffer" and draw.least is not None else np.minimum.reduce(q)
+    found: npt.NDArray[np.float32] = ((q / least) ** -beta).astype(_FLOAT32)
+    return np.maximum(found, _SMALLEST_WEIGHT) if weights == "buffer" else found
+
+
 class Prioritized(Distribution):
     """A distribution with a value for each slot, which determines probabilities and weights.
 
@@ -60,13 +71,7 @@ class Prioritized(Distribution):
 
     def weigh(self, draw: Draw, size: int) -> npt.NDArray[np.float32]:
         """``w = (N q)**-beta`` for the probabilities q of a draw, normalised according to `weights`."""
-        q, beta = draw.probabilities, self.beta
-        if self._weights == "none":
-            with np.errstate(over="ignore"):
-                return np.asarray((size * q) ** -beta).astype(np.float32)
-        least = draw.least if self._weights == "buffer" and draw.least is not None else np.minimum.reduce(q)
-        weights: npt.NDArray[np.float32] = ((q / least) ** -beta).astype(_FLOAT32)
-        return np.maximum(weights, _SMALLEST_WEIGHT) if self._weights == "buffer" else weights
+        return importance_weights(draw, size, self.beta, self._weights)
 
     @abstractmethod
     def values(self) -> Floats:

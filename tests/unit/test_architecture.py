@@ -70,7 +70,7 @@ LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in mod
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {
     *("torch", "gymnasium", "numba", "llvmlite", "matplotlib", "scipy", "hypothesis", "tqdm", "minari", "h5py"),
-    "stable_baselines3",
+    *("ray", "stable_baselines3"),
 }
 
 

@@ -1,0 +1,163 @@
+"""A replay on Ray: steps added per second while batches are sampled, and how long a batch takes.
+
+    python -m benchmarks.sharded
+    python -m benchmarks.sharded --seconds 10 --shards 4 --output sharded.json
+    python -m benchmarks.sharded --soak 1800
+
+Observations are those of CartPole, 4 floats. Each writer is a Ray actor, which adds one step after the other. The
+learner samples batches of 256 from a prioritized replay, and updates their priorities. With more processes than cores,
+which is the case on most machines that this runs on, the figures say what the processes cost together, not what each
+could reach alone.
+
+With --soak, writers add and the learner samples for so many seconds, with buffers that are full after the first of
+them. Every 10 seconds the memory of all processes is printed, and at the end its growth.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from benchmarks.machine import describe
+from replaykit import Field, PrioritizedBuffer, Spec
+from replaykit.distributed import RayReplay, ShardWriter
+
+SPEC = Spec(obs=Field((4,)), action=Field((), np.int64))
+BATCH, WARM_UP, LONGEST_BLOCK = 256, 20, 64
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Actor:
+    """Adds steps until the time is over."""
+
+    def __init__(self, writer: ShardWriter) -> None:
+        self.writer, self.rng = writer, np.random.default_rng(0)
+
+    def pid(self) -> int:
+        """The process."""
+        return os.getpid()
+
+    def act(self, seconds: float) -> float:
+        """Steps added per second, each stored at the end."""
+        obs = self.rng.normal(size=(100, 4)).astype(np.float32)
+        begin, steps = time.perf_counter(), 0
+        while time.perf_counter() < begin + seconds:
+            for number in range(99):
+                self.writer.add(obs[number], number % 2, 1.0, obs[number + 1], number == 98, False)
+            steps += 99
+        self.writer.flush()
+        return steps / (time.perf_counter() - begin)
+
+
+@contextmanager
+def running(shards: int, writers: int, capacity: int) -> Iterator[tuple[RayReplay, list[Any]]]:
+    """A replay with some actors that write to it."""
+    lanes = -(-writers // shards)
+
+    def make() -> PrioritizedBuffer:
+        return PrioritizedBuffer(capacity, SPEC, num_envs=lanes, beta=0.4)
+
+    with RayReplay(make, shards, seed=0, block=LONGEST_BLOCK) as replay:
+        actors = [ray.remote(num_cpus=0)(Actor).remote(replay.writer()) for _ in range(writers)]
+        ray.get([actor.act.remote(0.1) for actor in actors])
+        for _ in range(WARM_UP):
+            batch = replay.sample(BATCH)
+            replay.update_priorities(batch.indices, np.ones(BATCH))
+        yield replay, actors
+        for actor in actors:
+            ray.kill(actor)
+
+
+def adding(shards: int, writers: int, seconds: float) -> dict[str, float]:
+    """Steps added and batches learned from per second, at the same time."""
+    with running(shards, writers, 100_000) as (replay, actors):
+        pending = [actor.act.remote(seconds) for actor in actors]
+        begin, batches = time.perf_counter(), 0
+        while len(ray.wait(pending, num_returns=writers, timeout=0)[0]) < writers:
+            batch = replay.sample(BATCH)
+            replay.update_priorities(batch.indices, np.ones(BATCH))
+            batches += 1
+        learned = batches / (time.perf_counter() - begin)
+        return {"writers": writers, "adds_per_second": sum(ray.get(pending)), "batches_per_second": learned}
+
+
+def latency(shards: int, seconds: float) -> dict[str, float]:
+    """Milliseconds that a learner waits for a batch, alone; and if it computes 5 ms between two."""
+    with running(shards, 1, 100_000) as (replay, _):
+        found = dict[str, float]()
+        for name, prefetch, pause in (("alone", 0, 0.0), ("sampled", 0, 0.005), ("prefetched", 2, 0.005)):
+            times = []
+            with replay.batches(BATCH, prefetch=prefetch) as batches:
+                next(batches)
+                deadline = time.perf_counter() + seconds
+                while time.perf_counter() < deadline:
+                    time.sleep(pause)
+                    begin = time.perf_counter()
+                    next(batches)
+                    times.append(time.perf_counter() - begin)
+            quartiles = np.quantile(times, (0.25, 0.5, 0.75)) * 1e3
+            found |= dict(zip((f"{name}_low", name, f"{name}_high"), quartiles.tolist(), strict=True))
+        return found
+
+
+def soak(shards: int, writers: int, seconds: float) -> dict[str, float]:
+    """The memory of all processes in MB after a fifth of the time and at the end."""
+    with running(shards, writers, 5_000) as (replay, actors):
+        handles = [shard.__ray_call__.remote(lambda _: os.getpid()) for shard in replay.shards]
+        processes = [os.getpid(), *ray.get(handles), *ray.get([actor.pid.remote() for actor in actors])]
+        pending, seen = [actor.act.remote(seconds) for actor in actors], list[float]()
+        begin = time.perf_counter()
+        with replay.batches(BATCH) as batches:
+            for count in itertools.count(1):
+                batch = next(batches)
+                replay.update_priorities(batch.indices, np.ones(BATCH))
+                passed = time.perf_counter() - begin
+                if passed > 10 * len(seen) + 10:
+                    seen.append(sum(map(memory_of, processes)))
+                    added = replay.stats()["added"]
+                    print(f"{passed:6.0f} s: {seen[-1]:7.1f} MB, {added:9.0f} steps, {count:7d} batches", flush=True)
+                if passed > seconds:
+                    break
+        ray.get(pending)
+        replay.check()
+    early = seen[len(seen) // 5]
+    return {"seconds": seconds, "early_mb": early, "late_mb": seen[-1], "growth_mb": seen[-1] - early}
+
+
+def memory_of(process: int) -> float:
+    """MB that belong to a process alone. Linux only."""
+    _, resident, shared, *_ = Path(f"/proc/{process}/statm").read_text().split()
+    return (int(resident) - int(shared)) * PAGE / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--shards", type=int, default=2)
+    parser.add_argument("--writers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="watch the memory for so long instead")
+    parser.add_argument("--output", type=Path, help="a file for the results, as JSON")
+    options = parser.parse_args()
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
+    if options.soak:
+        found: dict[str, Any] = {"soak": soak(options.shards, 2, options.soak)}
+    else:
+        found = {"latency_ms": latency(options.shards, options.seconds)}
+        found["adding"] = [adding(options.shards, writers, options.seconds) for writers in options.writers]
+    found |= {"shards": options.shards, "batch": BATCH, "ray": ray.__version__, "machine": describe(None)}
+    print(json.dumps(found, indent=2))
+    if options.output:
+        options.output.write_text(json.dumps(found, indent=2) + "\n")
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,331 @@
+"""A writer for a process that acts: it gathers steps and sends them to a shard in blocks."""
+
+import math
+import time
+import uuid
+import warnings
+from collections import deque
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit.checks import check_count
+from replaykit.distributed.hosts import Failed, Host, Late, Lost
+from replaykit.distributed.shard import Piece
+from replaykit.field import Array, as_float64
+from replaykit.spec import CORE, REQUIRED, Spec
+from replaykit.storage.lock import Lock
+from replaykit.trees import Tree
+from replaykit.updates import refuse_too_large
+from replaykit.writer import Writing
+
+_PLAIN: dict[Any, tuple[tuple[type, ...], float]] = {
+    np.dtype(np.bool_): ((bool, np.bool_), 1),
+    np.dtype(np.int64): ((int, np.int64), 2**63 - 1),
+    np.dtype(np.float32): ((float, np.float32, np.float64), 3.4e38),
+    np.dtype(np.float64): ((float, np.float64), np.finfo(np.float64).max),
+}
+"""Types of scalars, and their largest magnitude, that NumPy writes to arrays of a dtype as `Leaf.coerce` would."""
+_NOTHING: tuple[tuple[type, ...], float] = (), 0
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 1e-3, 5e-2
+"""Seconds between two questions to a limit."""
+_IN_FLIGHT = 4
+"""Blocks that are sent before the first of them has been stored."""
+_REWARD = CORE.index("reward")
+
+
+@final
+class ShardWriter(Writing):
+    """Some lanes of a shard, to which one process adds; made by ``writer`` of a sharded replay, and sent to a worker.
+
+    It adds as a buffer with `num_envs` lanes does, and ``record(env, writer)`` stores what happens in an environment.
+    Values are checked at once, as those of a buffer are. Steps are gathered, and sent when there are enough for a
+    block, without waiting for the shard, unless it is several blocks behind. `flush` sends the rest and waits until
+    everything is stored.
+
+    A copy of a writer, as each worker gets one, takes its lanes over when it first sends something: running episodes
+    end, and the former copy raises RuntimeError. So the writer of a worker that has died can be sent to another one.
+    What the former copy had gathered and not sent is lost, at most a block.
+
+    With a `rate_limit` of the replay, a block waits before it is sent until the limit allows it.
+
+    If the shard dies, what was sent and not yet stored is lost, too, and counted in `lost`. The writer warns once, and
+    goes on: Ray starts the shard again.
+
+    Methods for writing: `add`, `extend`, `end_episode`, `flush`. To give the lanes back: `close`.
+
+    Attributes
+    ----------
+    shard : int
+        The number of the shard.
+    lanes : tuple of int
+        The lanes of the shard that are the writer's.
+    num_envs : int
+        How many these are, k.
+    lost : int
+        Steps that were sent to a shard that died before it stored them.
+    """
+
+    def __init__(
+        self, host: Host, spec: Spec, shard: int, lanes: tuple[int, ...], block: int, largest_priority: float,
+        ledger: Host | None = None, timeout: float | None = None,
+    ) -> None:  # fmt: skip
+        self._made_of = host, spec, shard, lanes, block, largest_priority, ledger, timeout
+        self._ledger, self._timeout = ledger, timeout
+        self._host, self._spec, self.shard, self.lanes, self._largest_priority = (
+            host,
+            spec,
+            shard,
+            lanes,
+            largest_priority,
+        )
+        self.num_envs, self._block = len(lanes), check_count("block", block)
+        self._lock, self._session, self._is_closed = Lock(), uuid.uuid4().hex, False
+        self._sent: deque[tuple[Any, int]] = deque()
+        self.lost = 0
+        lead = self._block, self.num_envs
+        self._leaves: list[Array] = [np.zeros((*lead, *leaf.shape), leaf.dtype) for leaf in spec.leaves]
+        self._reward = [leaf.name for leaf in spec.leaves].index("reward")
+        self._of_one_lane = [array[:, 0] for array in self._leaves]
+        self._masks, self._errors = np.ones(lead, np.bool_), np.zeros(lead)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._count, self._is_masked, self._has_errors = 0, False, False
+        self._cuts: list[tuple[int, npt.NDArray[np.bool_]]] = []
+
+    # -- Writing ---------------------------------------------------------------------------------------------
+
+    def add(
+        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
+        truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
+    ) -> None:  # fmt: skip
+        """Store one step of every lane of the writer, or of those in `mask`, as :meth:`replaykit.Replay.add` does.
+
+        The values have a leading axis k; with one lane they need none. Returns nothing: where the step will be stored
+        is not known yet.
+
+        Raises
+        ------
+        FieldNameError, ValueError, TypeError, OverflowError
+            If a value does not fit. Nothing is added then.
+        RuntimeError
+            If the writer is closed, or another copy of it has taken over.
+        """
+        values = obs, action, reward, next_obs, terminated, truncated
+        lead = () if self.num_envs == 1 and (type(reward) is float or np.ndim(reward) == 0) else (self.num_envs,)
+        if mask is not None or td_error is not None or self._has_errors:
+            self._gather(1, lead, values, extras, mask, td_error)
+            return
+        with self._lock:
+            self._refuse_closed()
+            self._send_if_full()
+            count = self._count
+            arrays = self._leaves if lead else self._of_one_lane
+            for leaf, array, value in zip(self._spec.leaves, arrays, self._spec.flatten(values, extras), strict=True):
+                types, most = _PLAIN.get(leaf.dtype, _NOTHING)
+                is_plain = type(value) in types and not lead and not leaf.shape and -most <= value <= most
+                array[count] = value if is_plain else leaf.coerce(value, lead)
+            _refuse_not_finite(self._leaves[self._reward][count])
+            self._masks[count], self._count = True, count + 1
+            self._send_if_full()
+
+    def extend(
+        self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
+        truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
+    ) -> None:  # fmt: skip
+        """Store T steps at once, with the leading axes (T, k), or (T,) with one lane; otherwise as `add`."""
+        values, shape = (obs, action, reward, next_obs, terminated, truncated), np.shape(reward)
+        if not shape:
+            raise ValueError(f"reward has shape (); expected ('T', {self.num_envs}); use add for a single step")
+        lead = shape[:1] if self.num_envs == 1 and len(shape) == 1 else (shape[0], self.num_envs)
+        self._gather(shape[0], lead, values, extras, mask, td_error)
+
+    def _gather(
+        self, steps: int, lead: tuple[int, ...], values: tuple[Tree, ...], extras: Any, mask: Any, td_error: Any
+    ) -> None:
+        """Check some steps, and note them."""
+        with self._lock:
+            self._refuse_closed()
+            self._send_if_full()
+            chosen = None if mask is None else self._checked_mask(mask, lead)
+            given = zip(self._spec.leaves, self._spec.flatten(values, extras), strict=True)
+            leaves = [leaf.coerce(value, lead, chosen) for leaf, value in given]
+            _refuse_not_finite(leaves[self._reward])
+            errors = None if td_error is None else self._checked_errors(td_error, lead, chosen)
+            if chosen is not None:
+                leaves = [_spread(leaf, chosen) for leaf in leaves]
+                errors = None if errors is None else _spread(errors, chosen)
+            self._note(steps, leaves, chosen, errors)
+
+    def _checked_mask(self, mask: Any, lead: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+        array, lanes = np.asarray(mask), (self.num_envs,)
+        if array.dtype != np.bool_ or array.shape not in (lead, lanes):
+            shapes = " or ".join(map(str, sorted({lead, lanes})))
+            raise ValueError(f"mask has shape {array.shape} and dtype {array.dtype}; expected {shapes} and bool")
+        return array.reshape(()) if lead == () else np.broadcast_to(array, lead)
+
+    def _checked_errors(self, td_error: Any, lead: tuple[int, ...], mask: Any) -> npt.NDArray[np.float64]:
+        errors = as_float64("td_error", td_error)
+        if errors.shape != lead:
+            raise ValueError(f"td_error has shape {errors.shape}; expected {lead}")
+        errors = errors if mask is None else errors[mask]
+        refuse_too_large("td_error", errors, self._largest_priority)
+        return errors
+
+    def _note(self, steps: int, leaves: list[Array], mask: Any, errors: Any) -> None:
+        """Copy checked steps to the block, which is sent whenever it is full."""
+        shape = steps, self.num_envs
+        leaves = [leaf.reshape(*shape, *own.shape[2:]) for leaf, own in zip(leaves, self._leaves, strict=True)]
+        mask, errors = (None if part is None else part.reshape(shape) for part in (mask, errors))
+        done = 0
+        while done < steps:
+            if (errors is None) == self._has_errors:
+                self._send()  # a block has priorities for all of its steps, or for none
+            begin, count = self._count, min(steps - done, self._block - self._count)
+            part, place = slice(done, done + count), slice(begin, begin + count)
+            for own, leaf in zip(self._leaves, leaves, strict=True):
+                own[place] = leaf[part]
+            self._masks[place] = True if mask is None else mask[part]
+            self._is_masked |= mask is not None
+            if errors is not None:
+                self._errors[place], self._has_errors = errors[part], True
+            self._count, done = begin + count, done + count
+            self._send_if_full()
+
+    def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
+        """End the running episodes of the lanes, or of those in `mask`, of shape (k,)."""
+        lanes = (self.num_envs,)
+        with self._lock:
+            self._refuse_closed()
+            ends = np.ones(lanes, np.bool_) if mask is None else np.array(self._checked_mask(mask, lanes))
+            self._cuts.append((self._count, ends))
+
+    # -- Sending ---------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Send what was gathered, and wait until everything that was sent is stored."""
+        with self._lock:
+            self._send()
+            while self._sent:
+                self._take(None)
+
+    def _send_if_full(self) -> None:
+        """Send the block if it is full, which it stays if the limit's time is over."""
+        if self._count == self._block:
+            self._send()
+
+    def _await_permission(self, rows: int) -> None:
+        """Wait until the limit allows the block; without its ledger, nothing is limited."""
+        begin, pause = time.monotonic(), _SHORTEST_PAUSE
+        while self._ledger is not None and rows:
+            if self._ledger.result(self._ledger.send("permit_insert", rows), None) is not False:
+                return
+            if self._timeout is not None and time.monotonic() > begin + self._timeout:
+                waited = f"waited {self._timeout:g} seconds for samples"
+                raise TimeoutError(f"{rows} transitions cannot be inserted; {waited}; they are sent with the next add")
+            time.sleep(pause)
+            pause = min(2.0 * pause, _LONGEST_PAUSE)
+
+    def _send(self) -> None:
+        """Send the block, and wait while the shard is too far behind."""
+        if not self._count and not self._cuts:
+            return
+        self._await_permission(int(self._masks[: self._count].sum()))
+        pieces, count = self._pieces(), self._count
+        self._forget()
+        self._sent.append((self._host.send("add", self._session, self.lanes, pieces), count))
+        while len(self._sent) > _IN_FLIGHT:
+            self._take(None)
+        while self._sent and self._take(0.0):
+            pass
+
+    def _pieces(self) -> list[Piece]:
+        """The steps of the block, cut where episodes end without a flag."""
+        pieces, begin, ends = list[Piece](), 0, None
+        for place, mask in [*self._cuts, (self._count, None)]:
+            if place > begin or mask is None:
+                pieces.append(Piece(ends, self._steps(begin, place) if place > begin else None))
+                begin, ends = place, None
+            if mask is not None:
+                ends = mask if ends is None else ends | mask
+        return pieces
+
+    def _steps(self, begin: int, end: int) -> dict[str, Any]:
+        names = tuple(self._spec)
+        steps: dict[str, Any] = self._spec.unflatten([leaf[begin:end] for leaf in self._leaves], names)
+        if self._is_masked:
+            steps["mask"] = self._masks[begin:end]
+        if self._has_errors:
+            steps["td_error"] = self._errors[begin:end]
+        return steps
+
+    def _take(self, wait: float | None) -> bool:
+        """Take the answer to the oldest block that was sent; returns whether it is there."""
+        pending, count = self._sent[0]
+        answer = self._host.result(pending, wait)
+        if isinstance(answer, Late):
+            return False
+        self._sent.popleft()
+        if isinstance(answer, Failed):
+            raise answer.error
+        if isinstance(answer, Lost):
+            if not self.lost:
+                message = f"shard {self.shard} died, with steps that this writer had sent: {answer.reason}"
+                warnings.warn(message, RuntimeWarning, stacklevel=5)
+            self.lost += count
+        return True
+
+    def close(self) -> None:
+        """Send the rest, and give the lanes back; their running episodes end. Closing again does nothing."""
+        with self._lock:
+            if not self._is_closed:
+                self.flush()
+                self._host.result(self._host.send("release", self._session, self.lanes), None)
+                self._is_closed = True
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def _refuse_closed(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("the writer is closed; make another one with writer() of the replay")
+
+    # -- Looking ---------------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> Spec:
+        """The fields of a transition."""
+        return self._spec
+
+    @property
+    def lock(self) -> Lock:
+        """Held while steps are noted and sent."""
+        return self._lock
+
+    def __reduce__(self) -> Any:
+        self.flush()  # a copy would send the same steps again
+        return ShardWriter, self._made_of
+
+    def __repr__(self) -> str:
+        return f"ShardWriter(lanes {list(self.lanes)} of shard {self.shard}{', closed' * self._is_closed})"
+
+
+def _spread(entries: Array, mask: npt.NDArray[np.bool_]) -> Array:
+    """Entries at the places that the mask selects, and zeros elsewhere."""
+    array = np.zeros((*mask.shape, *entries.shape[1:]), entries.dtype)
+    array[mask] = entries
+    return array
+
+
+def _refuse_not_finite(rewards: Array) -> None:
+    if rewards.size == 1 and math.isfinite(rewards.item()):
+        return
+    finite = np.isfinite(rewards)
+    if not finite.all():
+        remedy = "look for a division by 0 or an overflow in what computes it"
+        raise ValueError(f"reward contains {rewards[~finite][0]}; expected finite {rewards.dtype} numbers; {remedy}")
