@@ -23,7 +23,6 @@ from replaykit.writer import Lanes, Writer
 
 _new_batch = Batch.__new__
 _LARGE_BATCH, _LARGE_BATCH_BYTES = 1 << 16, 1 << 26
-"""Batches with more rows or bytes than this are compared with the machine's memory before anything is drawn."""
 
 
 class Replay(Checkpointed, Batching, Passes, ABC):
@@ -37,8 +36,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     `batches`, `epoch`, `update_priorities`, `reseed`. The verbs: `draw`, `probability`, `window`, `reduce`, `weigh`.
     Several verbs in one call, which a buffer may speed up: `serve`, `open`, `fetch`, `look_ahead`. For saving: `save`,
     `load`, `state_dict`, `load_state_dict`. For inspection: `oldest`, `newest`, `latest`, `stored`, `episode`,
-    `episodes`, `read`, `is_full`, `stats`, `check`. Public methods hold `lock`, so threads can share a buffer: a batch
-    shows the buffer at one moment.
+    `episodes`, `read`, `is_full`, `stats`, `check`. Public methods hold `lock`, for threads.
 
     Attributes
     ----------
@@ -58,7 +56,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     bytes_each: int = 0
     """Approximate memory in bytes for each row of a batch while the batch is made."""
     large_batch: int = 1
-    """Batches larger than this are compared with the machine's memory before anything is drawn."""
+    """Batches with more rows than this are compared with the machine's memory before anything is drawn."""
     has_sequences = False
     """Whether each row of a batch is a sequence of transitions."""
     is_conditional = False
