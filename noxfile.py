@@ -171,7 +171,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def examples(session: nox.Session) -> None:
     """A smoke run of each example."""
-    install(session, "-e", ".[examples]")
+    install(session, "-e", ".[examples,ray]")
     with scratch() as directory:
 
         def run(script: str, options: str) -> None:
@@ -196,6 +196,9 @@ def examples(session: nox.Session) -> None:
         expect(*events(directory / "dqn"))
         run("cleanrl/td3", "--total-timesteps 700")
         run("cleanrl/sac", "--per --n-step 3 --total-timesteps 700")
+        apex = f"--total-timesteps 1000 --output {directory / 'apex.png'}"
+        session.run("python", "examples/apex_cartpole.py", *apex.split())  # Ray warns of its own sockets
+        expect(directory / "apex.png")
 
 
 def events(directory: Path) -> list[Path]:

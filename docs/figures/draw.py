@@ -643,6 +643,53 @@ def draw_arc(drawing: Drawing, begin: float, end: float, y: float) -> None:
         )
 
 
+def draw_places() -> None:
+    """Who adds to a replay: one process, threads, processes of a machine, or the workers of a cluster."""
+    drawing = Drawing(
+        820, 330, "Four ways to add to a replay: one process, threads, processes of one machine, a cluster"
+    )
+    width, gap, top = 190, 16, 44
+    columns = [
+        ("One process", ["environments"], "record", "a vector environment"),
+        ("Threads", ["actor"] * 3, "buffer.writer", "environments that wait"),
+        ("Processes", ["actor"] * 3, "ProcessWriters", "slow environments"),
+        ("Ray cluster", ["worker"] * 3, "RayReplay", "more than one machine"),
+    ]
+    for place, (title, actors, name, when) in enumerate(columns):
+        x = 6 + place * (width + gap)
+        middle = x + width / 2
+        drawing.text(middle, 22, title, size=16, bold=True)
+        is_apart = place >= 2
+        if not is_apart:
+            drawing.box(x, top, width, 196, MUTED, 1.0, "none")
+        if place == 2:
+            drawing.box(x + 28, top + 78, width - 56, 118, MUTED, 1.0, "none")
+        size = (width - 24) / len(actors)
+        for k, actor in enumerate(actors):
+            left = x + 12 + k * size
+            drawing.box(left + 2, top + 14, size - 4, 34, MUTED if is_apart else "currentColor", 1.2)
+            drawing.text(left + size / 2, top + 36, actor, size=12.5)
+            targets = [middle] if place < 3 else [x + width * (0.25 if k < 2 else 0.75)]
+            for target in targets:
+                drawing.arrow(left + size / 2, top + 50, target + (left + size / 2 - target) * 0.35, top + 88)
+        if place < 3:
+            drawing.box(x + 40, top + 90, width - 80, 36, ACCENT, 2.0)
+            drawing.text(middle, top + 113, "replay", ACCENT, 13.5, bold=True)
+        else:
+            for k in range(2):
+                drawing.box(x + 14 + k * 84, top + 90, 78, 36, ACCENT, 2.0)
+                drawing.text(x + 53 + k * 84, top + 113, f"shard {k}", ACCENT, 13.5, bold=True)
+        for source in [middle] if place < 3 else [x + 53, x + 137]:
+            drawing.arrow(source, top + 128, middle + (source - middle) * 0.3, top + 146)
+        drawing.box(x + 40, top + 148, width - 80, 34, "currentColor", 1.2)
+        drawing.text(middle, top + 170, "learner", size=12.5)
+        drawing.text(middle, top + 222, name, ACCENT, 14, bold=True)
+        drawing.text(middle, top + 242, "for " + when, MUTED, 13)
+    drawing.text(6, 320, "Grey frames: processes. On a cluster, each box is a process on any machine.", MUTED, 13,
+                 anchor="start")  # fmt: skip
+    drawing.save("places.svg")
+
+
 if __name__ == "__main__":
     for draw in (
         draw_query,
@@ -661,3 +708,4 @@ if __name__ == "__main__":
     draw_flows()
     draw_mixture()
     draw_strip()
+    draw_places()

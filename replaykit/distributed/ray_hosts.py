@@ -6,7 +6,7 @@ from typing import Any
 from replaykit.distributed.hosts import Failed, Late, Lost
 from replaykit.distributed.shard import Shard
 
-NEEDED = 'RayReplay needs Ray: pip install "replaykit[ray]"'
+NEEDED = 'RayReplay needs Ray: pip install "replaykit-rl[ray]"'
 
 
 def started_ray() -> Any:
