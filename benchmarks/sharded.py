@@ -3,11 +3,15 @@
     python -m benchmarks.sharded
     python -m benchmarks.sharded --seconds 10 --shards 4 --output sharded.json
     python -m benchmarks.sharded --soak 1800
+    python -m benchmarks.sharded --torchrl
 
 Observations are those of CartPole, 4 floats. Each writer is a Ray actor, which adds one step after the other. The
 learner samples batches of 256 from a prioritized replay, and updates their priorities. With more processes than cores,
 which is the case on most machines that this runs on, the figures say what the processes cost together, not what each
 could reach alone.
+
+With --torchrl, the same is measured in turn with a uniform `RayReplay` and with TorchRL's `RayReplayBuffer`. TorchRL has
+one buffer in one actor. Its writers extend it by 64 steps at a time.
 
 With --soak, writers add and the learner samples for so many seconds, with buffers that are full after the first of
 them. Every 10 seconds the memory of all processes is printed, and at the end its growth.
@@ -18,8 +22,9 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +32,7 @@ import numpy as np
 import ray
 
 from benchmarks.machine import describe
-from replaykit import Field, PrioritizedBuffer, Spec
+from replaykit import Field, PrioritizedBuffer, ReplayBuffer, Spec
 from replaykit.distributed import RayReplay, ShardWriter
 
 SPEC = Spec(obs=Field((4,)), action=Field((), np.int64))
@@ -58,11 +63,15 @@ class Actor:
 
 
 @contextmanager
-def running(shards: int, writers: int, capacity: int) -> Iterator[tuple[RayReplay, list[Any]]]:
+def running(
+    shards: int, writers: int, capacity: int, is_uniform: bool = False
+) -> Iterator[tuple[RayReplay, list[Any]]]:
     """A replay with some actors that write to it."""
     lanes = -(-writers // shards)
 
-    def make() -> PrioritizedBuffer:
+    def make() -> ReplayBuffer | PrioritizedBuffer:
+        if is_uniform:
+            return ReplayBuffer(capacity, SPEC, num_envs=lanes)
         return PrioritizedBuffer(capacity, SPEC, num_envs=lanes, beta=0.4)
 
     with RayReplay(make, shards, seed=0, block=LONGEST_BLOCK) as replay:
@@ -79,14 +88,73 @@ def running(shards: int, writers: int, capacity: int) -> Iterator[tuple[RayRepla
 def adding(shards: int, writers: int, seconds: float) -> dict[str, float]:
     """Steps added and batches learned from per second, at the same time."""
     with running(shards, writers, 100_000) as (replay, actors):
-        pending = [actor.act.remote(seconds) for actor in actors]
-        begin, batches = time.perf_counter(), 0
-        while len(ray.wait(pending, num_returns=writers, timeout=0)[0]) < writers:
+
+        def learn() -> None:
             batch = replay.sample(BATCH)
             replay.update_priorities(batch.indices, np.ones(BATCH))
-            batches += 1
-        learned = batches / (time.perf_counter() - begin)
-        return {"writers": writers, "adds_per_second": sum(ray.get(pending)), "batches_per_second": learned}
+
+        return {"writers": writers, **both_sides(actors, seconds, learn)}
+
+
+def beside_torchrl(shards: int, writers: int, seconds: float) -> dict[str, Any]:
+    """Steps added and batches sampled per second, at the same time, of both libraries."""
+    with running(shards, writers, 100_000, is_uniform=True) as (replay, actors):
+        ours = both_sides(actors, seconds, lambda: replay.sample(BATCH))
+    with running_torchrl(writers, shards * 100_000) as (buffer, actors):
+        theirs = both_sides(actors, seconds, buffer.sample)
+    return {"writers": writers, "replaykit": ours, "torchrl": theirs}
+
+
+def both_sides(actors: list[Any], seconds: float, sample: Callable[[], Any]) -> dict[str, float]:
+    """What actors add per second, and what is sampled meanwhile."""
+    pending = [actor.act.remote(seconds) for actor in actors]
+    begin, batches = time.perf_counter(), 0
+    while len(ray.wait(pending, num_returns=len(pending), timeout=0)[0]) < len(pending):
+        sample()
+        batches += 1
+    sampled = batches / (time.perf_counter() - begin)
+    return {"adds_per_second": sum(ray.get(pending)), "batches_per_second": sampled}
+
+
+class TorchActor:
+    """Extends a buffer of TorchRL until the time is over."""
+
+    def __init__(self, buffer: Any) -> None:
+        self.buffer = buffer
+
+    def act(self, seconds: float) -> float:
+        """Steps added per second."""
+        import torch
+        from tensordict import TensorDict
+
+        torch.set_num_threads(1)
+        count, steps = LONGEST_BLOCK, 0
+        obs = torch.randn(count + 1, 4)
+        begin = time.perf_counter()
+        while time.perf_counter() < begin + seconds:
+            flags = {name: torch.zeros(count, 1, dtype=torch.bool) for name in ("terminated", "truncated", "done")}
+            after = {"observation": obs[1:], "reward": torch.ones(count, 1), **flags}
+            action = torch.zeros(count, dtype=torch.int64)
+            self.buffer.extend(TensorDict({"observation": obs[:-1], "action": action, "next": after}, [count]))
+            steps += count
+        return steps / (time.perf_counter() - begin)
+
+
+@contextmanager
+def running_torchrl(writers: int, capacity: int) -> Iterator[tuple[Any, list[Any]]]:
+    """TorchRL's buffer in an actor, and actors that write to it."""
+    from torchrl.data import LazyTensorStorage, RayReplayBuffer
+
+    options = {"num_cpus": 0, "num_gpus": 0}
+    buffer = RayReplayBuffer(storage=partial(LazyTensorStorage, capacity), batch_size=BATCH, remote_config=options)
+    actors = [ray.remote(num_cpus=0)(TorchActor).remote(buffer.client()) for _ in range(writers)]
+    ray.get([actor.act.remote(0.1) for actor in actors])
+    for _ in range(WARM_UP):
+        buffer.sample()
+    yield buffer, actors
+    for actor in actors:
+        ray.kill(actor)
+    buffer.close()
 
 
 def latency(shards: int, seconds: float) -> dict[str, float]:
@@ -144,11 +212,14 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=2)
     parser.add_argument("--writers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="watch the memory for so long instead")
+    parser.add_argument("--torchrl", action="store_true", help="beside TorchRL's RayReplayBuffer instead")
     parser.add_argument("--output", type=Path, help="a file for the results, as JSON")
     options = parser.parse_args()
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
     if options.soak:
         found: dict[str, Any] = {"soak": soak(options.shards, 2, options.soak)}
+    elif options.torchrl:
+        found = {"beside": [beside_torchrl(options.shards, each, options.seconds) for each in options.writers]}
     else:
         found = {"latency_ms": latency(options.shards, options.seconds)}
         found["adding"] = [adding(options.shards, writers, options.seconds) for writers in options.writers]
