@@ -10,7 +10,7 @@ learner samples batches of 256 from a prioritized replay, and updates their prio
 which is the case on most machines that this runs on, the figures say what the processes cost together, not what each
 could reach alone.
 
-With --torchrl, the same is measured in turn with a uniform `RayReplay` and with TorchRL's `RayReplayBuffer`. TorchRL has
+With --torchrl, a uniform `RayReplay` and the `RayReplayBuffer` of TorchRL are measured in turn. TorchRL has
 one buffer in one actor. Its writers extend it by 64 steps at a time.
 
 With --soak, writers add and the learner samples for so many seconds, with buffers that are full after the first of
