@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit.checks import check_count, check_finite, prefixed
+from replaykit.distributed.leading_axes import axes_of_step, axes_of_steps
 from replaykit.distributed.segment import Layout, Place, Segment, SegmentGoneError
 from replaykit.field import Array, as_float64
 from replaykit.replay import Replay
@@ -300,6 +301,7 @@ class ProcessWriter(Writing):
         order, lanes = self._layout.order, (num_envs,)
         several = encoder(spec, order, (), self._encode_any, lanes)
         self._encode = several if num_envs > 1 else encoder(spec, order, (), self._encode_any, lane=several)
+        self._leaf_of_reward = spec.leaves[self._names.index("reward")]
         before = order[: order.index(self._names.index("reward"))]
         self._reward = spec["reward"].dtype, num_envs * sum(spec.leaves[i].field.nbytes for i in before)
         self._rewards = num_envs * spec["reward"].nbytes // spec["reward"].dtype.itemsize
@@ -326,7 +328,7 @@ class ProcessWriter(Writing):
         """
         values = obs, action, reward, next_obs, terminated, truncated
         if mask is not None or td_error is not None or self._has_cut:
-            lead = () if self.num_envs == 1 and np.ndim(reward) == 0 else (self.num_envs,)
+            lead = axes_of_step(reward, self._leaf_of_reward, self.num_envs)
             self._send(1, lead, values, extras, mask, td_error)
             return
         data = self._encode(*values, extras)
@@ -349,11 +351,9 @@ class ProcessWriter(Writing):
 
         If TimeoutError is raised, its attribute `sent` is the number of steps that were sent.
         """
-        values, shape = (obs, action, reward, next_obs, terminated, truncated), np.shape(reward)
-        if not shape:
-            raise ValueError(f"reward has shape (); expected ('T', {self.num_envs}); use add for a single step")
-        lead = shape[:1] if self.num_envs == 1 and len(shape) == 1 else (shape[0], self.num_envs)
-        self._send(shape[0], lead, values, extras, mask, td_error)
+        values = obs, action, reward, next_obs, terminated, truncated
+        lead = axes_of_steps(reward, self._leaf_of_reward, self.num_envs)
+        self._send(lead[0], lead, values, extras, mask, td_error)
 
     def _send(
         self, steps: int, lead: tuple[int, ...], values: tuple[Tree, ...], extras: Any, mask: Any, td_error: Any

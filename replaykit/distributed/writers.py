@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from replaykit.checks import check_count
 from replaykit.distributed.hosts import Failed, Host, Late, Lost
+from replaykit.distributed.leading_axes import axes_of_step, axes_of_steps
 from replaykit.distributed.shard import Piece
 from replaykit.field import Array, as_float64
 from replaykit.spec import CORE, REQUIRED, Spec
@@ -114,7 +115,7 @@ class ShardWriter(Writing):
             If the writer is closed, or another copy of it has taken over.
         """
         values = obs, action, reward, next_obs, terminated, truncated
-        lead = () if self.num_envs == 1 and (type(reward) is float or np.ndim(reward) == 0) else (self.num_envs,)
+        lead = axes_of_step(reward, self._spec.leaves[self._reward], self.num_envs)
         if mask is not None or td_error is not None or self._has_errors:
             self._gather(1, lead, values, extras, mask, td_error)
             return
@@ -136,11 +137,9 @@ class ShardWriter(Writing):
         truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
     ) -> None:  # fmt: skip
         """Store T steps at once, with the leading axes (T, k), or (T,) with one lane; otherwise as `add`."""
-        values, shape = (obs, action, reward, next_obs, terminated, truncated), np.shape(reward)
-        if not shape:
-            raise ValueError(f"reward has shape (); expected ('T', {self.num_envs}); use add for a single step")
-        lead = shape[:1] if self.num_envs == 1 and len(shape) == 1 else (shape[0], self.num_envs)
-        self._gather(shape[0], lead, values, extras, mask, td_error)
+        values = obs, action, reward, next_obs, terminated, truncated
+        lead = axes_of_steps(reward, self._spec.leaves[self._reward], self.num_envs)
+        self._gather(lead[0], lead, values, extras, mask, td_error)
 
     def _gather(
         self, steps: int, lead: tuple[int, ...], values: tuple[Tree, ...], extras: Any, mask: Any, td_error: Any

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import gymnasium
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replaykit import (
@@ -57,6 +57,7 @@ def until(condition):
 
 @pytest.mark.parametrize("lanes", [1, 2])
 @pytest.mark.parametrize("name", SPECS)
+@settings(max_examples=settings().max_examples // 3)
 @given(data=st.data())
 def test_what_is_sent_is_what_add_and_extend_store(name, lanes, data):
     """Steps, masks, initial priorities, cuts and blocks longer than the segment, bit for bit."""

@@ -250,5 +250,5 @@ def test_without_ray_the_error_says_what_to_do(monkeypatch):
     with pytest.raises(RuntimeError, match=r"Ray is not started; call ray.init\(\)"):
         RayReplay(make_buffer)
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ModuleNotFoundError, match=r'RayReplay needs Ray: pip install "replaykit\[ray\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'RayReplay needs Ray: pip install "replaykit-rl\[ray\]"'):
         RayReplay(make_buffer)

@@ -405,7 +405,7 @@ def test_the_plan_has_whole_seeds_first():
         (["--envs", "CartPole-v1", "Pong-v5"], "invalid choice: 'Pong-v5'"),
         (["--seeds", "1"], "1 is too small; expected at least 2"),
         (["--seeds", "many"], "'many' is not an integer"),
-        (["--length", "0"], "--length is 0; expected more"),
+        (["--length", "0"], "--length is 0; expected a positive number"),
         (["--length", "1.5"], "1.5 is not between 0 and 1"),
         (["--jobs", "0"], "0 is too small"),
         (["--output", __file__], "argument --output: "),

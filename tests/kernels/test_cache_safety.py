@@ -39,7 +39,7 @@ def refused(monkeypatch, chosen, reason):
     assert directory is None
     (message,) = messages
     assert reason in message
-    assert f"not kept in {Path(chosen) / 'replaykit'}" in message
+    assert f"not cached in {Path(chosen) / 'replaykit'}" in message
     assert "set REPLAYKIT_CACHE_DIR to" in message
 
 

@@ -19,7 +19,7 @@ from replaykit import (
     ReplayWrapper,
 )
 from replaykit.testing import Configuration, assert_lawful, bits_of, build, by_verbs, configurations, values_of
-from replaykit.testing.strategies import is_near, reward_of_goal, size_of_reward
+from replaykit.testing.strategies import SPECS, Relabelling, reward_of_goal, size_of_reward
 from tests.helpers import stacked_lanes
 from tests.laws.third_party import (
     WRAPPERS,
@@ -52,9 +52,9 @@ class Hindsight:
 
     def __new__(cls, inner):
         number = next(cls.number)
-        terminated_fn = is_near if number % 2 else None
-        options = {"strategy": STRATEGIES[number // 2 % 4], "ratio": 0.6, "terminated_fn": terminated_fn}
-        return HindsightReplay(inner, reward_of_goal, **options)
+        (spec,) = (name for name in ("goal", "goals", "objectives") if SPECS[name] == inner.spec)
+        relabelling = Relabelling(STRATEGIES[number // 2 % 4], 0.6, terminates=number % 2 == 1, is_outermost=False)
+        return HindsightReplay(inner, **relabelling.options(spec))
 
 
 BASE = Configuration(

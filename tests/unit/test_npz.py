@@ -71,7 +71,7 @@ def test_files_that_do_not_fit_are_refused_by_name(tmp_path):
     np.savez(path, **{name: value for name, value in fields.items() if name != "truncated"})
     refused(FieldNameError, "has no array 'truncated'")
     np.savez(path, **fields, cost=np.zeros(3))
-    refused(FieldNameError, "has the array 'cost', which is no field")
+    refused(FieldNameError, "has the array 'cost', which is not a field")
     np.savez(path, **fields | {"action": np.zeros(2, int)})
     refused(ValueError, r"action has shape \(2,\); expected 3 rows, as reward has")
     np.savez(path, **fields | {"obs": np.zeros((3, 4))})

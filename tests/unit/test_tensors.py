@@ -130,7 +130,7 @@ def test_dtype_is_that_of_the_floating_point_fields():
         array = dict(leaves_of(dict(batch.items())))[path]
         expected = torch.float16 if array.dtype.kind == "f" else torch.from_numpy(array).dtype
         assert tensor.dtype == expected, path
-    assert batch.to_torch(dtype=torch.float32).reward.data_ptr() == batch.reward.ctypes.data
+    assert batch.to_torch(dtype=torch.float32).weights.data_ptr() == batch.weights.ctypes.data
 
 
 def test_columns_have_two_axes():
