@@ -36,11 +36,11 @@ _ALONE_TEXT = "no other thread has used the limit"
 
 
 class Corridor:
-    """Which inserts and samples a `RateLimit` allows, for counts that are kept somewhere else.
+    """The rule of a `RateLimit`, for counts that are stored elsewhere.
 
-    With the difference ``inserted * samples_per_insert - sampled``, an insert may raise it to ``center + tolerance`` at
-    most, and a sample may lower it to ``center - tolerance``, where ``center`` is ``min_size * samples_per_insert``.
-    Numbers are compared exactly.
+    Let ``d = inserted * samples_per_insert - sampled`` and ``center = min_size * samples_per_insert``. An insert may
+    raise d to at most ``center + tolerance``. A sample may lower it to at least ``center - tolerance``. Numbers are
+    compared exactly.
     """
 
     def __init__(self, samples_per_insert: float, min_size: int, tolerance: float) -> None:
@@ -50,7 +50,7 @@ class Corridor:
         self._center, self._min_size = min_size * self._up, min_size
 
     def allows_insert(self, rows: int, inserted: int, sampled: int) -> bool:
-        """Whether `rows` more may be inserted. Until `min_size` are, every insert may."""
+        """Whether `rows` more may be inserted. Always true before `min_size` are inserted."""
         if inserted < self._min_size or not rows:
             return True
         return (inserted + rows) * self._up - sampled * self._down <= self._center + self._half
@@ -78,14 +78,14 @@ class Corridor:
 
 
 def _fraction(number: float) -> Fraction:
-    """The fraction that a number is meant to be: 1 / 10 for 0.1."""
+    """The simplest fraction with this value: 1 / 10 for 0.1."""
     found = Fraction(number).limit_denominator(1_000_000)
     return found if float(found) == number else Fraction(number)
 
 
 @final
 class RateLimit(Declared):
-    """Keeps the number of samples for each inserted transition in a corridor, by making the faster side wait.
+    """Keeps the number of samples per inserted transition near a target, by making the faster side wait.
 
     Actors insert and learners sample. With the difference ``d = inserted * samples_per_insert - sampled``::
 
@@ -96,37 +96,37 @@ class RateLimit(Declared):
               smaller            than the right end
              |-- tolerance --||-- tolerance --|
 
-    The first `min_size` transitions are inserted without waiting, and nothing is sampled before. An insert that would
-    lead out of the corridor waits for samples, and the other way round. `RateLimitedReplay` holds the threads around a
-    buffer to a limit, and the replays of ``replaykit.distributed`` take one, too.
+    The first `min_size` transitions are inserted without waiting, and nothing is sampled before. After that, an insert
+    that would leave the corridor waits for samples, and a sample waits for inserts. `RateLimitedReplay` applies a limit
+    to a buffer that threads share. The replays of ``replaykit.distributed`` accept a limit as well.
 
-    Waiting ends with a TimeoutError after `timeout` seconds; with 0 it is raised at once. The wait is outside of the
-    buffer's lock, and Ctrl-C interrupts it. After `close`, which wakes everybody, nothing is limited any more: call it
-    when one side has ended, so that the other can go on. A thread that waits for another one that cannot exist, since
-    it is the only thread of the process, gets a RuntimeError at once. If it is the only thread that has used the limit
-    so far, and there is no `timeout`, it gets the error after five minutes.
+    A wait ends with a TimeoutError after `timeout` seconds, or at once if it is 0. The buffer's lock is not held during
+    a wait, and Ctrl-C interrupts it. Call `close` when one side has ended: all waiting threads continue, and nothing is
+    limited after that. If the waiting thread is the only one of the process, it gets a RuntimeError at once. If it is
+    the only one that has used the limit, and there is no `timeout`, it gets the error after five minutes.
 
-    For third parties: `await_insert` and `await_sample` wait and count; `inserting` and `sampling` are context managers
-    that count only what did not raise. A nested one of the same kind, in the same thread, does nothing.
+    To limit your own code, use `await_insert` and `await_sample`, which wait and count, or the context managers
+    `inserting` and `sampling`, which count only if no error is raised. Inside one of them, another of the same kind in
+    the same thread has no effect.
 
     Parameters
     ----------
     samples_per_insert : float
-        Transitions sampled for each that is inserted. With one batch of 256 for every 4 steps of an environment, 64.
+        Transitions sampled per inserted transition. One batch of 256 for every 4 steps of an environment gives 64.
     min_size : int
         Transitions to insert before the first sample.
     tolerance : float, optional
-        Half the width of the corridor, in transitions sampled, at least 1 and at least `samples_per_insert`. By default
+        Half the width of the corridor, in sampled transitions, at least 1 and at least `samples_per_insert`. By default
         the largest of 1,024, ``16 * samples_per_insert`` and ``0.1 * min_size * samples_per_insert``. The largest batch
-        and `samples_per_insert` times the largest block that is inserted at once must together be at most twice the
-        tolerance. Otherwise both sides could wait for ever, so a ValueError is raised.
+        plus `samples_per_insert` times the largest block inserted at once must be at most twice the tolerance.
+        Otherwise both sides could wait forever, so a ValueError is raised.
     timeout : float, optional
-        Seconds to wait at most.
+        Maximum number of seconds to wait.
 
     Attributes
     ----------
     corridor : Corridor
-        Which inserts and samples are allowed for given counts.
+        The rule for given counts.
 
     Raises
     ------
@@ -188,11 +188,11 @@ class RateLimit(Declared):
         Raises
         ------
         TimeoutError
-            If the time is over.
+            After `timeout` seconds.
         RuntimeError
             If no other thread can end the wait.
         ValueError
-            If so many rows cannot be inserted at once.
+            If `rows` is too large for the tolerance.
         """
         with self.inserting(rows):
             pass
@@ -297,7 +297,7 @@ class RateLimit(Declared):
     # -- One side ends ---------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Stop limiting: everybody who waits goes on, and nobody waits any more."""
+        """Stop limiting. All waiting threads continue, and no thread waits after that."""
         with self._condition:
             self._is_closed = True
             self._condition.notify_all()
@@ -308,7 +308,7 @@ class RateLimit(Declared):
         return self._is_closed
 
     def stop(self, thread: threading.Thread) -> None:
-        """Let a thread that waits, now or later, raise RuntimeError."""
+        """Make a thread raise RuntimeError if it waits, now or later."""
         with self._condition:
             self._stopped.add(thread)
             self._condition.notify_all()
@@ -336,7 +336,7 @@ class RateLimit(Declared):
 
     @property
     def largest_block(self) -> int:
-        """How many rows may be inserted at once, if batches take at most the other half of the corridor."""
+        """The largest block of rows, if batches use at most the other half of the corridor."""
         return self.corridor.largest_block()
 
     @property
@@ -350,7 +350,7 @@ class RateLimit(Declared):
         return self._sides["sample"].done
 
     def begin(self, inserted: int) -> None:
-        """Begin with so many transitions, in the middle of the corridor."""
+        """Set the counts for this number of inserted transitions, in the middle of the corridor."""
         self.restore({"inserted": inserted, "sampled": self.corridor.balanced(inserted)})
 
     def stats(self, prefix: str = "") -> dict[str, float]:
@@ -373,7 +373,7 @@ class RateLimit(Declared):
             return prefixed(found | seconds, prefix)
 
     def state(self) -> dict[str, Any]:
-        """The two counts. A copy is not closed, and nobody waits for it."""
+        """The two counts. A copy is not closed, and no thread waits in it."""
         return {"inserted": self.inserted, "sampled": self.sampled}
 
     def check_state(self, state: dict[str, Any]) -> None:
@@ -383,7 +383,7 @@ class RateLimit(Declared):
                 raise ValueError(f"{name} is {state[name]!r:.30}; expected an int of at least 0")
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on with these counts."""
+        """Continue with these counts."""
         with self._condition:
             for name, side in zip(("inserted", "sampled"), self._sides.values(), strict=True):
                 side.begun += state[name] - side.done
@@ -391,7 +391,7 @@ class RateLimit(Declared):
             self._condition.notify_all()
 
     def after_fork(self) -> None:
-        """In a forked child, other threads do not exist, and hold nothing."""
+        """Reset in a forked child, where other threads do not exist."""
         self._condition, self._local = threading.Condition(), threading.local()
         self._threads.clear()
         for side in self._sides.values():
@@ -424,35 +424,35 @@ if hasattr(os, "register_at_fork"):
 
 @final
 class RateLimitedReplay(ReplayWrapper):
-    """Any replay, in which `add`, `extend` and `sample` wait as a `RateLimit` says.
+    """A wrapper whose `add`, `extend` and `sample` wait for a `RateLimit`.
 
-    So the number of samples for each transition stays what you chose, although actors and learners are threads of their
-    own: the faster side waits for the other. Writers, `record` and `batches` wait, too, at every level of a stack of
-    wrappers. A batch of B rows counts B, also of sequences. Passes by `epoch` and `episodes` do not count.
+    Use it if actors and learners run in separate threads. The number of samples per transition then stays at your
+    target: the faster side waits for the slower one. Writers, `record` and `batches` wait as well, at every level of a
+    stack of wrappers. A batch of B rows counts B, even if the rows are sequences. `epoch` and `episodes` do not count.
 
-    What is stored already when the replay is wrapped counts as inserted, in the middle of the corridor. `clear` starts
-    the counts anew. They are saved with a checkpoint, and `stats` has them; see `RateLimit.stats`.
+    Transitions that are already stored count as inserted, and the counts start in the middle of the corridor. `clear`
+    resets the counts. Checkpoints contain them, and `stats` shows them; see `RateLimit.stats`.
 
-    A thread that holds the buffer's lock must not wait, since nobody else could go on. It gets a RuntimeError where it
-    would. Around a mixture the whole mixture is limited; the sources of a mixture cannot be.
+    A thread that holds the buffer's lock must not wait, since it would block all others. It gets a RuntimeError
+    instead. A limit around a mixture applies to the whole mixture. The sources of a mixture cannot have one.
 
     Parameters
     ----------
     inner : Replay
         A buffer, a wrapper, or a mixture, without a limit.
     limit : RateLimit
-        For this replay alone.
+        Not shared with another replay.
 
     Raises
     ------
     TypeError, ValueError
-        If `limit` is no RateLimit, has a `min_size` above the capacity, or `inner` has a limit already.
+        If `limit` is not a RateLimit or has a `min_size` above the capacity, or if `inner` already has a limit.
     TimeoutError, RuntimeError, ValueError
-        When adding and sampling, as `RateLimit.await_insert` raises them. The buffer is then unchanged.
+        From `add`, `extend` and `sample`; see `RateLimit.await_insert`. The buffer is then unchanged.
 
     Examples
     --------
-    An actor and a learner in threads of their own. The learner gets a batch of 8 for every 4 steps:
+    An actor and a learner in separate threads. The learner gets a batch of 8 for every 4 steps:
 
     >>> from concurrent.futures import ThreadPoolExecutor
     >>> from replaykit import Field, RateLimit, RateLimitedReplay, ReplayBuffer, Spec

@@ -32,45 +32,42 @@ _PAUSE = 1e-3
 
 @final
 class ProcessWriters(Sequence["ProcessWriter"]):
-    """Writers of a replay for other processes on this machine. Each has lanes of its own.
+    """Writers for other processes on this machine, which add to a replay. Each has its own lanes.
 
-    The learner builds a replay with a lane for each environment, makes the writers, and gives one to each process that
-    acts. Everything else stays as it is: the learner samples from the replay, updates priorities, and saves it. So any
-    buffer works, in any wrappers, with exact probabilities::
+    The learner builds a replay with one lane for each environment, creates the writers, and passes one to each process.
+    It then samples from the replay, updates priorities and saves it as usual. Every buffer works, in any wrappers, with
+    exact probabilities::
 
         process 0: writers[0].add(...) --> [ segment 0 ] --+
         process 1: writers[1].add(...) --> [ segment 1 ] --+--> thread --> lanes of the replay --> sample()
         process 2: writers[2].add(...) --> [ segment 2 ] --+
 
     A segment is a ring of steps in shared memory, with one process that writes and one that reads, and without locks. A
-    thread of the learner's process moves the steps to the replay, as any thread may add to it. With a
-    :class:`~replaykit.RateLimitedReplay`, the thread leaves steps in the segments while the limit does not allow more.
-    A writer whose segment is full waits.
+    thread of the learner's process moves the steps to the replay. With a :class:`~replaykit.RateLimitedReplay`, steps
+    stay in the segments while the limit allows no more. If its segment is full, a writer waits.
 
-    A process that dies, even in the middle of a step, loses at most that step, and holds nobody up. What it has added
-    is still moved. A new process can then take the same writer; it begins a new episode. If the learner dies, writers
-    raise an error when their segments are full. Nothing is left in memory when all processes have ended, however they
-    ended.
+    If a process dies, even in the middle of a step, at most that step is lost, and no other process waits for it. All
+    earlier steps reach the replay. A new process can then use the same writer, and begins a new episode. If the learner
+    dies, writers raise an error when their segments are full. When all processes have ended, in any way, their
+    memory is free.
 
-    While there are process writers, their lanes cannot be added to in another way, and ``replay.load`` raises an error:
-    load first.
+    Until the writers are closed, nothing else can add to their lanes, and ``replay.load`` raises an error: load first.
 
     Parameters
     ----------
     replay : Replay
         A buffer, or a wrapper around one.
     count : int
-        Writers. They share the lanes evenly, so `num_envs` must be a multiple of it.
+        Number of writers. They share the lanes evenly, so `num_envs` must be a multiple of it.
     room : int, optional
-        Steps that fit into each segment. By default as many as fit into 64 MiB, but 16 at least and 4,096 at most.
+        Number of steps in each segment. By default as many as fit in 64 MiB, at least 16 and at most 4,096.
     timeout : float, optional
-        Seconds that a writer waits for room before it raises TimeoutError. By default it waits as long as the learner
-        lives.
+        Seconds that a writer waits for room before it raises TimeoutError. By default it waits until the learner ends.
 
     Raises
     ------
     TypeError, ValueError, MemoryError
-        If an argument is out of its range, a lane has a writer, or the segments are larger than the memory.
+        If an argument is out of range, a lane already has a writer, or the segments do not fit in memory.
 
     Examples
     --------
