@@ -163,7 +163,7 @@ class Segment:
         return 1
 
     def write(self, values: dict[str, Any], steps: int, timeout: float | None) -> int:
-        """Write steps, given by the names of the record, and publish them. Waits for room. Returns the number written."""
+        """Write steps, by the names of the record, and publish them. Waits for room. Returns the number written."""
         if self._process != os.getpid():
             raise _forked()
         done = 0

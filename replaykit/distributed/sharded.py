@@ -315,7 +315,7 @@ class ShardedReplay(Replay):
         - `inserted`, `sampled`: with a limit, its counts when the last batch was sampled
         - `batches`: batches sampled by this learner
 
-        The other numbers for all shards are sums over the shards. `prefix` is put before each name.
+        Counts of transitions and bytes are sums over the shards. `prefix` is put before each name.
         """
         with self.lock:
             each = self._all.ask_all("stats")
