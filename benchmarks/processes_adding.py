@@ -1,8 +1,9 @@
-"""Adds per second of 1, 2 and 4 processes that add to one replay, while the learner samples batches of 256.
+"""Steps per second that 1, 2 and 4 processes add to one replay, while the learner samples batches of 256.
 
-Run it with ``python -m benchmarks.processes_adding``. Each process adds steps of 17 numbers and 6 actions, as fast as
-it can, to a segment of shared memory. Beside it stands the same with the writers' steps sent through
-``multiprocessing.Queue`` in blocks of 64, and added with ``extend``: what one would write by hand.
+Run it with ``python -m benchmarks.processes_adding``. Each process adds steps, as fast as it can, to a segment of
+shared memory. A step has an observation of 17 numbers and an action of 6. The baseline is code that you would write
+without replaykit's writers: it sends blocks of 64 steps through a ``multiprocessing.Queue`` and adds them with
+``extend``.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def send(queue: Any, started: Any, ended: Any) -> None:
 
 
 def measure(count: int, seconds: float, through_queue: bool) -> tuple[float, float]:
-    """Adds and samples per second with so many processes."""
+    """Steps added and batches sampled per second, with `count` processes."""
     context = multiprocessing.get_context("spawn")
     replay = PrioritizedBuffer(100_000 * count, SPEC, num_envs=count, seed=0)
     lead = (300, count) if count > 1 else (300,)
@@ -67,7 +68,7 @@ def measure(count: int, seconds: float, through_queue: bool) -> tuple[float, flo
     for process in processes:
         process.start()
     started.set()
-    while (replay.bounds[1] < 1300).any():  # all are there, and everything is compiled
+    while (replay.bounds[1] < 1300).any():  # until all processes have started and everything is compiled
         time.sleep(0.1)
     begin, before, batches = time.perf_counter(), replay.stats()["added"], 0
     while time.perf_counter() < begin + seconds:

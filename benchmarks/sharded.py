@@ -1,20 +1,19 @@
-"""A replay on Ray: steps added per second while batches are sampled, and how long a batch takes.
+"""Benchmark of a replay on Ray: steps added per second while batches are sampled, and the time for a batch.
 
     python -m benchmarks.sharded
     python -m benchmarks.sharded --seconds 10 --shards 4 --output sharded.json
     python -m benchmarks.sharded --soak 1800
     python -m benchmarks.sharded --torchrl
 
-Observations are those of CartPole, 4 floats. Each writer is a Ray actor, which adds one step after the other. The
-learner samples batches of 256 from a prioritized replay, and updates their priorities. With more processes than cores,
-which is the case on most machines that this runs on, the figures say what the processes cost together, not what each
-could reach alone.
+Observations have 4 floats, as in CartPole. Each writer is a Ray actor that adds one step at a time. The learner samples
+batches of 256 from a prioritized replay, and updates their priorities. Most machines have fewer cores than there are
+processes. In this case the processes compete for cores, and the results are lower than with a core for each process.
 
 With --torchrl, a uniform `RayReplay` and the `RayReplayBuffer` of TorchRL are measured in turn. TorchRL has
 one buffer in one actor. Its writers extend it by 64 steps at a time.
 
-With --soak, writers add and the learner samples for so many seconds, with buffers that are full after the first of
-them. Every 10 seconds the memory of all processes is printed, and at the end its growth.
+With --soak, writers add and the learner samples for the given number of seconds. The buffers are small enough to fill
+up within the first seconds. The memory of all processes is printed every 10 seconds, and its growth at the end.
 """
 
 import argparse
@@ -41,17 +40,17 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Actor:
-    """Adds steps until the time is over."""
+    """Adds steps for a given time."""
 
     def __init__(self, writer: ShardWriter) -> None:
         self.writer, self.rng = writer, np.random.default_rng(0)
 
     def pid(self) -> int:
-        """The process."""
+        """The process id."""
         return os.getpid()
 
     def act(self, seconds: float) -> float:
-        """Steps added per second, each stored at the end."""
+        """Add steps for a number of seconds. Returns the steps per second, including the time to store all of them."""
         obs = self.rng.normal(size=(100, 4)).astype(np.float32)
         begin, steps = time.perf_counter(), 0
         while time.perf_counter() < begin + seconds:
@@ -66,7 +65,7 @@ class Actor:
 def running(
     shards: int, writers: int, capacity: int, is_uniform: bool = False
 ) -> Iterator[tuple[RayReplay, list[Any]]]:
-    """A replay with some actors that write to it."""
+    """A replay, and actors that write to it."""
     lanes = -(-writers // shards)
 
     def make() -> ReplayBuffer | PrioritizedBuffer:
@@ -86,7 +85,7 @@ def running(
 
 
 def adding(shards: int, writers: int, seconds: float) -> dict[str, float]:
-    """Steps added and batches learned from per second, at the same time."""
+    """Steps added and batches learned from, per second, measured at the same time."""
     with running(shards, writers, 100_000) as (replay, actors):
 
         def learn() -> None:
@@ -97,7 +96,7 @@ def adding(shards: int, writers: int, seconds: float) -> dict[str, float]:
 
 
 def beside_torchrl(shards: int, writers: int, seconds: float) -> dict[str, Any]:
-    """Steps added and batches sampled per second, at the same time, of both libraries."""
+    """Steps added and batches sampled, per second, measured at the same time, for both libraries."""
     with running(shards, writers, 100_000, is_uniform=True) as (replay, actors):
         ours = both_sides(actors, seconds, lambda: replay.sample(BATCH))
     with running_torchrl(writers, shards * 100_000) as (buffer, actors):
@@ -106,7 +105,7 @@ def beside_torchrl(shards: int, writers: int, seconds: float) -> dict[str, Any]:
 
 
 def both_sides(actors: list[Any], seconds: float, sample: Callable[[], Any]) -> dict[str, float]:
-    """What actors add per second, and what is sampled meanwhile."""
+    """Steps that the actors add per second, and batches that are sampled per second in the same time."""
     pending = [actor.act.remote(seconds) for actor in actors]
     begin, batches = time.perf_counter(), 0
     while len(ray.wait(pending, num_returns=len(pending), timeout=0)[0]) < len(pending):
@@ -117,7 +116,7 @@ def both_sides(actors: list[Any], seconds: float, sample: Callable[[], Any]) -> 
 
 
 class TorchActor:
-    """Extends a buffer of TorchRL until the time is over."""
+    """Extends a buffer of TorchRL for a given time."""
 
     def __init__(self, buffer: Any) -> None:
         self.buffer = buffer
@@ -158,7 +157,7 @@ def running_torchrl(writers: int, capacity: int) -> Iterator[tuple[Any, list[Any
 
 
 def latency(shards: int, seconds: float) -> dict[str, float]:
-    """Milliseconds that a learner waits for a batch, alone; and if it computes 5 ms between two."""
+    """Milliseconds that a learner waits for a batch: without other work, and with 5 ms of work between batches."""
     with running(shards, 1, 100_000) as (replay, _):
         found = dict[str, float]()
         for name, prefetch, pause in (("alone", 0, 0.0), ("sampled", 0, 0.005), ("prefetched", 2, 0.005)):
@@ -177,7 +176,7 @@ def latency(shards: int, seconds: float) -> dict[str, float]:
 
 
 def soak(shards: int, writers: int, seconds: float) -> dict[str, float]:
-    """The memory of all processes in MB after a fifth of the time and at the end."""
+    """The memory of all processes in MB, after a fifth of the time and at the end."""
     with running(shards, writers, 5_000) as (replay, actors):
         handles = [shard.__ray_call__.remote(lambda _: os.getpid()) for shard in replay.shards]
         processes = [os.getpid(), *ray.get(handles), *ray.get([actor.pid.remote() for actor in actors])]
@@ -201,7 +200,7 @@ def soak(shards: int, writers: int, seconds: float) -> dict[str, float]:
 
 
 def memory_of(process: int) -> float:
-    """MB that belong to a process alone. Linux only."""
+    """The private memory of a process in MB. Linux only."""
     _, resident, shared, *_ = Path(f"/proc/{process}/statm").read_text().split()
     return (int(resident) - int(shared)) * PAGE / 1e6
 

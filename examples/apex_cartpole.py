@@ -1,18 +1,18 @@
-"""Learn CartPole with two actor processes and a learner on Ray, as Ape-X does, and in one process, side by side.
+"""Train on CartPole with two actor processes and a learner on Ray, as in Ape-X, and compare with a single process.
 
     python examples/apex_cartpole.py
     python examples/apex_cartpole.py --actors 4 --shards 2 --seed 1
     python examples/apex_cartpole.py --total-timesteps 2000
 
-Each actor is a process with an environment and a copy of the network. It explores with an epsilon of its own, and adds
-what it sees to a `RayReplay` through a writer. After every round of steps it gets the learner's weights. Meanwhile the
-learner samples batches from the shards and updates their priorities with `update` of dqn.py, which does not know that
-its replay is spread over processes. The single process does the same with a `PrioritizedBuffer`: all environments take
-turns with the learner.
+Each actor is a process with an environment and a copy of the network. Each explores with a different epsilon, and adds
+its steps to a `RayReplay` through a writer. After every round of steps, an actor gets the learner's latest weights. At
+the same time, the learner samples batches from the shards and updates priorities. It uses `update` of dqn.py without
+changes, although the replay is spread over processes. The single process does the same with a `PrioritizedBuffer`: the
+actors and the learner take turns.
 
-Both take as many steps and learn from as many batches. The picture shows the mean return of greedy episodes against
-steps. Here the environments are so fast that processes gain little time. They pay where an environment takes
-milliseconds, as a simulator does.
+Both runs take the same number of steps and learn from the same number of batches. The figure shows the mean return of
+greedy episodes against steps. CartPole is so fast that several processes save little time. They pay off if a step of
+the environment takes milliseconds, as in a simulator.
 
 Shapes in the comments: D observation.
 
@@ -50,7 +50,7 @@ TEST_EPISODES = 100
 
 @dataclass
 class Curve:
-    """Pairs of steps and the mean return of greedy episodes, and how long the run took."""
+    """Pairs of a number of steps and the mean return of greedy episodes, and the duration of the run."""
 
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
@@ -58,18 +58,18 @@ class Curve:
 
 
 def make_buffer(capacity: int, lanes: int) -> PrioritizedBuffer:
-    """A shard, or the buffer of the single process."""
+    """The buffer of a shard, or of the single process."""
     spec = Spec.from_env(gymnasium.make(ENV_ID))
     return PrioritizedBuffer(capacity, spec, num_envs=lanes, n_step=3, alpha=0.6, beta=0.4)
 
 
 def epsilon_of(actor: int, actors: int) -> float:
-    """0.4 for the first actor, and less for each further one: down to 0.01."""
+    """The epsilon of an actor, from 0.4 for the first actor down to 0.01 for the last."""
     return float(0.4 ** (1.0 + 4.0 * actor / max(actors - 1, 1)))
 
 
 class Actor:
-    """Steps an environment, and adds what it sees."""
+    """Steps an environment and adds the steps to the replay."""
 
     def __init__(self, writer: ShardWriter | Writer, epsilon: float, seed: int) -> None:
         torch.set_num_threads(1)
@@ -79,7 +79,7 @@ class Actor:
         self.q_net = QNetwork(self.obs.size, int(self.env.action_space.n), SETTINGS.hidden)
 
     def act(self, weights: dict[str, Any], steps: int) -> int:
-        """Take some steps with these weights; returns how many."""
+        """Take `steps` steps with these weights. Returns the number of steps."""
         self.q_net.load_state_dict(weights)
         for _ in range(steps):
             explores = self.rng.random() < self.epsilon
@@ -91,7 +91,7 @@ class Actor:
 
 
 class Learner:
-    """Learns from a replay as many batches as are due, and evaluates the network now and then."""
+    """Makes the updates that are due, and evaluates the network at intervals."""
 
     def __init__(self, replay: Replay, settings: Settings, seed: int, name: str) -> None:
         torch.manual_seed(seed)
@@ -104,7 +104,7 @@ class Learner:
         self.bar = tqdm(total=settings.total_timesteps, unit="step", desc=name)
 
     def learn(self, steps: int) -> bool:
-        """Learn from what is due after so many further steps; returns whether training goes on."""
+        """Make the updates that are due after `steps` more steps. Returns whether training continues."""
         self.steps += steps
         self.bar.update(steps)
         while self.batches < self.settings.batches_by(self.steps):
@@ -127,7 +127,7 @@ class Learner:
         return copy.deepcopy(self.q_net.state_dict())
 
     def finish(self) -> Curve:
-        """What was reached."""
+        """Evaluate the best network, and return the learning curve."""
         self.curve.seconds = time.perf_counter() - self.begin
         self.curve.test_return = float(evaluate(self.best, ENV_ID, TEST_EPISODES, self.seed + 2_000).mean())
         self.bar.close()
@@ -135,7 +135,7 @@ class Learner:
 
 
 def train_alone(settings: Settings, actors: int, seed: int) -> Curve:
-    """All in one process: the actors take turns, and then the learner learns."""
+    """Train in one process: in each round the actors take turns, and then the learner learns."""
     buffer = make_buffer(50_000, actors)
     writers = [buffer.writer(lane) for lane in range(actors)]
     each = [Actor(writer, epsilon_of(k, actors), seed + k) for k, writer in enumerate(writers)]
@@ -147,7 +147,7 @@ def train_alone(settings: Settings, actors: int, seed: int) -> Curve:
 
 
 def train_on_ray(settings: Settings, actors: int, shards: int, seed: int) -> Curve:
-    """The actors and the shards are processes of Ray, and this one learns."""
+    """Train on Ray: actors and shards are processes of Ray, and this process is the learner."""
     lanes = -(-actors // shards)
     with RayReplay(functools.partial(make_buffer, 50_000 // shards, lanes), shards, seed=seed, block=32) as replay:
         make = ray.remote(num_cpus=0)(Actor)
@@ -165,7 +165,7 @@ def train_on_ray(settings: Settings, actors: int, shards: int, seed: int) -> Cur
 
 
 def plot(curves: dict[str, Curve], path: Path) -> None:
-    """The returns of greedy episodes against steps."""
+    """Plot the returns of greedy episodes against steps."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, curve in curves.items():
@@ -177,7 +177,7 @@ def plot(curves: dict[str, Curve], path: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(description="DQN with actors and shards on Ray.", allow_abbrev=False)
     add = parser.add_argument
     add("--actors", type=at_least(1), default=2, help="processes that act (default: %(default)s)")
@@ -190,7 +190,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train both, print a table and save the picture."""
+    """Run both, print the results and save the figure."""
     options = parse_arguments()
     settings = Settings(**{**vars(SETTINGS), "total_timesteps": options.total_timesteps})
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What a report of a bug needs: ``python -m replaykit`` prints versions, the machine and the cache of kernels.
+"""Information for bug reports: ``python -m replaykit`` prints versions, the machine and the cache of kernels.
 
 ``python -m replaykit --clear-cache`` deletes the kernels in the cache.
 """
@@ -19,11 +19,11 @@ import replaykit
 REQUIRED = "numpy", "numba", "llvmlite"
 OPTIONAL = "torch", "gymnasium", "stable-baselines3", "tensordict", "torchrl", "minari", "hypothesis"
 _KERNEL = re.compile(r"\w+-[0-9a-f]{32}\.kernel(\.[0-9a-f]{16})?")
-"""Names of kernels, and of those that were being written when their process died."""
+"""File names of kernels, including unfinished files of processes that died while writing."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the report, or clear the cache; the exit status."""
+    """Print the report, or clear the cache. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m replaykit", description="Print what a bug report needs.")
     parser.add_argument("--clear-cache", action="store_true", help="delete the compiled kernels in the cache")
     if parser.parse_args(arguments).clear_cache:
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def versions() -> list[tuple[str, str]]:
-    """Names and versions of replaykit, Python and the packages that matter, without importing these."""
+    """Names and versions of replaykit, Python and the relevant packages. The packages are not imported."""
     python = f"{platform.python_version()} {platform.python_implementation()}"
     found = [
         ("replaykit", f"{replaykit.__version__} in {Path(replaykit.__file__).parent}"),
@@ -54,7 +54,7 @@ def _version(distribution: str) -> str | None:
 
 
 def machine() -> list[tuple[str, str]]:
-    """The system, the processor, and the environment variables that change how kernels are compiled or kept."""
+    """The system, the processor, and the environment variables that affect how kernels are compiled and cached."""
     cores = os.cpu_count()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     named = {name: value for name, value in os.environ.items() if name.startswith(("NUMBA_", "REPLAYKIT_"))}
@@ -75,7 +75,7 @@ def _processor() -> str:
 
 
 def cache_lines() -> list[str]:
-    """Where compiled kernels are kept, how many there are, how large they are, and how to delete them."""
+    """The directory of the kernel cache, the number and size of its kernels, and how to delete them."""
     try:
         directory, reasons = _cache()
         files = _kernels(directory) if directory is not None else {}
@@ -91,7 +91,7 @@ def cache_lines() -> list[str]:
 
 
 def clear_cache() -> int:
-    """Delete the kernels in the cache, and nothing else; the exit status."""
+    """Delete the kernels in the cache, and no other files. Returns the exit status."""
     from replaykit._kernels.cache import opened
 
     directory, reasons = _cache()
@@ -108,7 +108,7 @@ def clear_cache() -> int:
 
 
 def _delete(path: str, parent: int | None) -> OSError | None:
-    """Delete a file; the error if that fails. One that another process has just deleted is no failure."""
+    """Delete a file. Returns the error if that fails, or None; a file that no longer exists is not an error."""
     try:
         os.unlink(path, dir_fd=parent)
     except FileNotFoundError:
@@ -119,7 +119,7 @@ def _delete(path: str, parent: int | None) -> OSError | None:
 
 
 def _cache() -> tuple[Path | None, Iterable[str]]:
-    """The directory of the cache, or None and why there is none."""
+    """The directory of the cache and related warnings. Without a cache: None and the reasons."""
     from replaykit._kernels.cache import cache_directory
 
     with warnings.catch_warnings(record=True) as caught:
@@ -131,7 +131,7 @@ def _cache() -> tuple[Path | None, Iterable[str]]:
 
 
 def _kernels(directory: Path) -> dict[str, int]:
-    """The names of the kernels in the cache, each with its size in bytes. Links are not followed."""
+    """The names of the kernels in the cache, and their sizes in bytes. Links are not followed."""
     from replaykit._kernels.cache import opened
 
     sizes = {}

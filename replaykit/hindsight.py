@@ -1,4 +1,4 @@
-"""Hindsight experience replay: transitions are replayed as if another goal had been meant."""
+"""Hindsight experience replay: transitions are replayed with goals that the agent has achieved."""
 
 import math
 from collections.abc import Callable
@@ -24,52 +24,52 @@ _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 GoalFunction: TypeAlias = Callable[[Any, Any, dict[str, Any]], Any]
 Keys: TypeAlias = str | tuple[str, ...]
 Goals: TypeAlias = tuple[Any, Any, dict[str, Any]]
-"""M steps: the goal achieved in each, the goal it should achieve, arrays or tuples of them, and the extra fields."""
+"""For M steps: the achieved goals, the desired goals (both an array or a tuple of arrays), and the extra fields."""
 
 
 @final
 class HindsightReplay(ReplayWrapper):
-    """Any replay of a task with goals, in which a share of every batch gets a goal that was achieved.
+    """A wrapper for tasks with goals. It replaces the goal of part of every batch by a goal that was achieved.
 
-    A relabelled transition has another ``desired_goal``, in ``obs`` and ``next_obs`` alike, and the reward that
-    `reward_fn` gives for it. With n-step returns the reward of every step of the window is recomputed. So is its end,
-    if `terminated_fn` is given: a window that reaches the new goal stops there. ``batch.relabelled`` marks these rows.
+    A relabelled transition has a new ``desired_goal`` in both ``obs`` and ``next_obs``, and the reward that `reward_fn`
+    returns for this goal. With n-step returns, the reward of every step of the window is recomputed. With
+    `terminated_fn`, a window ends at the first step that reaches the new goal. ``batch.relabelled`` marks these rows.
 
-    A goal is the achieved goal of ``next_obs`` of a stored step. Each step that `strategy` allows is equally likely:
+    A new goal is the achieved goal in ``next_obs`` of a stored step. `strategy` selects steps; all are equally likely:
 
-    - ``"future"``: of the same episode, from the replayed step itself on, so strictly later than ``obs``;
+    - ``"future"``: the replayed step and all later steps of its episode, so the goal was achieved after ``obs``;
     - ``"final"``: the last step of the same episode, or the newest if the episode is running;
     - ``"episode"``: any step of the same episode;
     - ``"random"``: any step in the buffer.
 
-    If an episode is partly overwritten, its remaining steps are allowed. Stored transitions, and their priorities, do
-    not depend on the goals that they are replayed with. The functions are pickled with the replay.
+    If an episode is partly overwritten, its remaining steps are used. Relabelling does not change stored transitions or
+    their priorities. The functions are pickled with the replay.
 
     Parameters
     ----------
     inner : Replay
-        A buffer, or another wrapper, whose observations are dicts with two goals of one shape and dtype.
+        A buffer or another wrapper. Its observations are dicts that contain two goals of the same shape and dtype.
     reward_fn : callable
         ``reward_fn(achieved_goal, desired_goal, info)`` returns the rewards of M steps, of shape (M,), or (M, k) for k
-        rewards a step, such as ``env.unwrapped.compute_reward`` of Gymnasium-Robotics. Called once a batch with all
-        steps of all relabelled windows: goals of shape (M, ...), and the extra fields as a dict. Goals of several
-        fields are tuples of such arrays, in the order of the keys.
+        rewards per step. An example is ``env.unwrapped.compute_reward`` of Gymnasium-Robotics. It is called once per
+        batch with all steps of all relabelled windows: goals of shape (M, ...), and a dict of the extra fields. A goal
+        of several fields is a tuple of such arrays, in the order of the keys.
     terminated_fn : callable, optional
-        ``terminated_fn(achieved_goal, desired_goal, info)`` returns where the episode terminates under the new goal, of
-        shape (M,), bool. Without it `terminated` stays as stored. That is right for the many goal tasks whose episodes
-        do not end at the goal, but at a time limit.
+        ``terminated_fn(achieved_goal, desired_goal, info)`` returns whether each step terminates the episode under the
+        new goal: bool, of shape (M,). By default, `terminated` stays as stored. This is correct for the many goal tasks
+        whose episodes end only at a time limit.
     strategy : {"future", "final", "episode", "random"}
     ratio : float
-        The probability that a transition is relabelled; k / (k + 1) for the paper's k goals to each transition.
+        The probability that a transition is relabelled; k / (k + 1) for k goals per transition as in the paper.
     achieved_goal, desired_goal : str, or tuple of str
-        Keys of the goals in the observation; with dots if nested, as in ``"task.goal"``. As tuples, of as many keys
-        each, they are goals of several fields, all of which are taken from the same step.
+        Keys of the goals in the observation; nested keys have dots, as in ``"task.goal"``. Two tuples with the same
+        number of keys specify goals of several fields, which are all taken from the same step.
 
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        If the observations have no such goals, or an argument is out of its range. When sampling, if a function returns
-        another shape, or numbers that are not finite, or raises. The buffer is then unchanged.
+        If the observations lack the goals, or an argument is out of range. When sampling, if a function raises an
+        error, or returns a wrong shape or numbers that are not finite; the buffer is then unchanged.
 
     References
     ----------
@@ -77,7 +77,7 @@ class HindsightReplay(ReplayWrapper):
 
     Examples
     --------
-    Ten steps along a line, with the goal to stand at 99:
+    Ten steps along a line. The goal is to stand at 99:
 
     >>> import numpy as np
     >>> from replaykit import Field, HindsightReplay, ReplayBuffer, Spec
@@ -98,7 +98,7 @@ class HindsightReplay(ReplayWrapper):
            [ 0.,  1.,  0.],
            [ 8., 99., -1.]], dtype=float32)
 
-    A goal of two fields, which are to be reached in the same step:
+    A goal of two fields, both of which must be reached in the same step:
 
     >>> fields = {name: Field(()) for name in ("x", "speed", "target_x", "target_speed")}
     >>> def reward_fn(achieved_goal, desired_goal, info):
@@ -175,7 +175,7 @@ class HindsightReplay(ReplayWrapper):
         self.ratio = state["ratio"]
 
     def _refuse_wrong_goals(self, achieved: tuple[str, ...], desired: tuple[str, ...]) -> None:
-        """Raise unless the observations have these goals, those of a pair of one shape and dtype."""
+        """Raise unless the observations have these goals, and both goals of a pair have the same shape and dtype."""
         obs, fields = self.spec["obs"], {leaf.name: leaf.field for leaf in self.spec.leaves}
         if not isinstance(obs, dict):
             wanted = f"a dict with the goals {', '.join(map(repr, achieved + desired))}"
@@ -201,7 +201,7 @@ class HindsightReplay(ReplayWrapper):
 
     def change(self, window: Window) -> Window:
         look, ahead = self.look, window.ahead
-        if look is None:  # nothing is drawn, so that batches are those of the wrapped replay
+        if look is None:  # no random numbers are drawn, so that batches equal those of the wrapped replay
             window.added["relabelled"] = np.zeros(window.shape[0], np.bool_)
             return window
         if ahead is None:
@@ -210,7 +210,7 @@ class HindsightReplay(ReplayWrapper):
         window.added["relabelled"] = chosen
         rewrites = [Rewrite(fields, windows, goal) for fields, goal in zip(self._desired, goals, strict=True)]
         if not len(windows):
-            window.rewrites += rewrites  # so that the same kernels are compiled
+            window.rewrites += rewrites  # empty, but the same kernels are compiled as for other batches
             return window
         info = self._info_of(window, places) if self._info else {}
         asked = (achieved, wanted, info) if self._is_tuple else (achieved[0], wanted[0], info)
@@ -229,13 +229,13 @@ class HindsightReplay(ReplayWrapper):
         return window
 
     def _info_of(self, window: Window, places: Indices) -> dict[str, Any]:
-        """The extra fields of the steps with these places in the windows' rewards."""
+        """The extra fields of the steps at these positions in the rewards of the windows."""
         n = window.reward.shape[1]
         steps = window.indices[places // n] + places % n * window.stride
         return self.spec.unflatten([self.inner.read(steps, name) for name in self._info], self.spec.extra)
 
     def _rewards(self, goals: Goals) -> npt.NDArray[Any]:
-        """The rewards of the steps for their goals, one after another, as float32 or float64."""
+        """The rewards of the steps for their goals, as a flat array of float32 or float64."""
         result = _ask("reward_fn", self._reward_fn, goals, self._shape, "biuf", "real numbers")
         result = result.reshape(-1) if self._shape else result
         if result.dtype is _FLOAT32 or result.dtype is _FLOAT64:
@@ -244,7 +244,7 @@ class HindsightReplay(ReplayWrapper):
             return np.asarray(result, self._dtype)
 
     def _ends(self, goals: Goals) -> npt.NDArray[np.bool_]:
-        """Whether each of the steps terminates its episode under its goal."""
+        """Whether each step terminates its episode under its new goal."""
         ends = self._ask_ends(goals)
         if self._is_vectorised:
             return ends
@@ -253,8 +253,8 @@ class HindsightReplay(ReplayWrapper):
         is_missed = [(one != other).reshape(len(ends), -1).any(axis=1) for one, other in pairs]
         missed = np.any(is_missed, axis=0).nonzero()[0][:8]
         if missed.size:
-            # Many a compute_terminated takes the norm over all rows, so that a row's answer depends on the others. Ask
-            # for some rows, the same steps with what they achieve as goals, and these rows again; then one by one
+            # Some functions take the norm over all rows, so the result of a row depends on the other rows. Compare the
+            # results of some rows together and one by one; the second third has its achieved goals as desired goals
             achieved, desired, info = _map(itemgetter(np.tile(missed, 3)), goals)
             for one, other in zip(_parts(achieved), _parts(desired), strict=True):
                 other[missed.size : 2 * missed.size] = one[: missed.size]
@@ -271,7 +271,7 @@ class HindsightReplay(ReplayWrapper):
         return _ask("terminated_fn", self._terminated_fn, _map(np.copy, goals), (), "b", "bool")
 
     def _shorten(self, window: Window, ahead: Ahead, ends: npt.NDArray[np.bool_]) -> None:
-        """End each window at its first step that ends under its goal, whose flag is then the window's."""
+        """End each window at its first step that terminates under the new goal, and set its flags accordingly."""
         lengths = window.length[ahead.windows]
         begins = lengths.cumsum() - lengths
         place = ahead.places % window.reward.shape[1]
@@ -287,7 +287,7 @@ def _is_relabelled(replay: Replay) -> bool:
 
 
 def _keys(option: str, keys: Any) -> tuple[str, ...]:
-    """The keys of a goal's fields. Raises TypeError for what is neither one nor a tuple of them."""
+    """The keys of a goal's fields, as a tuple. Raises TypeError unless `keys` is a key or a tuple of keys."""
     found = keys if isinstance(keys, tuple) else (keys,)
     if not found or not all(isinstance(key, str) for key in found):
         raise TypeError(f"{option} is {keys!r}; expected a key of obs, or a tuple of keys")
@@ -295,12 +295,12 @@ def _keys(option: str, keys: Any) -> tuple[str, ...]:
 
 
 def _parts(goal: Any) -> tuple[Any, ...]:
-    """The arrays of goals."""
+    """The arrays of a goal, one for each field."""
     return goal if isinstance(goal, tuple) else (goal,)
 
 
 def _map(function: Callable[[Any], Any], goals: Goals) -> Goals:
-    """`function` of every array."""
+    """Apply `function` to every array."""
     mapped: Goals = map_tree(lambda array, _path: function(array), goals)
     return mapped
 
@@ -308,7 +308,7 @@ def _map(function: Callable[[Any], Any], goals: Goals) -> Goals:
 def _ask(
     option: str, function: Any, goals: Goals, shape: tuple[int, ...], kinds: str, expected: str
 ) -> npt.NDArray[Any]:
-    """The answer of the user's `function` for M steps, of shape (M, *shape). It may change `goals`."""
+    """Call the user's `function` for M steps. The result has the shape (M, *shape). The function may change `goals`."""
     shape = len(_parts(goals[0])[0]), *shape
     try:
         result = function(*goals)
@@ -338,7 +338,7 @@ def _called(option: str, function: Any) -> str:
 
 
 def _wrapped(option: str, goals: Goals) -> str:
-    """How to make a function that takes one pair of goals fit."""
+    """How to wrap a function that takes one pair of goals at a time."""
     rows = "zip(*achieved), zip(*desired)" if isinstance(goals[0], tuple) else "achieved, desired"
     loop = f"[{option}(a, d, {{}}) for a, d in zip({rows})]"
     return f"if it takes one goal at a time, wrap it: lambda achieved, desired, info: np.array({loop})"

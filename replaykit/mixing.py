@@ -42,7 +42,7 @@ class Locks:
     def __enter__(self) -> bool:
         taken: list[Any] = []
         try:
-            taken.extend(map(_acquire, self.each))  # one call, so that the count is right after an interrupt
+            taken.extend(map(_acquire, self.each))  # a single call, so that an interrupt leaves a correct count
         except BaseException:
             for lock in self.each[: len(taken)]:
                 lock.release()
@@ -69,7 +69,7 @@ class Locks:
 
     @property
     def refusal(self) -> str | None:
-        """The reason why one of the storages can no longer be used, or None."""
+        """The reason why one of the storages is no longer usable, or None."""
         return next((lock.refusal for lock in self.each if lock.refusal), None)
 
     def refuse_writing(self) -> None:
@@ -94,7 +94,7 @@ class Plan(NamedTuple):
     is_whole: bool
 
     def rounded(self, uniform: float) -> list[int]:
-        """Counts for a random number in [0, 1), by systematic sampling. Their expectations and their sum are exact."""
+        """Row counts by systematic sampling with a random number in [0, 1). Expectations and sum are exact."""
         up = [int(edge + uniform) for edge in self.edges]
         return [count + end - begin for count, (begin, end) in zip(self.counts, pairwise(up), strict=True)]
 
@@ -105,7 +105,7 @@ class Plan(NamedTuple):
 
 
 def planned(shares: list[float], size: int) -> Plan:
-    """The plan of a batch of `size`. The sum of `shares` is 1 up to rounding."""
+    """The plan for a batch of `size`. The sum of `shares` is 1 up to rounding."""
     shares = [share / sum(shares) for share in shares]
     exact = np.array(shares) * size
     whole = np.rint(exact)
@@ -238,19 +238,20 @@ class Rows(NamedTuple):
 
 
 class Ring:
-    """One ring of the lanes of several replays: those of the first, then those of the second, and so on.
+    """A ring that joins the lanes of several replays: first the lanes of replay 0, then those of replay 1, and so on.
 
-    Index i of replay k with E lanes, the first of which is lane o here, is ``i // E * S + o + i % E`` in a ring of S.
+    Index i of replay k becomes ``i // E * S + o + i % E``. E is the number of lanes of the replay, o is the number of
+    its first lane in the ring, and S is the number of lanes of the ring.
 
     Parameters
     ----------
     lanes : sequence of int
-        How many lanes each replay has.
+        The number of lanes of each replay.
 
     Attributes
     ----------
     successor : int
-        All lanes, S.
+        The number of all lanes, S.
     numbers : ndarray of shape (K,), int64
         The numbers of the replays.
     owner : ndarray of shape (S,), int64
@@ -273,19 +274,19 @@ class Ring:
         self.owner: Indices = np.repeat(self.numbers, lanes)
 
     def mapped(self, k: int, own: Indices) -> Indices:
-        """The indices here of those of replay k."""
+        """Convert indices of replay k to indices of the ring."""
         lanes, offset = self._each[k]
         indices: Indices = own * self.successor if lanes == 1 else own + own // lanes * (self.successor - lanes)
         indices += offset
         return indices
 
     def placed(self, k: int, own: Indices) -> Indices:
-        """`mapped`, in which negative ones stay."""
+        """Like `mapped`, but negative indices do not change."""
         indices = self.mapped(k, own)
         return np.where(own < 0, own, indices) if own.min(initial=0) < 0 else indices
 
     def split(self, indices: Indices) -> Rows:
-        """The rows of each replay in indices of shape (B,) or (B, T). The entry -1 may be of any replay."""
+        """The rows of each replay in indices of shape (B,) or (B, T). The entry -1 may belong to any replay."""
         width = indices.shape[1] if indices.ndim == 2 else 1
         steps, lanes = np.divmod(indices, self.successor)
         owners = self.owner[lanes]
@@ -306,7 +307,7 @@ class Ring:
         return Rows([own[begin:end] for begin, end in pairwise(begins)], owner, begins, order, width)
 
     def together(self, own: list[Indices]) -> Rows:
-        """The rows of a batch that has those of each replay, one replay after another."""
+        """The rows of a batch that consists of the rows `own` of each replay, sorted by replay."""
         counts = [indices.size for indices in own]
         return Rows(own, np.repeat(self.numbers, counts), [0, *accumulate(counts)], None, 1)
 
@@ -317,7 +318,7 @@ def _widened(rows: Indices, width: int) -> Indices:
 
 
 def padded_rewards(rewards: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-    """Pad rewards (M, n, ...) to the same n. Windows are shorter in a source whose lanes are shorter than `n_step`."""
+    """Pad rewards (M, n, ...) to the same n. If the lanes of a source are shorter than `n_step`, its n is smaller."""
     longest = max(reward.shape[1] for reward in rewards)
     missing = [(longest - reward.shape[1], reward.ndim) for reward in rewards]
     return [
@@ -327,7 +328,7 @@ def padded_rewards(rewards: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
 
 
 def zeros_like(tree: Tree, rows: int) -> Tree:
-    """Zeros with the structure of a field, with `rows` rows."""
+    """Zeros with the structure of `tree` and with `rows` rows."""
     if isinstance(tree, dict):
         return {key: zeros_like(entry, rows) for key, entry in tree.items()}
     if isinstance(tree, tuple):
@@ -335,7 +336,7 @@ def zeros_like(tree: Tree, rows: int) -> Tree:
     return np.zeros((rows, *tree.shape[1:]), tree.dtype)
 
 
-# -- What is refused -----------------------------------------------------------------------------------------------
+# -- Checks of the sources -----------------------------------------------------------------------------------------
 
 
 def _listed(names: Any) -> str:
@@ -343,7 +344,7 @@ def _listed(names: Any) -> str:
 
 
 def refuse_wrong_sources(sources: Any, add_to: Any) -> None:
-    """Raise TypeError or ValueError unless `sources` are replays that can be mixed and `add_to` is one of the names."""
+    """Raise TypeError or ValueError unless `sources` are replays that can be mixed and `add_to` names one of them."""
     if not isinstance(sources, Mapping):
         raise TypeError(f"sources is a {type(sources).__name__}; expected a dict of names and replays")
     if not sources:

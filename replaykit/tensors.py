@@ -1,4 +1,4 @@
-"""Batches as tensors: shared with the arrays on the CPU, and in one copy on another device."""
+"""Convert batches to tensors. On the CPU they share memory with the arrays; other devices need a single copy."""
 
 import functools
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from replaykit.trees import entries_of, leaves_of, map_tree
 Array = npt.NDArray[Any]
 
 _COLUMNS = ("reward", "terminated", "truncated", "discount", "weights")
-"""Fields of shape (B,) that some programs want as (B, 1); of sequences, (B, T) and (B, T, 1)."""
+"""Fields of shape (B,) to which ``column=True`` adds an axis: (B, 1), or (B, T, 1) for sequences."""
 _ALIGNED = 64
 _MOST_WASTE = 1.25, 4096
-"""Memory is copied whole if it is at most so many times, and so many bytes, larger than what is needed of it."""
+"""A factor and a number of bytes: shared memory is copied whole if its size is at most factor * needed + bytes."""
 
 
 def to_tensors(
@@ -36,7 +36,7 @@ def to_tensors(
 
 
 def _cast(value: Any, dtype: Any) -> Any:
-    """A tensor in this dtype if it has another floating-point dtype, or a tree of them."""
+    """Convert floating-point tensors, or those of a tree, to this dtype."""
     if isinstance(value, dict | tuple):
         return map_tree(lambda tensor, _: _cast(tensor, dtype), value)
     own = value.dtype
@@ -45,7 +45,7 @@ def _cast(value: Any, dtype: Any) -> Any:
 
 @functools.cache
 def device_of(device: Any) -> Any:
-    """A device of torch that is there; raises RuntimeError for another."""
+    """The torch device of this name. Raises RuntimeError if torch cannot use it."""
     import torch
 
     target = torch.device("cpu" if device is None else device)
@@ -69,7 +69,7 @@ def _shared(fields: Mapping[str, Any], torch: Any) -> dict[str, Any]:
 
 
 def _tensor(array: Array, path: str) -> Any:
-    """A tensor of one array; one that is read-only, or in an order that torch does not have, is copied."""
+    """A tensor of one array. The array is copied if it is read-only or has negative strides."""
     import torch
 
     _dtype_of(array.dtype, path)
@@ -79,7 +79,7 @@ def _tensor(array: Array, path: str) -> Any:
 
 
 def _dtype_of(dtype: np.dtype[Any], path: str) -> Any:
-    """The dtype of torch that is the same."""
+    """The torch dtype that corresponds to a NumPy dtype."""
     found = _known_dtype(dtype)
     if found is None:
         raise TypeError(f"{path} has dtype {dtype}, which torch does not have; expected another dtype in the spec")
@@ -97,16 +97,16 @@ def _known_dtype(dtype: np.dtype[Any]) -> Any:
 
 
 class _Place(NamedTuple):
-    """Where an array lies in a block: the number of its first element there, and the strides in elements."""
+    """The location of an array in a block: the position of its first element, and its strides, both in elements."""
 
     start: int
     strides: tuple[int, ...]
 
 
 def packed(arrays: list[Array]) -> tuple[list[tuple[int, Array]], list[_Place], int]:
-    """How arrays fit into one block of memory: what is copied where, where each array is, and the bytes of the block.
+    """Lay out arrays in one block of memory. Returns the copies to make, the place of each array, and the block's size.
 
-    Arrays that are views of the same memory stay so, if little of that memory would be copied in vain.
+    Arrays that are views of the same memory share memory in the block too, unless most of that memory is unused.
     """
     owners = [_owner(array) for array in arrays]
     needed: dict[int, int] = {}
@@ -131,17 +131,17 @@ def packed(arrays: list[Array]) -> tuple[list[tuple[int, Array]], list[_Place], 
 
 
 def _owner(array: Array) -> Array:
-    """The array whose memory this one is a view of."""
+    """The array that owns the memory of this array."""
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array
 
 
 def _moved(fields: Mapping[str, Any], target: Any, torch: Any) -> dict[str, Any]:
-    """Tensors on a device: views of one block, which is copied at once, from pinned memory to a CUDA device."""
+    """Tensors on a device. They are views of one block, which is sent in one copy; to CUDA, from pinned memory."""
     leaves = list(leaves_of(fields))
     dtypes = [_dtype_of(array.dtype, path) for path, array in leaves]
-    if target.type == "mps":  # has no float64, and so no views of every dtype
+    if target.type == "mps":  # without float64, a block cannot be viewed in every dtype
         return {
             n: map_tree(lambda array, path: _tensor(array, path).to(target), value, n) for n, value in fields.items()
         }
@@ -161,14 +161,14 @@ def _moved(fields: Mapping[str, Any], target: Any, torch: Any) -> dict[str, Any]
 
 
 def to_tensordict(fields: Mapping[str, Any], device: Any = None) -> Any:
-    """The fields of a batch with the keys of TorchRL; see `Batch.to_tensordict`."""
+    """The fields of a batch, with the keys that TorchRL uses; see `Batch.to_tensordict`."""
     try:
         from tensordict import TensorDict
     except ImportError as error:
         raise ImportError("to_tensordict needs tensordict: pip install 'replaykit-rl[tensordict]'") from error
 
     tensors = to_tensors(fields, device)
-    if "step_indices" in tensors:  # sequences: each transition has its own index, and the weight of its row
+    if "step_indices" in tensors:  # sequences: each transition gets its own index and the weight of its row
         tensors["indices"] = tensors.pop("step_indices")
         for name in ("weights", "probabilities", "relabelled"):
             if name in tensors:
@@ -192,7 +192,7 @@ def to_tensordict(fields: Mapping[str, Any], device: Any = None) -> Any:
 
 
 def _by_name(tree: Any) -> Any:
-    """A tree with dicts for tuples, whose keys are numbers."""
+    """A tree in which tuples are replaced by dicts with numbers as keys."""
     if isinstance(tree, Mapping | tuple):
         return {str(key): _by_name(entry) for key, entry in entries_of(tree)}
     return tree

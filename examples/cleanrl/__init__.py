@@ -1,1 +1,1 @@
-"""Agents in single files, in the shape of CleanRL's; ``docs/how-to/cleanrl.rst`` describes them."""
+"""Single-file agents in the style of CleanRL. ``docs/how-to/cleanrl.rst`` describes them."""

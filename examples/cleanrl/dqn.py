@@ -1,4 +1,4 @@
-"""DQN in one file, in the shape of CleanRL's: options, networks, and one training loop to read from top to bottom.
+"""DQN in one file, in the style of CleanRL: options, networks, and one training loop to read from top to bottom.
 
     python examples/cleanrl/dqn.py
     python examples/cleanrl/dqn.py --per --n-step 1 --seed 1
@@ -77,7 +77,7 @@ class QNetwork(nn.Sequential):
 
 
 def make_envs(args: Args) -> Any:
-    """Parallel environments that reset themselves, in the step that ends an episode."""
+    """Parallel environments. An environment resets in the same step that ends its episode."""
     envs: Any = gymnasium.make_vec(
         args.env_id,
         num_envs=args.num_envs,
@@ -93,13 +93,13 @@ def make_envs(args: Args) -> Any:
 
 
 def train(args: Args) -> tuple[QNetwork, list[tuple[int, float]]]:
-    """Train a network; returns it, and the step and the return of each episode."""
+    """Train a network. Returns the network, and the step and the return of each episode."""
     torch.manual_seed(args.seed)  # initial weights
     exploration_seed, buffer_seed = np.random.SeedSequence(args.seed).spawn(2)
     rng = np.random.default_rng(exploration_seed)
     device = torch.device(args.device)
 
-    # Environments and replay. From `record` on, each step is stored
+    # Environments and replay. `record` stores every step from here on
     envs = make_envs(args)
     total_updates = max(args.total_timesteps - args.learning_starts, 0) // args.train_frequency
     options: dict[str, Any] = {"n_step": args.n_step, "gamma": args.gamma, "seed": buffer_seed}
@@ -137,7 +137,7 @@ def train(args: Args) -> tuple[QNetwork, list[tuple[int, float]]]:
             returns.append((step, float(running_returns[lane])))
             running_returns[lane] = 0.0
 
-        # Learn from as many batches as are due by now, however many environments there are
+        # Learn: make all updates that are due, independent of the number of environments
         while updates < min((step - args.learning_starts) // args.train_frequency, total_updates):
             # obs and next_obs (B, D), everything else (B,)
             batch = buffer.sample(args.batch_size).to_torch(device, dtype=torch.float32)
@@ -171,7 +171,7 @@ def train(args: Args) -> tuple[QNetwork, list[tuple[int, float]]]:
 
 
 def open_writer(args: Args) -> Any:
-    """TensorBoard's writer of `args.log_dir`, or None."""
+    """A TensorBoard writer for `args.log_dir`, or None."""
     if not args.log_dir:
         return None
     from torch.utils.tensorboard import SummaryWriter
@@ -185,7 +185,7 @@ def report(
     """Print one line of progress, and log everything.
 
     return
-        Mean of the last 20 training episodes, random actions included.
+        Mean return of the last 20 training episodes, including random actions.
     loss/q
         Squared TD errors of one batch, weighted. It grows with the values; if it explodes, learning diverges.
     value/q
@@ -204,7 +204,7 @@ def report(
 
 
 def parse_args() -> Args:
-    """The options, checked before anything is trained."""
+    """Parse and check the options."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description="DQN with replaykit.", allow_abbrev=False, formatter_class=formatter)
     for entry in fields(Args):
@@ -230,5 +230,5 @@ def parse_args() -> Args:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # networks this small are slower on several
+    torch.set_num_threads(1)  # networks this small are slower with several threads
     train(parse_args())

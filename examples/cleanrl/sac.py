@@ -1,4 +1,4 @@
-"""SAC in one file, in the shape of CleanRL's: options, networks, and one training loop to read from top to bottom.
+"""SAC in one file, in the style of CleanRL: options, networks, and one training loop to read from top to bottom.
 
     python examples/cleanrl/sac.py
     python examples/cleanrl/sac.py --per --n-step 1 --seed 1
@@ -88,7 +88,7 @@ class Actor(nn.Module):
         mean, log_std = self.net(obs).chunk(2, -1)
         normal = torch.distributions.Normal(mean, log_std.clamp(-5.0, 2.0).exp(), validate_args=False)
         u = normal.rsample()
-        # Haarnoja et al. (2018a), appendix C, with log(1 - tanh(u)^2) in a form that is exact for large u, too
+        # Haarnoja et al. (2018a), appendix C, with log(1 - tanh(u)^2) in a form that is also exact for large u
         log_slope = 2.0 * (np.log(2.0) - u - F.softplus(-2.0 * u))
         return u.tanh(), (normal.log_prob(u) - log_slope).sum(-1, keepdim=True)  # type: ignore[no-untyped-call]
 
@@ -114,7 +114,7 @@ def rescaled(env: Any) -> Any:
 
 
 def make_envs(args: Args) -> Any:
-    """Parallel environments that reset themselves, in the step that ends an episode."""
+    """Parallel environments. An environment resets in the same step that ends its episode."""
     envs: Any = gymnasium.make_vec(
         args.env_id,
         num_envs=args.num_envs,
@@ -129,13 +129,13 @@ def make_envs(args: Args) -> Any:
 
 
 def train(args: Args) -> tuple[Actor, Critics, list[tuple[int, float]]]:
-    """Train an agent; returns its networks, and the step and the return of each episode."""
+    """Train an agent. Returns its networks, and the step and the return of each episode."""
     torch.manual_seed(args.seed)  # initial weights, and the actor's actions
     exploration_seed, buffer_seed = np.random.SeedSequence(args.seed).spawn(2)
     rng = np.random.default_rng(exploration_seed)
     device = torch.device(args.device)
 
-    # Environments and replay. From `record` on, each step is stored
+    # Environments and replay. `record` stores every step from here on
     envs = make_envs(args)
     total_updates = max(args.total_timesteps - args.learning_starts, 0) // args.train_frequency
     options: dict[str, Any] = {"n_step": args.n_step, "gamma": args.gamma, "seed": buffer_seed}
@@ -163,7 +163,7 @@ def train(args: Args) -> tuple[Actor, Critics, list[tuple[int, float]]]:
     writer, start = open_writer(args), time.perf_counter()
     obs, _ = envs.reset(seed=args.seed)  # (E, D)
     while step < args.total_timesteps:
-        # Act: at random at first, then by the actor
+        # Act: at random at first, then with the actor
         if step < args.learning_starts:
             action = rng.uniform(-1.0, 1.0, envs.action_space.shape)  # (E, A)
         else:
@@ -176,13 +176,13 @@ def train(args: Args) -> tuple[Actor, Critics, list[tuple[int, float]]]:
             returns.append((step, float(running_returns[lane])))
             running_returns[lane] = 0.0
 
-        # Learn from as many batches as are due by now, however many environments there are
+        # Learn: make all updates that are due, independent of the number of environments
         while updates < min((step - args.learning_starts) // args.train_frequency, total_updates):
             # obs and next_obs (B, D), action (B, A), indices (B,); reward, discount and weights (B, 1)
             batch = buffer.sample(args.batch_size).to_torch(device, dtype=torch.float32, column=True)
             temperature = log_temperature.detach().exp()
 
-            # Critics: the lower of two values, and the bonus for entropy
+            # Critics: the target is the lower of two values, plus the entropy bonus
             with torch.no_grad():
                 next_action, next_log_prob = actor(batch.next_obs)  # (B, A), (B, 1)
                 soft_value = target_critics(batch.next_obs, next_action).amin(0) - temperature * next_log_prob  # (B, 1)
@@ -229,7 +229,7 @@ def train(args: Args) -> tuple[Actor, Critics, list[tuple[int, float]]]:
 
 
 def open_writer(args: Args) -> Any:
-    """TensorBoard's writer of `args.log_dir`, or None."""
+    """A TensorBoard writer for `args.log_dir`, or None."""
     if not args.log_dir:
         return None
     from torch.utils.tensorboard import SummaryWriter
@@ -243,16 +243,16 @@ def report(
     """Print one line of progress, and log everything.
 
     return
-        Mean of the last 20 training episodes.
+        Mean return of the last 20 training episodes.
     loss/critics
         Squared TD errors of one batch, weighted. It grows with the values; if it explodes, learning diverges.
     loss/actor
-        Minus the soft value of the actor's own actions: falls as the actor gets better.
+        The negative soft value of the actor's actions. It falls as the actor improves.
     policy/temperature
-        What one unit of entropy is worth, in rewards. It falls while actions are more random than the target asks for.
+        The reward for one unit of entropy. It falls while actions are more random than the target entropy requires.
     value/q
-        Mean soft value of the actions in one batch. If it leaves the range of discounted returns with the bonuses for
-        entropy, learning diverges.
+        Mean soft value of the actions in one batch. If it leaves the range of discounted returns, including entropy
+        bonuses, learning diverges.
     """
     rate = step / (time.perf_counter() - start)
     numbers = numbers | {"steps_per_second": rate}
@@ -269,7 +269,7 @@ def report(
 
 
 def parse_args() -> Args:
-    """The options, checked before anything is trained."""
+    """Parse and check the options."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description="SAC with replaykit.", allow_abbrev=False, formatter_class=formatter)
     for entry in fields(Args):
@@ -295,5 +295,5 @@ def parse_args() -> Args:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # networks this small are slower on several
+    torch.set_num_threads(1)  # networks this small are slower with several threads
     train(parse_args())

@@ -1,4 +1,4 @@
-"""TD3 in one file, in the shape of CleanRL's: options, networks, and one training loop to read from top to bottom.
+"""TD3 in one file, in the style of CleanRL: options, networks, and one training loop to read from top to bottom.
 
     python examples/cleanrl/td3.py
     python examples/cleanrl/td3.py --per --n-step 1 --seed 1
@@ -107,7 +107,7 @@ def rescaled(env: Any) -> Any:
 
 
 def make_envs(args: Args) -> Any:
-    """Parallel environments that reset themselves, in the step that ends an episode."""
+    """Parallel environments. An environment resets in the same step that ends its episode."""
     envs: Any = gymnasium.make_vec(
         args.env_id,
         num_envs=args.num_envs,
@@ -122,13 +122,13 @@ def make_envs(args: Args) -> Any:
 
 
 def train(args: Args) -> tuple[Actor, Critics, list[tuple[int, float]]]:
-    """Train an agent; returns its networks, and the step and the return of each episode."""
+    """Train an agent. Returns its networks, and the step and the return of each episode."""
     torch.manual_seed(args.seed)  # initial weights, and the noise on target actions
     exploration_seed, buffer_seed = np.random.SeedSequence(args.seed).spawn(2)
     rng = np.random.default_rng(exploration_seed)
     device = torch.device(args.device)
 
-    # Environments and replay. From `record` on, each step is stored
+    # Environments and replay. `record` stores every step from here on
     envs = make_envs(args)
     total_updates = max(args.total_timesteps - args.learning_starts, 0) // args.train_frequency
     options: dict[str, Any] = {"n_step": args.n_step, "gamma": args.gamma, "seed": buffer_seed}
@@ -154,7 +154,7 @@ def train(args: Args) -> tuple[Actor, Critics, list[tuple[int, float]]]:
     writer, start = open_writer(args), time.perf_counter()
     obs, _ = envs.reset(seed=args.seed)  # (E, D)
     while step < args.total_timesteps:
-        # Act: at random at first, then with noise
+        # Act: at random at first, then with the actor and noise
         if step < args.learning_starts:
             action = rng.uniform(-1.0, 1.0, envs.action_space.shape)  # (E, A)
         else:
@@ -168,12 +168,12 @@ def train(args: Args) -> tuple[Actor, Critics, list[tuple[int, float]]]:
             returns.append((step, float(running_returns[lane])))
             running_returns[lane] = 0.0
 
-        # Learn from as many batches as are due by now, however many environments there are
+        # Learn: make all updates that are due, independent of the number of environments
         while updates < min((step - args.learning_starts) // args.train_frequency, total_updates):
             # obs and next_obs (B, D), action (B, A), indices (B,); reward, discount and weights (B, 1)
             batch = buffer.sample(args.batch_size).to_torch(device, dtype=torch.float32, column=True)
 
-            # Critics: the lower of two values, at the target actor's action with noise
+            # Critics: the target is the lower of two values of the target actor's action with noise
             with torch.no_grad():
                 noise = (args.policy_noise * torch.randn_like(batch.action)).clamp(-args.noise_clip, args.noise_clip)
                 next_action = (target_actor(batch.next_obs) + noise).clamp(-1.0, 1.0)  # (B, A)
@@ -188,7 +188,7 @@ def train(args: Args) -> tuple[Actor, Critics, list[tuple[int, float]]]:
             metrics |= {"loss/critics": critic_loss.detach(), "value/q": q.detach().mean()}
             updates += 1
 
-            # Actor and target networks, less often
+            # Actor and target networks, updated less often
             if updates % args.policy_frequency == 0:
                 actor_loss = -critics.nets[0](torch.cat((batch.obs, actor(batch.obs)), -1)).mean()
                 actor_optimizer.zero_grad()
@@ -211,7 +211,7 @@ def train(args: Args) -> tuple[Actor, Critics, list[tuple[int, float]]]:
 
 
 def open_writer(args: Args) -> Any:
-    """TensorBoard's writer of `args.log_dir`, or None."""
+    """A TensorBoard writer for `args.log_dir`, or None."""
     if not args.log_dir:
         return None
     from torch.utils.tensorboard import SummaryWriter
@@ -225,11 +225,11 @@ def report(
     """Print one line of progress, and log everything.
 
     return
-        Mean of the last 20 training episodes, noise included.
+        Mean return of the last 20 training episodes, including noise.
     loss/critics
         Squared TD errors of one batch, weighted. It grows with the values; if it explodes, learning diverges.
     loss/actor
-        Minus the value of the actor's own actions: falls as the actor gets better.
+        The negative value of the actor's actions. It falls as the actor improves.
     value/q
         Mean value of the actions in one batch. If it leaves the range of discounted returns, learning diverges.
     """
@@ -248,7 +248,7 @@ def report(
 
 
 def parse_args() -> Args:
-    """The options, checked before anything is trained."""
+    """Parse and check the options."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description="TD3 with replaykit.", allow_abbrev=False, formatter_class=formatter)
     for entry in fields(Args):
@@ -274,5 +274,5 @@ def parse_args() -> Args:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # networks this small are slower on several
+    torch.set_num_threads(1)  # networks this small are slower with several threads
     train(parse_args())

@@ -1,4 +1,4 @@
-"""Whole batches in one call: compositions of the kernels that draw, open, reduce and look ahead."""
+"""Kernels that make a whole batch in one call. They combine the kernels that draw, open, reduce and look ahead."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from replaykit._kernels.windows import COUNT, META, ROW_BYTES, START, WEIGHTS, d
 
 @jit
 def uniform_batch(uniforms, bounds, rows, plan, powers, block, stage):
-    """`uniform_draw`, then `transitions`. Every weight is 1."""
+    """`uniform_draw`, then `transitions`. All weights are 1."""
     uniform_draw(uniforms, bounds, rows.shape[0] // plan[META, ROW_BYTES], *drawn_fields(plan, block))
     weights = view(block, plan[START, WEIGHTS], plan[META, COUNT], np.float32)
     for i in range(weights.shape[0]):
@@ -20,7 +20,7 @@ def uniform_batch(uniforms, bounds, rows, plan, powers, block, stage):
 
 @jit
 def proportional_batch(nodes, extremes, settled, points, scheme, bounds, rows, plan, powers, block, stage):
-    """`proportional_draw`, then `transitions`. Weights are left out."""
+    """`proportional_draw`, then `transitions`. Weights are not computed."""
     capacity, drawn = rows.shape[0] // plan[META, ROW_BYTES], drawn_fields(plan, block)
     proportional_draw(nodes, extremes, settled, points, scheme, bounds, capacity, *drawn)
     transitions(bounds, rows, plan, powers, block, stage)

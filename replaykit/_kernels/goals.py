@@ -1,4 +1,4 @@
-"""Kernels of hindsight: they find the goals of a batch, and put the rewards for them into its windows."""
+"""Kernels of hindsight: they choose new goals for a batch, and write the rewards for these goals to its windows."""
 
 import numpy as np
 
@@ -8,19 +8,19 @@ from replaykit._kernels.store import NUMBER, STARTS, STOPS
 from replaykit._kernels.windows import COUNT, LENGTH, META, ONLY, ROW_BYTES, SIZE, START, drawn_fields, gather
 
 FUTURE, FINAL, EPISODE, RANDOM = 0, 1, 2, 3
-"""Where goals come from: the same episode from the step itself on, its last step, all of it, or any stored step."""
+"""The source of a goal: the step itself and later steps of its episode, its last step, any of its steps, any step."""
 
 
 @jit
 def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, columns, out):
-    """Choose a share of the groups of windows in a block, and a step whose achieved goal each of them gets.
+    """Choose some groups of windows in a block, and for each of them a step whose achieved goal becomes its goal.
 
-    A group is a row of a batch: one window, or as many as there are for each of the G columns of `uniforms`. Group g is
-    chosen if ``uniforms[0, g] < ratio``, and ``uniforms[1, g]`` chooses the step. Returns the numbers of chosen windows
-    and of their steps. `columns` are those of the achieved goals. `out` receives, each from a multiple of 8 bytes on
-    and with room for all groups, windows or steps: whether each group is chosen; the numbers of the chosen windows; the
-    place of each step in the windows' rewards; and for each column the goal achieved in each step, the goal of each
-    step, and of each window.
+    A group is a row of a batch. It has one or more windows, and one of the G columns of `uniforms`. Group g is chosen
+    if ``uniforms[0, g] < ratio``, and ``uniforms[1, g]`` chooses the step. Returns the number of chosen windows and the
+    number of their steps. `columns` are the columns of the achieved goals. `out` receives several arrays. Each starts
+    at a multiple of 8 bytes and has room for all groups, windows or steps: whether each group is chosen; the numbers of
+    the chosen windows; the position of each step in the windows' rewards; and for each column the achieved goal of each
+    step, the new goal of each step, and the new goal of each window.
     """
     num_envs, groups, count, row_bytes = bounds.shape[1], uniforms.shape[1], plan[META, COUNT], plan[META, ROW_BYTES]
     width, most, capacity = count // groups, count * n, rows.shape[0] // row_bytes
@@ -38,12 +38,12 @@ def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, col
     if scope == RANDOM:
         nth_stored(chances[:total], bounds, capacity, sources, found)
     else:
-        for j in range(total):  # a loop so short that many of the reads from memory overlap
+        for j in range(total):  # a short loop body, so that many reads from memory overlap
             sources[j] = tables[NUMBER, slots[owners[j] * width]]
         for j in range(total):
             window = owners[j] * width
             episode, index = sources[j], indices[window]
-            if episode >= capacity:  # a division takes longer than the rest
+            if episode >= capacity:  # avoids the division in most cases, which is slow
                 episode %= capacity
             last, begin = tables[STOPS, episode], index
             if scope == FINAL:
@@ -63,7 +63,7 @@ def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, col
                 places[steps], achieved[steps], wanted[steps] = window * n + k, slot, sources[j]
                 slot = slot + num_envs if slot + num_envs < capacity else slot + num_envs - capacity
                 steps += 1
-    for part in range(3 * columns.shape[0]):  # one call of gather, so that it is compiled once
+    for part in range(3 * columns.shape[0]):  # a single call of gather, so that it is compiled only once
         column, kind = columns[part // 3], part % 3
         source, last = (achieved, steps) if kind == 0 else (wanted, steps) if kind == 1 else (goals, total * width)
         gather(rows, row_bytes, source, 0, last, plan[ONLY, column], plan[SIZE, column], out, to)
@@ -73,9 +73,9 @@ def look_ahead(bounds, rows, tables, plan, block, n, uniforms, ratio, scope, col
 
 @jit
 def put_rewards(rewards, places, numbers, reward, is_short):
-    """Write rewards of so many numbers to places, rounded to float32 if `is_short`.
+    """Write rewards of `numbers` components to these positions, rounded to float32 if `is_short`.
 
-    Returns the first number that is not finite then, or -1.
+    Returns the position in `rewards` of the first number that is not finite after rounding, or -1.
     """
     wrong = -1
     for j in range(places.shape[0]):
@@ -91,9 +91,9 @@ def put_rewards(rewards, places, numbers, reward, is_short):
 
 @jit
 def combine(drawn, shares, newest, of_newest, indices, mixed):
-    """B - k draws and the k newest: all indices, and ``q = ((B - k) P + [one of the newest]) / B`` of each.
+    """Combine B - k draws with the k newest: the indices, and for each ``q = ((B - k) P + [it is newest]) / B``.
 
-    `shares` are the probabilities P of the draws, `of_newest` those of the newest.
+    `shares` are the probabilities P of the draws, and `of_newest` those of the newest transitions.
     """
     k, size = drawn.shape[0], indices.shape[0]
     for i in range(k):

@@ -1,10 +1,10 @@
-"""The two kernels that make a batch: windows are opened, and each is reduced to one transition.
+"""The two kernels that make a batch: one opens windows, the other reduces each window to one transition.
 
-A batch is a `block` of bytes. The columns of `plan` are its fields: those of a transition, and then the ones named from
-DISCOUNT on. ``plan[START]`` is where a field begins in the block, and ``plan[SIZE]`` the bytes of one of its rows. A
-field that is copied from the rows has its place in the row in ``plan[FIRST]`` or ``plan[LAST]``, depending on which
-step of a window it belongs to, and in ``plan[ONLY]`` for windows of a single step; the others have NO_ROW there.
-``plan[META]`` holds the numbers named below.
+A batch is a `block` of bytes. `plan` has a column for each field of the batch: first the fields of a transition, and
+then the fields from DISCOUNT on. ``plan[START]`` is the position of a field in the block, and ``plan[SIZE]`` its number
+of bytes per row. ``plan[FIRST]`` and ``plan[LAST]`` are the positions, within a stored row, of the fields that are
+copied from the first and the last step of a window. ``plan[ONLY]`` has the positions for windows of a single step. All
+other entries of these three rows are NO_ROW. ``plan[META]`` has the numbers that are named below.
 """
 
 import numpy as np
@@ -14,22 +14,22 @@ from replaykit._kernels.lanes import CURSOR, nth_stored, prefetch_row, slots_of
 
 START, SIZE, FIRST, LAST, ONLY, META, PLAN_ROWS = 0, 1, 2, 3, 4, 5, 6
 COUNT, ROW_BYTES, END, REWARD, TERMINATED, TRUNCATED, REWARD_PLACE, TERMINATED_PLACE, TRUNCATED_PLACE = range(9)
-"""In plan[META]: windows in the block, bytes of a row, the place of the flag that ends an episode, three columns, and
-the places of these in the row."""
+"""In plan[META]: windows in the block, bytes per row, the position of the flag that ends an episode, three columns, and
+the positions of these three fields in the row."""
 DISCOUNT, LENGTH, WEIGHTS, PROBABILITIES, INDICES, SLOTS, REWARDS = -7, -6, -5, -4, -3, -2, -1
 NO_ROW = -1
 BOTH, OPEN, REDUCE = 0, 1, 2
-"""What `transitions` does."""
+"""The stages of `transitions`."""
 CHUNK = 64
-"""Rows from which the fields are copied at a time, so that they stay in the cache."""
+"""Number of rows from which all fields are copied at a time, small enough that the rows stay in the cache."""
 
 
 @jit
 def transitions(bounds, rows, plan, powers, block, stage):
-    """Open windows at the indices and slots in a block (OPEN), and reduce them to transitions (REDUCE), or BOTH.
+    """Open windows at the indices and slots in a block (OPEN), reduce them to transitions (REDUCE), or do BOTH.
 
-    Windows have up to ``n = powers.shape[0] - 1`` steps; ``powers[k]`` is ``gamma**k``. After REDUCE the slots are
-    those of the windows' last steps.
+    Windows have at most ``n = powers.shape[0] - 1`` steps; ``powers[k]`` is ``gamma**k``. After REDUCE, the slots in
+    the block are the slots of the windows' last steps.
     """
     count, n, row_bytes = plan[META, COUNT], powers.shape[0] - 1, plan[META, ROW_BYTES]
     slots, indices, _ = drawn_fields(plan, block)
@@ -48,13 +48,13 @@ def transitions(bounds, rows, plan, powers, block, stage):
 
 @inlined
 def _numbers(plan):
-    """The numbers of a reward, k; a discount is one such number."""
+    """The number of components of a reward, k. A discount has the size of one component."""
     return plan[SIZE, plan[META, REWARD]] // plan[SIZE, DISCOUNT]
 
 
 @inlined
 def _open_windows(bounds, rows, plan, n, slots, indices, lengths, reward, block):
-    """The rewards (B, n, k), the length and the flags of each window; rewards past its length are 0."""
+    """Fill in the rewards (B, n, k), the length and the flags of each window. Rewards past its length are 0."""
     count, num_envs, meta, numbers = slots.shape[0], bounds.shape[1], plan[META], _numbers(plan)
     room, size, row_bytes, end = n * numbers, plan[SIZE, DISCOUNT], np.uint64(meta[ROW_BYTES]), np.uint64(meta[END])
     place, width = np.uint64(meta[REWARD_PLACE] // size), np.uint64(meta[ROW_BYTES] // size)
@@ -62,7 +62,7 @@ def _open_windows(bounds, rows, plan, n, slots, indices, lengths, reward, block)
     capacity, is_short = np.uint64(rows.shape[0] // meta[ROW_BYTES]), size == 4
     terminated = view(block, plan[START, meta[TERMINATED]], count, np.uint8)
     truncated = view(block, plan[START, meta[TRUNCATED]], count, np.uint8)
-    for i in range(count):  # a loop so short that many of the reads from memory overlap
+    for i in range(count):  # a short loop body, so that many reads from memory overlap
         word = np.uint64(slots[i]) * width + place
         reward[np.uint64(i * room)] = rows4[word] if is_short else rows8[word]
     for i in range(count):
@@ -80,7 +80,7 @@ def _open_windows(bounds, rows, plan, n, slots, indices, lengths, reward, block)
         truncated[i] = rows[slot * row_bytes + np.uint64(meta[TRUNCATED_PLACE])]
         for j in range(i * room + k * numbers, i * room + room):
             reward[np.uint64(j)] = 0.0
-    for c in range(1, numbers):  # apart from the first, so that a reward of one number takes no longer
+    for c in range(1, numbers):  # a separate loop, so that scalar rewards stay fast
         for i in range(count):
             slot = np.uint64(slots[i])
             for k in range(lengths[i]):
@@ -92,7 +92,7 @@ def _open_windows(bounds, rows, plan, n, slots, indices, lengths, reward, block)
 
 @inlined
 def _reduce_windows(num_envs, rows, plan, powers, slots, lengths, reward, block):
-    """The fields of the first and of the last step of each window, its return and its discount."""
+    """Fill in the fields of the first and the last step of each window, its return and its discount."""
     count, n, row_bytes = slots.shape[0], powers.shape[0] - 1, plan[META, ROW_BYTES]
     capacity = rows.shape[0] // row_bytes
     for step in range(1 if n == 1 else 2):
@@ -126,7 +126,7 @@ def _reduce_windows(num_envs, rows, plan, powers, slots, lengths, reward, block)
 
 @jit
 def gather(rows, row_bytes, slots, begin, stop, place, size, block, start):
-    """Copy `size` bytes from the rows of slots number `begin` to `stop`, to the same numbers from `start` on."""
+    """Copy `size` bytes from the rows of ``slots[begin:stop]`` to the same positions of the field at `start`."""
     if place % 4 == 0 and size % 4 == 0:
         rows4, block4 = view(rows, 0, rows.shape[0] // 4, np.uint32), view(block, 0, block.shape[0] // 4, np.uint32)
         _gather_words(rows4, row_bytes // 4, slots, begin, stop, place // 4, size // 4, block4, start // 4)
@@ -136,7 +136,7 @@ def gather(rows, row_bytes, slots, begin, stop, place, size, block, start):
 
 @jit
 def _gather_words(rows, width, slots, begin, stop, place, words, block, start):
-    if words <= 20:  # word by word: a short inner loop costs more, and reads from memory overlap more
+    if words <= 20:  # the loop over words is outside: short inner loops are slow, and more memory reads overlap
         for k in range(words):
             for i in range(begin, stop):
                 block[np.uint64(start + i * words + k)] = rows[np.uint64(slots[np.uint64(i)] * width + place + k)]
@@ -157,7 +157,7 @@ def drawn_fields(plan, block):
 
 @jit
 def transitions_at(given, bounds, rows, plan, powers, block, stage):
-    """`transitions` at these indices; returns the position of the first that is not stored, or -1."""
+    """`transitions` at the given indices. Returns the position of the first index that is not stored, or -1."""
     slots, indices, _ = drawn_fields(plan, block)
     wrong = slots_of(given, bounds, rows.shape[0] // plan[META, ROW_BYTES], slots)
     if wrong < 0:
@@ -177,7 +177,7 @@ def uniform_draw(uniforms, bounds, capacity, slots, indices, probabilities):
 
 @jit
 def first_outside(numbers, least, most):
-    """The place of the first number that is not from `least` to `most`, or -1."""
+    """The position of the first number that is not in [least, most], or -1."""
     for j in range(numbers.shape[0]):
         if numbers[j] < least or numbers[j] > most:
             return j
@@ -186,9 +186,9 @@ def first_outside(numbers, least, most):
 
 @jit
 def rewrite(plan, block, columns, rows, values):
-    """Write values to rows of these columns of a block, which have one size.
+    """Write values to rows of these columns of a block. All columns have the same size.
 
-    Returns the place in `rows` of the first that the block does not have, or -1.
+    Returns the position in `rows` of the first row that is not in the block, or -1.
     """
     wrong = first_outside(rows, 0, plan[META, COUNT] - 1)
     if wrong >= 0:
@@ -204,6 +204,6 @@ def rewrite(plan, block, columns, rows, values):
 
 @jit
 def reduce_rewritten(bounds, rows, plan, powers, block, stage, columns, places, values):
-    """`transitions`, and then `rewrite`, whose result is returned."""
-    transitions(bounds, rows, plan, powers, block, stage)  # a literal stage would have Numba compile it once more
+    """Call `transitions`, and then `rewrite`. Returns the result of `rewrite`."""
+    transitions(bounds, rows, plan, powers, block, stage)  # with a literal stage, Numba would compile it again
     return rewrite(plan, block, columns, places, values)

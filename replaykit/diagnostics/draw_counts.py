@@ -80,7 +80,7 @@ class DrawCounts:
         self._last: Indices | None = None  # the last batch before the last update
 
     def start(self, stored: StoredSteps) -> None:
-        """Treat everything that is stored now as present from the beginning."""
+        """Treat all currently stored transitions as present from the beginning."""
         self._newest = stored.newest
 
     def record(self, indices: Indices, size: int) -> None:
@@ -90,7 +90,7 @@ class DrawCounts:
 
     @property
     def previous(self) -> Indices | None:
-        """The indices of the last batch but one; None if there is no such batch."""
+        """The indices of the second-to-last batch; None if there is no such batch."""
         return self._recorded[-2] if len(self._recorded) > 1 else self._last
 
     def update(self, stored: StoredSteps) -> None:

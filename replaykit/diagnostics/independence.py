@@ -65,8 +65,8 @@ def same_episode_pairs(episodes: Any, lengths: Any) -> Compared:
 
     Steps of one episode are similar, so such a pair carries less information than two steps of different episodes. The
     value is between 0 and 1. The expected value, for draws with replacement, is ``sum((L / N)**2)`` over the stored
-    episodes, where L is the number of steps of an episode and N that of all. The ratio is 1 for i.i.d. draws and
-    1 / expected for a batch of consecutive steps. nan for a batch of one. O(B log B).
+    episodes, where L is the number of steps of an episode and N is the sum of all L. The ratio is 1 for i.i.d. draws
+    and 1 / expected for a batch of consecutive steps. nan for a batch of one. O(B log B).
 
     Parameters
     ----------

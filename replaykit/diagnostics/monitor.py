@@ -54,15 +54,15 @@ class ReplayMonitor:
 
     Call :meth:`record` with every batch. The monitor counts the draws of each transition. It examines every `every`-th
     batch in detail: its TD errors, its importance weights, the distribution of the draws, and how far the batch is from
-    independent uniform draws. The monitor reads the buffer through its public methods and has a random generator of its
-    own, so batches are bit-identical with and without it.
+    independent uniform draws. The monitor reads the buffer through its public methods and uses its own random
+    generator, so batches are bit-identical with and without it.
 
-    Methods: `record`; to read the results `stats`, `history`, `warnings`, `plot`.
+    Methods: `record`. To read the results: `stats`, `history`, `warnings`, `plot`.
 
     The compared states are the stored `obs`, without changes by wrappers. Nested observations are concatenated. If a
-    state has more than `max_features` numbers, as an image does, a fixed random selection of that many is compared:
-    ``stats()["features"]`` of ``stats()["features_total"]``. If more than 4,096 transitions are stored, a uniform
-    sample of that many represents them.
+    state has more than `max_features` numbers, like an image, a fixed random selection of `max_features` of them is
+    compared: ``stats()["features"]`` of ``stats()["features_total"]``. If more than 4,096 transitions are stored, a
+    uniform sample of 4,096 represents them.
 
     Memory: 12 bytes for each slot of the buffer, the indices of `every` batches, and the history. Time: see
     :doc:`/explanation/is-my-replay-healthy`.
@@ -122,17 +122,17 @@ class ReplayMonitor:
     # -- Recording -------------------------------------------------------------------------------------------
 
     def record(self, batch: Any, td_errors: Any = None) -> None:
-        """Count the draws of a batch, and examine it if it is the `every`-th since the last examination.
+        """Count the draws of a batch. Every `every`-th batch is also examined.
 
-        To save time, the arguments are checked only for the first batch and for those that are examined.
+        To save time, the arguments are checked only for the first batch and for examined batches.
 
         Parameters
         ----------
         batch : Batch
-            A batch of `sample`, or the same as tensors on the CPU. For sequences, single transitions are examined, each
-            with the weight and the probability of its row.
+            A batch from `sample`, as arrays or as tensors on the CPU. For sequences, single transitions are examined,
+            each with the weight and the probability of its row.
         td_errors : array-like of shape (B,), or (B, T) for sequences, float, optional
-            Signed, as for `update_priorities`. NaN and infinite errors are counted and left out of the other numbers.
+            Signed TD errors. NaN and infinite errors are counted, and left out of the other numbers.
 
         Raises
         ------
@@ -141,7 +141,7 @@ class ReplayMonitor:
         ValueError
             If `td_errors` and the indices differ in shape, or the batch is empty.
         IndexError
-            If an index was never returned by the buffer. Stale indices are counted and otherwise left out.
+            If an index was never returned by the buffer. Stale indices are counted, but not examined.
         """
         if not hasattr(batch, "indices"):
             raise TypeError(f"batch is a {type(batch).__name__} without indices; expected a Batch, as sample gives it")
@@ -222,7 +222,7 @@ class ReplayMonitor:
     def _position_numbers(
         self, indices: Indices, previous: Indices | None, sample: Indices, stored: StoredSteps
     ) -> dict[str, float]:
-        """The positions in the buffer from which a batch was drawn, compared with uniform draws."""
+        """Where in the buffer a batch was drawn from, compared with uniform draws."""
         size, ages = int(stored.sizes.sum()), stored.ages(indices)
         age = relative_age(ages, stored.sizes)
         # The expected share of pairs, sum (L / N)², is the mean of L / N over transitions drawn uniformly
@@ -241,7 +241,7 @@ class ReplayMonitor:
         }
 
     def _state_numbers(self, indices: Indices, previous: Indices | None, stored: StoredSteps) -> dict[str, float]:
-        """How the states of a batch differ from those stored."""
+        """How the states of a batch differ from the stored states."""
         if not self._state_reader.num_features:
             return {}
         reference = self._state_reader.read(
@@ -260,7 +260,7 @@ class ReplayMonitor:
         return found
 
     def _probability_numbers(self, sample: Indices, batch_size: int, size: int) -> dict[str, float]:
-        """How unequal the probabilities of the stored transitions are, and how unequal their draws have been."""
+        """How unequal the probabilities and the draw counts of the stored transitions are."""
         draws = draw_count_stats(*self._draw_counts.counts(sample))
         found = {f"draws_{name}": value for name, value in draws.items()}
         if self.buffer.is_conditional:  # for example, a LargeBatchReplay
@@ -295,7 +295,7 @@ class ReplayMonitor:
     # -- Looking ---------------------------------------------------------------------------------------------
 
     def stats(self, prefix: str = "") -> dict[str, float]:
-        """Metrics for a logger. The names are always the same; a number that is not known yet is nan.
+        """Metrics for a logger. The names are always the same. Unknown numbers are nan.
 
         Numbers of a batch are averages over the last `window` examined batches. :doc:`/reference/diagnostics` lists all
         names. They differ from the names in the `stats` of a buffer.
@@ -316,7 +316,7 @@ class ReplayMonitor:
         return [dict(row) for row in self._history]
 
     def warnings(self) -> list[str]:
-        """Messages about unhealthy numbers, each with the measured value and a remedy. Empty if all looks healthy.
+        """Warnings about unhealthy numbers, each with the measured value and a remedy. Empty if there are none.
 
         Examples
         --------
@@ -347,7 +347,7 @@ Raise eps, or lower alpha.')
             The axes to draw on, one for each panel. By default, a new figure is made.
         panels : sequence of str, optional
             Any of ``"td_error"``, ``"pairs"``, ``"mean"``, ``"states"``, ``"weights"`` and ``"draws"``. By default, all
-            of them, or as many as there are axes.
+            of them; if `ax` has fewer axes, the first ones.
 
         Returns
         -------
@@ -357,7 +357,7 @@ Raise eps, or lower alpha.')
 
 
 def _transitions_of(batch: Any, td_errors: Any) -> tuple[Batch, npt.NDArray[np.float64] | None]:
-    """The transitions of sequences in one flat batch without padding, and their TD errors."""
+    """Flatten sequences to a batch of transitions without padding. Also returns their TD errors."""
     steps = as_array("batch.step_indices", batch.step_indices)
     mask = steps >= 0
     rows = np.nonzero(mask)[0]

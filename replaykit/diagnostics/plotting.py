@@ -13,11 +13,11 @@ class Panel(NamedTuple):
     ----------
     title : str
     lines : dict of str to str
-        The numbers that are drawn, by the monitor's names, and their labels.
+        The plotted numbers: the monitor's names, and their labels.
     iid : float, optional
         The value under i.i.d. draws, drawn as a dashed line.
     scale : {"linear", "log", "share"}
-        Of the vertical axis; "share" is linear from 0 to 1.
+        The scale of the vertical axis. "share" is linear from 0 to 1.
     """
 
     title: str

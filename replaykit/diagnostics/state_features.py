@@ -32,7 +32,7 @@ class StateReader:
     Attributes
     ----------
     num_features : int
-        Features of a state.
+        The number of features of a state.
     selected : ndarray of int64
         The features that are read.
     reference_size : int
@@ -97,7 +97,7 @@ class MeanShift(NamedTuple):
         before: npt.NDArray[np.float64],
         reference: npt.NDArray[np.float64],
     ) -> "MeanShift":
-        """From the states of a batch, of the batch before it (possibly none), and of the buffer."""
+        """Compute the shift from the states of a batch, of the previous batch (possibly empty), and of the buffer."""
         unknown = np.full(drawn.shape[1], np.nan)
         batch, noise = standardised_shift(drawn, reference)
         earlier = standardised_shift(before, reference)[0] if before.shape[0] else unknown

@@ -7,14 +7,14 @@ Numbers = Mapping[str, float]
 
 
 class Symptom(NamedTuple):
-    """A possible problem of a replay. A symptom never shows if its number is nan.
+    """A symptom of an unhealthy replay. It is never reported if its number is nan.
 
     Attributes
     ----------
     shows : callable
-        Whether the numbers of a monitor have the symptom.
+        Takes the numbers of a monitor. Returns whether they show the symptom.
     message : str
-        The warning, a format string with the names of the numbers.
+        The warning, as a format string with the names of the numbers.
     """
 
     shows: Callable[[Numbers], bool]
@@ -111,9 +111,9 @@ SYMPTOMS = (
         "the transition was overwritten. Enlarge the capacity, or shorten the delay between sampling and updating.",
     ),
 )
-"""In the order in which to fix them."""
+"""All symptoms, in the order in which you should fix them."""
 
 
 def warnings_for(numbers: Numbers) -> list[str]:
-    """The message of each symptom that shows in the numbers of a monitor."""
+    """The messages of all symptoms that the numbers of a monitor show."""
     return [symptom.message.format(**numbers) for symptom in SYMPTOMS if symptom.shows(numbers)]

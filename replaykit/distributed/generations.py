@@ -1,4 +1,4 @@
-"""The indices of a sharded replay: the lanes of all shards in one ring, and a new stretch of steps for each restart."""
+"""The indices of a sharded replay: one ring for all lanes, and a new range of steps after each restart of a shard."""
 
 from collections.abc import Sequence
 
@@ -9,19 +9,19 @@ from replaykit.mixing import Ring, Rows
 from replaykit.storage.base import Indices
 
 STEPS = 1 << 40
-"""Steps of a lane in one generation of a shard."""
+"""The number of steps that are reserved for each lane in one generation of a shard."""
 
 
 class Generations:
-    """One ring of the lanes of K shards with E lanes each, in which no index is given twice.
+    """One ring for the lanes of K shards with E lanes each. An index is never reused.
 
-    Index i of shard k is ``(i // E + g 2**40) K E + k E + i % E`` here, where g is how often the shard was started
-    again. So the indices of a shard that has died are stale, and those of the one in its place are new.
+    Index i of shard k becomes ``(i // E + g 2**40) K E + k E + i % E``, where g is the number of times that the shard
+    was restarted. After a restart, all earlier indices of the shard are stale, and the shard gets new ones.
 
     Parameters
     ----------
     shards, lanes : int
-        K and E.
+        The number of shards, K, and the number of lanes of each shard, E.
 
     Examples
     --------
@@ -43,17 +43,17 @@ class Generations:
         self.most = (1 << 63) // (STEPS * self.successor) - 1
 
     def restart(self, k: int) -> None:
-        """Begin another generation of shard k; raises OverflowError if there are no more indices for one."""
+        """Begin the next generation of shard k. Raises OverflowError if no indices are left for it."""
         if self.each[k] >= self.most:
             raise OverflowError(f"shard {k} was started again {self.each[k]} times, and no indices are left for it")
         self.each[k] += 1
 
     def raise_to(self, generations: Sequence[int]) -> None:
-        """Take those numbers that are larger."""
+        """Raise the generation of each shard to the given one if that is larger."""
         self.each = [max(pair) for pair in zip(self.each, generations, strict=True)]
 
     def mapped(self, k: int, own: Indices) -> Indices:
-        """The indices here of those of shard k. The entry -1, which is padding, stays."""
+        """Convert indices of shard k to indices of the whole replay. The entry -1 is padding and stays -1."""
         shift = self.each[k] * STEPS * self.successor
         indices = self.ring.placed(k, own)
         return np.where(own < 0, own, indices + shift) if shift else indices
@@ -65,21 +65,21 @@ class Generations:
         return np.array(self.each)[self.ring.owner[indices % self.successor]]
 
     def is_stale(self, indices: Indices) -> npt.NDArray[np.bool_]:
-        """Which indices are of a shard that has died since."""
+        """Which indices are stale, because their shard was restarted since."""
         stale: npt.NDArray[np.bool_] = self._generation_of(indices) < self._now(indices)
         return stale
 
     def is_unknown(self, indices: Indices, cursors: Indices) -> npt.NDArray[np.bool_]:
-        """Which indices were never given out, where `cursors` (S,) are the next steps of all lanes."""
+        """Which indices were never returned. `cursors` (S,) are the next steps of all lanes."""
         generation, now = self._generation_of(indices), self._now(indices)
         beyond = indices // self.successor % STEPS >= cursors[indices % self.successor]
         unknown: npt.NDArray[np.bool_] = (indices < 0) | (generation > now) | ((generation == now) & beyond)
         return unknown
 
     def split(self, indices: Indices) -> Rows:
-        """The rows of each shard in indices (B,), none of which is stale."""
+        """The rows of each shard in indices (B,). No index may be stale."""
         return self.ring.split(indices % (self.successor * STEPS))
 
     def bounds(self, own: Sequence[Indices]) -> Indices:
-        """The bounds (2, S) of all lanes, from those (2, E) of each shard."""
+        """The bounds (2, S) of all lanes, from the bounds (2, E) of each shard."""
         return np.concatenate([part + g * STEPS for part, g in zip(own, self.each, strict=True)], axis=1)

@@ -1,49 +1,49 @@
-"""What a sharded replay and its writers need of an engine: calls that go out together, and shards that can be lost."""
+"""The interface of an engine that runs shards: concurrent calls of methods of shards, which may be lost."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 
 class Lost(NamedTuple):
-    """In place of an answer: the shard has died, or its machine cannot be reached."""
+    """Returned instead of an answer: the shard has died, or its machine cannot be reached."""
 
     reason: str
 
 
 class Late(NamedTuple):
-    """In place of an answer: there is none yet."""
+    """Returned instead of an answer: the shard has not answered yet."""
 
     reason: str
 
 
 class Failed(NamedTuple):
-    """In place of an answer: the shard lives, and the call raised an error there."""
+    """Returned instead of an answer: the shard is alive, but the call raised an error there."""
 
     error: Exception
 
 
 class Host(Protocol):
-    """One shard, as a writer sees it, which is sent to other processes with the writer."""
+    """A handle of one shard. It is pickled together with the writer that uses it."""
 
     def send(self, method: str, *args: Any) -> Any:
-        """Call a method of the shard without waiting; what stands for the answer. Calls arrive in order."""
+        """Call a method of the shard without waiting; returns a reference to the answer. Calls arrive in order."""
 
     def result(self, pending: Any, wait: float | None) -> Any:
-        """The answer, or `Lost`, `Failed`, or after so many seconds `Late`. None waits without end."""
+        """Return the answer, or `Lost` or `Failed`. After `wait` seconds, return `Late`; None waits forever."""
 
 
 class Hosts(Protocol):
-    """All shards, as the learner sees them."""
+    """Handles of all shards, for the learner."""
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of shards."""
 
     def host(self, k: int) -> Host:
-        """One of them."""
+        """The handle of shard k."""
 
     def ask(self, method: str, calls: Mapping[int, tuple[Any, ...]], wait: float | None) -> dict[int, Any]:
-        """Call a method of some shards at once, with these arguments; the answers, as those of `Host.result`."""
+        """Call a method of several shards concurrently. `calls` has the arguments. Answers are as in `Host.result`."""
 
     def close(self) -> None:
-        """End all shards."""
+        """Shut down all shards."""

@@ -1,4 +1,4 @@
-"""The leading axes of steps that a writer is given: the axis of its lanes may be missing if there is one lane."""
+"""The leading axes of the steps that are passed to a writer. With one lane, the lane axis may be left out."""
 
 from typing import Any
 

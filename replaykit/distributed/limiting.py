@@ -1,4 +1,4 @@
-"""A `RateLimit` whose counts are kept in a shard, where all writers and the learner ask."""
+"""A `RateLimit` whose counts are kept in one shard, which all writers and the learner ask for permission."""
 
 import time
 from typing import Any
@@ -9,11 +9,11 @@ from replaykit.rate_limit import RateLimit
 from replaykit.storage.lock import Lock
 
 _PAUSE = 2e-3
-"""Seconds between two questions."""
+"""Seconds between two requests for permission."""
 
 
 class RemoteLimit:
-    """What the learner knows of a limit. Shard 0 keeps the counts; while it is away, nothing is limited.
+    """The learner's side of a limit. Shard 0 keeps the counts. While it does not answer, nothing is limited.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ class RemoteLimit:
     block : int
         Steps that a writer inserts at once.
     capacity : int
-        Of the whole replay.
+        The capacity of the whole replay.
 
     Attributes
     ----------
@@ -41,18 +41,18 @@ class RemoteLimit:
         self._refuse_too_large(1, f"block is {block}")
 
     def _refuse_too_large(self, size: int, what: str) -> None:
-        """Raise ValueError if blocks and batches could wait for each other for ever."""
+        """Raise ValueError if inserts and samples could wait for each other forever."""
         if not self._limit.is_closed and not self._limit.corridor.fits(self._rows, size):
             limit = f"{self._limit!r} with up to {self._rows} transitions in a block"
             raise ValueError(f"{what}, too large for {limit}; lower it, or raise tolerance")
 
     @property
     def for_writers(self) -> tuple[Host, float | None]:
-        """Where a writer asks, and how long it waits."""
+        """The shard that a writer asks for permission, and the number of seconds that it waits at most."""
         return self._shards.hosts.host(0), self._limit.timeout
 
     def await_sample(self, size: int, lock: Lock) -> None:
-        """Wait until a batch is allowed. The lock, which is held, is free meanwhile, so that other threads go on."""
+        """Wait until a batch is allowed. The lock is released while waiting, so that other threads can continue."""
         self._refuse_too_large(size, f"batch_size is {size}")
         begin, limit = time.monotonic(), self._limit
         while not self._is_permitted(size):
@@ -70,7 +70,7 @@ class RemoteLimit:
                 lock.sampling = True
 
     def _is_permitted(self, size: int) -> bool:
-        """Ask shard 0. If it was started again, it gets the counts last known."""
+        """Ask shard 0 for permission. If it was restarted, first send it the last known counts."""
         limit, shards = self._limit, self._shards
         shards.look_for_others()
         if 0 not in shards.present:
@@ -87,5 +87,5 @@ class RemoteLimit:
         return bool(is_allowed)
 
     def begin(self) -> None:
-        """Tell shard 0 before anybody inserts."""
+        """Send the limit to shard 0. Call this before the first insert."""
         self._is_permitted(0)

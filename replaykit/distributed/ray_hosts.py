@@ -1,4 +1,4 @@
-"""Shards in Ray actors."""
+"""Shards that run in Ray actors."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ NEEDED = 'RayReplay needs Ray: pip install "replaykit-rl[ray]"'
 
 
 def started_ray() -> Any:
-    """The module of Ray; raises ImportError if it is not installed, and RuntimeError if it is not started."""
+    """Import Ray. Raises ImportError if it is not installed, and RuntimeError if it is not started."""
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -21,17 +21,17 @@ def started_ray() -> Any:
 
 
 class RayHost:
-    """A shard in a Ray actor. It can be pickled where Ray is started."""
+    """A handle of a shard in a Ray actor. It can be pickled in any process in which Ray is started."""
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
 
     def send(self, method: str, *args: Any) -> Any:
-        """Call a method without waiting; the reference of the answer."""
+        """Call a method without waiting; returns a reference to the answer."""
         return getattr(self.handle, method).remote(*args)
 
     def result(self, pending: Any, wait: float | None) -> Any:
-        """The answer, or what stands for it."""
+        """The answer, or `Lost`, `Failed` or `Late`."""
         import ray
 
         ready, _ = ray.wait([pending], timeout=wait)
@@ -39,7 +39,7 @@ class RayHost:
 
 
 def answer_of(reference: Any) -> Any:
-    """What a call that has ended returned, or what stands for it."""
+    """The answer of a finished call, or `Lost` or `Failed`."""
     import ray
 
     try:
@@ -70,7 +70,7 @@ class RayHosts:
     def started(
         cls, make_buffer: Callable[[], Any], shards: int, name: str | None, namespace: str, options: Mapping[str, Any]
     ) -> "RayHosts":
-        """Start an actor for each shard; if one cannot be started, none is left."""
+        """Start an actor for each shard. If one of them cannot be started, all are ended."""
         ray = started_ray()
         chosen = {"max_restarts": -1, "num_cpus": 0, "scheduling_strategy": "SPREAD"} | dict(options)
         actor, handles = ray.remote(Shard), list[Any]()
@@ -98,15 +98,15 @@ class RayHosts:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of shards."""
         return len(self.handles)
 
     def host(self, k: int) -> RayHost:
-        """One of them."""
+        """The handle of shard k."""
         return self._hosts[k]
 
     def ask(self, method: str, calls: Mapping[int, tuple[Any, ...]], wait: float | None) -> dict[int, Any]:
-        """Call a method of some shards at once; their answers."""
+        """Call a method of several shards concurrently; returns their answers."""
         import ray
 
         sent = {k: self._hosts[k].send(method, *args) for k, args in calls.items()}
@@ -126,5 +126,5 @@ class RayHosts:
 
 
 def named(name: str, k: int, namespace: str) -> dict[str, str]:
-    """How the actor of a shard is named."""
+    """The name and the namespace of a shard's actor, as options of Ray."""
     return {"name": f"{name}-{k}", "namespace": namespace}

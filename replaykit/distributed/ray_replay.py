@@ -1,4 +1,4 @@
-"""Replay on a Ray cluster: shards in actors, writers in the workers that act, and the learner anywhere."""
+"""Replay on a Ray cluster: shards in actors, writers in workers that step environments, and one learner."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, final
@@ -14,52 +14,55 @@ _NAMESPACE = "replaykit"
 
 @final
 class RayReplay(ShardedReplay):
-    """A replay whose transitions are in several Ray actors, the shards, for a learner and many workers that act.
+    """A replay with its transitions in several Ray actors, called shards, for one learner and many workers.
 
-    `make_buffer` is called once in each actor. Wrappers that change what is replayed go into it. The learner uses a
-    `RayReplay` like a buffer: `sample`, `update_priorities`, `batches`, `stats`, `save`, `load`. Each worker gets a
-    `ShardWriter` from :meth:`writer`, and adds with that.
+    `make_buffer` is called once in each actor. To use wrappers, return the wrapped buffer from it. The learner uses a
+    `RayReplay` like a buffer: `sample`, `update_priorities`, `batches`, `stats`, `save`, `load`. The workers step
+    environments. Each worker gets a `ShardWriter` from :meth:`writer` and adds its steps with it.
 
-    A batch takes one round trip: every shard is asked at once, for a number of rows in proportion to the sum of its
-    scaled priorities, as the learner last knew it. The probability of a row is the expected share of its shard times
-    its probability there at that moment. This is the probability of the draw that was made, so weights are exact even
-    though the sums are a little old. ``batches(256, prefetch=2)`` makes batches in a thread and hides the round trip.
+    A batch takes one round trip. All shards are asked concurrently, each for a number of rows in proportion to the sum
+    of its scaled priorities. The learner uses the last sums that it received. The probability of a row is the expected
+    share of its shard, times the probability of the row within the shard at the time of the draw. This is the
+    probability of the draw that was made, so weights are exact even if the sums are slightly out of date.
+    ``batches(256, prefetch=2)`` samples batches in a thread, which hides the round trip.
 
-    New transitions of a prioritized shard get the largest priority in the shard. The exponent `beta` is the replay's
-    own: a schedule counts the batches of the learner.
+    New transitions of a prioritized shard get the largest priority in that shard. `beta` is an attribute of the whole
+    replay. If it is a schedule, it depends on the number of batches that the learner has sampled.
 
-    If a shard dies, its transitions are lost and nothing else. The learner goes on with the others, and says so in a
-    RuntimeWarning, in :meth:`warnings` and in `stats`. Ray starts the shard again, and the learner takes it back, with
-    what it had in the last `save`, or empty. Its indices continue ``2**40`` steps later, so that no index is given
-    twice, and the former ones are stale. If the learner dies, the shards end, unless they have a `name`: then they
-    live until `close`, and :meth:`connect` finds them.
+    If a shard dies, only its own transitions are lost. The learner continues with the other shards, and reports the
+    loss in a RuntimeWarning, in :meth:`warnings` and in `stats`. Ray restarts the shard. It is then used again, with
+    the transitions of the last `save`, or empty if there was none. Its new indices start ``2**40`` steps later, so
+    an index is never reused, and all its earlier indices are stale. If the learner dies, the shards end, unless they
+    have a `name`. Shards with a `name` live until `close`, and :meth:`connect` finds them.
 
-    `latest`, `episode`, `episodes`, `epoch`, `state_dict`, and the verbs `draw`, `window`, `reduce` and `weigh` raise
-    NotImplementedError, since they would need all transitions in one place.
+    `latest`, `episode`, `episodes`, `epoch`, `state_dict`, `draw`, `window`, `reduce` and `weigh` raise
+    NotImplementedError, because they would need all transitions in one place.
 
     Parameters
     ----------
     make_buffer : callable
-        Returns a buffer, or wrappers around one; called in each actor without arguments. Its `capacity` is that of a
-        shard, and its `num_envs` how many environments write to a shard. Its `seed` has no effect.
+        Called in each actor without arguments. Returns a buffer, or wrappers around one. Its `capacity` is the capacity
+        of one shard, and its `num_envs` is the number of environments that can write to one shard. Its `seed` has no
+        effect.
     shards : int
-        How many actors.
+        Number of actors.
     seed : None, int or SeedSequence
-        For the choice of the shards, and for their draws.
+        Seed for the number of rows of each shard, and for the draws within the shards.
     block : int
-        Steps that a writer gathers before it sends them.
+        Number of steps that a writer collects before it sends them.
     patience : float
-        Seconds to wait for a shard before the learner goes on without it.
+        Seconds to wait for a shard before the learner continues without it.
     name : str, optional
-        Lets the shards outlive the learner.
+        With a name, the shards outlive the learner.
     namespace : str
-        Of the name.
+        The Ray namespace of `name`.
     actor_options : dict, optional
-        For ``options`` of the actors, such as ``{"num_cpus": 1, "resources": {"replay": 1}}``. Unless given, they
-        reserve no CPU, are spread over the machines, and are started again whenever they die.
+        Options of the actors for Ray, such as ``{"num_cpus": 1, "resources": {"replay": 1}}``. By default, actors
+        reserve no CPU, are spread over the machines, and are restarted whenever they die.
     rate_limit : RateLimit, optional
-        How many transitions are sampled for each that is added. Writers wait before they send a block, and `sample`
-        waits before it asks for rows. Shard 0 keeps the counts, so each block and each batch takes one more round trip.
+        Limits how many transitions are sampled for each added transition. Writers wait before they send a block, and
+        `sample` waits before it asks for rows. Shard 0 keeps the counts, which costs each block and each batch one
+        more round trip.
 
     Attributes
     ----------
@@ -69,7 +72,7 @@ class RayReplay(ShardedReplay):
     Raises
     ------
     ImportError, RuntimeError
-        If Ray is not installed or not started, or if `make_buffer` raises an error in an actor. No actor is left then.
+        If Ray is not installed or not started, or if `make_buffer` raises an error in an actor. All actors are ended.
 
     References
     ----------
@@ -115,10 +118,10 @@ class RayReplay(ShardedReplay):
     def connect(
         cls, name: str, *, namespace: str = _NAMESPACE, seed: Any = None, block: int = 64, patience: float = 10.0
     ) -> "RayReplay":
-        """The replay whose shards were started with this name, for a learner in the place of one that has ended.
+        """Connect a new learner to the shards that were started with this name, after the previous learner has ended.
 
-        What the shards have is as it was, and the batches are counted on. The writers of the former learner go on.
-        Only one learner may use a replay at a time. Raises ValueError if there is none.
+        The shards keep their contents, and the count of batches continues. The writers of the previous learner keep
+        working. Only one learner at a time may use a replay. Raises ValueError if no replay has this name.
         """
         checked_options(seed, block, patience)
         hosts = RayHosts.found(name, namespace)
@@ -128,5 +131,5 @@ class RayReplay(ShardedReplay):
 
     @property
     def shards(self) -> list[Any]:
-        """The handles of the actors."""
+        """The handles of the actors, one for each shard."""
         return list(self._handles)

@@ -1,4 +1,4 @@
-"""A segment of shared memory: steps on their way from one process that writes to one that reads."""
+"""A segment of shared memory that passes steps from one writing process to one reading process."""
 
 import contextlib
 import mmap
@@ -19,15 +19,15 @@ from replaykit.field import Array
 from replaykit.spec import Spec
 
 _TOKEN, _PUBLISHED, _TAKEN, _CLOSED, _WAITED, _WORDS = 0, 8, 16, 24, 32, 40
-"""Places in the header, in words of 8 bytes: each number that one side writes is in a cache line of its own."""
+"""Positions in the header, in words of 8 bytes. Each number that one side writes has a separate cache line."""
 _NEEDS_FENCES = platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686")
 _SHORTEST_SLEEP, _LONGEST_SLEEP = 20e-6, 2e-3
 _opened: set[tuple[int, tuple[int, int]]] = set()
-"""The process, and the device and inode, of each segment that this process writes to."""
+"""The segments that this process writes to: the process id, and the device and inode of the file."""
 
 
 class Place(NamedTuple):
-    """Where a segment is: what another process needs to open it."""
+    """The location of a segment. Another process needs it to open the segment."""
 
     path: str
     process: int
@@ -36,14 +36,14 @@ class Place(NamedTuple):
 
 
 class SegmentGoneError(RuntimeError):
-    """The process that reads the segment has ended, or has closed it."""
+    """Raised if the process that reads the segment has ended or has closed it."""
 
 
 class Layout(NamedTuple):
-    """How a step of some lanes lies in a slot: the record, the order of its leaves, and where the first of them begins.
+    """The layout of a step in a slot: the record, the order of its leaves, and the position of the first leaf.
 
-    The record has `td_error`, the leaves by their numbers, and then `mask`, `cut`, which is where an episode begins
-    although the last step has no flag that ends one, and `has_error`. Nothing lies between the leaves.
+    The record has `td_error`, the leaves, named by their numbers, and then `mask`, `cut` and `has_error`. `cut` marks
+    lanes in which an episode begins although the previous step has no flag that ends one. Leaves have no gaps.
     """
 
     record: np.dtype[Any]
@@ -52,7 +52,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, spec: Spec, lanes: int) -> "Layout":
-        """The layout for a spec and so many lanes."""
+        """The layout for this spec and number of lanes."""
         sizes = [leaf.field.nbytes for leaf in spec.leaves]
         order = sorted(range(len(sizes)), key=lambda i: -min(sizes[i] & -sizes[i] or 8, 8))
         fields: list[Any] = [("td_error", np.float64, (lanes,))]
@@ -64,17 +64,18 @@ class Layout(NamedTuple):
 
 
 class Segment:
-    """A ring of steps in shared memory, with one process that writes and one that reads. No locks are shared.
+    """A ring of steps in shared memory, with one writing and one reading process. The processes share no locks.
 
-    The writer copies steps to free slots and then publishes the count of all that it has written; the reader takes what
-    is published and then sets the count of all that it has taken. Each count is one aligned word, which processors
-    store at once. x86 keeps stores in order; elsewhere a lock of the process, released and taken, is the barrier
-    between the rows and the count. So what a writer that died has not published is not there, and nobody waits for it.
+    The writer copies steps to free slots, and then publishes the total number of steps that it has written. The reader
+    takes published steps, and then sets the total number of steps that it has taken. Each number is one aligned word,
+    which processors store atomically. x86 keeps stores in order. On other processors, a lock within the process is
+    acquired and released as a memory barrier between the rows and the number. If a writer dies, the steps that it has
+    not published do not exist for the reader, and no process waits for them.
 
-    The memory has no name in any directory: on Linux it is anonymous, and other processes open it through the reader's
-    file descriptor in ``/proc``. It vanishes with the last process that has it open, however that ends, and the size of
-    ``/dev/shm`` does not limit it. On other systems it is a file in the directory for temporary files, which the reader
-    deletes when it closes it or ends, unless it is killed.
+    On Linux the memory is anonymous: it has no name in any directory, and other processes open it through the reader's
+    file descriptor in ``/proc``. It is freed when the last process that has it open ends, in any way. The size of
+    ``/dev/shm`` does not limit it. On other systems the memory is a temporary file. The reader deletes the file when it
+    closes the segment or ends, unless it is killed.
     """
 
     def __init__(self, memory: mmap.mmap, record: np.dtype[Any], steps: int, place: Place) -> None:
@@ -87,7 +88,7 @@ class Segment:
 
     @classmethod
     def create(cls, record: np.dtype[Any], steps: int) -> "Segment":
-        """A new segment, for the process that reads."""
+        """Create a segment, in the process that reads."""
         size = 8 * _WORDS + record.itemsize * steps
         directory, token = None, secrets.randbits(62)
         if hasattr(os, "memfd_create"):
@@ -104,9 +105,9 @@ class Segment:
 
     @classmethod
     def open(cls, record: np.dtype[Any], place: Place) -> "Segment":
-        """The segment at a place, for the process that writes. Only one process at a time can have it open so."""
+        """Open a segment, in the process that writes. Only one process at a time can have it open for writing."""
         size, key = 8 * _WORDS + record.itemsize * place.steps, _key_of(place.path)
-        if (os.getpid(), key) in _opened:  # to close it once more would give up the lock
+        if (os.getpid(), key) in _opened:  # opening and closing it a second time would release the lock
             raise BlockingIOError("is in use in this process")
         try:
             file = os.open(place.path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
@@ -128,28 +129,28 @@ class Segment:
         return segment
 
     def claim(self, key: tuple[int, int], release: Callable[..., None], *arguments: Any) -> None:
-        """Note the device and the inode of the segment, and what `close` has to call."""
+        """Store the device and the inode of the segment, and the function that `close` calls."""
         self._key, self._release = key, weakref.finalize(self, release, *arguments)
         self._header[_TOKEN] = self.place.token
 
     @property
     def token(self) -> int:
-        """A random number that the memory begins with, to be told from other memory at the same place."""
+        """A random number at the start of the memory. It distinguishes the segment from other memory at its path."""
         return int(self._header[_TOKEN])
 
     def shut(self) -> None:
-        """Let the writer raise an error when it writes the next time."""
+        """Make the writer raise an error at its next write."""
         self._header[_CLOSED] = 1
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Release the memory."""
         self._header, self.slots, self._bytes = list(self._header), self.slots[:0].copy(), memoryview(b"")
         self._release()
 
     # -- The writer ------------------------------------------------------------------------------------------
 
     def write_one(self, data: bytes, begin: int, timeout: float | None) -> int:
-        """Write the bytes of a step from a place of its record on, as `write` does."""
+        """Write the bytes of one step, starting at byte `begin` of its record; otherwise like `write`."""
         if self._process != os.getpid():
             raise _forked()
         if not self._room(timeout):
@@ -162,7 +163,7 @@ class Segment:
         return 1
 
     def write(self, values: dict[str, Any], steps: int, timeout: float | None) -> int:
-        """Write some steps, by the names of the record, and publish them; wait for room. Returns how many fitted."""
+        """Write steps, by the names of the record, and publish them. Waits for room. Returns the number written."""
         if self._process != os.getpid():
             raise _forked()
         done = 0
@@ -181,7 +182,7 @@ class Segment:
         return done
 
     def _room(self, timeout: float | None) -> int:
-        """How many slots are free; waits for one."""
+        """The number of free slots. Waits until there is one, for at most `timeout` seconds."""
         begin, pause = 0.0, _SHORTEST_SLEEP
         while True:
             if self._header[_CLOSED]:
@@ -202,7 +203,7 @@ class Segment:
         return int(room)
 
     def await_reader(self) -> None:
-        """Wait until everything that was published is taken."""
+        """Wait until the reader has taken all published steps."""
         while self._header[_TAKEN] < self._header[_PUBLISHED]:
             if self._header[_CLOSED] or not self.has_reader:
                 raise _gone()
@@ -210,13 +211,13 @@ class Segment:
 
     @property
     def has_reader(self) -> bool:
-        """Whether the process that reads lives."""
+        """Whether the reading process is alive."""
         if _key_of(self.place.path) != self._key:
             return False
         if self.place.path.startswith("/proc/") or os.name == "nt":
             return True
         try:
-            os.kill(self.place.process, 0)  # sends nothing
+            os.kill(self.place.process, 0)  # signal 0 only checks that the process exists
         except ProcessLookupError:
             return False
         return True
@@ -224,24 +225,24 @@ class Segment:
     # -- The reader ------------------------------------------------------------------------------------------
 
     def waiting(self, most: int) -> Array:
-        """The oldest steps that were published and not taken, at most so many, as a view."""
+        """A view of the oldest published steps that are not taken yet, at most `most` of them."""
         taken, published = self._header[_TAKEN], self._header[_PUBLISHED]
         self._order()
         begin = taken % len(self.slots)
         return self.slots[begin : begin + min(published - taken, most, len(self.slots) - begin)]
 
     def take(self, count: int) -> None:
-        """Give so many slots back to the writer."""
+        """Return the oldest `count` slots to the writer."""
         self._order()
         self._header[_TAKEN] += count
 
     @property
     def counts(self) -> tuple[int, int, float]:
-        """Steps published, steps taken, and seconds that the writer has waited for room."""
+        """The number of published steps, of taken steps, and of seconds that the writer has waited for room."""
         return self._header[_PUBLISHED], self._header[_TAKEN], self._header[_WAITED] / 1e9
 
     def _order(self) -> None:
-        """What was read and written before is so for others before what comes after."""
+        """A memory barrier: no read or write is moved across this call."""
         for _ in range(2 if _NEEDS_FENCES else 0):
             with self._fence:
                 pass
@@ -265,7 +266,7 @@ def _gone() -> SegmentGoneError:
 
 
 def _locked(file: int) -> bool:
-    """Lock a file for this process, where the system can; the lock ends with the process."""
+    """Lock a file for this process, if the system supports it. The lock ends with the process."""
     try:
         import fcntl
     except ImportError:

@@ -1,4 +1,4 @@
-"""A shard: one of the buffers of a sharded replay, and what a learner and writers ask of it, wherever it lives."""
+"""A shard: one of the buffers of a sharded replay, with the methods that the learner and the writers call."""
 
 import os
 from collections.abc import Callable
@@ -21,37 +21,37 @@ Lanes = tuple[int, ...]
 
 
 class Description(NamedTuple):
-    """What all shards of a replay have in common, and how many there are."""
+    """The properties that all shards of a replay share, and the number of shards."""
 
     settings: Settings
     shards: int
     label: str
     beta: Any
-    """The exponent of weights, or its schedule."""
+    """The exponent of the weights, or its schedule."""
     weights: Weights | None
-    """What weights are divided by, or None if all are 1."""
+    """How weights are normalised, or None if all weights are 1."""
     largest_priority: float
     bytes_each: int
     has_sequences: bool
 
 
 class Status(NamedTuple):
-    """What a shard has at one moment.
+    """The state of a shard at one moment.
 
     Attributes
     ----------
     generation : int or None
-        How often the shard was started again, or None if it has not begun since.
+        How often the shard was restarted, or None if the learner has not called `begin` since the last start.
     generations : tuple of int
-        Those of all shards, as this one was told.
+        The generations of all shards, as the learner last sent them.
     batches : int
-        Batches that the learner had sampled when it last asked.
+        Number of batches that the learner had sampled at its last request.
     bounds : ndarray of shape (2, E), int64
-        The oldest step of each lane and the one that comes next, in this generation.
+        The oldest step and the next step of each lane, in this generation.
     size, mass : int and float
-        Transitions stored, and the sum that their probabilities are divided by.
+        Number of stored transitions, and the sum that their probabilities are divided by.
     least : float or None
-        The smallest positive probability of any, if weights are divided by it.
+        The smallest positive probability of a transition, if the weights are divided by it.
     claimed : tuple of int
         Lanes that have writers.
     """
@@ -67,7 +67,7 @@ class Status(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What a shard is asked for a batch of `size`: `rows` rows, where the numbers `chances` were possible."""
+    """A request for `rows` rows of a batch of `size`. `chances` has the possible numbers of rows and probabilities."""
 
     rows: int
     size: int
@@ -76,21 +76,21 @@ class Request(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Steps of a writer: episodes of the lanes `ends` end before them; `steps` are the arguments of `extend`."""
+    """Steps of a writer. `ends` marks lanes whose episode ends before them; `steps` are arguments of `extend`."""
 
     ends: npt.NDArray[np.bool_] | None
     steps: dict[str, Tree] | None
 
 
 class Ledger:
-    """The counts of a `RateLimit`, in the one place that the writers of all shards and the learner ask.
+    """The counts of a `RateLimit`. The writers of all shards and the learner ask this one object for permission.
 
     Parameters
     ----------
     terms : tuple
         `samples_per_insert`, `min_size` and `tolerance`.
     inserted, sampled : int
-        The counts to go on with.
+        The initial counts.
     """
 
     def __init__(self, terms: tuple[float, int, float], inserted: int, sampled: int) -> None:
@@ -110,17 +110,17 @@ class Ledger:
 
 
 class Shard:
-    """A buffer that answers a learner and writers. Every call takes and returns what can be pickled.
+    """A buffer that a learner and writers use from other processes. Arguments and results can be pickled.
 
-    A shard that has just started has no generation, and serves no rows, until the learner calls `begin`. So the learner
-    notices that a shard was started again, and which of its indices are stale. Writers can add to it all the time.
+    After it starts, a shard has no generation and serves no rows until the learner calls `begin`. In this way the
+    learner notices that a shard was restarted, and which indices are stale. Writers can add to a shard at any time.
 
     Parameters
     ----------
     make_buffer : callable
-        Returns the buffer. If it raises, `describe` returns the error.
+        Returns the buffer. If it raises an error, `describe` returns the error.
     number, shards : int
-        Which shard this is, and of how many.
+        The number of this shard, and the number of all shards.
     """
 
     def __init__(self, make_buffer: Callable[[], Replay], number: int, shards: int) -> None:
@@ -138,13 +138,13 @@ class Shard:
             self.failure = f"{type(error).__name__}: {error}"
 
     def count(self) -> int:
-        """How many shards there are."""
+        """The number of shards."""
         return self.shards
 
     # -- Beginning -------------------------------------------------------------------------------------------
 
     def describe(self) -> Description | str:
-        """What this shard is made of, or the error that `make_buffer` raised."""
+        """The description of this shard, or the error that `make_buffer` raised."""
         if self.failure:
             return self.failure
         replay, distribution = self.replay, self._distribution
@@ -156,7 +156,7 @@ class Shard:
         return Description(replay.settings, self.shards, label, beta, weights, most, replay.bytes_each, sequences)
 
     def call(self, method: str, *args: Any) -> tuple[Status, Any]:
-        """Call one of the methods for the learner; the status after it, and what it returned, of one moment."""
+        """Call a method for the learner. Returns the status after the call, and the result, under one lock."""
         with self.replay.lock:
             result = getattr(self, method)(*args)
             return self.status(), result
@@ -164,9 +164,9 @@ class Shard:
     def begin(
         self, generations: tuple[int, ...], seed: np.random.SeedSequence, checkpoint: str | None, claimed: Lanes
     ) -> str:
-        """Begin a generation, with these lanes of writers, other random numbers, and what a checkpoint has, if any.
+        """Begin a generation: load the checkpoint if there is one, reseed, and claim these lanes for their writers.
 
-        Returns why the checkpoint could not be loaded, if so.
+        Returns the reason if the checkpoint could not be loaded, otherwise an empty string.
         """
         problem = ""
         if checkpoint is not None and os.path.isdir(checkpoint):
@@ -180,11 +180,11 @@ class Shard:
         return problem
 
     def note(self, generations: tuple[int, ...], batches: int) -> None:
-        """Take the generations of all shards, and the number of batches."""
+        """Set the generations of all shards, and the number of batches."""
         self.generations, self.generation, self.batches = generations, generations[self.number], batches
 
     def status(self) -> Status:
-        """What is here now."""
+        """The current state of the shard."""
         replay, distribution = self.replay, self._distribution
         with replay.lock:
             size, least = len(replay), None
@@ -202,7 +202,7 @@ class Shard:
     # -- For the learner -------------------------------------------------------------------------------------
 
     def serve(self, request: Request) -> dict[str, Any] | None:
-        """The fields of some rows, without weights; None if there are none to serve."""
+        """The fields of the requested rows, without weights. None if no row is requested or can be drawn."""
         self.batches = request.batches
         if not request.rows or self.generation is None or not self._distribution.mass() > 0.0:
             return None
@@ -212,13 +212,13 @@ class Shard:
         return fields
 
     def _shares(self, indices: Indices, probabilities: Floats, request: Request) -> Floats:
-        """The expected share of these rows in the whole batch, over the counts that were possible."""
+        """The expected share of these rows in the whole batch, averaged over the possible numbers of rows."""
         if len(request.chances) == 1 or self.replay.is_conditional:
             return probabilities * (sum(count * chance for count, chance in request.chances) / request.size)
         return self.probability(indices, request.chances, request.size)
 
     def update(self, indices: Indices, options: dict[str, Any]) -> int:
-        """Update priorities; returns how many were applied."""
+        """Update priorities. Returns the number of applied updates."""
         return self.replay.update_priorities(indices, **options) if self.generation is not None else 0
 
     def probability(self, indices: Indices, chances: list[tuple[int, float]], size: int) -> Floats:
@@ -233,27 +233,27 @@ class Shard:
         return self.replay.read(indices, field)
 
     def overwrite(self, indices: Indices, fields: dict[str, Tree]) -> int:
-        """Replace fields of stored transitions; returns how many."""
+        """Replace fields of stored transitions. Returns the number of transitions."""
         return self.replay.overwrite(indices, **fields)
 
     def clear(self) -> None:
-        """Forget every transition."""
+        """Remove all transitions."""
         self.replay.clear()
 
     def reseed(self, seed: np.random.SeedSequence) -> None:
-        """Start the random numbers anew."""
+        """Reseed the random generator."""
         self.replay.reseed(seed)
 
     def stats(self) -> dict[str, float]:
-        """Those of the buffer."""
+        """The `stats` of the buffer."""
         return self.replay.stats()
 
     def limit(self, terms: tuple[float, int, float] | None, inserted: int, sampled: int) -> None:
-        """Keep the counts of a limit from now on, or of none."""
+        """Set the limit whose counts this shard keeps, or None for no limit."""
         self.ledger = None if terms is None else Ledger(terms, inserted, sampled)
 
     def permit_sample(self, rows: int) -> tuple[bool, int, int]:
-        """Whether the learner may sample, and how many transitions were inserted and sampled."""
+        """Whether the learner may sample, and the numbers of inserted and of sampled transitions."""
         if self.ledger is None:
             return True, 0, 0
         return self.ledger.permit_sample(rows), self.ledger.inserted, self.ledger.sampled
@@ -267,7 +267,7 @@ class Shard:
         self.replay.save(path)
 
     def load(self, path: str, exact: bool = True) -> None:
-        """Take everything from a checkpoint. The episodes that writers are in end."""
+        """Replace everything with a checkpoint. The running episodes of the writers end."""
         for _, writer in self.writers.values():
             writer.close()
         self.writers.clear()
@@ -276,18 +276,18 @@ class Shard:
     # -- For writers -----------------------------------------------------------------------------------------
 
     def permit_insert(self, rows: int) -> bool:
-        """Whether a writer may send so many transitions, to any shard."""
+        """Whether a writer may send `rows` transitions, to any shard."""
         return self.ledger is None or self.ledger.permit_insert(rows)
 
     def claim(self, lanes: Lanes) -> bool:
-        """Note that these lanes have a writer; returns whether none of them had one."""
+        """Reserve lanes for a writer. Returns False, and reserves none, if one of them already has a writer."""
         if self.claimed.intersection(lanes):
             return False
         self.claimed.update(lanes)
         return True
 
     def release(self, session: str, lanes: Lanes) -> None:
-        """Give the lanes of a writer back, unless another copy of it has taken them over."""
+        """Release the lanes of a writer, unless another copy of the writer has taken them over."""
         if session in self.former:
             return
         if lanes in self.writers:
@@ -297,7 +297,7 @@ class Shard:
         self.claimed.difference_update(lanes)
 
     def add(self, session: str, lanes: Lanes, pieces: list[Piece]) -> None:
-        """Store what a writer has gathered."""
+        """Store the steps that a writer has collected."""
         writer = self._writer(session, lanes)
         for ends, steps in pieces:
             if ends is not None:
@@ -306,7 +306,7 @@ class Shard:
                 writer.extend(**steps)
 
     def _writer(self, session: str, lanes: Lanes) -> Writer:
-        """The writer of these lanes for a session: for a new one, the episodes of the former end."""
+        """The writer of these lanes for a session. A new session ends the episodes of the previous one."""
         current = self.writers.get(lanes)
         if current is not None and current[0] == session:
             return current[1]
@@ -323,7 +323,7 @@ class Shard:
 
 
 def _checked(replay: Any) -> Replay:
-    """What `make_buffer` returned, if it can be a shard."""
+    """Return the result of `make_buffer`, or raise an error if it cannot be a shard."""
     if not isinstance(replay, Replay) or replay.is_remote:
         raise TypeError(f"make_buffer returned a {type(replay).__name__}; expected a buffer, or a wrapper around one")
     if isinstance(replay.lock, Locks):

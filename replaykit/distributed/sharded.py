@@ -1,4 +1,4 @@
-"""A replay of several shards, on any engine that can call them."""
+"""A replay of several shards, independent of the engine that runs the shards."""
 
 import json
 import os
@@ -34,21 +34,21 @@ _MANIFEST, _FORMAT = "replay.json", 1
 
 
 class ShardedReplay(Replay):
-    """What a replay of several shards is, apart from the engine: a subclass makes the `Hosts`, and passes them on.
+    """A replay of several shards. A subclass for each engine creates the `Hosts` and passes them to this class.
 
     Parameters
     ----------
     hosts : Hosts
     seed : None, int or SeedSequence
-        For the choice of the shards, and for their draws.
+        Seed for the number of rows of each shard, and for the draws within the shards.
     block : int
-        Steps that a writer gathers before it sends them.
+        Number of steps that a writer collects before it sends them.
     patience : float
-        Seconds to wait for a shard before the others go on without it.
+        Seconds to wait for a shard before the replay continues without it.
     is_new : bool
-        Whether the shards have just been made, rather than found.
+        True if the shards have just been created, False if another learner has used them before.
     limit : RateLimit, optional
-        Its counts are kept in shard 0. If that dies, nothing is limited until it is back.
+        Shard 0 keeps its counts. If that shard dies, nothing is limited until it is back.
     """
 
     is_remote = True
@@ -82,16 +82,16 @@ class ShardedReplay(Replay):
     # -- Writing ---------------------------------------------------------------------------------------------
 
     def writer(self, num_envs: int = 1) -> ShardWriter:  # type: ignore[override]
-        """A :class:`ShardWriter` for a worker that steps `num_envs` environments; it can be pickled.
+        """Return a :class:`ShardWriter` for a worker that steps `num_envs` environments. It can be pickled.
 
-        It gets as many lanes of one shard that have no writer: of the shard with the most of them, and of several such
-        shards the one with the fewest transitions. As many environments can write to a shard as the buffer that
-        `make_buffer` returns has lanes, its `num_envs`.
+        The writer gets `num_envs` free lanes of one shard. A lane is free if it has no writer. The shard with the most
+        free lanes is chosen; of several such shards, the one with the fewest transitions. The number of lanes of a
+        shard is the `num_envs` of the buffer that `make_buffer` returns.
 
         Raises
         ------
         ValueError
-            If no shard has so many lanes without a writer.
+            If no shard has that many free lanes.
         """
         wanted, each = check_count("num_envs", num_envs), self._all.about.settings.num_envs
         with self.lock:
@@ -132,7 +132,7 @@ class ShardedReplay(Replay):
     # -- Sampling --------------------------------------------------------------------------------------------
 
     def serve(self, batch_size: int) -> dict[str, Any]:
-        """All fields of a batch, in one round trip, and one more for each shard that is lost meanwhile."""
+        """All fields of a batch. Takes one round trip, and one more for each shard that is lost in the meantime."""
         self._all.look_for_others()
         if self._limit is not None:
             self._limit.await_sample(batch_size, self.lock)
@@ -148,7 +148,7 @@ class ShardedReplay(Replay):
         return Request(count, size, plan.counts_of(k), self._batches)
 
     def _plan(self, size: int) -> Plan:
-        """How many of a batch each shard gives, by the masses last known."""
+        """The number of rows of a batch from each shard, by the last known masses."""
         masses = self._all.masses()
         if not sum(masses) > 0.0:
             self._all.ask_all("status")
@@ -160,7 +160,7 @@ class ShardedReplay(Replay):
         return planned([mass / sum(masses) for mass in masses], size)
 
     def _fields(self, plan: Plan, parts: list[dict[str, Any] | None]) -> dict[str, Any]:
-        """The fields of a batch, from those that each shard serves."""
+        """The fields of a batch, from the parts that the shards serve."""
         none = np.empty(0, np.int64)
         rows = self._generations.ring.together([none if part is None else part["indices"] for part in parts])
         served = [part for part in parts if part is not None]
@@ -174,7 +174,7 @@ class ShardedReplay(Replay):
         return fields | {"weights": weights} | ends
 
     def _weights(self, draw: Draw) -> npt.NDArray[np.float32]:
-        """Those that one buffer with all transitions would give for these probabilities."""
+        """The weights that a single buffer with all transitions would return for these probabilities."""
         kind = self._all.about.weights
         if kind is None:
             return np.ones(len(draw.indices), np.float32)
@@ -184,7 +184,7 @@ class ShardedReplay(Replay):
         self._batches += 1
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> Floats:
-        """The expected share of each stored index in a batch, for shards that are chosen by what they have now."""
+        """The expected share of each stored index in a batch, for the current contents of the shards."""
         entries, size = as_indices("indices", indices), check_count("batch_size", batch_size)
         with self.lock:
             refuse_not_stored(entries, self.bounds)
@@ -208,10 +208,10 @@ class ShardedReplay(Replay):
         self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *,
         priorities: npt.ArrayLike | None = None, mask: npt.ArrayLike | None = None,
     ) -> int:  # fmt: skip
-        """Set the priorities of the transitions of a batch, as :meth:`replaykit.Replay.update_priorities` does.
+        """Set the priorities of the transitions of a batch, like :meth:`replaykit.Replay.update_priorities`.
 
-        Transitions of shards that died since are stale. `mask` is for sequences, as in `replaykit.SequenceReplay`. It
-        takes one round trip.
+        Transitions of shards that have died since are stale. `mask` is for sequences; see `replaykit.SequenceReplay`.
+        The call takes one round trip.
         """
         name, given = one_of(td_errors, priorities)
         entries, values = as_indices("indices", indices, True), as_float64(name, given, True)
@@ -232,7 +232,7 @@ class ShardedReplay(Replay):
             return sum(self._all.ask("update", calls).values())
 
     def _refuse_shapes(self, name: str, entries: Indices, values: Floats, mask: Any) -> None:
-        """Raise for values or a mask that do not go with the indices."""
+        """Raise an error if the values or the mask do not fit the indices."""
         if self.has_sequences and name == "td_errors":
             if values.ndim != 2 or len(values) != len(entries):
                 raise ValueError(f"td_errors has shape {values.shape}; expected (B, T), a row for each of indices")
@@ -248,7 +248,7 @@ class ShardedReplay(Replay):
             )
 
     def _refuse_unknown(self, entries: Indices) -> None:
-        """Raise IndexError for the first index that was never given out."""
+        """Raise IndexError for the first index that was never returned."""
         wrong = self._generations.is_unknown(entries, self._all.cursors)
         away = [k for k in range(self._all.about.shards) if k not in self._all.present]
         wrong &= (entries < 0) | ~np.isin(self._generations.ring.owner[entries % self.successor], away)
@@ -277,7 +277,7 @@ class ShardedReplay(Replay):
 
     @property
     def bounds(self) -> Indices:
-        """Those of all lanes, asked for now."""
+        """The bounds of all lanes. Each access asks the shards."""
         with self.lock:
             self._all.ask_all("status")
             return self._all.bounds
@@ -291,7 +291,7 @@ class ShardedReplay(Replay):
         return int(self.stats()["nbytes"])
 
     def __len__(self) -> int:
-        """Transitions in all shards, asked for now."""
+        """The number of transitions in all shards. Each call asks the shards."""
         with self.lock:
             self._all.ask_all("status")
             return self._all.size
@@ -308,14 +308,14 @@ class ShardedReplay(Replay):
             return rows.joined([answers[k] for k in sorted(answers)])
 
     def stats(self, prefix: str = "") -> dict[str, float]:
-        """Numbers for a logger: of all shards together, and of each, such as ``"shard0/size"``.
+        """Numbers for a logger, for all shards together and for each shard, such as ``"shard0/size"``.
 
-        - `shards`, `shards_present`: how many there are, and how many of them answer
-        - `losses`: how often one was lost
-        - `inserted`, `sampled`: with a limit, what it has counted when the last batch was sampled
-        - `batches`: batches sampled here; the others are sums over the shards
+        - `shards`, `shards_present`: the number of shards, and of shards that answer
+        - `losses`: how often a shard was lost
+        - `inserted`, `sampled`: with a limit, its counts when the last batch was sampled
+        - `batches`: batches sampled by this learner
 
-        `prefix` is put before each name.
+        Counts of transitions and bytes are sums over the shards. `prefix` is put before each name.
         """
         with self.lock:
             each = self._all.ask_all("stats")
@@ -332,7 +332,7 @@ class ShardedReplay(Replay):
             return prefixed(stats, prefix)
 
     def warnings(self) -> list[str]:
-        """What has happened to shards, oldest first: which were lost, and which are back. Each was warned of once."""
+        """Messages about shards that were lost or came back, oldest first. Each was also issued once as a warning."""
         with self.lock:
             return list(self._all.warnings)
 
@@ -348,17 +348,17 @@ class ShardedReplay(Replay):
     # -- Keeping ---------------------------------------------------------------------------------------------
 
     def save(self, path: Path, *, progress: bool = False) -> None:
-        """Write a checkpoint of each shard to a directory, which all machines must share.
+        """Write a checkpoint of each shard to a directory. All machines must share this directory.
 
-        Each shard writes its own part, ``shard-0`` and so on, as a buffer does; then the state of the choice between
-        them is written. So after a crash in the middle some parts are newer than others. The part of a shard that is
-        lost stays as it is. From now on a shard that dies is started again with what it has here.
+        First each shard writes its own part, ``shard-0`` and so on, like a buffer. Then the state of the learner is
+        written. After a crash during a save, some parts can therefore be newer than others. The part of a lost shard
+        does not change. If a shard dies after the save, it is restarted with its part of this checkpoint.
 
         Parameters
         ----------
         path : str or path-like
         progress : bool
-            Ignored: the shards write at the same time.
+            Ignored, because the shards write at the same time.
         """
         where = os.path.abspath(os.fspath(path))
         with self.lock:
@@ -377,23 +377,24 @@ class ShardedReplay(Replay):
             self._all.checkpoint = where
 
     def load(self, path: Path, *, exact: bool = True, progress: bool = False) -> None:
-        """Take everything from a checkpoint, in place of what is stored.
+        """Load a checkpoint. It replaces everything that is stored.
 
-        Build the replay with the same number of shards, and load. Each shard verifies its part before it changes. If
-        one cannot load its own, the error names it, and others may have loaded theirs. Running episodes end.
+        The replay must have the same number of shards as the saved one. Each shard verifies its part before it changes.
+        If a shard cannot load its part, the error names the shard; other shards may have loaded theirs. Running
+        episodes end.
 
         Parameters
         ----------
         path : str or path-like
         exact : bool
-            As that of :meth:`replaykit.Replay.load`.
+            As in :meth:`replaykit.Replay.load`.
         progress : bool
             Ignored.
 
         Raises
         ------
         OSError, ValueError
-            As :meth:`replaykit.Replay.load`, and for another number of shards.
+            As in :meth:`replaykit.Replay.load`, and if the number of shards differs.
         """
         where = os.path.abspath(os.fspath(path))
         with open(os.path.join(where, _MANIFEST), encoding="utf-8") as file:
@@ -408,7 +409,7 @@ class ShardedReplay(Replay):
             self._all.checkpoint = where
 
     def _checked_manifest(self, where: str, text: str) -> dict[str, Any]:
-        """The manifest of a checkpoint; raises ValueError for a damaged one, or one of other shards."""
+        """The manifest of a checkpoint. Raises ValueError if it is damaged or has another number of shards."""
         count = self._all.about.shards
         try:
             content: dict[str, Any] = json.loads(text)
@@ -426,7 +427,7 @@ class ShardedReplay(Replay):
         return content
 
     def close(self) -> None:
-        """End all shards, and forget what they have."""
+        """Shut down all shards. Their transitions are lost."""
         self._all.hosts.close()
 
     def __enter__(self) -> Any:
@@ -438,7 +439,7 @@ class ShardedReplay(Replay):
     def __reduce__(self) -> Any:
         raise TypeError(f"a {type(self).__name__} cannot be copied or pickled; send a writer() to other processes")
 
-    # -- What shards cannot do for a replay ------------------------------------------------------------------
+    # -- Unsupported methods ---------------------------------------------------------------------------------
 
     def _refuse(self, reason: str) -> NoReturn:
         raise NotImplementedError(f"a {type(self).__name__} {reason}")
@@ -468,7 +469,7 @@ class ShardedReplay(Replay):
 
 
 def checked_options(seed: Any, block: Any, patience: Any) -> tuple[np.random.SeedSequence, int, float]:
-    """The options of a sharded replay, checked."""
+    """Check the options of a sharded replay, and return them."""
     check_seed(seed, "None, a non-negative int or a SeedSequence", (np.random.SeedSequence,))
     seeds = np.random.SeedSequence(seed.entropy if isinstance(seed, np.random.SeedSequence) else seed)
     return seeds, check_count("block", block), check_number("patience", patience, 1e9, "a positive number of seconds")

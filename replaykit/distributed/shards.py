@@ -1,4 +1,4 @@
-"""Which shards answer, what each has, and what happens when one is lost."""
+"""The last known state of each shard, and the handling of lost shards."""
 
 import time
 import warnings
@@ -13,23 +13,23 @@ from replaykit.distributed.shard import Description, Lanes, Status
 from replaykit.storage.base import Indices
 
 _RETRY = 1.0
-"""Seconds between two questions to a shard that is lost."""
+"""Seconds between two attempts to reach a lost shard."""
 
 
 class Shards:
-    """All shards of a replay, each known by its last `Status`.
+    """All shards of a replay, with the last `Status` of each.
 
-    A shard that does not answer is away: it has no mass, so that nothing is drawn from it. It is asked now and then,
-    without waiting, whether it is back. One that was started again begins another generation then, empty or from its
+    A shard that does not answer is *away*. It has no mass, so nothing is drawn from it. From time to time it is asked,
+    without waiting, whether it is back. A shard that was restarted then begins its next generation, empty or from its
     last checkpoint.
 
     Parameters
     ----------
     hosts : Hosts
     seeds : SeedSequence
-        For the random numbers of the shards.
+        Seeds for the random generators of the shards.
     patience : float
-        Seconds to wait for an answer before the shard counts as away.
+        Seconds to wait for an answer before a shard counts as away.
 
     Attributes
     ----------
@@ -37,9 +37,9 @@ class Shards:
     generations : Generations
     known : list of Status
     checkpoint : str or None
-        Where the shards were last saved.
+        The directory of the last save.
     warnings : list of str
-        What has happened to shards.
+        Messages about shards that were lost or came back.
     losses : int
         How often a shard was lost.
     """
@@ -60,7 +60,7 @@ class Shards:
         return Status(0, (0,) * self.about.shards, 0, bounds, 0, 0.0, None, claimed)
 
     def _described(self) -> Description:
-        """What the shards are made of, which must be the same for all."""
+        """The description of the shards. Raises an error unless all shards have the same settings."""
         answers = self.hosts.ask("describe", dict.fromkeys(range(self.hosts.count), ()), None)
         for k, each in answers.items():
             if isinstance(each, Lost | Failed):
@@ -79,7 +79,7 @@ class Shards:
         self.ask("begin", calls)
 
     def resume(self) -> int:
-        """Go on with shards that another learner has begun; returns how many batches it had sampled."""
+        """Continue with shards that another learner has begun. Returns the number of batches that it had sampled."""
         answers = self.hosts.ask("call", dict.fromkeys(range(len(self.known)), ("status",)), None)
         found = {k: each[0] for k, each in answers.items() if not isinstance(each, Lost | Failed)}
         for status in found.values():
@@ -99,16 +99,17 @@ class Shards:
         return [k for k in range(len(self.known)) if k not in self._away]
 
     def ask_all(self, method: str, *args: Any, patience: float | None = -1.0) -> dict[int, Any]:
-        """Ask all that are present the same."""
+        """Call a method of all present shards with the same arguments."""
         self.look_for_others()
         return self.ask(method, dict.fromkeys(self.present, args), patience=patience)
 
     def ask(
         self, method: str, calls: Mapping[int, tuple[Any, ...]], *, patience: float | None = -1.0
     ) -> dict[int, Any]:
-        """Ask some shards at once, and note their statuses; the results of those that are still present.
+        """Call a method of several shards concurrently, and keep their statuses. Returns the results by shard.
 
-        If a call raised an error there, it is raised here, after the other answers were noted.
+        Shards that do not answer are left out. If a call raised an error in a shard, the error is raised here, after
+        the other answers have been processed.
         """
         calls = {k: (method, *args) for k, args in calls.items()}
         answers = self.hosts.ask("call", calls, self._patience if patience == -1.0 else patience)
@@ -130,7 +131,7 @@ class Shards:
         return results
 
     def _leave(self, k: int, reason: str) -> None:
-        """Do without a shard until it is back."""
+        """Mark a shard as away until it is back."""
         self.losses += 1
         rows = self.known[k].size
         self._note(f"shard {k} is lost, with {rows} transitions: {reason}; the others go on")
@@ -138,7 +139,7 @@ class Shards:
         self._away[k] = self.hosts.host(k).send("call", "status"), time.monotonic()
 
     def look_for_others(self) -> None:
-        """Take shards that are back, without waiting for any."""
+        """Use shards again that are back. Does not wait."""
         for k, (pending, asked) in list(self._away.items()):
             host = self.hosts.host(k)
             answer = host.result(pending, 0.0)
@@ -160,7 +161,7 @@ class Shards:
             self.known[k] = status
             failure = f"; its checkpoint could not be loaded: {problem}" if problem else ""
             self._note(f"shard {k} is back, with {status.size} transitions{failure}")
-            for other in self.present:  # so that another learner knows, if this one dies
+            for other in self.present:  # so that another learner can continue if this one dies
                 self.hosts.host(other).send("call", "note", self._now, self.known[other].batches)
         self._say()
 
@@ -169,7 +170,7 @@ class Shards:
         self._unsaid.append(message)
 
     def _say(self) -> None:
-        """Warn of what is new, each time once."""
+        """Issue each new message once as a warning."""
         unsaid, self._unsaid = self._unsaid, []
         for message in unsaid:
             warnings.warn(message, RuntimeWarning, stacklevel=2)
@@ -178,29 +179,29 @@ class Shards:
 
     @property
     def size(self) -> int:
-        """Transitions in all shards, as last known."""
+        """The last known number of transitions in all shards."""
         return sum(status.size for status in self.known)
 
     @property
     def bounds(self) -> Indices:
-        """The bounds of all lanes, as last known."""
+        """The last known bounds of all lanes."""
         return self.generations.bounds([status.bounds for status in self.known])
 
     @property
     def cursors(self) -> Indices:
-        """The next step of each lane in its generation, as last known."""
+        """The last known next step of each lane in its generation."""
         return np.concatenate([status.bounds[1] for status in self.known])
 
     def masses(self) -> list[float]:
-        """What the shards are chosen by."""
+        """The last known mass of each shard. Rows are drawn from the shards in proportion to it."""
         return [status.mass for status in self.known]
 
     def least(self, shares: Iterable[float]) -> float | None:
-        """The smallest positive probability of any transition, if the shards know their own."""
+        """The smallest positive probability of any transition; None if the shards do not compute it."""
         found = [s.least * share for s, share in zip(self.known, shares, strict=True) if s.least is not None and share]
         return min(found, default=None)
 
 
 def shard_path(path: str | None, k: int) -> str | None:
-    """Where a checkpoint has shard k."""
+    """The path of shard k in a checkpoint."""
     return None if path is None else f"{path}/shard-{k}"

@@ -1,4 +1,4 @@
-"""Writers for processes on one machine, which send steps through shared memory to the process that learns."""
+"""Writers for processes on one machine. They send steps through shared memory to the learner's process."""
 
 import contextlib
 import math
@@ -25,9 +25,9 @@ from replaykit.writer import Writing
 
 _ROOM_BYTES, _MOST_ROOM, _LEAST_ROOM = 1 << 26, 4096, 16
 _LARGEST_BLOCK = 1024
-"""Steps that the learner takes at once."""
+"""Maximum number of steps that the learner takes at once."""
 _PAUSE = 1e-3
-"""Seconds between two looks at segments that had nothing."""
+"""Seconds between two checks of segments that were empty."""
 
 
 @final
@@ -35,23 +35,24 @@ class ProcessWriters(Sequence["ProcessWriter"]):
     """Writers for other processes on this machine, which add to a replay. Each has its own lanes.
 
     The learner builds a replay with one lane for each environment, creates the writers, and passes one to each process.
-    It then samples from the replay, updates priorities and saves it as usual. Every buffer works, in any wrappers, with
-    exact probabilities::
+    It then samples from the replay, updates priorities and saves it as usual. All buffers and wrappers are supported,
+    with exact probabilities::
 
         process 0: writers[0].add(...) --> [ segment 0 ] --+
         process 1: writers[1].add(...) --> [ segment 1 ] --+--> thread --> lanes of the replay --> sample()
         process 2: writers[2].add(...) --> [ segment 2 ] --+
 
-    A segment is a ring of steps in shared memory, with one process that writes and one that reads, and without locks. A
-    thread of the learner's process moves the steps to the replay. With a :class:`~replaykit.RateLimitedReplay`, steps
-    stay in the segments while the limit allows no more. If its segment is full, a writer waits.
+    A segment is a ring of steps in shared memory, with one writing and one reading process, and without locks. A thread
+    of the learner's process moves the steps to the replay. With a :class:`~replaykit.RateLimitedReplay`, steps stay in
+    the segments until the limit allows more inserts. A writer waits while its segment is full.
 
     If a process dies, even in the middle of a step, at most that step is lost, and no other process waits for it. All
     earlier steps reach the replay. A new process can then use the same writer, and begins a new episode. If the learner
-    dies, writers raise an error when their segments are full. When all processes have ended, in any way, their
-    memory is free.
+    dies, writers raise an error when their segments are full. The shared memory is freed when all processes have ended,
+    in any way.
 
-    Until the writers are closed, nothing else can add to their lanes, and ``replay.load`` raises an error: load first.
+    Until the writers are closed, nothing else can add to their lanes, and ``replay.load`` raises an error. Load a
+    checkpoint before you create the writers.
 
     Parameters
     ----------
@@ -60,7 +61,7 @@ class ProcessWriters(Sequence["ProcessWriter"]):
     count : int
         Number of writers. They share the lanes evenly, so `num_envs` must be a multiple of it.
     room : int, optional
-        Number of steps in each segment. By default as many as fit in 64 MiB, at least 16 and at most 4,096.
+        Number of steps in each segment. By default, as many as fit in 64 MiB, but at least 16 and at most 4,096.
     timeout : float, optional
         Seconds that a writer waits for room before it raises TimeoutError. By default it waits until the learner ends.
 
@@ -79,7 +80,7 @@ class ProcessWriters(Sequence["ProcessWriter"]):
     ...         for step in range(steps):
     ...             writer.add(step, 0, 1.0, step + 1, step % 10 == 9, False)
     >>> buffer = ReplayBuffer(1000, Spec(obs=Field(()), action=Field(())), num_envs=2, seed=0)
-    >>> context = multiprocessing.get_context("fork")  # since a doctest cannot be imported, as spawn would do
+    >>> context = multiprocessing.get_context("fork")  # "spawn" would have to import this doctest
     >>> with ProcessWriters(buffer, 2) as writers:
     ...     processes = [context.Process(target=act, args=(writer, 100)) for writer in writers]
     ...     for process in processes:
@@ -110,7 +111,7 @@ class ProcessWriters(Sequence["ProcessWriter"]):
         self.replay, self._has_ended, self._moving = replay, threading.Event(), threading.Lock()
         self._error: BaseException | None = None
         self._process, self._most = os.getpid(), _LARGEST_BLOCK
-        if replay.rate_limit is not None:  # so that the blocks fit into its corridor
+        if replay.rate_limit is not None:  # a larger block would never be allowed
             self._most = min(replay.rate_limit.largest_block // each, _LARGEST_BLOCK)
             if not self._most:
                 wrong = f"count is {count}, and a step of {each} lanes at once is more than the limit allows"
@@ -143,7 +144,7 @@ class ProcessWriters(Sequence["ProcessWriter"]):
                 self._has_ended.wait(_PAUSE)
 
     def _move(self) -> int:
-        """Move what waits in the segments, and the limit allows, to the replay; returns how many steps."""
+        """Move steps from the segments to the replay, as many as the limit allows. Returns the number of steps."""
         limit, moved = self.replay.rate_limit, 0
         with self._moving, contextlib.nullcontext() if limit is None else limit.without_waiting():
             for segment, writer in zip(self._segments, self._own, strict=True):
@@ -155,7 +156,7 @@ class ProcessWriters(Sequence["ProcessWriter"]):
         return moved
 
     def _store(self, writer: Any, steps: Array) -> None:
-        """Add steps, of which only the first can begin new episodes."""
+        """Add steps. Only the first of them can begin new episodes."""
         has_axis, spec = writer.num_envs > 1, self.replay.spec
         leaves = [steps[str(i)] if has_axis else steps[str(i)][:, 0] for i in range(len(spec.leaves))]
         cut, mask = steps["cut"][0], steps["mask"]
@@ -169,12 +170,12 @@ class ProcessWriters(Sequence["ProcessWriter"]):
         writer.extend(**spec.unflatten(leaves, tuple(spec)), **options)
 
     def flush(self) -> None:
-        """Move everything that was added before this call to the replay; waits if a limit makes it wait.
+        """Wait until all steps that were added before this call are in the replay. A limit can make this take longer.
 
         Raises
         ------
         RuntimeError
-            If the thread that moves steps has failed, with its error as the cause.
+            If the thread that moves steps has failed. The thread's error is the cause.
         """
         if self._process != os.getpid():
             raise RuntimeError("a forked child cannot use the process writers of its parent; make some for its replay")
@@ -190,9 +191,9 @@ class ProcessWriters(Sequence["ProcessWriter"]):
             raise RuntimeError(f"steps of other processes could not be added: {self._error}") from self._error
 
     def close(self) -> None:
-        """Move what was added, as far as a limit allows it at once, and give the lanes and the memory back.
+        """Move all added steps to the replay, as far as a limit allows it now, and release the lanes and the memory.
 
-        Afterwards writers raise RuntimeError. Closing again does nothing.
+        Afterwards the writers raise RuntimeError. Closing again does nothing.
         """
         if self._has_ended.is_set() or self._process != os.getpid():
             return
@@ -233,13 +234,14 @@ class ProcessWriters(Sequence["ProcessWriter"]):
     def stats(self, prefix: str = "") -> dict[str, float]:
         """Numbers for a logger, by name.
 
-        - `sent`: steps that the writers have added; `moved`: those of them that are in the replay
-        - `writer_wait_seconds`: how long writers have waited for room in their segments, all together
+        - `sent`: number of steps that the writers have added
+        - `moved`: number of these steps that are in the replay
+        - `writer_wait_seconds`: time that writers have waited for room in their segments, summed over the writers
 
         Parameters
         ----------
         prefix : str
-            Put before each name, such as ``"replay/"``.
+            A prefix for each name, such as ``"replay/"``.
         """
         self._raise_error()
         sent, moved, waited = (sum(column) for column in zip(*(s.counts for s in self._segments), strict=True))
@@ -253,7 +255,7 @@ class ProcessWriters(Sequence["ProcessWriter"]):
 
 
 def _stretches(steps: Array) -> Iterator[Array]:
-    """The steps, cut where episodes end without a flag, and where those with a `td_error` begin or end."""
+    """The steps, split where an episode ends without a flag, and between steps with and without a `td_error`."""
     if not len(steps):
         return
     breaks: Array = np.asarray(steps["cut"].any(axis=1))
@@ -264,24 +266,24 @@ def _stretches(steps: Array) -> Iterator[Array]:
 
 @final
 class ProcessWriter(Writing):
-    """Some lanes of a replay, to which another process adds; made by `ProcessWriters`, and pickled to that process.
+    """Adds to some lanes of a replay from another process. `ProcessWriters` creates it; pickle it to that process.
 
-    It adds as a buffer with `num_envs` lanes does, and ``record(env, writer)`` stores what happens in an environment.
-    Values are checked here, with the errors of a buffer. A step is in shared memory when `add` returns, and the
-    learner's process moves it to the replay soon after, also if this process ends. `add` waits while the segment is
-    full.
+    Use it like a buffer with `num_envs` lanes. ``record(env, writer)`` stores all steps of an environment. Values are
+    checked in the writing process, with the same errors as in a buffer. When `add` returns, the step is in shared
+    memory. The learner's process moves it to the replay soon after, even if the writing process has ended. `add`
+    waits while the segment is full.
 
-    One process at a time can use the writer: the first that adds. It gives the writer back when it calls `close`, or
-    ends.
+    Only one process at a time can use the writer. The writer belongs to the first process that adds a step, until that
+    process calls `close` or ends.
 
-    Methods for writing: `add`, `extend`, `end_episode`, `flush`. To give the lanes back: `close`.
+    Methods for writing: `add`, `extend`, `end_episode`, `flush`. To release the writer: `close`.
 
     Attributes
     ----------
     number : int
-        Its number among the writers.
+        The number of this writer, counted from 0.
     num_envs : int
-        Lanes, k.
+        Number of lanes, k.
     """
 
     def __init__(
@@ -310,18 +312,20 @@ class ProcessWriter(Writing):
         self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
         truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
     ) -> None:  # fmt: skip
-        """Send one step of every lane of the writer, or of those in `mask`, as :meth:`replaykit.Replay.add` stores it.
+        """Send one step of every lane of the writer, or of the lanes in `mask`; see :meth:`replaykit.Replay.add`.
 
-        The values have a leading axis k; with one lane they need none. Returns nothing: its index is not known yet.
+        The values have a leading axis k, which can be left out with one lane. Returns None, because the index of the
+        step is not known yet.
 
         Raises
         ------
         FieldNameError, ValueError, TypeError, OverflowError
-            If a value does not fit. Nothing is sent then.
+            If a value does not fit. Nothing is sent.
         TimeoutError
-            If the time for which the writer waits for room is over.
+            If there is no room after `timeout` seconds.
         RuntimeError
-            If the writer or the learner's writers are closed, the learner has ended, or another process has the writer.
+            If the writer or the learner's writers are closed, the learner has ended, or another process uses the
+            writer.
         """
         values = obs, action, reward, next_obs, terminated, truncated
         if mask is not None or td_error is not None or self._has_cut:
@@ -344,7 +348,7 @@ class ProcessWriter(Writing):
         self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
         truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
     ) -> None:  # fmt: skip
-        """Send T steps, with the leading axes (T, k), or (T,) with one lane; otherwise as `add`.
+        """Send T steps. The values have the leading axes (T, k), or (T,) with one lane. Otherwise like `add`.
 
         If TimeoutError is raised, its attribute `sent` is the number of steps that were sent.
         """
@@ -397,7 +401,7 @@ class ProcessWriter(Writing):
         return errors
 
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
-        """End the running episodes of the lanes, or of those in `mask`, of shape (k,)."""
+        """End the running episodes of all lanes of the writer, or of the lanes in `mask`, of shape (k,)."""
         chosen = True if mask is None else self._checked_mask(mask, (self.num_envs,))
         with self._lock:
             self._opened()
@@ -405,12 +409,12 @@ class ProcessWriter(Writing):
             self._has_cut = bool(self._cut.any())
 
     def flush(self) -> None:
-        """Wait until the learner's process has moved everything that was sent to the replay."""
+        """Wait until the learner's process has moved all sent steps to the replay."""
         with self._lock:
             self._opened().await_reader()
 
     def close(self) -> None:
-        """Give the writer back, for another process. What was sent stays sent. Closing again does nothing."""
+        """Release the writer for another process. Sent steps are kept. Closing again does nothing."""
         with self._lock:
             self._is_closed = True
             if self._segment is not None:
@@ -423,7 +427,7 @@ class ProcessWriter(Writing):
         self.close()
 
     def _opened(self) -> Segment:
-        """The segment, which belongs to this process from now on."""
+        """The segment. From now on, this process owns it."""
         if self._is_closed:
             raise RuntimeError(f"writer {self.number} is closed; send another copy of it from the learner's process")
         if self._segment is None:
@@ -454,7 +458,7 @@ class ProcessWriter(Writing):
 
 
 def _spread(entries: Array, mask: Any, shape: tuple[int, int], lead: tuple[int, ...]) -> Array:
-    """Entries as (T, k, ...), at the places that the mask selects, and zeros elsewhere."""
+    """An array (T, k, ...) with the entries at the positions that the mask selects, and zeros elsewhere."""
     if mask is None:
         return entries.reshape(shape + entries.shape[len(lead) :])
     array = np.zeros((*shape, *entries.shape[1:]), entries.dtype)

@@ -1,4 +1,4 @@
-"""A writer for a process that acts: it gathers steps and sends them to a shard in blocks."""
+"""A writer for a process that steps environments. It collects steps and sends them to a shard in blocks."""
 
 import math
 import time
@@ -27,45 +27,44 @@ _PLAIN: dict[Any, tuple[tuple[type, ...], float]] = {
     np.dtype(np.float32): ((float, np.float32, np.float64), 3.4e38),
     np.dtype(np.float64): ((float, np.float64), np.finfo(np.float64).max),
 }
-"""Types of scalars, and their largest magnitude, that NumPy writes to arrays of a dtype as `Leaf.coerce` would."""
+"""For each dtype, the scalar types, up to a magnitude, that NumPy converts in the same way as `Leaf.coerce`."""
 _NOTHING: tuple[tuple[type, ...], float] = (), 0
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 1e-3, 5e-2
-"""Seconds between two questions to a limit."""
+"""Seconds between two requests to a limit."""
 _IN_FLIGHT = 4
-"""Blocks that are sent before the first of them has been stored."""
+"""Maximum number of blocks that are sent and not yet stored."""
 _REWARD = CORE.index("reward")
 
 
 @final
 class ShardWriter(Writing):
-    """Some lanes of a shard, to which one process adds; made by ``writer`` of a sharded replay, and sent to a worker.
+    """Adds to some lanes of a shard from one process. ``replay.writer()`` creates it; send it to a worker.
 
-    It adds as a buffer with `num_envs` lanes does, and ``record(env, writer)`` stores what happens in an environment.
-    Values are checked at once, as those of a buffer are. Steps are gathered, and sent when there are enough for a
-    block, without waiting for the shard, unless it is several blocks behind. `flush` sends the rest and waits until
-    everything is stored.
+    Use it like a buffer with `num_envs` lanes. ``record(env, writer)`` stores all steps of an environment. Values are
+    checked immediately, as in a buffer. Steps are collected and sent in blocks. The writer does not wait for the shard,
+    unless the shard is several blocks behind. `flush` sends the remaining steps and waits until all are stored.
 
-    A copy of a writer, as each worker gets one, takes its lanes over when it first sends something: running episodes
-    end, and the former copy raises RuntimeError. So the writer of a worker that has died can be sent to another one.
-    What the former copy had gathered and not sent is lost, at most a block.
+    Each worker works on a pickled copy of a writer. A copy takes over the lanes when it first sends steps: the running
+    episodes end, and the previous copy raises RuntimeError. If a worker dies, you can therefore send its writer to
+    another worker. Steps that the previous copy had collected but not sent are lost, at most one block.
 
-    With a `rate_limit` of the replay, a block waits before it is sent until the limit allows it.
+    If the replay has a `rate_limit`, each block waits until the limit allows it.
 
-    If the shard dies, what was sent and not yet stored is lost, too, and counted in `lost`. The writer warns once, and
-    goes on: Ray starts the shard again.
+    If the shard dies, steps that were sent but not yet stored are lost. `lost` is their number. The writer warns once
+    and continues, because Ray restarts the shard.
 
-    Methods for writing: `add`, `extend`, `end_episode`, `flush`. To give the lanes back: `close`.
+    Methods for writing: `add`, `extend`, `end_episode`, `flush`. To release the lanes: `close`.
 
     Attributes
     ----------
     shard : int
         The number of the shard.
     lanes : tuple of int
-        The lanes of the shard that are the writer's.
+        The lanes of the shard to which the writer adds.
     num_envs : int
-        How many these are, k.
+        Number of lanes, k.
     lost : int
-        Steps that were sent to a shard that died before it stored them.
+        Number of steps that were lost because the shard died before it stored them.
     """
 
     def __init__(
@@ -102,15 +101,15 @@ class ShardWriter(Writing):
         self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
         truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
     ) -> None:  # fmt: skip
-        """Store one step of every lane of the writer, or of those in `mask`, as :meth:`replaykit.Replay.add` does.
+        """Add one step of every lane of the writer, or of the lanes in `mask`; see :meth:`replaykit.Replay.add`.
 
-        The values have a leading axis k; with one lane they need none. Returns nothing: where the step will be stored
-        is not known yet.
+        The values have a leading axis k, which can be left out with one lane. Returns None, because the index of the
+        step is not known yet.
 
         Raises
         ------
         FieldNameError, ValueError, TypeError, OverflowError
-            If a value does not fit. Nothing is added then.
+            If a value does not fit. Nothing is added.
         RuntimeError
             If the writer is closed, or another copy of it has taken over.
         """
@@ -136,7 +135,7 @@ class ShardWriter(Writing):
         self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
         truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
     ) -> None:  # fmt: skip
-        """Store T steps at once, with the leading axes (T, k), or (T,) with one lane; otherwise as `add`."""
+        """Add T steps. The values have the leading axes (T, k), or (T,) with one lane. Otherwise like `add`."""
         values = obs, action, reward, next_obs, terminated, truncated
         lead = axes_of_steps(reward, self._spec.leaves[self._reward], self.num_envs)
         self._gather(lead[0], lead, values, extras, mask, td_error)
@@ -144,7 +143,7 @@ class ShardWriter(Writing):
     def _gather(
         self, steps: int, lead: tuple[int, ...], values: tuple[Tree, ...], extras: Any, mask: Any, td_error: Any
     ) -> None:
-        """Check some steps, and note them."""
+        """Check steps, and copy them to the block."""
         with self._lock:
             self._refuse_closed()
             self._send_if_full()
@@ -174,14 +173,14 @@ class ShardWriter(Writing):
         return errors
 
     def _note(self, steps: int, leaves: list[Array], mask: Any, errors: Any) -> None:
-        """Copy checked steps to the block, which is sent whenever it is full."""
+        """Copy checked steps to the block. It is sent whenever it is full."""
         shape = steps, self.num_envs
         leaves = [leaf.reshape(*shape, *own.shape[2:]) for leaf, own in zip(leaves, self._leaves, strict=True)]
         mask, errors = (None if part is None else part.reshape(shape) for part in (mask, errors))
         done = 0
         while done < steps:
             if (errors is None) == self._has_errors:
-                self._send()  # a block has priorities for all of its steps, or for none
+                self._send()  # in one block, either all steps have priorities or none
             begin, count = self._count, min(steps - done, self._block - self._count)
             part, place = slice(done, done + count), slice(begin, begin + count)
             for own, leaf in zip(self._leaves, leaves, strict=True):
@@ -194,7 +193,7 @@ class ShardWriter(Writing):
             self._send_if_full()
 
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
-        """End the running episodes of the lanes, or of those in `mask`, of shape (k,)."""
+        """End the running episodes of all lanes of the writer, or of the lanes in `mask`, of shape (k,)."""
         lanes = (self.num_envs,)
         with self._lock:
             self._refuse_closed()
@@ -204,19 +203,19 @@ class ShardWriter(Writing):
     # -- Sending ---------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Send what was gathered, and wait until everything that was sent is stored."""
+        """Send all collected steps, and wait until they are stored."""
         with self._lock:
             self._send()
             while self._sent:
                 self._take(None)
 
     def _send_if_full(self) -> None:
-        """Send the block if it is full, which it stays if the limit's time is over."""
+        """Send the block if it is full. After a timeout of the limit, the block is kept and stays full."""
         if self._count == self._block:
             self._send()
 
     def _await_permission(self, rows: int) -> None:
-        """Wait until the limit allows the block; without its ledger, nothing is limited."""
+        """Wait until the limit allows the block. Without a ledger, nothing is limited."""
         begin, pause = time.monotonic(), _SHORTEST_PAUSE
         while self._ledger is not None and rows:
             if self._ledger.result(self._ledger.send("permit_insert", rows), None) is not False:
@@ -228,7 +227,7 @@ class ShardWriter(Writing):
             pause = min(2.0 * pause, _LONGEST_PAUSE)
 
     def _send(self) -> None:
-        """Send the block, and wait while the shard is too far behind."""
+        """Send the block. Wait while too many blocks are not stored yet."""
         if not self._count and not self._cuts:
             return
         self._await_permission(int(self._masks[: self._count].sum()))
@@ -241,7 +240,7 @@ class ShardWriter(Writing):
             pass
 
     def _pieces(self) -> list[Piece]:
-        """The steps of the block, cut where episodes end without a flag."""
+        """The steps of the block, split where episodes end without a flag."""
         pieces, begin, ends = list[Piece](), 0, None
         for place, mask in [*self._cuts, (self._count, None)]:
             if place > begin or mask is None:
@@ -261,7 +260,7 @@ class ShardWriter(Writing):
         return steps
 
     def _take(self, wait: float | None) -> bool:
-        """Take the answer to the oldest block that was sent; returns whether it is there."""
+        """Process the answer to the oldest block that was sent. Returns False if there is no answer yet."""
         pending, count = self._sent[0]
         answer = self._host.result(pending, wait)
         if isinstance(answer, Late):
@@ -277,7 +276,7 @@ class ShardWriter(Writing):
         return True
 
     def close(self) -> None:
-        """Send the rest, and give the lanes back; their running episodes end. Closing again does nothing."""
+        """Send the remaining steps, end the running episodes, and release the lanes. Closing again does nothing."""
         with self._lock:
             if not self._is_closed:
                 self.flush()
@@ -303,7 +302,7 @@ class ShardWriter(Writing):
 
     @property
     def lock(self) -> Lock:
-        """Held while steps are noted and sent."""
+        """Held while steps are added and sent."""
         return self._lock
 
     def __reduce__(self) -> Any:
@@ -315,7 +314,7 @@ class ShardWriter(Writing):
 
 
 def _spread(entries: Array, mask: npt.NDArray[np.bool_]) -> Array:
-    """Entries at the places that the mask selects, and zeros elsewhere."""
+    """An array with the entries at the positions that the mask selects, and zeros elsewhere."""
     array = np.zeros((*mask.shape, *entries.shape[1:]), entries.dtype)
     array[mask] = entries
     return array

@@ -2,9 +2,9 @@
 
     model = SAC("MlpPolicy", env, replay_buffer_class=SB3ReplayBuffer)
 
-Importing this package needs Stable-Baselines3: ``pip install "replaykit-rl[sb3]"``. To read it from top to bottom:
-`spaces` says which fields a transition has, `options` which arguments are refused, and `buffers` has the buffer.
-`hindsight` relabels its goals. `prioritized` weights the losses of the algorithms. `saving` writes a buffer to a file.
+Importing this package requires Stable-Baselines3: ``pip install "replaykit-rl[sb3]"``. The modules, in reading order:
+`spaces` defines the fields of a transition, `options` checks arguments, and `buffers` has the buffer. `hindsight`
+relabels goals, `prioritized` weights the losses of the algorithms, and `saving` writes a buffer to a file.
 """
 
 try:

@@ -28,52 +28,52 @@ from replaykit.wrapper import ReplayWrapper
 Array = npt.NDArray[Any]
 
 _ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts", "infos")
-"""The arrays that Stable-Baselines3's own buffers have."""
+"""The arrays of the buffers of Stable-Baselines3."""
 _BOOL = np.dtype(np.bool_)
 
 
 class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
     """A buffer of replaykit, for `replay_buffer_class` of DQN, SAC, TD3 and DDPG of Stable-Baselines3.
 
-    With its defaults it samples as Stable-Baselines3's own buffers do. Observations may be a Dict. With `VecNormalize`,
-    observations and rewards are stored as they are, and normalised when they are sampled. A time limit,
-    ``infos["TimeLimit.truncated"]`` where `done` is True, is stored as `truncated`, and does not stop the bootstrap.
+    By default it samples like the buffers of Stable-Baselines3. Observations can be a Dict. With `VecNormalize`,
+    observations and rewards are stored unnormalised, and are normalised when they are sampled. A time limit, that is
+    ``infos["TimeLimit.truncated"]`` where `done` is True, is stored as `truncated`, and the target still bootstraps.
 
     Parameters
     ----------
     buffer_size, observation_space, action_space, device, n_envs
-        As those of Stable-Baselines3's `ReplayBuffer`; the model passes them.
+        As in Stable-Baselines3's `ReplayBuffer`. The model passes them.
     optimize_memory_usage, handle_timeout_termination : bool
-        Only False and True, which are the defaults.
+        Must be False and True, the defaults.
     n_steps : int
-        Steps that a sampled transition spans.
+        Number of steps that a sampled transition spans.
     gamma : float, optional
-        Discount of a step: that of the model. Required if `n_steps` is larger than 1.
+        The `gamma` of the model. Required if `n_steps` is larger than 1.
     buffer_class : type
         `ReplayBuffer`, `PrioritizedBuffer` or `LatestBuffer` of replaykit.
     wrap : callable, optional
-        ``wrap(buffer)`` returns what batches are sampled from, such as ``CombinedReplay(buffer)``.
+        ``wrap(buffer)`` returns a wrapper to sample from, such as ``CombinedReplay(buffer)``.
     **options
-        Further options of `buffer_class`, such as `alpha`, `share` or `storage`. If `seed` is left out, it is drawn
-        from NumPy's global generator, which the model seeds with its own `seed`.
+        Further options of `buffer_class`, such as `alpha`, `share` or `storage`. By default, `seed` is drawn from
+        NumPy's global generator, which the model seeds with its own `seed`.
 
     Attributes
     ----------
     replay : Replay
         The buffer, or the wrapper around it.
     batch : Batch or None
-        The batch that was sampled last, as arrays that are not normalised, with `weights` and `indices`.
+        The last sampled batch, as arrays without normalisation, with `weights` and `indices`.
     buffer_size : int
-        Steps that are kept of each environment.
+        Number of steps that are stored for each environment.
 
     Raises
     ------
     TypeError, ValueError
-        For a space that Stable-Baselines3 does not support, or an option that does not exist or cannot be honoured.
+        If Stable-Baselines3 does not support a space, or an option does not exist or is not supported.
     """
 
     mark_rewards: Callable[[Any], Any] | None = None
-    """What a training loop makes of the rewards of each batch, to recognise what is computed from them."""
+    """A function that a training loop applies to the rewards of each batch, to recognise results computed from them."""
 
     def __init__(
         self, buffer_size: int, observation_space: Any, action_space: Any, device: Any = "auto", n_envs: int = 1,
@@ -121,10 +121,10 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         return {}
 
     def add(self, obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: Any) -> None:
-        """Store one step of every environment. At an episode's end `next_obs` is the last observation of the episode.
+        """Store one step of every environment. At the end of an episode, `next_obs` is its last observation.
 
-        Where `obs` is not the `next_obs` of the step before, the environment was reset in the middle of an episode. The
-        episode is ended there, so that no n-step window and no hindsight goal crosses the reset.
+        If `obs` differs from the `next_obs` of the previous step, the environment was reset during an episode. The
+        episode is then ended, so that no n-step window and no hindsight goal crosses the reset.
         """
         if self._is_reshaped:
             obs, next_obs = self._in_rows(obs), self._in_rows(next_obs)
@@ -133,7 +133,7 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         if done.dtype is not _BOOL:
             done = done.astype(np.bool_)
         terminated, truncated, ended = done, self._no_timeouts, done.tobytes()
-        if 1 in ended:  # a vector environment sets time limits only where `done` is True
+        if 1 in ended:  # vector environments report a time limit only where `done` is True
             truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos], np.bool_)
             terminated, ended = done & ~truncated, (done | truncated).tobytes()
         replay, needs_episodes = self.replay, self._needs_episodes
@@ -147,17 +147,17 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
             self._expected, self._ended = _bytes_of(next_obs), ended
 
     def _in_rows(self, obs: Any) -> Any:
-        """Observations in the shape of the fields: a Discrete one has the shape (1,)."""
+        """Observations in the shape of the fields. Discrete observations have the shape (1,)."""
         if isinstance(self.obs_shape, dict):
             return {key: reshaped(obs[key], (self.n_envs, *shape)) for key, shape in self.obs_shape.items()}
         return reshaped(obs, (self.n_envs, *self.obs_shape))
 
     def _end_interrupted_episodes(self, obs: Tree, found: list[bytes]) -> None:
-        """End the running episodes of the environments that were reset since the step before."""
+        """End the running episodes of the environments that were reset since the previous step."""
         expected = self._expected
         if not len(self.replay):
             return
-        if len(found) == len(expected) and 1 in self._ended:  # most often, only new episodes begin
+        if len(found) == len(expected) and 1 in self._ended:  # usually, `obs` differs only after an episode's end
             goes_on = ~np.frombuffer(self._ended, np.bool_)
             pairs = zip(found, expected, strict=True)
             if 0 not in self._ended or all(_are_equal(*pair, goes_on) for pair in pairs):
@@ -176,15 +176,15 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         self.replay.end_episode()
 
     def reset(self) -> None:
-        """Forget everything that is stored."""
+        """Remove all stored transitions."""
         self.replay.clear()
         self._expected = []
 
     def sample(self, batch_size: int, env: Any = None) -> Any:
-        """A batch as Stable-Baselines3 takes it. With `env`, a `VecNormalize`, it is normalised.
+        """Sample a batch in the format of Stable-Baselines3. With `env`, a `VecNormalize`, it is normalised.
 
         With `n_steps` larger than 1, `discounts` has the discount of each transition, 0 where the episode terminated.
-        Every reward of a window is normalised before they are added up.
+        The rewards of a window are normalised before they are summed.
         """
         if env is not None and self._has_windows:
             self.batch = _NormalizedRewards(self.replay, env).sample(batch_size)
@@ -193,7 +193,7 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         return self._samples_of(self.batch, env)
 
     def _get_samples(self, batch_inds: Array, env: Any = None) -> Any:
-        """The steps at these positions, from 0 to `buffer_size`, each of an environment that is drawn."""
+        """The steps at these positions in [0, buffer_size), each from a randomly drawn environment."""
         return self._samples_at(batch_inds, self.replay.rng.integers(self.n_envs, size=len(batch_inds)), env)
 
     def _samples_at(self, places: Array, lanes: Array, env: Any) -> Any:
@@ -223,18 +223,18 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         return kind(tensors.obs, tensors.action, tensors.next_obs, tensors.terminated, reward, discounts)
 
     def update_priorities(self, td_errors: Any) -> int:
-        """Set the priorities of the batch that was sampled last; does nothing if the buffer has none."""
+        """Set the priorities of the last sampled batch. Does nothing if the buffer has no priorities."""
         if self.batch is None:
             raise RuntimeError("no batch was sampled, so there is none to update; call sample first")
         return self.replay.update_priorities(self.batch.indices, td_errors)
 
     def size(self) -> int:
-        """Steps stored of each environment."""
+        """The number of stored steps of each environment."""
         return len(self.replay) // self.n_envs
 
     @property
     def pos(self) -> int:
-        """The position of the step that is written next, from 0 to `buffer_size`."""
+        """The position, in [0, buffer_size), at which the next step is written."""
         return int(self.replay.bounds[1, 0]) % self.buffer_size
 
     @property
@@ -243,11 +243,11 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         return self.size() == self.buffer_size
 
     def save(self, path: Path, *, progress: bool = False) -> None:
-        """Write a checkpoint to a directory. A crash in the middle leaves the former one; see `Replay.save`."""
+        """Write a checkpoint to a directory. A crash during the save keeps the previous one; see `Replay.save`."""
         self.replay.save(path, progress=progress)
 
     def load(self, path: Path, *, exact: bool = True, progress: bool = False) -> None:
-        """Take everything from a checkpoint that `save` wrote; see `Replay.load`."""
+        """Load a checkpoint that `save` wrote; see `Replay.load`."""
         self.replay.load(path, exact=exact, progress=progress)
         self._expected = []
 
@@ -292,6 +292,6 @@ def _are_equal(one: bytes, other: bytes, lanes: Array) -> bool:
 
 
 def _differ(now: Array, former: Array) -> npt.NDArray[np.bool_]:
-    """In which rows two arrays differ; NaN equals NaN."""
+    """Whether each row of two arrays differs. NaN equals NaN."""
     unequal = (now != former) & ((now == now) | (former == former))
     return np.asarray(unequal.reshape(len(unequal), -1).any(axis=1))

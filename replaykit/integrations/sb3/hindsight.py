@@ -1,4 +1,4 @@
-"""Hindsight for Stable-Baselines3."""
+"""Hindsight experience replay for Stable-Baselines3."""
 
 import copy
 from collections.abc import Callable
@@ -22,26 +22,26 @@ Array = npt.NDArray[Any]
 
 
 class SB3HindsightBuffer(SB3ReplayBuffer, HerReplayBuffer):  # type: ignore[misc]
-    """A `HindsightReplay` of replaykit, in place of Stable-Baselines3's `HerReplayBuffer`.
+    """A `HindsightReplay` of replaykit that replaces the `HerReplayBuffer` of Stable-Baselines3.
 
-    Every stored transition can be drawn, also those of running episodes, whose goals are taken from the steps so far.
-    So training can start before the first episode ends. Each transition gets another goal with the probability
-    ``n_sampled_goal / (n_sampled_goal + 1)``; Stable-Baselines3 gives one to exactly this share of every batch.
+    All stored transitions can be drawn, including those of running episodes. Their goals are taken from the steps so
+    far, so training can start before the first episode ends. Each transition is relabelled with the probability
+    ``n_sampled_goal / (n_sampled_goal + 1)``. Stable-Baselines3 relabels exactly this share of every batch.
 
     Parameters
     ----------
     buffer_size, observation_space, action_space, device, n_envs, optimize_memory_usage, handle_timeout_termination
-        As those of `SB3ReplayBuffer`.
+        As in `SB3ReplayBuffer`.
     env : VecEnv
-        Its first environment has ``compute_reward(achieved_goal, desired_goal, infos)``; the model passes it.
+        Its first environment has ``compute_reward(achieved_goal, desired_goal, infos)``. The model passes it.
     n_sampled_goal : int
-        Other goals for each one that was meant.
+        Number of relabelled transitions, on average, for each transition that keeps its goal.
     goal_selection_strategy : str or GoalSelectionStrategy
-        "future", "final", "episode", or "random", which Stable-Baselines3 does not have.
+        "future", "final", "episode" or "random". Stable-Baselines3 does not have "random".
     copy_info_dict : bool
-        Whether `compute_reward` gets copies of the info dicts, which are kept for this, rather than empty dicts.
+        If True, the info dicts are stored and `compute_reward` gets copies of them. Otherwise it gets empty dicts.
     n_steps, gamma, buffer_class, wrap, **options
-        As those of `SB3ReplayBuffer`. Stable-Baselines3's own buffer has no n-step returns of goals.
+        As in `SB3ReplayBuffer`. The `HerReplayBuffer` of Stable-Baselines3 has no n-step returns.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class SB3HindsightBuffer(SB3ReplayBuffer, HerReplayBuffer):  # type: ignore[misc
             self._compute_reward.infos[slots] = infos
 
     def _info_slots(self) -> Array:
-        """Where the info dicts of the next step are kept."""
+        """The positions at which the info dicts of the next step are stored."""
         return self.pos * self.n_envs + np.arange(self.n_envs)
 
     def _extras(self) -> dict[str, Array]:
@@ -86,11 +86,11 @@ class SB3HindsightBuffer(SB3ReplayBuffer, HerReplayBuffer):  # type: ignore[misc
 
     @property
     def env(self) -> Any:
-        """The environments that compute rewards, or None after the buffer was unpickled."""
+        """The environments that compute rewards. None after unpickling, until `set_env` is called."""
         return self._compute_reward.env
 
     def set_env(self, env: Any) -> None:
-        """Set the environments that compute rewards, after the buffer was unpickled."""
+        """Set the environments that compute rewards. Required after unpickling."""
         if self.env is not None:
             raise ValueError("Trying to set env of already initialized environment; it was given to the constructor")
         self._compute_reward.env = env
@@ -100,7 +100,7 @@ class SB3HindsightBuffer(SB3ReplayBuffer, HerReplayBuffer):  # type: ignore[misc
         self.end_episode()
 
     def save(self, path: Path, *, progress: bool = False) -> None:
-        """Write a checkpoint to a directory; see `SB3ReplayBuffer.save`. Info dicts cannot be written."""
+        """Write a checkpoint to a directory; see `SB3ReplayBuffer.save`. Not supported with `copy_info_dict`."""
         if self.copy_info_dict:
             remedy = "call save_replay_buffer of the model, which pickles the buffer, or leave copy_info_dict out"
             raise ValueError(f"copy_info_dict is True; expected False, since a checkpoint has no dicts; {remedy}")
@@ -108,7 +108,7 @@ class SB3HindsightBuffer(SB3ReplayBuffer, HerReplayBuffer):  # type: ignore[misc
 
 
 class _ComputeReward:
-    """`compute_reward` of the first environment, with the info dicts of as many steps as are kept."""
+    """Calls `compute_reward` of the first environment. Stores the info dicts of up to `capacity` transitions."""
 
     def __init__(self, env: Any, capacity: int) -> None:
         self.env, self.infos = env, np.empty(capacity, object)

@@ -1,4 +1,4 @@
-"""Arguments that the buffers for Stable-Baselines3 refuse, and what to do instead."""
+"""Checks of the arguments of the buffers for Stable-Baselines3."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from replaykit.buffer import Buffer
 from replaykit.checks import check_count
 
 _RENAMED = {"capacity": "buffer_size", "num_envs": "n_envs", "n_step": "n_steps", "spec": "observation_space"}
-"""Arguments of replaykit's buffers that have another name in Stable-Baselines3."""
+"""Arguments of replaykit's buffers that have different names in Stable-Baselines3."""
 
 
 def refuse_sb3_options(optimize_memory_usage: bool, handle_timeout_termination: bool) -> None:
-    """Raise ValueError for options of Stable-Baselines3's buffers that cannot be honoured."""
+    """Raise ValueError for options of Stable-Baselines3's buffers that are not supported."""
     if optimize_memory_usage:
         remedy = "leave it out: large observations are kept once, and with share='all' small ones, too"
         raise ValueError(f"optimize_memory_usage is {optimize_memory_usage}; expected False; {remedy}")
@@ -20,7 +20,7 @@ def refuse_sb3_options(optimize_memory_usage: bool, handle_timeout_termination: 
 
 
 def refuse_options(n_steps: Any, gamma: float | None, buffer_class: Any, options: dict[str, Any]) -> None:
-    """Raise for options of replaykit that do not fit. Those of the buffer itself are checked by its constructor."""
+    """Raise for invalid options of the integration. The constructor of the buffer checks its own options."""
     if not (isinstance(buffer_class, type) and issubclass(buffer_class, Buffer)):
         wanted = "expected ReplayBuffer, PrioritizedBuffer or LatestBuffer of replaykit"
         raise TypeError(f"buffer_class is {buffer_class!r}; {wanted}; pass wrappers as wrap=")

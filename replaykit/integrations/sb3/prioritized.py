@@ -1,4 +1,4 @@
-"""DQN, SAC and TD3 of Stable-Baselines3 with prioritized replay: the loss is weighted, and TD errors are fed back."""
+"""DQN, SAC and TD3 of Stable-Baselines3 with prioritized replay: weighted losses, and priorities from TD errors."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ Array = npt.NDArray[Any]
 
 
 class WeightedLoss:
-    """While it is active, a mean loss of the buffer's last batch is weighted, and its TD errors become priorities.
+    """A context in which mean losses of the buffer's last batch are weighted, and their TD errors become priorities.
 
-    A loss is recognised by its function, by its targets, which are computed from the rewards of the batch, and by the
-    shape (B, 1). An algorithm with several critics has a loss for each; their mean absolute TD error counts.
+    A loss is weighted if it is computed by a known function, has the shape (B, 1), and its targets are computed from
+    the rewards of the batch. With several critics, each has a loss, and the mean absolute TD error sets the priority.
     """
 
     def __init__(self, buffer: SB3ReplayBuffer) -> None:
@@ -35,11 +35,11 @@ class WeightedLoss:
         self._buffer.mark_rewards = None
 
     def targets(self, rewards: Any) -> "_Targets":
-        """The rewards of a batch, from which the targets of the loss will be computed."""
+        """Mark the rewards of a batch, so that losses whose targets are computed from them are recognised."""
         return _targets(rewards, self)
 
     def mean(self, losses: Any, td_errors: Any) -> Any:
-        """The weighted mean of the losses of a batch."""
+        """Return the weighted mean of the losses of a batch, and update its priorities."""
         batch = self._buffer.batch
         if batch is None or losses.shape != (len(batch), 1):
             return losses.mean()
@@ -52,7 +52,7 @@ class WeightedLoss:
 
 
 class _Targets(torch.Tensor):
-    """The rewards of a batch, and all tensors computed from them. A mean loss of them is weighted by `loss`."""
+    """The rewards of a batch, or a tensor computed from them. `loss` weights mean losses of these tensors."""
 
     loss: WeightedLoss
 
@@ -74,14 +74,14 @@ def _targets(tensor: Any, loss: WeightedLoss) -> _Targets:
 
 
 _LOSSES = (functional.smooth_l1_loss, functional.mse_loss)
-"""The losses of Stable-Baselines3's critics: the first in `DQN.train`, the second in `SAC.train` and `TD3.train`."""
+"""The critic losses of Stable-Baselines3: the first in `DQN.train`, the second in `SAC.train` and `TD3.train`."""
 
 
 class _Prioritized:
-    """An off-policy algorithm of Stable-Baselines3 that weights its loss and feeds TD errors back.
+    """An off-policy algorithm of Stable-Baselines3 with a weighted loss, whose TD errors set the priorities.
 
-    Its own `train` runs as it is. While it does, its line ``loss = F.smooth_l1_loss(current_q_values,
-    target_q_values)``, or ``F.mse_loss(current_q, target_q_values)`` for each critic, computes the weighted mean.
+    The algorithm's own `train` runs unchanged. During `train`, ``F.smooth_l1_loss(current_q_values,
+    target_q_values)``, or ``F.mse_loss(current_q, target_q_values)`` for each critic, returns the weighted mean.
     """
 
     replay_buffer: Any
@@ -98,14 +98,14 @@ class _Prioritized:
             raise TypeError(f"replay_buffer_class is {self.replay_buffer_class.__name__}; {wanted}")
         given, n_steps = self.replay_buffer_kwargs, self.n_steps
         self.replay_buffer_kwargs = self._options()
-        self.n_steps = 1  # other numbers make Stable-Baselines3 warn that it ignores them
+        self.n_steps = 1  # for other values, Stable-Baselines3 warns that it ignores them
         try:
             super()._setup_model()  # type: ignore[misc]
         finally:
             self.replay_buffer_kwargs, self.n_steps = given, n_steps
 
     def _options(self) -> dict[str, Any]:
-        """`replay_buffer_kwargs` with a `PrioritizedBuffer`, and the `n_steps` and the `gamma` of the model."""
+        """`replay_buffer_kwargs` with `PrioritizedBuffer` as default, and the model's `n_steps` and `gamma`."""
         of_model = {"n_steps": self.n_steps, "gamma": self.gamma}
         options: dict[str, Any] = {"buffer_class": PrioritizedBuffer} | self.replay_buffer_kwargs
         for name, value in of_model.items():
@@ -116,7 +116,7 @@ class _Prioritized:
         return options
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
-        """`train` of the algorithm, with a weighted loss."""
+        """Run `train` of the algorithm with a weighted loss."""
         with WeightedLoss(self.replay_buffer) as weighted:
             super().train(gradient_steps, batch_size)  # type: ignore[misc]
         if gradient_steps and not weighted.losses:
@@ -124,15 +124,15 @@ class _Prioritized:
             raise RuntimeError(f"train of {type(self).__name__} computed no loss that can be weighted; {wanted}")
 
     def save_replay_buffer(self, path: Any) -> None:
-        """Write the replay buffer to a file; see `save_replay_buffer`. A crash in the middle leaves the former file."""
+        """Write the replay buffer to a file; see `save_replay_buffer`. A crash during the save keeps the old file."""
         save_replay_buffer(self, path)
 
 
 class PrioritizedDQN(_Prioritized, DQN):  # type: ignore[misc]
     """`DQN` of Stable-Baselines3 with prioritized replay.
 
-    The arguments are those of `DQN`. `replay_buffer_class` is `SB3ReplayBuffer` by default, and may be
-    `SB3HindsightBuffer`. `replay_buffer_kwargs` may have options of `PrioritizedBuffer`, such as `alpha` and `beta`.
+    The arguments are those of `DQN`. `replay_buffer_class` is `SB3ReplayBuffer` by default, and can be
+    `SB3HindsightBuffer`. `replay_buffer_kwargs` can have options of `PrioritizedBuffer`, such as `alpha` and `beta`.
     """
 
 

@@ -1,4 +1,4 @@
-"""Replay buffers of Stable-Baselines3 in one pickle file: replaced whole, and verified when they are loaded."""
+"""Replay buffers of Stable-Baselines3 in one pickle file. It is replaced atomically, and verified on loading."""
 
 import contextlib
 import hashlib
@@ -16,18 +16,18 @@ from replaykit.saving.directory import sync
 
 
 def save_replay_buffer(model: Any, path: Any) -> None:
-    """Write the replay buffer of a model to a file, as ``model.save_replay_buffer(path)`` does, but never half.
+    """Write the replay buffer of a model to a file, like ``model.save_replay_buffer(path)``, but atomically.
 
-    The file is written beside the one that is there, and takes its place when it is whole and on the disk. A crash or a
-    full disk in the middle leaves the former file. ``model.load_replay_buffer(path)`` reads it.
+    The new file is first written completely to the disk, and then replaces the existing file. If the disk is full or
+    the process crashes before that, the existing file is unchanged. Use ``model.load_replay_buffer(path)`` to load it.
 
     Parameters
     ----------
     model : OffPolicyAlgorithm
-        DQN, SAC, TD3 or DDPG of Stable-Baselines3, or another one with a replay buffer.
+        DQN, SAC, TD3 or DDPG of Stable-Baselines3, or another algorithm with a replay buffer.
     path : str, path-like or file
-        The suffix ``.pkl`` is appended if there is none, and missing folders are made. An open binary file is written
-        as it is.
+        If the path has no suffix, ``.pkl`` is appended. Missing folders are created. If an open binary file is passed,
+        the buffer is written directly to it.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def save_replay_buffer(model: Any, path: Any) -> None:
 
 
 def _delete_unfinished(place: pathlib.Path) -> None:
-    """Delete what saves to this place have left that were killed."""
+    """Delete the unfinished files of interrupted saves to this path."""
     name = re.compile(rf"{re.escape(place.name)}\.[0-9a-f]{{16}}\.unfinished")
     for other in place.parent.iterdir():
         if name.fullmatch(other.name):
@@ -69,10 +69,10 @@ def _delete_unfinished(place: pathlib.Path) -> None:
 
 
 def verified(reduced: tuple[Any, ...], protocol: int) -> tuple[Any, ...]:
-    """What ``__reduce_ex__`` returned, with a checksum that is compared before anything is made of it.
+    """Add a checksum to the result of ``__reduce_ex__``. It is verified before the object is rebuilt.
 
-    The pickle protocols before 5, which ``copy.deepcopy`` uses, too, have no way to do this without another copy of all
-    arrays. Stable-Baselines3 uses the latest.
+    Pickle protocols below 5, which ``copy.deepcopy`` also uses, would need another copy of all arrays, so they get no
+    checksum. Stable-Baselines3 uses the latest protocol.
     """
     if protocol < 5:
         return reduced
@@ -82,7 +82,7 @@ def verified(reduced: tuple[Any, ...], protocol: int) -> tuple[Any, ...]:
 
 
 def _rebuilt(checksum: bytes, data: bytes, arrays: list[Any]) -> Any:
-    """The object of which `verified` took the state."""
+    """Rebuild an object from the result of `verified`."""
     if _checksum_of(data, arrays) != checksum:
         raise ValueError("the pickle of the replay buffer is damaged: its checksum is wrong; load an earlier one")
     make, arguments, state = pickle.loads(data, buffers=arrays)
@@ -92,7 +92,7 @@ def _rebuilt(checksum: bytes, data: bytes, arrays: list[Any]) -> Any:
 
 
 def _checksum_of(data: bytes, arrays: Iterable[Any]) -> bytes:
-    """A checksum of all bytes, and of where each part ends."""
+    """A checksum of all bytes and of the lengths of the parts."""
     digest = hashlib.sha256()
     for part in (data, *arrays):
         digest.update(len(part).to_bytes(8, "little"))

@@ -1,4 +1,4 @@
-"""The fields of a transition as Stable-Baselines3 keeps them."""
+"""The fields of a transition in the format of Stable-Baselines3."""
 
 import math
 from typing import Any
@@ -12,14 +12,14 @@ from replaykit.trees import Tree
 
 
 def observation_fields(space: Any) -> Tree:
-    """The fields of observations as Stable-Baselines3 keeps them."""
+    """The fields of observations, in the format of Stable-Baselines3."""
     if isinstance(space, spaces.Dict):
         return {key: _field(entry, f"observation_space[{key!r}]") for key, entry in space.spaces.items()}
     return _field(space, "observation_space")
 
 
 def action_field(space: Any) -> Field:
-    """The field of actions as Stable-Baselines3 keeps them: in one axis, and float32 for float64."""
+    """The field of actions, in the format of Stable-Baselines3: with one axis, and float32 instead of float64."""
     dtype = _field(space, "action_space").dtype
     return Field((get_action_dim(space),), np.float32 if dtype == np.float64 else dtype)
 
@@ -33,6 +33,6 @@ def _field(space: Any, name: str) -> Field:
 
 
 def reshaped(value: Any, shape: tuple[int, ...]) -> Any:
-    """An array in this shape if it has as many entries; the buffer refuses others."""
+    """Reshape an array if the number of entries fits. Otherwise return it as it is; the buffer then raises an error."""
     array = np.asarray(value)
     return array.reshape(shape) if array.shape != shape and array.size == math.prod(shape) else array
