@@ -17,6 +17,7 @@ from replaykit.replay import Replay
 from replaykit.settings import Settings
 from replaykit.spec import REQUIRED, Spec
 from replaykit.storage.base import Floats, Indices, Storage, refuse_other_lengths
+from replaykit.storage.lock import Lock
 from replaykit.trees import Tree
 from replaykit.updates import leaves_at, one_of, refuse_negative, refuse_other_shape, refuse_too_large
 from replaykit.writer import Selection, refuse_lanes_of_writers
@@ -71,10 +72,12 @@ class Buffer(Replay):
             raise ValueError("distribution draws from another storage; expected one that was built with this storage")
         self._storage, self._distribution = storage, distribution
         n_step, gamma = check_count("n_step", n_step), check_unit("gamma", gamma)
-        self.settings = Settings(storage.spec, storage.capacity, storage.num_envs, n_step, gamma, storage.stack)
+        self.settings: Settings = Settings(
+            storage.spec, storage.capacity, storage.num_envs, n_step, gamma, storage.stack
+        )
         self.successor: int = storage.num_envs
         self.rng: np.random.Generator = np.random.default_rng(check_seed(seed))
-        self.lock = storage.lock
+        self.lock: Lock = storage.lock
         self.note_bytes(self.settings.bytes_each)
         self._stale_updates = 0
         self._has_priorities = type(distribution).update is not Distribution.update

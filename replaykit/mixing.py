@@ -267,7 +267,8 @@ class Ring:
     """
 
     def __init__(self, lanes: Sequence[int]) -> None:
-        self.successor, self._lanes = sum(lanes), np.array(lanes)
+        self.successor: int = sum(lanes)
+        self._lanes = np.array(lanes)
         self._offsets: Indices = np.cumsum([0, *lanes[:-1]])
         self._each = list(zip(lanes, self._offsets.tolist(), strict=True))
         self.numbers: Indices = np.arange(len(lanes))

@@ -173,7 +173,7 @@ class RateLimit(Declared):
             raise ValueError(f"timeout is {timeout!r}; expected seconds of at least 0, or None to wait without end")
         self._samples_per_insert, self._min_size = float(ratio), min_size
         self._tolerance, self._timeout = float(tolerance), timeout
-        self.corridor = Corridor(self._samples_per_insert, min_size, self._tolerance)
+        self.corridor: Corridor = Corridor(self._samples_per_insert, min_size, self._tolerance)
         self._condition, self._threads = threading.Condition(), weakref.WeakSet[threading.Thread]()
         self._stopped = weakref.WeakSet[threading.Thread]()
         self._local, self._is_closed = threading.local(), False

@@ -10,7 +10,9 @@ import numpy.typing as npt
 from replaykit.batch import Draw, Look, Window
 from replaykit.declared import Declared
 from replaykit.replay import Replay
+from replaykit.settings import Settings
 from replaykit.storage.base import Floats, Indices
+from replaykit.storage.lock import Lock
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -85,13 +87,16 @@ class ReplayWrapper(Replay):
             remedy = "put the wrapper around the buffer that make_buffer returns"
             raise TypeError(f"inner is a {type(inner).__name__}, which makes its batches in other processes; {remedy}")
         self.inner = inner
-        self.settings, self.lock, self.rng, self.successor = inner.settings, inner.lock, inner.rng, inner.successor
+        self.settings: Settings = inner.settings
+        self.lock: Lock = inner.lock
+        self.rng: np.random.Generator = inner.rng
+        self.successor: int = inner.successor
         self.note_bytes(inner.bytes_each * transitions_each)
         self.has_sequences: bool = type(self).has_sequences or inner.has_sequences
         self.may_raise: bool = type(self).may_raise or inner.may_raise
         self.is_conditional: bool = type(self).is_conditional or inner.is_conditional
         if inner.rate_limit is not None:
-            self.rate_limit = inner.rate_limit
+            self.rate_limit: Any = inner.rate_limit
 
     add = _passed_on(Replay.add)
     extend = _passed_on(Replay.extend)

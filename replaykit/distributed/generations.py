@@ -37,10 +37,11 @@ class Generations:
     """
 
     def __init__(self, shards: int, lanes: int) -> None:
-        self.ring, self.lanes = Ring([lanes] * shards), lanes
-        self.successor = shards * lanes
-        self.each = [0] * shards
-        self.most = (1 << 63) // (STEPS * self.successor) - 1
+        self.ring: Ring = Ring([lanes] * shards)
+        self.lanes: int = lanes
+        self.successor: int = shards * lanes
+        self.each: list[int] = [0] * shards
+        self.most: int = (1 << 63) // (STEPS * self.successor) - 1
 
     def restart(self, k: int) -> None:
         """Begin the next generation of shard k. Raises OverflowError if no indices are left for it."""

@@ -79,7 +79,8 @@ class Segment:
     """
 
     def __init__(self, memory: mmap.mmap, record: np.dtype[Any], steps: int, place: Place) -> None:
-        self.place, self._process = place, os.getpid()
+        self.place: Place = place
+        self._process = os.getpid()
         self._bytes = memoryview(memory)
         self._header: Any = self._bytes[: 8 * _WORDS].cast("q")
         self.slots: Array = np.ndarray((steps,), record, memory, 8 * _WORDS)

@@ -94,7 +94,9 @@ class Ledger:
     """
 
     def __init__(self, terms: tuple[float, int, float], inserted: int, sampled: int) -> None:
-        self._corridor, self.inserted, self.sampled = Corridor(*terms), inserted, sampled
+        self._corridor = Corridor(*terms)
+        self.inserted: int = inserted
+        self.sampled: int = sampled
 
     def permit_insert(self, rows: int) -> bool:
         """Count an insert, if it is allowed now."""
@@ -124,16 +126,18 @@ class Shard:
     """
 
     def __init__(self, make_buffer: Callable[[], Replay], number: int, shards: int) -> None:
-        self.number, self.shards, self.failure = number, shards, ""
+        self.number: int = number
+        self.shards: int = shards
+        self.failure: str = ""
         self.generation: int | None = None
         self.generations: tuple[int, ...] = (0,) * shards
-        self.batches = 0
+        self.batches: int = 0
         self.ledger: Ledger | None = None
         self.writers: dict[Lanes, tuple[str, Writer]] = {}
         self.claimed: set[int] = set()
         self.former: set[str] = set()
         try:
-            self.replay = _checked(make_buffer())
+            self.replay: Replay = _checked(make_buffer())
         except Exception as error:
             self.failure = f"{type(error).__name__}: {error}"
 

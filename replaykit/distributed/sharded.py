@@ -60,12 +60,14 @@ class ShardedReplay(Replay):
         self._all = Shards(hosts, self._seeds, self._patience)
         about = self._all.about
         each, count = about.settings, about.shards
-        self.settings = Settings(
+        self.settings: Settings = Settings(
             each.spec, count * each.capacity, count * each.num_envs, each.n_step, each.gamma, each.stack
         )
-        self.lock, self.successor = Lock(), self._generations.successor
-        self.rng = np.random.default_rng(self._seeds.spawn(1)[0])
-        self.has_sequences, self._beta, self._batches = about.has_sequences, about.beta, 0
+        self.lock: Lock = Lock()
+        self.successor: int = self._generations.successor
+        self.rng: np.random.Generator = np.random.default_rng(self._seeds.spawn(1)[0])
+        self.has_sequences: bool = about.has_sequences
+        self._beta, self._batches = about.beta, 0
         self.note_bytes(about.bytes_each)
         self._limit = None if limit is None else RemoteLimit(limit, self._all, self._block, self.capacity)
         if is_new:

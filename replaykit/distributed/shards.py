@@ -45,14 +45,17 @@ class Shards:
     """
 
     def __init__(self, hosts: Hosts, seeds: np.random.SeedSequence, patience: float) -> None:
-        self.hosts, self._seeds, self._patience = hosts, seeds, patience
-        self.warnings, self._unsaid, self.losses = list[str](), list[str](), 0
+        self.hosts: Hosts = hosts
+        self._seeds, self._patience = seeds, patience
+        self.warnings: list[str] = []
+        self.losses: int = 0
+        self._unsaid: list[str] = []
         self.checkpoint: str | None = None
         self._away: dict[int, tuple[Any, float]] = {}
-        self.about = self._described()
+        self.about: Description = self._described()
         settings, count = self.about.settings, self.about.shards
-        self.generations = Generations(count, settings.num_envs)
-        self.known = [self._nothing(())] * count
+        self.generations: Generations = Generations(count, settings.num_envs)
+        self.known: list[Status] = [self._nothing(())] * count
 
     def _nothing(self, claimed: Lanes) -> Status:
         """The status of a shard without transitions."""

@@ -108,7 +108,8 @@ class ProcessWriters(Sequence["ProcessWriter"]):
             room = min(max(_ROOM_BYTES // record.itemsize, _LEAST_ROOM), _MOST_ROOM)
         room = check_count("room", room)
         refuse_more_than_memory(count * room * record.itemsize, f"room {room} for {count} writers", "lower the room")
-        self.replay, self._has_ended, self._moving = replay, threading.Event(), threading.Lock()
+        self.replay: Replay = replay
+        self._has_ended, self._moving = threading.Event(), threading.Lock()
         self._error: BaseException | None = None
         self._process, self._most = os.getpid(), _LARGEST_BLOCK
         if replay.rate_limit is not None:  # a larger block would never be allowed
@@ -290,7 +291,9 @@ class ProcessWriter(Writing):
         self, number: int, place: Place, spec: Spec, num_envs: int, timeout: float | None, largest_priority: float
     ) -> None:
         self._made_of = number, place, spec, num_envs, timeout, largest_priority
-        self.number, self._place, self._spec, self.num_envs = number, place, spec, num_envs
+        self.number: int = number
+        self.num_envs: int = num_envs
+        self._place, self._spec = place, spec
         self._timeout, self._largest_priority = timeout, largest_priority
         self._lock, self._is_closed = Lock(), False
         self._segment: Segment | None = None

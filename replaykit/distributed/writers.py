@@ -73,17 +73,14 @@ class ShardWriter(Writing):
     ) -> None:  # fmt: skip
         self._made_of = host, spec, shard, lanes, block, largest_priority, ledger, timeout
         self._ledger, self._timeout = ledger, timeout
-        self._host, self._spec, self.shard, self.lanes, self._largest_priority = (
-            host,
-            spec,
-            shard,
-            lanes,
-            largest_priority,
-        )
-        self.num_envs, self._block = len(lanes), check_count("block", block)
+        self._host, self._spec, self._largest_priority = host, spec, largest_priority
+        self.shard: int = shard
+        self.lanes: tuple[int, ...] = lanes
+        self.num_envs: int = len(lanes)
+        self._block = check_count("block", block)
         self._lock, self._session, self._is_closed = Lock(), uuid.uuid4().hex, False
         self._sent: deque[tuple[Any, int]] = deque()
-        self.lost = 0
+        self.lost: int = 0
         lead = self._block, self.num_envs
         self._leaves: list[Array] = [np.zeros((*lead, *leaf.shape), leaf.dtype) for leaf in spec.leaves]
         self._reward = [leaf.name for leaf in spec.leaves].index("reward")
