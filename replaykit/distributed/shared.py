@@ -1,7 +1,6 @@
 """Writers for processes on one machine. They send steps through shared memory to the learner's process."""
 
 import contextlib
-import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit.checks import check_count, check_finite, prefixed
-from replaykit.distributed.leading_axes import axes_of_step, axes_of_steps
 from replaykit.distributed.segment import Layout, Place, Segment, SegmentGoneError
-from replaykit.field import Array, as_float64
+from replaykit.distributed.steps import axes_of_step, axes_of_steps, checked_mask, checked_steps
+from replaykit.field import Array
 from replaykit.replay import Replay
 from replaykit.spec import REQUIRED, Spec
+from replaykit.storage.base import Storage
 from replaykit.storage.lock import Lock
 from replaykit.storage.memory_limit import refuse_more_than_memory
 from replaykit.storage.row import encoder
 from replaykit.trees import Tree
-from replaykit.updates import refuse_too_large
 from replaykit.writer import Writing
 
 _ROOM_BYTES, _MOST_ROOM, _LEAST_ROOM = 1 << 26, 4096, 16
@@ -337,7 +336,7 @@ class ProcessWriter(Writing):
             return
         data = self._encode(*values, extras)
         dtype, begin = self._reward
-        _refuse_not_finite(np.frombuffer(data, dtype, self._rewards, begin))
+        Storage.refuse_rewards(np.frombuffer(data, dtype, self._rewards, begin))
         with self._lock:
             self._refuse_late(self._opened().write_one(data + self._ends, self._layout.begin, self._timeout), 1)
 
@@ -362,15 +361,14 @@ class ProcessWriter(Writing):
     def _send(
         self, steps: int, lead: tuple[int, ...], values: tuple[Tree, ...], extras: Any, mask: Any, td_error: Any
     ) -> None:
-        chosen = None if mask is None else self._checked_mask(mask, lead)
-        given = zip(self._spec.leaves, self._spec.flatten(values, extras), strict=True)
-        leaves = [leaf.coerce(value, lead, chosen) for leaf, value in given]
-        _refuse_not_finite(leaves[self._names.index("reward")])
-        errors = None if td_error is None else self._checked_errors(td_error, lead, chosen)
+        options = mask, td_error, self._largest_priority
+        leaves, chosen, errors = checked_steps(self._spec, values, extras, lead, self.num_envs, *options)
         shape = steps, self.num_envs
-        fields: dict[str, Any] = {str(i): _spread(leaf, chosen, shape, lead) for i, leaf in enumerate(leaves)}
+        fields: dict[str, Any] = {
+            str(i): leaf.reshape(shape + leaf.shape[len(lead) :]) for i, leaf in enumerate(leaves)
+        }
         fields["mask"] = np.broadcast_to(True if chosen is None else chosen.reshape(shape), shape)
-        fields["td_error"] = np.zeros(shape) if errors is None else _spread(errors, chosen, shape, lead)
+        fields["td_error"] = np.zeros(shape) if errors is None else errors.reshape(shape)
         fields["has_error"] = np.full(steps, errors is not None)
         with self._lock:
             segment = self._opened()
@@ -388,24 +386,9 @@ class ProcessWriter(Writing):
             error.sent = sent  # type: ignore[attr-defined]
             raise error
 
-    def _checked_mask(self, mask: Any, lead: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-        array, lanes = np.asarray(mask), (self.num_envs,)
-        if array.dtype != np.bool_ or array.shape not in (lead, lanes):
-            shapes = " or ".join(map(str, sorted({lead, lanes})))
-            raise ValueError(f"mask has shape {array.shape} and dtype {array.dtype}; expected {shapes} and bool")
-        return array.reshape(()) if lead == () else np.broadcast_to(array, lead)
-
-    def _checked_errors(self, td_error: Any, lead: tuple[int, ...], mask: Any) -> npt.NDArray[np.float64]:
-        errors = as_float64("td_error", td_error)
-        if errors.shape != lead:
-            raise ValueError(f"td_error has shape {errors.shape}; expected {lead}")
-        errors = errors if mask is None else errors[mask]
-        refuse_too_large("td_error", errors, self._largest_priority)
-        return errors
-
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
         """End the running episodes of all lanes of the writer, or of the lanes in `mask`, of shape (k,)."""
-        chosen = True if mask is None else self._checked_mask(mask, (self.num_envs,))
+        chosen = True if mask is None else checked_mask(mask, (self.num_envs,), self.num_envs)
         with self._lock:
             self._opened()
             self._cut |= chosen
@@ -458,24 +441,6 @@ class ProcessWriter(Writing):
 
     def __repr__(self) -> str:
         return f"ProcessWriter({self.number}, num_envs={self.num_envs}{', closed' * self._is_closed})"
-
-
-def _spread(entries: Array, mask: Any, shape: tuple[int, int], lead: tuple[int, ...]) -> Array:
-    """An array (T, k, ...) with the entries at the positions that the mask selects, and zeros elsewhere."""
-    if mask is None:
-        return entries.reshape(shape + entries.shape[len(lead) :])
-    array = np.zeros((*shape, *entries.shape[1:]), entries.dtype)
-    array[mask.reshape(shape)] = entries
-    return array
-
-
-def _refuse_not_finite(rewards: Array) -> None:
-    if rewards.size == 1 and math.isfinite(rewards.item()):
-        return
-    finite = np.isfinite(rewards)
-    if not finite.all():
-        remedy = "look for a division by 0 or an overflow in what computes it"
-        raise ValueError(f"reward contains {rewards[~finite][0]}; expected finite {rewards.dtype} numbers; {remedy}")
 
 
 __all__ = ["ProcessWriter", "ProcessWriters", "SegmentGoneError"]

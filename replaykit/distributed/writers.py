@@ -1,6 +1,5 @@
 """A writer for a process that steps environments. It collects steps and sends them to a shard in blocks."""
 
-import math
 import time
 import uuid
 import warnings
@@ -12,13 +11,13 @@ import numpy.typing as npt
 
 from replaykit.checks import check_count
 from replaykit.distributed.hosts import Failed, Host, Late, Lost
-from replaykit.distributed.leading_axes import axes_of_step, axes_of_steps
 from replaykit.distributed.shard import Piece
-from replaykit.field import Array, as_float64
+from replaykit.distributed.steps import axes_of_step, axes_of_steps, checked_mask, checked_steps
+from replaykit.field import Array
 from replaykit.spec import CORE, REQUIRED, Spec
+from replaykit.storage.base import Storage
 from replaykit.storage.lock import Lock
 from replaykit.trees import Tree
-from replaykit.updates import refuse_too_large
 from replaykit.writer import Writing
 
 _PLAIN: dict[Any, tuple[tuple[type, ...], float]] = {
@@ -124,7 +123,7 @@ class ShardWriter(Writing):
                 types, most = _PLAIN.get(leaf.dtype, _NOTHING)
                 is_plain = type(value) in types and not lead and not leaf.shape and -most <= value <= most
                 array[count] = value if is_plain else leaf.coerce(value, lead)
-            _refuse_not_finite(self._leaves[self._reward][count])
+            Storage.refuse_rewards(self._leaves[self._reward][count])
             self._masks[count], self._count = True, count + 1
             self._send_if_full()
 
@@ -144,30 +143,8 @@ class ShardWriter(Writing):
         with self._lock:
             self._refuse_closed()
             self._send_if_full()
-            chosen = None if mask is None else self._checked_mask(mask, lead)
-            given = zip(self._spec.leaves, self._spec.flatten(values, extras), strict=True)
-            leaves = [leaf.coerce(value, lead, chosen) for leaf, value in given]
-            _refuse_not_finite(leaves[self._reward])
-            errors = None if td_error is None else self._checked_errors(td_error, lead, chosen)
-            if chosen is not None:
-                leaves = [_spread(leaf, chosen) for leaf in leaves]
-                errors = None if errors is None else _spread(errors, chosen)
-            self._note(steps, leaves, chosen, errors)
-
-    def _checked_mask(self, mask: Any, lead: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-        array, lanes = np.asarray(mask), (self.num_envs,)
-        if array.dtype != np.bool_ or array.shape not in (lead, lanes):
-            shapes = " or ".join(map(str, sorted({lead, lanes})))
-            raise ValueError(f"mask has shape {array.shape} and dtype {array.dtype}; expected {shapes} and bool")
-        return array.reshape(()) if lead == () else np.broadcast_to(array, lead)
-
-    def _checked_errors(self, td_error: Any, lead: tuple[int, ...], mask: Any) -> npt.NDArray[np.float64]:
-        errors = as_float64("td_error", td_error)
-        if errors.shape != lead:
-            raise ValueError(f"td_error has shape {errors.shape}; expected {lead}")
-        errors = errors if mask is None else errors[mask]
-        refuse_too_large("td_error", errors, self._largest_priority)
-        return errors
+            options = mask, td_error, self._largest_priority
+            self._note(steps, *checked_steps(self._spec, values, extras, lead, self.num_envs, *options))
 
     def _note(self, steps: int, leaves: list[Array], mask: Any, errors: Any) -> None:
         """Copy checked steps to the block. It is sent whenever it is full."""
@@ -194,7 +171,7 @@ class ShardWriter(Writing):
         lanes = (self.num_envs,)
         with self._lock:
             self._refuse_closed()
-            ends = np.ones(lanes, np.bool_) if mask is None else np.array(self._checked_mask(mask, lanes))
+            ends = np.ones(lanes, np.bool_) if mask is None else np.array(checked_mask(mask, lanes, self.num_envs))
             self._cuts.append((self._count, ends))
 
     # -- Sending ---------------------------------------------------------------------------------------------
@@ -308,19 +285,3 @@ class ShardWriter(Writing):
 
     def __repr__(self) -> str:
         return f"ShardWriter(lanes {list(self.lanes)} of shard {self.shard}{', closed' * self._is_closed})"
-
-
-def _spread(entries: Array, mask: npt.NDArray[np.bool_]) -> Array:
-    """An array with the entries at the positions that the mask selects, and zeros elsewhere."""
-    array = np.zeros((*mask.shape, *entries.shape[1:]), entries.dtype)
-    array[mask] = entries
-    return array
-
-
-def _refuse_not_finite(rewards: Array) -> None:
-    if rewards.size == 1 and math.isfinite(rewards.item()):
-        return
-    finite = np.isfinite(rewards)
-    if not finite.all():
-        remedy = "look for a division by 0 or an overflow in what computes it"
-        raise ValueError(f"reward contains {rewards[~finite][0]}; expected finite {rewards.dtype} numbers; {remedy}")

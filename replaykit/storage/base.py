@@ -132,16 +132,15 @@ class Storage(Declared, ABC):
     def refuse_block(self, block: Any, entries: int) -> None:
         """Raise the error that `write` would raise for a block of `entries` entries that `encode` did not check."""
 
-    def refuse_rewards(self, rewards: npt.NDArray[Any]) -> None:
+    @staticmethod
+    def refuse_rewards(rewards: npt.NDArray[Any]) -> None:
         """Raise ValueError for the first reward that is NaN or infinite."""
         if rewards.size == 1 and math.isfinite(rewards.item()):
             return
         finite = np.isfinite(rewards)
         if not finite.all():
-            remedy = "look for a division by 0 or an overflow in what computes it"
-            raise ValueError(
-                f"reward contains {rewards[~finite][0]}; expected finite {rewards.dtype} numbers; {remedy}"
-            )
+            wrong = f"reward contains {rewards[~finite][0]}; expected finite {rewards.dtype} numbers"
+            raise ValueError(f"{wrong}; look for a division by 0 or an overflow in what computes it")
 
     def encode_step(self, *values: Any) -> Any:
         """`encode` for one step of every lane: the six core fields, and the extras as a dict."""

@@ -10,7 +10,7 @@ from replaykit.distributed.generations import STEPS, Generations
 
 @given(st.integers(1, 6), st.integers(1, 4), st.data())
 def test_indices_go_to_their_shard_and_back(shards, lanes, data):
-    """Whatever the generations: each index of a shard is that of no other, and is found again."""
+    """In every generation, each index of a shard differs from all others, and is found again."""
     ring = Generations(shards, lanes)
     for k in data.draw(st.lists(st.integers(0, shards - 1), max_size=5)):
         ring.restart(k)

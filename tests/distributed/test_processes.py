@@ -362,7 +362,7 @@ def test_wrong_values_are_refused_where_they_are_added(changes, error, message):
 
 
 def test_an_error_of_the_replay_is_raised_in_the_learner(monkeypatch):
-    """By whatever is called next; writers are told that nothing is taken any more."""
+    """The next call raises the error, and writers learn that no steps are taken any more."""
     buffer = ReplayBuffer(100, FLAT)
     writers = ProcessWriters(buffer, 1)
     with buffer.lock:

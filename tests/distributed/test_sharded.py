@@ -1,4 +1,4 @@
-"""A sharded replay, whatever calls its shards: here they are in this process."""
+"""A sharded replay without an engine: its shards are in this process."""
 
 import json
 import pickle
@@ -163,7 +163,7 @@ def test_a_shard_that_was_empty_is_noticed():
 
 
 def test_same_seed_same_batches():
-    """Shards get seeds of their own, from that of the replay, whatever seed `make_buffer` has."""
+    """Each shard gets its own seed, derived from the seed of the replay. The seed in `make_buffer` is not used."""
     one, two, other = (filled(per(seed=1), [30, 30], seed) for seed in (3, 3, 4))
     first, second, third = (replay.sample(40) for replay in (one, two, other))
     np.testing.assert_array_equal(first.indices, second.indices)

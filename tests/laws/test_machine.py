@@ -55,5 +55,6 @@ TestRecent.settings = settings(max_examples=settings().max_examples // 2)
 TestLarge = LargeMachine.TestCase
 TestLarge.settings = settings(max_examples=settings().max_examples // 2)
 TestEveryReplay = ReplayMachine.TestCase
-TestEveryReplay.settings = settings(max_examples=2 * settings().max_examples)
+TestEveryReplay.settings = settings(max_examples=3 * settings().max_examples)
 TestHindsight = HindsightMachine.TestCase
+TestHindsight.settings = settings(max_examples=2 * settings().max_examples)

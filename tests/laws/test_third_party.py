@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from hypothesis.stateful import initialize
 
 from replaykit import PrioritizedBuffer
@@ -62,8 +61,6 @@ TestLists = ListMachine.TestCase
 TestRecency = RecencyMachine.TestCase
 TestPriorities = PrioritiesMachine.TestCase
 TestDoubtful = DoubtfulMachine.TestCase
-for case in (TestLists, TestRecency, TestPriorities, TestDoubtful):
-    case.settings = settings(max_examples=settings().max_examples // 2)
 
 
 def test_a_wrong_least_probability_of_a_draw_is_found():

@@ -17,7 +17,7 @@ SIZE = 4
 
 
 class Chosen(Distribution):
-    """Draws the indices that it is told to, as a distribution with these probabilities might."""
+    """Draws given indices, which a distribution with these probabilities could have drawn."""
 
     def __init__(self, storage, shares):
         super().__init__(storage)
