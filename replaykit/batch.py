@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit.tensors import to_tensordict, to_tensors
-from replaykit.trees import leaves_of
+from replaykit.trees import leaves_of, map_tree
 
 Strategy: TypeAlias = Literal["future", "final", "episode", "random"]
 """Where hindsight goals come from."""
@@ -114,6 +114,11 @@ class Window:
     rewrites: list[Rewrite] = field(default_factory=list)
     added: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     ahead: Ahead | None = None
+
+
+def _as_numpy(leaf: Any, _path: str) -> npt.NDArray[Any]:
+    """A leaf of a batch as a NumPy array."""
+    return leaf if isinstance(leaf, np.ndarray) else np.asarray(leaf.detach().cpu().numpy())
 
 
 class Batch:
@@ -237,6 +242,10 @@ class Batch:
             If the device does not exist.
         """
         return Batch.of(to_tensors(self.__dict__, device, dtype, column))
+
+    def to_numpy(self) -> "Batch":
+        """The same batch as NumPy arrays, from a buffer on a device. Waits for the device. Arrays stay as they are."""
+        return Batch.of({name: map_tree(_as_numpy, value, name) for name, value in self.__dict__.items()})
 
     def to_tensordict(self, device: Any = None) -> Any:
         """The same batch as a ``tensordict.TensorDict`` with TorchRL's keys. Needs the extra ``tensordict``.

@@ -7,22 +7,19 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from replaykit._kernels import lazy
+from replaykit.backend import Backend
 from replaykit.batch import Ahead, Draw, Look, Window
-from replaykit.checks import check_count, check_generator_state, check_seed, check_unit, prefixed
+from replaykit.checks import check_count, check_seed, check_unit, prefixed
 from replaykit.declared import Declared, Moment, read_only
 from replaykit.distributions.base import Distribution
-from replaykit.field import as_array, as_float64, as_indices
 from replaykit.replay import Replay
 from replaykit.settings import Settings
 from replaykit.spec import REQUIRED, Spec
 from replaykit.storage.base import Floats, Indices, Storage, refuse_other_lengths
 from replaykit.storage.lock import Lock
 from replaykit.trees import Tree
-from replaykit.updates import leaves_at, one_of, refuse_negative, refuse_other_shape, refuse_too_large
+from replaykit.updates import leaves_at, one_of, refuse_other_shape
 from replaykit.writer import Selection, refuse_lanes_of_writers
-
-kernels: Any = lazy("lanes")
 
 Kind = TypeVar("Kind", bound="Buffer")
 Seed: TypeAlias = int | np.random.SeedSequence | np.random.Generator | None
@@ -76,7 +73,8 @@ class Buffer(Replay):
             storage.spec, storage.capacity, storage.num_envs, n_step, gamma, storage.stack
         )
         self.successor: int = storage.num_envs
-        self.rng: np.random.Generator = np.random.default_rng(check_seed(seed))
+        self.backend: Backend = storage.backend
+        self.rng: Any = storage.backend.generator(check_seed(seed))
         self.lock: Lock = storage.lock
         self.note_bytes(self.settings.bytes_each)
         self._stale_updates = 0
@@ -120,7 +118,7 @@ class Buffer(Replay):
         truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
     ) -> Indices:  # fmt: skip
         values = (obs, action, reward, next_obs, terminated, truncated)
-        shape = reward.shape if type(reward) is np.ndarray else as_array("reward", reward).shape
+        shape = reward.shape if type(reward) is np.ndarray else self.backend.flags("reward", reward).shape
         return self._write_steps(shape[0] if shape else -1, values, extras, mask, td_error)
 
     def _write_steps(
@@ -152,37 +150,34 @@ class Buffer(Replay):
             if writer is not None or lock.writers:
                 refuse_lanes_of_writers(lock.writers, width, flat, writer)
             if errors is not None:
-                storage.refuse_block(block, errors.size)
+                storage.refuse_block(block, len(errors))
                 distribution.settle()  # so that earlier transitions do not get these priorities
             indices = storage.write(block, count, flat)
             if errors is not None:
-                slots, kept, eps = np.empty(errors.size, np.int64), np.empty(errors.size), distribution.eps
-                bounds, written = storage.bounds, indices[indices >= 0]
-                stored = kernels.select_stored(written, errors, np.inf, eps, bounds, storage.capacity, slots, kept)
-                distribution.update(slots[:stored], kept[:stored])
+                written = indices if flat is None else self.backend.chosen(indices, flat)
+                largest, eps = distribution.largest_priority, distribution.eps
+                distribution.update(*storage.select(written, errors, "td_errors", largest, eps))
         if writer is not None:
             indices = writer.own(indices, count)
         return indices.reshape(lead) if len(lead) > 1 else indices
 
     def _checked_mask(self, mask: Any, lead: tuple[int, ...], width: int) -> npt.NDArray[np.bool_] | None:
         """The mask, in the shape of the leading axes; None if it selects all entries."""
-        array, lanes = np.asarray(mask), (width,)
+        array, lanes = self.backend.host("mask", mask), (width,)
         if array.dtype != np.bool_ or array.shape not in (lead, lanes):
             shapes = " or ".join(map(str, sorted({lead, lanes})))
             raise ValueError(f"mask has shape {array.shape} and dtype {array.dtype}; expected {shapes} and bool")
         array = array.reshape(()) if lead == () else np.broadcast_to(array, lead)
         return None if array.all() else array
 
-    def _initial_errors(
-        self, td_error: Any, lead: tuple[int, ...], mask: npt.NDArray[np.bool_] | None
-    ) -> npt.NDArray[np.float64]:
+    def _initial_errors(self, td_error: Any, lead: tuple[int, ...], mask: npt.NDArray[np.bool_] | None) -> Floats:
         """The TD errors of the entries to store, as a flat array. Raises ValueError for a wrong shape, NaN or inf."""
-        errors = as_float64("td_error", td_error)
-        if errors.shape != lead and not (errors.size == 1 and {lead, errors.shape} == {(), (1,)}):
+        errors: Floats = self.backend.float64("td_error", td_error)
+        if errors.shape != lead and {lead, tuple(errors.shape)} != {(), (1,)}:
             refuse_other_shape("td_error", errors, lead, "a number for each step")
         errors = errors.reshape(lead)
-        errors = errors.reshape(-1) if mask is None else errors[mask.reshape(lead)]
-        refuse_too_large("td_error", errors, self._distribution.largest_priority)
+        errors = errors.reshape(-1) if mask is None else self.backend.chosen(errors, mask.reshape(lead))
+        self.backend.refuse_too_large("td_error", errors, self._distribution.largest_priority)
         return errors
 
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
@@ -201,19 +196,13 @@ class Buffer(Replay):
             self._distribution.settle()
 
     def overwrite(self, indices: npt.ArrayLike, **fields: Tree) -> int:
-        storage, (entries, values) = self._storage, leaves_at(self.spec, indices, fields)
+        storage = self._storage
+        entries, values = leaves_at(self.spec, indices, fields, self.backend, storage.coerce)
         storage.refuse_replacing(values)
-        step, lanes = np.divmod(entries, storage.num_envs)
         with self.lock:
             if self.lock.sampling:
                 self.lock.refuse_writing()
-            storage.refuse(entries[(entries < -1) | (step >= storage.bounds[1, lanes])])  # never given out
-            stored = np.flatnonzero((entries >= 0) & (step >= storage.bounds[0, lanes]))
-            slots = entries[stored] % storage.capacity
-            for former in storage.moments.values():
-                former.overwrite(slots)
-            storage.replace(entries[stored], {name: value[stored] for name, value in values.items()})
-        return len(stored)
+            return storage.overwrite(entries, values)
 
     def count_batch(self) -> None:
         self._distribution.batches += 1
@@ -222,28 +211,20 @@ class Buffer(Replay):
         self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *, priorities: npt.ArrayLike | None = None
     ) -> int:
         name, given = one_of(td_errors, priorities)
-        entries, values = as_indices("indices", indices, True), as_float64(name, given, True)
+        backend, distribution, lock = self.backend, self._distribution, self.lock
+        entries, values = backend.indices("indices", indices, True), backend.float64(name, given, True)
         if values.shape != entries.shape:
             refuse_other_shape(name, values, entries.shape, "the shape of indices")
-        distribution, storage, size = self._distribution, self._storage, len(entries)
-        limit, eps = distribution.largest_priority, distribution.eps if priorities is None else 0.0
-        slots, kept = np.empty(size, entries.dtype), np.empty(size)
-        lock = self.lock
         with lock:
             if lock.sampling:
                 lock.refuse_writing()
-            count = kernels.select_stored(entries, values, limit, eps, storage.bounds, storage.capacity, slots, kept)
-            if count < 0:
-                wrong = slice(-1 - count, -count)
-                refuse_too_large(name, values[wrong], limit)
-                storage.refuse(entries[wrong])
-            if priorities is not None:
-                refuse_negative(values)
+            largest, eps = distribution.largest_priority, distribution.eps
+            slots, kept = self._storage.select(entries, values, name, largest, eps)
             if not self._has_priorities:
                 return 0
-            if count < size:
-                self._stale_updates += size - count
-                slots, kept = slots[:count], kept[:count]
+            stale = entries.shape[0] - slots.shape[0]
+            if stale:
+                self._stale_updates += stale
             return distribution.update(slots, kept)
 
     def draw(self, batch_size: int) -> Draw:
@@ -255,13 +236,12 @@ class Buffer(Replay):
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
         if type(batch_size) is not int or batch_size < 1:
             check_count("batch_size", batch_size)
-        entries = as_indices("indices", indices)
+        entries = self.backend.indices("indices", indices)
         with self.lock:
             return self._distribution.probability(entries, batch_size)
 
     def window(self, indices: Indices) -> Window:
-        if type(indices) is not np.ndarray or indices.dtype != np.int64 or indices.ndim != 2:
-            indices = as_indices("indices", indices)
+        indices = self.backend.window_starts(indices)
         with self.lock:
             return self._storage.window(indices, len(self._powers) - 1)
 
@@ -297,16 +277,23 @@ class Buffer(Replay):
 
     def state(self) -> dict[str, Any]:
         batches, rng = self._distribution.batches, self.rng.bit_generator.state
-        return {"batches": batches, "stale_updates": self._stale_updates, "rng": rng}
+        return {"batches": batches, "stale_updates": self._all_stale_updates, "rng": rng}
+
+    @property
+    def _all_stale_updates(self) -> int:
+        """The number of updates of transitions that had been overwritten."""
+        in_storage = self._storage.stale_updates if self._has_priorities else 0
+        return self._stale_updates + in_storage
 
     def check_state(self, state: dict[str, Any]) -> None:
         for name in ("batches", "stale_updates"):
             if type(state[name]) is not int or not 0 <= state[name] < 1 << 63:
                 raise ValueError(f"{name} is {state[name]!r:.30}; expected an int of at least 0")
-        check_generator_state(self.rng.bit_generator, state["rng"])
+        self.backend.check_generator_state(self.rng, state["rng"])
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._distribution.batches, self._stale_updates = state["batches"], state["stale_updates"]
+        self._distribution.batches = state["batches"]
+        self._stale_updates += state["stale_updates"] - self._all_stale_updates
         self.rng.bit_generator.state = state["rng"]
 
     def __reduce__(self) -> Any:
@@ -373,12 +360,12 @@ class Buffer(Replay):
             return self._storage.latest(count)
 
     def episode(self, indices: npt.ArrayLike) -> tuple[Indices, Indices, Indices]:
-        entries = as_indices("indices", indices)
+        entries = self.backend.indices("indices", indices)
         with self.lock:
             return self._storage.episode(entries)
 
     def read(self, indices: npt.ArrayLike, field: str) -> npt.NDArray[Any]:
-        entries = as_indices("indices", indices)
+        entries = self.backend.indices("indices", indices)
         with self.lock:
             return self._storage.read(entries, field)
 
@@ -388,7 +375,7 @@ class Buffer(Replay):
             stats = {"size": len(storage), "capacity": storage.capacity, "added": storage.bounds[1].sum()}
             stats |= {"batches": distribution.batches, "nbytes": storage.nbytes}
             if self._has_priorities:
-                stats["stale_updates"] = self._stale_updates
+                stats["stale_updates"] = self._all_stale_updates
             return prefixed(stats | distribution.stats(), prefix)
 
     def check(self) -> None:

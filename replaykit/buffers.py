@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Callable
-from typing import Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
+from replaykit._kernels import LazyModule
 from replaykit.buffer import Buffer, Seed
 from replaykit.checks import check_choice
 from replaykit.declared import read_only
@@ -19,13 +20,22 @@ from replaykit.storage.columns import Padding, Share
 from replaykit.storage.local import LocalStorage
 from replaykit.storage.mapped import MappedStorage
 
+on_device: Any = LazyModule("replaykit.on_device")
+_ON_DEVICE = "it needs the CPU's memory; leave the device out, and pass device= to batches instead"
 Variant: TypeAlias = Literal["proportional", "rank"]
 
 
 def _place(
-    path: Path | None, capacity: int, spec: Spec, num_envs: int, stack: int, padding: Padding, share: Share
-) -> LocalStorage:
-    """The storage of a buffer: in memory, or in files in a directory."""
+    path: Path | None, device: Any, capacity: int, spec: Spec, num_envs: int, stack: int, padding: Padding, share: Share
+) -> Any:
+    """The storage of a buffer: in memory, in files in a directory, or on a device."""
+    if device is not None:
+        from replaykit.on_device import DeviceStorage
+
+        for name, value, plain in (("storage", path, None), ("stack", stack, 1)):
+            if value != plain:
+                raise ValueError(f"{name} is {value!r} with device={str(device)!r}; expected {plain!r}: {_ON_DEVICE}")
+        return DeviceStorage(capacity, spec, num_envs, device=device)
     if path is None:
         return LocalStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
     if not isinstance(path, str | os.PathLike):
@@ -62,6 +72,9 @@ class ReplayBuffer(Buffer):
     storage : str or path-like, optional
         A directory. The transitions are then stored in files there, which may be larger than memory and outlive the
         process. By default they are kept in memory. See `MappedStorage <replaykit.storage.MappedStorage>`.
+    device : torch.device or str, optional
+        Keep the transitions as tensors on this device, for environments that are simulated there. Batches are then
+        tensors, and :doc:`/how-to/gpu-simulators` shows what else differs. By default everything is in NumPy arrays.
     replace : bool
         Whether a transition can occur twice in a batch. If not, `batch_size` is at most the number of transitions.
     seed : None, int, SeedSequence or Generator
@@ -87,10 +100,11 @@ discount float32, length int64, weights float32, probabilities float64, indices 
     def __init__(
         self, capacity: int, spec: Spec, *, num_envs: int = 1, n_step: int = 1, gamma: float = 0.99, stack: int = 1,
         padding: Padding = "reset", share: Share = "large", storage: Path | None = None, replace: bool = True,
-        seed: Seed = None,
+        device: Any = None, seed: Seed = None,
     ) -> None:  # fmt: skip
-        place = _place(storage, capacity, spec, num_envs, stack, padding, share)
-        super().__init__(place, Uniform(place, replace=replace), n_step=n_step, gamma=gamma, seed=seed)
+        place = _place(storage, device, capacity, spec, num_envs, stack, padding, share)
+        kind = on_device.DeviceUniform if place.backend.device else Uniform
+        super().__init__(place, kind(place, replace=replace), n_step=n_step, gamma=gamma, seed=seed)
 
 
 @final
@@ -102,7 +116,7 @@ class LatestBuffer(Buffer):
 
     Parameters
     ----------
-    capacity, spec, num_envs, n_step, gamma, stack, padding, share, storage, seed
+    capacity, spec, num_envs, n_step, gamma, stack, padding, share, storage, device, seed
         As in `ReplayBuffer`. A batch larger than the capacity repeats transitions.
 
     Examples
@@ -117,10 +131,12 @@ class LatestBuffer(Buffer):
 
     def __init__(
         self, capacity: int, spec: Spec, *, num_envs: int = 1, n_step: int = 1, gamma: float = 0.99, stack: int = 1,
-        padding: Padding = "reset", share: Share = "large", storage: Path | None = None, seed: Seed = None,
+        padding: Padding = "reset", share: Share = "large", storage: Path | None = None, device: Any = None,
+        seed: Seed = None,
     ) -> None:  # fmt: skip
-        place = _place(storage, capacity, spec, num_envs, stack, padding, share)
-        super().__init__(place, Latest(place), n_step=n_step, gamma=gamma, seed=seed)
+        place = _place(storage, device, capacity, spec, num_envs, stack, padding, share)
+        kind = on_device.DeviceLatest if place.backend.device else Latest
+        super().__init__(place, kind(place), n_step=n_step, gamma=gamma, seed=seed)
 
 
 @final
@@ -137,7 +153,7 @@ class PrioritizedBuffer(Buffer):
 
     Parameters
     ----------
-    capacity, spec, num_envs, n_step, gamma, stack, padding, share, storage, seed
+    capacity, spec, num_envs, n_step, gamma, stack, padding, share, storage, device, seed
         As in `ReplayBuffer`.
     alpha : float
         The strength of prioritization. 0 is uniform replay. With 1, probabilities are proportional to the priority, or
@@ -189,7 +205,7 @@ class PrioritizedBuffer(Buffer):
         self, capacity: int, spec: Spec, *, num_envs: int = 1, n_step: int = 1, gamma: float = 0.99, stack: int = 1,
         padding: Padding = "reset", share: Share = "large", storage: Path | None = None, alpha: float = 0.6,
         beta: float | Callable[[int], float] = 0.4, eps: float | None = None, draws: Draws = "stratified",
-        weights: Weights = "batch", variant: Variant = "proportional", seed: Seed = None,
+        weights: Weights = "batch", variant: Variant = "proportional", device: Any = None, seed: Seed = None,
     ) -> None:  # fmt: skip
         check_choice("variant", variant, Variant)
         if variant == "rank" and eps is not None:
@@ -197,13 +213,16 @@ class PrioritizedBuffer(Buffer):
                 f'eps is {eps!r} with variant="rank"; expected none, since it changes no rank: leave it out'
             )
         self._variant = variant
-        place = _place(storage, capacity, spec, num_envs, stack, padding, share)
+        place = _place(storage, device, capacity, spec, num_envs, stack, padding, share)
         distribution: Distribution
         if variant == "rank":
+            if place.backend.device:
+                raise ValueError('variant is "rank" with a device; expected "proportional": ' + _ON_DEVICE)
             distribution = Rank(place, alpha=alpha, beta=beta, draws=draws, weights=weights)
         else:
             eps = 1e-2 if eps is None else eps
-            distribution = Proportional(place, alpha=alpha, beta=beta, eps=eps, draws=draws, weights=weights)
+            kind = on_device.DeviceProportional if place.backend.device else Proportional
+            distribution = kind(place, alpha=alpha, beta=beta, eps=eps, draws=draws, weights=weights)
         super().__init__(place, distribution, n_step=n_step, gamma=gamma, seed=seed)
 
 

@@ -35,6 +35,10 @@ class Slots:
         """Record that rows in these slots have changed since this moment."""
         self.overwritten.update(np.unique(slots // _GROUP).tolist())
 
+    def overwrite_all(self) -> None:
+        """Record that any row may have changed since this moment."""
+        self.overwritten.update(range(self.capacity // _GROUP + 1))
+
     def __len__(self) -> int:
         return int((self.bounds[1] - self.bounds[0]).sum())
 

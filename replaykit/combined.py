@@ -1,20 +1,16 @@
 """Combined experience replay: every batch contains the newest transitions."""
 
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
 
-from replaykit._kernels import lazy
 from replaykit.batch import Draw
 from replaykit.checks import check_count
 from replaykit.declared import read_only
-from replaykit.field import as_indices
 from replaykit.replay import Replay
 from replaykit.storage.base import Floats, Indices
 from replaykit.wrapper import ReplayWrapper
-
-kernels: Any = lazy("goals")
 
 
 @final
@@ -62,19 +58,19 @@ class CombinedReplay(ReplayWrapper):
 
     def draw(self, batch_size: int) -> Draw:
         """B - k indices from the wrapped replay, then the k newest, with their combined probabilities."""
+        backend = self.backend
         with self.lock:
             newest = self._newest(batch_size)
-            drawn = batch_size - newest.size
+            drawn = batch_size - len(newest)
             if not drawn:
-                return Draw(newest, np.full(batch_size, 1.0 / batch_size))
+                return Draw(newest, backend.full(batch_size, 1.0 / batch_size))
             draw = self.inner.draw(drawn)
             of_newest = self.inner.probability(newest, drawn)
-            indices, mixed = np.empty(batch_size, np.int64), np.empty(batch_size)
-            kernels.combine(draw.indices, draw.probabilities, newest, of_newest, indices, mixed)
+            indices, mixed = backend.combine(draw.indices, draw.probabilities, newest, of_newest)
             if draw.least is None:
                 return Draw(indices, mixed)
             of_others = drawn * self.inner.least_probability(drawn, newest) / batch_size
-            return Draw(indices, mixed, np.minimum(of_others, self.inner.least_of(newest, mixed[drawn:])))
+            return Draw(indices, mixed, backend.minimum(of_others, self.inner.least_of(newest, mixed[drawn:])))
 
     def _newest(self, batch_size: int) -> Indices:
         if self._latest_count > batch_size:
@@ -83,22 +79,25 @@ class CombinedReplay(ReplayWrapper):
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
         """``((B - k) P + [one of the k newest]) / B`` of each stored index."""
-        entries = as_indices("indices", indices)
+        backend = self.backend
+        entries = backend.indices("indices", indices)
         check_count("batch_size", batch_size)
         with self.lock:
             self.inner.read(entries, "terminated")  # raises for an index that is not stored
             newest = self._newest(batch_size)
-            drawn = batch_size - newest.size
-            of_inner = drawn * self.inner.probability(entries, drawn) if drawn else np.zeros(entries.shape)
-            return (of_inner + np.isin(entries, newest)) / batch_size
+            drawn = batch_size - len(newest)
+            of_inner = drawn * self.inner.probability(entries, drawn) if drawn else backend.full(len(entries), 0.0)
+            return (of_inner + backend.is_in(entries, newest)) / batch_size  # type: ignore[no-any-return]
 
     def least_probability(self, batch_size: int, without: Indices) -> float | Floats:
         """The smallest positive probability of any stored index except those in `without`; inf if there is none."""
+        backend = self.backend
         with self.lock:
             newest = self._newest(batch_size)
-            drawn = batch_size - newest.size
+            drawn = batch_size - len(newest)
             of_others: float | Floats = np.inf
             if drawn:
-                of_others = drawn * self.inner.least_probability(drawn, np.union1d(newest, without)) / batch_size
-            newest = np.setdiff1d(newest, without)
-            return np.minimum(of_others, self.inner.least_of(newest, self.probability(newest, batch_size)))
+                of_others = drawn * self.inner.least_probability(drawn, backend.union(newest, without)) / batch_size
+            newest = backend.difference(newest, without)
+            of_newest = self.inner.least_of(newest, self.probability(newest, batch_size))
+            return backend.minimum(of_others, of_newest)  # type: ignore[no-any-return]

@@ -243,3 +243,17 @@ def as_indices(name: str, value: Any, detach: bool = False) -> npt.NDArray[np.in
     if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise IndexError(f"{name} contains {array.max()}, which was never given out")
     return array.astype(np.int64)
+
+
+def refuse_too_large(name: str, values: npt.NDArray[np.float64], limit: float) -> None:
+    """Raise ValueError if a TD error or priority is NaN, or larger than `limit` in magnitude."""
+    wrong = ~(np.abs(values) <= limit)
+    if wrong.any():
+        expected = f"finite numbers of at most {limit:.3g} in magnitude"
+        raise ValueError(f"{name} contains {values[wrong][0]}; expected {expected}")
+
+
+def refuse_negative(priorities: npt.NDArray[np.float64]) -> None:
+    """Raise ValueError if a priority is negative."""
+    if priorities.size and priorities.min() < 0.0:
+        raise ValueError(f"priorities contains {priorities.min()}; expected non-negative numbers")

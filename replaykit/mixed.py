@@ -12,7 +12,7 @@ from replaykit.batch import Draw, Window
 from replaykit.buffer import Seed
 from replaykit.checks import check_count, check_generator_state, check_seed, prefixed
 from replaykit.declared import Declared, Moment, read_only
-from replaykit.field import as_float64, as_indices
+from replaykit.field import as_float64, as_indices, refuse_negative, refuse_too_large
 from replaykit.mixing import (
     Locks,
     Plan,
@@ -32,7 +32,7 @@ from replaykit.spec import REQUIRED
 from replaykit.storage.base import Floats, Indices, refuse_not_stored
 from replaykit.storage.lock import Lock
 from replaykit.trees import Tree
-from replaykit.updates import leaves_at, one_of, refuse_negative, refuse_other_shape, refuse_too_large
+from replaykit.updates import leaves_at, one_of, refuse_other_shape
 
 _ENDS = "length", "terminated", "truncated"
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from replaykit.backend import NUMPY, Backend
 from replaykit.batch import Ahead, Batch, Draw, Look, Window
 from replaykit.checks import check_count, check_seed, nearest
 from replaykit.declared import Declared, read_only
-from replaykit.field import as_indices
 from replaykit.passes import Passes
 from replaykit.prefetching import Batching
 from replaykit.saving.checkpoint import Checkpointed
@@ -32,26 +32,28 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     one transition: ``sample(B) = reduce(window(draw(B)))``. A buffer holds the data. A wrapper, a subclass of
     `ReplayWrapper`, overrides one of these verbs. `sample` is final, so that a wrapper cannot be bypassed.
 
-    Methods for writing: `add`, `extend`, `end_episode`, `clear`, `overwrite`, `writer`. For learning: `sample`,
-    `batches`, `epoch`, `update_priorities`, `reseed`. The verbs: `draw`, `probability`, `window`, `reduce`, `weigh`.
-    Several verbs in one call, which a buffer may speed up: `serve`, `open`, `fetch`, `look_ahead`. For saving: `save`,
-    `load`, `state_dict`, `load_state_dict`. For inspection: `oldest`, `newest`, `latest`, `stored`, `episode`,
-    `episodes`, `read`, `is_full`, `stats`, `check`. Public methods hold `lock`, for threads.
+    For writing: `add`, `extend`, `end_episode`, `clear`, `overwrite`, `writer`. For learning: `sample`, `batches`,
+    `epoch`, `update_priorities`, `reseed`. The verbs: `draw`, `probability`, `window`, `reduce`, `weigh`. Several verbs
+    at once: `serve`, `open`, `fetch`, `look_ahead`. For saving: `save`, `load`, `state_dict`, `load_state_dict`. To
+    look: `oldest`, `newest`, `latest`, `stored`, `episode`, `episodes`, `read`, `is_full`, `stats`, `check`.
 
     Attributes
     ----------
     settings : Settings
     lock : Lock
-        The re-entrant lock of the storage.
+        The re-entrant lock of the storage. Every public method holds it.
     rng : numpy.random.Generator
         The only random generator, shared by a buffer and its wrappers.
+    backend : Backend
+        The array operations: those of NumPy, or of torch.
     successor : int
         The difference between the indices of consecutive steps in a lane.
     """
 
     settings: Settings
     lock: Lock
-    rng: np.random.Generator
+    rng: Any
+    backend: Backend = NUMPY
     successor: int
     bytes_each: int = 0
     """Approximate memory in bytes for each row of a batch while the batch is made."""
@@ -219,12 +221,10 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         [4. 5. 2. 2. 5.]
         """
         check_seed(seed, "None, a non-negative int or a SeedSequence", (np.random.SeedSequence,))
-        generator = self.rng.bit_generator
-        state = type(generator)(seed).state
         with self.lock:
             if self.lock.sampling:
                 self.lock.refuse_writing()
-            generator.state = state
+            self.rng.bit_generator.state = self.backend.seeded_state(self.rng, seed)
 
     def sample(self, batch_size: int) -> Batch:
         """A batch of `batch_size` transitions in new arrays. Subclasses cannot override it.
@@ -332,12 +332,12 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         A mixture returns one value for each source.
         """
         with self.lock:
-            others = np.setdiff1d(self.stored(), without)
+            others = self.backend.difference(self.backend.indices("indices", self.stored()), without)
             return self.least_of(others, self.probability(others, batch_size))
 
     def least_of(self, indices: Indices, probabilities: Floats) -> float | Floats:
         """The smallest positive value in `probabilities`, or inf. A mixture returns one value for each source."""
-        return float(probabilities.min(initial=np.inf, where=probabilities > 0.0))
+        return self.backend.least_positive(probabilities)  # type: ignore[no-any-return]
 
     def serve(self, batch_size: int) -> dict[str, Any]:
         """`draw`, `window`, `reduce` and `weigh`: all fields of a batch."""
@@ -375,7 +375,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         if not len(self):
             raise ValueError(EMPTY)
         draw = self.draw(batch_size)
-        draw.indices = as_indices("indices", draw.indices)
+        draw.indices = self.backend.indices("indices", draw.indices)
         return draw
 
     def _weighed(self, fields: dict[str, Any], draw: Draw) -> dict[str, Any]:

@@ -25,8 +25,12 @@ def to_tensors(
     import torch
 
     target = None if device is None else device_of(device)
-    is_here = target is None or target.type == "cpu"
-    made = _shared(fields, torch) if is_here else _moved(fields, target, torch)
+    if any(isinstance(leaf, torch.Tensor) for _, leaf in leaves_of(fields)):  # of a buffer on a device
+        made = {name: map_tree(lambda leaf, _: torch.as_tensor(leaf).to(target), fields[name]) for name in fields}
+    elif target is None or target.type == "cpu":
+        made = _shared(fields, torch)
+    else:
+        made = _moved(fields, target, torch)
     if dtype is not None:
         made = {name: _cast(value, dtype) for name, value in made.items()}
     if column:

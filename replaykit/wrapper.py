@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from replaykit.backend import Backend
 from replaykit.batch import Draw, Look, Window
 from replaykit.declared import Declared
 from replaykit.replay import Replay
@@ -89,7 +90,8 @@ class ReplayWrapper(Replay):
         self.inner = inner
         self.settings: Settings = inner.settings
         self.lock: Lock = inner.lock
-        self.rng: np.random.Generator = inner.rng
+        self.rng: Any = inner.rng
+        self.backend: Backend = inner.backend
         self.successor: int = inner.successor
         self.note_bytes(inner.bytes_each * transitions_each)
         self.has_sequences: bool = type(self).has_sequences or inner.has_sequences

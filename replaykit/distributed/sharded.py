@@ -18,7 +18,7 @@ from replaykit.distributed.shard import Request
 from replaykit.distributed.shards import Shards, shard_path
 from replaykit.distributed.writers import ShardWriter
 from replaykit.distributions.prioritized import importance_weights
-from replaykit.field import as_array, as_float64, as_indices
+from replaykit.field import as_array, as_float64, as_indices, refuse_negative, refuse_too_large
 from replaykit.mixing import Plan, planned
 from replaykit.rate_limit import RateLimit
 from replaykit.replay import Replay
@@ -28,7 +28,7 @@ from replaykit.settings import Settings
 from replaykit.storage.base import EMPTY, Floats, Indices, refuse_not_stored
 from replaykit.storage.lock import Lock
 from replaykit.trees import Tree
-from replaykit.updates import leaves_at, one_of, refuse_negative, refuse_too_large
+from replaykit.updates import leaves_at, one_of
 
 _MANIFEST, _FORMAT = "replay.json", 1
 

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from replaykit.field import Array, Leaf, as_float64
+from replaykit.field import Array, Leaf, as_float64, refuse_too_large
 from replaykit.spec import Spec
 from replaykit.storage.base import Storage
 from replaykit.trees import Tree
-from replaykit.updates import refuse_too_large
 
 
 def axes_of_step(reward: Any, leaf: Leaf, num_envs: int) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from replaykit.backend import Backend
 from replaykit.batch import Draw
 from replaykit.declared import Declared
 from replaykit.storage.base import Indices, Storage
@@ -28,6 +29,8 @@ class Distribution(Declared, ABC):
         Holds the transitions to draw.
     """
 
+    backend: Backend
+    """The operations on arrays, those of the storage."""
     batches = 0
     """The number of batches that the buffer has served."""
     eps: float = 0.0
@@ -40,6 +43,7 @@ class Distribution(Declared, ABC):
             raise TypeError(f"storage is a {type(storage).__name__}; expected a Storage, such as a LocalStorage")
         self.storage: Storage = storage
         self.lock: Any = storage.lock
+        self.backend = storage.backend
 
     @abstractmethod
     def draw(self, batch_size: int, rng: np.random.Generator) -> Draw:

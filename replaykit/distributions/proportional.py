@@ -22,6 +22,14 @@ _LEAF_BYTES = 32  # at most, for a leaf and its share of the inner nodes
 _FLOAT32 = np.dtype(np.float32)
 
 
+def largest_priority(limit: float, alpha: float, eps: float) -> float:
+    """The largest priority whose power is at most `limit`, the largest leaf of a tree, including eps and rounding."""
+    largest: float = 0.5 * limit ** min(1.0, 1.0 / max(alpha, 1e-300)) - eps
+    if largest < 1.0:
+        raise ValueError(f"eps is {eps} and alpha {alpha}; expected smaller values: every priority would overflow")
+    return largest
+
+
 class Proportional(Prioritized):
     """``P = p**alpha / sum(p**alpha)`` on a sum tree over the slots.
 
@@ -48,10 +56,7 @@ class Proportional(Prioritized):
         if storage.is_reopened:
             self.tree.rebuild()
         self.settled: Indices = storage.allocate("settled", (2, storage.num_envs), np.int64)
-        # Priorities to the power alpha must have a finite sum, including eps and rounding
-        self.largest_priority: float = 0.5 * self.tree.limit ** min(1.0, 1.0 / max(self.alpha, 1e-300)) - self.eps
-        if self.largest_priority < 1.0:
-            raise ValueError(f"eps is {eps} and alpha {alpha}; expected smaller values: every priority would overflow")
+        self.largest_priority: float = largest_priority(self.tree.limit, self.alpha, eps)
         self.largest_value: float = self.tree.limit
         self._scheme, self._arrays = SCHEMES.index(draws), (self.tree.nodes, self.tree.extremes, self.settled)
 

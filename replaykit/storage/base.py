@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
+from replaykit.backend import NUMPY, Backend
 from replaykit.batch import Ahead, Draw, Look, Window
 from replaykit.checks import check_count
 from replaykit.chunks import Slots
 from replaykit.declared import Declared
-from replaykit.field import Leaf
+from replaykit.field import Leaf, refuse_negative, refuse_too_large
 from replaykit.spec import Spec
 from replaykit.storage.lock import Lock
 from replaykit.storage.memory_limit import refuse_more_than_memory
@@ -66,8 +67,12 @@ class Storage(Declared, ABC):
     """
 
     bounds: Indices
+    backend: Backend = NUMPY
+    """The operations on the arrays that this storage serves."""
     stack = 1
     """Number of frames in each observation of a batch, k."""
+    stale_updates = 0
+    """The number of stale indices that `select` has replaced instead of leaving them out."""
     is_reopened = False
     """Whether the arrays already contain transitions from another process."""
     restored: Slots | None = None
@@ -125,12 +130,20 @@ class Storage(Declared, ABC):
         if not lead and _has_leading_axis(flat, *flat[self._reward]):
             lead, mask = (1,), None if mask is None else mask.reshape(1)
         count = math.prod(lead) if mask is None else int(mask.sum())
-        block = [leaf.coerce(value, lead, mask).reshape(count, *leaf.shape) for leaf, value in flat]
-        self.refuse_rewards(block[self._reward])
+        block = [self.coerce(leaf, value, lead, mask).reshape(count, *leaf.shape) for leaf, value in flat]
+        self.check_rewards(block[self._reward])
         return block
+
+    def coerce(self, leaf: Leaf, value: Any, lead: tuple[int, ...], mask: Flags | None = None) -> Any:
+        """The value of a leaf in its shape and dtype, as `Leaf.coerce` returns it."""
+        return leaf.coerce(value, lead, mask)
 
     def refuse_block(self, block: Any, entries: int) -> None:
         """Raise the error that `write` would raise for a block of `entries` entries that `encode` did not check."""
+
+    def check_rewards(self, rewards: Any) -> None:
+        """`refuse_rewards`. A storage that cannot see the values yet may raise the error later."""
+        self.refuse_rewards(rewards)
 
     @staticmethod
     def refuse_rewards(rewards: npt.NDArray[Any]) -> None:
@@ -169,7 +182,21 @@ class Storage(Declared, ABC):
             remedy = "end episodes with end_episode, or add the steps again"
             raise ValueError(f"{name} cannot be overwritten, since it defines the episodes; {remedy}")
         if "reward" in values:
-            self.refuse_rewards(values["reward"])
+            self.check_rewards(values["reward"])
+
+    def overwrite(self, entries: Indices, values: Mapping[str, npt.NDArray[Any]]) -> int:
+        """Overwrite these leaves of the transitions that are still stored. Returns their number.
+
+        Raises the IndexError of `refuse` for an index that was never returned. The index -1 is ignored.
+        """
+        step, lanes = np.divmod(entries, self.num_envs)
+        self.refuse(entries[(entries < -1) | (step >= self.bounds[1, lanes])])
+        stored = np.flatnonzero((entries >= 0) & (step >= self.bounds[0, lanes]))
+        slots = entries[stored] % self.capacity
+        for former in self.moments.values():
+            former.overwrite(slots)
+        self.replace(entries[stored], {name: value[stored] for name, value in values.items()})
+        return len(stored)
 
     def replace(self, indices: Indices, values: Mapping[str, npt.NDArray[Any]]) -> None:
         """Overwrite these leaves (B, ...) of stored transitions. If an index occurs twice, its last value counts."""
@@ -243,6 +270,23 @@ class Storage(Declared, ABC):
         if kernels.slots_of(indices, self.bounds, self.capacity, slots) >= 0:
             self.refuse(indices)
         return slots
+
+    def select(self, indices: Indices, values: Floats, name: str, largest: float, eps: float) -> tuple[Indices, Floats]:
+        """The slots and the priorities ``abs(value) + eps`` of the indices that are still stored, in order.
+
+        `name` is "td_errors" or "priorities"; `eps` is not added to priorities. Raises IndexError for an index that was
+        never returned, and ValueError for a value that is NaN or above `largest`, or a negative priority.
+        """
+        size, added = indices.shape[0], 0.0 if name == "priorities" else eps
+        slots, kept = np.empty(size, np.int64), np.empty(size)
+        count = kernels.select_stored(indices, values, largest, added, self.bounds, self.capacity, slots, kept)
+        if count < 0:
+            wrong = slice(-1 - count, -count)
+            refuse_too_large(name, values[wrong], largest)
+            self.refuse(indices[wrong])
+        if name == "priorities":
+            refuse_negative(values)
+        return (slots, kept) if count == size else (slots[:count], kept[:count])
 
     def refuse(self, indices: Indices) -> None:
         """Raise IndexError for the first index that is not stored. The error shows whether it is stale."""

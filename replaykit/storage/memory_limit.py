@@ -9,11 +9,16 @@ def refuse_more_than_memory(
     needed: int, purpose: str, remedy: str = "lower the capacity or store smaller dtypes"
 ) -> None:
     """Raise MemoryError if the machine has less memory than needed. The error shows both sizes."""
-    available = _available_bytes()
+    refuse_more_than(_available_bytes(), "this machine", needed, purpose, remedy)
+
+
+def refuse_more_than(
+    available: float, where: str, needed: int, purpose: str, remedy: str = "lower the capacity or store smaller dtypes"
+) -> None:
+    """Raise MemoryError if `where` has less memory available than needed. The error shows both sizes."""
     if needed > available:
-        sizes = (f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB" for n in (needed, available))
-        found = "needs {}; this machine has {} available".format(*sizes)
-        raise MemoryError(f"{purpose} {found}; {remedy}")
+        sizes = [f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB" for n in (needed, available)]
+        raise MemoryError(f"{purpose} needs {sizes[0]}; {where} has {sizes[1]} available; {remedy}")
 
 
 def _available_bytes() -> float:

@@ -5,6 +5,7 @@ import pickle
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from replaykit.batch import Batch
 from replaykit.replay import Replay
@@ -33,7 +34,7 @@ def assert_lawful(replay: Replay, batch_size: int) -> Batch:
     twin = copy.deepcopy(replay)
     before = pickle.dumps([part.copied_state() for part in storages])
     global_state = pickle.dumps(np.random.get_state())  # noqa: NPY002
-    batch = replay.sample(batch_size)
+    batch = replay.sample(batch_size).to_numpy()
     assert pickle.dumps(np.random.get_state()) == global_state, "global random state was used"  # noqa: NPY002
     assert pickle.dumps([part.copied_state() for part in storages]) == before, "sampling changed what is stored"
     is_stored = np.isin(batch.indices, replay.stored())
@@ -41,14 +42,15 @@ def assert_lawful(replay: Replay, batch_size: int) -> Batch:
     if not replay.is_conditional:
         np.testing.assert_allclose(
             batch.probabilities,
-            replay.probability(batch.indices, batch_size),
+            numbers(replay.probability(batch.indices, batch_size)),
             rtol=1e-12,
             err_msg="the probabilities of a draw are not those that `probability` gives",
         )
     assert bits_of(by_verbs(twin, batch_size)) == bits_of(batch), "a batch is not what the verbs make one by one"
     least = twin.draw(batch_size).least
     if least is not None:
-        right = twin.least_probability(batch_size, np.zeros(0, np.int64))
+        least = numbers(least)
+        right = numbers(twin.least_probability(batch_size, twin.backend.indices("none", np.zeros(0, np.int64))))
         right = np.where(np.isnan(least), np.nan, right)  # a source of a mixture need not know it
         np.testing.assert_allclose(least, right, rtol=1e-9, err_msg="`least` of a draw is not the least probability")
     is_real = batch.mask if "mask" in batch else np.ones(batch.length.shape, np.bool_)
@@ -61,7 +63,8 @@ def assert_lawful(replay: Replay, batch_size: int) -> Batch:
         for path, array in leaves_of(batch[name], name):
             assert not array[~is_real].any(), f"{path} is not 0 where the mask says that there is no transition"
     assert (batch.weights > 0.0).all(), "a weight is not positive"
-    arrays = [array for part in storages for array in (*part.arrays.values(), *_arrays_in(part.state()))]
+    held = [array for part in storages for array in (*part.arrays.values(), *_arrays_in(part.state()))]
+    arrays = [numbers(array) for array in held]
     for path, array in leaves_of(dict(batch.items())):
         assert array.shape[0] == batch_size, f"{path} has not one row for each transition"
         assert array.flags.writeable, f"{path} is read-only"
@@ -76,7 +79,12 @@ def by_verbs(replay: Replay, batch_size: int) -> Batch:
     draw = replay.draw(batch_size)
     fields = replay.reduce(replay.window(draw.indices))
     fields |= {"weights": replay.weigh(draw), "probabilities": draw.probabilities, "indices": draw.indices}
-    return Batch.of(fields)
+    return Batch.of(fields).to_numpy()
+
+
+def numbers(array: Any) -> npt.NDArray[Any]:
+    """An array, a number or a tensor as a NumPy array. On the CPU it shares the tensor's memory."""
+    return array.detach().cpu().numpy() if hasattr(array, "detach") else np.asarray(array)
 
 
 def _arrays_in(state: dict[str, Any]) -> list[Any]:

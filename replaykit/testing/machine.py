@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from replaykit.testing.laws import assert_lawful, bits_of
+from replaykit.testing.laws import assert_lawful, bits_of, numbers
 from replaykit.testing.model import at_path
 from replaykit.testing.strategies import Configuration, build, configurations, values_of
 from replaykit.trees import Tree, map_tree
@@ -114,7 +114,7 @@ class ReplayMachine(RuleBasedStateMachine):
             "td_error": None if errors is None else errors.reshape(lead),
         }
         indices = (self.replay.add if steps is None else self.replay.extend)(**values, **options)
-        np.testing.assert_array_equal(indices, expected.reshape(lead or (1,)))
+        np.testing.assert_array_equal(numbers(indices), expected.reshape(lead or (1,)))
         self.issued += [int(index) for index in expected[chosen]]
 
     @rule(data=st.data())
@@ -149,7 +149,7 @@ class ReplayMachine(RuleBasedStateMachine):
             applied = self.replay.update_priorities(np.array(indices, np.int64), np.array(values))
         expected = self.model.update(indices, scaled)
         has_priorities = self.model.kind in ("prioritized", "rank")
-        assert applied == (expected if has_priorities else 0)
+        assert int(applied) == (expected if has_priorities else 0)
         if not has_priorities:
             assert pickle.dumps(self.replay) == before
 
@@ -168,14 +168,14 @@ class ReplayMachine(RuleBasedStateMachine):
                 assert refusal in str(error)  # noqa: PT017
                 return
             raise AssertionError(f"drew a batch instead of raising: {refusal}")
-        numbers = self.numbers_of(self.replay)
+        rng = self.numbers_of(self.replay)
         twin = copy.deepcopy(self.replay)
         after_draw = copy.deepcopy(self.replay)
         after_draw.draw(batch_size)
         batch = assert_lawful(self.replay, batch_size)
-        self.model.assert_drawn(batch.indices, batch_size, numbers)
+        self.model.assert_drawn(batch.indices, batch_size, rng)
         self.model.assert_batch(batch, batch_size, self.numbers_of(after_draw))
-        again = pickle.loads(pickle.dumps(twin)).sample(batch_size)
+        again = pickle.loads(pickle.dumps(twin)).sample(batch_size).to_numpy()
         assert bits_of(again) == bits_of(batch), "a copy drew another batch"
 
     def is_comparable(self, batch_size: int) -> bool:
@@ -219,12 +219,12 @@ class ReplayMachine(RuleBasedStateMachine):
         batch_size = 1 + sum(self.model.combined)
         shares = self.model.shares(batch_size)
         if not self.replay.is_conditional:
-            got = self.replay.probability(indices, batch_size)
+            got = numbers(self.replay.probability(indices, batch_size))
             np.testing.assert_allclose(got, [shares[index] for index in indices], rtol=1e-9)
-        numbers, first, last = self.replay.episode(indices)
+        episodes, first, last = map(numbers, self.replay.episode(indices))
         assert list(first) == [step.start for step in self.model.steps]
-        same = {(step.lane, step.episode): number for step, number in zip(self.model.steps, numbers, strict=True)}
-        assert [same[step.lane, step.episode] for step in self.model.steps] == list(numbers)
+        same = {(step.lane, step.episode): number for step, number in zip(self.model.steps, episodes, strict=True)}
+        assert [same[step.lane, step.episode] for step in self.model.steps] == list(episodes)
         assert len(set(same.values())) == len(same)
         for step, end in zip(self.model.steps, last, strict=True):
             run = [other.index for other in self.model.lane(step.lane) if other.episode == step.episode]
@@ -243,7 +243,7 @@ class ReplayMachine(RuleBasedStateMachine):
             steps = [step.index for step in model.lane(lane)] or [-1]
             assert self.replay.oldest[lane] == steps[0]
             assert self.replay.newest[lane] == steps[-1]
-        assert list(self.replay.latest(3)) == model.newest(3)
+        assert list(numbers(self.replay.latest(3))) == model.newest(3)
 
 
 def _shifted(stack: Any, new: Any) -> Any:

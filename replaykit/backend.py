@@ -1,0 +1,124 @@
+"""The array operations of replays: with NumPy here, with torch on a device in `replaykit.on_device.backend`."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from replaykit._kernels import lazy
+from replaykit.checks import check_generator_state
+from replaykit.field import as_array, as_float64, as_indices, refuse_too_large
+
+goals: Any = lazy("goals")
+sequences: Any = lazy("sequences")
+
+
+class Backend:
+    """Operations on NumPy arrays. The methods of `TorchBackend` have the same meaning for tensors on a device.
+
+    A replay has the backend of its storage. Wrappers call these methods, so that each of them works on any device.
+    """
+
+    is_numpy = True
+    """Whether arrays are NumPy's."""
+    device: Any = None
+    """The torch device of the tensors, or None for NumPy arrays."""
+    indices: Any = staticmethod(as_indices)
+    float64: Any = staticmethod(as_float64)
+    refuse_too_large: Any = staticmethod(refuse_too_large)
+
+    def flags(self, name: str, value: Any) -> Any:
+        """`value` as an array of any dtype and shape."""
+        return as_array(name, value, True)
+
+    def host(self, name: str, value: Any) -> npt.NDArray[Any]:
+        """`value` as a NumPy array."""
+        return np.asarray(value)
+
+    def window_starts(self, indices: Any) -> Any:
+        """Indices of shape (B,) or (B, T)."""
+        if type(indices) is np.ndarray and indices.dtype == np.int64 and indices.ndim == 2:
+            return indices
+        return as_indices("indices", indices)
+
+    def chosen(self, values: Any, mask: npt.NDArray[np.bool_]) -> Any:
+        """The values where a NumPy array of flags is True."""
+        return values[mask]
+
+    def full(self, count: int, value: float) -> Any:
+        """An array of `count` float64 with the same value."""
+        return np.full(count, value)
+
+    # The random generator
+
+    def generator(self, seed: Any) -> Any:
+        """A random generator."""
+        return np.random.default_rng(seed)
+
+    def seeded_state(self, generator: Any, seed: Any) -> Any:
+        """The state of a new generator of the same kind."""
+        return type(generator.bit_generator)(seed).state
+
+    def check_generator_state(self, generator: Any, state: Any) -> None:
+        """Raise ValueError for a state that `generator` cannot have."""
+        check_generator_state(generator.bit_generator, state)
+
+    # Combined replay
+
+    def combine(self, drawn: Any, shares: Any, newest: Any, of_newest: Any) -> tuple[Any, Any]:
+        """B - k draws with the k newest: the indices, and for each ``q = ((B - k) P + [it is newest]) / B``.
+
+        `shares` are the probabilities P of the draws, and `of_newest` those of the newest transitions.
+        """
+        size = len(drawn) + len(newest)
+        indices, mixed = np.empty(size, np.int64), np.empty(size)
+        goals.combine(drawn, shares, newest, of_newest, indices, mixed)
+        return indices, mixed
+
+    def is_in(self, indices: Any, others: Any) -> Any:
+        """Whether each index is among the others."""
+        return np.isin(indices, others)
+
+    def union(self, indices: Any, others: Any) -> Any:
+        """The indices in either array, each once."""
+        return np.union1d(indices, others)
+
+    def difference(self, indices: Any, others: Any) -> Any:
+        """The indices that are not among the others, each once."""
+        return np.setdiff1d(indices, others)
+
+    def least_positive(self, numbers: Any) -> Any:
+        """The smallest positive number, or inf."""
+        return float(numbers.min(initial=np.inf, where=numbers > 0.0))
+
+    def minimum(self, one: Any, other: Any) -> Any:
+        """The smaller of two numbers, or of the entries of two arrays."""
+        return np.minimum(one, other)
+
+    # Sequences
+
+    def spans_of(self, indices: Any, first: Any, last: Any, bounds: Any, stride: int) -> tuple[Any, Any]:
+        """The span of each index: its first stored index, and the index after its last one."""
+        spans = np.empty((2, len(indices)), np.int64)
+        sequences.spans_of(indices, first, last, bounds, stride, spans[0], spans[1])
+        return spans[0], spans[1]
+
+    def open_rows(self, indices: Any, first: Any, last: Any, width: int, successor: int) -> tuple[Any, ...]:
+        """The steps (B, T) of the row at each index, the served steps, and the fields `mask` and `is_first`.
+
+        Past the end of the episode, the last step is served again.
+        """
+        shape = len(indices), width
+        (steps, served), (mask, is_first) = np.empty((2, *shape), np.int64), np.empty((2, *shape), np.bool_)
+        sequences.open_rows(indices, first, last, successor, steps, served, mask, is_first)
+        return steps, served, mask, is_first
+
+    def close_rows(self, opened: Any, is_first: Any, steps: Any, window: Any, burn_in: int) -> tuple[Any, ...]:
+        """The fields `mask`, `loss_mask` and `step_indices`, and the rows of padding, or None if there are none."""
+        mask, loss_mask, indices = np.empty_like(opened), np.empty_like(opened), np.empty_like(steps)
+        ends = np.ascontiguousarray(window.terminated, np.bool_), np.ascontiguousarray(window.length, np.int64)
+        count = sequences.close_rows(opened, is_first, steps, *ends, burn_in, mask, loss_mask, indices)
+        return mask, loss_mask, indices, np.flatnonzero(~mask) if count else None
+
+
+NUMPY = Backend()

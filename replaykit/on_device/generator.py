@@ -1,0 +1,61 @@
+"""The random generator of a device, with the methods of a NumPy generator that replays use."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+
+_LARGEST_SEED = 1 << 63
+
+
+class DeviceGenerator:
+    """Random numbers as tensors on a device. The same seed gives the same numbers on the same kind of device.
+
+    Parameters
+    ----------
+    seed : None, int, SeedSequence or numpy.random.Generator
+    device : torch.device
+    """
+
+    def __init__(self, seed: Any, device: torch.device) -> None:
+        self.device: torch.device = device
+        self.generator: torch.Generator = torch.Generator(device)
+        self.generator.manual_seed(int(np.random.default_rng(seed).integers(_LARGEST_SEED)))
+
+    def random(self, size: int | tuple[int, ...]) -> torch.Tensor:
+        """Numbers in [0, 1), float64."""
+        return torch.rand(size, dtype=torch.float64, device=self.device, generator=self.generator)
+
+    def choice(self, size: int, count: int, replace: bool = False) -> torch.Tensor:
+        """`count` different numbers from 0 to ``size - 1``, int64."""
+        assert not replace, "draw with random() instead"
+        return torch.randperm(size, device=self.device, generator=self.generator)[:count]
+
+    @property
+    def bit_generator(self) -> "DeviceGenerator":
+        """The generator itself, whose `state` is set and read as that of a NumPy bit generator."""
+        return self
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The state: the kind of device, and the bytes of torch's state."""
+        return {"bit_generator": self._kind, "state": self.generator.get_state().numpy().copy()}
+
+    @state.setter
+    def state(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(torch.from_numpy(np.array(state["state"], np.uint8)))
+
+    @property
+    def _kind(self) -> str:
+        return f"torch.{self.device.type}"
+
+    def fits(self, state: dict[str, Any]) -> bool:
+        """Whether a state was saved by a generator for the same kind of device."""
+        return state.get("bit_generator") == self._kind
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DeviceGenerator":
+        twin = copy.copy(self)
+        twin.generator = torch.Generator(self.device)
+        twin.state = self.state
+        return twin

@@ -1,0 +1,446 @@
+"""`DeviceStorage`: the packed rows of a `LocalStorage`, in the memory of a torch device."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from replaykit.batch import Window
+from replaykit.field import FieldNameError, Leaf
+from replaykit.on_device.backend import TorchBackend
+from replaykit.on_device.errors import LateErrors
+from replaykit.on_device.rows import Rows, torch_dtype
+from replaykit.on_device.tree import last_of
+from replaykit.spec import Spec
+from replaykit.storage.base import Flags, Floats, Indices, Storage, stored_in
+from replaykit.storage.contents import Contents, contents_of, fill
+from replaykit.storage.local import LocalStorage
+from replaykit.storage.memory_limit import refuse_more_than
+from replaykit.tensors import device_of
+from replaykit.trees import Tree
+
+
+class DeviceStorage(Storage):
+    """Stores transitions as packed rows in one tensor on a device. Tensors in, tensors out.
+
+    The bounds of the lanes are known on the CPU, as every call of `write` says which lanes it writes. Everything that
+    depends on the stored values is on the device, so that neither writing nor sampling waits for it. Errors that only
+    the device can see, such as an index that is not stored, are recorded there and raised by `check`, `stats` and
+    `save`.
+
+    Parameters
+    ----------
+    capacity, spec, num_envs
+        As in `Storage`.
+    device : torch.device or str
+        Any device of torch with float64.
+    """
+
+    saved_kind = "LocalStorage"
+
+    def __init__(self, capacity: int, spec: Spec, num_envs: int = 1, *, device: Any = "cuda") -> None:
+        super().__init__(capacity, spec, num_envs)
+        self.device: torch.device = device_of(device)
+        if self.device.type == "mps":
+            raise ValueError("device is 'mps', which has no float64 for exact sums; expected a CUDA device or 'cpu'")
+        self.backend: TorchBackend = TorchBackend(self.device)
+        self.rows: Rows = Rows(spec)
+        needed = (self.rows.nbytes + 24) * (self.capacity + 1)
+        self.refuse_size(needed, f"capacity {self.capacity} at {needed // self.capacity} bytes each")
+        self.bounds: Indices = np.zeros((2, self.num_envs), np.int64)
+        make, lanes = self.make, self.num_envs
+        self.data: torch.Tensor = make("rows", (self.capacity + 1, self.rows.nbytes // 8), torch.int64)
+        self.tables: torch.Tensor = make("tables", (3, self.capacity + 1), torch.int64)
+        self.device_bounds: torch.Tensor = make("bounds", (2, lanes), torch.int64)
+        self.is_over: torch.Tensor = make("is_over", (lanes,), torch.bool)
+        self.numbers: torch.Tensor = make("numbers", (lanes,), torch.int64)
+        self._last: torch.Tensor | None = None
+        self._stamp: torch.Tensor = make("stamp", (), torch.int64)
+        self.lane_numbers: torch.Tensor = torch.arange(lanes, device=self.device)
+        self.is_over.fill_(True)
+        self.numbers.copy_(self.lane_numbers - lanes)
+        self.late: LateErrors = LateErrors(self.make("errors", (len(LateErrors.TEXTS),), torch.int64))
+        self._stale: torch.Tensor = self.make("stale_updates", (), torch.int64)
+        self._stamps: npt.NDArray[np.int64] | None = None
+        self._split = 0
+        self._powers: tuple[Floats, torch.Tensor] | None = None
+        self._reward_shape: tuple[int, ...] = spec["reward"].shape
+
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
+        return self.make(name, shape, torch_dtype(np.dtype(dtype), name))
+
+    def make(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor of zeros on the device."""
+        tensor = torch.zeros(shape, dtype=dtype, device=self.device)
+        self.arrays[name] = tensor  # type: ignore[assignment]
+        return tensor
+
+    def refuse_size(self, needed: int, purpose: str) -> None:
+        """Raise MemoryError if the device has less free memory than this."""
+        if self.device.type == "cuda":
+            free, _total = torch.cuda.mem_get_info(self.device)
+            refuse_more_than(free, str(self.device), needed, purpose)
+        else:
+            super().refuse_size(needed, purpose)
+
+    # Writing
+
+    def coerce(self, leaf: Leaf, value: Any, lead: tuple[int, ...], mask: Flags | None = None) -> Any:
+        """The value of a leaf as a tensor: on the device if it was there, else on the CPU."""
+        if not isinstance(value, torch.Tensor) or value.device.type == "cpu" != self.device.type:
+            return torch.from_numpy(np.ascontiguousarray(leaf.coerce(value, lead, mask)))
+        self.backend.is_here(leaf.name, value)
+        if value.requires_grad:
+            raise TypeError(f"{leaf.name} is a tensor that requires grad; expected plain values: pass .detach()")
+        if tuple(value.shape) != lead + leaf.shape:
+            raise ValueError(leaf.wrong_shape(tuple(value.shape), lead))
+        wanted = torch_dtype(leaf.dtype, leaf.name)
+        if value.dtype != wanted:
+            value = self._cast(leaf, value, wanted)
+        if mask is None:
+            return value
+        return value.reshape(-1, *leaf.shape)[self.backend.on_device(np.flatnonzero(mask))]
+
+    def _cast(self, leaf: Leaf, value: torch.Tensor, wanted: torch.dtype) -> torch.Tensor:
+        """A tensor in another dtype. A value that changes by more than rounding is an error that is raised later."""
+        if not torch.can_cast(value.dtype, wanted):
+            raise TypeError(f"{leaf.name} has dtype {value.dtype}; expected {wanted}, or one that casts to it safely")
+        cast = value.to(wanted)
+        if wanted.is_floating_point:
+            self.late.note("too large", torch.isinf(cast) & torch.isfinite(value))
+        elif not wanted.is_complex:
+            self.late.note("too large", cast.to(value.dtype) != value)
+        return cast
+
+    def check_rewards(self, rewards: Any) -> None:
+        """Record rewards that are not finite."""
+        if isinstance(rewards, torch.Tensor) and rewards.device == self.device:
+            self.late.note("reward", ~torch.isfinite(rewards))
+        else:
+            super().check_rewards(np.asarray(rewards))
+
+    def encode(
+        self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...], mask: Flags | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The packed rows (entries, words) of steps, and whether each ends its episode, as tensors on the device.
+
+        Tensors on the device stay there. Other values are checked and packed on the CPU, and sent in one copy.
+        """
+        leaves = super().encode(values, extras, lead, mask)
+        devices = {leaf.device for leaf in leaves}
+        if len(devices) > 1:
+            leaves = [leaf.to(self.device) for leaf in leaves]
+        packed = self.rows.pack(leaves).to(self.device)
+        return packed, self.rows.ended(packed)
+
+    def encode_step(self, *values: Any) -> Any:
+        return self.encode(values[:-1], values[-1], self.lanes)
+
+    def write(self, block: Any, steps: int, mask: Flags | None = None) -> Any:
+        rows, ended = block
+        lanes, is_in_step = self.num_envs, bool((self.bounds[1] == self.bounds[1, 0]).all())
+        if mask is not None and not (lanes == 1 and is_in_step):
+            return self._write_some(rows, ended, steps, mask)
+        if mask is not None:  # the only lane is always in step with itself
+            indices = torch.full((steps,), -1, dtype=torch.int64, device=self.device)
+            indices[self.backend.on_device(np.flatnonzero(mask))] = self.write(block, int(mask.sum()))
+            return indices
+        if not is_in_step:
+            return self._write_some(rows, ended, steps, np.ones(steps * lanes, np.bool_))
+        begin = int(self.bounds[1, 0]) * lanes
+        for start in range(0, steps, self.length):  # parts that fit in the lanes
+            part = slice(start * lanes, min(start + self.length, steps) * lanes)
+            self._write_lockstep(rows[part], ended[part])
+        return torch.arange(begin, begin + steps * lanes, device=self.device)
+
+    def _write_lockstep(self, rows: torch.Tensor, ended: torch.Tensor) -> None:
+        """Store some steps of all lanes, which are in step."""
+        lanes, count = self.num_envs, len(rows)
+        steps, begin = count // lanes, int(self.bounds[1, 0]) * lanes
+        self._retire(np.arange(lanes), steps)
+        slot = begin % self.capacity
+        head = min(count, self.capacity - slot)
+        self.data[slot : slot + head] = rows[:head]
+        self.data[: count - head] = rows[head:]
+        indices = torch.arange(begin, begin + count, device=self.device).view(steps, lanes)
+        self._number(indices, ended.view(steps, lanes), slice(None))
+        if self._stamps is not None:
+            self._note_stamps(np.arange(begin, begin + count))
+        self._publish(np.arange(lanes), steps)
+
+    def _write_some(self, rows: torch.Tensor, ended: torch.Tensor, steps: int, mask: Flags) -> torch.Tensor:
+        """Store the selected entries of some steps, one step after the other."""
+        self._keep_stamps()
+        indices, done = np.full((steps, self.num_envs), -1), 0
+        for step, chosen in enumerate(mask.reshape(steps, self.num_envs)):
+            lanes = np.flatnonzero(chosen)
+            indices[step, lanes] = entries = self.bounds[1, lanes] * self.num_envs + lanes
+            self._retire(lanes, 1)
+            where, of_lanes = self.backend.on_device(entries), self.backend.on_device(lanes)
+            part = slice(done, done + len(lanes))
+            self.data[where % self.capacity] = rows[part]
+            self._number(where[None], ended[part][None], of_lanes)
+            self._note_stamps(entries)
+            self._publish(lanes, 1)
+            done += len(lanes)
+        return self.backend.on_device(indices.reshape(-1))
+
+    def _retire(self, lanes: Indices, steps: int) -> None:
+        """Retire the steps of these lanes that `steps` new ones replace."""
+        first = np.maximum(self.bounds[0, lanes], self.bounds[1, lanes] + steps - self.length)
+        self._set_bounds(0, lanes, first)
+
+    def _publish(self, lanes: Indices, steps: int) -> None:
+        self._set_bounds(1, lanes, self.bounds[1, lanes] + steps)
+
+    def _set_bounds(self, which: int, lanes: Indices, values: Indices) -> None:
+        """Change the bounds of some lanes, here and on the device."""
+        if (self.bounds[which, lanes] == values).all():
+            return
+        self.bounds[which, lanes] = values
+        if len(lanes) == self.num_envs and (values == values[0]).all():
+            self.device_bounds[which].fill_(int(values[0]))
+        else:
+            self.device_bounds[which] = self.backend.on_device(self.bounds[which].copy())
+
+    def _number(self, indices: torch.Tensor, ended: torch.Tensor, lanes: Any) -> None:
+        """Enter new steps (T, K) of K lanes into the table of episodes."""
+        is_first = torch.cat((self.is_over[None, lanes], ended[:-1]))
+        numbers = self.numbers[lanes] + self.num_envs * is_first.cumsum(0)
+        places, (of_slots, starts, stops) = numbers % self.capacity, self.tables
+        of_slots[indices % self.capacity] = numbers
+        starts[torch.where(is_first, places, self.capacity)] = indices  # the last place is for the others
+        stops.scatter_reduce_(0, places.view(-1), indices.view(-1), "amax")
+        self.numbers[lanes] = numbers[-1]
+        self.is_over[lanes] = ended[-1]
+
+    def _keep_stamps(self) -> None:
+        """From now on, record the order of writing, since lanes are getting out of step."""
+        if self._stamps is None:
+            self._stamps, self._split = np.zeros(self.capacity, np.int64), int(self.bounds[1].sum())
+
+    def _note_stamps(self, entries: Indices) -> None:
+        assert self._stamps is not None
+        self._stamps[entries % self.capacity] = self.bounds[1].sum() + np.arange(len(entries))
+
+    def end_episode(self, lanes: Indices) -> None:
+        if not len(lanes):
+            return
+        self.is_over[self.backend.on_device(lanes)] = True
+        filled = lanes[self.bounds[1, lanes] > self.bounds[0, lanes]]
+        newest = ((self.bounds[1, filled] - 1) * self.num_envs + filled) % self.capacity
+        self.rows.bytes_of(self.data)[self.backend.on_device(newest), self.rows.end] = 1
+
+    def clear(self) -> None:
+        self._set_bounds(0, np.arange(self.num_envs), self.bounds[1].copy())
+        self.is_over.fill_(True)
+
+    def overwrite(self, entries: Any, values: Mapping[str, Any]) -> Any:
+        """Overwrite these leaves of the transitions that are still stored. Returns their number, a tensor."""
+        step, lanes = entries // self.num_envs, entries % self.num_envs
+        first, cursor = self.device_bounds[:, lanes]
+        self.late.note("never returned", (entries < -1) | (step >= cursor))
+        is_stored = (entries >= 0) & (step >= first) & (step < cursor)
+        slots = torch.where(is_stored, entries % self.capacity, self.capacity)
+        if self._last is None:
+            self._last = self.make("last", (self.capacity + 1,), torch.int64)
+        newest = last_of(slots, self._last, self._stamp)
+        for name, value in values.items():
+            self.rows.column(self.data, self.rows.positions[name])[slots] = value.to(self.device)[newest]
+        for former in self.moments.values():
+            former.overwrite_all()
+        return is_stored.sum()
+
+    # Reading
+
+    def window(self, indices: Any, n: int) -> Window:
+        flat, lanes = indices.reshape(-1), self.num_envs
+        slots = self._checked_slots(flat)
+        block = self.data[slots]
+        left = self.device_bounds[1, flat % lanes] - flat // lanes  # the steps up to the newest
+        steps = torch.arange(n, device=self.device)
+        at = torch.where(steps < left[:, None], flat[:, None] + steps * lanes, flat[:, None]) % self.capacity
+        ended = self.rows.end_flags(self.data)[at] if n > 1 else self.rows.end_flags(block)[:, None]
+        runs = ((ended.cumsum(1) - ended.long()) == 0) & (steps < left[:, None])
+        rewards = self.rows.column(self.data, self.rows.reward)[at].to(torch.float64)
+        length = runs.sum(1)
+        runs = runs.view(*runs.shape, *(1 for _ in self._reward_shape))
+        reward = torch.where(runs, rewards, 0.0)
+        last = block if n == 1 else self.data[(flat + (length - 1) * lanes) % self.capacity]
+        terminated, truncated = (self.rows.column(last, flag).clone() for flag in self.rows.flags)
+        shape = tuple(indices.shape)
+        return Window(flat, shape, lanes, reward, length, terminated, truncated, block)  # type: ignore[arg-type]
+
+    def _checked_slots(self, indices: torch.Tensor) -> torch.Tensor:
+        """The slot of each index. Those that are not stored are recorded."""
+        step, (first, cursor) = indices // self.num_envs, self.device_bounds[:, indices % self.num_envs]
+        self.late.note("not stored", (indices < 0) | (step < first) | (step >= cursor))
+        return indices % self.capacity
+
+    def slots(self, indices: Any) -> Any:
+        return self._checked_slots(indices)
+
+    def select(self, indices: Any, values: Any, name: str, largest: float, eps: float) -> tuple[Any, Any]:
+        """The slots and priorities of all indices. An entry to be ignored has the slot C. Invalid ones are recorded."""
+        step, (first, cursor) = indices // self.num_envs, self.device_bounds[:, indices % self.num_envs]
+        is_wrong, is_unknown = ~(values.abs() <= largest), (indices < -1) | (step >= cursor)
+        is_stale = ~is_unknown & (step < first)
+        self.late.note("td_errors", is_wrong)
+        self.late.note("never returned", is_unknown)
+        is_kept = ~(is_wrong | is_unknown | is_stale)
+        if name == "priorities":
+            self.late.note("negative", values < 0.0)
+            is_kept &= values >= 0.0
+        self._stale += is_stale.sum()
+        added = 0.0 if name == "priorities" else eps
+        slots = torch.where(is_kept, indices % self.capacity, self.capacity)
+        return slots, torch.where(is_kept, values.abs() + added, 0.0)
+
+    @property
+    def stale_updates(self) -> int:  # type: ignore[override]
+        """The number of updates of transitions that had been overwritten. Waits for the device."""
+        return int(self._stale)
+
+    def reduce(self, window: Window, powers: Floats) -> dict[str, Any]:
+        reward: Any = window.reward
+        length: Any = window.length
+        weights, total = self._on_device(powers), reward[:, 0]
+        for k in range(1, reward.shape[1]):
+            is_within = (length > k).view(-1, *(1 for _ in self._reward_shape))
+            total = torch.where(is_within, total + weights[k] * reward[:, k], total)
+        dtype = torch_dtype(self.spec["reward"].dtype, "reward")
+        discount = torch.where(window.terminated, 0.0, weights[length]).to(dtype)  # type: ignore[call-overload]
+        last: Any = window.opened
+        if reward.shape[1] > 1:
+            last = self.data[(window.indices + (length - 1) * self.num_envs) % self.capacity]
+        leaves = self.rows.leaves(window.opened, last)
+        for position, value in zip(
+            (self.rows.reward, *self.rows.flags), (total.to(dtype), window.terminated, window.truncated), strict=True
+        ):
+            leaves[position] = value
+        for names, rows, values in window.rewrites:
+            for name in names:
+                leaf = leaves[self.rows.positions[name]]
+                leaf[rows] = torch.as_tensor(values, dtype=leaf.dtype, device=self.device)
+        return self.rows.name_transitions(*leaves, discount, length) | window.added
+
+    def _on_device(self, powers: Floats) -> torch.Tensor:
+        """The powers of gamma on the device. A buffer always passes the same array."""
+        if self._powers is None or self._powers[0] is not powers:
+            self._powers = powers, self.backend.on_device(powers)
+        return self._powers[1]
+
+    def read(self, indices: Any, name: str) -> Any:
+        position = self.rows.positions.get(name)
+        if position is None:
+            raise FieldNameError(f"unknown field {name!r}; expected one of {', '.join(self.rows.positions)}")
+        is_padding = indices == -1
+        slots = self._checked_slots(torch.where(is_padding, self._any_index(), indices))
+        values = self.rows.column(self.data, position)[slots]
+        return torch.where(is_padding.view(-1, *(1 for _ in values.shape[1:])), torch.zeros_like(values), values)
+
+    def _any_index(self) -> int:
+        """A stored index, in place of padding; 0 if nothing is stored."""
+        filled = np.flatnonzero(self.bounds[1] > self.bounds[0])
+        return int(self.bounds[0, filled[0]] * self.num_envs + filled[0]) if filled.size else 0
+
+    def episode(self, indices: Any) -> tuple[Any, Any, Any]:
+        is_padding = indices == -1
+        slots = self._checked_slots(torch.where(is_padding, self._any_index(), indices))
+        numbers, starts, stops = self.tables
+        number = numbers[slots]
+        found = (number, starts[number % self.capacity], stops[number % self.capacity])
+        return tuple(torch.where(is_padding, -1, each) for each in found)  # type: ignore[return-value]
+
+    def latest(self, count: int) -> Any:
+        count, size = min(count, self.capacity), len(self)
+        if self._stamps is None:
+            stop = int(self.bounds[1, 0]) * self.num_envs
+            return torch.arange(stop - min(count, size), stop, device=self.device)
+        first, cursor = self.bounds
+        tails = stored_in(np.stack((np.maximum(first, cursor - count), cursor)), self.num_envs)
+        stamps = np.where(tails < self._split, tails, self._stamps[tails % self.capacity])
+        return self.backend.on_device(tails[np.argsort(stamps)[-count:]])
+
+    def nth_stored(self, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ``floor(u N)``-th stored index for each u in [0, 1), counted lane by lane, and N."""
+        first, cursor = self.device_bounds
+        counts = cursor - first
+        stops = counts.cumsum(0)
+        rank = (uniforms * stops[-1]).long()
+        if self.num_envs == 1:
+            return first + rank, stops[-1]
+        lanes = torch.searchsorted(stops, rank, right=True)
+        return (first[lanes] + rank - (stops - counts)[lanes]) * self.num_envs + lanes, stops[-1]
+
+    def indices_of(self, slots: torch.Tensor) -> torch.Tensor:
+        """The index stored in each filled slot."""
+        lanes, row = slots % self.num_envs, slots // self.num_envs
+        cursor = self.device_bounds[1, lanes]
+        step = cursor - cursor % self.length + row
+        return torch.where(step < cursor, step, step - self.length) * self.num_envs + lanes
+
+    def size_on_device(self) -> torch.Tensor:
+        """The number of stored transitions, N, a tensor without axes."""
+        return (self.device_bounds[1] - self.device_bounds[0]).sum()
+
+    # Saving, through a storage on the CPU
+
+    def on_host(self) -> LocalStorage:
+        """A copy of the contents in a `LocalStorage`. Raises the recorded errors. Waits for the device."""
+        self.late.raise_first()
+        host, stored = LocalStorage(self.capacity, self.spec, self.num_envs), self.stored()
+        slots = self.backend.on_device(stored % self.capacity)
+        rows, tables = self.data[slots], self.tables[:, :-1].cpu().numpy()
+        leaves = {name: self.rows.column(rows, i).cpu().numpy() for name, i in self.rows.positions.items()}
+        lanes = self.bounds, self.is_over.cpu().numpy(), self.numbers.cpu().numpy()
+        written = None if self._stamps is None else (self._split, self._stamps)
+        fill(host, Contents(*lanes, tables, leaves, self.rows.end_flags(rows).cpu().numpy(), written))
+        return host
+
+    def state(self) -> dict[str, Any]:
+        return self.on_host().state()
+
+    def complete_state(self, state: dict[str, Any]) -> None:
+        state.pop("running")  # the state is that of a copy, in which nothing was retired in the meantime
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        LocalStorage(self.num_envs, self.spec, self.num_envs).check_state(state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        host = LocalStorage(self.capacity, self.spec, self.num_envs)
+        host.restore(state)
+        self.restored, contents = host.restored, contents_of(host)
+        self._set_all(contents.bounds, contents.is_over, contents.numbers)
+        self._split, self._stamps = contents.written or (0, None)
+        put = self.backend.on_device
+        self.tables[:, :-1] = put(contents.tables)
+        slots = put(self.stored() % self.capacity)
+        rows = self.rows.pack([torch.from_numpy(contents.leaves[leaf.name]) for leaf in self.spec.leaves])
+        self.rows.end_flags(rows).copy_(torch.from_numpy(contents.ends))
+        self.data[slots] = rows.to(self.device)
+
+    def restart(self) -> None:
+        newest = self.bounds.max()
+        lanes = np.full(self.num_envs, newest)
+        self._set_all(np.stack((lanes, lanes)), np.ones(self.num_envs, np.bool_), self.numbers.cpu().numpy())
+        self._split, self._stamps = 0, None
+
+    def _set_all(self, bounds: Indices, is_over: npt.NDArray[Any], numbers: Indices) -> None:
+        """Replace the bounds and the running episodes of all lanes."""
+        put = self.backend.on_device
+        self.bounds[:] = bounds
+        self.device_bounds.copy_(put(bounds))
+        self.is_over.copy_(put(is_over.astype(np.bool_)))
+        self.numbers.copy_(put(numbers))
+
+    def not_finite_observations(self) -> Iterator[str]:
+        return self.on_host().not_finite_observations()
+
+    def check(self) -> None:
+        self.late.raise_first()
+        super().check()
+        assert np.array_equal(self.device_bounds.cpu().numpy(), self.bounds), "the device has other bounds"
+        self.on_host().check()

@@ -1,0 +1,65 @@
+"""Buffers on a device obey the laws of the others. The device is torch's CPU, and a GPU where there is one."""
+
+import copy
+
+import torch
+from hypothesis.stateful import initialize
+
+from replaykit import CombinedReplay, LatestBuffer, PrioritizedBuffer, ReplayBuffer
+from replaykit.testing import ReplayMachine
+from replaykit.testing.model import NaiveReplay
+from replaykit.testing.strategies import SPECS, configurations
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+CONFIGURATIONS = configurations(("uniform", "prioritized", "latest"), ("flat", "nested", "large", "objectives"))
+
+
+class LaneByLane(NaiveReplay):
+    """The model of a buffer on a device, which counts transitions lane by lane."""
+
+    def counted(self):
+        return [step for lane in range(self.num_envs) for step in self.lane(lane)]
+
+
+class Numbers:
+    """A copy of a device's generator that returns NumPy arrays."""
+
+    def __init__(self, rng):
+        self.rng = copy.deepcopy(rng)
+
+    def random(self, size):
+        return self.rng.random(size).cpu().numpy()
+
+
+def build(c, device):
+    """The buffer and the wrappers of a configuration, on a device, and their model."""
+    common = {"num_envs": c.num_envs, "n_step": c.n_step, "gamma": c.gamma}
+    priorities = {"alpha": c.alpha, "beta": c.beta, "eps": c.eps, "weights": c.weights}
+    spec, options = SPECS[c.spec], common | {"seed": c.seed, "device": device}
+    if c.kind == "prioritized":
+        replay = PrioritizedBuffer(c.capacity, spec, draws=c.draws, **priorities, **options)
+    else:
+        replay = {"uniform": ReplayBuffer, "latest": LatestBuffer}[c.kind](c.capacity, spec, **options)
+    for latest in c.combined:
+        replay = CombinedReplay(replay, latest)
+    draws = {"uniform": "iid", "prioritized": c.draws}.get(c.kind)
+    length = -(-c.capacity // c.num_envs)
+    model = LaneByLane(kind=c.kind, length=length, draws=draws, combined=list(c.combined), **common, **priorities)
+    return replay, model
+
+
+class DeviceMachine(ReplayMachine):
+    """Every operation on a buffer on a device, with every wrapper that works there."""
+
+    @initialize(configuration=CONFIGURATIONS)
+    def start(self, configuration):
+        super().start(configuration)
+
+    def make(self, configuration):
+        return build(configuration, DEVICES[-1])
+
+    def numbers_of(self, replay):
+        return Numbers(replay.rng)
+
+
+TestOnDevice = DeviceMachine.TestCase
