@@ -35,6 +35,10 @@ class Backend:
         """`value` as a NumPy array."""
         return np.asarray(value)
 
+    def array(self, array: npt.NDArray[Any]) -> Any:
+        """A NumPy array as an array of this backend."""
+        return array
+
     def window_starts(self, indices: Any) -> Any:
         """Indices of shape (B,) or (B, T)."""
         if type(indices) is np.ndarray and indices.dtype == np.int64 and indices.ndim == 2:

@@ -372,6 +372,7 @@ class Buffer(Replay):
     def stats(self, prefix: str = "") -> dict[str, float]:
         storage, distribution = self._storage, self._distribution
         with self.lock:
+            storage.raise_late()
             stats = {"size": len(storage), "capacity": storage.capacity, "added": storage.bounds[1].sum()}
             stats |= {"batches": distribution.batches, "nbytes": storage.nbytes}
             if self._has_priorities:

@@ -119,6 +119,7 @@ class HindsightReplay(ReplayWrapper):
            [ 1. ,  1. ,  0.5,  0. ]], dtype=float32)
     """
 
+    needs_cpu = "a HindsightReplay computes rewards with NumPy"
     may_raise = True
     reward_fn: GoalFunction = read_only("_reward_fn", "The function that gives the rewards of relabelled steps.")
     terminated_fn: GoalFunction | None = read_only("_terminated_fn", "That of the ends of relabelled steps, or None.")

@@ -86,6 +86,7 @@ class LargeBatchReplay(ReplayWrapper):
     array([50.1875, 50.1875, 50.1875, 50.1875], dtype=float32)
     """
 
+    needs_cpu = "a LargeBatchReplay chooses rows with NumPy"
     may_raise = True
     is_conditional = True
     factor: int = read_only("_factor", "Size of the large batch relative to the batch.")

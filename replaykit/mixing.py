@@ -358,6 +358,11 @@ def refuse_wrong_sources(sources: Any, add_to: Any) -> None:
             raise TypeError(f"source {name!r} is a {type(source).__name__}; {wanted}")
         if source.is_remote:
             raise TypeError(f"source {name!r} is a {type(source).__name__}, which makes its batches in other processes")
+        if not source.backend.is_numpy:
+            remedy = "leave device out of the buffer, and pass it to batches() instead"
+            raise TypeError(
+                f"source {name!r} is on the device {source.backend.device}, and a mixture uses NumPy; {remedy}"
+            )
         if source.has_sequences:
             remedy = "put the SequenceReplay around the mixture"
             raise ValueError(f"source {name!r} serves sequences; expected single transitions; {remedy}")

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from replaykit.backend import Backend
 from replaykit.batch import Batch, Window
 
 Indices = npt.NDArray[np.int64]
@@ -23,7 +24,7 @@ class Episode(NamedTuple):
 def episodes_of(replay: Any) -> list[Episode]:
     """Every stored episode, lane by lane, oldest first. O(N)."""
     stored = replay.stored()
-    numbers, first, _ = replay.episode(stored)
+    numbers, first, _ = (replay.backend.host("episode", each) for each in replay.episode(stored))
     begins = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
     return [
         Episode(indices, int(numbers[begin]), int(indices[0] % replay.successor), bool(first[begin] == indices[0]))
@@ -34,11 +35,12 @@ def episodes_of(replay: Any) -> list[Episode]:
 class Passes:
     """The methods of every replay that pass over all stored transitions."""
 
+    backend: Backend
     bounds: Any
     fetch: Callable[[Indices], dict[str, Any]]
     lock: Any
     reduce: Callable[[Window], dict[str, Any]]
-    rng: np.random.Generator
+    rng: Any
     stored: Callable[[], Indices]
     successor: int
     window: Callable[[Indices], Window]
@@ -89,15 +91,17 @@ class Passes:
             indices = episode.indices[episode.indices >= oldest]
             if not indices.size:
                 return None
-            window = self.window(indices[None])
+            window = self.window(self.backend.array(indices[None]))
             fields = self.reduce(window)
             is_newest = bool(indices[-1] + self.successor == cursor)
         for name in window.added:  # has one row
             fields[name] = np.repeat(fields[name], len(indices), axis=0)
         has_ended = bool(fields["terminated"][-1] or fields["truncated"][-1])
-        fields["has_beginning"] = np.array(episode.has_beginning and len(indices) == len(episode.indices))
-        fields["is_running"] = np.array(is_newest and not has_ended)
-        return Batch.of(fields | {"indices": indices})
+        has_beginning = episode.has_beginning and len(indices) == len(episode.indices)
+        flags = {"has_beginning": np.array(has_beginning), "is_running": np.array(is_newest and not has_ended)}
+        return Batch.of(
+            fields | {name: self.backend.array(each) for name, each in (flags | {"indices": indices}).items()}
+        )
 
     def epoch(self, batch_size: int) -> Iterator[Batch]:
         """Iterate once over the stored transitions, in random order, in batches. The last batch may be smaller.
@@ -132,6 +136,11 @@ class Passes:
             indices = indices[step >= self.bounds[0, lanes]]
             if not indices.size:
                 return None
-            fields = self.fetch(indices)
-        fields["weights"] = np.ones(len(indices), np.float32)
-        return Batch.of(fields | {"probabilities": np.full(len(indices), 1.0 / total), "indices": indices})
+            fields = self.fetch(self.backend.array(indices))
+        count = len(indices)
+        others = {
+            "weights": np.ones(count, np.float32),
+            "probabilities": np.full(count, 1.0 / total),
+            "indices": indices,
+        }
+        return Batch.of(fields | {name: self.backend.array(each) for name, each in others.items()})

@@ -152,6 +152,7 @@ class Batching:
     """The method `batches` of every replay."""
 
     bytes_each: int
+    backend: Any
     is_remote = False
     """Whether batches are made elsewhere and waited for, so that a thread is worth while for batches of any size."""
     checked_batch_size: Callable[[Any], int]
@@ -200,6 +201,7 @@ class Batching:
         """
         size = self.checked_batch_size(batch_size)
         ahead = 0 if type(prefetch) is int and prefetch == 0 else check_count("prefetch", prefetch)
+        ahead = ahead if self.backend.is_numpy else 0  # on a device there is nothing to wait for
         is_large = ahead > 0 and (self.is_remote or size * self.bytes_each >= _LARGE_BATCH_BYTES)
         if device is None and dtype is None and not column:
             return Batches(lambda: self.sample(size), ahead if is_large else 0, is_large, self.rate_limit)

@@ -59,6 +59,8 @@ class RecentReplay(ReplayWrapper):
     array([0. , 0.1, 0.1])
     """
 
+    needs_cpu = "a RecentReplay draws with NumPy"
+
     def __init__(self, inner: Replay, newest: float | Callable[[int], float]) -> None:
         super().__init__(inner)
         self._uniform = _uniform_of(inner)

@@ -83,6 +83,7 @@ class SequenceReplay(ReplayWrapper):
     array([0.28571429, 0.28571429])
     """
 
+    needs_cpu = "a SequenceReplay finds its rows with NumPy"
     has_sequences = True
     length: int = read_only("_length", "The number of transitions in each row, T.")
     burn_in: int = read_only("_burn_in", "The number of leading transitions that only warm up the recurrent state.")

@@ -54,6 +54,8 @@ class ReplayWrapper(Replay):
         Number of transitions of `inner` that are read for each row of a batch. It limits the batch size by memory.
     """
 
+    needs_cpu = ""
+    """Why the wrapper does not work around a buffer on a device; empty if it does."""
     look: Look | None = None
     """The request that `change` will pass to `look_ahead`. The buffer can then answer it when it opens windows."""
 
@@ -87,6 +89,9 @@ class ReplayWrapper(Replay):
         if inner.is_remote:
             remedy = "put the wrapper around the buffer that make_buffer returns"
             raise TypeError(f"inner is a {type(inner).__name__}, which makes its batches in other processes; {remedy}")
+        if type(self).needs_cpu and not inner.backend.is_numpy:
+            remedy = "leave device out of the buffer, and pass it to batches() instead"
+            raise TypeError(f"inner is on the device {inner.backend.device}, but {type(self).needs_cpu}; {remedy}")
         self.inner = inner
         self.settings: Settings = inner.settings
         self.lock: Lock = inner.lock

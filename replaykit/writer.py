@@ -189,7 +189,8 @@ class Writer(Writing):
 
     def own(self, indices: Indices, steps: int) -> Indices:
         """The indices (T k,) in the writer's lanes, out of all indices (T E,)."""
-        return np.asarray(indices.reshape(steps, len(self._selected)).take(self._columns, axis=1).reshape(-1))
+        own: Indices = indices.reshape(steps, len(self._selected))[:, self._columns].reshape(-1)
+        return own
 
     def refuse_closed(self) -> None:
         """Raise RuntimeError if the writer is closed."""

@@ -145,6 +145,10 @@ class ReplayMonitor:
         """
         if not hasattr(batch, "indices"):
             raise TypeError(f"batch is a {type(batch).__name__} without indices; expected a Batch, as sample gives it")
+        backend = self.buffer.backend
+        if not backend.is_numpy:
+            batch = batch.to_numpy()
+            td_errors = None if td_errors is None else backend.host("td_errors", td_errors)
         if hasattr(batch, "step_indices"):
             batch, td_errors = _transitions_of(batch, td_errors)
         indices = as_indices("batch.indices", batch.indices)
@@ -158,6 +162,10 @@ class ReplayMonitor:
         self._draws += indices.size
         if is_due:
             self._examine(batch, indices, None if td_errors is None else as_float64("td_errors", td_errors))
+
+    def _on_host(self, values: Any) -> npt.NDArray[Any]:
+        """Values that the buffer returned, as a NumPy array."""
+        return self.buffer.backend.host("values", values)
 
     def _check(self, indices: Indices, td_errors: Any) -> None:
         """Raise an error if the indices or the TD errors are invalid."""
@@ -226,11 +234,13 @@ class ReplayMonitor:
         size, ages = int(stored.sizes.sum()), stored.ages(indices)
         age = relative_age(ages, stored.sizes)
         # The expected share of pairs, sum (L / N)², is the mean of L / N over transitions drawn uniformly
-        _, first, last = self.buffer.episode(sample)
+        _, first, last = (self._on_host(each) for each in self.buffer.episode(sample))
         lanes = sample % stored.oldest.size
         first = np.maximum(first // stored.oldest.size, stored.oldest[lanes])
         lengths = last // stored.oldest.size - first + 1
-        pairs = Compared(share_of_equal_pairs(self.buffer.episode(indices)[0]), float(lengths.mean()) / size)
+        pairs = Compared(
+            share_of_equal_pairs(self._on_host(self.buffer.episode(indices)[0])), float(lengths.mean()) / size
+        )
         return {
             "duplicates": duplicates(indices, size).ratio,
             "overlap": overlap(indices, previous, size).ratio if previous is not None else float("nan"),
@@ -269,7 +279,7 @@ class ReplayMonitor:
         if not is_start.any():
             return found
         size, sample = max(round(size * is_start.mean()), 1), sample[is_start]
-        p = self.buffer.probability(sample, batch_size)
+        p = self._on_host(self.buffer.probability(sample, batch_size))
         found["probability_starved_share"] = float((p * size < 0.1).mean())
         if p.max() > 0.0:
             shape = draw_distribution(p)

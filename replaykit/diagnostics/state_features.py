@@ -43,7 +43,7 @@ class StateReader:
         self._buffer = buffer
         names = [leaf.name for leaf in buffer.spec.leaves if leaf.name.partition(".")[0] == "obs"]
         no_indices = np.zeros(0, np.int64)
-        tables = [_flat(buffer.read(no_indices, name)) for name in names]
+        tables = [self._read(no_indices, name) for name in names]
         widths = [table.shape[1] for table in tables]
         self.num_features: int = sum(widths)
         if self.num_features > max_features:
@@ -59,8 +59,12 @@ class StateReader:
 
     def read(self, indices: Indices) -> npt.NDArray[np.float64]:
         """The selected features of these transitions, of shape (B, D)."""
-        parts = [_flat(self._buffer.read(indices, name))[:, columns] for name, columns in self._columns.items()]
+        parts = [self._read(indices, name)[:, columns] for name, columns in self._columns.items()]
         return np.concatenate([part.astype(np.float64) for part in parts], axis=1)
+
+    def _read(self, indices: Indices, name: str) -> npt.NDArray[Any]:
+        """One leaf of these transitions, of shape (B, D)."""
+        return _flat(self._buffer.backend.host(name, self._buffer.read(indices, name)))
 
 
 def _flat(states: npt.NDArray[Any]) -> npt.NDArray[Any]:

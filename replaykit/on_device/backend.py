@@ -26,7 +26,7 @@ class TorchBackend(Backend):
     def __init__(self, device: torch.device) -> None:
         self.device: torch.device = device
 
-    def on_device(self, array: npt.NDArray[Any]) -> torch.Tensor:
+    def array(self, array: npt.NDArray[Any]) -> torch.Tensor:
         """A NumPy array as a tensor on the device."""
         array = array if array.flags.writeable and array.flags.c_contiguous else array.copy()
         return torch.from_numpy(array).to(self.device)
@@ -43,7 +43,7 @@ class TorchBackend(Backend):
     def indices(self, name: str, value: Any, detach: bool = False) -> torch.Tensor:
         """`value` as int64 of shape (B,) on the device. Raises TypeError for floats, booleans and other devices."""
         if not self.is_here(name, value):
-            return self.on_device(as_indices(name, value))
+            return self.array(as_indices(name, value))
         if value.ndim != 1:
             raise ValueError(f"{name} has shape {tuple(value.shape)}; expected (B,)")
         if value.dtype not in _INTEGERS:
@@ -53,13 +53,13 @@ class TorchBackend(Backend):
     def float64(self, name: str, value: Any, detach: bool = False) -> torch.Tensor:
         """`value` as float64 on the device. Raises TypeError for values that are not real numbers."""
         if not self.is_here(name, value):
-            return self.on_device(as_float64(name, value))
+            return self.array(as_float64(name, value))
         if value.is_complex():
             raise TypeError(f"{name} has dtype {value.dtype}; expected real numbers")
         return value.detach().to(torch.float64)  # type: ignore[no-any-return]
 
     def flags(self, name: str, value: Any) -> Any:
-        return value.detach() if self.is_here(name, value) else self.on_device(as_array(name, value))
+        return value.detach() if self.is_here(name, value) else self.array(as_array(name, value))
 
     def host(self, name: str, value: Any) -> npt.NDArray[Any]:
         """`value` as a NumPy array. Waits for the device if it is a tensor there."""
@@ -71,7 +71,7 @@ class TorchBackend(Backend):
 
     def chosen(self, values: Any, mask: npt.NDArray[np.bool_]) -> torch.Tensor:
         places = np.flatnonzero(mask)
-        return values.reshape(-1)[self.on_device(places)]  # type: ignore[no-any-return]
+        return values.reshape(-1)[self.array(places)]  # type: ignore[no-any-return]
 
     def full(self, count: int, value: float) -> torch.Tensor:
         return torch.full((count,), value, dtype=torch.float64, device=self.device)

@@ -27,10 +27,21 @@ class DeviceUniform(Uniform):
     saved_kind = "Uniform"
     storage: DeviceStorage
 
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a draw has the same operations every time: without replacement, they depend on the size."""
+        return self.replace
+
+    def prepare(self) -> None:
+        """Nothing: a draw needs only what is stored."""
+
     def draw(self, batch_size: int, rng: Any) -> Draw:
-        storage = self.storage
+        return self.draw_captured(batch_size, rng)
+
+    def draw_captured(self, batch_size: int, rng: Any) -> Draw:
+        """`draw`, as part of a graph."""
         (uniforms,) = self.arguments(batch_size, rng)
-        indices, size = storage.nth_stored(uniforms)
+        indices, size = self.storage.nth_stored(uniforms)
         return Draw(indices, (1.0 / size.double()).expand(batch_size).contiguous())  # type: ignore[arg-type]
 
     def probability(self, indices: Any, batch_size: int) -> Any:
@@ -54,7 +65,7 @@ class DeviceLatest(Latest):
         newest = self.storage.latest(batch_size)
         places = np.arange(batch_size) % len(newest)
         shares = (batch_size // len(newest) + (places < batch_size % len(newest))) / batch_size
-        put = self.storage.backend.on_device
+        put = self.storage.backend.array
         return Draw(newest[put(places)], put(shares))  # type: ignore[arg-type]
 
     def probability(self, indices: Any, batch_size: int) -> Any:
@@ -93,6 +104,7 @@ class DeviceProportional(Prioritized):
         storage.refuse_size(24 * storage.capacity, f"capacity {storage.capacity} with priorities")
         self.tree: DeviceTree = DeviceTree(storage.capacity, storage.make)
         self.settled: Indices = storage.bounds.copy()
+        storage.after_write.append(self.settle)
         self.largest_priority: float = largest_priority(self.tree.limit, self.alpha, eps)
         self.largest_value: float = self.tree.limit
         self._beta_on_device: torch.Tensor = storage.make("beta", (), torch.float64)
@@ -124,7 +136,7 @@ class DeviceProportional(Prioritized):
             self.tree.fill(slice(0, end - begin - head), value)
         else:
             indices = stored_in(np.stack((bounds[0], stop)), storage.num_envs)
-            self.tree.fill(storage.backend.on_device(indices % storage.capacity), value)
+            self.tree.fill(storage.backend.array(indices % storage.capacity), value)
 
     def update(self, slots: Any, priorities: Any) -> Any:
         """Set the priorities in `slots`, where slot C is ignored. Returns the number applied, a tensor."""
@@ -135,8 +147,20 @@ class DeviceProportional(Prioritized):
         self.tree.set(slots, scaled)
         return (slots < self.storage.capacity).sum()
 
-    def draw(self, batch_size: int, rng: Any) -> Draw:
+    is_capturable = True
+    """A draw has the same operations every time."""
+
+    def prepare(self) -> None:
+        """Do what may have other shapes the next time: settle, and send beta to the device."""
         self.settle()
+        self.beta_on_device()
+
+    def draw(self, batch_size: int, rng: Any) -> Draw:
+        self.prepare()
+        return self.draw_captured(batch_size, rng)
+
+    def draw_captured(self, batch_size: int, rng: Any) -> Draw:
+        """`draw` after `prepare`, as part of a graph."""
         tree, storage = self.tree, self.storage
         slots, probabilities = tree.draw(rng.random(batch_size), self._draws == "stratified")
         storage.late.note("nothing", tree.total == 0.0)
@@ -153,9 +177,9 @@ class DeviceProportional(Prioritized):
         return self.tree.leaves[slots] / torch.where(total > 0.0, total, 1.0)
 
     def weigh(self, draw: Draw, size: int) -> Any:
-        """``w = (N q)**-beta`` for the probabilities q of a draw, normalised according to `weights`."""
+        """``w = (N q)**-beta`` for the probabilities q of the last draw, normalised according to `weights`."""
         q: Any = draw.probabilities
-        beta = self.beta_on_device()
+        beta = self._beta_on_device
         if self._weights == "none":
             return (self.storage.size_on_device() * q).pow(-beta).float()
         least = draw.least if self._weights == "buffer" and draw.least is not None else q.min()
@@ -185,7 +209,7 @@ class DeviceProportional(Prioritized):
         return self.tree.leaves.cpu().numpy()
 
     def set_values(self, settled: Indices, slots: Indices, values: Any) -> None:
-        put = self.storage.backend.on_device
+        put = self.storage.backend.array
         self.tree.leaves.zero_()
         self.tree.fill(put(slots), put(values))
         self.tree.add_up()

@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 _LARGEST_SEED = 1 << 63
@@ -31,6 +32,11 @@ class DeviceGenerator:
         """`count` different numbers from 0 to ``size - 1``, int64."""
         assert not replace, "draw with random() instead"
         return torch.randperm(size, device=self.device, generator=self.generator)[:count]
+
+    def permutation(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The rows of a NumPy array in random order. Waits for the device."""
+        order = torch.randperm(len(array), device=self.device, generator=self.generator)
+        return np.asarray(array[order.cpu().numpy()])
 
     @property
     def bit_generator(self) -> "DeviceGenerator":

@@ -1,25 +1,26 @@
 """`DeviceStorage`: the packed rows of a `LocalStorage`, in the memory of a torch device."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from replaykit.batch import Window
+from replaykit.batch import Draw, Window
 from replaykit.field import FieldNameError, Leaf
 from replaykit.on_device.backend import TorchBackend
 from replaykit.on_device.errors import LateErrors
+from replaykit.on_device.graphs import Graphs
 from replaykit.on_device.rows import Rows, torch_dtype
 from replaykit.on_device.tree import last_of
 from replaykit.spec import Spec
-from replaykit.storage.base import Flags, Floats, Indices, Storage, stored_in
+from replaykit.storage.base import EMPTY, Flags, Floats, Indices, Open, Serve, Storage, stored_in
 from replaykit.storage.contents import Contents, contents_of, fill
 from replaykit.storage.local import LocalStorage
 from replaykit.storage.memory_limit import refuse_more_than
 from replaykit.tensors import device_of
-from replaykit.trees import Tree
+from replaykit.trees import Tree, leaves_of, map_tree
 
 
 class DeviceStorage(Storage):
@@ -36,6 +37,11 @@ class DeviceStorage(Storage):
         As in `Storage`.
     device : torch.device or str
         Any device of torch with float64.
+
+    Attributes
+    ----------
+    after_write : list of callable
+        Called after each write, so that a graph which draws never has to look at the bounds on the CPU.
     """
 
     saved_kind = "LocalStorage"
@@ -63,6 +69,7 @@ class DeviceStorage(Storage):
         self.numbers.copy_(self.lane_numbers - lanes)
         self.late: LateErrors = LateErrors(self.make("errors", (len(LateErrors.TEXTS),), torch.int64))
         self._stale: torch.Tensor = self.make("stale_updates", (), torch.int64)
+        self.after_write: list[Callable[[], None]] = []
         self._stamps: npt.NDArray[np.int64] | None = None
         self._split = 0
         self._powers: tuple[Floats, torch.Tensor] | None = None
@@ -101,7 +108,7 @@ class DeviceStorage(Storage):
             value = self._cast(leaf, value, wanted)
         if mask is None:
             return value
-        return value.reshape(-1, *leaf.shape)[self.backend.on_device(np.flatnonzero(mask))]
+        return value.reshape(-1, *leaf.shape)[self.backend.array(np.flatnonzero(mask))]
 
     def _cast(self, leaf: Leaf, value: torch.Tensor, wanted: torch.dtype) -> torch.Tensor:
         """A tensor in another dtype. A value that changes by more than rounding is an error that is raised later."""
@@ -139,13 +146,19 @@ class DeviceStorage(Storage):
         return self.encode(values[:-1], values[-1], self.lanes)
 
     def write(self, block: Any, steps: int, mask: Flags | None = None) -> Any:
+        indices = self._write(block, steps, mask)
+        for follow in self.after_write:
+            follow()
+        return indices
+
+    def _write(self, block: Any, steps: int, mask: Flags | None) -> torch.Tensor:
         rows, ended = block
         lanes, is_in_step = self.num_envs, bool((self.bounds[1] == self.bounds[1, 0]).all())
         if mask is not None and not (lanes == 1 and is_in_step):
             return self._write_some(rows, ended, steps, mask)
         if mask is not None:  # the only lane is always in step with itself
             indices = torch.full((steps,), -1, dtype=torch.int64, device=self.device)
-            indices[self.backend.on_device(np.flatnonzero(mask))] = self.write(block, int(mask.sum()))
+            indices[self.backend.array(np.flatnonzero(mask))] = self._write(block, int(mask.sum()), None)
             return indices
         if not is_in_step:
             return self._write_some(rows, ended, steps, np.ones(steps * lanes, np.bool_))
@@ -178,14 +191,14 @@ class DeviceStorage(Storage):
             lanes = np.flatnonzero(chosen)
             indices[step, lanes] = entries = self.bounds[1, lanes] * self.num_envs + lanes
             self._retire(lanes, 1)
-            where, of_lanes = self.backend.on_device(entries), self.backend.on_device(lanes)
+            where, of_lanes = self.backend.array(entries), self.backend.array(lanes)
             part = slice(done, done + len(lanes))
             self.data[where % self.capacity] = rows[part]
             self._number(where[None], ended[part][None], of_lanes)
             self._note_stamps(entries)
             self._publish(lanes, 1)
             done += len(lanes)
-        return self.backend.on_device(indices.reshape(-1))
+        return self.backend.array(indices.reshape(-1))
 
     def _retire(self, lanes: Indices, steps: int) -> None:
         """Retire the steps of these lanes that `steps` new ones replace."""
@@ -203,7 +216,7 @@ class DeviceStorage(Storage):
         if len(lanes) == self.num_envs and (values == values[0]).all():
             self.device_bounds[which].fill_(int(values[0]))
         else:
-            self.device_bounds[which] = self.backend.on_device(self.bounds[which].copy())
+            self.device_bounds[which] = self.backend.array(self.bounds[which].copy())
 
     def _number(self, indices: torch.Tensor, ended: torch.Tensor, lanes: Any) -> None:
         """Enter new steps (T, K) of K lanes into the table of episodes."""
@@ -228,10 +241,10 @@ class DeviceStorage(Storage):
     def end_episode(self, lanes: Indices) -> None:
         if not len(lanes):
             return
-        self.is_over[self.backend.on_device(lanes)] = True
+        self.is_over[self.backend.array(lanes)] = True
         filled = lanes[self.bounds[1, lanes] > self.bounds[0, lanes]]
         newest = ((self.bounds[1, filled] - 1) * self.num_envs + filled) % self.capacity
-        self.rows.bytes_of(self.data)[self.backend.on_device(newest), self.rows.end] = 1
+        self.rows.bytes_of(self.data)[self.backend.array(newest), self.rows.end] = 1
 
     def clear(self) -> None:
         self._set_bounds(0, np.arange(self.num_envs), self.bounds[1].copy())
@@ -256,9 +269,13 @@ class DeviceStorage(Storage):
     # Reading
 
     def window(self, indices: Any, n: int) -> Window:
+        self._checked_slots(indices.reshape(-1))
+        return self._window(indices, n)
+
+    def _window(self, indices: Any, n: int) -> Window:
+        """`window` for indices that were just drawn."""
         flat, lanes = indices.reshape(-1), self.num_envs
-        slots = self._checked_slots(flat)
-        block = self.data[slots]
+        block = self.data[flat % self.capacity]
         left = self.device_bounds[1, flat % lanes] - flat // lanes  # the steps up to the newest
         steps = torch.arange(n, device=self.device)
         at = torch.where(steps < left[:, None], flat[:, None] + steps * lanes, flat[:, None]) % self.capacity
@@ -329,7 +346,7 @@ class DeviceStorage(Storage):
     def _on_device(self, powers: Floats) -> torch.Tensor:
         """The powers of gamma on the device. A buffer always passes the same array."""
         if self._powers is None or self._powers[0] is not powers:
-            self._powers = powers, self.backend.on_device(powers)
+            self._powers = powers, self.backend.array(powers)
         return self._powers[1]
 
     def read(self, indices: Any, name: str) -> Any:
@@ -362,7 +379,7 @@ class DeviceStorage(Storage):
         first, cursor = self.bounds
         tails = stored_in(np.stack((np.maximum(first, cursor - count), cursor)), self.num_envs)
         stamps = np.where(tails < self._split, tails, self._stamps[tails % self.capacity])
-        return self.backend.on_device(tails[np.argsort(stamps)[-count:]])
+        return self.backend.array(tails[np.argsort(stamps)[-count:]])
 
     def nth_stored(self, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The ``floor(u N)``-th stored index for each u in [0, 1), counted lane by lane, and N."""
@@ -382,17 +399,54 @@ class DeviceStorage(Storage):
         step = cursor - cursor % self.length + row
         return torch.where(step < cursor, step, step - self.length) * self.num_envs + lanes
 
+    def raise_late(self) -> None:
+        """Raise the recorded errors. Waits for the device."""
+        self.late.raise_first()
+
     def size_on_device(self) -> torch.Tensor:
         """The number of stored transitions, N, a tensor without axes."""
         return (self.device_bounds[1] - self.device_bounds[0]).sum()
+
+    # Faster batches
+
+    def fuse(self, distribution: Any, powers: Floats, rng: Any) -> tuple[Serve, Open] | None:
+        """`serve` with a CUDA graph for each batch size, if the distribution draws with fixed shapes."""
+        if not getattr(distribution, "is_capturable", False):
+            return None
+        structure: dict[str, Any] = {}
+
+        def fields(batch_size: int) -> list[torch.Tensor]:
+            draw = distribution.draw_captured(batch_size, rng)
+            made = self.reduce(self._window(draw.indices, len(powers) - 1), powers)
+            made["weights"] = distribution.weigh(draw, len(self))
+            made["probabilities"], made["indices"] = draw.probabilities, draw.indices
+            structure.update({name: map_tree(lambda *_: None, tree) for name, tree in made.items()})
+            return [leaf for _, leaf in leaves_of(made)]
+
+        graphs = Graphs(fields, rng)
+
+        def serve(batch_size: int) -> dict[str, Any]:
+            if not len(self):
+                raise ValueError(EMPTY)
+            distribution.prepare()
+            leaves = iter(graphs(batch_size))
+            return {name: map_tree(lambda _leaf, _path: next(leaves), tree) for name, tree in structure.items()}
+
+        def open_windows(batch_size: int, look: Any = None) -> tuple[Draw, Window]:
+            if not len(self):
+                raise ValueError(EMPTY)
+            draw = distribution.draw(batch_size, rng)
+            return draw, self.window(draw.indices, len(powers) - 1)
+
+        return serve, open_windows
 
     # Saving, through a storage on the CPU
 
     def on_host(self) -> LocalStorage:
         """A copy of the contents in a `LocalStorage`. Raises the recorded errors. Waits for the device."""
-        self.late.raise_first()
+        self.raise_late()
         host, stored = LocalStorage(self.capacity, self.spec, self.num_envs), self.stored()
-        slots = self.backend.on_device(stored % self.capacity)
+        slots = self.backend.array(stored % self.capacity)
         rows, tables = self.data[slots], self.tables[:, :-1].cpu().numpy()
         leaves = {name: self.rows.column(rows, i).cpu().numpy() for name, i in self.rows.positions.items()}
         lanes = self.bounds, self.is_over.cpu().numpy(), self.numbers.cpu().numpy()
@@ -415,7 +469,7 @@ class DeviceStorage(Storage):
         self.restored, contents = host.restored, contents_of(host)
         self._set_all(contents.bounds, contents.is_over, contents.numbers)
         self._split, self._stamps = contents.written or (0, None)
-        put = self.backend.on_device
+        put = self.backend.array
         self.tables[:, :-1] = put(contents.tables)
         slots = put(self.stored() % self.capacity)
         rows = self.rows.pack([torch.from_numpy(contents.leaves[leaf.name]) for leaf in self.spec.leaves])
@@ -430,7 +484,7 @@ class DeviceStorage(Storage):
 
     def _set_all(self, bounds: Indices, is_over: npt.NDArray[Any], numbers: Indices) -> None:
         """Replace the bounds and the running episodes of all lanes."""
-        put = self.backend.on_device
+        put = self.backend.array
         self.bounds[:] = bounds
         self.device_bounds.copy_(put(bounds))
         self.is_over.copy_(put(is_over.astype(np.bool_)))
@@ -440,7 +494,7 @@ class DeviceStorage(Storage):
         return self.on_host().not_finite_observations()
 
     def check(self) -> None:
-        self.late.raise_first()
+        self.raise_late()
         super().check()
         assert np.array_equal(self.device_bounds.cpu().numpy(), self.bounds), "the device has other bounds"
         self.on_host().check()

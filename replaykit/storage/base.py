@@ -247,6 +247,9 @@ class Storage(Declared, ABC):
         """Faster functions for ``serve`` and ``open`` of a buffer, whose results are the same bit for bit, or None."""
         return None
 
+    def raise_late(self) -> None:
+        """Raise an error that was recorded earlier, by a storage that cannot see all values at once."""
+
     def __len__(self) -> int:
         """The number of stored transitions, N."""
         return int((self.bounds[1] - self.bounds[0]).sum())

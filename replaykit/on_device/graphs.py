@@ -1,0 +1,85 @@
+"""CUDA graphs: a batch is drawn with one call of the driver instead of dozens of operations."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from replaykit.on_device.generator import DeviceGenerator
+
+_GRAPHS_KEPT = 16
+_ALIGNED = 16
+Fields = list[torch.Tensor]
+
+
+class Graphs:
+    """Runs a function of a batch size that returns tensors, through a CUDA graph where that is possible.
+
+    The first call for a batch size runs the function, the second records a graph, and later calls replay it. The graph
+    writes all tensors to one block, so a call is a replay, a copy of the block, and views of the copy. On other
+    devices, and while the program records a graph of its own, the function is called directly.
+
+    Parameters
+    ----------
+    function : callable
+        Takes a batch size and returns tensors on the device. It reads everything that may change from tensors, and its
+        shapes depend on the batch size only.
+    rng : DeviceGenerator
+        The generator that it draws from.
+    """
+
+    def __init__(self, function: Callable[[int], Fields], rng: DeviceGenerator) -> None:
+        self._function, self._rng = function, rng
+        self._uses: dict[int, int] = {}
+        self._recorded = functools.lru_cache(_GRAPHS_KEPT)(self._record)
+
+    def __call__(self, batch_size: int) -> Fields:
+        """The tensors for a batch of this size, which belong to the caller."""
+        if self._rng.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+            return self._function(batch_size)
+        uses = self._uses[batch_size] = self._uses.get(batch_size, 0) + 1
+        if uses == 1:  # also allocates what the operations need only once
+            return self._function(batch_size)
+        graph, block, places = self._recorded(batch_size)
+        graph.replay()
+        return views_of(block.clone(), places)
+
+    def _record(self, batch_size: int) -> tuple[Any, torch.Tensor, "list[Place]"]:
+        """A graph, the block that it writes to, and the places of the tensors in the block."""
+        places, nbytes = places_of(self._function(batch_size))
+        block = torch.empty(nbytes, dtype=torch.uint8, device=self._rng.device)
+        graph: Any = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self._rng.generator)
+        torch.cuda.synchronize(self._rng.device)
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            for source, target in zip(self._function(batch_size), views_of(block, places), strict=True):
+                target.copy_(source)
+        return graph, block, places
+
+
+Place = tuple[torch.dtype, tuple[int, ...], int]
+"""The dtype and the shape of a tensor, and the byte of a block at which it begins."""
+
+
+def places_of(tensors: Fields) -> tuple[list[Place], int]:
+    """The places of some tensors in one block, and the bytes of the block."""
+    places, nbytes = list[Place](), 0
+    for tensor in tensors:
+        places.append((tensor.dtype, tuple(tensor.shape), nbytes))
+        nbytes += -(-tensor.numel() * tensor.element_size() // _ALIGNED) * _ALIGNED
+    return places, nbytes
+
+
+def views_of(block: torch.Tensor, places: list[Place]) -> Fields:
+    """The tensors in a block."""
+    made, typed = list[torch.Tensor](), dict[torch.dtype, torch.Tensor]()
+    for dtype, shape, begin in places:
+        if dtype not in typed:
+            typed[dtype] = block.view(dtype)
+        strides, count = list[int](), 1
+        for size in reversed(shape):
+            strides.insert(0, count)
+            count *= size
+        made.append(torch.as_strided(typed[dtype], shape, strides, begin // dtype.itemsize))
+    return made

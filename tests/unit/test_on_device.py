@@ -1,0 +1,390 @@
+"""Buffers on a device: tensors in and out, the same numbers as on the CPU, late errors, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import replaykit
+from replaykit import (
+    CombinedReplay,
+    Field,
+    HindsightReplay,
+    LargeBatchReplay,
+    LatestBuffer,
+    MixedReplay,
+    PrioritizedBuffer,
+    RecentReplay,
+    ReplayBuffer,
+    ReplayWrapper,
+    SequenceReplay,
+    Spec,
+    SumTree,
+)
+from replaykit.on_device import DeviceTree
+from replaykit.on_device.graphs import places_of, views_of
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SPEC = Spec(
+    obs={"x": Field((3,)), "y": Field((), np.int16)}, action=Field((), np.int64), legal=Field((2,), "bool", step="last")
+)
+
+
+def stretch(steps, lanes, seed=0, ends=0.2):
+    """Random steps of all lanes, as NumPy arrays."""
+    rng, shape = np.random.default_rng(seed), (steps, lanes) if lanes > 1 else (steps,)
+    obs = [
+        {"x": rng.normal(size=(*shape, 3)).astype(np.float32), "y": rng.integers(99, size=shape, dtype=np.int16)}
+        for _ in "ab"
+    ]
+    return {
+        "obs": obs[0],
+        "action": rng.integers(4, size=shape),
+        "reward": rng.normal(size=shape).astype(np.float32),
+        "next_obs": obs[1],
+        "terminated": rng.random(shape) < ends,
+        "truncated": rng.random(shape) < ends,
+        "legal": rng.random((*shape, 2)) < 0.5,
+    }
+
+
+def tensors(tree):
+    """The same tree of tensors on the device."""
+    if isinstance(tree, dict):
+        return {name: tensors(value) for name, value in tree.items()}
+    return torch.from_numpy(tree).to(DEVICE)
+
+
+def numbers(tree):
+    """The same tree of NumPy arrays."""
+    if isinstance(tree, dict):
+        return {name: numbers(value) for name, value in tree.items()}
+    return tree.cpu().numpy() if isinstance(tree, torch.Tensor) else tree
+
+
+@given(
+    lanes=st.integers(1, 3),
+    n_step=st.integers(1, 4),
+    steps=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    here=st.booleans(),
+)
+def test_transitions_are_bit_for_bit_those_of_the_cpu(lanes, n_step, steps, here):
+    """For every stored index, whether the steps came as tensors or as arrays."""
+    options = {"num_envs": lanes, "n_step": n_step, "gamma": 0.9}
+    cpu, device = ReplayBuffer(11, SPEC, **options), ReplayBuffer(11, SPEC, device=DEVICE, **options)
+    for k, count in enumerate(steps):
+        data = stretch(count, lanes, seed=k)
+        expected = cpu.extend(**data)
+        got = device.extend(**(tensors(data) if here else data))
+        np.testing.assert_array_equal(numbers(got), expected)
+    indices = cpu.stored()
+    expected, got = cpu.fetch(indices), numbers(device.fetch(torch.from_numpy(indices).to(DEVICE)))
+    for name, value in expected.items():
+        pairs = [(value[key], got[name][key]) for key in value] if isinstance(value, dict) else [(value, got[name])]
+        for one, other in pairs:
+            np.testing.assert_array_equal(other, one, strict=True, err_msg=name)
+    device.check()
+
+
+def test_a_batch_consists_of_new_tensors_on_the_device():
+    buffer = PrioritizedBuffer(20, SPEC, device=DEVICE, seed=0)
+    buffer.extend(**tensors(stretch(9, 1)))
+    batch = buffer.sample(5)
+    assert batch.obs["x"].device.type == DEVICE
+    assert (batch.obs["x"].dtype, batch.obs["y"].dtype, batch.weights.dtype) == (
+        torch.float32,
+        torch.int16,
+        torch.float32,
+    )
+    batch.obs["x"].zero_()
+    assert buffer.read(buffer.latest(1), "obs.x").abs().sum() > 0
+    assert isinstance(batch.to_numpy().obs["x"], np.ndarray)
+    assert batch.to_torch("cpu").obs["x"].device.type == "cpu"
+
+
+def test_the_same_seed_gives_the_same_batches_and_reseed_others():
+    buffers = [PrioritizedBuffer(20, SPEC, device=DEVICE, seed=3) for _ in range(2)]
+    for buffer in buffers:
+        buffer.extend(**stretch(20, 1))
+    one, other = (buffer.sample(8).indices.tolist() for buffer in buffers)
+    assert one == other
+    buffers[0].reseed(9)
+    buffers[1].reseed(9)
+    assert buffers[0].sample(8).indices.tolist() == buffers[1].sample(8).indices.tolist()
+
+
+values = st.sampled_from([0.0, 0.0, 1.0, 0.5, 3.0, 1e-12, 1e12, 5e-324, 1e-300, 1e300])
+
+
+@given(st.data())
+def test_the_tree_of_the_device_finds_what_the_sum_tree_finds(data):
+    """After updates with repeated leaves, of which the last counts. Leaves of value 0 are never found."""
+    capacity = data.draw(st.sampled_from([1, 2, 5, 127, 128, 129, 300, 20_000]))
+    made = []
+
+    def allocate(_name, shape, dtype):
+        made.append(torch.zeros(shape, dtype=dtype, device=DEVICE))
+        return made[-1]
+
+    tree, oracle = DeviceTree(capacity, allocate), np.zeros(capacity)
+    for _ in range(data.draw(st.integers(1, 3))):
+        slots = data.draw(st.lists(st.integers(0, capacity - 1), min_size=1, max_size=20))
+        new = data.draw(st.lists(values, min_size=len(slots), max_size=len(slots)))
+        for slot, value in zip(slots, new, strict=True):
+            oracle[slot] = value
+        tree.set(torch.tensor(slots, device=DEVICE), torch.tensor(new, dtype=torch.float64, device=DEVICE))
+    np.testing.assert_array_equal(numbers(tree.leaves)[:capacity], oracle)
+    tree.check()
+    fresh = DeviceTree(capacity, allocate)
+    fresh.leaves[:capacity] = torch.from_numpy(oracle).to(DEVICE)
+    fresh.add_up()
+    assert all(torch.equal(one, other) for one, other in zip(tree.levels, fresh.levels, strict=True))
+    total = float(tree.total)
+    assert total == pytest.approx(oracle.sum())
+    if not total:
+        return
+    uniforms = np.array(data.draw(st.lists(st.floats(0.0, 1.0, exclude_max=True), min_size=1, max_size=20)))
+    leaves, shares = tree.draw(torch.from_numpy(uniforms).to(DEVICE), False)
+    found = numbers(leaves)
+    assert (oracle[found] > 0.0).all()
+    np.testing.assert_allclose(numbers(shares), oracle[found] / total)
+    if oracle.max() <= 1e6:
+        reference = SumTree(capacity)
+        reference.set(np.arange(capacity), oracle)
+        stops = np.cumsum(oracle)
+        near = np.abs(stops[:, None] - uniforms * total).min(axis=0) < 1e-9 * total  # rounding decides there
+        expected = reference.find(np.minimum(uniforms * reference.total, np.nextafter(reference.total, 0)))
+        np.testing.assert_array_equal(found[~near], expected[~near])
+
+
+def test_stratified_draws_follow_the_priorities():
+    """Each transition is drawn as often as its probability says, up to one draw; those of priority 0 never."""
+    buffer = PrioritizedBuffer(300, SPEC, device=DEVICE, alpha=1.0, eps=0.0, seed=0)
+    buffer.extend(**stretch(300, 1))
+    priorities = np.arange(300) % 7 * (np.arange(300) > 40) * 1.0
+    buffer.update_priorities(np.arange(300), priorities=priorities)
+    counts = np.bincount(numbers(buffer.sample(3000).indices), minlength=300)
+    assert (counts[priorities == 0.0] == 0).all()
+    assert (np.abs(counts - 3000 * priorities / priorities.sum()) < 2.0).all()
+
+
+def test_combined_replay_has_the_newest_and_exact_probabilities():
+    buffer = PrioritizedBuffer(40, SPEC, num_envs=2, device=DEVICE, weights="buffer", seed=0)
+    replay = CombinedReplay(buffer, 2)
+    replay.extend(**tensors(stretch(15, 2)))
+    replay.update_priorities(torch.arange(30, device=DEVICE), torch.rand(30, device=DEVICE))
+    batch = replay.sample(10)
+    assert batch.indices[-2:].tolist() == [28, 29]
+    np.testing.assert_allclose(numbers(batch.probabilities), numbers(replay.probability(batch.indices, 10)))
+
+
+@pytest.mark.parametrize("kind", [ReplayBuffer, PrioritizedBuffer, LatestBuffer])
+@pytest.mark.parametrize("way", [("cpu", DEVICE), (DEVICE, "cpu"), (DEVICE, DEVICE)])
+def test_a_checkpoint_of_either_place_loads_in_the_other(kind, way, tmp_path):
+    """The same rows, episodes and priorities, and running episodes go on."""
+    made = [kind(12, SPEC, num_envs=2, n_step=2, device=None if place == "cpu" else place, seed=0) for place in way]
+    if way[0] != "cpu":  # torch's CPU is a device, too
+        assert not made[0].backend.is_numpy
+    source, target = made
+    source.extend(**stretch(9, 2))
+    source.add(**_row(stretch(1, 2, seed=5)), mask=np.array([True, False]))
+    if kind is PrioritizedBuffer:
+        source.update_priorities(source.stored(), np.arange(12.0))
+    source.save(tmp_path)
+    target.load(tmp_path)
+    stored = source.stored()
+    np.testing.assert_array_equal(target.stored(), stored)
+    np.testing.assert_array_equal(numbers(target.latest(5)), numbers(source.latest(5)))
+    one, other = (numbers(replay.fetch(replay.backend.indices("", stored))) for replay in made)
+    np.testing.assert_array_equal(one["obs"]["x"], other["obs"]["x"])
+    np.testing.assert_array_equal(one["length"], other["length"])
+    shares = [numbers(replay.probability(stored, 3)) for replay in made]
+    np.testing.assert_allclose(*shares, rtol=1e-12)
+    for replay in made:
+        replay.extend(**stretch(2, 2, seed=7, ends=0.0))
+        replay.check()
+    episodes = [[numbers(each) for each in replay.episode(source.stored())] for replay in made]
+    np.testing.assert_array_equal(*episodes)
+
+
+def _row(tree):
+    """The first step of a stretch."""
+    if isinstance(tree, dict):
+        return {name: _row(value) for name, value in tree.items()}
+    return tree[0]
+
+
+def test_load_builds_a_buffer_on_the_device_of_the_checkpoint(tmp_path):
+    buffer = ReplayBuffer(12, SPEC, device=DEVICE)
+    buffer.extend(**stretch(3, 1))
+    buffer.save(tmp_path)
+    assert not replaykit.load(tmp_path).backend.is_numpy
+
+
+def test_overwrite_replaces_the_values_of_what_is_stored():
+    """Stale indices are ignored, and of a repeated index the last value counts."""
+    buffer = ReplayBuffer(4, SPEC, device=DEVICE)
+    buffer.extend(**stretch(6, 1))
+    given = torch.tensor([1, 2, 5, 2], device=DEVICE)
+    count = buffer.overwrite(given, reward=torch.tensor([9.0, 1.0, 2.0, 3.0], device=DEVICE))
+    assert int(count) == 3
+    assert buffer.read([2, 5], "reward").tolist() == [3.0, 2.0]
+    buffer.check()
+
+
+class Doubled(ReplayWrapper):
+    """A user's wrapper, which sees tensors."""
+
+    def change(self, window):
+        assert isinstance(window.reward, torch.Tensor)
+        window.reward = window.reward * 2.0
+        return window
+
+
+def test_a_wrapper_of_a_user_sees_tensors():
+    buffer = ReplayBuffer(10, SPEC, n_step=2, device=DEVICE, seed=0)
+    replay = Doubled(buffer)
+    replay.extend(**stretch(9, 1))
+    indices = buffer.latest(9)
+    assert torch.equal(replay.fetch(indices)["reward"], 2.0 * buffer.fetch(indices)["reward"])
+
+
+# -- Errors
+
+
+def filled(kind=PrioritizedBuffer, **options):
+    buffer = kind(10, SPEC, device=DEVICE, seed=0, **options)
+    buffer.extend(**stretch(12, 1))
+    return buffer
+
+
+LATE = {
+    "a stale index": (
+        lambda b: b.read(torch.tensor([0], device=DEVICE), "reward"),
+        IndexError,
+        "1 indices that were read",
+    ),
+    "an unknown index": (lambda b: b.update_priorities([99], [1.0]), IndexError, "never returned"),
+    "NaN": (lambda b: b.update_priorities([5, 6], [np.nan, 1.0]), ValueError, "1 TD errors or priorities are NaN"),
+    "a negative priority": (
+        lambda b: b.update_priorities([5], priorities=[-1.0]),
+        ValueError,
+        "1 priorities are negative",
+    ),
+    "a reward": (
+        lambda b: b.extend(**tensors(stretch(2, 1) | {"reward": np.float32([np.inf, 0])})),
+        ValueError,
+        "1 rewards",
+    ),
+    "zeros": (
+        lambda b: (b.update_priorities(b.stored(), priorities=np.zeros(10)), b.sample(2)),
+        ValueError,
+        "every priority",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+@pytest.mark.parametrize("where", ["check", "save", "stats"])
+def test_what_only_the_device_can_see_is_raised_later(name, where, tmp_path):
+    """Once, when the CPU waits for the device anyway. The buffer then goes on."""
+    call, kind, text = LATE[name]
+    buffer = filled()
+    before = buffer.probability(buffer.stored()[-3:]).tolist()
+    call(buffer)
+    with pytest.raises(kind, match=text):
+        {"check": buffer.check, "save": lambda: buffer.save(tmp_path), "stats": buffer.stats}[where]()
+    buffer.stats()
+    if name in ("an unknown index", "a stale index", "a negative priority"):
+        assert buffer.probability(buffer.stored()[-3:]).tolist() == before
+
+
+EARLY = {
+    "no such device": (lambda: ReplayBuffer(4, SPEC, device="cuda:77"), RuntimeError, "device is 'cuda:77'"),
+    "files": (lambda: ReplayBuffer(4, SPEC, device=DEVICE, storage="x"), ValueError, "storage is 'x' with device"),
+    "stacks": (lambda: ReplayBuffer(4, SPEC, device=DEVICE, stack=2), ValueError, "stack is 2 with device"),
+    "ranks": (lambda: PrioritizedBuffer(4, SPEC, device=DEVICE, variant="rank"), ValueError, 'variant is "rank"'),
+    "too large": (
+        lambda: ReplayBuffer(10**13, SPEC, device=DEVICE),
+        MemoryError,
+        "capacity 10000000000000 at .* bytes each needs",
+    ),
+    "complex128": (
+        lambda: ReplayBuffer(4, Spec(obs=Field((), "complex128"), action=Field(())), device=DEVICE),
+        TypeError,
+        "obs has dtype complex128",
+    ),
+    "float indices": (
+        lambda: filled().update_priorities(torch.ones(2, device=DEVICE), [1.0, 1.0]),
+        TypeError,
+        "indices has dtype torch.float32",
+    ),
+    "another shape": (lambda: filled().update_priorities([5, 6], [[1.0], [1.0]]), ValueError, "squeeze"),
+    "a step of another shape": (
+        lambda: filled().extend(**tensors(stretch(2, 1)) | {"action": torch.zeros(3, device=DEVICE)}),
+        ValueError,
+        "action has shape",
+    ),
+    "a float for an int": (
+        lambda: filled().extend(**tensors(stretch(2, 1)) | {"action": torch.zeros(2, device=DEVICE)}),
+        TypeError,
+        "action has dtype torch.float32",
+    ),
+    "grad": (
+        lambda: filled().extend(
+            **tensors(stretch(2, 1)) | {"reward": torch.zeros(2, device=DEVICE, requires_grad=True)}
+        ),
+        TypeError,
+        "reward is a tensor that requires grad",
+    ),
+    "hindsight": (
+        lambda: HindsightReplay(filled(), lambda a, d, i: a),
+        TypeError,
+        "HindsightReplay computes rewards with NumPy",
+    ),
+    "sequences": (lambda: SequenceReplay(filled(), 2), TypeError, "SequenceReplay finds its rows with NumPy"),
+    "recent": (lambda: RecentReplay(filled(ReplayBuffer), 2), TypeError, "RecentReplay draws with NumPy"),
+    "large": (
+        lambda: LargeBatchReplay(filled(), priority_fn=abs),
+        TypeError,
+        "LargeBatchReplay chooses rows with NumPy",
+    ),
+    "mixture": (
+        lambda: MixedReplay({"a": filled()}, shares={"a": 1.0}, add_to="a"),
+        TypeError,
+        "source 'a' is on the device",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_bad_input_is_refused_at_once(name):
+    call, kind, text = EARLY[name]
+    with pytest.raises(kind, match=text):
+        call()
+
+
+def test_views_of_a_block_are_the_tensors():
+    """As a graph writes and a batch reads them."""
+    given = [torch.rand(3, 2), torch.arange(5), torch.tensor([True, False, True]), torch.rand((), dtype=torch.float64)]
+    places, nbytes = places_of(given)
+    block = torch.zeros(nbytes, dtype=torch.uint8)
+    for view, tensor in zip(views_of(block, places), given, strict=True):
+        view.copy_(tensor)
+    for view, tensor in zip(views_of(block.clone(), places), given, strict=True):
+        assert torch.equal(view, tensor)
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="graphs exist on CUDA only")
+def test_a_graph_serves_a_growing_buffer():
+    """Batches through a graph equal those of the verbs, while the buffer fills and laps."""
+    buffers = [PrioritizedBuffer(50, SPEC, device=DEVICE, seed=0) for _ in range(2)]
+    for k in range(30):
+        for buffer in buffers:
+            buffer.extend(**tensors(stretch(4, 1, seed=k)))
+        by_graph = buffers[0].sample(8)
+        draw = buffers[1].draw(8)
+        fields = buffers[1].reduce(buffers[1].window(draw.indices))
+        assert torch.equal(by_graph.indices, draw.indices)
+        assert torch.equal(by_graph.reward, fields["reward"])
