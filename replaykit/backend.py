@@ -14,7 +14,7 @@ sequences: Any = lazy("sequences")
 
 
 class Backend:
-    """Operations on NumPy arrays. The methods of `TorchBackend` have the same meaning for tensors on a device.
+    """Operations on NumPy arrays. A subclass has the same methods for tensors on a device.
 
     A replay has the backend of its storage. Wrappers call these methods, so that each of them works on any device.
     """

@@ -34,7 +34,7 @@ class DeviceStorage(Storage):
     Parameters
     ----------
     capacity, spec, num_envs
-        As in `Storage`.
+        As in `Storage <replaykit.storage.Storage>`.
     device : torch.device or str
         Any device of torch with float64.
 

@@ -14,7 +14,7 @@ _BELOW_ONE = 1.0 - 2.0**-52
 class DeviceTree:
     """A tree over C leaves in which every node is the sum of its 128 children.
 
-    `draw` and `find` have the meaning of those of `SumTree <replaykit.distributions.SumTree>`. Sums are float64, and
+    `draw` and `find` have the meaning of those of `SumTree <replaykit.SumTree>`. Sums are float64, and
     `set` recomputes all of them from the leaves: a pass over 8 C bytes, which takes a device microseconds. So the sums
     are always those of a new tree with the same leaves. A leaf of value 0 is never found. Nothing here waits for the
     device.

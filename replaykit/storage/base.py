@@ -135,7 +135,7 @@ class Storage(Declared, ABC):
         return block
 
     def coerce(self, leaf: Leaf, value: Any, lead: tuple[int, ...], mask: Flags | None = None) -> Any:
-        """The value of a leaf in its shape and dtype, as `Leaf.coerce` returns it."""
+        """The value of a leaf in its shape and dtype. Raises an error for a value that does not fit."""
         return leaf.coerce(value, lead, mask)
 
     def refuse_block(self, block: Any, entries: int) -> None:

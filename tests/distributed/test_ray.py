@@ -3,6 +3,7 @@
 Ray takes seconds to start, so all tests share one. They run apart with ``-m ray``, and without them ``-m "not ray"``.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import warnings
 import numpy as np
 import pytest
 
-from replaykit import PrioritizedBuffer
+from replaykit import PrioritizedBuffer, RateLimit
 from replaykit.distributed import RayReplay, ShardWriter
 from replaykit.distributed.generations import STEPS
 from tests.helpers import FLAT, arrays_of, step, stretch
@@ -223,6 +224,34 @@ def test_a_factory_that_raises_is_named_and_no_actor_is_left(cluster):
         return False
 
     until(is_gone)
+
+
+@ray.remote(num_cpus=0)
+def add_until_full(writer, steps):
+    """Add steps in another process until the limit makes it wait for samples. Returns how many were added."""
+    number = 0
+    with contextlib.suppress(TimeoutError):
+        while number < steps:
+            writer.add(**step(number))
+            writer.flush()
+            number += 1
+    return number
+
+
+def test_a_limit_holds_across_processes(cluster):
+    """A writer in another process is stopped by the learner's samples, and the learner by what it has added."""
+    limit = RateLimit(2.0, min_size=8, tolerance=16.0, timeout=0.2)
+    with RayReplay(make_buffer, 2, seed=0, block=1, rate_limit=limit) as replay:
+        with pytest.raises(TimeoutError, match="4 transitions cannot be sampled after 0 inserted"):
+            replay.sample(4)
+        added = ray.get(add_until_full.remote(replay.writer(), 100))
+        assert added == 16  # 2 * 16 is 2 * 8 + 16
+        sampled = sum(len(replay.sample(4)) for _ in range(8))
+        assert sampled == 32  # 2 * 16 - 32 is 2 * 8 - 16
+        with pytest.raises(TimeoutError, match="cannot be sampled after 16 inserted"):
+            replay.sample(4)
+        stats = replay.stats()
+        assert (stats["inserted"], stats["sampled"]) == (16.0, 32.0)
 
 
 @pytest.mark.parametrize(
