@@ -413,8 +413,11 @@ def outcomes_of(library: str) -> dict[str, Outcome]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description="Faults, library by library.")
-    parser.add_argument("--libs", default=",".join(SUBJECTS), help="libraries (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.faults",
+        description="Run typical mistakes and hard cases with each library, and write the tables of the results.",
+    )
+    parser.add_argument("--libs", default=",".join(SUBJECTS), help="comma-separated libraries (default: %(default)s)")
     parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:

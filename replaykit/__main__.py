@@ -24,8 +24,14 @@ _KERNEL = re.compile(r"\w+-[0-9a-f]{32}\.kernel(\.[0-9a-f]{16})?")
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the report, or clear the cache. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m replaykit", description="Print what a bug report needs.")
-    parser.add_argument("--clear-cache", action="store_true", help="delete the compiled kernels in the cache")
+    parser = argparse.ArgumentParser(
+        prog="python -m replaykit", description="Print the information that a bug report needs."
+    )
+    parser.add_argument(
+        "--clear-cache",
+        action="store_true",
+        help="delete the compiled kernels in the cache instead; they are compiled again when needed",
+    )
     if parser.parse_args(arguments).clear_cache:
         return clear_cache()
     for name, value in (*versions(), *machine()):

@@ -82,7 +82,7 @@ def draw_all(path: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", action="store_true", help="make the runs anew, rather than draw those recorded")
+    parser.add_argument("--train", action="store_true", help="first make the runs again, which takes about two minutes")
     if parser.parse_args().train:
         train_all(HERE / "health.csv")
     draw_all(HERE / "health.csv")

@@ -125,7 +125,7 @@ def draw(path: Path) -> None:
 def main() -> None:
     """Train if asked, and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", action="store_true", help="make the runs anew")
+    parser.add_argument("--train", action="store_true", help="first make the runs again, which takes about a minute")
     parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:

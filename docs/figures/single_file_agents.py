@@ -106,7 +106,7 @@ def draw(path: Path) -> None:
 def main() -> None:
     """Train if asked, and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", action="store_true", help="make the runs that are missing")
+    parser.add_argument("--train", action="store_true", help="first make the runs that are missing in cleanrl-runs.csv")
     if parser.parse_args().train:
         train_missing()
     write_table()
