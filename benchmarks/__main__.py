@@ -128,7 +128,7 @@ def parse_arguments() -> argparse.Namespace:
     for option, known in (("only", SECTIONS), ("libs", PEERS)):
         unknown = set(getattr(options, option)) - set(known)
         if unknown:
-            parser.error(f"--{option}: {', '.join(sorted(unknown))}: expected some of {', '.join(known)}")
+            parser.error(f"--{option}: {', '.join(sorted(unknown))}: expected one or more of {', '.join(known)}")
     if options.rounds is None:
         options.rounds = QUICK_ROUNDS if options.quick else ROUNDS
     if options.rounds < 1:

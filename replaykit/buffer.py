@@ -96,7 +96,9 @@ class Buffer(Replay):
         """
         num_envs = env.num_envs if hasattr(env, "single_observation_space") else 1
         if options.setdefault("num_envs", num_envs) != num_envs:
-            raise ValueError(f"num_envs is {options['num_envs']}; expected {num_envs}, as env has")
+            raise ValueError(
+                f"num_envs is {options['num_envs']}; expected {num_envs}, the number of environments in env"
+            )
         return cls(capacity, Spec.from_env(env), **options)  # type: ignore[arg-type]
 
     def add(
@@ -207,7 +209,7 @@ class Buffer(Replay):
         with self.lock:
             if self.lock.sampling:
                 self.lock.refuse_writing()
-            storage.refuse(entries[(entries < -1) | (step >= storage.bounds[1, lanes])])  # never given out
+            storage.refuse(entries[(entries < -1) | (step >= storage.bounds[1, lanes])])  # never returned
             stored = np.flatnonzero((entries >= 0) & (step >= storage.bounds[0, lanes]))
             slots = entries[stored] % storage.capacity
             for former in storage.moments.values():
@@ -347,7 +349,7 @@ class Buffer(Replay):
     def _with_beta(self) -> Any:
         """The distribution, which must have a beta."""
         if not hasattr(type(self._distribution), "beta"):
-            raise AttributeError(f"{self!r} prioritizes nothing, so it has no beta")
+            raise AttributeError(f"{self!r} has no priorities, so it has no beta")
         return self._distribution
 
     @property

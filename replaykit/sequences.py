@@ -104,10 +104,10 @@ class SequenceReplay(ReplayWrapper):
             held = f"the {inner.capacity // lanes} steps that each of {lanes} lanes holds"
             raise ValueError(f"length is {length}; expected at most {held}; build a buffer with a larger capacity")
         if inner.has_sequences:
-            raise ValueError("inner serves sequences already; expected a replay of single transitions")
+            raise ValueError("inner already returns sequences; expected a replay of single transitions")
         if inner.is_conditional:
-            reason = "which a row's probability is the sum of; put the LargeBatchReplay around the SequenceReplay"
-            raise ValueError(f"inner is a {type(inner).__name__}, whose transitions have no probability, {reason}")
+            reason = "which a SequenceReplay must sum; put the LargeBatchReplay around the SequenceReplay"
+            raise ValueError(f"inner is a {type(inner).__name__}, whose transitions have no probabilities, {reason}")
         self._length, self._burn_in, self._stride, self._eta = length, burn_in, stride, check_unit("eta", eta)
         self._offsets = np.arange(length) * self.successor
 

@@ -137,7 +137,7 @@ def test_probabilities_of_single_transitions_are_refused_with_the_reason():
         buffer.probability([0])
     with pytest.raises(ValueError, match="inner has no probabilities of single transitions"):
         CombinedReplay(buffer)
-    with pytest.raises(TypeError, match="draw is a Draw; expected what draw of a LargeBatchReplay returned"):
+    with pytest.raises(TypeError, match="draw is a Draw; expected the result of draw() of a LargeBatchReplay"):
         buffer.weigh(Draw(np.arange(2), np.ones(2)))
     monitor = ReplayMonitor(buffer, every=1)
     monitor.record(buffer.sample(8), np.ones(8))

@@ -286,7 +286,7 @@ def test_priorities_find_their_source():
 @pytest.mark.parametrize(
     ("indices", "options", "error", "match"),
     [
-        ([2, 63], {"td_errors": [1.0, 1.0]}, IndexError, "contains 63, which was never given out"),
+        ([2, 63], {"td_errors": [1.0, 1.0]}, IndexError, "contains 63, which the buffer never returned"),
         ([2, -3], {"td_errors": [1.0, 1.0]}, IndexError, "contains -3"),
         ([2, 0], {"td_errors": [1.0, np.nan]}, ValueError, "td_errors contains nan"),
         ([0, 2], {"td_errors": [1.0, np.inf]}, ValueError, "td_errors contains inf"),
@@ -315,9 +315,14 @@ def test_stale_indices_are_dropped():
     assert replay.update_priorities([2, 5, 17, 62, 0], np.ones(5)) == 2
     assert replay.stats()["stale_updates"] == 2
     for call in (replay.window, replay.fetch, replay.episode, replay.probability, lambda i: replay.read(i, "obs")):
-        with pytest.raises(IndexError, match="contains 5, which is stale; the oldest stored of lane 2 is 17"):
+        with pytest.raises(
+            IndexError,
+            match="contains 5, which is stale: .*; the oldest stored index of lane 2 is 17",
+        ):
             call(np.array([17, 5]))
-        with pytest.raises(IndexError, match="contains 18, which was never given out; the newest of lane 0 is 15"):
+        with pytest.raises(
+            IndexError, match="contains 18, which the buffer never returned; the newest index of lane 0 is 15"
+        ):
             call(np.array([17, 18]))
 
 
@@ -366,7 +371,7 @@ def test_beta_is_set_for_all_that_have_one():
     with unchanged(replay, ValueError, "beta is 2"):
         replay.beta = 2
     plain = MixedReplay({"a": ReplayBuffer(4, FLAT)}, shares={"a": 1.0}, add_to="a")
-    with pytest.raises(AttributeError, match="prioritizes nothing, so it has no beta"):
+    with pytest.raises(AttributeError, match="has no priorities, so it has no beta"):
         _ = plain.beta
     with pytest.raises(AttributeError, match="prioritizes nothing"):
         plain.beta = 0.5
@@ -567,11 +572,11 @@ GENERATOR = np.random.default_rng(0)
         ),
         (
             {"a": MixedReplay(BOTH, shares=HALVES, add_to="a"), "b": ReplayBuffer(9, FLAT)}, HALVES, "a",
-            ValueError, "source 'a' is a mixture already; name all sources in one, and multiply the shares",
+            ValueError, "source 'a' is itself a mixture; pass all its sources here, and multiply their shares",
         ),
         (
             {"a": ReplayBuffer(9, FLAT, seed=GENERATOR), "b": ReplayBuffer(9, FLAT, seed=GENERATOR)}, HALVES, "a",
-            ValueError, "source 'a' and source 'b' draw from one generator.*give each a seed of its own",
+            ValueError, "source 'a' and source 'b' use the same random generator.*give each a seed of its own",
         ),
     ],
 )  # fmt: skip
