@@ -241,7 +241,7 @@ class SequenceReplay(ReplayWrapper):
         if chosen is not None and (chosen.shape != shape or chosen.dtype != np.bool_):
             raise ValueError(f"mask has shape {chosen.shape} and dtype {chosen.dtype}; expected {shape} and bool")
         values, wanted = as_float64(name, given, True), shape if priorities is None else shape[:1]
-        refuse_other_shape(name, values, wanted, "a row for each of indices")
+        refuse_other_shape(name, values, wanted, "one row for each of indices")
         with self.lock:
             if chosen is None:
                 chosen = self._learned_now(entries)

@@ -217,8 +217,8 @@ ReplayBuffer(5, Spec(obs=Field((3,)), action=Field(()), note=Field((2,), bool)),
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"capacity": 6}, "capacity was 5, and is 6 here"),
-        ({"num_envs": 2}, "num_envs was 1, and is 2 here"),
+        ({"capacity": 6}, "capacity was 5, but is 6 here"),
+        ({"num_envs": 2}, "num_envs was 1, but is 2 here"),
         ({"spec": STACKS}, "spec was "),
         ({"share": "none"}, "share was 'large', and is 'none' here"),
         ({"alpha": 0.5}, "alpha was 0.6, and is 0.5 here"),
@@ -295,7 +295,7 @@ def test_a_forked_child_cannot_use_the_files(tmp_path):
 
     def child():
         for call in (lambda: buffer.add(**one, note=[True, False]), lambda: buffer.sample(1), buffer.clear):
-            with pytest.raises(RuntimeError, match="a forked child cannot use them"):
+            with pytest.raises(RuntimeError, match="a forked process cannot use them"):
                 call()
 
     run_in_child(child)

@@ -331,7 +331,7 @@ def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path, saved):
     (tmp_path / "file").write_text("mine")
     with unchanged(buffer, OSError, "file"):
         buffer.save(tmp_path / "file")
-    with unchanged(buffer, FileNotFoundError, "file is no directory; expected one that save"):
+    with unchanged(buffer, FileNotFoundError, "file is not a directory; expected one that save"):
         buffer.load(tmp_path / "file")
     with unchanged(buffer, OSError, "file"):
         buffer.save(tmp_path / "file" / "below")
@@ -341,7 +341,7 @@ def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path, saved):
 def test_a_missing_directory_is_made_by_save_and_refused_by_load(tmp_path, saved):
     """Parent directories are also created. Paths may be strings, bytes and path objects."""
     buffer, _ = saved
-    with unchanged(buffer, FileNotFoundError, "nowhere is no directory"):
+    with unchanged(buffer, FileNotFoundError, "nowhere is not a directory"):
         buffer.load(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with unchanged(buffer, FileNotFoundError, "empty/manifest.json is missing"):

@@ -126,7 +126,7 @@ def test_an_index_that_was_never_given_out_is_refused(stack):
     """An index beyond the newest raises an error: it never writes outside the arrays."""
     replay = full(stack)
     for index in (10, 11, 10**6, 2**62):
-        with refused(replay, IndexError, "indices", index, "never given out", "newest"):
+        with refused(replay, IndexError, "indices", index, "never returned", "newest"):
             replay.update_priorities([5, index], [1.0, 1.0])
 
 
@@ -143,7 +143,7 @@ def test_a_negative_index_is_refused(stack):
     """A negative index raises an error: -1 does not mean the last transition."""
     replay = full(stack)
     for index in (-1, -6, -(2**63)):
-        with refused(replay, IndexError, "indices", index, "never given out"):
+        with refused(replay, IndexError, "indices", index, "never returned"):
             replay.update_priorities([5, index], [1.0, 1.0])
 
 

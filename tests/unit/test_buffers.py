@@ -300,7 +300,7 @@ def test_fields_of_no_size_are_stored(lanes):
 
 
 def test_clear_forgets_everything_but_the_count():
-    """Transitions, episodes and priorities are gone; old indices are stale and none is given out twice."""
+    """Transitions, episodes and priorities are gone; old indices are stale and none is returned twice."""
     buffer = filled(PrioritizedBuffer(8, FLAT, alpha=1.0, seed=0), 5)
     buffer.update_priorities(np.arange(5), np.full(5, 100.0))
     buffer.clear()

@@ -202,7 +202,9 @@ def test_a_stream_that_outgrows_the_machine_is_refused_and_nothing_is_lost(monke
     limit_memory(monkeypatch, 1000)
     many = [np.stack([np.stack([frame(9 * i + d + e, (4, 84, 84)) for e in (0, 3)]) for i in range(9)]) for d in (0, 1)]
     zeros = np.zeros((9, 2))
-    with pytest.raises(MemoryError, match=r"obs: the observations share fewer frames .* needs .* MiB; .* available"):
+    with pytest.raises(
+        MemoryError, match=r"obs: next_obs is not the obs of the next step.* needs .* MiB; .* available"
+    ):
         buffer.extend(many[0], zeros.astype(int), zeros, many[1], zeros.astype(bool), zeros.astype(bool))
     buffer.check()
     assert buffer.nbytes == twin.nbytes
@@ -223,7 +225,7 @@ def test_an_add_that_outgrows_the_machine_is_refused_and_nothing_is_lost(monkeyp
     while buffer._storage.arrays["frames.obs.free"][0] >= 2 * 4 * 2:
         buffer.add(frame(number, (4, 84, 84)), 0, 0.0, frame(number + 1, (4, 84, 84)), False, False)
         number += 2
-    with unchanged(buffer, MemoryError, r"obs: the observations share fewer frames .* needs .* MiB; .* available"):
+    with unchanged(buffer, MemoryError, r"obs: next_obs is not the obs of the next step.* needs .* MiB; .* available"):
         buffer.add(frame(number, (4, 84, 84)), 0, 0.0, frame(number + 1, (4, 84, 84)), False, False)
     monkeypatch.undo()
     buffer.add(frame(number, (4, 84, 84)), 0, 0.0, frame(number + 1, (4, 84, 84)), False, False)

@@ -198,7 +198,7 @@ def test_goals_of_several_fields_are_saved_by_their_keys(tmp_path):
 @pytest.mark.parametrize(
     ("achieved", "desired", "error", "match"),
     [
-        (("place", "speed"), ("target",), ValueError, "tuples of as many keys"),
+        (("place", "speed"), ("target",), ValueError, "two tuples of the same length"),
         (
             ("place",),
             "target",
@@ -434,7 +434,7 @@ def test_specs_without_goals_are_refused():
     spec = Spec(obs={"achieved_goal": image, "desired_goal": image}, action=Field(()))
     with pytest.raises(ValueError, match="stack is 2, and so obs.achieved_goal is a stack"):
         HindsightReplay(ReplayBuffer(9, spec, stack=2), sparse)
-    with pytest.raises(ValueError, match="relabelled by a HindsightReplay already"):
+    with pytest.raises(ValueError, match="inner already contains a HindsightReplay"):
         HindsightReplay(CombinedReplay(goals()), sparse)
     with pytest.raises(TypeError, match="inner is a int"):
         HindsightReplay(3, sparse)

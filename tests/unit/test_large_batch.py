@@ -135,7 +135,7 @@ def test_probabilities_of_single_transitions_are_refused_with_the_reason():
         pytest.raises(RuntimeError, match="conditional on the large batch.*use those of a batch"),
     ):
         buffer.probability([0])
-    with pytest.raises(ValueError, match="inner has no probabilities of single transitions"):
+    with pytest.raises(ValueError, match="inner contains a LargeBatchReplay, whose transitions have"):
         CombinedReplay(buffer)
     with pytest.raises(TypeError, match="draw is a Draw; expected the result of draw() of a LargeBatchReplay"):
         buffer.weigh(Draw(np.arange(2), np.ones(2)))

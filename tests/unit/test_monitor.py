@@ -325,7 +325,7 @@ def test_nothing_is_known_at_first():
 
 
 def test_the_first_batch_may_be_stale():
-    """After a clear, before anything is stored anew; but an index that was never given out is refused then too."""
+    """After a clear, before anything is stored anew; but an index that was never returned is refused then too."""
     buffer = filled(ReplayBuffer(10, FLAT, seed=0), 10)
     batch = buffer.sample(4)
     buffer.clear()
@@ -566,7 +566,7 @@ def test_figures_refuse_panels_that_do_not_exist(watched):
         watched.plot(panels=["weight"])
     with pytest.raises(ValueError, match="panels is empty"):
         watched.plot(panels=[])
-    with pytest.raises(ValueError, match="ax has 1 axes; expected 2, as panels has"):
+    with pytest.raises(ValueError, match="ax has 1 axes; expected 2, the number of panels"):
         watched.plot(ax=Figure().add_subplot(), panels=["states", "draws"])
 
 

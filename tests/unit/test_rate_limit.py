@@ -349,7 +349,7 @@ def test_the_only_thread_does_not_wait(monkeypatch):
     replay = limited(timeout=None)
     monkeypatch.setattr(threading, "active_count", lambda: 1)
     with unchanged(
-        replay, RuntimeError, "would wait without end, since this is the only thread; insert first in a thread"
+        replay, RuntimeError, "would wait without end, since this is the only thread; insert in another thread"
     ):
         replay.sample(4)
     monkeypatch.setattr(threading, "active_count", lambda: 2)

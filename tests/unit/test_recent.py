@@ -89,7 +89,7 @@ def test_emphasis_on_recent_experience_is_the_papers():
 )
 def test_draws_that_would_have_no_effect_are_refused(make):
     """Priorities inside, for example."""
-    with pytest.raises(ValueError, match="inner draws as a .* does; expected a ReplayBuffer inside"):
+    with pytest.raises(ValueError, match="inner contains a .*; expected a replay that draws uniformly"):
         RecentReplay(make(), newest=5)
 
 
@@ -126,7 +126,7 @@ def test_without_replacement_the_newest_are_drawn_once():
     """A batch of more than are recent is refused."""
     buffer = RecentReplay(filled(ReplayBuffer(20, FLAT, replace=False, seed=0), 20), newest=5)
     assert sorted(assert_lawful(buffer, 5).indices.tolist()) == [15, 16, 17, 18, 19]
-    with unchanged(buffer, ValueError, "batch_size is 6; expected at most 5, as many as are recent"):
+    with unchanged(buffer, ValueError, "batch_size is 6; expected at most 5, the number of recent transitions"):
         buffer.sample(6)
 
 

@@ -183,7 +183,7 @@ def test_a_lane_has_one_writer_at_a_time():
     buffer = CombinedReplay(inner)
     writer = buffer.writer([0, 1])
     for replay in (inner, buffer):
-        with unchanged(inner, ValueError, "lanes contains 1, which has a writer; .*close"):
+        with unchanged(inner, ValueError, "lanes contains 1, which already has a writer; .*close"):
             replay.writer(slice(1, 3))
     others = inner.writer([2, 3])
     writer.close()
