@@ -70,11 +70,11 @@ REFUSED = {
     ("hindsight", "large"): "inner has a HindsightReplay",
     ("limited", "mixed"): "source 'one' has a RateLimit",
     ("large", "combined"): "inner contains a LargeBatchReplay, whose",
-    ("large", "mixed"): "source 'one' has transitions without a probability",
+    ("large", "mixed"): "source 'one' has no probabilities of single",
     ("large", "recent"): "inner contains a LargeBatchReplay",
-    ("large", "sequences"): "whose transitions have no probability",
+    ("large", "sequences"): "whose transitions have no probabilities",
     ("mixed", "recent"): "inner contains a MixedReplay",
-    ("sequences", "mixed"): "source 'one' serves sequences",
+    ("sequences", "mixed"): "source 'one' returns sequences",
     ("sequences", "recent"): "inner contains a SequenceReplay",
 }
 """Inner and outer, with an outer wrapper anywhere around the inner one."""

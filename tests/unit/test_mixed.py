@@ -464,7 +464,7 @@ def test_a_load_takes_other_capacities_and_refuses_what_else_differs(tmp_path):
         return MixedReplay(sources, shares={name: 1.0 / len(sources) for name in sources}, add_to="online")
 
     for made, match in (
-        (other(demos=ReplayBuffer(12, FLAT)), r"sources\['demos'\]|num_envs was 2, and is 1"),
+        (other(demos=ReplayBuffer(12, FLAT)), r"sources\['demos'\]|num_envs was 2, but is 1"),
         (other(more=ReplayBuffer(12, FLAT)), "sources was"),
         (other(online=ReplayBuffer(8, FLAT)), r"saved from a PrioritizedBuffer, and this is a ReplayBuffer"),
         (ReplayBuffer(12, FLAT), "it was saved from a MixedReplay, and this is a ReplayBuffer"),

@@ -429,7 +429,7 @@ def test_counts_are_copied_and_saved(tmp_path):
         assert (other.limit.inserted, other.limit.sampled) == (20, 8)
         assert other.rate_limit is other.limit is not replay.limit
         assert bits_of(other.sample(8)) == bits_of(copy.deepcopy(replay).sample(8))
-    with pytest.raises(ValueError, match="samples_per_insert was 2.0, and is 3.0"):
+    with pytest.raises(ValueError, match="samples_per_insert was 2.0, but is 3.0"):
         limited(3.0, inner=PrioritizedBuffer(100, FLAT)).load(tmp_path / "a")
     replay.inner.save(tmp_path / "b")
     other = limited(inner=PrioritizedBuffer(100, FLAT))
