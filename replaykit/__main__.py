@@ -88,7 +88,7 @@ def cache_lines() -> list[str]:
     except (ImportError, OSError) as error:
         return [f"{'kernel cache':<18} unknown: {error}"]
     if directory is None:
-        return [f"{'kernel cache':<18} none: each process compiles its kernels anew", *reasons]
+        return [f"{'kernel cache':<18} none: each process compiles its own kernels", *reasons]
     size = sum(files.values()) / 1e6
     return [
         f"{'kernel cache':<18} {directory}",

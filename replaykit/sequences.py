@@ -56,8 +56,8 @@ class SequenceReplay(ReplayWrapper):
     Raises
     ------
     TypeError, ValueError
-        If an argument is out of range, T is larger than a lane, `inner` already serves sequences, or its transitions
-        have no probability.
+        If an argument is out of range, T is larger than a lane, `inner` already returns sequences, or its transitions
+        have no probabilities.
 
     References
     ----------

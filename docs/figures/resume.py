@@ -1,7 +1,7 @@
 """Draw the figure of "Checkpoints and exact resume": ``python docs/figures/resume.py``.
 
-With ``--train`` the runs are made anew first, which takes about a minute: a DQN learns CartPole once without a stop,
-and once in processes that are killed and resumed. The returns and losses of both are in resume.csv.
+With ``--train``, the runs are first made again, which takes about a minute: a DQN learns CartPole once without a stop,
+and once in processes that are killed and resumed. The returns and losses of both are written to resume.csv.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Draw the figure of "Write agents in CleanRL's shape", and its table: ``python docs/figures/single_file_agents.py``.
 
-With ``--train`` the runs that are missing in cleanrl-runs.csv are made first, one after another; the file is written
-after each, so that you can stop at any time. Delete rows, or the file, to make runs anew.
+With ``--train``, the runs that are missing in cleanrl-runs.csv are made first, one after another. The file is written
+after each run, so you can stop at any time. To repeat runs, delete their rows, or the file.
 """
 
 import argparse
