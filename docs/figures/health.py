@@ -1,8 +1,8 @@
 """Draw the figures of "Is my replay healthy?": ``python docs/figures/health.py``.
 
-With ``--train``, the runs are first made again, which takes about two minutes: a DQN learns CartPole from three buffers,
-and a monitor records each run. The histories of the monitors are written to health.csv, and their warnings at the end of
-a run to health-<run>.txt. On the same machine, the files are the same every time.
+With ``--train``, the runs are first made again, which takes about two minutes: a DQN learns CartPole from three
+buffers, and a monitor records each run. The histories of the monitors are written to health.csv, and their warnings at
+the end of a run to health-<run>.txt. On the same machine, the files are the same every time.
 """
 
 import argparse
