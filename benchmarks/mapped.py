@@ -114,7 +114,7 @@ def parse_arguments() -> argparse.Namespace:
         "--gib", type=float, default=30.0, help="size of the large buffer in GiB (default: %(default)s)"
     )
     parser.add_argument(
-        "--path", type=Path, required=True, help="directory for the files, on a disk with 1 GiB more space than --gib"
+        "--path", type=Path, required=True, help="directory for the files, on a disk with more free space than --gib"
     )
     parser.add_argument("--output", type=Path, help="write the results to this JSON file")
     return parser.parse_args()

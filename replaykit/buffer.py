@@ -96,9 +96,7 @@ class Buffer(Replay):
         """
         num_envs = env.num_envs if hasattr(env, "single_observation_space") else 1
         if options.setdefault("num_envs", num_envs) != num_envs:
-            raise ValueError(
-                f"num_envs is {options['num_envs']}; expected {num_envs}, the number of environments in env"
-            )
+            raise ValueError(f"num_envs is {options['num_envs']}; expected {num_envs}, as many as env has")
         return cls(capacity, Spec.from_env(env), **options)  # type: ignore[arg-type]
 
     def add(

@@ -239,9 +239,7 @@ def as_indices(name: str, value: Any, detach: bool = False) -> npt.NDArray[np.in
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}; expected (B,)")
     if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(
-            f"{name} has dtype {array.dtype}; expected integers, such as the indices that add and sample return"
-        )
+        raise TypeError(f"{name} has dtype {array.dtype}; expected integers, such as batch.indices")
     if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise IndexError(f"{name} contains {array.max()}, which the buffer never returned")
     return array.astype(np.int64)

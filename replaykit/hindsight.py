@@ -261,9 +261,7 @@ class HindsightReplay(ReplayWrapper):
             probe = achieved, desired, info
             alone = [self._ask_ends(_map(itemgetter([row]), probe))[0] for row in range(3 * missed.size)]
             if (self._ask_ends(probe) != alone).any():
-                fault = (
-                    "returns different values for a row alone and for the same row in a batch, so it is not vectorised"
-                )
+                fault = "returns another value for a row alone than for it in a batch, so it is not vectorised"
                 name = _called("terminated_fn", self._terminated_fn)
                 raise ValueError(f"{name} {fault}; {_wrapped('terminated_fn', goals)}")
             self._is_vectorised = True

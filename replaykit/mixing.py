@@ -160,8 +160,7 @@ class Shares:
             when = f" after {batches} batches" if batches else ""
             listed = ", ".join(f"{name!r}: {share:g}" for name, share in zip(self._names, shares, strict=True))
             raise ValueError(
-                f"shares is {{{listed}}}{when}, with the sum {sum(shares):g}; expected a sum of 1; divide each share "
-                "by the sum"
+                f"shares is {{{listed}}}{when}, with the sum {sum(shares):g}; expected a sum of 1; divide each by it"
             )
 
     def plan(self, batch_size: int, batches: int) -> Plan:

@@ -123,7 +123,5 @@ def _uniform_of(inner: Replay) -> Uniform:
 def _check_newest(name: str, value: Any) -> float:
     """`value` as a finite number of at least 1."""
     if check_finite(name, value) < 1.0:
-        raise ValueError(
-            f"{name} is {value!r}; expected a number of transitions, at least 1, or a schedule that returns one"
-        )
+        raise ValueError(f"{name} is {value!r}; expected a number of at least 1, or a schedule that returns one")
     return float(value)

@@ -193,7 +193,7 @@ def test_rows_of_several_windows_are_of_one_source_each():
     assert flat.pop("source").tolist() == np.repeat([1, 0, 1, 0], 3).tolist()
     for name, values in fields.items():
         np.testing.assert_array_equal(values, flat[name], err_msg=name)
-    with pytest.raises(IndexError, match="a row of indices is of several sources"):
+    with pytest.raises(IndexError, match="a row of indices belongs to several sources"):
         replay.window(np.array([[lanes[2][0], lanes[0][0]]]))
 
 
@@ -552,14 +552,14 @@ GENERATOR = np.random.default_rng(0)
         ({"a": ONE, "b": 3}, HALVES, "a", TypeError, "source 'b' is a int; expected a buffer, or a wrapper"),
         ({1: ONE}, {1: 1.0}, 1, ValueError, "name 1; expected letters, digits"),
         ({"a/b": ONE}, {"a/b": 1.0}, "a/b", ValueError, "name 'a/b'; expected letters, digits"),
-        (BOTH, {"a": 0.5, "b": 0.6}, "a", ValueError, "shares is {'a': 0.5, 'b': 0.6}, with the sum 1.1; expected 1"),
+        (BOTH, {"a": 0.5, "b": 0.6}, "a", ValueError, "{'a': 0.5, 'b': 0.6}, with the sum 1.1; expected a sum of 1"),
         (BOTH, {"a": -0.5, "b": 1.5}, "a", ValueError, r"shares\['a'\] is -0.5; expected a number in \[0, 1\]"),
         (BOTH, {"a": "x", "b": 1.0}, "a", TypeError, r"shares\['a'\] is 'x'; expected a number"),
         (BOTH, {"a": np.nan, "b": 1.0}, "a", ValueError, r"shares\['a'\] is nan"),
         (BOTH, {"a": 1.0}, "a", ValueError, "shares lacks 'b'; expected a share of each source, 0 for none"),
         (BOTH, {"a": 0.5, "b": 0.5, "c": 0.0}, "a", ValueError, "unknown name 'c'; expected 'a', 'b'"),
         (BOTH, [0.5, 0.5], "a", TypeError, "shares is .*; expected a dict with a number for each of 'a', 'b'"),
-        (BOTH, {"a": _falling, "b": 0.5}, "a", ValueError, "after 1 batches, with the sum 0.75; expected 1"),
+        (BOTH, {"a": _falling, "b": 0.5}, "a", ValueError, "after 1 batches, with the sum 0.75; expected a sum of 1"),
         (BOTH, HALVES, "c", ValueError, "add_to is 'c'; expected one of 'a', 'b'"),
         (BOTH, HALVES, None, ValueError, "add_to is None; expected one of 'a', 'b'"),
         ({"a": ONE, "b": ONE}, HALVES, "a", ValueError, "'a' and 'b' share a storage, so each transition would"),
@@ -605,7 +605,7 @@ def test_a_field_with_the_name_of_what_is_added_is_refused():
 def test_wrong_shares_are_refused_later_too():
     """As in the constructor; what is read-only stays so."""
     replay = mixture()
-    for shares, match in (({"demos": 0.5, "online": 0.4}, "expected 1"), ({"demos": 1.0}, "lacks 'online'")):
+    for shares, match in (({"demos": 0.5, "online": 0.4}, "expected a sum of 1"), ({"demos": 1.0}, "lacks 'online'")):
         with unchanged(replay, ValueError, match):
             replay.shares = shares
     for name in ("add_to", "sources", "lock"):
@@ -617,7 +617,7 @@ def test_wrong_shares_are_refused_later_too():
     late.sample(4)
     late.sample(4)
     assert late.sources["demos"].stats()["batches"] == 2.0
-    with pytest.raises(ValueError, match="after 2 batches, with the sum 1.25; expected 1"):
+    with pytest.raises(ValueError, match="after 2 batches, with the sum 1.25; expected a sum of 1"):
         late.sample(4)
 
 
@@ -631,7 +631,7 @@ def test_a_batch_that_cannot_be_made_changes_no_generator(shares, call):
     ]
     replay = mixture(shares)
     replay.update_priorities(replay.stored()[12:], priorities=np.zeros(20))
-    cases.append((replay, r"source 'online' gives \d+ rows of 13: .*every priority is 0"))
+    cases.append((replay, r"source 'online', asked for \d+ of 13 rows: .*every priority is 0"))
     few = ReplayBuffer(3, FLAT, replace=False, seed=1)
     sources = dict(mixture().sources) | {"online": filled(few, 3)}
     cases.append((MixedReplay(sources, shares=shares, add_to="online", seed=2), r"rows of 13: .*without replacement"))

@@ -97,7 +97,7 @@ def test_wrong_numbers_are_refused():
     """In the constructor, and from a schedule when a batch is drawn."""
     inner = ReplayBuffer(9, FLAT, seed=0)
     for newest, error, words in (
-        (0, ValueError, "newest is 0; expected a number of transitions, at least 1, or a schedule"),
+        (0, ValueError, "newest is 0; expected a number of at least 1, or a schedule"),
         (float("nan"), ValueError, "newest is nan; expected a finite number"),
         ("5", TypeError, "newest is '5'"),
         (True, TypeError, "newest is True"),
