@@ -354,13 +354,13 @@ def test_the_only_thread_does_not_wait(monkeypatch):
         replay.sample(4)
     monkeypatch.setattr(threading, "active_count", lambda: 2)
     monkeypatch.setattr("replaykit.rate_limit._ALONE", -1.0)
-    with pytest.raises(RuntimeError, match="since no other thread has used the limit; insert first"):
+    with pytest.raises(RuntimeError, match="since no other thread has used the limit; insert in another thread first"):
         replay.sample(4)
 
 
 def test_a_thread_that_holds_the_lock_does_not_wait():
     replay = limited(timeout=None)
-    with replay.lock, pytest.raises(RuntimeError, match="holds the buffer's lock.*call it without the lock"):
+    with replay.lock, pytest.raises(RuntimeError, match="holds the buffer's lock.*release the lock first"):
         replay.sample(4)
 
 
