@@ -634,7 +634,7 @@ def test_a_batch_that_cannot_be_made_changes_no_generator(shares, call):
     cases.append((replay, r"source 'online', asked for \d+ of 13 rows: .*every priority is 0"))
     few = ReplayBuffer(3, FLAT, replace=False, seed=1)
     sources = dict(mixture().sources) | {"online": filled(few, 3)}
-    cases.append((MixedReplay(sources, shares=shares, add_to="online", seed=2), r"rows of 13: .*without replacement"))
+    cases.append((MixedReplay(sources, shares=shares, add_to="online", seed=2), r"of 13 rows: .*without replacement"))
     sources = dict(mixture().sources)
     sources["online"] = CombinedReplay(sources["online"], latest=12)
     cases.append((MixedReplay(sources, shares=shares, add_to="online", seed=2), r"of 13: .*at least latest=12"))

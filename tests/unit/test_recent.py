@@ -108,7 +108,7 @@ def test_wrong_numbers_are_refused():
     buffer = RecentReplay(filled(inner, 9), _short_after_two)
     buffer.sample(2)
     buffer.sample(2)
-    with unchanged(buffer, ValueError, "newest is 0.5; expected a number of transitions"):
+    with unchanged(buffer, ValueError, "newest is 0.5; expected a number of at least 1"):
         buffer.sample(2)
     with unchanged(buffer, IndexError, "indices contains 99"):
         buffer.probability([99])
