@@ -637,7 +637,7 @@ def test_a_batch_that_cannot_be_made_changes_no_generator(shares, call):
     cases.append((MixedReplay(sources, shares=shares, add_to="online", seed=2), r"of 13 rows: .*without replacement"))
     sources = dict(mixture().sources)
     sources["online"] = CombinedReplay(sources["online"], latest=12)
-    cases.append((MixedReplay(sources, shares=shares, add_to="online", seed=2), r"of 13: .*at least latest=12"))
+    cases.append((MixedReplay(sources, shares=shares, add_to="online", seed=2), r"of 13 rows: .*at least latest=12"))
     for each, match in cases:
         with unchanged(each, ValueError, match):
             getattr(each, call)(13)
