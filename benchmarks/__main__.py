@@ -101,24 +101,34 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Replay buffers side by side.")
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections (default: %(default)s), or architecture")
-    parser.add_argument("--libs", default=",".join(PEERS), help="other libraries (default: %(default)s), or none")
-    parser.add_argument(
-        "--before", type=Path, help="compare with the replaykit of this checkout instead of other libraries"
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Time the replay buffers of replaykit and other libraries."
     )
-    parser.add_argument("--quick", action="store_true", help="few rounds, and no buffers of 10 million transitions")
-    parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS}, with --quick {QUICK_ROUNDS}")
-    clock_help = "cpu: the time of one thread, if other programs are running (default: %(default)s)"
+    sections_help = "comma-separated sections, or architecture for those with a limit (default: %(default)s)"
+    parser.add_argument("--only", default=",".join(SECTIONS), help=sections_help)
+    libs_help = "comma-separated other libraries, or none (default: %(default)s)"
+    parser.add_argument("--libs", default=",".join(PEERS), help=libs_help)
+    parser.add_argument(
+        "--before",
+        type=Path,
+        help="directory of another checkout of replaykit, to compare with instead of other libraries",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="run few rounds, without buffers of 10 million transitions"
+    )
+    parser.add_argument(
+        "--rounds", type=int, help=f"rounds of each timing (default: {ROUNDS}; {QUICK_ROUNDS} with --quick)"
+    )
+    clock_help = "wall: elapsed time; cpu: processor time of one thread, for a busy machine (default: %(default)s)"
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help=clock_help)
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--output", type=Path, help="write the results to this JSON file")
     options = parser.parse_args()
     options.only = list(ARCHITECTURE) if options.only == "architecture" else options.only.split(",")
     options.libs = [] if options.libs == "none" else options.libs.split(",")
     for option, known in (("only", SECTIONS), ("libs", PEERS)):
         unknown = set(getattr(options, option)) - set(known)
         if unknown:
-            parser.error(f"--{option}: {', '.join(sorted(unknown))}: expected some of {', '.join(known)}")
+            parser.error(f"--{option}: {', '.join(sorted(unknown))}: expected one or more of {', '.join(known)}")
     if options.rounds is None:
         options.rounds = QUICK_ROUNDS if options.quick else ROUNDS
     if options.rounds < 1:

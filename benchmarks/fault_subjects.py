@@ -28,7 +28,10 @@ class Subject:
         raise NotImplementedError
 
     def sample(self, batch_size: int) -> dict[str, Any]:
-        """A batch with obs, action, reward, next_obs, and indices and weights if there are any, as arrays."""
+        """A batch with obs, action, reward, next_obs, and indices and weights if there are any, as arrays.
+
+        With n-step returns, it also has `is_terminal`: whether the target of a row adds no value of `next_obs`.
+        """
         raise NotImplementedError
 
     def update(self, indices: Any, td_errors: Any) -> None:
@@ -64,7 +67,7 @@ class Replaykit(Subject):
 
     def sample(self, batch_size: int) -> dict[str, Any]:
         batch = self.replay.sample(batch_size)
-        return dict(batch.items())
+        return dict(batch.items()) | {"is_terminal": batch.discount == 0.0}
 
     def update(self, indices: Any, td_errors: Any) -> None:
         self.replay.update_priorities(indices, td_errors)
@@ -98,9 +101,10 @@ class Cpprb(Subject):
     def sample(self, batch_size: int) -> dict[str, Any]:
         batch = self.replay.sample(batch_size)
         names = {"obs": "obs", "act": "action", "rew": "reward", "next_obs": "next_obs", "weights": "weights"}
-        names |= {"indexes": "indices"}
+        names |= {"indexes": "indices", "done": "is_terminal"}
         fields = {ours: batch[theirs] for theirs, ours in names.items() if theirs in batch}
-        return {name: value[:, 0] if name in ("action", "reward") else value for name, value in fields.items()}
+        columns = ("action", "reward", "is_terminal")
+        return {name: value[:, 0] if name in columns else value for name, value in fields.items()}
 
     def update(self, indices: Any, td_errors: Any) -> None:
         """Its argument is the priorities, so the caller passes absolute values."""
@@ -139,18 +143,25 @@ class Tianshou(Subject):
         return fields
 
     def returns(self, batch: Any, indices: Any) -> dict[str, Any]:
-        """The returns, and the last observations, which the algorithm looks up to compute their values."""
+        """The returns, and the last observations, which the algorithm looks up to compute their values.
+
+        A row is terminal if its target does not depend on these values.
+        """
         import torch
         from tianshou.algorithm.algorithm_base import Algorithm
 
         asked: list[Any] = []
 
-        def values(_buffer: Any, last: Any) -> Any:
-            asked.append(self.replay[last].obs_next)
-            return torch.zeros(len(last))
+        def targets(value: float) -> Any:
+            def values(_buffer: Any, last: Any) -> Any:
+                asked.append(self.replay[last].obs_next)
+                return torch.full((len(last),), value)
 
-        made = Algorithm.compute_nstep_return(batch, self.replay, indices, values, GAMMA, self.n_step)
-        return {"reward": np.asarray(made.returns).reshape(-1), "next_obs": asked[-1]}
+            made = Algorithm.compute_nstep_return(batch, self.replay, indices, values, GAMMA, self.n_step)
+            return np.asarray(made.returns).reshape(-1)
+
+        returns = targets(0.0)
+        return {"reward": returns, "next_obs": asked[-1], "is_terminal": targets(1.0) == returns}
 
     def update(self, indices: Any, td_errors: Any) -> None:
         if not hasattr(self.replay, "update_weight"):
@@ -186,8 +197,10 @@ class StableBaselines3(Subject):
     def sample(self, batch_size: int) -> dict[str, Any]:
         batch = self.replay.sample(batch_size)
         names = {"observations": "obs", "actions": "action", "rewards": "reward", "next_observations": "next_obs"}
+        names |= {"dones": "is_terminal"}
         fields = {ours: getattr(batch, theirs).numpy() for theirs, ours in names.items()}
-        return {name: value[:, 0] if name in ("action", "reward") else value for name, value in fields.items()}
+        columns = ("action", "reward", "is_terminal")
+        return {name: value[:, 0] if name in columns else value for name, value in fields.items()}
 
     @property
     def buffer(self) -> Any:
@@ -229,7 +242,7 @@ class Torchrl(Subject):
     def sample(self, batch_size: int) -> dict[str, Any]:
         batch = self.replay.sample(batch_size)
         fields = {"obs": batch["observation"], "action": batch["action"], "reward": batch["next", "reward"][:, 0]}
-        fields |= {"next_obs": batch["next", "observation"]}
+        fields |= {"next_obs": batch["next", "observation"], "is_terminal": batch["next", "terminated"][:, 0]}
         if "index" in batch.keys():  # noqa: SIM118
             fields |= {"indices": batch["index"], "weights": batch["priority_weight"]}
         return {name: value.numpy() for name, value in fields.items()}

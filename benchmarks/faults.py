@@ -253,15 +253,16 @@ def outlier_that_falls(make: Make) -> Outcome:
 # -- Episodes ----------------------------------------------------------------------------------------------------
 
 
-def n_step_batches(make: Make, count: int, ends: dict[int, str]) -> dict[float, tuple[float, float]]:
-    """Return and last observation, by the number of the first step."""
+def n_step_batches(make: Make, count: int, ends: dict[int, str]) -> dict[float, tuple[float, float, bool]]:
+    """Return, last observation and whether the window is terminal, by the number of the first step."""
     subject = make(n_step=N_STEP)
     for t in range(count):
         flags = {"terminated": ends.get(t) == "terminated", "truncated": ends.get(t) == "truncated"}
         subject.store(step(t, **flags))
     batch = subject.sample(2000)
     first, last = (np.asarray(batch[name])[:, 0].tolist() for name in ("obs", "next_obs"))
-    return dict(zip(first, zip(np.asarray(batch["reward"]).tolist(), last, strict=True), strict=True))
+    rewards, terminal = np.asarray(batch["reward"]).tolist(), np.asarray(batch["is_terminal"], np.bool_).tolist()
+    return dict(zip(first, zip(rewards, last, terminal, strict=True), strict=True))
 
 
 def expected_window(t: int, last_step: int) -> tuple[float, float]:
@@ -270,14 +271,19 @@ def expected_window(t: int, last_step: int) -> tuple[float, float]:
     return sum(GAMMA ** (s - t) * s for s in range(t, stop + 1)), stop + 0.5
 
 
-def compared(got: dict[float, tuple[float, float]], last_steps: dict[int, int], look_at_last: bool = True) -> Outcome:
-    """Compare windows with the expected ones."""
+def compared(
+    got: dict[float, tuple[float, float, bool]], last_steps: dict[int, int], end: int | None = None
+) -> Outcome:
+    """Compare windows with the expected ones. Windows that reach the step `end` must be terminal, and no others."""
     for t, last_step in last_steps.items():
         if float(t) in got:
-            (total, last), (wanted, wanted_last) = got[float(t)], expected_window(t, last_step)
-            if not np.isclose(total, wanted) or (look_at_last and last != wanted_last):
+            (total, last, is_terminal), (wanted, wanted_last) = got[float(t)], expected_window(t, last_step)
+            must_end = end is not None and t + N_STEP > end
+            if not np.isclose(total, wanted) or (not must_end and last != wanted_last):
                 text = f"return {total:g} and last observation {last:g}; expected {wanted:g} and {wanted_last:g}"
                 return WRONG, f"from step {t}: {text}"
+            if is_terminal != must_end:
+                return WRONG, f"from step {t}: the target {'adds no' if is_terminal else 'adds the'} value of next_obs"
     missing = sorted(t for t in last_steps if float(t) not in got)
     return (WRONG, f"steps {missing} are never drawn") if missing else (HANDLED, "")
 
@@ -287,8 +293,8 @@ def truncated_windows(make: Make) -> Outcome:
 
 
 def terminated_windows(make: Make) -> Outcome:
-    """The last observation is not compared, since no target uses it."""
-    return compared(n_step_batches(make, 7, {3: "terminated"}), dict.fromkeys(range(4), 3), look_at_last=False)
+    """The last observation of a terminal window is not compared, since no target uses it."""
+    return compared(n_step_batches(make, 7, {3: "terminated"}), dict.fromkeys(range(4), 3), end=3)
 
 
 def seam_windows(make: Make) -> Outcome:
@@ -413,8 +419,11 @@ def outcomes_of(library: str) -> dict[str, Outcome]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description="Faults, library by library.")
-    parser.add_argument("--libs", default=",".join(SUBJECTS), help="libraries (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.faults",
+        description="Run typical mistakes and hard cases with each library, and write the tables of the results.",
+    )
+    parser.add_argument("--libs", default=",".join(SUBJECTS), help="comma-separated libraries (default: %(default)s)")
     parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:

@@ -107,10 +107,16 @@ def forget(path: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mapped", description="A buffer larger than memory.")
-    parser.add_argument("--gib", type=float, default=30.0, help="size of the large buffer (default: %(default)s)")
-    parser.add_argument("--path", type=Path, required=True, help="directory on a disk with enough space")
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.mapped", description="Measure a buffer larger than memory."
+    )
+    parser.add_argument(
+        "--gib", type=float, default=30.0, help="size of the large buffer in GiB (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--path", type=Path, required=True, help="directory for the files, on a disk with more free space than --gib"
+    )
+    parser.add_argument("--output", type=Path, help="write the results to this JSON file")
     return parser.parse_args()
 
 

@@ -54,11 +54,15 @@ CAPACITIES = {"1e4": 1e4, "1e5": 1e5, "1e6": 1e6, "1e7": 1e7}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description="Figures and tables of a run.")
-    parser.add_argument("results", type=Path, help="file written by python -m benchmarks --output")
-    parser.add_argument("--output", type=Path, default=Path("docs/figures"), help="directory (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.plot", description="Draw the figures and write the tables of a benchmark run."
+    )
+    parser.add_argument("results", type=Path, help="JSON file that python -m benchmarks --output wrote")
     parser.add_argument(
-        "--format", choices=("svg", "png"), default="svg", help="format of the figures (default: %(default)s)"
+        "--output", type=Path, default=Path("docs/figures"), help="directory to write to (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--format", choices=("svg", "png"), default="svg", help="file format of the figures (default: %(default)s)"
     )
     options = parser.parse_args()
     results = json.loads(options.results.read_text())

@@ -92,9 +92,11 @@ def _take(queue: Any, replay: Any, lane: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds of each measurement (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="number of measurements of each kind (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores; adds/s and batches/s of 256, medians of {arguments.repeats}, least and most")
     for count in (1, 2, 4):

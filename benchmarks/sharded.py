@@ -207,12 +207,18 @@ def memory_of(process: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement (default: %(default)s)")
-    parser.add_argument("--shards", type=int, default=2)
-    parser.add_argument("--writers", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--soak", type=float, metavar="SECONDS", help="watch the memory for so long instead")
-    parser.add_argument("--torchrl", action="store_true", help="beside TorchRL's RayReplayBuffer instead")
-    parser.add_argument("--output", type=Path, help="a file for the results, as JSON")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="seconds of each measurement (default: %(default)s)"
+    )
+    parser.add_argument("--shards", type=int, default=2, help="number of shards (default: %(default)s)")
+    parser.add_argument(
+        "--writers", type=int, nargs="+", default=[1, 2, 4], help="numbers of writers to measure (default: 1 2 4)"
+    )
+    parser.add_argument(
+        "--soak", type=float, metavar="SECONDS", help="measure the memory for this many seconds instead"
+    )
+    parser.add_argument("--torchrl", action="store_true", help="compare with TorchRL's RayReplayBuffer instead")
+    parser.add_argument("--output", type=Path, help="write the results to this JSON file")
     options = parser.parse_args()
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
     if options.soak:

@@ -178,14 +178,28 @@ def plot(curves: dict[str, Curve], path: Path) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the options."""
-    parser = argparse.ArgumentParser(description="DQN with actors and shards on Ray.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description="Train DQN on CartPole with parallel actors and a sharded replay on Ray.", allow_abbrev=False
+    )
     add = parser.add_argument
-    add("--actors", type=at_least(1), default=2, help="processes that act (default: %(default)s)")
-    add("--shards", type=at_least(1), default=1, help="processes that hold transitions (default: %(default)s)")
-    add("--total-timesteps", type=at_least(1), default=SETTINGS.total_timesteps, help="at most, of all actors together")
-    add("--seed", type=at_least(0), default=0, help="of everything but the order of processes (default: %(default)s)")
+    add("--actors", type=at_least(1), default=2, help="number of actor processes (default: %(default)s)")
+    add(
+        "--shards",
+        type=at_least(1),
+        default=1,
+        help="number of processes that store transitions (default: %(default)s)",
+    )
+    text = "maximum number of environment steps, summed over the actors (default: %(default)s)"
+    add("--total-timesteps", type=at_least(1), default=SETTINGS.total_timesteps, help=text)
+    text = "random seed; the order in which processes run still varies (default: %(default)s)"
+    add("--seed", type=at_least(0), default=0, help=text)
     default = Path(__file__).resolve().parent / "runs" / "apex-cartpole.png"
-    add("--output", type=picture, default=str(default), help="the picture (default: in runs/, beside this script)")
+    add(
+        "--output",
+        type=picture,
+        default=str(default),
+        help="file for the picture (default: in runs/, beside this script)",
+    )
     return parser.parse_args()
 
 

@@ -124,20 +124,26 @@ def plot(history: History, test_returns: Any, threshold: float | None, title: st
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the options and check them."""
-    parser = argparse.ArgumentParser(description="DQN on a replay buffer of replaykit.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Train DQN with a replay buffer of replaykit.", allow_abbrev=False)
     add = parser.add_argument
-    add("--env", default="CartPole-v1", help=f"{', '.join(TASKS)}, or another environment with discrete actions")
-    add("--buffer", choices=BUFFERS, default="prioritized", help="default: %(default)s")
-    add("--n-step", type=at_least(1), default=1, help="number of rewards in a target (default: %(default)s)")
+    known = f"{', '.join(TASKS)}, or the id of another Gymnasium environment with discrete actions"
+    add("--env", default="CartPole-v1", help=f"{known} (default: %(default)s)")
+    add("--buffer", choices=BUFFERS, default="prioritized", help="kind of replay buffer (default: %(default)s)")
+    add("--n-step", type=at_least(1), default=1, help="number of rewards in an n-step target (default: %(default)s)")
     add("--num-envs", type=at_least(1), default=1, help="number of parallel environments (default: %(default)s)")
-    add("--total-timesteps", type=at_least(1), help="maximum number of steps of all environments together")
-    add("--no-double", action="store_true", help="use plain DQN instead of Double DQN")
+    text = "maximum number of environment steps, summed over the environments (default: depends on the environment)"
+    add("--total-timesteps", type=at_least(1), help=text)
+    add("--no-double", action="store_true", help="train plain DQN instead of Double DQN")
     add("--seed", type=at_least(0), default=0, help="random seed (default: %(default)s)")
     add("--monitor", action="store_true", help="monitor the replay: save a second picture and print warnings")
-    add("--checkpoint", type=Path, help="directory to save the run in (default: with --resume, beside the picture)")
-    add("--save-every", type=at_least(1), default=5_000, help="steps between checkpoints (default: %(default)s)")
+    add(
+        "--checkpoint",
+        type=Path,
+        help="directory for the checkpoint (default: not saved; with --resume, beside the picture)",
+    )
+    add("--save-every", type=at_least(1), default=5_000, help="steps between two checkpoints (default: %(default)s)")
     add("--resume", action="store_true", help="continue from the checkpoint, if there is one")
-    add("--output", type=Path, help="file for the picture (default: in runs/, beside this script)")
+    add("--output", type=Path, help="save the picture to this file (default: a file in runs/, beside this script)")
     options = parser.parse_args()
     try:
         check_environment(options.env)

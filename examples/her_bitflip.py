@@ -235,24 +235,43 @@ def plot(results: list[Result], title: str, path: Path) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Parse and check the options."""
-    parser = argparse.ArgumentParser(description="Hindsight experience replay on bit flip.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description="Train agents with hindsight experience replay on the bit-flip task.", allow_abbrev=False
+    )
     add = parser.add_argument
-    add("--bits", type=at_least(2), nargs="+", default=[5, 8, 10, 12, 15, 20], help="default: 5 8 10 12 15 20")
-    add("--strategy", choices=COLOURS, nargs="+", default=["none", "future"], help="default: none future")
-    add("--ratio", type=share, default=0.8, help="share of a batch that gets a new goal (default: %(default)s)")
+    add(
+        "--bits",
+        type=at_least(2),
+        nargs="+",
+        default=[5, 8, 10, 12, 15, 20],
+        help="numbers of bits (default: 5 8 10 12 15 20)",
+    )
+    add(
+        "--strategy",
+        choices=COLOURS,
+        nargs="+",
+        default=["none", "future"],
+        help="ways to choose hindsight goals (default: none future)",
+    )
+    add(
+        "--ratio",
+        type=share,
+        default=0.8,
+        help="share of each batch that gets a hindsight goal, from 0 to 1 (default: %(default)s)",
+    )
     add(
         "--cycles",
         type=at_least(1),
         default=1_000,
-        help=f"maximum number, of {EPISODES} episodes each (default: %(default)s)",
+        help=f"maximum number of training cycles of {EPISODES} episodes each (default: %(default)s)",
     )
-    add("--seeds", type=at_least(0), nargs="+", default=[0], help="one agent for each (default: 0)")
+    add("--seeds", type=at_least(0), nargs="+", default=[0], help="random seeds; one agent for each seed (default: 0)")
     output = Path(__file__).resolve().parent / "runs" / "her-bitflip.png"
     add(
         "--output",
         type=picture,
         default=str(output),
-        help="file for the picture (default: in runs/, beside this script)",
+        help="save the picture to this file (default: a file in runs/, beside this script)",
     )
     return parser.parse_args()
 

@@ -181,24 +181,43 @@ def plot(results: list[Result], title: str, path: Path) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Parse and check the options."""
-    parser = argparse.ArgumentParser(description="Hindsight experience replay on MountainCar.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description="Train agents with hindsight experience replay on MountainCar.", allow_abbrev=False
+    )
     add = parser.add_argument
-    add("--strategy", choices=COLOURS, nargs="+", default=["none", "future"], help="default: none future")
-    add("--ratio", type=share, default=0.8, help="share of a batch that gets a new goal (default: %(default)s)")
-    add("--buffer", choices=("uniform", "prioritized"), default="uniform", help="default: %(default)s")
+    add(
+        "--strategy",
+        choices=COLOURS,
+        nargs="+",
+        default=["none", "future"],
+        help="ways to choose hindsight goals (default: none future)",
+    )
+    add(
+        "--ratio",
+        type=share,
+        default=0.8,
+        help="share of each batch that gets a hindsight goal, from 0 to 1 (default: %(default)s)",
+    )
+    add("--buffer", choices=("uniform", "prioritized"), default="uniform", help="kind of replay (default: %(default)s)")
     add(
         "--total-timesteps",
         type=at_least(NUM_ENVS),
         default=SETTINGS.total_timesteps,
-        help="steps of each agent, summed over its environments (default: %(default)s)",
+        help="environment steps of each agent, summed over its environments (default: %(default)s)",
     )
-    add("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], help="one agent for each (default: 0 1 2)")
+    add(
+        "--seeds",
+        type=at_least(0),
+        nargs="+",
+        default=[0, 1, 2],
+        help="random seeds; one agent for each seed (default: 0 1 2)",
+    )
     output = Path(__file__).resolve().parent / "runs" / "her-mountain-car.png"
     add(
         "--output",
         type=picture,
         default=str(output),
-        help="file for the picture (default: in runs/, beside this script)",
+        help="save the picture to this file (default: a file in runs/, beside this script)",
     )
     return parser.parse_args()
 

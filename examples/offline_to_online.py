@@ -204,20 +204,39 @@ def plot(results: list[Result], path: Path) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Parse and check the options."""
-    parser = argparse.ArgumentParser(description="Demonstrations and online steps in one batch.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description="Train an agent on batches that mix demonstrations and online steps.", allow_abbrev=False
+    )
     add = parser.add_argument
-    add("--demo-share", type=share, nargs="+", default=[0.0, 0.5], help="share of each batch (default: 0 0.5)")
-    add("--demos", type=Path, help="file written by to_npz; by default, demonstrations are recorded")
-    add("--demo-episodes", type=at_least(1), default=10, help="number to record (default: %(default)s)")
+    text = "share of demonstrations in each batch, from 0 to 1; one set of agents for each share (default: 0 0.5)"
+    add("--demo-share", type=share, nargs="+", default=[0.0, 0.5], help=text)
+    add("--demos", type=Path, help="demonstrations in a file written by to_npz (default: record new ones)")
+    add(
+        "--demo-episodes",
+        type=at_least(1),
+        default=10,
+        help="number of demonstration episodes to record (default: %(default)s)",
+    )
     steps = SETTINGS.total_timesteps
-    add("--total-timesteps", type=at_least(1), default=steps, help="steps of each agent (default: %(default)s)")
-    add("--seeds", type=at_least(0), nargs="+", default=[0, 1, 2], help="one agent for each (default: 0 1 2)")
+    add(
+        "--total-timesteps",
+        type=at_least(1),
+        default=steps,
+        help="environment steps of each agent (default: %(default)s)",
+    )
+    add(
+        "--seeds",
+        type=at_least(0),
+        nargs="+",
+        default=[0, 1, 2],
+        help="random seeds; one agent for each seed (default: 0 1 2)",
+    )
     output = Path(__file__).resolve().parent / "runs" / "offline-to-online.png"
     add(
         "--output",
         type=picture,
         default=str(output),
-        help="file for the picture (default: in runs/, beside this script)",
+        help="save the picture to this file (default: a file in runs/, beside this script)",
     )
     return parser.parse_args()
 

@@ -340,20 +340,36 @@ def plot(histories: dict[tuple[str, int], History], tests: dict[tuple[str, int],
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the options and check them before training."""
-    parser = argparse.ArgumentParser(description="R2D2 on a task that needs memory.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Train R2D2 agents on a task that needs memory.", allow_abbrev=False)
     add, default = parser.add_argument, Settings()
-    add("--agent", choices=AGENTS, nargs="+", default=[default.agent], help=f"one or more (default: {default.agent})")
-    add("--seeds", type=at_least(0), nargs="+", default=[0], help="one run for each (default: 0)")
-    add("--total-timesteps", type=at_least(1), default=default.total_timesteps, help="default: %(default)s")
+    add(
+        "--agent",
+        choices=AGENTS,
+        nargs="+",
+        default=[default.agent],
+        help=f"agents to train (default: {default.agent})",
+    )
+    add("--seeds", type=at_least(0), nargs="+", default=[0], help="random seeds; one run for each seed (default: 0)")
+    add(
+        "--total-timesteps",
+        type=at_least(1),
+        default=default.total_timesteps,
+        help="number of environment steps of each run (default: %(default)s)",
+    )
     add(
         "--n-step",
         type=at_least(1),
         default=default.n_step,
-        help="number of rewards in a target (default: %(default)s)",
+        help="number of rewards in an n-step target (default: %(default)s)",
     )
-    add("--length", type=at_least(2), default=default.length, help="steps of a row (default: %(default)s)")
-    add("--burn-in", type=at_least(0), default=default.burn_in, help="steps without a loss (default: %(default)s)")
-    add("--output", type=Path, help="file for the picture (default: in runs/, beside this script)")
+    add("--length", type=at_least(2), default=default.length, help="steps of each sequence (default: %(default)s)")
+    add(
+        "--burn-in",
+        type=at_least(0),
+        default=default.burn_in,
+        help="steps without a loss at the start of each sequence (default: %(default)s)",
+    )
+    add("--output", type=Path, help="save the picture to this file (default: a file in runs/, beside this script)")
     options = parser.parse_args()
     if options.burn_in >= options.length:
         parser.error(f"--burn-in is {options.burn_in}; expected less than --length {options.length}")

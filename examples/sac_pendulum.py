@@ -382,14 +382,18 @@ def device(text: str) -> torch.device:
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the options and check them."""
-    parser = argparse.ArgumentParser(description="SAC on prioritized replay.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Train SAC with prioritized replay.", allow_abbrev=False)
     add, default = parser.add_argument, Settings()
-    add("--env", default=default.env, help="environment with continuous actions (default: %(default)s)")
+    add(
+        "--env",
+        default=default.env,
+        help="id of a Gymnasium environment with continuous actions (default: %(default)s)",
+    )
     add(
         "--n-step",
         type=at_least(1),
         default=default.n_step,
-        help="number of rewards in a target (default: %(default)s)",
+        help="number of rewards in an n-step target (default: %(default)s)",
     )
     add(
         "--num-envs",
@@ -397,19 +401,26 @@ def parse_arguments() -> argparse.Namespace:
         default=default.num_envs,
         help="number of parallel environments (default: %(default)s)",
     )
-    add("--total-timesteps", type=at_least(1), default=default.total_timesteps, help="default: %(default)s")
-    add("--seeds", type=at_least(0), nargs="+", default=[0], help="one run for each (default: 0)")
-    add("--device", type=device, default="cpu", help="such as cuda (default: %(default)s)")
-    add("--log", type=Path, help="directory for TensorBoard (default: beside the picture)")
-    add("--checkpoint", type=Path, help="directory to save the runs in (default: they are not saved)")
+    add(
+        "--total-timesteps",
+        type=at_least(1),
+        default=default.total_timesteps,
+        help="number of environment steps of each run, summed over its environments (default: %(default)s)",
+    )
+    add("--seeds", type=at_least(0), nargs="+", default=[0], help="random seeds; one run for each seed (default: 0)")
+    add(
+        "--device", type=device, default="cpu", help="torch device of the networks, such as cuda (default: %(default)s)"
+    )
+    add("--log", type=Path, help="directory for the TensorBoard logs (default: beside the picture)")
+    add("--checkpoint", type=Path, help="directory for the checkpoints (default: runs are not saved)")
     add(
         "--save-every",
         type=at_least(1),
         default=default.save_every,
-        help="steps between checkpoints (default: %(default)s)",
+        help="number of environment steps between two checkpoints (default: %(default)s)",
     )
-    add("--resume", action="store_true", help="continue from the checkpoint, if there is one")
-    add("--output", type=Path, help="file for the picture (default: in runs/, beside this script)")
+    add("--resume", action="store_true", help="continue from the checkpoint in --checkpoint, if there is one")
+    add("--output", type=Path, help="save the picture to this file (default: a file in runs/, beside this script)")
     options = parser.parse_args()
     if options.resume and options.checkpoint is None:
         parser.error("--resume needs --checkpoint DIRECTORY, the directory of the earlier run")

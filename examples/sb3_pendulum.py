@@ -80,13 +80,13 @@ def plot(monitor: Any, test_returns: Any, title: str, path: Path) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the options."""
-    parser = argparse.ArgumentParser(description="SAC of Stable-Baselines3 on Pendulum-v1.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Train SAC of Stable-Baselines3 on Pendulum-v1.", allow_abbrev=False)
     add = parser.add_argument
-    add("--buffer", choices=BUFFERS, default="prioritized", help="default: %(default)s")
-    add("--n-steps", type=at_least(1), default=1, help="number of rewards in a target (default: %(default)s)")
-    add("--total-timesteps", type=at_least(200), default=5_000, help="default: %(default)s")
+    add("--buffer", choices=BUFFERS, default="prioritized", help="kind of replay buffer (default: %(default)s)")
+    add("--n-steps", type=at_least(1), default=1, help="number of rewards in an n-step target (default: %(default)s)")
+    add("--total-timesteps", type=at_least(200), default=5_000, help="environment steps (default: %(default)s)")
     add("--seed", type=at_least(0), default=0, help="random seed (default: %(default)s)")
-    add("--output", type=picture, help="file for the picture (default: in runs/, beside this script)")
+    add("--output", type=picture, help="save the picture to this file (default: a file in runs/, beside this script)")
     options = parser.parse_args()
     if options.output is None:
         name = f"sb3-pendulum-{options.buffer}-n{options.n_steps}-seed{options.seed}.png"

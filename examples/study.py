@@ -33,27 +33,40 @@ QUICK = {"sound": (4, 0.5), "original": (2, 0.2)}  # number of seeds, and the sh
 
 def parse_arguments() -> argparse.Namespace:
     """Parse and check the options."""
-    parser = argparse.ArgumentParser(description="The study of replay as one command.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Run the study of replay, and draw its figures.", allow_abbrev=False)
     add = parser.add_argument
-    add("--protocol", choices=get_args(Protocol), default="sound", help="default: %(default)s")
+    add(
+        "--protocol",
+        choices=get_args(Protocol),
+        default="sound",
+        help="design of the experiment (default: %(default)s)",
+    )
     names = list(PROTOCOLS["sound"])
-    add("--envs", choices=names, nargs="+", default=names, help="tasks (default: all)")
+    add("--envs", choices=names, nargs="+", default=names, help="tasks to learn (default: all)")
     add(
         "--seeds",
         type=at_least(2),
-        help=f"number of agents of each kind (default: {SEEDS['sound']}, original {SEEDS['original']})",
+        help=f"number of seeds (default: {SEEDS['sound']} with --protocol sound, {SEEDS['original']} with original)",
     )
-    add("--first-seed", type=at_least(0), default=0, help="the first seed (default: %(default)s)")
-    add("--length", type=share, help="share of the full length of a run, above 0 (default: 1)")
-    add("--quick", action="store_true", help="few seeds and short runs, for a first look only")
+    add(
+        "--first-seed", type=at_least(0), default=0, help="first of the consecutive random seeds (default: %(default)s)"
+    )
+    add(
+        "--length",
+        type=share,
+        help="length of each run as a share of its full length, above 0 and at most 1 (default: 1)",
+    )
+    add("--quick", action="store_true", help="use few seeds and short runs: for a first look only")
     add(
         "--jobs",
         type=at_least(1),
         default=usable_cores(),
-        help="number of processes (default: %(default)s, the number of cores)",
+        help="number of processes (default: the number of cores, %(default)s)",
     )
-    add("--output", type=directory, help="directory (default: in runs/, beside this script)")
-    add("--page", type=directory, metavar="DIRECTORY", help="also write the files of the documentation's page here")
+    add(
+        "--output", type=directory, help="directory for the results (default: a directory in runs/, beside this script)"
+    )
+    add("--page", type=directory, metavar="DIRECTORY", help="also write the files of the documentation page here")
     options = parser.parse_args()
     seeds, length = QUICK[options.protocol] if options.quick else (SEEDS[options.protocol], 1.0)
     options.seeds = options.seeds or seeds

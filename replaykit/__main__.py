@@ -24,8 +24,14 @@ _KERNEL = re.compile(r"\w+-[0-9a-f]{32}\.kernel(\.[0-9a-f]{16})?")
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the report, or clear the cache. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m replaykit", description="Print what a bug report needs.")
-    parser.add_argument("--clear-cache", action="store_true", help="delete the compiled kernels in the cache")
+    parser = argparse.ArgumentParser(
+        prog="python -m replaykit", description="Print the information that a bug report needs."
+    )
+    parser.add_argument(
+        "--clear-cache",
+        action="store_true",
+        help="delete the compiled kernels in the cache instead; they are compiled again when needed",
+    )
     if parser.parse_args(arguments).clear_cache:
         return clear_cache()
     for name, value in (*versions(), *machine()):
@@ -82,7 +88,7 @@ def cache_lines() -> list[str]:
     except (ImportError, OSError) as error:
         return [f"{'kernel cache':<18} unknown: {error}"]
     if directory is None:
-        return [f"{'kernel cache':<18} none: each process compiles its kernels anew", *reasons]
+        return [f"{'kernel cache':<18} none: each process compiles its own kernels", *reasons]
     size = sum(files.values()) / 1e6
     return [
         f"{'kernel cache':<18} {directory}",

@@ -94,7 +94,7 @@ class Buffer(Replay):
         """
         num_envs = env.num_envs if hasattr(env, "single_observation_space") else 1
         if options.setdefault("num_envs", num_envs) != num_envs:
-            raise ValueError(f"num_envs is {options['num_envs']}; expected {num_envs}, as env has")
+            raise ValueError(f"num_envs is {options['num_envs']}; expected {num_envs}, as many as env has")
         return cls(capacity, Spec.from_env(env), **options)  # type: ignore[arg-type]
 
     def add(
@@ -334,7 +334,7 @@ class Buffer(Replay):
     def _with_beta(self) -> Any:
         """The distribution, which must have a beta."""
         if not hasattr(type(self._distribution), "beta"):
-            raise AttributeError(f"{self!r} prioritizes nothing, so it has no beta")
+            raise AttributeError(f"{self!r} has no priorities, so it has no beta")
         return self._distribution
 
     @property

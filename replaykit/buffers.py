@@ -210,7 +210,7 @@ class PrioritizedBuffer(Buffer):
         check_choice("variant", variant, Variant)
         if variant == "rank" and eps is not None:
             raise ValueError(
-                f'eps is {eps!r} with variant="rank"; expected none, since it changes no rank: leave it out'
+                f'eps is {eps!r} with variant="rank"; leave it out, since a number added to all errors changes no rank'
             )
         self._variant = variant
         place = _place(storage, device, capacity, spec, num_envs, stack, padding, share)

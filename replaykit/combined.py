@@ -52,8 +52,8 @@ class CombinedReplay(ReplayWrapper):
     def __init__(self, inner: Replay, latest: int = 1) -> None:
         super().__init__(inner)
         if inner.is_conditional:
-            got = "inner has no probabilities of single transitions, as those of a LargeBatchReplay are conditional"
-            raise ValueError(f"{got}; expected a replay that has, since they are mixed with those of the newest")
+            got = "inner contains a LargeBatchReplay, whose transitions have no probabilities of their own"
+            raise ValueError(f"{got}; expected a replay that can compute the probability of each transition")
         self._latest_count = check_count("latest", latest)
 
     def draw(self, batch_size: int) -> Draw:

@@ -74,7 +74,7 @@ class Field:
         except (TypeError, ValueError):
             native = np.dtype(object)
         if dtype is None or native.kind not in "biufc":
-            wanted = "a boolean, integer, floating or complex dtype, which is what a dense array can store"
+            wanted = "a boolean, integer, floating or complex dtype"
             raise TypeError(f"Field dtype is {dtype!r}; expected {wanted}")
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "dtype", np.dtype(native.type))
@@ -202,7 +202,7 @@ def as_array(name: str, value: Any, detach: bool = False) -> Array:
     """`value`, an array-like or CPU tensor, as an array. With `detach`, any tensor. Raises for a masked array."""
     kind = type(value)
     if kind is not list and isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array; expected every entry to count: pass .filled(...)")
+        raise TypeError(f"{name} is a masked array; expected an array without a mask: pass .filled(...)")
     try:
         if kind is list or kind.__module__.partition(".")[0] != "torch":
             return np.asarray(value)
@@ -239,9 +239,9 @@ def as_indices(name: str, value: Any, detach: bool = False) -> npt.NDArray[np.in
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}; expected (B,)")
     if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"{name} has dtype {array.dtype}; expected integers, as add and sample give them")
+        raise TypeError(f"{name} has dtype {array.dtype}; expected integers, such as batch.indices")
     if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
-        raise IndexError(f"{name} contains {array.max()}, which was never given out")
+        raise IndexError(f"{name} contains {array.max()}, which the buffer never returned")
     return array.astype(np.int64)
 
 

@@ -138,11 +138,11 @@ class HindsightReplay(ReplayWrapper):
         check_choice("strategy", strategy, Strategy)
         check_unit("ratio", ratio)
         if _is_relabelled(inner):
-            raise ValueError("inner is relabelled by a HindsightReplay already; expected one of them at most")
+            raise ValueError("inner already contains a HindsightReplay; expected at most one")
         achieved, desired = _keys("achieved_goal", achieved_goal), _keys("desired_goal", desired_goal)
         if type(achieved_goal) is not type(desired_goal) or len(achieved) != len(desired):
             got = f"achieved_goal is {achieved_goal!r} and desired_goal {desired_goal!r}"
-            raise ValueError(f"{got}; expected one key each, or tuples of as many keys")
+            raise ValueError(f"{got}; expected one key for each, or two tuples of the same length")
         self._refuse_wrong_goals(achieved, desired)
         self._reward_fn, self._terminated_fn, self._strategy = reward_fn, terminated_fn, strategy
         self._is_tuple = isinstance(achieved_goal, tuple)
@@ -185,20 +185,20 @@ class HindsightReplay(ReplayWrapper):
             for key in keys:
                 if f"obs.{key}" not in fields:
                     got = f"obs has no field {key!r}, only {', '.join(map(repr, obs))}"
-                    raise ValueError(f"{got}; expected one with the goal; pass its key as {option}=")
+                    raise ValueError(f"{got}; pass the key of the goal as {option}=")
         for key in achieved + desired:
             if (achieved + desired).count(key) > 1:
                 got = f"achieved_goal and desired_goal name {key!r} twice"
-                raise ValueError(f"{got}; expected another field of obs for each key")
+                raise ValueError(f"{got}; expected a different key of obs for each goal")
         for reached, wanted in zip(achieved, desired, strict=True):
             field, other = fields[f"obs.{reached}"], fields[f"obs.{wanted}"]
             if field != other:
-                remedy = "since achieved goals take its place; give both one shape and dtype"
-                raise ValueError(f"obs.{wanted} is {other!r}; expected {field!r}, as obs.{reached} is, {remedy}")
+                remedy = "since achieved goals replace desired goals; give both the same shape and dtype"
+                raise ValueError(f"obs.{wanted} is {other!r}; expected {field!r}, the field of obs.{reached}, {remedy}")
             if self.stack > 1 and len(field.shape) >= 2:
-                got = f"stack is {self.stack}, and so obs.{reached} is a stack of goals"
-                remedy = "stack the other observations in the environment, with stack=1 here"
-                raise ValueError(f"{got}; expected single ones; {remedy}")
+                got = f"stack is {self.stack}, so obs.{reached} would be a stack of goals"
+                remedy = "use stack=1, and stack the other observations in the environment"
+                raise ValueError(f"{got}; expected single goals; {remedy}")
 
     def change(self, window: Window) -> Window:
         look, ahead = self.look, window.ahead
@@ -262,7 +262,7 @@ class HindsightReplay(ReplayWrapper):
             probe = achieved, desired, info
             alone = [self._ask_ends(_map(itemgetter([row]), probe))[0] for row in range(3 * missed.size)]
             if (self._ask_ends(probe) != alone).any():
-                fault = "answers otherwise for a row alone than for the same among others, so it is not vectorised"
+                fault = "returns another value for a row alone than for it in a batch, so it is not vectorised"
                 name = _called("terminated_fn", self._terminated_fn)
                 raise ValueError(f"{name} {fault}; {_wrapped('terminated_fn', goals)}")
             self._is_vectorised = True

@@ -85,5 +85,5 @@ def _refuse_missing(name: str, key: str, lanes: Sequence[Any] | Array) -> None:
     if len(lanes):
         remedy = "pass a function of the step, or give the key in every step (at an episode's end in final_info)"
         if name.startswith("next_obs"):
-            remedy = "in SAME_STEP mode it holds an episode's last observation; use another mode or add it in a wrapper"
+            remedy = "in SAME_STEP mode, it must hold an episode's last observation; add it in a wrapper"
         raise FieldNameError(f"{name} is missing in lanes {list(map(int, lanes))}: expected {key!r} in info; {remedy}")

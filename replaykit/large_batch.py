@@ -160,7 +160,7 @@ class LargeBatchReplay(ReplayWrapper):
     def weigh(self, draw: Draw) -> npt.NDArray[np.float32]:
         """``mean(p) / p`` of the large batch, times the weights of the wrapped replay."""
         if not isinstance(draw, LargeDraw) or draw.weights is None:
-            raise TypeError(f"draw is a {type(draw).__name__}; expected what draw of a LargeBatchReplay returned")
+            raise TypeError(f"draw is a {type(draw).__name__}; expected the result of draw() of a LargeBatchReplay")
         return draw.weights
 
 
@@ -169,7 +169,7 @@ _REFUSED: dict[type[ReplayWrapper], str] = {
         "since it would draw other goals for the chosen rows than those that priority_fn has seen; put the "
         "HindsightReplay around the LargeBatchReplay"
     ),
-    CombinedReplay: "since its newest transitions would be chosen or not like the others",
+    CombinedReplay: "since its newest transitions could then be left out of a batch",
 }
 
 

@@ -229,7 +229,9 @@ class MixedReplay(Replay):
         plan = self._plan(size)
         for name, source, most in zip(self._names, self._each, plan.most, strict=True):
             if most and not len(source):
-                raise ValueError(f"source {name!r} is empty, and has a share; add to it first, or give it the share 0")
+                raise ValueError(
+                    f"source {name!r} is empty, but its share is not 0; add to it first, or set its share to 0"
+                )
         states: list[tuple[Replay, Any]] = []
         own_state = None if plan.is_whole else self.rng.bit_generator.state
         try:
@@ -270,7 +272,7 @@ class MixedReplay(Replay):
         try:
             return ask(count)
         except ValueError as error:
-            raise ValueError(f"source {self._names[k]!r} gives {count} rows of {size}: {error}") from error
+            raise ValueError(f"source {self._names[k]!r}, asked for {count} of {size} rows: {error}") from error
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> Floats:
         """The expected fraction of a batch that each stored index gets: share of its source times probability there."""
@@ -370,7 +372,9 @@ class MixedReplay(Replay):
             for k, part in enumerate(parts):
                 if name not in part:
                     if name in self.spec or name in ("discount", "length"):
-                        raise ValueError(f"source {self._names[k]!r} gives batches without {name!r}, which others have")
+                        raise ValueError(
+                            f"batches of source {self._names[k]!r} have no {name!r}, but those of other sources have"
+                        )
                     part[name] = zeros_like(like, len(rows.own[k]))
 
     def window(self, indices: Indices) -> Window:
@@ -380,7 +384,9 @@ class MixedReplay(Replay):
             parts = [source.window(own) for source, own in zip(self._each, rows.own, strict=True)]
         shapes = {part.shape[1:] for part in parts}
         if len(shapes) > 1:
-            raise ValueError(f"the sources open windows of the shapes {shapes} for each row; expected one")
+            raise ValueError(
+                f"the windows of the sources have different shapes per row: {shapes}; expected the same shape"
+            )
         shape = len(indices), *shapes.pop()
         rows = Rows(rows.own, rows.owner, rows.begins, rows.order, int(np.prod(shape[1:])))
         own = [self._ring.placed(k, part.indices) for k, part in enumerate(parts)]
@@ -470,10 +476,11 @@ class MixedReplay(Replay):
         """The exponent of the weights of the next batch. Setting it changes all sources that have a `beta`."""
         found = {name: float(source.beta) for name, source in self.sources.items() if hasattr(source, "beta")}
         if not found:
-            raise AttributeError(f"{self!r} prioritizes nothing, so it has no beta")
+            raise AttributeError(f"{self!r} has no priorities, so it has no beta")
         if len(set(found.values())) > 1:
             raise ValueError(
-                f"beta is {found}; expected one for all; ask one of the sources, such as sources[{next(iter(found))!r}]"
+                f"beta is {found}; expected the same in all sources; read it from one source, such as "
+                f"sources[{next(iter(found))!r}]"
             )
         return next(iter(found.values()))
 
@@ -482,7 +489,7 @@ class MixedReplay(Replay):
         with self.lock:
             having = [source for source in self._each if hasattr(source, "beta")]
             if not having:
-                raise AttributeError(f"{self!r} prioritizes nothing, so it has no beta")
+                raise AttributeError(f"{self!r} has no priorities, so it has no beta")
             check_schedule("beta", value)
             for source in having:
                 source.beta = value

@@ -160,7 +160,7 @@ class Shares:
             when = f" after {batches} batches" if batches else ""
             listed = ", ".join(f"{name!r}: {share:g}" for name, share in zip(self._names, shares, strict=True))
             raise ValueError(
-                f"shares is {{{listed}}}{when}, with the sum {sum(shares):g}; expected 1; divide each by the sum"
+                f"shares is {{{listed}}}{when}, with the sum {sum(shares):g}; expected a sum of 1; divide each by it"
             )
 
     def plan(self, batch_size: int, batches: int) -> Plan:
@@ -295,7 +295,9 @@ class Ring:
         if indices.ndim == 2:
             owner = self.owner[indices.max(axis=1, initial=-1) % self.successor]
             if ((owners != owner[:, None]) & (indices >= 0)).any():
-                raise IndexError("a row of indices is of several sources; expected rows of one episode each")
+                raise IndexError(
+                    "a row of indices belongs to several sources; expected the indices of one episode in each row"
+                )
             owners = owner[:, None]
         own = steps * self._lanes[owners] + lanes - self._offsets[owners]
         if indices.size and indices.min() < 0:
@@ -365,22 +367,26 @@ def refuse_wrong_sources(sources: Any, add_to: Any) -> None:
             )
         if source.has_sequences:
             remedy = "put the SequenceReplay around the mixture"
-            raise ValueError(f"source {name!r} serves sequences; expected single transitions; {remedy}")
+            raise ValueError(f"source {name!r} returns sequences; expected single transitions; {remedy}")
         if source.is_conditional:
             remedy = "put the LargeBatchReplay around the mixture"
-            raise ValueError(f"source {name!r} has transitions without a probability; {remedy}")
+            raise ValueError(f"source {name!r} has no probabilities of single transitions; {remedy}")
         if source.rate_limit is not None:
             remedy = "put the RateLimitedReplay around the mixture"
             raise ValueError(f"source {name!r} has a RateLimit; expected a replay without one; {remedy}")
         if isinstance(source.lock, Locks):
-            raise ValueError(f"source {name!r} is a mixture already; name all sources in one, and multiply the shares")
+            raise ValueError(
+                f"source {name!r} is itself a mixture; pass all its sources here, and multiply their shares"
+            )
     (first, one), *others = sources.items()
     for name, other in others:
         for what in ("spec", "n_step", "gamma", *(["stack"] if _has_frames(one) else [])):
             ours, theirs = getattr(one, what), getattr(other, what)
             if ours != theirs:
                 found = _difference(ours, theirs) if what == "spec" else f"{ours!r} and {theirs!r}"
-                raise ValueError(f"sources {first!r} and {name!r} differ in {what}: {found}; build both alike")
+                raise ValueError(
+                    f"sources {first!r} and {name!r} differ in {what}: {found}; build both with the same settings"
+                )
     if not isinstance(add_to, str) or add_to not in sources:
         raise ValueError(f"add_to is {add_to!r}; expected one of {_listed(sources)}{nearest(add_to, sources)}")
 
@@ -404,10 +410,12 @@ def refuse_shared(sources: Mapping[str, Replay], rng: np.random.Generator) -> No
     for name, source in sources.items():
         for lock in source.lock.each:
             if id(lock) in locks:
-                reason = "so that a transition would have two indices and two probabilities"
-                raise ValueError(f"sources {locks[id(lock)]!r} and {name!r} are of one storage, {reason}; give it once")
+                reason = "so each transition would have two indices and two probabilities"
+                raise ValueError(
+                    f"sources {locks[id(lock)]!r} and {name!r} share a storage, {reason}; pass one of them"
+                )
             locks[id(lock)] = name
         if id(source.rng) in generators:
-            both = f"{generators[id(source.rng)]} and source {name!r} draw from one generator"
-            raise ValueError(f"{both}, so that each would change what the other draws; give each a seed of its own")
+            both = f"{generators[id(source.rng)]} and source {name!r} use the same random generator"
+            raise ValueError(f"{both}, so each would change the draws of the other; give each its own seed")
         generators[id(source.rng)] = f"source {name!r}"

@@ -166,8 +166,9 @@ class Batching:
         """An endless iterator of batches: ``for batch in buffer.batches(256, device="cuda")``.
 
         On a CUDA device up to `prefetch` batches are drawn and copied in advance, in a separate stream, so that the
-        learner does not wait for copies. Batches of 512 KiB or more are made in a separate thread, also on the CPU.
-        Smaller CPU batches are made on request, since a thread would save nothing.
+        learner does not wait for copies. Batches of 512 KiB or more, and all batches of a `RayReplay
+        <replaykit.distributed.RayReplay>`, are made in a separate thread, also on the CPU. Other CPU batches are made
+        on request, since a thread would save nothing.
 
         A prefetched batch does not reflect the latest additions and priority updates. With ``prefetch=0``, batches are
         those of :meth:`sample`. With a thread, a run is not exactly reproducible. Checkpoints do not contain prefetched

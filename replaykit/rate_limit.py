@@ -30,7 +30,7 @@ _ALONE = 300.0
 _LEAST_TOLERANCE = 1024.0
 _limits: "weakref.WeakSet[RateLimit]" = weakref.WeakSet()
 _WHILE_LOCKED = (
-    "this thread holds the buffer's lock, so that no other thread can do so while it waits; call it without the lock"
+    "this thread holds the buffer's lock, so no other thread can add or sample while it waits; release the lock first"
 )
 _ALONE_TEXT = "no other thread has used the limit"
 
@@ -272,8 +272,8 @@ class RateLimit(Declared):
             needed = (sizes[0] * self._samples_per_insert + sizes[1]) / 2
             raise ValueError(
                 f"{rows} transitions are too many to {name} at once: with blocks of {sizes[0]} and batches of "
-                f"{sizes[1]}, both sides could wait for ever; {name} fewer at a time, or set tolerance to at least "
-                f"{needed:g}, which is {self._tolerance:g}"
+                f"{sizes[1]}, both sides could wait forever; {name} fewer at a time, or raise tolerance to at least "
+                f"{needed:g} (it is {self._tolerance:g})"
             )
         side.largest = max(side.largest, rows)
 
@@ -286,7 +286,7 @@ class RateLimit(Declared):
         has_waited = self._timeout is None and time.monotonic() - begin > _ALONE
         if is_only_one or (is_only_user and has_waited):
             alone = "this is the only thread" if is_only_one else _ALONE_TEXT
-            remedy = f"{_other(name)} first in a thread of its own, raise tolerance, or close() the limit"
+            remedy = f"{_other(name)} in another thread first, raise tolerance, or close() the limit"
             raise RuntimeError(f"{self._blocked(name, rows)}, and would wait without end, since {alone}; {remedy}")
 
     def _blocked(self, name: str, rows: int) -> str:

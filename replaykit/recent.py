@@ -90,7 +90,7 @@ class RecentReplay(ReplayWrapper):
             elif batch_size <= total:
                 places = self.rng.choice(total, batch_size, replace=False)
             else:
-                expected = f"at most {total}, as many as are recent, without replacement"
+                expected = f"at most {total}, the number of recent transitions, since draws are without replacement"
                 raise ValueError(f"batch_size is {batch_size}; expected {expected}")
             stops = counts.cumsum()
             lanes = np.searchsorted(stops, places, "right")
@@ -116,14 +116,14 @@ def _uniform_of(inner: Replay) -> Uniform:
         layer = layer.inner
     if isinstance(layer, Buffer) and type(layer.distribution) is Uniform:
         return layer.distribution
-    expected = (
-        "expected a ReplayBuffer inside, since the newest are drawn uniformly and the draws of inner are not used"
+    expected = "expected a replay that draws uniformly, such as a ReplayBuffer"
+    raise ValueError(
+        f"inner contains a {type(layer).__name__}; {expected}; put wrappers that draw around a RecentReplay"
     )
-    raise ValueError(f"inner draws as a {type(layer).__name__} does; {expected}; put other draws around a RecentReplay")
 
 
 def _check_newest(name: str, value: Any) -> float:
     """`value` as a finite number of at least 1."""
     if check_finite(name, value) < 1.0:
-        raise ValueError(f"{name} is {value!r}; expected a number of transitions, at least 1, or a schedule of it")
+        raise ValueError(f"{name} is {value!r}; expected a number of at least 1, or a schedule that returns one")
     return float(value)

@@ -42,7 +42,7 @@ def recorder_of(env: Any, buffer: Replay | Writing, extras: Extras) -> "RecordSi
     spec, fields = Spec.from_env(env), buffer.spec.extra
     given, known = ([(leaf.name, leaf.shape) for leaf in s.leaves[: len(spec.leaves)]] for s in (spec, buffer.spec))
     if [leaf for leaf in given if leaf[0] != "reward"] != [leaf for leaf in known if leaf[0] != "reward"]:
-        raise ValueError(f"env gives transitions of {spec}; expected the buffer's {buffer.spec}")
+        raise ValueError(f"env has the spec {spec}; expected that of the buffer, {buffer.spec}")
     if not isinstance(extras, Mapping):
         raise TypeError(f"extras is {extras!r}; expected a dict from the name of each extra field of the buffer's spec")
     if set(extras) != set(fields):

@@ -56,8 +56,8 @@ class SequenceReplay(ReplayWrapper):
     Raises
     ------
     TypeError, ValueError
-        If an argument is out of range, T is larger than a lane, `inner` already serves sequences, or its transitions
-        have no probability.
+        If an argument is out of range, T is larger than a lane, `inner` already returns sequences, or its transitions
+        have no probabilities.
 
     References
     ----------
@@ -105,10 +105,10 @@ class SequenceReplay(ReplayWrapper):
             held = f"the {inner.capacity // lanes} steps that each of {lanes} lanes holds"
             raise ValueError(f"length is {length}; expected at most {held}; build a buffer with a larger capacity")
         if inner.has_sequences:
-            raise ValueError("inner serves sequences already; expected a replay of single transitions")
+            raise ValueError("inner already returns sequences; expected a replay of single transitions")
         if inner.is_conditional:
-            reason = "which a row's probability is the sum of; put the LargeBatchReplay around the SequenceReplay"
-            raise ValueError(f"inner is a {type(inner).__name__}, whose transitions have no probability, {reason}")
+            reason = "which a SequenceReplay must sum; put the LargeBatchReplay around the SequenceReplay"
+            raise ValueError(f"inner is a {type(inner).__name__}, whose transitions have no probabilities, {reason}")
         self._length, self._burn_in, self._stride, self._eta = length, burn_in, stride, check_unit("eta", eta)
         self._offsets = np.arange(length) * self.successor
 
@@ -242,7 +242,7 @@ class SequenceReplay(ReplayWrapper):
         if chosen is not None and (chosen.shape != shape or chosen.dtype != np.bool_):
             raise ValueError(f"mask has shape {chosen.shape} and dtype {chosen.dtype}; expected {shape} and bool")
         values, wanted = as_float64(name, given, True), shape if priorities is None else shape[:1]
-        refuse_other_shape(name, values, wanted, "a row for each of indices")
+        refuse_other_shape(name, values, wanted, "one row for each of indices")
         with self.lock:
             if chosen is None:
                 chosen = self._learned_now(entries)

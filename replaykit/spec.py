@@ -61,25 +61,25 @@ class Spec:
         reward = Field((), np.float32) if reward is None else reward
         if not _is_of_reward(reward):
             wanted = (
-                "expected Field((), 'float32') or Field((), 'float64'), or with the shape (k,) for k rewards a step"
+                "expected Field((), 'float32') or Field((), 'float64'), or with the shape (k,) for k rewards per step"
             )
             raise ValueError(f"reward is {reward!r}; {wanted}")
         for name in extra:
             if name in _RESERVED or name.startswith("_") or not name.isidentifier() or keyword.iskeyword(name):
-                reason = "has a name that replaykit uses itself, or is no identifier"
+                reason = "has a name that replaykit uses itself, or that is not an identifier"
                 raise ValueError(f"extra field {name!r} {reason}; choose another")
         obs, action, flag = _frozen(obs, "obs"), _frozen(action, "action"), Field((), np.bool_)
         self._trees: dict[str, Tree] = dict(zip(CORE, (obs, action, reward, obs, flag, flag), strict=True))
         for path, field in leaves_of({"obs": obs, "action": action}):
             if field.step == "last":
-                raise ValueError(f"{path} is {field!r}; expected step='first', which every field but an extra one has")
+                raise ValueError(f"{path} is {field!r}; expected step='first': only extra fields may have another step")
         self._trees |= {name: _frozen(tree, name) for name, tree in extra.items()}
         self.extra: tuple[str, ...] = tuple(extra)
         self.leaves: tuple[Leaf, ...] = tuple(Leaf(path, field) for path, field in leaves_of(self._trees))
         names = [leaf.name for leaf in self.leaves]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"{name} names two fields, since keys contain dots; expected another name for each")
+                raise ValueError(f"two fields have the name {name}, since a key contains a dot; rename one of them")
         self.is_flat: bool = all(isinstance(tree, Field) for tree in self._trees.values())
 
     @classmethod
@@ -253,6 +253,6 @@ def _from_space(space: Any, path: str) -> Tree:
         return tuple(_from_space(entry, f"{path}.{i}") for i, entry in enumerate(space.spaces))
     if isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete):
         return Field(tuple(space.shape or ()), space.dtype)
-    got = f"{path} is a {type(space).__name__} space, which has no dense storage"
+    got = f"{path} is a {type(space).__name__} space, which has no fixed shape and dtype"
     accepted = "Box, Discrete, MultiBinary, MultiDiscrete, or a Dict or Tuple of them"
     raise TypeError(f"{got}; expected {accepted}; flatten or encode it to one of these first")

@@ -190,7 +190,7 @@ def to_tensordict(fields: Mapping[str, Any], device: Any = None) -> Any:
     taken = sorted((obs.keys() & (others.keys() | {"next"})) | (next_obs.keys() & step.keys()))
     if taken:
         raise ValueError(
-            f"obs has the key {taken[0]!r}, which the TensorDict needs itself; rename it in the environment"
+            f"obs has the key {taken[0]!r}, which the TensorDict uses for another field; rename it in the environment"
         )
     return TensorDict(_by_name(obs | others | {"next": next_obs | step}), batch_size=size)
 

@@ -72,7 +72,7 @@ class ReplayWrapper(Replay):
             missing = "probability" if "draw" in own else "draw"
             raise TypeError(
                 f"{cls.__name__} overrides only one of draw and probability; override {missing}, too, since the "
-                "probabilities of a draw must be those that probability gives"
+                "probabilities of a draw must be equal to those that probability returns"
             )
         for join, verbs in _JOINS.items():
             setattr(cls, join, getattr(Replay if own & verbs else ReplayWrapper, join))
@@ -186,7 +186,7 @@ class ReplayWrapper(Replay):
     def _prioritized(self) -> Any:
         """The wrapped replay, which must have a beta."""
         if not hasattr(self.inner, "beta"):
-            raise AttributeError(f"{self.inner!r} prioritizes nothing, so it has no beta")
+            raise AttributeError(f"{self.inner!r} has no priorities, so it has no beta")
         return self.inner
 
     @property

@@ -105,8 +105,8 @@ class Writer(Writing):
         with self.lock:
             for lane in self.lanes:
                 if _is_owned(writers, lane):
-                    wanted = "expected lanes without one; close() that writer first"
-                    raise ValueError(f"lanes contains {lane}, which has a writer; {wanted}")
+                    wanted = "expected lanes without a writer; close() that writer first"
+                    raise ValueError(f"lanes contains {lane}, which already has a writer; {wanted}")
             replay.end_episode(self._selected)
             writers.update(dict.fromkeys(self.lanes, weakref.ref(self)))
 
@@ -271,7 +271,7 @@ def _checked_lanes(lanes: Any, num_envs: int) -> tuple[int, ...]:
             raise ValueError(f"lanes contains {lane}; expected {wanted}, since the buffer has num_envs={num_envs}")
     found = tuple(map(int, entries))
     if not found:
-        raise ValueError(f"lanes is {lanes!r}, which is none; expected {wanted}")
+        raise ValueError(f"lanes is {lanes!r}, which is empty; expected {wanted}")
     if list(found) != sorted(set(found)):
         raise ValueError(f"lanes is {list(found)}; expected {wanted}: {sorted(set(found))}")
     return found

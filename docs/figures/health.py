@@ -1,8 +1,8 @@
 """Draw the figures of "Is my replay healthy?": ``python docs/figures/health.py``.
 
-With ``--train`` the runs are made anew first, which takes some two minutes: a DQN learns CartPole from three buffers,
-watched by a monitor each, whose histories become health.csv. Both steps give the same files every time on the same
-machine. What a monitor says at the end of a run becomes health-<run>.txt.
+With ``--train``, the runs are first made again, which takes about two minutes: a DQN learns CartPole from three
+buffers, and a monitor records each run. The histories of the monitors are written to health.csv, and their warnings at
+the end of a run to health-<run>.txt. On the same machine, the files are the same every time.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def draw_all(path: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", action="store_true", help="make the runs anew, rather than draw those recorded")
+    parser.add_argument("--train", action="store_true", help="first make the runs again, which takes about two minutes")
     if parser.parse_args().train:
         train_all(HERE / "health.csv")
     draw_all(HERE / "health.csv")

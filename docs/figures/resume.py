@@ -1,7 +1,7 @@
 """Draw the figure of "Checkpoints and exact resume": ``python docs/figures/resume.py``.
 
-With ``--train`` the runs are made anew first, which takes about a minute: a DQN learns CartPole once without a stop,
-and once in processes that are killed and resumed. The returns and losses of both are in resume.csv.
+With ``--train``, the runs are first made again, which takes about a minute: a DQN learns CartPole once without a stop,
+and once in processes that are killed and resumed. The returns and losses of both are written to resume.csv.
 """
 
 import argparse
@@ -125,7 +125,7 @@ def draw(path: Path) -> None:
 def main() -> None:
     """Train if asked, and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", action="store_true", help="make the runs anew")
+    parser.add_argument("--train", action="store_true", help="first make the runs again, which takes about a minute")
     parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:

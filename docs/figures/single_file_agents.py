@@ -1,7 +1,7 @@
 """Draw the figure of "Write agents in CleanRL's shape", and its table: ``python docs/figures/single_file_agents.py``.
 
-With ``--train`` the runs that are missing in cleanrl-runs.csv are made first, one after another; the file is written
-after each, so that you can stop at any time. Delete rows, or the file, to make runs anew.
+With ``--train``, the runs that are missing in cleanrl-runs.csv are made first, one after another. The file is written
+after each run, so you can stop at any time. To repeat runs, delete their rows, or the file.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def draw(path: Path) -> None:
 def main() -> None:
     """Train if asked, and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", action="store_true", help="make the runs that are missing")
+    parser.add_argument("--train", action="store_true", help="first make the runs that are missing in cleanrl-runs.csv")
     if parser.parse_args().train:
         train_missing()
     write_table()

@@ -43,29 +43,29 @@ def option(default: Any, text: str, least: float = -inf, most: float = inf) -> A
 class Args:
     """The options on the command line. Steps count all parallel environments together."""
 
-    env_id: str = option("CartPole-v1", "an environment with discrete actions and flat observations")
-    seed: int = option(0, "of weights, exploration, replay and environments", 0)
-    total_timesteps: int = option(50_000, "environment steps", 1)
-    num_envs: int = option(1, "environments stepped together", 1)
-    learning_rate: float = option(1e-3, "of Adam at first", 0)
-    anneal_lr: bool = option(True, "let the learning rate fall to 0, linearly")
-    gamma: float = option(0.99, "discount per step", 0, 1)
-    batch_size: int = option(128, "transitions in an update", 1)
-    buffer_size: int = option(10_000, "transitions stored", 1)
-    learning_starts: int = option(1_000, "steps before the first update", 1)
-    train_frequency: int = option(5, "steps per update", 1)
-    target_network_frequency: int = option(1, "updates from one move of the target network to the next", 1)
-    tau: float = option(0.03, "how far it moves towards the Q-network each time; 1 copies it", 0, 1)
-    start_e: float = option(1.0, "share of random actions at first", 0, 1)
-    end_e: float = option(0.02, "share of random actions in the end", 0, 1)
-    exploration_fraction: float = option(0.25, "share of the steps in which it falls", 0, 1)
-    n_step: int = option(5, "rewards in a target", 1)
-    per: bool = option(False, "prioritized instead of uniform replay")
+    env_id: str = option("CartPole-v1", "id of a Gymnasium environment with discrete actions and flat observations")
+    seed: int = option(0, "random seed of weights, exploration, replay and environments", 0)
+    total_timesteps: int = option(50_000, "environment steps, summed over the environments", 1)
+    num_envs: int = option(1, "number of parallel environments", 1)
+    learning_rate: float = option(1e-3, "initial learning rate of Adam", 0)
+    anneal_lr: bool = option(True, "lower the learning rate linearly to 0")
+    gamma: float = option(0.99, "discount factor per step", 0, 1)
+    batch_size: int = option(128, "transitions in each batch", 1)
+    buffer_size: int = option(10_000, "capacity of the buffer in transitions", 1)
+    learning_starts: int = option(1_000, "environment steps before the first update", 1)
+    train_frequency: int = option(5, "environment steps per update", 1)
+    target_network_frequency: int = option(1, "updates between two changes of the target network", 1)
+    tau: float = option(0.03, "share of the Q-network in each change of the target network; 1 copies it", 0, 1)
+    start_e: float = option(1.0, "initial probability of a random action", 0, 1)
+    end_e: float = option(0.02, "final probability of a random action", 0, 1)
+    exploration_fraction: float = option(0.25, "share of the run until end-e is reached", 0, 1)
+    n_step: int = option(5, "number of rewards in an n-step target", 1)
+    per: bool = option(False, "use prioritized instead of uniform replay")
     per_alpha: float = option(0.6, "exponent of the priorities", 0)
-    per_beta: float = option(0.4, "exponent of the importance weights at first; it rises to 1", 0, 1)
-    device: str = option("cpu", "of the networks, such as cuda")
-    log_dir: str = option("", "directory for TensorBoard; without it, nothing is logged")
-    log_every: int = option(5_000, "steps from one printed line to the next", 1)
+    per_beta: float = option(0.4, "initial exponent of the importance weights; it rises to 1 over the run", 0, 1)
+    device: str = option("cpu", "torch device of the networks, such as cuda")
+    log_dir: str = option("", "directory for TensorBoard logs; if empty, nothing is logged")
+    log_every: int = option(5_000, "environment steps between two printed lines", 1)
 
 
 class QNetwork(nn.Sequential):
@@ -206,7 +206,7 @@ def report(
 def parse_args() -> Args:
     """Parse and check the options."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description="DQN with replaykit.", allow_abbrev=False, formatter_class=formatter)
+    parser = argparse.ArgumentParser(description="Train a DQN agent.", allow_abbrev=False, formatter_class=formatter)
     for entry in fields(Args):
         flag, default = "--" + entry.name.replace("_", "-"), entry.default
         kind: Any = {"action": argparse.BooleanOptionalAction} if isinstance(default, bool) else {"type": type(default)}

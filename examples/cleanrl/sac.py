@@ -46,28 +46,28 @@ def option(default: Any, text: str, least: float = -inf, most: float = inf) -> A
 class Args:
     """The options on the command line. Steps count all parallel environments together; actions are in [-1, 1]."""
 
-    env_id: str = option("Pendulum-v1", "an environment with continuous actions and flat observations")
-    seed: int = option(0, "of weights, exploration, replay and environments", 0)
-    total_timesteps: int = option(8_000, "environment steps", 1)
-    num_envs: int = option(1, "environments stepped together", 1)
-    learning_rate: float = option(1e-3, "of Adam, for actor, critics and temperature", 0)
-    gamma: float = option(0.99, "discount per step", 0, 1)
-    batch_size: int = option(128, "transitions in an update", 1)
-    buffer_size: int = option(100_000, "transitions stored", 1)
-    learning_starts: int = option(500, "steps of random actions before the first update", 1)
-    train_frequency: int = option(1, "steps per update", 1)
+    env_id: str = option("Pendulum-v1", "id of a Gymnasium environment with continuous actions and flat observations")
+    seed: int = option(0, "random seed of weights, exploration, replay and environments", 0)
+    total_timesteps: int = option(8_000, "environment steps, summed over the environments", 1)
+    num_envs: int = option(1, "number of parallel environments", 1)
+    learning_rate: float = option(1e-3, "learning rate of Adam, for the actor, the critics and the temperature", 0)
+    gamma: float = option(0.99, "discount factor per step", 0, 1)
+    batch_size: int = option(128, "transitions in each batch", 1)
+    buffer_size: int = option(100_000, "capacity of the buffer in transitions", 1)
+    learning_starts: int = option(500, "environment steps with random actions before the first update", 1)
+    train_frequency: int = option(1, "environment steps per update", 1)
     hidden: int = option(64, "units in each of the two hidden layers", 1)
-    policy_frequency: int = option(1, "updates of the critics per update of actor and temperature", 1)
-    tau: float = option(0.01, "how far the target critics move with each update", 0, 1)
-    temperature: float = option(1.0, "value of entropy in units of reward, at first if it is learned", 1e-8)
-    autotune: bool = option(True, "learn the temperature")
-    n_step: int = option(3, "rewards in a target", 1)
-    per: bool = option(False, "prioritized instead of uniform replay")
+    policy_frequency: int = option(1, "critic updates per update of the actor and the temperature", 1)
+    tau: float = option(0.01, "share of the critics in each change of the target critics", 0, 1)
+    temperature: float = option(1.0, "weight of the entropy beside the reward; with autotune, its initial value", 1e-8)
+    autotune: bool = option(True, "learn the temperature during the run")
+    n_step: int = option(3, "number of rewards in an n-step target", 1)
+    per: bool = option(False, "use prioritized instead of uniform replay")
     per_alpha: float = option(0.6, "exponent of the priorities", 0)
-    per_beta: float = option(0.4, "exponent of the importance weights at first; it rises to 1", 0, 1)
-    device: str = option("cpu", "of the networks, such as cuda")
-    log_dir: str = option("", "directory for TensorBoard; without it, nothing is logged")
-    log_every: int = option(1_000, "steps from one printed line to the next", 1)
+    per_beta: float = option(0.4, "initial exponent of the importance weights; it rises to 1 over the run", 0, 1)
+    device: str = option("cpu", "torch device of the networks, such as cuda")
+    log_dir: str = option("", "directory for TensorBoard logs; if empty, nothing is logged")
+    log_every: int = option(1_000, "environment steps between two printed lines", 1)
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -271,7 +271,7 @@ def report(
 def parse_args() -> Args:
     """Parse and check the options."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description="SAC with replaykit.", allow_abbrev=False, formatter_class=formatter)
+    parser = argparse.ArgumentParser(description="Train an SAC agent.", allow_abbrev=False, formatter_class=formatter)
     for entry in fields(Args):
         flag, default = "--" + entry.name.replace("_", "-"), entry.default
         kind: Any = {"action": argparse.BooleanOptionalAction} if isinstance(default, bool) else {"type": type(default)}

@@ -66,15 +66,17 @@ def claims(results: list[Result]) -> list[tuple[str, bool]]:
 def parse_arguments() -> argparse.Namespace:
     """Parse and check the options."""
     quick = f"bits {QUICK_BITS}, {QUICK_CYCLES} cycles"
-    made = parser("bit-flip", "The bit flip of hindsight experience replay.", quick)
+    made = parser("bit-flip", "Reproduce the bit-flip experiment of hindsight experience replay.", quick)
     add = made.add_argument
-    add("--bits", type=at_least(2), nargs="+", help=f"default: {' '.join(map(str, BITS))}")
+    add(
+        "--bits", type=at_least(2), nargs="+", help=f"numbers of bits to train on (default: {' '.join(map(str, BITS))})"
+    )
     add(
         "--cycles",
         type=at_least(1),
-        help=f"maximum number, of {EPISODES} episodes each (default: {CYCLES}; 50 bits need more)",
+        help=f"maximum number of training cycles of {EPISODES} episodes each (default: {CYCLES}; 50 bits need more)",
     )
-    add("--seeds", type=at_least(0), nargs="+", default=[0], help="one agent for each (default: 0)")
+    add("--seeds", type=at_least(0), nargs="+", default=[0], help="random seeds; one agent for each seed (default: 0)")
     options = made.parse_args()
     options.bits = sorted(set(options.bits or (QUICK_BITS if options.quick else BITS)))
     options.cycles = options.cycles or (QUICK_CYCLES if options.quick else CYCLES)

@@ -251,11 +251,27 @@ def plot(counts: dict[tuple[str, int, int, float], float], path: Path) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Parse and check the options."""
-    made = parser("cliffwalk", "The blind cliffwalk of prioritized experience replay.", f"states {QUICK}")
+    made = parser("cliffwalk", "Reproduce the blind cliffwalk of prioritized replay.", f"states {QUICK}")
     add = made.add_argument
-    add("--states", type=at_least(2), nargs="+", help="default: 4 6 8 10 12 14 16; each 2 more take 4 times as long")
-    add("--seeds", type=at_least(0), nargs="+", default=list(range(10)), help="default: 0 to 9")
-    add("--eps", type=positive, default=1e-3, help="added to |TD error|, proportional only (default: %(default)s)")
+    add(
+        "--states",
+        type=at_least(2),
+        nargs="+",
+        help="numbers of states (default: 4 to 16 in steps of 2); 2 more states take 4 times as long",
+    )
+    add(
+        "--seeds",
+        type=at_least(0),
+        nargs="+",
+        default=list(range(10)),
+        help="random seeds; one run for each seed (default: 0 to 9)",
+    )
+    add(
+        "--eps",
+        type=positive,
+        default=1e-3,
+        help="number added to |TD error| by proportional priorities (default: %(default)s)",
+    )
     options = made.parse_args()
     options.states = sorted(set(options.states or (QUICK if options.quick else [4, 6, 8, 10, 12, 14, 16])))
     if options.states[-1] > MOST_STATES:

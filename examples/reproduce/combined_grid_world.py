@@ -185,14 +185,14 @@ def plot(means: Means, capacities: list[int], path: Path) -> None:
 def parse_arguments() -> argparse.Namespace:
     """Parse and check the options."""
     quick = f"{QUICK_RUNS} run, capacities {QUICK_CAPACITIES}"
-    made = parser("combined-grid-world", "The grid world of combined experience replay.", quick)
+    made = parser("combined-grid-world", "Reproduce the grid-world experiment of combined experience replay.", quick)
     add = made.add_argument
     add(
         "--runs",
         type=at_least(1),
-        help="number of runs of each kind, with seeds 0, 1, ... (default: 10; the paper has 30)",
+        help="number of runs of each agent and capacity, with seeds 0, 1, ... (default: 10; the paper has 30)",
     )
-    add("--capacities", type=at_least(1), nargs="+", help=f"default: {' '.join(map(str, PAPER))}")
+    add("--capacities", type=at_least(1), nargs="+", help=f"buffer capacities (default: {' '.join(map(str, PAPER))})")
     options = made.parse_args()
     options.runs = options.runs or (QUICK_RUNS if options.quick else MARGIN_RUNS)
     options.capacities = sorted(set(options.capacities or (QUICK_CAPACITIES if options.quick else PAPER)))

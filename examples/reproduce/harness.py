@@ -28,9 +28,16 @@ def parser(name: str, description: str, quick: str) -> argparse.ArgumentParser:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     made = argparse.ArgumentParser(description=description, allow_abbrev=False)
     add = made.add_argument
-    add("--quick", action="store_true", help=f"a quick run of less than 20 seconds: {quick}")
-    add("--jobs", type=at_least(1), default=cores, help="number of processes (default: one per core, %(default)s)")
-    text = "file for the picture; the table is saved beside it as .csv (default: in runs/, beside the examples)"
+    add("--quick", action="store_true", help=f"make a quick run of less than 20 seconds: {quick}")
+    add(
+        "--jobs",
+        type=at_least(1),
+        default=cores,
+        help="number of processes (default: the number of cores, %(default)s)",
+    )
+    text = (
+        "save the picture to this file, and a table beside it as .csv (default: a file in runs/, beside the examples)"
+    )
     add("--output", type=picture, default=str(RUNS / f"{name}.png"), help=text)
     return made
 

@@ -75,7 +75,7 @@ def lane_sizes(sizes: Any) -> npt.NDArray[np.float64]:
     """The numbers of stored steps of each lane that is not empty, from a number or a list of numbers."""
     lanes = nonnegative("sizes", np.atleast_1d(as_float64("sizes", sizes)))
     if (lanes % 1.0).any() or not lanes.sum():
-        raise ValueError(f"sizes is {sizes}; expected whole numbers of stored steps, at least 1 in all")
+        raise ValueError(f"sizes is {sizes}; expected whole numbers of stored steps, with a sum of at least 1")
     return lanes[lanes > 0.0]
 
 
@@ -86,7 +86,9 @@ def features(name: str, states: Any, minimum: int = 1) -> npt.NDArray[np.float64
         raise ValueError(f"{name} has {columns.shape[0]} entries; expected at least {minimum}")
     if not np.isfinite(columns).all():
         row = int(np.flatnonzero(~np.isfinite(columns).all(axis=1))[0])
-        raise ValueError(f"{name} has NaN or infinite numbers in entry {row}; expected finite states: leave it out")
+        raise ValueError(
+            f"{name} has NaN or infinite numbers in entry {row}; expected finite states: leave that entry out"
+        )
     return columns
 
 

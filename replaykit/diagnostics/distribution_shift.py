@@ -187,7 +187,7 @@ def weighted_td_lift(td_errors: Any, probabilities: Any) -> float:
     errors = nonnegative("td_errors", np.abs(vector("td_errors", td_errors)))
     q = nonnegative("probabilities", probabilities)
     if errors.shape != q.shape:
-        raise ValueError(f"probabilities has {q.size} entries; expected {errors.size}, as td_errors has")
+        raise ValueError(f"probabilities has {q.size} entries; expected {errors.size}, the number of td_errors")
     if not q.min():
         raise ValueError("probabilities contains 0; expected those of drawn transitions, which are positive")
     inverse = q.min() / q

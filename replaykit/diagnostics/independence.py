@@ -295,7 +295,9 @@ def batch_mean_error(batches: Any, population: Any) -> BatchMeanError:
     """
     values, stored = _batches(batches), features("population", population)
     if values.shape[2] != stored.shape[1]:
-        raise ValueError(f"population has {stored.shape[1]} features; expected {values.shape[2]}, as batches has")
+        raise ValueError(
+            f"population has {stored.shape[1]} features; expected {values.shape[2]}, the number of features of batches"
+        )
     varies = stored.max(axis=0) > stored.min(axis=0)
     values, stored = values[:, :, varies], stored[:, varies]
     size = values.shape[1]

@@ -144,7 +144,7 @@ class ReplayMonitor:
             If an index was never returned by the buffer. Stale indices are counted, but not examined.
         """
         if not hasattr(batch, "indices"):
-            raise TypeError(f"batch is a {type(batch).__name__} without indices; expected a Batch, as sample gives it")
+            raise TypeError(f"batch is a {type(batch).__name__} without indices; expected a Batch that sample returned")
         backend = self.buffer.backend
         if not backend.is_numpy:
             batch = batch.to_numpy()
@@ -179,8 +179,8 @@ class ReplayMonitor:
         wrong = indices[(indices < 0) | ((indices > newest) & is_known)]
         if wrong.size:
             raise IndexError(
-                f"batch.indices contains {wrong[0]}, which was never given out; pass batches of the buffer that the "
-                "monitor was made for"
+                f"batch.indices contains {wrong[0]}, which the buffer never returned; pass batches of the buffer that "
+                "the monitor was built with"
             )
 
     def _examine(self, batch: Any, indices: Indices, errors: npt.NDArray[np.float64] | None) -> None:

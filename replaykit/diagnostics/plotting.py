@@ -71,16 +71,16 @@ def draw_panels(history: Sequence[dict[str, float]], ax: Any, panels: Sequence[s
     names = list(PANELS if panels is None else [panels] if isinstance(panels, str) else panels)
     for name in names:
         if name not in PANELS:
-            raise ValueError(f"panels contains {name!r}; expected some of {', '.join(PANELS)}")
+            raise ValueError(f"panels contains {name!r}; expected one or more of {', '.join(PANELS)}")
     if not names:
-        raise ValueError(f"panels is empty; expected some of {', '.join(PANELS)}")
+        raise ValueError(f"panels is empty; expected one or more of {', '.join(PANELS)}")
     if ax is None:
         axes, figure = _new_axes(len(names))
     else:
         axes = list(np.ravel(np.asarray(ax, object)))
         figure = axes[0].figure
         if panels is not None and len(axes) < len(names):
-            raise ValueError(f"ax has {len(axes)} axes; expected {len(names)}, as panels has")
+            raise ValueError(f"ax has {len(axes)} axes; expected {len(names)}, the number of panels")
     for name, axis in zip(names, axes, strict=False):
         _draw(PANELS[name], history, axis)
     return figure

@@ -81,9 +81,9 @@ SYMPTOMS = (
     ),
     Symptom(
         lambda x: x["probability_top_percent_share"] > 0.5 and x["probability_undrawable_share"] <= 0.5,
-        "1 % of the transitions have {probability_top_percent_share:.0%} of the probability (perplexity "
-        "{probability_perplexity_share:.2%} of the buffer). Raise eps to about a hundredth of a typical TD error or "
-        "more, lower alpha, or clip TD errors.",
+        "1 % of the transitions have {probability_top_percent_share:.0%} of the probability: draws are as concentrated "
+        "as uniform draws from {probability_perplexity_share:.2%} of the buffer. Raise eps to about a hundredth of a "
+        "typical TD error or more, lower alpha, or clip TD errors.",
     ),
     Symptom(
         lambda x: x["probability_starved_share"] > 0.5 and x["probability_undrawable_share"] <= 0.5,

@@ -46,7 +46,9 @@ class Generations:
     def restart(self, k: int) -> None:
         """Begin the next generation of shard k. Raises OverflowError if no indices are left for it."""
         if self.each[k] >= self.most:
-            raise OverflowError(f"shard {k} was started again {self.each[k]} times, and no indices are left for it")
+            raise OverflowError(
+                f"shard {k} was restarted {self.each[k]} times, and no indices are left for it; build the replay again"
+            )
         self.each[k] += 1
 
     def raise_to(self, generations: Sequence[int]) -> None:

@@ -44,7 +44,7 @@ class RemoteLimit:
         """Raise ValueError if inserts and samples could wait for each other forever."""
         if not self._limit.is_closed and not self._limit.corridor.fits(self._rows, size):
             limit = f"{self._limit!r} with up to {self._rows} transitions in a block"
-            raise ValueError(f"{what}, too large for {limit}; lower it, or raise tolerance")
+            raise ValueError(f"{what}, which is too large for {limit}; lower it, or raise tolerance")
 
     @property
     def for_writers(self) -> tuple[Host, float | None]:

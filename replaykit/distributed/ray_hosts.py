@@ -81,7 +81,9 @@ class RayHosts:
         except BaseException as error:
             cls(handles).close()
             if name is not None and isinstance(error, ValueError) and "already" in str(error):
-                raise ValueError(f"name is {name!r}, which a running replay has; RayReplay.connect finds it") from error
+                raise ValueError(
+                    f"name is {name!r}, the name of a running replay; choose another name, or use RayReplay.connect"
+                ) from error
             raise
         return cls(handles)
 

@@ -187,7 +187,7 @@ class Segment:
         begin, pause = 0.0, _SHORTEST_SLEEP
         while True:
             if self._header[_CLOSED]:
-                raise SegmentGoneError("the learner has closed its process writers; nothing can be added any more")
+                raise SegmentGoneError("the learner has closed its process writers, so no more steps can be added")
             room = len(self.slots) - self._header[_PUBLISHED] + self._header[_TAKEN]
             if room:
                 break
@@ -259,11 +259,13 @@ def _key_of(path: str) -> tuple[int, int]:
 
 
 def _forked() -> RuntimeError:
-    return RuntimeError("a forked child cannot use the writer of its parent; give it a writer of its own")
+    return RuntimeError("a forked process cannot use its parent's writer; pass it another writer")
 
 
 def _gone() -> SegmentGoneError:
-    return SegmentGoneError("the learner's process has ended, or has closed its process writers; start it again first")
+    return SegmentGoneError(
+        "the learner's process has ended, or has closed its process writers; start the learner again first"
+    )
 
 
 def _locked(file: int) -> bool:

@@ -331,7 +331,7 @@ def _checked(replay: Any) -> Replay:
     if not isinstance(replay, Replay) or replay.is_remote:
         raise TypeError(f"make_buffer returned a {type(replay).__name__}; expected a buffer, or a wrapper around one")
     if isinstance(replay.lock, Locks):
-        raise ValueError("make_buffer returned a mixture; expected one buffer; mix what you add or learn from several")
+        raise ValueError("make_buffer returned a mixture; expected a single buffer, or a wrapper around one")
     distribution = replay.parts()["distribution"]
     has_weights = type(distribution).weigh is not Distribution.weigh  # type: ignore[attr-defined]
     if has_weights and not isinstance(distribution, Prioritized):

@@ -105,9 +105,9 @@ class ShardedReplay(Replay):
                     about, host = self._all.about, self._all.hosts.host(k)
                     made_of = host, about.settings.spec, k, tuple(free), self._block, about.largest_priority
                     return ShardWriter(*made_of, *(() if self._limit is None else self._limit.for_writers))
-        remedy = "make_buffer with a larger num_envs, or close() writers that are not used"
+        remedy = "build buffers with a larger num_envs in make_buffer, or close() unused writers"
         raise ValueError(
-            f"num_envs is {wanted}, and no shard has so many of its {each} lanes without a writer; {remedy}"
+            f"num_envs is {wanted}, but no shard has that many of its {each} lanes without a writer; {remedy}"
         )
 
     def clear(self) -> None:
@@ -127,7 +127,7 @@ class ShardedReplay(Replay):
             return sum(self._all.ask("overwrite", calls).values())
 
     def add(self, *_args: Any, **_options: Any) -> NoReturn:
-        self._refuse("is written to by writers; call writer(), and add with it")
+        self._refuse("cannot be written to directly; call writer(), and add with the writer")
 
     extend = end_episode = add
 
@@ -158,7 +158,9 @@ class ShardedReplay(Replay):
         if not sum(masses) > 0.0:
             if not self._all.present:
                 raise RuntimeError(f"no shard answers: {self._all.warnings[-1]}")
-            raise ValueError("all priorities are 0; expected one that is positive" if self._all.size else EMPTY)
+            raise ValueError(
+                "all priorities are 0; expected at least one that is positive" if self._all.size else EMPTY
+            )
         return planned([mass / sum(masses) for mass in masses], size)
 
     def _fields(self, plan: Plan, parts: list[dict[str, Any] | None]) -> dict[str, Any]:
@@ -237,7 +239,7 @@ class ShardedReplay(Replay):
         """Raise an error if the values or the mask do not fit the indices."""
         if self.has_sequences and name == "td_errors":
             if values.ndim != 2 or len(values) != len(entries):
-                raise ValueError(f"td_errors has shape {values.shape}; expected (B, T), a row for each of indices")
+                raise ValueError(f"td_errors has shape {values.shape}; expected (B, T), one row for each of indices")
             if mask is not None and (mask.shape != values.shape or mask.dtype != np.bool_):
                 raise ValueError(
                     f"mask has shape {mask.shape} and dtype {mask.dtype}; expected {values.shape} and bool"
@@ -245,9 +247,7 @@ class ShardedReplay(Replay):
         elif values.shape != entries.shape:
             raise ValueError(f"{name} has shape {values.shape}; expected {entries.shape}, that of indices")
         elif mask is not None:
-            raise TypeError(
-                "mask is given; expected none, unless make_buffer returns sequences and td_errors are given"
-            )
+            raise TypeError("mask was passed; it needs td_errors and a make_buffer that returns a SequenceReplay")
 
     def _refuse_unknown(self, entries: Indices) -> None:
         """Raise IndexError for the first index that was never returned."""
@@ -255,19 +255,21 @@ class ShardedReplay(Replay):
         away = [k for k in range(self._all.about.shards) if k not in self._all.present]
         wrong &= (entries < 0) | ~np.isin(self._generations.ring.owner[entries % self.successor], away)
         if wrong.any():
-            raise IndexError(f"indices contains {entries[wrong][0]}, which was never given out; pass those of sample")
+            raise IndexError(
+                f"indices contains {entries[wrong][0]}, which the replay never returned; pass indices from sample"
+            )
 
     @property
     def beta(self) -> float:
         """The exponent of the weights of the next batch. Set it to a number in [0, 1], or to a schedule."""
         if self._all.about.weights is None:
-            raise AttributeError(f"{self!r} prioritizes nothing, so it has no beta")
+            raise AttributeError(f"{self!r} has no priorities, so it has no beta")
         return check_unit("beta", self._beta(self._batches)) if callable(self._beta) else float(self._beta)
 
     @beta.setter
     def beta(self, value: float | Callable[[int], float]) -> None:
         if self._all.about.weights is None:
-            raise AttributeError(f"{self!r} prioritizes nothing, so it has no beta")
+            raise AttributeError(f"{self!r} has no priorities, so it has no beta")
         with self.lock:
             self._beta = check_schedule("beta", value)
 
@@ -306,7 +308,7 @@ class ShardedReplay(Replay):
             own = [np.where(entries[rows.of(k)] < 0, -1, each) for k, each in enumerate(rows.own)]
             answers = self._all.ask("read", {k: (own[k], field) for k in self._all.present})
             if any(each.size and k not in answers for k, each in enumerate(own)):
-                raise IndexError(f"indices contains some of a shard that was lost: {self._all.warnings[-1]}")
+                raise IndexError(f"indices contains transitions of a shard that was lost: {self._all.warnings[-1]}")
             return rows.joined([answers[k] for k in sorted(answers)])
 
     def stats(self, prefix: str = "") -> dict[str, float]:
@@ -425,7 +427,10 @@ class ShardedReplay(Replay):
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{where} is damaged: {_MANIFEST}: {error}") from error
         if content["shards"] != count:
-            raise ValueError(f"{where} has {content['shards']} shards; expected {count}; build it as it was")
+            raise ValueError(
+                f"{where} has {content['shards']} shards; expected {count}; build the replay with as many "
+                "shards as were saved"
+            )
         return content
 
     def close(self) -> None:
@@ -447,7 +452,7 @@ class ShardedReplay(Replay):
         raise NotImplementedError(f"a {type(self).__name__} {reason}")
 
     def _refuse_verb(self, *_args: Any, **_options: Any) -> NoReturn:
-        self._refuse("makes a batch in its shards in one call; put wrappers around the buffer of make_buffer")
+        self._refuse("cannot be inside a wrapper; put wrappers around the buffer that make_buffer returns")
 
     draw = reduce = weigh = _refuse_verb
 
@@ -455,12 +460,14 @@ class ShardedReplay(Replay):
         self._refuse_verb()
 
     def _refuse_pass(self, *_args: Any, **_options: Any) -> NoReturn:
-        self._refuse("keeps no order of its shards' transitions; load a checkpoint of a shard into a buffer to look")
+        self._refuse(
+            "does not know the order of the transitions in its shards; load the checkpoint of a shard into a buffer"
+        )
 
     latest = episode = episodes = epoch = _refuse_pass
 
     def parts(self) -> dict[str, Declared]:
-        self._refuse("has its state in its shards; use save() and load()")
+        self._refuse("has no state of its own, since its shards hold it; use save() and load()")
 
     def state_dict(self) -> dict[str, Any]:
         self.parts()

@@ -114,8 +114,8 @@ class ProcessWriters(Sequence["ProcessWriter"]):
         if replay.rate_limit is not None:  # a larger block would never be allowed
             self._most = min(replay.rate_limit.largest_block // each, _LARGEST_BLOCK)
             if not self._most:
-                wrong = f"count is {count}, and a step of {each} lanes at once is more than the limit allows"
-                raise ValueError(f"{wrong}; raise its tolerance, or take more writers")
+                wrong = f"count is {count}, so each step adds {each} transitions, which is more than the limit allows"
+                raise ValueError(f"{wrong}; raise the limit's tolerance, or raise count")
         self._lanes = contextlib.ExitStack()
         self._segments = [Segment.create(record, room) for _ in range(count)]
         groups = [i if each == 1 else range(i * each, (i + 1) * each) for i in range(count)]
@@ -178,7 +178,9 @@ class ProcessWriters(Sequence["ProcessWriter"]):
             If the thread that moves steps has failed. The thread's error is the cause.
         """
         if self._process != os.getpid():
-            raise RuntimeError("a forked child cannot use the process writers of its parent; make some for its replay")
+            raise RuntimeError(
+                "a forked process cannot use its parent's ProcessWriters; build new ones for its own replay"
+            )
         goals = [segment.counts[0] for segment in self._segments]
         while any(segment.counts[1] < goal for segment, goal in zip(self._segments, goals, strict=True)):
             self._raise_error()
@@ -248,7 +250,9 @@ class ProcessWriters(Sequence["ProcessWriter"]):
         return prefixed({"sent": sent, "moved": moved, "writer_wait_seconds": waited}, prefix)
 
     def __reduce__(self) -> Any:
-        raise TypeError("ProcessWriters cannot be copied or pickled; give one of them, as writers[0], to a process")
+        raise TypeError(
+            "ProcessWriters cannot be copied or pickled; pass a single writer, such as writers[0], to each process"
+        )
 
     def __repr__(self) -> str:
         return f"ProcessWriters({len(self._segments)} for {self.replay!r}{', closed' * self._has_ended.is_set()})"
@@ -420,8 +424,10 @@ class ProcessWriter(Writing):
             try:
                 self._segment = Segment.open(self._layout.record, self._place)
             except BlockingIOError:
-                remedy = "give each process a writer of its own"
-                raise RuntimeError(f"writer {self.number} is in use, in this process or another; {remedy}") from None
+                remedy = "pass a different writer to each process"
+                raise RuntimeError(
+                    f"writer {self.number} is already in use, in this process or another; {remedy}"
+                ) from None
         return self._segment
 
     # -- Looking ---------------------------------------------------------------------------------------------

@@ -50,6 +50,6 @@ class Uniform(Distribution):
             return (rng.random(batch_size),)
         size = len(self.storage)
         if batch_size > size:
-            expected = f"at most {size}, as many as are stored, without replacement"
+            expected = f"at most {size}, the number of stored transitions, since draws are without replacement"
             raise ValueError(f"batch_size is {batch_size}; expected {expected}")
         return ((rng.choice(size, batch_size, replace=False) + 0.5) / size,)

@@ -164,7 +164,7 @@ def from_npz(
     if buffer is not None:
         refuse_no_replay(buffer)
         if spec is not None:
-            raise TypeError("spec is an option of a new buffer; expected none of its options with buffer")
+            raise TypeError("spec is an option of a new buffer; pass either buffer or the options of a new one")
         spec = buffer.spec
     arrays = _loaded(path)
     places = {name: arrays.pop(name, None) for name in (_INDICES, _LANE, _EPISODE)}
@@ -212,7 +212,9 @@ def _fitting(path: FilePath, arrays: Mapping[str, Array], spec: Spec) -> list[Ar
     size = len(arrays["reward"]) if arrays["reward"].ndim else 0
     for name in names:
         if arrays[name].shape[:1] != (size,):
-            raise ValueError(f"{where}: {name} has shape {arrays[name].shape}; expected {size} rows, as reward has")
+            raise ValueError(
+                f"{where}: {name} has shape {arrays[name].shape}; expected {size} rows, the number of rows of reward"
+            )
     try:
         fields = spec.unflatten([arrays[name] for name in names], tuple(spec))
         return checked(spec, fields, size)

@@ -34,7 +34,9 @@ class Target:
             refuse_no_replay(buffer)
             given = ["capacity"] * (capacity is not None) + list(options)
             if given:
-                raise TypeError(f"{given[0]} is an option of a new buffer; expected none of its options with buffer")
+                raise TypeError(
+                    f"{given[0]} is an option of a new buffer; pass either buffer or the options of a new one"
+                )
         self.buffer: Any = buffer
         self._spec, self._capacity, self._options = spec, capacity, dict(options)
         self.keeps_what_it_gets: bool = buffer is not None or self._options.get("storage") is not None

@@ -130,7 +130,7 @@ def _refuse_other_fields(what: str, given: Spec, expected: Spec) -> None:
         for spec in (given, expected)
     ]
     if sorted(shapes[0]) != sorted(shapes[1]):
-        raise ValueError(f"{what} has transitions of {given}; expected those of the buffer, {expected}")
+        raise ValueError(f"{what} has the spec {given}; expected that of the buffer, {expected}")
 
 
 def _steps_of(dataset: Any, episode: Any, spec: Spec) -> dict[str, Tree]:
@@ -265,7 +265,7 @@ def _chosen(buffer: Replay, unfinished: Unfinished, overwritten: Overwritten) ->
     if unfinished == "drop":
         episodes = [episode for episode in episodes if _has_end(buffer, episode)]
     if not episodes:
-        raise ValueError("buffer has no episode to write; add some steps, or keep what the options leave out")
+        raise ValueError("buffer has no episode to write; add steps, or change the options that leave episodes out")
     return episodes
 
 
@@ -392,8 +392,8 @@ def _fields_of(buffer: Replay, episode: Episode) -> dict[str, Tree]:
         if rows.any():
             step = indices[int(rows.argmax())]
             raise ValueError(
-                f"{later} of the step with index {step} is not {path} of the next step of its episode, and Minari "
-                "keeps one of them; call end_episode() where steps do not go on, or use to_npz"
+                f"{later} of the step with index {step} is not {path} of the next step of its episode, but Minari "
+                "stores only one of them; call end_episode() where an episode is interrupted, or use to_npz"
             )
         arrays[path] = np.concatenate((arrays[path], arrays[later][-1:]))
     return spec.unflatten([arrays[leaf.name] for leaf in spec.leaves], tuple(spec))

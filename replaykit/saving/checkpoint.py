@@ -285,7 +285,7 @@ def restore(replay: Checkpointed, content: dict[str, Any], where: str, read: Any
         compared = [(built, replay)] if exact else _storages(saved, parts)
         for difference in [each for pair in compared for each in differences(pair[0], describe(pair[1]))]:
             remedy = ", or pass exact=False to take what fits" if exact else ""
-            raise ValueError(f"{where}: {difference}; build it as it was{remedy}")
+            raise ValueError(f"{where}: {difference}; build it with the saved settings{remedy}")
         fitting = {name: p for name, p in parts.items() if exact or (name in saved and p.fits(saved[name]["built"]))}
         states = {name: decode(saved[name]["state"], read) for name in fitting}
         for name, part in fitting.items():
@@ -317,7 +317,7 @@ def _storages(saved: dict[str, Any], parts: dict[str, Declared]) -> list[tuple[A
     """Pairs of the saved settings of a storage and the storage that takes its place."""
     ours, theirs = ([name for name in named if name.rpartition(".")[2] == "storage"] for named in (parts, saved))
     if ours != theirs:
-        raise ValueError(f"it has {', '.join(theirs)}, and here it would be {', '.join(ours)}")
+        raise ValueError(f"it has {', '.join(theirs)}, but this replay has {', '.join(ours)}")
     return [(saved[name]["built"], parts[name]) for name in ours]
 
 

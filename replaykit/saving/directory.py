@@ -72,7 +72,7 @@ class Directory:
     def loading(self) -> Iterator[dict[str, Any]]:
         """The content of the manifest."""
         if not os.path.isdir(self.path):
-            raise FileNotFoundError(f"{self.path} is no directory; expected one that save() wrote")
+            raise FileNotFoundError(f"{self.path} is not a directory; expected one that save() wrote")
         with self._locked(exclusive=False):
             yield self.manifest()
 
@@ -116,7 +116,7 @@ class Directory:
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise ValueError(f"{where} is no file")
+                raise ValueError(f"{where} is not a file")
             if size is not None and status.st_size != size:
                 raise ValueError(f"{where} has {status.st_size} bytes; expected {size}: it is damaged")
             with open(descriptor, "rb", closefd=False) as file:

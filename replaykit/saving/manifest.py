@@ -121,7 +121,7 @@ def differences(saved: Any, built: Any, name: str = "") -> Iterator[str]:
         for (key, theirs), (_, ours) in zip(saved["dict"], built["dict"], strict=True):
             yield from differences(theirs, ours, f"{name}[{key!r}]")
     elif saved != built and not (_is_of_user(saved) and _is_of_user(built)):
-        yield f"{name} was {_words(saved)}, and is {_words(built)} here"
+        yield f"{name} was {_words(saved)}, but is {_words(built)} here"
 
 
 def _keys(node: Any) -> list[Any] | None:

@@ -363,9 +363,10 @@ def refuse_not_stored(indices: Indices, bounds: Indices) -> None:
     lane = index % successor
     oldest, stop = (bounds[:, lane] * successor + lane).tolist()
     if 0 <= index < stop:
-        raise IndexError(f"indices contains {index}, which is stale; the oldest stored of lane {lane} is {oldest}")
-    newest = f"the newest of lane {lane} is {stop - successor}" if stop > lane else f"lane {lane} is empty"
-    reason = f"which was never given out; {newest}; pass indices from add or sample"
+        stale = "which is stale: its transition is no longer stored"
+        raise IndexError(f"indices contains {index}, {stale}; the oldest stored index of lane {lane} is {oldest}")
+    newest = f"the newest index of lane {lane} is {stop - successor}" if stop > lane else f"lane {lane} is empty"
+    reason = f"which the buffer never returned; {newest}; pass indices from add or sample"
     raise IndexError(f"indices contains {index}, {reason}")
 
 

@@ -160,7 +160,7 @@ def columns_for(storage: Any, stack: int, padding: Padding, share: Share) -> lis
     if stack > 1 and all(len(leaf.shape) < 2 for leaf in observations.values()):
         found = ", ".join(f"{leaf.name} has shape {leaf.shape}" for leaf in observations.values())
         remedy = "stack vectors in the environment, with gymnasium.wrappers.FrameStackObservation"
-        raise ValueError(f"stack is {stack}, but {found}; expected frames, of two axes at least; {remedy}")
+        raise ValueError(f"stack is {stack}, but {found}; expected frames with at least two axes; {remedy}")
     smallest = {"large": LARGE_FIELD_BYTES, "all": 0, "none": math.inf}[share]
     names, made = [leaf.name for leaf in leaves], list[Columns]()
     for i, leaf in observations.items():

@@ -84,8 +84,8 @@ class Frames(Columns):
     def reserve(self, count: int) -> None:
         more = 2 * self._given * (count + 1)  # if no frame is shared
         if (self._bound or self._bind())[-1].item(kernels.COUNT) < more:
-            reason = "share fewer frames than a stream does in which each is the next_obs of the step before"
-            purpose = f"{self._leaf.name}: the observations {reason}; to store at most {more} more frames"
+            reason = "next_obs is not the obs of the next step, so more frames must be stored"
+            purpose = f"{self._leaf.name}: {reason}; room for {more} more frames"
             self._storage.refuse_size((len(self._array("overflow")) + more) * self._size, purpose)
 
     def store(self, values: Sequence[Array], data: bytes, steps: int, state: Sequence[Array], indices: Indices) -> bool:

@@ -87,7 +87,7 @@ class MappedStorage(LocalStorage):
         if not self.is_reopened:
             others = sorted(set(os.listdir(self.path)) - {_LOCK, f"{_LAYOUT}.new"})
             if others:
-                expected = "expected a new or an empty directory, or one that a storage was in"
+                expected = "expected a new or empty directory, or one that a storage created"
                 raise FileExistsError(f"{self.path} has other files, such as {others[0]}; {expected}")
             layout: dict[str, Any] = {"format": FORMAT, "built": built, "claims": {}}
             self._write_layout(layout)
@@ -101,11 +101,11 @@ class MappedStorage(LocalStorage):
             raise ValueError(f"{where} is damaged: {type(error).__name__}: {error}") from None
         if number != FORMAT:
             raise ValueError(f"{where} has the format {number!r:.20}; this version reads {FORMAT}")
-        remedy = "open it as it was made, or choose another directory"
+        remedy = "open it with the original settings, or choose another directory"
         for difference in differences(found, built):
             raise ValueError(f"{self.path}: {difference}; {remedy}")
         if was != capacity:
-            raise ValueError(f"{self.path}: capacity was {was}, and is {capacity} here; {remedy}")
+            raise ValueError(f"{self.path}: capacity was {was}, but is {capacity} here; {remedy}")
         return layout | {"claims": claims}
 
     def _write_layout(self, layout: dict[str, Any]) -> None:
@@ -117,8 +117,8 @@ class MappedStorage(LocalStorage):
     def claim(self, name: str, value: Any) -> None:
         was = self._layout["claims"].setdefault(name, value)
         if was != value:
-            remedy = "open it as it was made, or choose another directory"
-            raise ValueError(f"{self.path}: {name} was {was!r:.50}, and is {value!r} here; {remedy}")
+            remedy = "open it with the original settings, or choose another directory"
+            raise ValueError(f"{self.path}: {name} was {was!r:.50}, but is {value!r} here; {remedy}")
         self._write_layout(self._layout)
 
     def refuse_size(self, needed: int, purpose: str) -> None:
@@ -171,8 +171,8 @@ class MappedStorage(LocalStorage):
         self.lock.sampling, self.lock.refusal = (
             True,
             (
-                f"the files of {self.path} belong to the process that opened them, and a forked child cannot use them; "
-                "start it by spawn, or let it use a buffer of its own"
+                f"the files of {self.path} belong to the process that opened them, and a forked process cannot use "
+                "them; start it with the spawn method, or use another buffer in it"
             ),
         )
 
@@ -197,7 +197,7 @@ def _locked(path: str) -> int:
         except BlockingIOError:
             if is_last:
                 os.close(descriptor)
-                remedy = "choose another directory, or delete that buffer"
+                remedy = "choose another directory, or delete the other buffer object"
                 raise BlockingIOError(f"{path} is in use by another buffer or process; {remedy}") from None
             gc.collect()  # a storage of this process that is no longer referenced
         except OSError:  # a file system without locks

@@ -149,7 +149,9 @@ def test_a_writer_that_is_killed_loses_at_most_a_step():
         process = SPAWN.Process(target=act_for_ever, args=(writers[0],))
         process.start()
         until(lambda: buffer.newest[0] > 200)
-        with pytest.raises(RuntimeError, match="writer 0 is in use, in this process or another; give each"):
+        with pytest.raises(
+            RuntimeError, match="writer 0 is already in use, in this process or another; pass a different"
+        ):
             writers[0].add(**step(0))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
@@ -323,10 +325,10 @@ def test_wrong_arguments_are_refused():
         ProcessWriters(buffer, 2, timeout=-1)
     with pytest.raises(MemoryError, match=r"room 100000000000 for 4 writers needs .* GiB; .*; lower the room"):
         ProcessWriters(buffer, 4, room=100_000_000_000)
-    with buffer.writer(2), pytest.raises(ValueError, match="lanes contains 2, which has a writer"):
+    with buffer.writer(2), pytest.raises(ValueError, match="lanes contains 2, which already has a writer"):
         ProcessWriters(buffer, 4)
     limited = RateLimitedReplay(buffer, RateLimit(8.0, tolerance=16.0))
-    with pytest.raises(ValueError, match="a step of 4 lanes at once is more than the limit allows"):
+    with pytest.raises(ValueError, match="each step adds 4 transitions, which is more than the limit allows"):
         ProcessWriters(limited, 1)
     with ProcessWriters(buffer, 4) as writers:
         with pytest.raises(TypeError, match="cannot be copied or pickled; give one of them"):
@@ -387,8 +389,8 @@ def test_a_forked_child_leaves_the_writers_of_its_parent_alone():
         process.start()
         errors = result.get()
         process.join()
-        assert "forked child cannot use the writer" in errors[0]
-        assert "forked child cannot use the process writers" in errors[1]
+        assert "forked process cannot use its parent's writer" in errors[0]
+        assert "forked process cannot use its parent's ProcessWriters" in errors[1]
         writers[0].add(**step(1))
     assert len(buffer) == 2
 

@@ -252,9 +252,9 @@ def test_stale_updates_are_dropped_and_not_counted():
 @pytest.mark.parametrize(
     ("indices", "options", "error", "match"),
     [
-        ([10], {"td_errors": [1.0]}, IndexError, "never given out"),
-        ([-1], {"td_errors": [1.0]}, IndexError, "never given out"),
-        ([STEPS * 2], {"td_errors": [1.0]}, IndexError, "never given out"),
+        ([10], {"td_errors": [1.0]}, IndexError, "never returned"),
+        ([-1], {"td_errors": [1.0]}, IndexError, "never returned"),
+        ([STEPS * 2], {"td_errors": [1.0]}, IndexError, "never returned"),
         ([0], {"td_errors": [np.nan]}, ValueError, "nan"),
         ([0], {"priorities": [-1.0]}, ValueError, "non-negative"),
         ([0], {"td_errors": [1.0, 2.0]}, ValueError, "shape"),

@@ -40,7 +40,7 @@ def test_sampling_an_empty_buffer_is_refused(stack):
 
 @every_stack
 def test_sampling_after_a_clear_is_refused(stack):
-    """After `clear` a buffer is empty, and sampling raises as before the first add."""
+    """After `clear`, a buffer is empty, and sampling raises an error until a transition is added."""
     replay = full(stack)
     replay.clear()
     with refused(replay, ValueError, "the buffer is empty"):
@@ -67,7 +67,7 @@ def test_a_batch_size_that_is_no_int_is_refused(stack):
 
 @every_stack
 def test_a_batch_size_that_is_a_bool_is_refused(stack):
-    """A batch size of True raises an error and is not 1."""
+    """A batch size of True raises an error. It does not count as 1."""
     replay = full(stack)
     for batch_size in (True, np.True_):
         with refused(replay, TypeError, "batch_size", "an int", "True"):
@@ -76,7 +76,7 @@ def test_a_batch_size_that_is_a_bool_is_refused(stack):
 
 @every_stack
 def test_a_batch_size_beyond_memory_is_refused_before_anything_is_drawn(stack):
-    """A batch that cannot fit into memory raises an error that names the batch size, and no random number is used."""
+    """A batch that does not fit into memory raises an error that names its size, before a random number is used."""
     replay = full(stack)
     for batch_size in TOO_LARGE:
         with refused(replay, MemoryError, "batch_size", batch_size, "needs", "available"):
@@ -102,7 +102,7 @@ def test_a_capacity_that_is_no_int_is_refused(make, capacity):
 @every_buffer
 @pytest.mark.parametrize("capacity", TOO_LARGE)
 def test_a_capacity_beyond_memory_is_refused_and_names_the_bytes(make, capacity):
-    """A capacity beyond memory raises an error with the bytes needed and available, before anything is allocated."""
+    """A capacity beyond memory raises an error with the needed and the available bytes. Nothing is allocated."""
     with refused(None, MemoryError, "capacity", "needs", "GiB", "available", "lower the capacity"):
         make(capacity, FLAT)
 
@@ -110,7 +110,7 @@ def test_a_capacity_beyond_memory_is_refused_and_names_the_bytes(make, capacity)
 @every_stack
 @pytest.mark.parametrize("capacity", [1, 3, 7])
 def test_a_capacity_of_one_or_no_power_of_two_works(stack, capacity):
-    """A buffer of any capacity holds exactly its last transitions."""
+    """A buffer holds exactly its last transitions, also if its capacity is 1 or not a power of two."""
     replay = stack.build(capacity)
     replay.extend(**stack.steps((20,)))
     assert len(replay) == replay.capacity == capacity
@@ -124,7 +124,7 @@ def test_a_capacity_of_one_or_no_power_of_two_works(stack, capacity):
 
 @every_way_in
 def test_a_wrong_shape_is_refused_and_names_the_field(way_in):
-    """A value of another shape raises an error with the field, the shape expected and the shape given."""
+    """A value of a wrong shape raises an error that names the field, the expected shape and the given shape."""
     replay, lead = way_in.full(), way_in.way.lead
     for field in ("obs", "next_obs", "pixels"):
         with refused(replay, ValueError, way_in.name_of(field), (*lead, 2 if field == "pixels" else 3), (*lead, 4)):
@@ -133,7 +133,7 @@ def test_a_wrong_shape_is_refused_and_names_the_field(way_in):
 
 @every_way_in
 def test_a_broadcastable_shape_is_refused_and_names_the_field(way_in):
-    """A scalar or an array of shape (1,) for a field of shape (3,) raises an error and is not repeated."""
+    """A scalar or an array of shape (1,) for a field of shape (3,) raises an error. It is not broadcast."""
     replay, lead = way_in.full(), way_in.way.lead
     for shape in ((1,), ()):
         with refused(replay, ValueError, way_in.name_of("obs"), (*lead, 3), (*lead, *shape)):
@@ -142,7 +142,7 @@ def test_a_broadcastable_shape_is_refused_and_names_the_field(way_in):
 
 @every_way_in
 def test_a_column_for_a_vector_is_refused_and_names_the_field(way_in):
-    """One field of shape (E, 1) for (E,), or (1,) for a scalar, raises an error."""
+    """A field of shape (E, 1) instead of (E,), or of shape (1,) instead of a scalar, raises an error."""
     replay, lead = way_in.full(), way_in.way.lead
     for field in ("action", "reward", "terminated", "truncated"):
         with refused(replay, ValueError, field, lead, (*lead, 1)):
@@ -153,7 +153,7 @@ def test_a_column_for_a_vector_is_refused_and_names_the_field(way_in):
 @pytest.mark.parametrize("lanes", [1, 2])
 @pytest.mark.parametrize("field", ["obs", "action", "reward", "next_obs", "terminated", "truncated", "pixels"])
 def test_a_field_of_another_length_is_refused_and_named(stack, lanes, field):
-    """If one field of a stretch has more steps than the others, the error names that field and not another."""
+    """If one field passed to `extend` has more steps than the others, the error names this field."""
     way_in = WayIn(stack, WAYS["extend"] if lanes == 1 else WAYS["extend to 2 lanes"])
     replay, lead = way_in.full(), way_in.way.lead
     longer = way_in.stack.steps((lead[0] + 1, *lead[1:]))[field]
@@ -184,7 +184,7 @@ def test_a_stretch_in_add_is_refused_with_the_remedy(stack):
 
 @every_way_in
 def test_a_missing_field_is_refused_and_named(way_in):
-    """A field that is missing raises a KeyError with its name."""
+    """A missing field raises a KeyError with its name."""
     replay, values = way_in.full(), way_in.stack.steps(way_in.way.lead)
     del values["pixels"]
     with refused(replay, KeyError, "'pixels' is missing"):
@@ -193,7 +193,7 @@ def test_a_missing_field_is_refused_and_named(way_in):
 
 @every_way_in
 def test_a_missing_core_field_is_refused_and_named(way_in):
-    """A field that every transition has, such as `truncated`, is named in the error if it is missing."""
+    """If a required field such as `truncated` is missing, the error names it."""
     replay, values = way_in.full(), way_in.stack.steps(way_in.way.lead)
     del values["truncated"]
     with refused(replay, (KeyError, TypeError), "'truncated'"):
@@ -202,7 +202,7 @@ def test_a_missing_core_field_is_refused_and_named(way_in):
 
 @every_way_in
 def test_an_unknown_field_is_refused_with_the_nearest_name(way_in):
-    """A field that the spec does not have raises a KeyError that suggests the field that was meant."""
+    """A field that is not in the spec raises a KeyError that suggests the most similar name."""
     replay = way_in.full()
     with refused(replay, KeyError, "unknown field 'pixel'", "expected", "did you mean 'pixels'?"):
         way_in.call(replay, pixel=0)
@@ -210,7 +210,7 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(way_in):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_unknown_key_of_an_observation_is_refused_with_the_nearest_name(way):
-    """An unknown key of a nested observation raises a KeyError that suggests the key that was meant."""
+    """An unknown key of a nested observation raises a KeyError that suggests the most similar key."""
     way_in = WayIn(STACKS["hindsight"], WAYS[way])
     replay, values = way_in.full(), way_in.stack.steps(way_in.way.lead)
     values["obs"]["goal_achieved"] = values["obs"]["achieved_goal"]
@@ -220,7 +220,7 @@ def test_an_unknown_key_of_an_observation_is_refused_with_the_nearest_name(way):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_missing_key_of_an_observation_is_refused_and_named(way):
-    """A nested observation that lacks a key raises a KeyError with the key."""
+    """A missing key of a nested observation raises a KeyError with the key."""
     way_in = WayIn(STACKS["hindsight"], WAYS[way])
     replay, values = way_in.full(), way_in.stack.steps(way_in.way.lead)
     del values["next_obs"]["desired_goal"]
@@ -230,7 +230,7 @@ def test_a_missing_key_of_an_observation_is_refused_and_named(way):
 
 @every_way_in
 def test_one_flag_called_done_is_refused_with_the_two_flags_that_are_meant(way_in):
-    """`done=` raises an error that says to pass `terminated` and `truncated`, whether these are given or not."""
+    """`done=` raises an error that asks for `terminated` and `truncated`, even if these are passed as well."""
     replay, values = way_in.full(), way_in.stack.steps(way_in.way.lead)
     for instead in (False, True):
         values["done"] = values["terminated"]
@@ -242,7 +242,7 @@ def test_one_flag_called_done_is_refused_with_the_two_flags_that_are_meant(way_i
 
 @every_way_in
 def test_a_misspelt_option_of_an_add_is_refused_with_the_nearest_name(way_in):
-    """`td_eror=` is an error and not an extra field that nobody reads."""
+    """A misspelt option of `add`, such as `td_eror=`, raises an error. It is not stored as an extra field."""
     replay = way_in.full()
     with refused(replay, TypeError, "td_eror", "did you mean 'td_error'?"):
         way_in.call(replay, td_eror=1.0)
@@ -253,7 +253,7 @@ def test_a_misspelt_option_of_an_add_is_refused_with_the_nearest_name(way_in):
 
 @every_way_in
 def test_a_float_for_an_integer_field_is_refused(way_in):
-    """A float for an integer field raises an error and is not truncated."""
+    """A float for an integer field raises an error. It is not rounded down."""
     replay = way_in.full()
     for value in (2.7, 2.0):
         with refused(replay, TypeError, "action", "expected int64", "float64"):
@@ -270,7 +270,7 @@ def test_a_nan_for_an_integer_field_is_refused(way_in):
 
 @every_way_in
 def test_an_integer_beyond_its_dtype_is_refused(way_in):
-    """300 and -1 for uint8 raise an error and do not wrap around."""
+    """300 and -1 for a uint8 field raise an error. They do not wrap around."""
     replay = way_in.full()
     for value in (300, 256, -1):
         with refused(replay, OverflowError, "pixels", "uint8 values in [0, 255]", value):
@@ -279,7 +279,7 @@ def test_an_integer_beyond_its_dtype_is_refused(way_in):
 
 @every_way_in
 def test_a_fraction_for_uint8_is_refused(way_in):
-    """Images scaled to [0, 1] for a uint8 field raise an error and do not become black."""
+    """An image scaled to [0, 1] raises an error for a uint8 field. It is not stored as a black image."""
     replay = way_in.full()
     for value in (0.5, 0.0):
         with refused(replay, TypeError, "pixels", "expected uint8", "float64"):
@@ -288,7 +288,7 @@ def test_a_fraction_for_uint8_is_refused(way_in):
 
 @every_way_in
 def test_a_float_beyond_its_dtype_is_refused(way_in):
-    """1e300 for float32 raises an error and does not become infinity."""
+    """1e300 for a float32 field raises an error. It does not become infinity."""
     replay = way_in.full()
     for value in (1e300, -1e39):
         with refused(replay, OverflowError, way_in.name_of("obs"), "float32 values of at most 3.403e+38", value):
@@ -297,7 +297,7 @@ def test_a_float_beyond_its_dtype_is_refused(way_in):
 
 @every_way_in
 def test_a_python_int_beyond_int64_is_refused(way_in):
-    """A Python int that no int64 holds raises an error."""
+    """A Python int that does not fit into int64 raises an error."""
     replay = way_in.full()
     for value in (1 << 63, 1 << 70, -(1 << 70)):
         with refused(replay, OverflowError, "action", value, "expected", "int64"):
@@ -306,7 +306,7 @@ def test_a_python_int_beyond_int64_is_refused(way_in):
 
 @every_way_in
 def test_strings_are_refused(way_in):
-    """A string raises an error, even if it could be read as a number."""
+    """A string raises an error, even if it contains a number."""
     replay = way_in.full()
     with refused(replay, TypeError, "reward", "expected float32", "<U3"):
         way_in.call(replay, reward=way_in.repeated("1.0"))
@@ -340,7 +340,7 @@ def test_a_flag_that_is_not_true_or_false_is_refused(way_in):
 
 @every_way_in
 def test_a_reward_that_is_not_finite_is_refused(way_in):
-    """A reward of NaN or infinity raises an error: it would spoil every value learned from it."""
+    """A reward of NaN or infinity raises an error, because it would spoil every value learned from it."""
     replay = way_in.full()
     for value in (float("nan"), float("inf"), -float("inf"), np.float32("nan")):
         with refused(replay, ValueError, "reward", "finite", value):
@@ -358,7 +358,7 @@ def test_a_reward_beyond_its_dtype_is_refused(way_in):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_float64_reward_that_is_not_finite_is_refused(value):
-    """A reward field of float64 takes no NaN and no infinity."""
+    """NaN and infinity also raise an error if the reward field is float64."""
     replay = ReplayBuffer(6, Spec(obs=Field(()), action=Field(()), reward=Field((), np.float64)))
     with refused(replay, ValueError, "reward", "finite", value):
         replay.add(0.0, 0.0, value, 0.0, False, False)
@@ -369,7 +369,7 @@ def test_a_float64_reward_that_is_not_finite_is_refused(value):
 @every_stack
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
 def test_the_values_of_lanes_that_a_mask_leaves_out_are_ignored(stack, value):
-    """The values of a lane that a mask leaves out are neither checked nor stored."""
+    """If a mask leaves a lane out, the values for this lane are neither checked nor stored."""
     replay = stack.build(num_envs=2)
     obs = np.array([[1.0, 2.0, 3.0], [value] * 3])
     indices = replay.add(**stack.steps((2,), reward=np.array([1.0, value]), obs=obs), mask=[True, False])
@@ -380,7 +380,7 @@ def test_the_values_of_lanes_that_a_mask_leaves_out_are_ignored(stack, value):
 
 @every_way_in
 def test_a_return_of_finite_rewards_may_overflow(way_in):
-    """Finite rewards are stored, even if an n-step sum of them is beyond the dtype."""
+    """Finite rewards are stored, even if their n-step sum is too large for the dtype."""
     replay = way_in.full(n_step=3)
     way_in.call(replay, reward=way_in.repeated(np.float32(3e38)))
     replay.check()
@@ -389,7 +389,7 @@ def test_a_return_of_finite_rewards_may_overflow(way_in):
 @every_stack
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_observations_that_are_not_finite_are_stored_and_reported_by_check(stack, value):
-    """NaN in an observation may be meant, so an add takes it. `check` reports it with the name of the field."""
+    """NaN in an observation can be intended, so `add` stores it. `check` warns and names the field."""
     replay = full(stack)
     replay.add(**stack.steps(obs=np.array([0.0, value, 0.0], np.float32)))
     np.testing.assert_array_equal(replay.read(replay.newest, stack.name_of("obs"))[0], [0.0, value, 0.0])
@@ -399,7 +399,7 @@ def test_observations_that_are_not_finite_are_stored_and_reported_by_check(stack
 
 @every_way_in
 def test_a_bad_initial_td_error_is_refused_by_every_buffer(way_in):
-    """A TD error of NaN, infinity or text raises an error, even if nothing is prioritized."""
+    """A TD error of NaN, infinity or text raises an error, even in buffers without priorities."""
     replay = way_in.full()
     for value in (float("nan"), float("inf"), "1"):
         options = way_in.way.options() | {"td_error": way_in.repeated(value)}
@@ -409,7 +409,7 @@ def test_a_bad_initial_td_error_is_refused_by_every_buffer(way_in):
 
 @every_way_in
 def test_an_initial_td_error_of_another_shape_is_refused(way_in):
-    """A TD error for each of more steps or lanes than were given raises an error."""
+    """TD errors for more steps or lanes than were passed raise an error."""
     replay, options = way_in.full(), way_in.way.options() | {"td_error": np.ones((*way_in.way.lead, 3))}
     with refused(replay, ValueError, "td_error has shape", (*way_in.way.lead, 3), "expected", way_in.way.lead):
         getattr(replay, way_in.way.verb)(**way_in.stack.steps(way_in.way.lead), **options)
@@ -418,7 +418,7 @@ def test_an_initial_td_error_of_another_shape_is_refused(way_in):
 @every_stack
 @pytest.mark.parametrize("mask", [[True], [True, True, True], [1, 0], [[True, False], [True, False]], "yes"])
 def test_a_mask_of_another_shape_or_dtype_is_refused(stack, mask):
-    """A mask that does not say True or False for each lane raises an error."""
+    """A mask that is not one boolean for each lane raises an error."""
     replay = stack.build(num_envs=2)
     with refused(replay, ValueError, "mask", "expected (2,)", "bool"):
         replay.add(**stack.steps((2,)), mask=mask)
@@ -459,37 +459,37 @@ def stored_as(way_in, changed):
 
 @every_way_in
 def test_a_read_only_array_is_stored_right(way_in):
-    """A read-only array is stored like any other."""
+    """A read-only array is stored correctly."""
     stored_as(way_in, read_only)
 
 
 @every_way_in
 def test_a_fortran_ordered_array_is_stored_right(way_in):
-    """An array in Fortran order is stored by its values and not by its memory."""
+    """An array in Fortran order is stored correctly."""
     stored_as(way_in, np.asfortranarray)
 
 
 @every_way_in
 def test_a_strided_array_is_stored_right(way_in):
-    """An array with gaps between its values is stored by its values."""
+    """An array with gaps between its values in memory is stored correctly."""
     stored_as(way_in, strided)
 
 
 @every_way_in
 def test_a_reversed_array_is_stored_right(way_in):
-    """An array with negative strides is stored by its values."""
+    """An array with negative strides is stored correctly."""
     stored_as(way_in, lambda array: array[..., ::-1].copy()[..., ::-1])
 
 
 @every_way_in
 def test_a_byte_swapped_array_is_stored_right(way_in):
-    """An array of the other byte order is converted."""
+    """An array with another byte order is converted."""
     stored_as(way_in, swapped)
 
 
 @every_way_in
 def test_python_lists_are_stored_right(way_in):
-    """Lists of numbers are stored as the array that they describe."""
+    """Lists of numbers are stored like arrays."""
     stored_as(way_in, lambda array: array.tolist())
 
 
@@ -517,7 +517,7 @@ def test_arrays_without_axes_are_stored_right(way_in):
 @every_stack
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_of_more_rows_than_the_capacity_the_newest_are_kept(stack, lanes):
-    """A stretch longer than the buffer is stored as if its steps had been added one by one."""
+    """`extend` with more steps than the capacity has the same result as adding the steps one by one."""
     replay = stack.build(6, num_envs=lanes)
     lead = (50, lanes) if lanes > 1 else (50,)
     values = stack.steps(lead)
@@ -534,7 +534,7 @@ def test_of_more_rows_than_the_capacity_the_newest_are_kept(stack, lanes):
 @pytest.mark.parametrize("lanes", [1, 2])
 @pytest.mark.parametrize("option", ["", "mask", "td_error"])
 def test_zero_rows_change_nothing(stack, lanes, option):
-    """A stretch of no steps returns no indices and leaves the buffer bit-identical."""
+    """`extend` with zero steps returns no indices and does not change the buffer."""
     lead = (0, lanes) if lanes > 1 else (0,)
     replay = WayIn(stack, WAYS["add" if lanes == 1 else "add to 2 lanes"]).full()
     before = pickle.dumps(replay)
@@ -548,7 +548,7 @@ def test_zero_rows_change_nothing(stack, lanes, option):
 
 @every_way_in
 def test_changing_an_array_after_it_was_added_changes_nothing(way_in):
-    """A buffer keeps no reference to an array that it was given."""
+    """A buffer copies the arrays that it is given, so you can change them after `add`."""
     replay = way_in.full()
     values = way_in.stack.steps(way_in.way.lead)
     values = {name: value if isinstance(value, dict) else np.array(value) for name, value in values.items()}
@@ -562,7 +562,7 @@ def test_changing_an_array_after_it_was_added_changes_nothing(way_in):
 
 @every_way_in
 def test_an_add_changes_no_array_that_it_is_given(way_in):
-    """An add does not change the caller's arrays."""
+    """`add` does not change the arrays that it is given."""
     replay = way_in.full()
     values, kept = way_in.stack.steps(way_in.way.lead), way_in.stack.steps(way_in.way.lead)
     getattr(replay, way_in.way.verb)(**values, **way_in.way.options())
@@ -571,7 +571,7 @@ def test_an_add_changes_no_array_that_it_is_given(way_in):
 
 @every_stack
 def test_changing_a_batch_in_place_changes_nothing(stack):
-    """A batch is the caller's: writing into its arrays changes neither the buffer nor the next batch."""
+    """You can write into the arrays of a batch. This changes neither the buffer nor the next batch."""
     replay = full(stack)
     batch = replay.sample(8)
     before = pickle.dumps(replay)
@@ -583,7 +583,7 @@ def test_changing_a_batch_in_place_changes_nothing(stack):
 
 @every_stack
 def test_two_batches_in_a_row_share_nothing(stack):
-    """A second batch does not overwrite the first."""
+    """A second batch does not overwrite the first one."""
     replay = full(stack)
     one = replay.sample(8)
     kept = {name: np.copy(one[name]) for name in ("reward", "indices", "weights", "action", "pixels")}
@@ -595,7 +595,7 @@ def test_two_batches_in_a_row_share_nothing(stack):
 
 @every_way_in
 def test_a_refused_add_into_a_full_buffer_leaves_every_row_whole(way_in):
-    """After an add that was refused, the row that it would have overwritten is still whole."""
+    """If `add` to a full buffer raises an error, the oldest transition is not overwritten."""
     replay = way_in.full()
     stored = replay.stored()
     before = replay.fetch(stored)
@@ -609,7 +609,7 @@ def test_a_refused_add_into_a_full_buffer_leaves_every_row_whole(way_in):
 
 @every_way_in
 def test_after_a_refused_call_everything_goes_on_as_without_it(way_in):
-    """After refused calls the next batches are the same bits as those of a buffer that never saw these calls."""
+    """After calls that raise errors, the next batches are identical to those of a buffer without these calls."""
     one, other = way_in.full(), way_in.full()
     for _ in range(3):
         with pytest.raises(TypeError):
@@ -632,7 +632,7 @@ def test_after_a_refused_call_everything_goes_on_as_without_it(way_in):
 
 @every_way_in
 def test_a_tensor_that_requires_grad_is_refused_with_the_remedy(way_in):
-    """A tensor that requires grad raises an error that says `.detach().cpu()`."""
+    """A tensor that requires a gradient raises an error that recommends `.detach().cpu()`."""
     torch = pytest.importorskip("torch")
     replay = way_in.full()
     with refused(replay, TypeError, way_in.name_of("obs"), "requires grad", ".detach().cpu()"):
@@ -641,7 +641,7 @@ def test_a_tensor_that_requires_grad_is_refused_with_the_remedy(way_in):
 
 @every_way_in
 def test_a_tensor_on_another_device_is_refused_with_the_remedy(way_in):
-    """A tensor on a GPU raises an error that says `.detach().cpu()`."""
+    """A tensor on a GPU raises an error that recommends `.detach().cpu()`."""
     torch = pytest.importorskip("torch")
     replay = way_in.full()
     device = "cuda" if torch.cuda.is_available() else "meta"  # a device that every machine has
@@ -651,7 +651,7 @@ def test_a_tensor_on_another_device_is_refused_with_the_remedy(way_in):
 
 @every_way_in
 def test_a_tensor_on_the_cpu_is_stored_right(way_in):
-    """A tensor on the CPU is stored like the array."""
+    """A tensor on the CPU is stored like an array."""
     torch = pytest.importorskip("torch")
     stored_as(way_in, torch.from_numpy)
 
@@ -689,22 +689,22 @@ def interrupt_everywhere(call):
 
 
 def test_an_interrupted_add_tears_no_row():
-    """KeyboardInterrupt at any line of `add` leaves whole rows and a usable buffer."""
+    """After a KeyboardInterrupt at any line of `add`, all rows are complete and the buffer can be used."""
     interrupt_everywhere(lambda replay: replay.add(**rows(10)))
 
 
 def test_an_interrupted_extend_tears_no_row():
-    """KeyboardInterrupt at any line of `extend` leaves whole rows and a usable buffer."""
+    """After a KeyboardInterrupt at any line of `extend`, all rows are complete and the buffer can be used."""
     interrupt_everywhere(lambda replay: replay.extend(**rows(np.arange(10, 14)), td_error=np.ones(4)))
 
 
 def test_an_interrupted_sample_tears_no_row():
-    """KeyboardInterrupt at any line of `sample` leaves a usable buffer."""
+    """After a KeyboardInterrupt at any line of `sample`, the buffer can be used."""
     interrupt_everywhere(lambda replay: replay.sample(5))
 
 
 def test_an_interrupted_update_of_priorities_tears_no_row():
-    """KeyboardInterrupt at any line of `update_priorities` leaves every invariant intact."""
+    """After a KeyboardInterrupt at any line of `update_priorities`, the buffer is consistent."""
     interrupt_everywhere(lambda replay: replay.update_priorities(np.arange(5, 9), np.ones(4)))
 
 
@@ -730,7 +730,7 @@ def cart_pole():
     ],
 )
 def test_a_misspelt_option_is_refused_with_the_nearest_name(make, wrong, meant):
-    """A misspelt option of a constructor raises a TypeError that suggests the option that was meant."""
+    """A misspelt option of a constructor raises a TypeError that suggests the most similar option."""
     with refused(None, TypeError, f"'{wrong}'", f"'{meant}'"):
         make(**{wrong: 1})
 
@@ -753,7 +753,7 @@ def test_no_method_swallows_unknown_options():
 
 @every_buffer
 def test_constructor_arguments_in_the_order_of_another_library_are_refused(make):
-    """Constructor arguments in the order of another library raise an error that shows what is expected."""
+    """Constructor arguments in the order of another library raise an error that shows the expected order."""
     spaces = pytest.importorskip("gymnasium").spaces
     obs, action = spaces.Box(-1, 1, (3,)), spaces.Discrete(2)
     with refused(None, TypeError, "capacity", "spec", "Spec"):
@@ -771,21 +771,21 @@ def test_constructor_arguments_in_the_order_of_another_library_are_refused(make)
 @every_buffer
 @pytest.mark.parametrize("seed", ["0", 1.5, -1, object(), np.array([[0.5]])])
 def test_a_seed_of_the_wrong_kind_is_refused(make, seed):
-    """A seed that is no int, SeedSequence or Generator raises an error that says so."""
+    """A seed that is not an int, a SeedSequence or a Generator raises an error that lists these types."""
     with refused(None, (TypeError, ValueError), "seed is", "expected", "Generator"):
         make(4, FLAT, seed=seed)
 
 
 @pytest.mark.parametrize("dtype", ["flaot32", object, "U3", "datetime64[s]", 3.5, None, [("x", int)]])
 def test_a_dtype_of_the_wrong_kind_is_refused(dtype):
-    """A dtype that no dense array of numbers can have raises an error; None is not taken for float64."""
+    """A dtype that cannot be stored as an array of numbers raises an error. None does not mean float64."""
     with refused(None, TypeError, "dtype", "expected"):
         Field((3,), dtype)
 
 
 @pytest.mark.parametrize("shape", [(-1,), (2.5,), 2.5, (True,), "3", None, np.float32])
 def test_a_shape_of_the_wrong_kind_is_refused(shape):
-    """A shape that is not made of non-negative ints raises an error."""
+    """A shape with entries that are not non-negative ints raises an error."""
     with refused(None, (TypeError, ValueError), "shape"):
         Field(shape, np.float32)
 
@@ -799,14 +799,14 @@ def test_a_shape_of_the_wrong_kind_is_refused(shape):
     ],
 )
 def test_names_of_a_spec_that_collide_are_refused(trees, name):
-    """Two fields whose dotted names are the same raise an error with that name."""
+    """Two fields with the same dotted name raise an error with this name."""
     with refused(None, ValueError, name):
         Spec(**{"obs": Field(()), "action": Field(())} | trees)
 
 
 @pytest.mark.parametrize("name", ["weights", "indices", "discount", "mask", "td_error", "self", *BATCH])
 def test_an_extra_field_with_a_name_that_is_taken_is_refused(name):
-    """An extra field that would hide a field or a method of a batch, or an argument of `add`, raises an error."""
+    """An extra field with the name of a batch attribute or of an `add` argument raises an error."""
     with refused(None, (ValueError, TypeError), name):
         Spec(**{"obs": Field(()), "action": Field(()), name: Field(())})
 
@@ -817,7 +817,7 @@ SETTINGS = ("alpha", "eps", "weights", "draws", "n_step", "gamma", "stack", "cap
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("wrap", [lambda replay: replay, CombinedReplay], ids=["buffer", "wrapper"])
 def test_setting_a_hyperparameter_that_cannot_change_is_refused(name, wrap):
-    """Setting `alpha` or `n_step` after the buffer was built raises an error, through wrappers, too."""
+    """Setting `alpha` or `n_step` of an existing buffer raises an error, also through a wrapper."""
     replay = wrap(PrioritizedBuffer(6, FLAT, seed=0))
     with refused(replay, AttributeError, name):
         setattr(replay, name, 2)
@@ -826,7 +826,7 @@ def test_setting_a_hyperparameter_that_cannot_change_is_refused(name, wrap):
 @pytest.mark.parametrize("name", ["n_steps", "bta", "aplha"])
 @pytest.mark.parametrize("wrap", [lambda replay: replay, CombinedReplay], ids=["buffer", "wrapper"])
 def test_setting_a_misspelt_hyperparameter_is_refused(name, wrap):
-    """`buffer.bta = 1.0` raises an error and does not make an attribute that nobody reads."""
+    """Setting a misspelt attribute, such as `buffer.bta = 1.0`, raises an error."""
     replay = wrap(PrioritizedBuffer(6, FLAT, seed=0))
     with refused(replay, AttributeError, name):
         setattr(replay, name, 1.0)
@@ -835,7 +835,7 @@ def test_setting_a_misspelt_hyperparameter_is_refused(name, wrap):
 @pytest.mark.parametrize("beta", [1.1, -0.1, float("nan"), "0.4", True, [0.4]])
 @pytest.mark.parametrize("wrap", [lambda replay: replay, CombinedReplay], ids=["buffer", "wrapper"])
 def test_a_beta_that_is_set_later_is_checked_as_in_the_constructor(beta, wrap):
-    """A wrong `beta` raises an error, and the former one stays."""
+    """Setting an invalid `beta` raises an error, and the old value stays."""
     replay = wrap(PrioritizedBuffer(6, FLAT, beta=0.3, seed=0))
     with refused(replay, (TypeError, ValueError), "beta", "[0, 1]", repr(beta)):
         replay.beta = beta
@@ -847,7 +847,7 @@ def test_a_beta_that_is_set_later_is_checked_as_in_the_constructor(beta, wrap):
 )
 @pytest.mark.parametrize("given", ["in the constructor", "later"])
 def test_a_wrong_schedule_is_refused_when_it_is_given(beta, given):
-    """A schedule is called once when it is given: a wrong one raises then, and not after hours of training."""
+    """A schedule is called once when you pass it, so an invalid one raises an error immediately."""
     replay = PrioritizedBuffer(6, FLAT, seed=0)
     with refused(replay, (TypeError, ValueError), "beta"):
         if given == "later":
@@ -867,13 +867,13 @@ def test_a_wrong_schedule_is_refused_when_it_is_given(beta, given):
     ],
 )
 def test_a_linear_schedule_checks_its_numbers(values, named):
-    """A LinearSchedule whose start or end is no finite number, or whose steps are no positive int, raises an error."""
+    """A LinearSchedule needs a finite start and end, and a positive int of steps. Otherwise it raises an error."""
     with refused(None, (TypeError, ValueError), f"{named} is", "expected"):
         LinearSchedule(*values)
 
 
 def test_no_public_method_takes_any_keyword_silently():
-    """Only methods that take fields by name, or pass their options on, take arbitrary keywords, and they check them."""
+    """A method accepts arbitrary keywords only if they are field names or are passed on, and then it checks them."""
     for make in (ReplayBuffer, PrioritizedBuffer, LatestBuffer, CombinedReplay, HindsightReplay):
         for name, method in inspect.getmembers(make, callable):
             if name.startswith("_") or name in ("add", "extend", "from_env", "overwrite", "update_priorities"):

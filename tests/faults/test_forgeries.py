@@ -126,7 +126,7 @@ def forge_array(path, content, rng):
 @pytest.mark.filterwarnings("ignore:.*contains NaN or infinite numbers:RuntimeWarning")  # of forged observations
 @pytest.mark.parametrize("make", [frames, goals, simple])
 def test_a_forged_checkpoint_is_refused_or_works(tmp_path, make):
-    """There is no crash, no large allocation, and no half loaded replay."""
+    """Loading a forged checkpoint either raises an error and changes nothing, or gives a replay that works."""
     seed = int(os.environ.get("FORGERY_SEED", "0"))
     saved = make()
     Learner(1).act(saved, 80)

@@ -75,7 +75,7 @@ def step(replay, rng, count):
     ids=["flat", "lanes", "images", "stacks"],
 )
 def test_a_mapped_buffer_serves_what_one_in_memory_serves(tmp_path, make, spec, options):
-    """Bit for bit, also after the files were closed and opened again in the middle of episodes."""
+    """A mapped buffer returns the same batches as one in memory, bit for bit, also after the files are reopened."""
     twin = make(17, spec, seed=0, **options)
     for part in range(4):
         mapped = make(17, spec, seed=0, storage=tmp_path / "files", **options)
@@ -103,7 +103,7 @@ def test_the_storage_alone_can_be_mapped(tmp_path):
 
 
 def test_hindsight_around_mapped_files(tmp_path):
-    """Wrappers serve what they serve in memory."""
+    """Wrappers around a mapped buffer return the same batches as in memory."""
     spec = Spec(obs={name: Field(()) for name in ("observation", "achieved_goal", "desired_goal")}, action=Field(()))
 
     def reward_fn(achieved, desired, info):
@@ -138,7 +138,7 @@ ADDING = """
 
 @pytest.mark.parametrize("size", [3, 300])
 def test_a_killed_process_loses_at_most_the_step_that_it_was_writing(tmp_path, size):
-    """Rows are whole, priorities are there, and the next process goes on, whenever the last one was killed."""
+    """After a process is killed at any moment, all rows and priorities are complete, and the next process continues."""
     rng, capacity, before = np.random.default_rng(0), 64, -1
     options = {"size": size, "capacity": capacity, "path": str(tmp_path / "files"), "share": "large"}
     for _ in range(5):
@@ -172,7 +172,7 @@ def test_a_killed_process_loses_at_most_the_step_that_it_was_writing(tmp_path, s
 
 
 def test_unfinished_writes_are_forgotten(tmp_path):
-    """If a process is killed between retiring and publishing, opening the files undoes the write."""
+    """If a process is killed in the middle of a write, this write is undone when the files are opened again."""
     buffer = PrioritizedBuffer(6, FLAT, storage=tmp_path, seed=0)
     for number in range(8):
         buffer.add([number] * 3, number, 1.0, [number + 1] * 3, number == 6, False, note=[True, False])
@@ -201,7 +201,7 @@ def test_unfinished_writes_are_forgotten(tmp_path):
 
 
 def test_a_second_storage_on_the_same_files_is_refused(tmp_path):
-    """Another process, and the same process, cannot open the files again."""
+    """Opening the files a second time raises an error, in the same process and in another one."""
     buffer = ReplayBuffer(5, FLAT, storage=tmp_path)
     with pytest.raises(OSError, match="is in use by another buffer or process"):
         ReplayBuffer(5, FLAT, storage=tmp_path)
@@ -217,15 +217,15 @@ ReplayBuffer(5, Spec(obs=Field((3,)), action=Field(()), note=Field((2,), bool)),
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"capacity": 6}, "capacity was 5, and is 6 here"),
-        ({"num_envs": 2}, "num_envs was 1, and is 2 here"),
+        ({"capacity": 6}, "capacity was 5, but is 6 here"),
+        ({"num_envs": 2}, "num_envs was 1, but is 2 here"),
         ({"spec": STACKS}, "spec was "),
-        ({"share": "none"}, "share was 'large', and is 'none' here"),
-        ({"alpha": 0.5}, "alpha was 0.6, and is 0.5 here"),
+        ({"share": "none"}, "share was 'large', but is 'none' here"),
+        ({"alpha": 0.5}, "alpha was 0.6, but is 0.5 here"),
     ],
 )
 def test_files_that_were_made_otherwise_are_refused(tmp_path, options, match):
-    """Each argument that differs is named, and the files stay as they are."""
+    """Opening the files with other arguments raises an error that names the argument. The files are unchanged."""
     buffer = PrioritizedBuffer(5, FLAT, storage=tmp_path)
     buffer.add([0] * 3, 0, 1.0, [0] * 3, False, False, note=[True, False])
     del buffer
@@ -236,7 +236,7 @@ def test_files_that_were_made_otherwise_are_refused(tmp_path, options, match):
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path):
-    """They stay as they are."""
+    """Building a buffer in a directory with other files raises an error. These files are unchanged."""
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(FileExistsError, match="has other files, such as thesis.tex"):
         ReplayBuffer(5, FLAT, storage=tmp_path)
@@ -245,7 +245,7 @@ def test_a_directory_with_other_files_is_refused(tmp_path):
 
 @pytest.mark.parametrize("change", ["cut", "longer", "layout", "format", "lanes"])
 def test_damaged_files_are_refused(tmp_path, change):
-    """Files of wrong sizes, an unreadable or newer layout, and impossible numbers of lanes."""
+    """Files of wrong sizes, an unreadable or newer layout, and impossible positions of lanes raise an error."""
     buffer = ReplayBuffer(5, FLAT, storage=tmp_path)
     buffer.add([0] * 3, 0, 1.0, [0] * 3, False, False, note=[True, False])
     if change == "lanes":
@@ -266,7 +266,7 @@ def test_damaged_files_are_refused(tmp_path, change):
 
 
 def test_a_full_disk_is_noticed_when_the_files_are_made(tmp_path, monkeypatch):
-    """A later write to the mapped memory would end the process."""
+    """If the disk is too small, building the buffer raises an error. A later write cannot crash the process."""
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -278,7 +278,7 @@ def test_a_full_disk_is_noticed_when_the_files_are_made(tmp_path, monkeypatch):
 
 
 def test_storage_that_is_no_path_is_refused(tmp_path):
-    """TypeError names what was given."""
+    """A `storage` that is not a path raises a TypeError with its type."""
     with pytest.raises(TypeError, match="storage is a int; expected the path of a directory"):
         ReplayBuffer(5, FLAT, storage=7)
 
@@ -288,14 +288,14 @@ def test_storage_that_is_no_path_is_refused(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_child_cannot_use_the_files(tmp_path):
-    """Adding, sampling and clearing raise RuntimeError there; the parent goes on."""
+    """In a forked process, `add`, `sample` and `clear` raise a RuntimeError. The parent can continue."""
     buffer = ReplayBuffer(5, FLAT, storage=tmp_path, seed=0)
     one = {"obs": [0] * 3, "action": 0, "reward": 1.0, "next_obs": [0] * 3, "terminated": False, "truncated": False}
     buffer.add(**one, note=[True, False])
 
     def child():
         for call in (lambda: buffer.add(**one, note=[True, False]), lambda: buffer.sample(1), buffer.clear):
-            with pytest.raises(RuntimeError, match="a forked child cannot use them"):
+            with pytest.raises(RuntimeError, match="a forked process cannot use them"):
                 call()
 
     run_in_child(child)
@@ -306,7 +306,7 @@ def test_a_forked_child_cannot_use_the_files(tmp_path):
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda replay: pickle.loads(pickle.dumps(replay))])
 def test_a_copy_is_in_memory(tmp_path, duplicate):
-    """A deep copy or a pickle of a buffer in files is one in memory, and goes on with the same batches."""
+    """A deep copy or a pickle of a mapped buffer is in memory, and draws the same batches."""
     storage = MappedStorage(tmp_path / "b", 9, FLAT)
     for mapped in (PrioritizedBuffer(9, FLAT, storage=tmp_path / "a", seed=0), Buffer(storage, Uniform(storage))):
         step(mapped, np.random.default_rng(0), 20)
@@ -316,7 +316,7 @@ def test_a_copy_is_in_memory(tmp_path, duplicate):
 
 
 def test_checkpoints_of_mapped_buffers_are_those_of_others(tmp_path):
-    """Saved from files and loaded into memory, and into other files."""
+    """A checkpoint of a mapped buffer can be loaded into memory and into other mapped files."""
     mapped = PrioritizedBuffer(9, IMAGES, storage=tmp_path / "files", seed=0)
     step(mapped, np.random.default_rng(0), 30)
     mapped.save(tmp_path / "checkpoint")
@@ -330,7 +330,7 @@ def test_checkpoints_of_mapped_buffers_are_those_of_others(tmp_path):
 
 
 def test_the_order_of_writing_is_right_after_a_load_and_a_restart(tmp_path):
-    """Lanes were out of step, a checkpoint has them in step, the files are opened again, and lanes part once more."""
+    """After a load and after reopening the files, lanes that are out of step are overwritten in the right order."""
     one = {"obs": np.zeros((2, 3)), "action": [0, 0], "reward": [0.0] * 2, "next_obs": np.zeros((2, 3))}
     one |= {"terminated": [False] * 2, "truncated": [False] * 2, "note": np.zeros((2, 2), np.bool_)}
     twin, mapped = ReplayBuffer(20, FLAT, num_envs=2), ReplayBuffer(20, FLAT, num_envs=2, storage=tmp_path / "files")

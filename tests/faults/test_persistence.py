@@ -151,7 +151,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are n
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 @pytest.mark.parametrize("is_new", [True, False], ids=["new", "over another"])
 def test_a_process_that_dies_at_any_system_call_leaves_a_whole_checkpoint(tmp_path, is_new):
-    """Before and after every call, in the middle of a file: the former checkpoint, or the new one."""
+    """If a process dies before, in or after any system call of a save, the old or the new checkpoint is complete."""
     former, buffer, first = learned(50, make=make_plain), learned(50, make=make_plain), tmp_path / "first"
     former.save(first)
     Learner(7).act(buffer, 12)
@@ -177,7 +177,7 @@ def test_a_process_that_dies_at_any_system_call_leaves_a_whole_checkpoint(tmp_pa
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 def test_a_process_that_is_killed_leaves_a_whole_checkpoint(tmp_path):
-    """The process adds and saves repeatedly and is killed by SIGKILL at random moments."""
+    """A process that adds and saves in a loop is killed at random moments. The checkpoint is always complete."""
     buffer, path, rng = learned(50), tmp_path / "checkpoint", np.random.default_rng(0)
     buffer.save(path)
     for number in range(8):
@@ -206,7 +206,7 @@ def full():
 
 @pytest.mark.parametrize("is_new", [True, False], ids=["new", "over another"])
 def test_a_full_disk_leaves_the_former_checkpoint(tmp_path, is_new):
-    """If any call fails, the error names the file, the old checkpoint is intact, and no new file remains."""
+    """If the disk is full, the error names the file, the old checkpoint is intact, and no new file remains."""
     former, buffer, first = learned(50, make=make_plain), learned(50, make=make_plain), tmp_path / "first"
     former.save(first)
     Learner(7).act(buffer, 12)
@@ -256,7 +256,7 @@ traced = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWar
 @traced
 @pytest.mark.usefixtures("unlocked")
 def test_an_interrupted_save_leaves_a_whole_checkpoint(tmp_path):
-    """Ctrl-C at any bytecode: the former or the new one, and the next save tidies up."""
+    """After Ctrl-C at any point of a save, the old or new checkpoint is complete. The next save deletes the rest."""
     former, buffer, first = learned(50, make=make_plain), learned(50, make=make_plain), tmp_path / "first"
     former.save(first)
     Learner(7).act(buffer, 12)
@@ -278,7 +278,7 @@ def test_an_interrupted_save_leaves_a_whole_checkpoint(tmp_path):
 @traced
 @pytest.mark.usefixtures("unlocked")
 def test_an_interrupted_load_leaves_a_replay_that_works(tmp_path):
-    """Ctrl-C at any bytecode: what was there, what was loaded, or nothing; every invariant holds."""
+    """After Ctrl-C at any point of a load, the replay has its old data, the loaded data or none. It can be used."""
     source = learned(70)
     source.save(tmp_path)
     before, found, at = learned(45, seed=3), set(), 1
@@ -298,7 +298,7 @@ def test_an_interrupted_load_leaves_a_replay_that_works(tmp_path):
 @traced
 @pytest.mark.usefixtures("unlocked")
 def test_an_interrupt_after_the_new_manifest_counts_keeps_its_files(saved):
-    """Ctrl-C, or an error, at any line of the last steps of a save."""
+    """After Ctrl-C at any line at the end of a save, the old or the new checkpoint is complete."""
     buffer, path = saved
     for at in range(1, 40):
         Learner(at).act(buffer, 3)
@@ -326,12 +326,12 @@ def test_an_interrupt_after_the_new_manifest_counts_keeps_its_files(saved):
 
 
 def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path, saved):
-    """As a path to save to, and to load from."""
+    """A path to a file instead of a directory raises an error in `save` and `load`. The file is unchanged."""
     buffer, _ = saved
     (tmp_path / "file").write_text("mine")
     with unchanged(buffer, OSError, "file"):
         buffer.save(tmp_path / "file")
-    with unchanged(buffer, FileNotFoundError, "file is no directory; expected one that save"):
+    with unchanged(buffer, FileNotFoundError, "file is not a directory; expected one that save"):
         buffer.load(tmp_path / "file")
     with unchanged(buffer, OSError, "file"):
         buffer.save(tmp_path / "file" / "below")
@@ -339,9 +339,9 @@ def test_a_file_in_the_place_of_the_directory_is_refused(tmp_path, saved):
 
 
 def test_a_missing_directory_is_made_by_save_and_refused_by_load(tmp_path, saved):
-    """Parent directories are also created. Paths may be strings, bytes and path objects."""
+    """`save` creates missing directories, and `load` raises an error for them. A path may be a str, bytes or Path."""
     buffer, _ = saved
-    with unchanged(buffer, FileNotFoundError, "nowhere is no directory"):
+    with unchanged(buffer, FileNotFoundError, "nowhere is not a directory"):
         buffer.load(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with unchanged(buffer, FileNotFoundError, "empty/manifest.json is missing"):
@@ -352,7 +352,7 @@ def test_a_missing_directory_is_made_by_save_and_refused_by_load(tmp_path, saved
 
 @pytest.mark.parametrize("manifest", [None, "{}", '{"name": "an application", "format": 1}', ""])
 def test_a_directory_with_other_files_is_left_alone(tmp_path, saved, manifest):
-    """It also holds if one of the files has the name of a manifest."""
+    """Saving to a directory with other files raises an error, even if one of them is named like a manifest."""
     buffer, _ = saved
     (tmp_path / "notes.txt").write_text("mine")
     if manifest is not None:
@@ -364,7 +364,7 @@ def test_a_directory_with_other_files_is_left_alone(tmp_path, saved, manifest):
 
 
 def test_files_of_others_beside_a_checkpoint_stay(saved):
-    """Saving again deletes only files that a save wrote, and a load does not mind."""
+    """A save deletes only files that an earlier save wrote. Other files beside a checkpoint do not disturb a load."""
     buffer, path = saved
     (path / "notes.txt").write_text("mine")
     Learner(1).act(buffer, 30)
@@ -374,7 +374,7 @@ def test_files_of_others_beside_a_checkpoint_stay(saved):
 
 
 def test_a_damaged_checkpoint_can_be_saved_over(saved):
-    """The remaining files of the damaged checkpoint are deleted."""
+    """A save can replace a damaged checkpoint. It deletes the remaining files of the damaged one."""
     buffer, path = saved
     (path / MANIFEST).write_text("{")
     (path / f"{'0' * 16}.json").write_text("unfinished")
@@ -385,7 +385,7 @@ def test_a_damaged_checkpoint_can_be_saved_over(saved):
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the super-user may write everywhere")
 def test_a_read_only_directory_is_refused(saved):
-    """Its checkpoint can still be loaded."""
+    """Saving to a read-only directory raises an error. The checkpoint in it can still be loaded."""
     buffer, path = saved
     before = content_of(buffer)
     path.chmod(0o500)
@@ -419,7 +419,7 @@ def open_files(path):
 
 
 def test_a_flipped_bit_is_found_in_every_file(saved):
-    """A single changed bit is detected at any position in any file."""
+    """A single changed bit in any file of a checkpoint raises an error that names the file."""
     _, path = saved
     rng = np.random.default_rng(0)
     for file in sorted(path.iterdir()):
@@ -433,7 +433,7 @@ def test_a_flipped_bit_is_found_in_every_file(saved):
 
 
 def test_a_cut_file_is_found(saved):
-    """Empty, shorter, longer, or missing."""
+    """A file of a checkpoint that is empty, too short, too long or missing raises an error that names it."""
     _, path = saved
     for file in sorted(path.iterdir()):
         data = file.read_bytes()
@@ -449,7 +449,7 @@ def test_a_cut_file_is_found(saved):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such files here")
 @pytest.mark.parametrize("kind", ["link", "dangling", "fifo", "directory"])
 def test_only_files_are_read(saved, tmp_path, kind):
-    """No links, pipes and directories, in the place of any file."""
+    """A link, a pipe or a directory in place of a file of a checkpoint raises an error."""
     _, path = saved
     for file in sorted(path.iterdir())[-3:]:
         data = file.read_bytes()
@@ -468,7 +468,7 @@ def test_only_files_are_read(saved, tmp_path, kind):
 
 @pytest.mark.parametrize("name", ["../other.npy", "/etc/passwd", "", ".", "manifest.json", "a\0.npy", 3, None, ["x"]])
 def test_only_files_of_the_directory_are_read(saved, tmp_path, name):
-    """A manifest cannot name others, even if its checksum is right."""
+    """A manifest that names a file outside the directory raises an error, even if its checksum is right."""
     _, path = saved
     content = manifest_of(path)
     reference = references_in(content)[3]
@@ -479,7 +479,7 @@ def test_only_files_of_the_directory_are_read(saved, tmp_path, name):
 
 
 def test_another_format_is_refused(saved):
-    """The error contains the remedy."""
+    """A checkpoint of another format version raises an error that says what to do."""
     _, path = saved
     content = manifest_of(path)
     for number, remedy in [(2, "update replaykit"), (0, "save it again"), (True, "save it again"), ("1", "save it")]:
@@ -490,7 +490,7 @@ def test_another_format_is_refused(saved):
 
 
 def test_deep_and_strange_manifests_are_refused(saved):
-    """Without a crash."""
+    """A manifest that is deeply nested or has the wrong structure raises an error and does not crash the process."""
     _, path = saved
     content = manifest_of(path)
     for text in ["[" * 100_000, '{"a":' * 2000, "[]", "3", "null", '"x"', "NaN", '{"format": 1}', "\xff", "1" * 5000]:
@@ -505,7 +505,7 @@ def test_deep_and_strange_manifests_are_refused(saved):
 
 
 def test_a_file_that_is_named_again_and_again_is_refused(saved):
-    """Loading never takes more memory than the files have bytes."""
+    """A manifest that names a file twice raises an error, so a load needs no more memory than the files justify."""
     _, path = saved
     for is_twice_in_one in (True, False):
         content = manifest_of(path)
@@ -540,7 +540,7 @@ def find(node, name):
     ],
 )
 def test_chunks_of_impossible_sizes_are_refused(saved, entry, value):
-    """Before memory is taken for them, and if they are not those of what the lanes hold."""
+    """Arrays of impossible sizes raise an error before memory is allocated for them."""
     _, path = saved
     content = manifest_of(path)
     for array in list(find(content, "rows")):
@@ -550,7 +550,7 @@ def test_chunks_of_impossible_sizes_are_refused(saved, entry, value):
 
 
 def test_rows_of_other_steps_than_the_lanes_hold_are_refused(saved, tmp_path):
-    """Each part is valid on its own, but they do not match."""
+    """A checkpoint with rows from another checkpoint raises an error, even if each file is valid."""
     _, path = saved
     other = make()
     Learner(0).act(other, 20)

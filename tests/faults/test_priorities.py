@@ -27,7 +27,7 @@ def shares(replay, indices):
 
 @every_stack
 def test_a_nan_td_error_is_refused(stack):
-    """A TD error of NaN raises an error in every buffer, and no entry is applied."""
+    """A TD error of NaN raises an error in every buffer, and no entry of the update is applied."""
     replay = full(stack)
     with refused(replay, ValueError, "td_errors", "expected finite", "nan"):
         replay.update_priorities([5, 6], [1.0, np.nan])
@@ -60,7 +60,7 @@ def test_an_infinite_priority_is_refused(stack):
 
 @every_stack
 def test_a_negative_priority_is_refused(stack):
-    """A negative priority raises an error, however small it is."""
+    """A negative priority raises an error, even if it is tiny."""
     replay = full(stack)
     for value in (-1.0, -1e-300):
         with refused(replay, ValueError, "priorities", "non-negative", value):
@@ -68,7 +68,7 @@ def test_a_negative_priority_is_refused(stack):
 
 
 def test_a_negative_td_error_counts_by_its_magnitude():
-    """A negative TD error counts by its magnitude."""
+    """A negative TD error has the same effect as a positive one of the same magnitude."""
     replay = prioritized([1.0, 1.0], eps=0.0)
     assert replay.update_priorities([0, 1], [-3.0, 1.0]) == 2
     np.testing.assert_allclose(replay.probability([0, 1]), [0.75, 0.25])
@@ -76,7 +76,7 @@ def test_a_negative_td_error_counts_by_its_magnitude():
 
 @every_prioritized
 def test_a_priority_whose_sum_would_overflow_is_refused(stack):
-    """A priority so large that the sum of all could be infinite raises an error."""
+    """A priority so large that the sum of all priorities could become infinite raises an error."""
     replay = full(Stack(lambda *a, **k: stack.make(*a, alpha=1.0, **k), stack.spec))
     with refused(replay, ValueError, "priorities", "at most", "1e+308"):
         replay.update_priorities([5], priorities=[1e308])
@@ -84,7 +84,7 @@ def test_a_priority_whose_sum_would_overflow_is_refused(stack):
 
 @every_stack
 def test_a_column_of_td_errors_is_refused(stack):
-    """TD errors of shape (B, 1) for (B,), as many networks give them, are refused. The error names the remedy."""
+    """TD errors of shape (B, 1) instead of (B,) raise an error that suggests how to reshape them."""
     replay = full(stack)
     with refused(replay, ValueError, "td_errors has shape", (2, 1), "expected", (2,), "td_errors.squeeze(-1)"):
         replay.update_priorities([5, 6], [[1.0], [2.0]])
@@ -92,7 +92,7 @@ def test_a_column_of_td_errors_is_refused(stack):
 
 @every_stack
 def test_more_indices_than_td_errors_are_refused(stack):
-    """Indices and TD errors of different lengths raise an error, even a single TD error for all indices."""
+    """Indices and TD errors of different lengths raise an error. A single TD error is not repeated."""
     replay = full(stack)
     for errors in ([1.0], [1.0, 2.0, 3.0], 1.0):
         with refused(replay, ValueError, "td_errors has shape", np.shape(errors), "expected", (2,)):
@@ -123,16 +123,16 @@ def test_td_errors_that_are_no_numbers_are_refused(stack):
 
 @every_stack
 def test_an_index_that_was_never_given_out_is_refused(stack):
-    """An index beyond the newest raises an error: it never writes outside the arrays."""
+    """An index larger than the newest raises an error. Nothing is written outside the arrays."""
     replay = full(stack)
     for index in (10, 11, 10**6, 2**62):
-        with refused(replay, IndexError, "indices", index, "never given out", "newest"):
+        with refused(replay, IndexError, "indices", index, "never returned", "newest"):
             replay.update_priorities([5, index], [1.0, 1.0])
 
 
 @every_stack
 def test_an_index_of_an_empty_buffer_is_refused(stack):
-    """While a buffer is empty, every index is refused."""
+    """In an empty buffer, every index raises an error."""
     replay = stack.build()
     with refused(replay, IndexError, "indices", "0", "empty"):
         replay.update_priorities([0], [1.0])
@@ -140,10 +140,10 @@ def test_an_index_of_an_empty_buffer_is_refused(stack):
 
 @every_stack
 def test_a_negative_index_is_refused(stack):
-    """A negative index raises an error: -1 does not mean the last transition."""
+    """A negative index raises an error. -1 does not mean the last transition."""
     replay = full(stack)
     for index in (-1, -6, -(2**63)):
-        with refused(replay, IndexError, "indices", index, "never given out"):
+        with refused(replay, IndexError, "indices", index, "never returned"):
             replay.update_priorities([5, index], [1.0, 1.0])
 
 
@@ -158,7 +158,7 @@ def test_a_float_index_is_refused(stack):
 
 @every_stack
 def test_an_index_beyond_int64_is_refused(stack):
-    """An unsigned index of 2**63 raises an error and does not become negative."""
+    """An unsigned index of 2**63 raises an error. It does not become negative."""
     replay = full(stack)
     with refused(replay, IndexError, "indices", 2**63):
         replay.update_priorities(np.array([2**63], np.uint64), [1.0])
@@ -166,7 +166,7 @@ def test_an_index_beyond_int64_is_refused(stack):
 
 @every_prioritized
 def test_a_stale_index_is_ignored_and_counted(stack):
-    """An index that was overwritten changes nothing: the transition in its slot keeps its priority."""
+    """An update of an overwritten transition is ignored. The new transition in its slot keeps its own priority."""
     replay = full(stack)
     before = shares(replay, replay.stored())
     assert replay.update_priorities([0, 3], [50.0, 60.0]) == 0
@@ -178,7 +178,7 @@ def test_a_stale_index_is_ignored_and_counted(stack):
 
 @every_prioritized
 def test_of_duplicates_in_one_update_the_last_wins(stack):
-    """An index that is drawn twice has the priority given last."""
+    """If an index occurs twice in an update, the last value counts."""
     one, other = full(stack), full(stack)
     one.update_priorities([5, 6, 5, 5], [9.0, 2.0, 8.0, 0.5])
     other.update_priorities([6, 5], [2.0, 0.5])
@@ -187,7 +187,7 @@ def test_of_duplicates_in_one_update_the_last_wins(stack):
 
 @every_stack
 def test_an_empty_update_changes_nothing(stack):
-    """An update of no indices returns 0 and leaves the buffer bit-identical."""
+    """An update of zero indices returns 0 and does not change the buffer."""
     replay = full(stack)
     before = pickle.dumps(replay)
     assert replay.update_priorities([], []) == 0
@@ -201,7 +201,7 @@ def test_an_empty_update_changes_nothing(stack):
 @pytest.mark.parametrize("draws", ["stratified", "iid"])
 @pytest.mark.parametrize("weights", ["batch", "buffer", "none"])
 def test_every_priority_zero_is_a_clear_error(draws, weights):
-    """If all priorities are 0, sampling raises an error and never hangs."""
+    """If all priorities are 0, sampling raises an error. It does not hang."""
     replay = prioritized([0.0, 0.0, 0.0], draws=draws, weights=weights)
     with refused(replay, ValueError, "every priority is 0"):
         replay.sample(2)
@@ -211,7 +211,7 @@ def test_every_priority_zero_is_a_clear_error(draws, weights):
 
 @pytest.mark.parametrize("draws", ["stratified", "iid"])
 def test_a_transition_of_priority_zero_is_never_drawn(draws):
-    """In 400,000 draws none falls on a transition of priority 0, wherever they lie."""
+    """A transition of priority 0 is never drawn in 400,000 draws, wherever it is stored."""
     values = np.where(np.arange(37) % 3, np.geomspace(1e-6, 1e6, 37), 0.0)
     replay = prioritized(values, draws=draws)
     for _ in range(100):
@@ -221,7 +221,7 @@ def test_a_transition_of_priority_zero_is_never_drawn(draws):
 @pytest.mark.parametrize("draws", ["stratified", "iid"])
 @pytest.mark.parametrize("capacity", [5, 64, 100])
 def test_a_slot_that_is_not_filled_is_never_drawn(draws, capacity):
-    """While a buffer fills up, only stored transitions are drawn, and each has its exact probability."""
+    """While a buffer fills up, only stored transitions are drawn, each with its exact probability."""
     replay = PrioritizedBuffer(capacity, FLAT, alpha=1.0, draws=draws, seed=0)
     for count in range(1, 5):
         replay.add(**STACKS["prioritized"].steps())
@@ -231,7 +231,7 @@ def test_a_slot_that_is_not_filled_is_never_drawn(draws, capacity):
 
 
 def test_priorities_over_600_decades_are_drawn_in_proportion():
-    """Probabilities are exact from 1e-300 to 1e300, and every weight is positive."""
+    """Probabilities are exact for priorities from 1e-300 to 1e300, and every weight is positive."""
     values = np.array([1e-300, 1e-150, 1.0, 2.0, 1e300])
     replay = prioritized(values)
     np.testing.assert_allclose(replay.probability(np.arange(5)), values / values.sum(), rtol=1e-12)
@@ -241,7 +241,7 @@ def test_priorities_over_600_decades_are_drawn_in_proportion():
 
 
 def test_a_huge_priority_that_falls_again_leaves_no_trace():
-    """After an outlier of 1e300 has fallen, the other priorities count exactly, and new ones are not huge."""
+    """After one priority was 1e300 and fell again, all other priorities are exact, and new priorities are not huge."""
     replay = prioritized([1.0, 2.0, 3.0, 4.0])
     replay.update_priorities([2], priorities=[1e300])
     replay.sample(4)
@@ -251,7 +251,7 @@ def test_a_huge_priority_that_falls_again_leaves_no_trace():
 
 
 def test_twenty_thousand_updates_and_then_one_positive_priority_draw_only_that_one():
-    """Sums do not drift: when all priorities but one are 0 at last, only that one is drawn."""
+    """Sums of priorities do not drift. If at last all priorities but one are 0, only that transition is drawn."""
     rng = np.random.default_rng(0)
     replay = prioritized(np.ones(100))
     for _ in range(200):
@@ -267,7 +267,7 @@ def test_twenty_thousand_updates_and_then_one_positive_priority_draw_only_that_o
 
 
 def test_a_point_on_a_boundary_never_finds_a_zero_leaf():
-    """A draw that falls exactly on the end of a priority, or one bit beside it, finds a positive one."""
+    """A draw that falls exactly on the boundary between two priorities, or one bit beside it, finds a positive one."""
     values = [3.0, 0.0, 0.0, 1.0, 0.1, 0.0, 0.2, 0.0]
     tree = SumTree(8)
     tree.set(np.arange(8), values)
@@ -281,7 +281,7 @@ def test_a_point_on_a_boundary_never_finds_a_zero_leaf():
 
 
 def test_alpha_zero_is_uniform_replay():
-    """With alpha = 0 every transition is equally likely at any priorities."""
+    """With alpha = 0, every transition is equally likely, whatever the priorities are."""
     replay = prioritized([0.5, 1.0, 100.0], alpha=0.0)
     np.testing.assert_array_equal(replay.probability([0, 1, 2]), [1 / 3] * 3)
     assert replay.sample(6).weights.tolist() == [1.0] * 6
@@ -309,7 +309,7 @@ def test_a_wrong_eps_is_refused():
 
 
 def test_an_unknown_choice_is_refused_with_the_choices():
-    """An unknown `draws` or `weights` raises an error with the known ones."""
+    """An unknown value of `draws` or `weights` raises an error that lists the valid values."""
     for name, value in (("draws", "uniform"), ("weights", "max"), ("weights", None), ("draws", 1)):
         with refused(None, ValueError, f"{name} is {value!r}", "expected one of"):
             PrioritizedBuffer(4, FLAT, **{name: value})
@@ -320,7 +320,7 @@ def test_an_unknown_choice_is_refused_with_the_choices():
 
 @every_prioritized
 def test_a_new_transition_over_a_low_priority_slot_has_the_largest_priority(stack):
-    """A new transition does not inherit the priority of the one that it overwrites."""
+    """A new transition does not inherit the priority of the transition that it overwrites."""
     replay = full(stack)
     stored = replay.stored()
     replay.update_priorities(stored, priorities=[1e-9, 2.0, 3.0, 5.0, 4.0, 1.0])
@@ -332,7 +332,7 @@ def test_a_new_transition_over_a_low_priority_slot_has_the_largest_priority(stac
 @every_prioritized
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_td_errors_of_an_extend_that_wraps_go_to_their_own_rows(stack, lanes):
-    """Each row of a stretch that goes round the ring gets its own TD error."""
+    """If `extend` continues from the last slot to the first, each step still gets its own TD error."""
     replay = Stack(lambda *a, **k: stack.make(*a, alpha=1.0, eps=0.0, **k), stack.spec).build(8, num_envs=lanes)
     errors = np.arange(1.0, 15.0).reshape((7, 2) if lanes == 2 else 14)
     indices = replay.extend(**stack.steps(errors.shape), td_error=-errors)
@@ -357,7 +357,7 @@ P = VALUES / VALUES.sum()
 
 @pytest.mark.parametrize("draws", ["stratified", "iid"])
 def test_frequencies_are_the_probabilities(draws):
-    """Counts of 200,000 draws lie within the exact binomial bounds of their probabilities."""
+    """In 200,000 draws, the count of each transition is within the exact binomial bounds of its probability."""
     replay = prioritized(VALUES, draws=draws)
     counts = np.zeros(len(P), int)
     for _ in range(200):
@@ -367,7 +367,7 @@ def test_frequencies_are_the_probabilities(draws):
 
 
 def test_weights_are_their_formula():
-    """Weights are (N P)**-beta over the largest of the batch."""
+    """Each weight is (N P)**-beta, divided by the largest weight of the batch."""
     replay = prioritized(VALUES, beta=0.7)
     batch = replay.sample(40)
     weights = (len(P) * P[batch.indices]) ** -0.7
@@ -375,7 +375,7 @@ def test_weights_are_their_formula():
 
 
 def test_inclusion_counts_of_stratified_draws_are_exact():
-    """A transition is drawn floor(B P) or ceil(B P) times from full strata, and at most one more on each side."""
+    """With stratified draws, the number of times that a transition is drawn differs from B P by less than 2."""
     replay = prioritized(VALUES)
     for _ in range(50):
         counts = np.bincount(replay.sample(64).indices, minlength=len(P))
@@ -384,7 +384,7 @@ def test_inclusion_counts_of_stratified_draws_are_exact():
 
 @pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer])
 def test_probabilities_of_combined_replay_are_true_inclusion_probabilities(make):
-    """Probabilities of combined replay count the newest transitions, and draws lie within their exact bounds."""
+    """Probabilities of combined replay include the newest transitions, and draws are within the exact bounds."""
     replay = CombinedReplay(make(9, FLAT, seed=0), latest=2)
     replay.extend(**STACKS["uniform"].steps((9,)))
     expected = replay.probability(np.arange(9), 8)

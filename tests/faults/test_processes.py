@@ -64,7 +64,7 @@ def python(*arguments, **environment):
 @forks
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_process_that_is_forked_while_a_thread_holds_the_lock_can_use_its_copy():
-    """A fork while another thread is in a call leaves the child with a free lock."""
+    """If a process forks while another thread uses the buffer, the copy in the child is not locked."""
     replay, forked = full(STACKS["prioritized"]), threading.Event()
     with ThreadPoolExecutor(1) as pool:
         held = threading.Event()
@@ -93,7 +93,7 @@ def test_a_process_that_is_forked_while_a_thread_holds_the_lock_can_use_its_copy
 @forks
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_what_a_forked_process_adds_stays_there():
-    """Processes share nothing: the parent's buffer is bit-identical after its child has written."""
+    """Steps that a forked process adds do not change the parent's buffer."""
     replay = full(STACKS["prioritized"])
     before = pickle.dumps(replay)
     child = os.fork()
@@ -110,7 +110,7 @@ def test_what_a_forked_process_adds_stays_there():
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="nothing is killed on this system")
 def test_a_killed_process_leaves_no_file_and_no_shared_memory(tmp_path):
-    """A process that is killed in the middle of a step leaves nothing that another would have to clean up."""
+    """A process that is killed in the middle of a step leaves no files and no shared memory behind."""
     shared = Path("/dev/shm")
     before = set(shared.iterdir()) if shared.is_dir() else set()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
@@ -128,7 +128,7 @@ def test_a_killed_process_leaves_no_file_and_no_shared_memory(tmp_path):
 
 @compiles
 def test_processes_that_start_at_once_share_the_cache_of_kernels(tmp_path):
-    """Processes that compile the same kernels at once write whole files, which the next process finds."""
+    """Processes that compile the same kernels at the same time write complete files, which later processes use."""
     (tmp_path / "kernel.py").write_text(KERNEL)
     with ThreadPoolExecutor(2) as pool:
         outputs = list(pool.map(lambda _: python("-c", USE, tmp_path, REPLAYKIT_CACHE_DIR=tmp_path), range(2)))
@@ -138,7 +138,7 @@ def test_processes_that_start_at_once_share_the_cache_of_kernels(tmp_path):
 
 @compiles
 def test_a_missing_cache_directory_is_made(tmp_path):
-    """A cache directory that does not exist is created, readable for this user only."""
+    """A missing cache directory is created. Only this user can read it."""
     (tmp_path / "kernel.py").write_text(KERNEL)
     directory = tmp_path / "not" / "there"
     assert python("-c", USE, tmp_path, REPLAYKIT_CACHE_DIR=directory) == "42 0"
@@ -149,7 +149,7 @@ def test_a_missing_cache_directory_is_made(tmp_path):
 
 @compiles
 def test_a_cache_directory_that_cannot_be_written_is_done_without(tmp_path):
-    """Without a writable directory, kernels are compiled once per process, without an error or a warning."""
+    """Without a writable cache directory, each process compiles its kernels, without an error or a warning."""
     (tmp_path / "kernel.py").write_text(KERNEL)
     file = tmp_path / "file"
     file.write_text("")
@@ -163,7 +163,7 @@ def test_a_cache_directory_that_cannot_be_written_is_done_without(tmp_path):
 
 @compiles
 def test_a_corrupt_file_in_the_cache_is_compiled_again(tmp_path):
-    """A truncated file or a flipped bit never run and never raise: the file is replaced."""
+    """A truncated or changed cache file is never run and raises no error. It is replaced."""
     (tmp_path / "kernel.py").write_text(KERNEL)
     assert python("-c", USE, tmp_path, REPLAYKIT_CACHE_DIR=tmp_path) == "42 0"
     (file,) = tmp_path.rglob("*.kernel")

@@ -48,7 +48,7 @@ print(int(replay.stats()["added"]), resource.getrusage(resource.RUSAGE_SELF).ru_
 @pytest.mark.skipif(sys.platform != "linux", reason="the size of a process is counted otherwise on this system")
 @compiled
 def test_ten_million_adds_take_constant_memory():
-    """After ten million transitions a process is as large as after the first lap."""
+    """After ten million adds, a process needs no more memory than when the buffer had filled up for the first time."""
     added, kilobytes = map(int, python("-c", TEN_MILLION).split())
     assert added > 10_000_000
     assert kilobytes < 2_000
@@ -56,7 +56,7 @@ def test_ten_million_adds_take_constant_memory():
 
 @every_stack
 def test_adding_and_sampling_leave_nothing_behind(stack):
-    """A thousand steps of a training loop keep no memory that was not there before."""
+    """A thousand steps of a training loop do not increase memory."""
     replay, one = full(stack), stack.steps()
 
     def train(steps):
@@ -80,7 +80,7 @@ def test_adding_and_sampling_leave_nothing_behind(stack):
 
 @every_stack
 def test_a_dropped_buffer_is_freed_at_once(stack):
-    """A buffer is in no reference cycle that keeps its memory, and no global object refers to it."""
+    """The memory of a buffer is freed as soon as nothing refers to it. There are no reference cycles."""
     replay = full(stack)
     gc.collect()
     kept = weakref.ref(replay)
@@ -91,7 +91,7 @@ def test_a_dropped_buffer_is_freed_at_once(stack):
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors cannot be counted on this system")
 def test_no_file_descriptor_and_no_shared_memory_is_left():
-    """Buffers that were used and dropped leave no open file and no shared memory."""
+    """Buffers that were used and deleted leave no open file and no shared memory."""
 
     def use():
         for stack in STACKS.values():
@@ -110,7 +110,7 @@ def test_no_file_descriptor_and_no_shared_memory_is_left():
 
 @pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer])
 def test_a_capacity_just_beyond_memory_is_refused_and_names_the_bytes(make, monkeypatch):
-    """A capacity is compared with the memory available now, priorities included. A buffer that just fits is built."""
+    """The needed memory, with priorities, is compared with the available memory. A buffer that just fits is built."""
     needed = make(1000, FLAT).nbytes
     limit_memory(monkeypatch, needed * 3 // 4)
     with refused(None, MemoryError, "capacity", "needs", "MiB", "available", "lower the capacity"):
@@ -144,13 +144,13 @@ PRINT_DIGEST = "import sys; from tests.faults.test_resources import digest_of; p
 
 
 def test_without_compilation_every_batch_is_the_same():
-    """With NUMBA_DISABLE_JIT=1, without compilation, batches are identical."""
+    """With NUMBA_DISABLE_JIT=1, which turns compilation off, batches are identical."""
     assert python("-c", PRINT_DIGEST, *STACKS, NUMBA_DISABLE_JIT=1) == digest_of(*STACKS)
 
 
 @compiled
 def test_no_kernel_reads_or_writes_outside_its_arrays():
-    """With NUMBA_BOUNDSCHECK=1 Numba checks each array index: nothing raises, and batches are identical."""
+    """With NUMBA_BOUNDSCHECK=1, which checks each array index, no error is raised and batches are identical."""
     assert python("-c", PRINT_DIGEST, "prioritized", NUMBA_BOUNDSCHECK=1) == digest_of("prioritized")
 
 
@@ -165,7 +165,7 @@ def compilations():
 @compiled
 @every_stack
 def test_nothing_is_compiled_after_the_first_batch(stack):
-    """After one add, extend, batch and update, other sizes, dtypes and layouts compile nothing."""
+    """After one `add`, `extend`, batch and update, other sizes, dtypes and memory layouts compile nothing."""
     replay = full(stack)
     replay.add(**stack.steps())
     replay.add(**stack.steps(obs=np.zeros(3)), td_error=1.0)

@@ -64,62 +64,62 @@ def assert_as_defined(count, *, capacity=None, **ends):
 
 
 def test_windows_of_a_running_episode_cross_the_end_of_the_arrays():
-    """The ring's seam is no boundary: a running episode goes on across it."""
+    """A running episode continues when the ring wraps from the last slot to the first."""
     assert_as_defined(11, capacity=8)
 
 
 def test_windows_end_with_their_episode():
-    """A window stops at an episode's end, and `next_obs` is the true last observation."""
+    """A window ends at the end of its episode, and `next_obs` is the last observation of that episode."""
     assert_as_defined(9, terminated=(2,), truncated=(5,))
 
 
 def test_an_episode_that_ended_across_the_seam_is_kept_apart():
-    """An end on either side of the seam separates episodes as elsewhere."""
+    """Episodes are also kept apart if one ends where the ring wraps."""
     for end in range(12):
         assert_as_defined(12, capacity=5, truncated=(end,))
 
 
 def test_an_episode_longer_than_the_buffer_is_served():
-    """The stored steps of an episode longer than the ring are drawn."""
+    """If an episode is longer than the buffer, its stored steps are drawn."""
     replay = assert_as_defined(30, capacity=4)
     assert set(replay.sample(200).indices.tolist()) == {26, 27, 28, 29}
 
 
 def test_an_episode_of_exactly_the_capacity_is_served():
-    """An episode as long as the ring is drawn from its first to its last step."""
+    """If an episode is exactly as long as the buffer, all its steps are drawn."""
     replay = assert_as_defined(6, capacity=6, terminated=(5,))
     assert set(replay.sample(200).indices.tolist()) == set(range(6))
 
 
 def test_terminated_and_truncated_may_both_be_true():
-    """If a step is both terminated and truncated, the episode ends and nothing is bootstrapped."""
+    """If a step is both terminated and truncated, the episode ends and the target does not bootstrap."""
     assert_as_defined(5, terminated=(1,), truncated=(1,))
 
 
 def test_a_truncated_step_is_bootstrapped_and_a_terminated_one_is_not():
-    """`discount` is 0 after `terminated` only."""
+    """`discount` is 0 after `terminated`, but not after `truncated`."""
     _, fields = lane([1.0, 1.0, 1.0], n_step=1, terminated=(0,), truncated=(1,))
     assert fields["discount"].tolist() == [0.0, GAMMA, GAMMA]
 
 
 def test_an_episode_of_one_step_is_served():
-    """Episodes of one step in a row are windows of one step."""
+    """Consecutive episodes of one step each have windows of one step."""
     assert_as_defined(6, capacity=4, terminated=(0, 2, 4), truncated=(1, 3, 5))
 
 
 def test_n_steps_longer_than_the_episode_stop_at_its_end():
-    """The last steps of an episode are stored and drawn, with windows of fewer steps."""
+    """The last steps of an episode are stored and drawn. Their windows are shorter than n."""
     assert_as_defined(7, n_step=50, terminated=(3,))
 
 
 def test_n_steps_longer_than_the_buffer_stop_at_the_newest():
-    """If n exceeds the capacity, a window has at most the stored steps."""
+    """If n is larger than the capacity, a window ends at the newest step."""
     assert_as_defined(9, capacity=3, n_step=50)
     assert_as_defined(9, capacity=1, n_step=50)
 
 
 def test_a_window_at_the_newest_step_has_one_step():
-    """The newest step is drawn at once, and its window does not read what is under the cursor."""
+    """The newest step can be drawn immediately. Its window has one step and reads no older data."""
     for count in range(1, 12):
         replay, fields = lane([float(t) for t in range(count)], capacity=4)
         assert rows_of(fields)[-1] == (1, count - 1.0, GAMMA, count - 0.5, False, False)
@@ -127,7 +127,7 @@ def test_a_window_at_the_newest_step_has_one_step():
 
 
 def test_a_window_at_the_seam_reads_the_step_that_follows():
-    """The step in the last slot is followed by the one in the first slot, and the oldest follows nothing."""
+    """A window continues from the last slot to the first, but never from the newest step to the oldest."""
     replay, fields = lane([float(t) for t in range(10)], capacity=4, n_step=2)
     at_seam = replay.stored().tolist().index(7)  # the last slot of the second lap
     assert 7 % 4 == 3
@@ -140,7 +140,7 @@ def test_a_window_at_the_seam_reads_the_step_that_follows():
 
 @pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer])
 def test_episodes_and_windows_never_cross_lanes(make):
-    """Each environment is a stream of its own: next_obs and returns come from the same one."""
+    """Each environment is a separate stream. `next_obs` and returns never come from another environment."""
     replay = make(24, PLAIN, num_envs=3, n_step=3, gamma=1.0, seed=0)
     for t in range(13):
         number = np.arange(3) * 100.0 + t
@@ -157,7 +157,7 @@ def test_episodes_and_windows_never_cross_lanes(make):
 
 @pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer])
 def test_a_lane_that_pauses_for_long_goes_on_where_it_stopped(make):
-    """While others go round the ring many times, a paused lane keeps its steps and its running episode."""
+    """A paused lane keeps its steps and its running episode, however many steps the other lanes add."""
     replay = make(8, PLAIN, num_envs=2, n_step=4, gamma=1.0, seed=0)
     both = {name: np.stack([value] * 2) for name, value in step(1.0).items()}
     for _ in range(2):
@@ -178,7 +178,7 @@ def test_a_lane_that_pauses_for_long_goes_on_where_it_stopped(make):
 
 @every_stack
 def test_a_mask_that_is_all_false_stores_nothing(stack):
-    """A step that a mask leaves out in every lane is not stored, and its indices are -1."""
+    """If a mask leaves all lanes out, nothing is stored, and the returned indices are -1."""
     replay = stack.build(num_envs=2)
     replay.extend(**stack.steps((5, 2)))
     assert replay.add(**stack.steps((2,)), mask=[False, False]).tolist() == [-1, -1]
@@ -221,13 +221,13 @@ def assert_counts_from(start):
 
 
 def test_indices_beyond_two_to_the_31_are_exact():
-    """Indices beyond 2**31 and 2**32 are exact: nothing counts in 32 bits."""
+    """Indices beyond 2**31 and 2**32 are exact. Nothing is counted in 32 bits."""
     assert_counts_from(2**31 - 3)
     assert_counts_from(2**32 - 3)
 
 
 def test_indices_beyond_two_to_the_53_are_exact():
-    """Indices beyond 2**53 are exact: no index passes through a float64."""
+    """Indices beyond 2**53 are exact. No index is converted to float64."""
     assert_counts_from(2**53 - 3)
     assert_counts_from(2**62)
 
@@ -260,24 +260,24 @@ def assert_goals_are_of_the_future(lengths, **options):
 
 
 def test_hindsight_goals_of_running_episodes_are_of_their_own_future():
-    """Hindsight goals of an episode that is still running come from its later steps, up to the newest."""
+    """Hindsight goals of a running episode come from its later stored steps."""
     assert_goals_are_of_the_future([6], ends=None)
 
 
 def test_hindsight_goals_of_truncated_episodes_are_of_their_own_future():
-    """Hindsight goals of an episode that a time limit ended are not from the next episode."""
+    """Hindsight goals of an episode that a time limit ended never come from the next episode."""
     assert_goals_are_of_the_future([1, 3, 2, 5], ends="truncated")
     assert_goals_are_of_the_future([1, 3, 2, 5], ends="terminated")
 
 
 def test_hindsight_goals_of_partly_overwritten_episodes_are_of_their_own_future():
-    """Hindsight goals of an episode that is partly overwritten come from the steps that are still stored."""
+    """Hindsight goals of a partly overwritten episode come from its stored steps."""
     obs = assert_goals_are_of_the_future([6, 3, 4], capacity=20)  # of each lane the last 10 of 13 steps
     assert obs[:, 1].min() == 3
 
 
 def test_the_final_hindsight_goal_is_the_last_step_of_the_episode():
-    """The strategy `final` takes the last stored step, in ended, running and partly overwritten episodes."""
+    """The strategy `final` takes the last stored step of an episode, which may be running or partly overwritten."""
     for ends, capacity in itertools.product(("truncated", None), (100, 14)):
         lengths = [5] if ends is None else [4, 5]
         obs, goals = relabelled(lengths, capacity=capacity, ends=ends, strategy="final")
@@ -287,7 +287,7 @@ def test_the_final_hindsight_goal_is_the_last_step_of_the_episode():
 
 
 def test_hindsight_leaves_what_is_stored_as_it_was():
-    """Hindsight leaves stored goals and rewards as they are."""
+    """Hindsight replay does not change stored goals and rewards."""
     buffer = ReplayBuffer(100, GOAL_SPEC, seed=0)
     goal_episodes(buffer, [5, 5])
     before = buffer.read(buffer.stored(), "obs.desired_goal"), buffer.read(buffer.stored(), "reward")
@@ -317,13 +317,13 @@ def assert_stacks(capacity, count, ends, padding):
 
 @pytest.mark.parametrize("padding", ["reset", "zero"])
 def test_stacks_at_the_first_steps_of_an_episode_are_padded(padding):
-    """A stack never shows the episode before: it repeats the first frame, or has zeros."""
+    """A stack never contains frames of the previous episode. It repeats the first frame, or contains zeros."""
     assert_stacks(20, 12, {3, 4, 8}, padding)
 
 
 @pytest.mark.parametrize("padding", ["reset", "zero"])
 def test_stacks_at_the_seam_of_the_ring_are_whole(padding):
-    """A stack goes on across the seam, and the oldest one keeps frames whose own steps were overwritten."""
+    """A stack is complete where the ring wraps, and also if older steps of its frames were overwritten."""
     for count in range(5, 16):
         assert_stacks(5, count, {2, 6, 7}, padding)
 
@@ -333,7 +333,7 @@ def test_stacks_at_the_seam_of_the_ring_are_whole(padding):
 
 @every_stack
 def test_clear_forgets_transitions(stack):
-    """After `clear` nothing from before is drawn, and its indices are stale."""
+    """After `clear`, no earlier transition is drawn, and earlier indices are stale."""
     replay = full(stack)
     replay.clear()
     assert len(replay) == 0
@@ -346,7 +346,7 @@ def test_clear_forgets_transitions(stack):
 
 @every_stack
 def test_clear_forgets_priorities(stack):
-    """After `clear` a new transition has the priority 1 and not that of the slot or the largest from before."""
+    """After `clear`, a new transition has priority 1. Earlier priorities have no effect."""
     replay = full(stack)
     replay.update_priorities(replay.stored(), np.full(6, 1e6))
     replay.clear()
@@ -358,7 +358,7 @@ def test_clear_forgets_priorities(stack):
 
 @every_stack
 def test_clear_ends_episodes(stack):
-    """The first step after `clear` begins an episode."""
+    """After `clear`, the first step begins a new episode."""
     replay = full(stack)
     before = replay.episode([9])[0]
     replay.clear()
@@ -370,7 +370,7 @@ def test_clear_ends_episodes(stack):
 
 @every_stack
 def test_clear_goes_on_with_indices(stack):
-    """No index is given twice: old ones stay stale for ever, and their updates are dropped."""
+    """`clear` does not reset indices, so an earlier index is never reused, and its updates are ignored."""
     replay = full(stack)
     replay.clear()
     assert replay.add(**stack.steps()).tolist() == [10]
@@ -379,7 +379,7 @@ def test_clear_goes_on_with_indices(stack):
 
 @every_stack
 def test_clear_goes_on_with_counters(stack):
-    """The counters of `stats` are not reset."""
+    """`clear` does not reset the counters of `stats`."""
     replay = full(stack)
     before = replay.stats()
     replay.clear()
@@ -390,7 +390,7 @@ def test_clear_goes_on_with_counters(stack):
 
 
 def test_clear_goes_on_with_the_generator():
-    """After `clear` the draws are not those from the beginning again."""
+    """`clear` does not reset the random generator."""
     replay, first = full(STACKS["uniform"]), full(STACKS["uniform"])
     state = replay.rng.bit_generator.state
     replay.clear()
@@ -402,7 +402,7 @@ def test_clear_goes_on_with_the_generator():
 
 
 def test_a_cut_ends_an_episode_without_changing_its_flags():
-    """`end_episode` stops windows at the cut, and stored flags stay facts."""
+    """`end_episode` ends windows at this step, but does not change the stored flags."""
     replay = ReplayBuffer(10, PLAIN, n_step=5, gamma=1.0)
     replay.add(**step(0, reward=1.0))
     replay.end_episode()

@@ -42,7 +42,7 @@ def global_generators():
 
 @every_stack
 def test_the_same_seed_gives_the_same_batches_whatever_the_global_generators_do(stack):
-    """A buffer's own generator is its only source of randomness."""
+    """A buffer uses only its own random generator."""
     disturb_global_generators(0)
     one = train(full(stack), stack)
     disturb_global_generators(1)
@@ -51,7 +51,7 @@ def test_the_same_seed_gives_the_same_batches_whatever_the_global_generators_do(
 
 @every_stack
 def test_sampling_leaves_the_global_generators_alone(stack):
-    """A buffer never draws from the generators of Python and NumPy, and never seeds them."""
+    """A buffer neither draws from the global generators of Python and NumPy nor seeds them."""
     disturb_global_generators(0)
     before = global_generators()
     train(full(stack), stack)
@@ -59,7 +59,7 @@ def test_sampling_leaves_the_global_generators_alone(stack):
 
 
 def test_sampling_leaves_the_generator_of_torch_alone():
-    """Sampling and `to_torch` do not draw from the generator of torch."""
+    """`sample` and `to_torch` do not draw from the generator of torch."""
     torch = pytest.importorskip("torch")
     before = torch.get_rng_state()
     full(STACKS["prioritized"]).sample(5).to_torch()
@@ -69,7 +69,7 @@ def test_sampling_leaves_the_generator_of_torch_alone():
 @every_stack
 @every_copy
 def test_a_copy_continues_with_the_same_draws(stack, copied):
-    """A deepcopy or a pickle has the state of the generator, the priorities and the counters."""
+    """A deepcopy and a pickle include the state of the generator, the priorities and the counters."""
     replay = full(stack)
     train(replay, stack)
     twin = copied(replay)
@@ -80,7 +80,7 @@ def test_a_copy_continues_with_the_same_draws(stack, copied):
 @every_stack
 @every_copy
 def test_a_copy_is_independent(stack, copied):
-    """Changes of the original do not affect a copy: neither data nor random numbers are shared."""
+    """Changes of the original do not affect a copy. They share neither data nor random numbers."""
     replay = full(stack)
     twin, other = copied(replay), copied(replay)
     train(replay, stack, steps=20)
@@ -92,7 +92,7 @@ def test_a_copy_is_independent(stack, copied):
 
 @every_stack
 def test_workers_seeded_by_spawn_differ(stack):
-    """Buffers seeded from one SeedSequence draw different batches, the same ones in every run."""
+    """Buffers seeded from one SeedSequence draw different batches, which are the same in every run."""
     draws = []
     for _ in range(2):
         for seed in np.random.SeedSequence(0).spawn(3):
@@ -105,7 +105,7 @@ def test_workers_seeded_by_spawn_differ(stack):
 
 
 def test_an_unseeded_buffer_differs_every_time():
-    """Without a seed two buffers draw different batches."""
+    """Two buffers without a seed draw different batches."""
     stack = STACKS["uniform"]
     draws = []
     for _ in range(2):
@@ -118,7 +118,7 @@ def test_an_unseeded_buffer_differs_every_time():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_copy_is_a_copy_with_the_same_draws():
-    """A forked process has its own buffer with the same generator: seed its workers anew. The parent's stays whole."""
+    """A forked process has a copy of the buffer that draws the same batches. The parent's buffer does not change."""
     stack = STACKS["prioritized"]
     replay = full(stack)
     before = pickle.dumps(replay)
@@ -138,7 +138,7 @@ def test_a_forked_copy_is_a_copy_with_the_same_draws():
 
 
 def test_forked_copies_are_documented():
-    """The guide to threads and processes says what a fork copies."""
+    """The guide to threads and processes describes what a fork copies."""
     guide = os.path.join(os.path.dirname(__file__), "..", "..", "docs", "how-to", "threads-and-processes.rst")
     with open(guide, encoding="utf-8") as file:
         assert "fork" in file.read()

@@ -501,7 +501,7 @@ def test_hindsight_needs_an_environment_after_unpickling():
         twin.sample(50)
     twin.set_env(env)
     assert_same(twin.sample(50), buffer.sample(50))
-    with pytest.raises(ValueError, match="already initialized"):
+    with pytest.raises(ValueError, match="env is already set"):
         twin.set_env(env)
     with pytest.raises(ValueError, match=r"copy_info_dict is True.*save_replay_buffer"):
         buffer.save("nowhere")
@@ -680,11 +680,15 @@ def test_an_algorithm_without_such_a_loss_is_refused():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"optimize_memory_usage": True}, ValueError, "expected False; leave it out: large observations are kept once"),
-        ({"handle_timeout_termination": False}, ValueError, "expected True; leave it out.*let the environment termin"),
+        (
+            {"optimize_memory_usage": True},
+            ValueError,
+            "expected False; leave it out: large observations are already stored",
+        ),
+        ({"handle_timeout_termination": False}, ValueError, "expected True; leave it out.*let the environment return"),
         ({"n_steps": 3}, ValueError, "gamma is missing; expected the gamma of the model; add it"),
         ({"n_steps": 0, "gamma": 0.9}, ValueError, "n_steps is 0; expected an int of at least 1"),
-        ({"n_step": 3}, TypeError, "n_step is no option of this buffer; use n_steps, as Stable-Baselines3 does"),
+        ({"n_step": 3}, TypeError, "n_step is not an option of this buffer; use n_steps, as Stable-Baselines3 does"),
         ({"stack": 4}, ValueError, "stack is 4; expected 1.*VecFrameStack"),
         ({"alpah": 0.5, "buffer_class": PrioritizedBuffer}, TypeError, "did you mean 'alpha'"),
         ({"buffer_class": CombinedReplay}, TypeError, "expected ReplayBuffer, PrioritizedBuffer or Lat.*wrap="),

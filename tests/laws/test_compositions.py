@@ -66,16 +66,16 @@ LAYERS = {
 }
 REFUSED = {
     ("combined", "large"): "inner has a CombinedReplay",
-    ("combined", "recent"): "inner draws as a CombinedReplay does",
+    ("combined", "recent"): "inner contains a CombinedReplay",
     ("hindsight", "large"): "inner has a HindsightReplay",
     ("limited", "mixed"): "source 'one' has a RateLimit",
-    ("large", "combined"): "inner has no probabilities of single transitions",
-    ("large", "mixed"): "source 'one' has transitions without a probability",
-    ("large", "recent"): "inner draws as a LargeBatchReplay does",
-    ("large", "sequences"): "whose transitions have no probability",
-    ("mixed", "recent"): "inner draws as a MixedReplay does",
-    ("sequences", "mixed"): "source 'one' serves sequences",
-    ("sequences", "recent"): "inner draws as a SequenceReplay does",
+    ("large", "combined"): "inner contains a LargeBatchReplay, whose",
+    ("large", "mixed"): "source 'one' has no probabilities of single",
+    ("large", "recent"): "inner contains a LargeBatchReplay",
+    ("large", "sequences"): "whose transitions have no probabilities",
+    ("mixed", "recent"): "inner contains a MixedReplay",
+    ("sequences", "mixed"): "source 'one' returns sequences",
+    ("sequences", "recent"): "inner contains a SequenceReplay",
 }
 """Inner and outer, with an outer wrapper anywhere around the inner one."""
 
@@ -83,7 +83,7 @@ REFUSED = {
 def reasons_against(kind, layers):
     """The possible errors of a stack; empty if it can be built."""
     found = [REFUSED[pair] for pair in itertools.combinations(layers, 2) if pair in REFUSED]
-    return found + ["inner draws as a"] * (kind != "uniform" and "recent" in layers)
+    return found + ["inner contains a"] * (kind != "uniform" and "recent" in layers)
 
 
 def stacked(kind, layers):

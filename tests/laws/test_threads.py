@@ -34,7 +34,7 @@ class Priorities:
         self.replay, self.which, self.threads, self.last = replay, which, threads, {}
 
     def update(self, indices):
-        """Give the indices that are this thread's other priorities; none of them was never given out."""
+        """Give the indices that are this thread's other priorities; each of them was once returned."""
         own = np.unique(indices[indices // self.replay.num_envs % self.threads == self.which])
         values = 1.0 + (own * 13 + len(self.last)) % 50
         applied = self.replay.update_priorities(own, priorities=values)

@@ -238,11 +238,17 @@ def test_reading_what_is_not_stored_is_refused(make):
     buffer = filled(make(4, FLAT, seed=0), 6)
     calls = (buffer.window, lambda i: buffer.probability(i, 2), buffer.episode, lambda i: buffer.read(i, "obs"))
     for call in calls:
-        with unchanged(buffer, IndexError, "contains 1, which is stale; the oldest stored of lane 0 is 2"):
+        with unchanged(
+            buffer,
+            IndexError,
+            "contains 1, which is stale: its transition is no longer stored; the oldest stored index of lane 0 is 2",
+        ):
             call(np.array([2, 1]))
         for wrong in (6, -2, 10**15, *((-1,) if call in calls[:2] else ())):
             with unchanged(
-                buffer, IndexError, f"contains {wrong}, which was never given out; the newest of lane 0 is 5"
+                buffer,
+                IndexError,
+                f"contains {wrong}, which the buffer never returned; the newest index of lane 0 is 5",
             ):
                 call(np.array([2, wrong]))
 
@@ -294,7 +300,7 @@ def test_fields_of_no_size_are_stored(lanes):
 
 
 def test_clear_forgets_everything_but_the_count():
-    """Transitions, episodes and priorities are gone; old indices are stale and none is given out twice."""
+    """Transitions, episodes and priorities are gone; old indices are stale and none is returned twice."""
     buffer = filled(PrioritizedBuffer(8, FLAT, alpha=1.0, seed=0), 5)
     buffer.update_priorities(np.arange(5), np.full(5, 100.0))
     buffer.clear()

@@ -39,11 +39,11 @@ def saved(buffer, path, count=12):
 
 OTHERS = {
     "spec was": lambda: ReplayBuffer(9, Spec(obs=Field((3,)), action=Field((2,)))),
-    "num_envs was 1, and is 3 here": lambda: ReplayBuffer(9, FLAT, num_envs=3),
-    "n_step was 1, and is 2 here": lambda: ReplayBuffer(9, FLAT, n_step=2),
-    "gamma was 0.99, and is 0.9 here": lambda: ReplayBuffer(9, FLAT, gamma=0.9),
-    "share was 'large', and is 'all' here": lambda: ReplayBuffer(9, FLAT, share="all"),
-    "replace was True, and is False here": lambda: ReplayBuffer(9, FLAT, replace=False),
+    "num_envs was 1, but is 3 here": lambda: ReplayBuffer(9, FLAT, num_envs=3),
+    "n_step was 1, but is 2 here": lambda: ReplayBuffer(9, FLAT, n_step=2),
+    "gamma was 0.99, but is 0.9 here": lambda: ReplayBuffer(9, FLAT, gamma=0.9),
+    "share was 'large', but is 'all' here": lambda: ReplayBuffer(9, FLAT, share="all"),
+    "replace was True, but is False here": lambda: ReplayBuffer(9, FLAT, replace=False),
     "it was saved from a ReplayBuffer, and this is a LatestBuffer": lambda: LatestBuffer(9, FLAT),
     "it was saved from a ReplayBuffer, and this is a CombinedReplay": lambda: CombinedReplay(ReplayBuffer(9, FLAT)),
 }
@@ -54,7 +54,9 @@ def test_what_was_built_differently_is_refused_by_name(tmp_path, difference):
     """The error contains the remedy."""
     saved(ReplayBuffer(9, FLAT, seed=1), tmp_path)
     other = OTHERS[difference]()
-    with unchanged(other, ValueError, f"{tmp_path}: .*{difference}.*; build it as it was, or pass exact=False"):
+    with unchanged(
+        other, ValueError, f"{tmp_path}: .*{difference}.*; build it with the saved settings, or pass exact=False"
+    ):
         other.load(tmp_path)
 
 

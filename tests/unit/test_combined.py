@@ -68,7 +68,7 @@ def test_a_wrapper_passes_everything_else_on():
     assert_lawful(buffer, 6)
     buffer.clear()
     assert len(inner) == 0
-    with pytest.raises(AttributeError, match="prioritizes nothing, so it has no beta"):
+    with pytest.raises(AttributeError, match="has no priorities, so it has no beta"):
         _ = CombinedReplay(ReplayBuffer(3, FLAT)).beta
 
 

@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
         from_minari("test/given-v0")
     data = line(2, 2)
     buffer = filled(ReplayBuffer(5, FLAT), 3)
-    with unchanged(buffer, ValueError, r"data set 'test/given-v0' has transitions of Spec\(obs=Field\(\(\).*expected"):
+    with unchanged(buffer, ValueError, r"data set 'test/given-v0' has the spec Spec\(obs=Field\(\(\).*expected"):
         from_minari(data, buffer)
     for option in ("capacity", "n_step"):
         with unchanged(buffer, TypeError, f"{option} is an option of a new buffer"):

@@ -193,7 +193,7 @@ def test_rows_of_several_windows_are_of_one_source_each():
     assert flat.pop("source").tolist() == np.repeat([1, 0, 1, 0], 3).tolist()
     for name, values in fields.items():
         np.testing.assert_array_equal(values, flat[name], err_msg=name)
-    with pytest.raises(IndexError, match="a row of indices is of several sources"):
+    with pytest.raises(IndexError, match="a row of indices belongs to several sources"):
         replay.window(np.array([[lanes[2][0], lanes[0][0]]]))
 
 
@@ -286,7 +286,7 @@ def test_priorities_find_their_source():
 @pytest.mark.parametrize(
     ("indices", "options", "error", "match"),
     [
-        ([2, 63], {"td_errors": [1.0, 1.0]}, IndexError, "contains 63, which was never given out"),
+        ([2, 63], {"td_errors": [1.0, 1.0]}, IndexError, "contains 63, which the buffer never returned"),
         ([2, -3], {"td_errors": [1.0, 1.0]}, IndexError, "contains -3"),
         ([2, 0], {"td_errors": [1.0, np.nan]}, ValueError, "td_errors contains nan"),
         ([0, 2], {"td_errors": [1.0, np.inf]}, ValueError, "td_errors contains inf"),
@@ -315,9 +315,14 @@ def test_stale_indices_are_dropped():
     assert replay.update_priorities([2, 5, 17, 62, 0], np.ones(5)) == 2
     assert replay.stats()["stale_updates"] == 2
     for call in (replay.window, replay.fetch, replay.episode, replay.probability, lambda i: replay.read(i, "obs")):
-        with pytest.raises(IndexError, match="contains 5, which is stale; the oldest stored of lane 2 is 17"):
+        with pytest.raises(
+            IndexError,
+            match="contains 5, which is stale: .*; the oldest stored index of lane 2 is 17",
+        ):
             call(np.array([17, 5]))
-        with pytest.raises(IndexError, match="contains 18, which was never given out; the newest of lane 0 is 15"):
+        with pytest.raises(
+            IndexError, match="contains 18, which the buffer never returned; the newest index of lane 0 is 15"
+        ):
             call(np.array([17, 18]))
 
 
@@ -351,7 +356,7 @@ def test_clear_empties_all_sources():
     replay = mixture()
     replay.clear()
     assert len(replay) == 0
-    with pytest.raises(ValueError, match="source 'demos' is empty, and has a share; add to it first"):
+    with pytest.raises(ValueError, match="source 'demos' is empty, but its share is not 0; add to it first"):
         replay.sample(4)
     replay.sources["demos"].extend(**stretch(2, 2))
     replay.add(**step(1.0))
@@ -366,13 +371,13 @@ def test_beta_is_set_for_all_that_have_one():
     with unchanged(replay, ValueError, "beta is 2"):
         replay.beta = 2
     plain = MixedReplay({"a": ReplayBuffer(4, FLAT)}, shares={"a": 1.0}, add_to="a")
-    with pytest.raises(AttributeError, match="prioritizes nothing, so it has no beta"):
+    with pytest.raises(AttributeError, match="has no priorities, so it has no beta"):
         _ = plain.beta
-    with pytest.raises(AttributeError, match="prioritizes nothing"):
+    with pytest.raises(AttributeError, match="has no priorities"):
         plain.beta = 0.5
     two = {"a": PrioritizedBuffer(4, FLAT, beta=0.1), "b": PrioritizedBuffer(4, FLAT, beta=0.2)}
     both = MixedReplay(two, shares={"a": 0.5, "b": 0.5}, add_to="a")
-    with pytest.raises(ValueError, match=r"beta is \{'a': 0.1, 'b': 0.2\}; expected one for all"):
+    with pytest.raises(ValueError, match=r"beta is \{'a': 0.1, 'b': 0.2\}; expected the same in all sources"):
         _ = both.beta
 
 
@@ -382,7 +387,7 @@ def test_a_writer_of_a_mixture_writes_to_its_source():
     replay = MixedReplay(dict(zip("ab", buffers, strict=True)), shares={"a": 0.5, "b": 0.5}, add_to="a")
     with replay.writer([0, 2]) as writer:
         assert writer.add(**{name: [value] * 2 for name, value in step(1.0).items()}).tolist() == [0, 2]
-        with pytest.raises(ValueError, match="lanes contains 2, which has a writer"):
+        with pytest.raises(ValueError, match="lanes contains 2, which already has a writer"):
             buffers[0].writer(2)
         with pytest.raises(RuntimeError, match="lane 0 has a writer"):
             replay.add(**{name: [value] * 3 for name, value in step(1.0).items()})
@@ -459,7 +464,7 @@ def test_a_load_takes_other_capacities_and_refuses_what_else_differs(tmp_path):
         return MixedReplay(sources, shares={name: 1.0 / len(sources) for name in sources}, add_to="online")
 
     for made, match in (
-        (other(demos=ReplayBuffer(12, FLAT)), r"sources\['demos'\]|num_envs was 2, and is 1"),
+        (other(demos=ReplayBuffer(12, FLAT)), r"sources\['demos'\]|num_envs was 2, but is 1"),
         (other(more=ReplayBuffer(12, FLAT)), "sources was"),
         (other(online=ReplayBuffer(8, FLAT)), r"saved from a PrioritizedBuffer, and this is a ReplayBuffer"),
         (ReplayBuffer(12, FLAT), "it was saved from a MixedReplay, and this is a ReplayBuffer"),
@@ -547,31 +552,31 @@ GENERATOR = np.random.default_rng(0)
         ({"a": ONE, "b": 3}, HALVES, "a", TypeError, "source 'b' is a int; expected a buffer, or a wrapper"),
         ({1: ONE}, {1: 1.0}, 1, ValueError, "name 1; expected letters, digits"),
         ({"a/b": ONE}, {"a/b": 1.0}, "a/b", ValueError, "name 'a/b'; expected letters, digits"),
-        (BOTH, {"a": 0.5, "b": 0.6}, "a", ValueError, "shares is {'a': 0.5, 'b': 0.6}, with the sum 1.1; expected 1"),
+        (BOTH, {"a": 0.5, "b": 0.6}, "a", ValueError, "{'a': 0.5, 'b': 0.6}, with the sum 1.1; expected a sum of 1"),
         (BOTH, {"a": -0.5, "b": 1.5}, "a", ValueError, r"shares\['a'\] is -0.5; expected a number in \[0, 1\]"),
         (BOTH, {"a": "x", "b": 1.0}, "a", TypeError, r"shares\['a'\] is 'x'; expected a number"),
         (BOTH, {"a": np.nan, "b": 1.0}, "a", ValueError, r"shares\['a'\] is nan"),
         (BOTH, {"a": 1.0}, "a", ValueError, "shares lacks 'b'; expected a share of each source, 0 for none"),
         (BOTH, {"a": 0.5, "b": 0.5, "c": 0.0}, "a", ValueError, "unknown name 'c'; expected 'a', 'b'"),
         (BOTH, [0.5, 0.5], "a", TypeError, "shares is .*; expected a dict with a number for each of 'a', 'b'"),
-        (BOTH, {"a": _falling, "b": 0.5}, "a", ValueError, "after 1 batches, with the sum 0.75; expected 1"),
+        (BOTH, {"a": _falling, "b": 0.5}, "a", ValueError, "after 1 batches, with the sum 0.75; expected a sum of 1"),
         (BOTH, HALVES, "c", ValueError, "add_to is 'c'; expected one of 'a', 'b'"),
         (BOTH, HALVES, None, ValueError, "add_to is None; expected one of 'a', 'b'"),
-        ({"a": ONE, "b": ONE}, HALVES, "a", ValueError, "'a' and 'b' are of one storage, so that a transition would"),
-        ({"a": ONE, "b": CombinedReplay(ONE)}, HALVES, "a", ValueError, "'a' and 'b' are of one storage"),
+        ({"a": ONE, "b": ONE}, HALVES, "a", ValueError, "'a' and 'b' share a storage, so each transition would"),
+        ({"a": ONE, "b": CombinedReplay(ONE)}, HALVES, "a", ValueError, "'a' and 'b' share a storage"),
         ({"a": ONE, "b": ReplayBuffer(9, FLAT, n_step=3)}, HALVES, "a", ValueError, "differ in n_step: 1 and 3"),
         ({"a": ONE, "b": ReplayBuffer(9, FLAT, gamma=0.9)}, HALVES, "a", ValueError, "differ in gamma: 0.99 and 0.9"),
         (
             {"a": ONE, "b": ReplayBuffer(9, Spec(obs=Field((4,)), action=Field((), np.int64)))}, HALVES, "a",
-            ValueError, r"differ in spec: obs is Field\(\(3,\), float32\) and Field\(\(4,\).*; build both alike",
+            ValueError, r"differ in spec: obs is Field\(\(3,\), float32\) and Field\(\(4,\).*; build both with",
         ),
         (
             {"a": MixedReplay(BOTH, shares=HALVES, add_to="a"), "b": ReplayBuffer(9, FLAT)}, HALVES, "a",
-            ValueError, "source 'a' is a mixture already; name all sources in one, and multiply the shares",
+            ValueError, "source 'a' is itself a mixture; pass all its sources here, and multiply their shares",
         ),
         (
             {"a": ReplayBuffer(9, FLAT, seed=GENERATOR), "b": ReplayBuffer(9, FLAT, seed=GENERATOR)}, HALVES, "a",
-            ValueError, "source 'a' and source 'b' draw from one generator.*give each a seed of its own",
+            ValueError, "source 'a' and source 'b' use the same random generator.*give each its own seed",
         ),
     ],
 )  # fmt: skip
@@ -600,7 +605,7 @@ def test_a_field_with_the_name_of_what_is_added_is_refused():
 def test_wrong_shares_are_refused_later_too():
     """As in the constructor; what is read-only stays so."""
     replay = mixture()
-    for shares, match in (({"demos": 0.5, "online": 0.4}, "expected 1"), ({"demos": 1.0}, "lacks 'online'")):
+    for shares, match in (({"demos": 0.5, "online": 0.4}, "expected a sum of 1"), ({"demos": 1.0}, "lacks 'online'")):
         with unchanged(replay, ValueError, match):
             replay.shares = shares
     for name in ("add_to", "sources", "lock"):
@@ -612,7 +617,7 @@ def test_wrong_shares_are_refused_later_too():
     late.sample(4)
     late.sample(4)
     assert late.sources["demos"].stats()["batches"] == 2.0
-    with pytest.raises(ValueError, match="after 2 batches, with the sum 1.25; expected 1"):
+    with pytest.raises(ValueError, match="after 2 batches, with the sum 1.25; expected a sum of 1"):
         late.sample(4)
 
 
@@ -621,18 +626,18 @@ def test_wrong_shares_are_refused_later_too():
 def test_a_batch_that_cannot_be_made_changes_no_generator(shares, call):
     """A source that comes later can refuse after the ones before it have drawn."""
     cases = [
-        (mixture(shares, online=0), "source 'online' is empty, and has a share"),
-        (mixture(shares, demos=0), "source 'demos' is empty, and has a share"),
+        (mixture(shares, online=0), "source 'online' is empty, but its share is not 0"),
+        (mixture(shares, demos=0), "source 'demos' is empty, but its share is not 0"),
     ]
     replay = mixture(shares)
     replay.update_priorities(replay.stored()[12:], priorities=np.zeros(20))
-    cases.append((replay, r"source 'online' gives \d+ rows of 13: .*every priority is 0"))
+    cases.append((replay, r"source 'online', asked for \d+ of 13 rows: .*every priority is 0"))
     few = ReplayBuffer(3, FLAT, replace=False, seed=1)
     sources = dict(mixture().sources) | {"online": filled(few, 3)}
-    cases.append((MixedReplay(sources, shares=shares, add_to="online", seed=2), r"rows of 13: .*without replacement"))
+    cases.append((MixedReplay(sources, shares=shares, add_to="online", seed=2), r"of 13 rows: .*without replacement"))
     sources = dict(mixture().sources)
     sources["online"] = CombinedReplay(sources["online"], latest=12)
-    cases.append((MixedReplay(sources, shares=shares, add_to="online", seed=2), r"of 13: .*at least latest=12"))
+    cases.append((MixedReplay(sources, shares=shares, add_to="online", seed=2), r"of 13 rows: .*at least latest=12"))
     for each, match in cases:
         with unchanged(each, ValueError, match):
             getattr(each, call)(13)
@@ -648,7 +653,7 @@ def test_a_failing_function_of_a_source_changes_no_generator():
     for each in (replay, CombinedReplay(replay)):
         with unchanged(each, RuntimeError, "reward_fn _failing raised KeyError"):
             each.sample(11)
-    with pytest.raises(ValueError, match="relabelled by a HindsightReplay already"):
+    with pytest.raises(ValueError, match="inner already contains a HindsightReplay"):
         HindsightReplay(replay, sparse)
 
 

@@ -325,7 +325,7 @@ def test_nothing_is_known_at_first():
 
 
 def test_the_first_batch_may_be_stale():
-    """After a clear, before anything is stored anew; but an index that was never given out is refused then too."""
+    """After a clear, before anything is stored anew; but an index that was never returned is refused then too."""
     buffer = filled(ReplayBuffer(10, FLAT, seed=0), 10)
     batch = buffer.sample(4)
     buffer.clear()
@@ -334,7 +334,7 @@ def test_the_first_batch_may_be_stale():
     assert watcher.stats()["stale_share"] == 1.0
     buffer.add(**step(1.0))
     batch.indices[0] = 11
-    with pytest.raises(IndexError, match="contains 11, which was never given out"):
+    with pytest.raises(IndexError, match="contains 11, which the buffer never returned"):
         watcher.record(batch)
 
 
@@ -427,7 +427,7 @@ def test_bad_input_is_refused_by_name():
         (
             lambda: ReplayMonitor(ReplayBuffer(9, FLAT)).record(batch),
             IndexError,
-            "contains [0-9], which was never given out",
+            "contains [0-9], which the buffer never returned",
         ),
     ):
         with pytest.raises(error, match=message):
@@ -562,11 +562,11 @@ def test_figures_refuse_panels_that_do_not_exist(watched):
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
-    with pytest.raises(ValueError, match="panels contains 'weight'; expected some of td_error"):
+    with pytest.raises(ValueError, match="panels contains 'weight'; expected one or more of td_error"):
         watched.plot(panels=["weight"])
     with pytest.raises(ValueError, match="panels is empty"):
         watched.plot(panels=[])
-    with pytest.raises(ValueError, match="ax has 1 axes; expected 2, as panels has"):
+    with pytest.raises(ValueError, match="ax has 1 axes; expected 2, the number of panels"):
         watched.plot(ax=Figure().add_subplot(), panels=["states", "draws"])
 
 

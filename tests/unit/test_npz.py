@@ -40,7 +40,7 @@ def test_lanes_of_writers_are_left_alone(tmp_path):
     """Nothing is added to the other lanes either."""
     to_npz(filled(ReplayBuffer(5, FLAT), 3), tmp_path / "file.npz")
     buffer = ReplayBuffer(10, FLAT, num_envs=2)
-    with buffer.writer([1]), pytest.raises(ValueError, match="lanes contains 1, which has a writer"):
+    with buffer.writer([1]), pytest.raises(ValueError, match="lanes contains 1, which already has a writer"):
         from_npz(tmp_path / "file.npz", buffer)
     assert len(buffer) == 0
 
@@ -73,7 +73,7 @@ def test_files_that_do_not_fit_are_refused_by_name(tmp_path):
     np.savez(path, **fields, cost=np.zeros(3))
     refused(FieldNameError, "has the array 'cost', which is not a field")
     np.savez(path, **fields | {"action": np.zeros(2, int)})
-    refused(ValueError, r"action has shape \(2,\); expected 3 rows, as reward has")
+    refused(ValueError, r"action has shape \(2,\); expected 3 rows, the number of rows of reward")
     np.savez(path, **fields | {"obs": np.zeros((3, 4))})
     refused(ValueError, r"file.npz: obs has shape \(3, 4\); expected \(3, 3\)")
     np.savez(path, **fields | {"reward": np.array([0.0, np.inf, 0.0])})

@@ -127,8 +127,8 @@ def test_a_wrong_field_changes_nothing(make, fields, error, message):
 @pytest.mark.parametrize(
     ("indices", "error", "message"),
     [
-        ([18], IndexError, "indices contains 18, which was never given out"),
-        ([-2], IndexError, "indices contains -2, which was never given out"),
+        ([18], IndexError, "indices contains 18, which the buffer never returned"),
+        ([-2], IndexError, "indices contains -2, which the buffer never returned"),
         ([1.0], TypeError, "indices has dtype float64; expected integers"),
     ],
 )

@@ -98,7 +98,12 @@ def test_a_known_td_error_sets_the_first_priority():
         ([0, 1], [1.0], ValueError, r"td_errors has shape \(1,\); expected \(2,\)"),
         ([[0, 1]], [[1.0, 1.0]], ValueError, r"indices has shape \(1, 2\)"),
         (0, 1.0, ValueError, r"indices has shape \(\)"),
-        ([0, 9], [1.0, 1.0], IndexError, "indices contains 9, which was never given out; the newest of lane 0 is 5"),
+        (
+            [0, 9],
+            [1.0, 1.0],
+            IndexError,
+            "indices contains 9, which the buffer never returned; the newest index of lane 0 is 5",
+        ),
         ([0, -1], [1.0, 1.0], IndexError, "indices contains -1"),
         ([0.0, 1.0], [1.0, 1.0], TypeError, "indices has dtype float64"),
         ([True, False], [1.0, 1.0], TypeError, "indices has dtype bool"),

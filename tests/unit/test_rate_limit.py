@@ -349,18 +349,18 @@ def test_the_only_thread_does_not_wait(monkeypatch):
     replay = limited(timeout=None)
     monkeypatch.setattr(threading, "active_count", lambda: 1)
     with unchanged(
-        replay, RuntimeError, "would wait without end, since this is the only thread; insert first in a thread"
+        replay, RuntimeError, "would wait without end, since this is the only thread; insert in another thread"
     ):
         replay.sample(4)
     monkeypatch.setattr(threading, "active_count", lambda: 2)
     monkeypatch.setattr("replaykit.rate_limit._ALONE", -1.0)
-    with pytest.raises(RuntimeError, match="since no other thread has used the limit; insert first"):
+    with pytest.raises(RuntimeError, match="since no other thread has used the limit; insert in another thread first"):
         replay.sample(4)
 
 
 def test_a_thread_that_holds_the_lock_does_not_wait():
     replay = limited(timeout=None)
-    with replay.lock, pytest.raises(RuntimeError, match="holds the buffer's lock.*call it without the lock"):
+    with replay.lock, pytest.raises(RuntimeError, match="holds the buffer's lock.*release the lock first"):
         replay.sample(4)
 
 
@@ -429,7 +429,7 @@ def test_counts_are_copied_and_saved(tmp_path):
         assert (other.limit.inserted, other.limit.sampled) == (20, 8)
         assert other.rate_limit is other.limit is not replay.limit
         assert bits_of(other.sample(8)) == bits_of(copy.deepcopy(replay).sample(8))
-    with pytest.raises(ValueError, match="samples_per_insert was 2.0, and is 3.0"):
+    with pytest.raises(ValueError, match="samples_per_insert was 2.0, but is 3.0"):
         limited(3.0, inner=PrioritizedBuffer(100, FLAT)).load(tmp_path / "a")
     replay.inner.save(tmp_path / "b")
     other = limited(inner=PrioritizedBuffer(100, FLAT))

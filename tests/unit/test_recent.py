@@ -89,7 +89,7 @@ def test_emphasis_on_recent_experience_is_the_papers():
 )
 def test_draws_that_would_have_no_effect_are_refused(make):
     """Priorities inside, for example."""
-    with pytest.raises(ValueError, match="inner draws as a .* does; expected a ReplayBuffer inside"):
+    with pytest.raises(ValueError, match="inner contains a .*; expected a replay that draws uniformly"):
         RecentReplay(make(), newest=5)
 
 
@@ -97,7 +97,7 @@ def test_wrong_numbers_are_refused():
     """In the constructor, and from a schedule when a batch is drawn."""
     inner = ReplayBuffer(9, FLAT, seed=0)
     for newest, error, words in (
-        (0, ValueError, "newest is 0; expected a number of transitions, at least 1, or a schedule"),
+        (0, ValueError, "newest is 0; expected a number of at least 1, or a schedule"),
         (float("nan"), ValueError, "newest is nan; expected a finite number"),
         ("5", TypeError, "newest is '5'"),
         (True, TypeError, "newest is True"),
@@ -108,7 +108,7 @@ def test_wrong_numbers_are_refused():
     buffer = RecentReplay(filled(inner, 9), _short_after_two)
     buffer.sample(2)
     buffer.sample(2)
-    with unchanged(buffer, ValueError, "newest is 0.5; expected a number of transitions"):
+    with unchanged(buffer, ValueError, "newest is 0.5; expected a number of at least 1"):
         buffer.sample(2)
     with unchanged(buffer, IndexError, "indices contains 99"):
         buffer.probability([99])
@@ -126,7 +126,7 @@ def test_without_replacement_the_newest_are_drawn_once():
     """A batch of more than are recent is refused."""
     buffer = RecentReplay(filled(ReplayBuffer(20, FLAT, replace=False, seed=0), 20), newest=5)
     assert sorted(assert_lawful(buffer, 5).indices.tolist()) == [15, 16, 17, 18, 19]
-    with unchanged(buffer, ValueError, "batch_size is 6; expected at most 5, as many as are recent"):
+    with unchanged(buffer, ValueError, "batch_size is 6; expected at most 5, the number of recent transitions"):
         buffer.sample(6)
 
 

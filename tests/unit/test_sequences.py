@@ -409,7 +409,7 @@ def test_wrong_options_are_named(options, error, message):
 
 def test_what_serves_sequences_already_is_refused():
     """At any depth."""
-    with pytest.raises(ValueError, match="inner serves sequences already; expected a replay of single transitions"):
+    with pytest.raises(ValueError, match="inner already returns sequences; expected a replay of single transitions"):
         SequenceReplay(Plain(SequenceReplay(counted(), 4)), 4)
     with pytest.raises(TypeError, match="inner is a list; expected a buffer or another wrapper"):
         SequenceReplay([], 4)
@@ -427,8 +427,8 @@ def test_what_serves_sequences_already_is_refused():
         (([0], np.full((1, 4), -np.inf)), {}, ValueError, "td_errors contains -inf; expected finite numbers where"),
         (([0],), {}, TypeError, "pass either td_errors or priorities="),
         (([0], np.ones((1, 4))), {"priorities": [1.0]}, TypeError, "pass either td_errors or priorities="),
-        (([20], np.ones((1, 4))), {}, IndexError, "indices contains 20, which was never given out"),
-        (([-5], np.ones((1, 4))), {}, IndexError, "indices contains -5, which was never given out"),
+        (([20], np.ones((1, 4))), {}, IndexError, "indices contains 20, which the buffer never returned"),
+        (([-5], np.ones((1, 4))), {}, IndexError, "indices contains -5, which the buffer never returned"),
         (([0.5], np.ones((1, 4))), {}, TypeError, "indices has dtype float64"),
         (([0],), {"priorities": [-1.0]}, ValueError, "priorities contains -1.0; expected non-negative"),
     ],

@@ -192,7 +192,7 @@ def test_torch_tensors_with_grad_are_refused_with_the_remedy():
 
 
 def test_spec_from_spaces_covers_dense_spaces_and_names_the_others():
-    """Dict and Tuple nest to any depth; a space with no dense storage is refused by name."""
+    """Dict and Tuple nest to any depth; a space without a fixed shape and dtype is refused by name."""
     spaces = pytest.importorskip("gymnasium").spaces
     space = spaces.Dict({
         "b": spaces.Tuple((spaces.Box(0, 255, (4, 4), np.uint8), spaces.Discrete(3, start=-1))),

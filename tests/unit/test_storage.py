@@ -284,9 +284,9 @@ def test_settings_are_read_only_but_for_beta():
     assert uniform.replace is False
     with pytest.raises(AttributeError):
         uniform.replace = True
-    with pytest.raises(AttributeError, match="prioritizes nothing, so it has no beta"):
+    with pytest.raises(AttributeError, match="has no priorities, so it has no beta"):
         uniform.beta = 0.5
-    with pytest.raises(AttributeError, match="prioritizes nothing, so it has no beta"):
+    with pytest.raises(AttributeError, match="has no priorities, so it has no beta"):
         LatestBuffer(5, FLAT).beta  # noqa: B018
     prioritized.beta = 0.9
     assert prioritized.beta == 0.9

@@ -156,8 +156,8 @@ WRONG = {
     "negative": ([0, -1], ValueError, "lanes contains -1; expected"),
     "twice": ([1, 1], ValueError, r"lanes is \[1, 1\]; expected .* ascending order: \[1\]"),
     "descending": ([2, 0], ValueError, r"lanes is \[2, 0\]; expected .* ascending order: \[0, 2\]"),
-    "none": ([], ValueError, r"lanes is \[\], which is none"),
-    "an empty slice": (slice(4, 9), ValueError, "which is none"),
+    "none": ([], ValueError, r"lanes is \[\], which is empty"),
+    "an empty slice": (slice(4, 9), ValueError, "which is empty"),
     "a float": (1.0, TypeError, "lanes is 1.0; expected"),
     "floats": ([1.0], TypeError, "lanes contains 1.0; expected"),
     "a mask": (np.array([True, False]), TypeError, "lanes contains .*True.*; expected"),
@@ -183,7 +183,7 @@ def test_a_lane_has_one_writer_at_a_time():
     buffer = CombinedReplay(inner)
     writer = buffer.writer([0, 1])
     for replay in (inner, buffer):
-        with unchanged(inner, ValueError, "lanes contains 1, which has a writer; .*close"):
+        with unchanged(inner, ValueError, "lanes contains 1, which already has a writer; .*close"):
             replay.writer(slice(1, 3))
     others = inner.writer([2, 3])
     writer.close()

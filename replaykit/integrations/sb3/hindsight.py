@@ -92,7 +92,9 @@ class SB3HindsightBuffer(SB3ReplayBuffer, HerReplayBuffer):  # type: ignore[misc
     def set_env(self, env: Any) -> None:
         """Set the environments that compute rewards. Required after unpickling."""
         if self.env is not None:
-            raise ValueError("Trying to set env of already initialized environment; it was given to the constructor")
+            raise ValueError(
+                "env is already set: it was passed to the constructor; build another buffer for another env"
+            )
         self._compute_reward.env = env
 
     def truncate_last_trajectory(self) -> None:
@@ -103,7 +105,7 @@ class SB3HindsightBuffer(SB3ReplayBuffer, HerReplayBuffer):  # type: ignore[misc
         """Write a checkpoint to a directory; see `SB3ReplayBuffer.save`. Not supported with `copy_info_dict`."""
         if self.copy_info_dict:
             remedy = "call save_replay_buffer of the model, which pickles the buffer, or leave copy_info_dict out"
-            raise ValueError(f"copy_info_dict is True; expected False, since a checkpoint has no dicts; {remedy}")
+            raise ValueError(f"copy_info_dict is True; expected False, since a checkpoint cannot store infos; {remedy}")
         super().save(path, progress=progress)
 
 

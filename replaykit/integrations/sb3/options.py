@@ -12,10 +12,12 @@ _RENAMED = {"capacity": "buffer_size", "num_envs": "n_envs", "n_step": "n_steps"
 def refuse_sb3_options(optimize_memory_usage: bool, handle_timeout_termination: bool) -> None:
     """Raise ValueError for options of Stable-Baselines3's buffers that are not supported."""
     if optimize_memory_usage:
-        remedy = "leave it out: large observations are kept once, and with share='all' small ones, too"
+        remedy = "leave it out: large observations are already stored once, and small ones with share='all'"
         raise ValueError(f"optimize_memory_usage is {optimize_memory_usage}; expected False; {remedy}")
     if not handle_timeout_termination:
-        remedy = "leave it out; if a time limit shall stop the bootstrap, let the environment terminate there"
+        remedy = (
+            "leave it out; if the value after a time limit must be 0, let the environment return terminated=True there"
+        )
         raise ValueError(f"handle_timeout_termination is {handle_timeout_termination}; expected True; {remedy}")
 
 
@@ -26,9 +28,9 @@ def refuse_options(n_steps: Any, gamma: float | None, buffer_class: Any, options
         raise TypeError(f"buffer_class is {buffer_class!r}; {wanted}; pass wrappers as wrap=")
     for name, meant in _RENAMED.items():
         if name in options:
-            raise TypeError(f"{name} is no option of this buffer; use {meant}, as Stable-Baselines3 does")
+            raise TypeError(f"{name} is not an option of this buffer; use {meant}, as Stable-Baselines3 does")
     if options.get("stack", 1) != 1:
-        remedy = "stack frames with VecFrameStack, and they are kept once"
+        remedy = "stack frames with VecFrameStack; each frame is still stored once"
         raise ValueError(f"stack is {options['stack']!r}; expected 1, since the policy acts on stacks itself; {remedy}")
     if check_count("n_steps", n_steps) > 1 and gamma is None:
         remedy = f"add it: replay_buffer_kwargs=dict(n_steps={n_steps}, gamma=...)"

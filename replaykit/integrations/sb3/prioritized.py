@@ -112,7 +112,9 @@ class _Prioritized:
             is_default = name == "n_steps" and value == 1
             if options.setdefault(name, value) != value and not is_default:
                 got = f"replay_buffer_kwargs has {name}={options[name]!r}"
-                raise ValueError(f"{got}; expected {value!r}, that of the model; leave it out there")
+                raise ValueError(
+                    f"{got}; expected {value!r}, the value of the model; leave it out of replay_buffer_kwargs"
+                )
         return options
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
