@@ -196,6 +196,7 @@ def examples(session: nox.Session) -> None:
         expect(*events(directory / "dqn"))
         run("cleanrl/td3", "--total-timesteps 700")
         run("cleanrl/sac", "--per --n-step 3 --total-timesteps 700")
+        run_drawing("gpu_pendulums", "pendulums", "--num-envs 8 --total-timesteps 3200 --updates 1 --device cpu")
         apex = f"--total-timesteps 1000 --output {directory / 'apex.png'}"
         session.run("python", "examples/apex_cartpole.py", *apex.split())  # Ray warns of its own sockets
         expect(directory / "apex.png")
