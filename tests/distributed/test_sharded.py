@@ -259,7 +259,7 @@ def test_stale_updates_are_dropped_and_not_counted():
         ([0], {"priorities": [-1.0]}, ValueError, "non-negative"),
         ([0], {"td_errors": [1.0, 2.0]}, ValueError, "shape"),
         ([0], {}, TypeError, "either"),
-        ([0], {"td_errors": [1.0], "mask": [True]}, TypeError, "sequences"),
+        ([0], {"td_errors": [1.0], "mask": [True]}, TypeError, "returns a SequenceReplay"),
     ],
 )
 def test_wrong_updates_are_refused_before_anything_is_sent(indices, options, error, match):
@@ -559,7 +559,7 @@ def test_record_through_a_writer():
                 each.reset()
     writer.flush()
     np.testing.assert_array_equal(replay.read(np.arange(60), "obs"), buffer.read(np.arange(60), "obs"))
-    with pytest.raises(ValueError, match="env gives transitions of"):
+    with pytest.raises(ValueError, match="env has the spec"):
         replaykit.record(gymnasium.make("MountainCar-v0"), writer)
     with pytest.raises(ValueError, match="env has 2 environments; expected 1"):
         replaykit.record(gymnasium.make_vec("CartPole-v1", 2), writer)
@@ -754,7 +754,7 @@ def test_a_limit_goes_on_when_the_shard_that_counts_dies():
     [
         (3, TypeError, "rate_limit is a int"),
         (RateLimit(1.0, min_size=10_000), ValueError, "min_size=10000; expected at most 2000"),
-        (RateLimit(8.0, tolerance=16.0), ValueError, "block is 64, too large"),
+        (RateLimit(8.0, tolerance=16.0), ValueError, "block is 64, which is too large"),
     ],
 )
 def test_limits_that_cannot_work_are_refused(limit, error, match):
@@ -762,5 +762,5 @@ def test_limits_that_cannot_work_are_refused(limit, error, match):
     with pytest.raises(error, match=match):
         LocalReplay(per(), 2, 0, 64, limit)
     replay = LocalReplay(per(), 2, 0, 1, RateLimit(1.0, tolerance=16.0))
-    with pytest.raises(ValueError, match="batch_size is 64, too large"):
+    with pytest.raises(ValueError, match="batch_size is 64, which is too large"):
         replay.sample(64)
