@@ -19,7 +19,7 @@ DERIVED = (
 CORE = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
 """Fields of every transition, in the order of ``add``'s arguments."""
 _RESERVED = frozenset(
-    (*CORE, *DERIVED, "mask", "td_error", "keys", "values", "items", "to_torch", "to_tensordict", "of")
+    (*CORE, *DERIVED, "mask", "td_error", "keys", "values", "items", "to_torch", "to_numpy", "to_tensordict", "of")
 )
 _DONE = "; in place of a done flag pass terminated= and truncated=, since a time limit truncates an episode"
 

@@ -331,7 +331,7 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="each step adds 4 transitions, which is more than the limit allows"):
         ProcessWriters(limited, 1)
     with ProcessWriters(buffer, 4) as writers:
-        with pytest.raises(TypeError, match="cannot be copied or pickled; give one of them"):
+        with pytest.raises(TypeError, match="cannot be copied or pickled; pass a single writer"):
             pickle.dumps(writers)
         with pytest.raises(RuntimeError, match="lane 0 has a writer"):
             buffer.add(**{key: value[0] for key, value in stretch(1, 4).items()})

@@ -719,7 +719,7 @@ def test_other_refusals():
     assert not hindsight(env, n_sampled_goal=0).sample(50).rewards.ne(-7.0).any()
     with pytest.raises(TypeError, match="replay_buffer_class is ReplayBuffer; expected SB3ReplayBuffer"):
         PrioritizedDQN("MlpPolicy", "CartPole-v1", replay_buffer_class=buffers.ReplayBuffer)
-    with pytest.raises(ValueError, match=r"replay_buffer_kwargs has gamma=0.9; expected 0.99, that of the model"):
+    with pytest.raises(ValueError, match=r"replay_buffer_kwargs has gamma=0.9; expected 0.99, the value of the model"):
         PrioritizedDQN("MlpPolicy", "CartPole-v1", replay_buffer_kwargs={"gamma": 0.9, "n_steps": 2})
     with pytest.raises(ValueError, match=r"replay_buffer_kwargs has n_steps=2; expected 3"):
         PrioritizedDQN("MlpPolicy", "CartPole-v1", n_steps=3, replay_buffer_kwargs={"n_steps": 2})

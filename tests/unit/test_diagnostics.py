@@ -281,7 +281,10 @@ WRONG = {
     "a float size": (lambda: overlap([0], [0], 2.0), "size is 2.0; expected an int"),
     "no episode": (lambda: same_episode_pairs([0], [0]), "lengths are all 0"),
     "half a step": (lambda: relative_age([0], 1.5), "sizes is 1.5; expected whole numbers"),
-    "nothing stored": (lambda: temporal_distance([0], [0, 0]), "expected whole numbers of stored steps, with a sum of at least 1"),
+    "nothing stored": (
+        lambda: temporal_distance([0], [0, 0]),
+        "expected whole numbers of stored steps, with a sum of at least 1",
+    ),
     "a lag of K": (lambda: autocorrelation([1.0, 2.0], 2), "lag is 2; expected less than the 2 entries"),
     "one batch": (lambda: design_effect(np.ones((1, 4))), r"batches has shape \(1, 4\); expected \(K, B\)"),
     "a nan batch": (lambda: design_effect([[1.0, np.nan], [1.0, 2.0]]), "batches contains NaN"),

@@ -95,7 +95,7 @@ def test_without_a_last_observation_nothing_is_stored(lanes, info):
     env = record(env, buffer)
     env.reset()
     env.step(np.zeros(lanes, int))
-    with unchanged(buffer, KeyError, r"next_obs is missing in lanes \[0\].*'final_obs.*SAME_STEP.*another mode"):
+    with unchanged(buffer, KeyError, r"next_obs is missing in lanes \[0\].*'final_obs.*SAME_STEP.*in a wrapper"):
         env.step(np.zeros(lanes, int))
     with pytest.raises(ResetNeeded):
         env.step(np.zeros(lanes, int))

@@ -193,7 +193,7 @@ def test_mistakes_are_told():
     vector = SyncVectorEnv([lambda: Counting(0)] * 2)
     with pytest.raises(ValueError, match="env has 2 environments; expected 1"):
         record(vector, buffer)
-    with pytest.raises(ValueError, match="expected the buffer's Spec"):
+    with pytest.raises(ValueError, match="expected that of the buffer"):
         record(gymnasium.make("CartPole-v1"), buffer)
     extra = ReplayBuffer(10, Spec.from_env(env, hint=Field(())))
     with pytest.raises(ValueError, match="extra fields \\('hint',\\)"):
