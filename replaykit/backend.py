@@ -19,6 +19,8 @@ class Backend:
     A replay has the backend of its storage. Wrappers call these methods, so that each of them works on any device.
     """
 
+    xp: Any = np
+    """The module with `where`, `minimum`, `maximum`, `abs` and `amax` of these arrays."""
     is_numpy = True
     """Whether arrays are NumPy's."""
     device: Any = None
@@ -52,6 +54,12 @@ class Backend:
     def full(self, count: int, value: float) -> Any:
         """An array of `count` float64 with the same value."""
         return np.full(count, value)
+
+    def refuse_not_finite(self, name: str, checked: Any, given: Any) -> None:
+        """Raise ValueError for the first value of `given` at which `checked` is NaN or infinite."""
+        wrong = ~np.isfinite(checked)
+        if wrong.any():
+            raise ValueError(f"{name} contains {given[wrong][0]}; expected finite numbers where the mask is True")
 
     # The random generator
 
@@ -101,11 +109,33 @@ class Backend:
 
     # Sequences
 
+    def is_bool(self, array: Any) -> bool:
+        """Whether an array contains flags."""
+        return bool(array.dtype == np.bool_)
+
     def spans_of(self, indices: Any, first: Any, last: Any, bounds: Any, stride: int) -> tuple[Any, Any]:
         """The span of each index: its first stored index, and the index after its last one."""
         spans = np.empty((2, len(indices)), np.int64)
         sequences.spans_of(indices, first, last, bounds, stride, spans[0], spans[1])
         return spans[0], spans[1]
+
+    def sum_over_spans(self, starts: Any, stops: Any, successor: int, stride: int, function: Any) -> Any:
+        """The sum of ``function(indices)`` over the indices of each span, which are at most `stride`."""
+        counts = (stops - starts) // successor
+        steps, _ = self.spread(starts, stops, counts, successor, stride)
+        values = function(steps)
+        return np.asarray(np.add.reduceat(values, counts.cumsum() - counts)) if counts.size else values
+
+    def spread(self, starts: Any, stops: Any, values: Any, successor: int, stride: int) -> tuple[Any, Any]:
+        """All indices of some spans, and for each of them the value of its span."""
+        counts = (stops - starts) // successor
+        begins = counts.cumsum() - counts
+        steps = (starts - begins * successor).repeat(counts) + np.arange(counts.sum()) * successor
+        return steps, values.repeat(counts)
+
+    def count(self, flags: Any) -> Any:
+        """The number of flags that are True."""
+        return int(flags.sum())
 
     def open_rows(self, indices: Any, first: Any, last: Any, width: int, successor: int) -> tuple[Any, ...]:
         """The steps (B, T) of the row at each index, the served steps, and the fields `mask` and `is_first`.
@@ -118,11 +148,15 @@ class Backend:
         return steps, served, mask, is_first
 
     def close_rows(self, opened: Any, is_first: Any, steps: Any, window: Any, burn_in: int) -> tuple[Any, ...]:
-        """The fields `mask`, `loss_mask` and `step_indices`, and the rows of padding, or None if there are none."""
+        """The fields `mask`, `loss_mask` and `step_indices`, and the padding for `clear`, or None if there is none."""
         mask, loss_mask, indices = np.empty_like(opened), np.empty_like(opened), np.empty_like(steps)
         ends = np.ascontiguousarray(window.terminated, np.bool_), np.ascontiguousarray(window.length, np.int64)
         count = sequences.close_rows(opened, is_first, steps, *ends, burn_in, mask, loss_mask, indices)
         return mask, loss_mask, indices, np.flatnonzero(~mask) if count else None
+
+    def clear(self, array: Any, padding: Any) -> None:
+        """Set the rows of padding to 0."""
+        array[padding] = 0
 
 
 NUMPY = Backend()

@@ -5,18 +5,14 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from replaykit._kernels import lazy
 from replaykit.batch import Draw, Window
 from replaykit.checks import check_count, check_unit
 from replaykit.declared import read_only
-from replaykit.field import as_array, as_float64, as_indices
 from replaykit.replay import Replay
 from replaykit.storage.base import Flags, Floats, Indices
 from replaykit.trees import map_tree
 from replaykit.updates import one_of, refuse_other_shape
 from replaykit.wrapper import ReplayWrapper
-
-kernels: Any = lazy("sequences")
 
 
 @final
@@ -83,7 +79,6 @@ class SequenceReplay(ReplayWrapper):
     array([0.28571429, 0.28571429])
     """
 
-    needs_cpu = "a SequenceReplay finds its rows with NumPy"
     has_sequences = True
     length: int = read_only("_length", "The number of transitions in each row, T.")
     burn_in: int = read_only("_burn_in", "The number of leading transitions that only warm up the recurrent state.")
@@ -110,7 +105,8 @@ class SequenceReplay(ReplayWrapper):
             reason = "which a SequenceReplay must sum; put the LargeBatchReplay around the SequenceReplay"
             raise ValueError(f"inner is a {type(inner).__name__}, whose transitions have no probabilities, {reason}")
         self._length, self._burn_in, self._stride, self._eta = length, burn_in, stride, check_unit("eta", eta)
-        self._offsets = np.arange(length) * self.successor
+        self._places = self.backend.array(np.arange(length))
+        self._offsets = self._places * self.successor
 
     # Which rows
 
@@ -121,51 +117,46 @@ class SequenceReplay(ReplayWrapper):
             starts, stops = self._spans_of(draw.indices)
             shares, least = self._shares(starts, stops, batch_size), None
             if draw.least is not None:
-                least = self.least_probability(batch_size, np.zeros(0, np.int64))
+                least = self.least_probability(batch_size, self.backend.array(np.zeros(0, np.int64)))
             return Draw(starts, shares, least)
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> Floats:
         """The expected fraction of a batch of the row that begins at each stored index; 0 if none does. O(B stride)."""
-        entries = as_indices("indices", indices)
+        entries = self.backend.indices("indices", indices)
         with self.lock:
             self.inner.read(entries, "terminated")  # raises for an index that is not stored
             starts, stops = self._spans_of(entries)
-            return np.where(starts == entries, self._shares(starts, stops, batch_size), 0.0)
+            return (starts == entries) * self._shares(starts, stops, batch_size)
 
     def latest(self, count: int) -> Indices:
         """The starts of the `count` newest spans, oldest first; of all spans if there are fewer."""
         count = check_count("count", count)
         with self.lock:
-            starts, _ = self._spans_of(self.inner.latest(count * self._stride))
+            starts = self.backend.host("starts", self._spans_of(self.inner.latest(count * self._stride))[0])
         newest_first = starts[::-1]
         places = np.unique(newest_first, return_index=True)[1]
-        return np.ascontiguousarray(newest_first[np.sort(places)[:count]][::-1])
+        newest: Indices = self.backend.array(np.ascontiguousarray(newest_first[np.sort(places)[:count]][::-1]))
+        return newest
 
     def _spans_of(self, indices: Indices) -> tuple[Indices, Indices]:
         """For the span of each stored index: its first stored index, and the index after its last one."""
         _, first, last = self.inner.episode(indices)
-        spans = np.empty((2, len(indices)), np.int64)
-        kernels.spans_of(indices, first, last, self.bounds, self._stride, spans[0], spans[1])
-        return spans[0], spans[1]
+        spans: tuple[Indices, Indices] = self.backend.spans_of(indices, first, last, self.bounds, self._stride)
+        return spans
 
     def _shares(self, starts: Indices, stops: Indices, batch_size: int) -> Floats:
         """The total probability of the transitions in each span."""
-        steps, begins = self._steps_between(starts, stops)
-        shares = self.inner.probability(steps, batch_size)
-        return np.asarray(np.add.reduceat(shares, begins)) if begins.size else shares
-
-    def _steps_between(self, starts: Indices, stops: Indices) -> tuple[Indices, Indices]:
-        """All indices from each start up to its stop (exclusive), and the position where those of each start begin."""
-        counts = (stops - starts) // self.successor
-        begins = counts.cumsum() - counts
-        return (starts - begins * self.successor).repeat(counts) + np.arange(counts.sum()) * self.successor, begins
+        spans, inner = (starts, stops, self.successor, self._stride), self.inner
+        shares: Floats = self.backend.sum_over_spans(*spans, lambda steps: inner.probability(steps, batch_size))
+        return shares
 
     # What is in them
 
     def begins_row(self, indices: Indices) -> Flags:
         """Whether each stored index is the first stored index of its span."""
         with self.lock:
-            return np.asarray(self._spans_of(indices)[0] == indices)
+            entries = self.backend.indices("indices", indices)
+            return self.backend.host("rows", self._spans_of(entries)[0] == entries)
 
     def window(self, indices: Indices) -> Window:
         """Windows (B, T) of the rows that begin at each index. Padding repeats the window of the last transition.
@@ -174,12 +165,11 @@ class SequenceReplay(ReplayWrapper):
         """
         if np.ndim(indices) == 2:
             return self.inner.window(indices)
-        entries = as_indices("indices", indices)
+        entries = self.backend.indices("indices", indices)
         with self.lock:
             _, first, last = self.inner.episode(entries)
-            shape = len(entries), self._length
-            (steps, served), (mask, is_first) = np.empty((2, *shape), np.int64), np.empty((2, *shape), np.bool_)
-            kernels.open_rows(entries, first, last, self.successor, steps, served, mask, is_first)
+            rows = self.backend.open_rows(entries, first, last, self._length, self.successor)
+            steps, served, mask, is_first = rows
             window = self.inner.window(served)
         window.added |= {"mask": mask, "loss_mask": mask, "is_first": is_first, "step_indices": steps}
         return window
@@ -190,14 +180,12 @@ class SequenceReplay(ReplayWrapper):
         if "step_indices" not in added:
             return self.inner.reduce(window)
         opened, is_first, steps = added["mask"], added["is_first"], added["step_indices"]
-        mask, loss_mask, indices = np.empty_like(opened), np.empty_like(opened), np.empty_like(steps)
-        ends = np.ascontiguousarray(window.terminated, np.bool_), np.ascontiguousarray(window.length, np.int64)
-        count = kernels.close_rows(opened, is_first, steps, *ends, self._burn_in, mask, loss_mask, indices)
-        padding = np.flatnonzero(~mask) if count else None
+        backend, closed = self.backend, self.backend.close_rows(opened, is_first, steps, window, self._burn_in)
+        mask, loss_mask, indices, padding = closed
 
         def in_rows(array: npt.NDArray[Any], _path: str) -> npt.NDArray[Any]:
             if padding is not None:
-                array[padding] = 0
+                backend.clear(array, padding)
             return array.reshape(*mask.shape, *array.shape[1:])
 
         fields = self.inner.reduce(window)
@@ -235,13 +223,13 @@ class SequenceReplay(ReplayWrapper):
             As in :meth:`Replay.update_priorities`, and for a wrong shape of the mask or the TD errors. The buffer is
             then unchanged.
         """
-        name, given = one_of(td_errors, priorities)
-        entries = as_indices("indices", indices, True)
+        backend, (name, given) = self.backend, one_of(td_errors, priorities)
+        entries = backend.indices("indices", indices, True)
         shape = (len(entries), self._length)
-        chosen = None if mask is None else as_array("mask", mask, True)
-        if chosen is not None and (chosen.shape != shape or chosen.dtype != np.bool_):
+        chosen = None if mask is None else backend.flags("mask", mask)
+        if chosen is not None and (chosen.shape != shape or not backend.is_bool(chosen)):
             raise ValueError(f"mask has shape {chosen.shape} and dtype {chosen.dtype}; expected {shape} and bool")
-        values, wanted = as_float64(name, given, True), shape if priorities is None else shape[:1]
+        values, wanted = backend.float64(name, given, True), shape if priorities is None else shape[:1]
         refuse_other_shape(name, values, wanted, "one row for each of indices")
         with self.lock:
             if chosen is None:
@@ -250,43 +238,43 @@ class SequenceReplay(ReplayWrapper):
                 values = self._mixed(values, chosen)
             starts, stops = self._shown(entries, chosen)
             is_stored = starts < stops  # the wrapped replay also counts or refuses the others
-            stops = np.where(is_stored, stops, entries + self.successor)
-            steps, _ = self._steps_between(starts, stops)
-            values = values.repeat((stops - starts) // self.successor)
-            return int(is_stored.sum()) if self.inner.update_priorities(steps, **{name: values}) else 0
+            stops = backend.xp.where(is_stored, stops, entries + self.successor)
+            steps, values = backend.spread(starts, stops, values, self.successor, self._stride)
+            applied = self.inner.update_priorities(steps, **{name: values})
+            return 0 if type(applied) is int and not applied else backend.count(is_stored)  # type: ignore[no-any-return]
 
     def _learned_now(self, indices: Indices) -> Flags:
         """The current `loss_mask` of the rows at these indices; all False where the index is not stored."""
-        mask = np.zeros((len(indices), self._length), np.bool_)
-        step, lanes = np.divmod(indices, self.successor)
-        rows = np.flatnonzero((step >= self.bounds[0, lanes]) & (step < self.bounds[1, lanes]))
-        _, first, last = self.inner.episode(indices[rows])
-        is_learned = (np.arange(self._length) >= self._burn_in) | (indices[rows] == first)[:, None]
-        mask[rows] = (indices[rows, None] + self._offsets <= last[:, None]) & is_learned
+        xp, bounds, step, lanes = self.backend.xp, *self._places_of(indices)
+        is_stored = (step >= bounds[0, lanes]) & (step < bounds[1, lanes])
+        _, first, last = self.inner.episode(xp.where(is_stored, indices, -1))
+        is_learned = (self._places >= self._burn_in) | (indices == first)[:, None]
+        mask: Flags = is_stored[:, None] & (indices[:, None] + self._offsets <= last[:, None]) & is_learned
         return mask
+
+    def _places_of(self, indices: Indices) -> tuple[Indices, Indices, Indices]:
+        """The bounds of the lanes, and the step and the lane of each index."""
+        return self.backend.array(self.bounds), indices // self.successor, indices % self.successor
 
     def _mixed(self, td_errors: Floats, mask: Flags) -> Floats:
         """The weighted sum of the largest and the mean absolute TD error of each row."""
-        errors = np.where(mask, np.abs(td_errors), 0.0)
-        wrong = ~np.isfinite(errors)
-        if wrong.any():
-            raise ValueError(
-                f"td_errors contains {td_errors[wrong][0]}; expected finite numbers where the mask is True"
-            )
-        means = errors.sum(axis=1) / np.maximum(mask.sum(axis=1), 1)
-        return np.asarray(self._eta * errors.max(axis=1) + (1.0 - self._eta) * means)
+        xp = self.backend.xp
+        errors = xp.where(mask, xp.abs(td_errors), 0.0)
+        self.backend.refuse_not_finite("td_errors", errors, td_errors)
+        means = errors.sum(axis=1) / mask.sum(axis=1).clip(1)
+        mixed: Floats = self._eta * xp.amax(errors, 1) + (1.0 - self._eta) * means
+        return mixed
 
     def _shown(self, indices: Indices, mask: Flags) -> tuple[Indices, Indices]:
         """For the span of each row: its first stored index in the row, and the index after its last one in the mask."""
-        lanes, successor, is_empty = indices % self.successor, self.successor, ~mask.any(axis=1)
-        count = np.where(is_empty, self._length, self._length - mask[:, ::-1].argmax(axis=1))
-        oldest, cursor = self.bounds[:, lanes] * successor + lanes
-        starts, limits = np.maximum(indices, oldest), indices + count * successor
-        rows = np.flatnonzero((starts < np.minimum(limits, cursor)) & ~(is_empty & (starts > indices)))
-        _, first, last = self.inner.episode(starts[rows])
-        spans = indices[rows] + (self._stride - (indices[rows] - first) // successor % self._stride) * successor
-        stops = np.minimum(np.minimum(spans, limits[rows]), last + successor)
-        is_shown = starts[rows] < stops
-        found = np.stack((indices, indices))
-        found[:, rows[is_shown]] = starts[rows[is_shown]], stops[is_shown]
-        return found[0], found[1]
+        xp, successor, bounds, _, lanes = self.backend.xp, self.successor, *self._places_of(indices)
+        is_empty = ~mask.any(axis=1)
+        count = xp.where(is_empty, self._length, xp.amax(mask * (self._places + 1), 1))
+        oldest, cursor = bounds[:, lanes] * successor + lanes
+        starts, limits = xp.maximum(indices, oldest), indices + count * successor
+        is_in_row = (starts < xp.minimum(limits, cursor)) & ~(is_empty & (starts > indices))
+        _, first, last = self.inner.episode(xp.where(is_in_row, starts, -1))
+        spans = indices + (self._stride - (indices - first) // successor % self._stride) * successor
+        stops = xp.minimum(xp.minimum(spans, limits), last + successor)
+        is_shown = is_in_row & (starts < stops)
+        return xp.where(is_shown, starts, indices), xp.where(is_shown, stops, indices)

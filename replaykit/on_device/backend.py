@@ -21,6 +21,7 @@ class TorchBackend(Backend):
     device : torch.device
     """
 
+    xp = torch
     is_numpy = False
 
     def __init__(self, device: torch.device) -> None:
@@ -28,7 +29,8 @@ class TorchBackend(Backend):
 
     def array(self, array: npt.NDArray[Any]) -> torch.Tensor:
         """A NumPy array as a tensor on the device."""
-        array = array if array.flags.writeable and array.flags.c_contiguous else array.copy()
+        is_plain = array.flags.writeable and array.flags.c_contiguous and min(array.strides, default=0) >= 0
+        array = array if is_plain else array.copy()
         return torch.from_numpy(array).to(self.device)
 
     def is_here(self, name: str, value: Any) -> bool:
@@ -79,6 +81,9 @@ class TorchBackend(Backend):
     def refuse_too_large(self, name: str, values: Any, limit: float) -> None:
         """Nothing: the storage records it, and it is raised later."""
 
+    def refuse_not_finite(self, name: str, checked: Any, given: Any) -> None:
+        """Nothing: `update_priorities` records such TD errors, and they are raised later."""
+
     def generator(self, seed: Any) -> DeviceGenerator:
         return DeviceGenerator(seed, self.device)
 
@@ -116,3 +121,46 @@ class TorchBackend(Backend):
     def minimum(self, one: Any, other: Any) -> Any:
         one, other = (torch.as_tensor(each, dtype=torch.float64, device=self.device) for each in (one, other))
         return torch.minimum(one, other)
+
+    def is_bool(self, array: Any) -> bool:
+        return array.dtype == torch.bool  # type: ignore[no-any-return]
+
+    def spans_of(self, indices: Any, first: Any, last: Any, bounds: Any, stride: int) -> tuple[Any, Any]:
+        successor = bounds.shape[1]
+        lanes = indices % successor
+        begin = indices - (indices - first) // successor % stride * successor
+        oldest = self.array(bounds[0])[lanes] * successor + lanes
+        return torch.maximum(begin, oldest), torch.minimum(begin + stride * successor, last + successor)
+
+    def spread(self, starts: Any, stops: Any, values: Any, successor: int, stride: int) -> tuple[Any, Any]:
+        """As in NumPy, but with `stride` entries for each span, of which those past its end have the index -1."""
+        steps = starts[:, None] + torch.arange(stride, device=self.device) * successor
+        steps = torch.where(steps < stops[:, None], steps, -1)
+        return steps.reshape(-1), values[:, None].expand(steps.shape).reshape(-1)
+
+    def count(self, flags: Any) -> Any:
+        return flags.sum()
+
+    def sum_over_spans(self, starts: Any, stops: Any, successor: int, stride: int, function: Any) -> Any:
+        steps = starts[:, None] + torch.arange(stride, device=self.device) * successor
+        is_inside = steps < stops[:, None]
+        values = function(torch.where(is_inside, steps, starts[:, None]).reshape(-1)).view(steps.shape)
+        return torch.where(is_inside, values, 0.0).sum(1)
+
+    def open_rows(self, indices: Any, first: Any, last: Any, width: int, successor: int) -> tuple[Any, ...]:
+        steps = indices[:, None] + torch.arange(width, device=self.device) * successor
+        is_first = torch.zeros(steps.shape, dtype=torch.bool, device=self.device)
+        is_first[:, 0] = indices == first
+        return steps, torch.minimum(steps, last[:, None]), steps <= last[:, None], is_first
+
+    def close_rows(self, opened: Any, is_first: Any, steps: Any, window: Any, burn_in: int) -> tuple[Any, ...]:
+        width = opened.shape[1]
+        places = torch.arange(width, device=self.device)
+        ends = opened & window.terminated.view(opened.shape)
+        end = torch.where(ends, places + window.length.view(opened.shape), width).amin(1)
+        mask = opened & (places < end[:, None])
+        loss_mask = mask & ((places >= burn_in) | is_first[:, :1])
+        return mask, loss_mask, torch.where(mask, steps, -1), ~mask.reshape(-1)
+
+    def clear(self, array: Any, padding: Any) -> None:
+        array.masked_fill_(padding.view(-1, *(1 for _ in array.shape[1:])), 0)

@@ -303,8 +303,8 @@ class DeviceStorage(Storage):
         """The slots and priorities of all indices. An entry to be ignored has the slot C. Invalid ones are recorded."""
         step, (first, cursor) = indices // self.num_envs, self.device_bounds[:, indices % self.num_envs]
         is_wrong, is_unknown = ~(values.abs() <= largest), (indices < -1) | (step >= cursor)
-        is_stale = ~is_unknown & (step < first)
-        self.late.note("td_errors", is_wrong)
+        is_stale = ~is_unknown & (step < first) & (indices != -1)
+        self.late.note("td_errors", is_wrong & (indices != -1))
         self.late.note("never returned", is_unknown)
         is_kept = ~(is_wrong | is_unknown | is_stale)
         if name == "priorities":

@@ -163,11 +163,11 @@ def _row(tree: Any, row: int) -> Any:
     return tuple(_row(entry, row) for entry in tree) if isinstance(tree, tuple) else tree[row]
 
 
-def sequences() -> st.SearchStrategy[Sequences]:
-    """Sequences around every kind of buffer and wrapper, and inside a ``CombinedReplay``."""
+def sequences(inside: st.SearchStrategy[Configuration] | None = None) -> st.SearchStrategy[Sequences]:
+    """Sequences around every kind of buffer and wrapper, or those of `inside`, and inside a ``CombinedReplay``."""
     return st.builds(
         _sequences,
-        inside=configurations(),
+        inside=configurations() if inside is None else inside,
         length=st.integers(1, 7),
         parts=st.tuples(st.integers(0, 6), st.integers(0, 6)),
         eta=st.sampled_from([0.0, 0.4, 0.9, 1.0]),
@@ -228,4 +228,4 @@ class SequenceMachine(ReplayMachine):
                 scaled.append(model.scaled(mixed))
             given = {"td_errors": np.where(masks, errors, np.nan)}
         applied = self.replay.update_priorities(np.array(indices, np.int64), mask=masks, **given)
-        assert applied == model.update_rows(indices, scaled, masks)
+        assert int(applied) == model.update_rows(indices, scaled, masks)

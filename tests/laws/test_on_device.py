@@ -5,9 +5,10 @@ import copy
 import torch
 from hypothesis.stateful import initialize
 
-from replaykit import CombinedReplay, LatestBuffer, PrioritizedBuffer, ReplayBuffer
+from replaykit import CombinedReplay, LatestBuffer, PrioritizedBuffer, ReplayBuffer, SequenceReplay
 from replaykit.testing import ReplayMachine
 from replaykit.testing.model import NaiveReplay
+from replaykit.testing.sequences import NaiveSequences, SequenceMachine, sequences
 from replaykit.testing.strategies import SPECS, configurations
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -62,4 +63,24 @@ class DeviceMachine(ReplayMachine):
         return Numbers(replay.rng)
 
 
+class DeviceSequenceMachine(SequenceMachine):
+    """The same with sequences around them."""
+
+    @initialize(configuration=sequences(CONFIGURATIONS))
+    def start(self, configuration):
+        super().start(configuration)
+
+    def make(self, configuration):
+        inner, model = build(configuration.inside, DEVICES[-1])
+        options = {"burn_in": configuration.burn_in, "stride": configuration.stride, "eta": configuration.eta}
+        replay = SequenceReplay(inner, configuration.length, **options)
+        for latest in configuration.combined:
+            replay = CombinedReplay(replay, latest)
+        return replay, NaiveSequences(model, configuration)
+
+    def numbers_of(self, replay):
+        return Numbers(replay.rng)
+
+
 TestOnDevice = DeviceMachine.TestCase
+TestSequencesOnDevice = DeviceSequenceMachine.TestCase

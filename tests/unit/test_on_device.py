@@ -18,7 +18,6 @@ from replaykit import (
     RecentReplay,
     ReplayBuffer,
     ReplayWrapper,
-    SequenceReplay,
     Spec,
     SumTree,
 )
@@ -343,7 +342,6 @@ EARLY = {
         TypeError,
         "HindsightReplay computes rewards with NumPy",
     ),
-    "sequences": (lambda: SequenceReplay(filled(), 2), TypeError, "SequenceReplay finds its rows with NumPy"),
     "recent": (lambda: RecentReplay(filled(ReplayBuffer), 2), TypeError, "RecentReplay draws with NumPy"),
     "large": (
         lambda: LargeBatchReplay(filled(), priority_fn=abs),
