@@ -126,7 +126,8 @@ class SequenceReplay(ReplayWrapper):
         with self.lock:
             self.inner.read(entries, "terminated")  # raises for an index that is not stored
             starts, stops = self._spans_of(entries)
-            return (starts == entries) * self._shares(starts, stops, batch_size)
+            shares: Floats = (starts == entries) * self._shares(starts, stops, batch_size)
+            return shares
 
     def latest(self, count: int) -> Indices:
         """The starts of the `count` newest spans, oldest first; of all spans if there are fewer."""
@@ -241,7 +242,7 @@ class SequenceReplay(ReplayWrapper):
             stops = backend.xp.where(is_stored, stops, entries + self.successor)
             steps, values = backend.spread(starts, stops, values, self.successor, self._stride)
             applied = self.inner.update_priorities(steps, **{name: values})
-            return 0 if type(applied) is int and not applied else backend.count(is_stored)  # type: ignore[no-any-return]
+            return 0 if type(applied) is int and not applied else backend.count(is_stored)
 
     def _learned_now(self, indices: Indices) -> Flags:
         """The current `loss_mask` of the rows at these indices; all False where the index is not stored."""

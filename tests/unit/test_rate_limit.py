@@ -374,12 +374,20 @@ def test_a_timeout_is_waited_for():
 
 
 def test_ctrl_c_ends_a_wait():
-    replay = limited(timeout=30)
-    timer = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
-    timer.start()
+    replay, is_over = limited(timeout=30), threading.Event()
+
+    def interrupt():
+        while not replay.limit.stats()["sample_waits"]:
+            time.sleep(0.01)
+        signal.raise_signal(signal.SIGINT)
+        is_over.wait(30)  # else the waiting thread might be the only one
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     with pytest.raises(KeyboardInterrupt):
         replay.sample(4)
-    timer.join()
+    is_over.set()
+    thread.join()
     replay.extend(**stretch(12))
     replay.sample(4)
     assert replay.limit.sampled == 4
