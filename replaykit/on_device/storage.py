@@ -48,7 +48,7 @@ class DeviceStorage(Storage):
 
     def __init__(self, capacity: int, spec: Spec, num_envs: int = 1, *, device: Any = "cuda") -> None:
         super().__init__(capacity, spec, num_envs)
-        self.device: torch.device = device_of(device)
+        self.device: torch.device = torch.empty(0, device=device_of(device)).device  # "cuda" becomes "cuda:0"
         if self.device.type == "mps":
             raise ValueError("device is 'mps', which has no float64 for exact sums; expected a CUDA device or 'cpu'")
         self.backend: TorchBackend = TorchBackend(self.device)
@@ -96,7 +96,8 @@ class DeviceStorage(Storage):
 
     def coerce(self, leaf: Leaf, value: Any, lead: tuple[int, ...], mask: Flags | None = None) -> Any:
         """The value of a leaf as a tensor: on the device if it was there, else on the CPU."""
-        if not isinstance(value, torch.Tensor) or value.device.type == "cpu" != self.device.type:
+        is_tensor = isinstance(value, torch.Tensor)
+        if not is_tensor or (value.device.type == "cpu" and self.device.type != "cpu"):
             return torch.from_numpy(np.ascontiguousarray(leaf.coerce(value, lead, mask)))
         self.backend.is_here(leaf.name, value)
         if value.requires_grad:

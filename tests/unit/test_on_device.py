@@ -102,6 +102,14 @@ def test_a_batch_consists_of_new_tensors_on_the_device():
     assert batch.to_torch("cpu").obs["x"].device.type == "cpu"
 
 
+def test_a_device_may_be_named_with_or_without_its_number():
+    """Tensors are on "cuda:0" when the device is called "cuda"."""
+    buffer = ReplayBuffer(20, SPEC, device=f"{DEVICE}:0")
+    data = tensors(stretch(9, 1))
+    buffer.extend(**data)
+    assert buffer.sample(5).indices.device == data["reward"].device
+
+
 def test_the_same_seed_gives_the_same_batches_and_reseed_others():
     buffers = [PrioritizedBuffer(20, SPEC, device=DEVICE, seed=3) for _ in range(2)]
     for buffer in buffers:
