@@ -382,12 +382,16 @@ def test_ctrl_c_ends_a_wait():
         signal.raise_signal(signal.SIGINT)
         is_over.wait(30)  # else the waiting thread might be the only one
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        replay.sample(4)
-    is_over.set()
-    thread.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            replay.sample(4)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        is_over.set()
+        thread.join()
     replay.extend(**stretch(12))
     replay.sample(4)
     assert replay.limit.sampled == 4
