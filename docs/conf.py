@@ -51,7 +51,7 @@ html_theme = "furo"
 html_title = f"replaykit {version}"
 html_show_sphinx = False
 html_static_path = ["_static"]
-html_css_files = ["side-by-side.css"]
+html_css_files = ["replaykit.css"]
 
 
 def setup(app):
