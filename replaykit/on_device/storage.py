@@ -291,10 +291,11 @@ class DeviceStorage(Storage):
         shape = tuple(indices.shape)
         return Window(flat, shape, lanes, reward, length, terminated, truncated, block)  # type: ignore[arg-type]
 
-    def _checked_slots(self, indices: torch.Tensor) -> torch.Tensor:
-        """The slot of each index. Those that are not stored are recorded."""
+    def _checked_slots(self, indices: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The slot of each index. Those that are not stored are recorded, or those of them that are in the mask."""
         step, (first, cursor) = indices // self.num_envs, self.device_bounds[:, indices % self.num_envs]
-        self.late.note("not stored", (indices < 0) | (step < first) | (step >= cursor))
+        wrong = (indices < 0) | (step < first) | (step >= cursor)
+        self.late.note("not stored", wrong if mask is None else wrong & mask)
         return indices % self.capacity
 
     def slots(self, indices: Any) -> Any:
@@ -307,7 +308,7 @@ class DeviceStorage(Storage):
         is_stale = ~is_unknown & (step < first) & (indices != -1)
         self.late.note("td_errors", is_wrong & (indices != -1))
         self.late.note("never returned", is_unknown)
-        is_kept = ~(is_wrong | is_unknown | is_stale)
+        is_kept = ~(is_wrong | is_unknown | is_stale) & (indices != -1)
         if name == "priorities":
             self.late.note("negative", values < 0.0)
             is_kept &= values >= 0.0
@@ -355,18 +356,13 @@ class DeviceStorage(Storage):
         if position is None:
             raise FieldNameError(f"unknown field {name!r}; expected one of {', '.join(self.rows.positions)}")
         is_padding = indices == -1
-        slots = self._checked_slots(torch.where(is_padding, self._any_index(), indices))
+        slots = self._checked_slots(indices, ~is_padding)
         values = self.rows.column(self.data, position)[slots]
         return torch.where(is_padding.view(-1, *(1 for _ in values.shape[1:])), torch.zeros_like(values), values)
 
-    def _any_index(self) -> int:
-        """A stored index, in place of padding; 0 if nothing is stored."""
-        filled = np.flatnonzero(self.bounds[1] > self.bounds[0])
-        return int(self.bounds[0, filled[0]] * self.num_envs + filled[0]) if filled.size else 0
-
     def episode(self, indices: Any) -> tuple[Any, Any, Any]:
         is_padding = indices == -1
-        slots = self._checked_slots(torch.where(is_padding, self._any_index(), indices))
+        slots = self._checked_slots(indices, ~is_padding)
         numbers, starts, stops = self.tables
         number = numbers[slots]
         found = (number, starts[number % self.capacity], stops[number % self.capacity])

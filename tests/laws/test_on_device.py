@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from hypothesis import settings
 from hypothesis.stateful import initialize
 
 from replaykit import CombinedReplay, LatestBuffer, PrioritizedBuffer, ReplayBuffer, SequenceReplay
@@ -84,3 +85,4 @@ class DeviceSequenceMachine(SequenceMachine):
 
 TestOnDevice = DeviceMachine.TestCase
 TestSequencesOnDevice = DeviceSequenceMachine.TestCase
+TestSequencesOnDevice.settings = settings(max_examples=max(settings().max_examples // 2, 1))  # copies take long here

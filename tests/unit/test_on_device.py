@@ -240,6 +240,30 @@ def test_overwrite_replaces_the_values_of_what_is_stored():
     buffer.check()
 
 
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_padding_is_no_error_even_in_an_empty_buffer(is_empty):
+    """The index -1 reads zeros, and belongs to no episode."""
+    buffer = ReplayBuffer(4, SPEC, device=DEVICE)
+    if not is_empty:
+        buffer.extend(**stretch(6, 1))
+    assert buffer.read([-1, -1], "reward").tolist() == [0.0, 0.0]
+    assert [each.tolist() for each in buffer.episode([-1])] == [[-1]] * 3
+    buffer.check()
+
+
+def test_the_index_of_padding_changes_no_priority():
+    """Sequences pass -1 for steps outside of a row's span."""
+    buffer = filled(num_envs=1)
+    before = buffer.probability(buffer.stored()).tolist()
+    applied = buffer.update_priorities(
+        torch.tensor([-1, -1], device=DEVICE), torch.tensor([50.0, np.nan], device=DEVICE)
+    )
+    assert int(applied) == 0
+    assert buffer.probability(buffer.stored()).tolist() == before
+    assert buffer.stats()["stale_updates"] == 0.0
+    buffer.check()
+
+
 class Doubled(ReplayWrapper):
     """A user's wrapper, which sees tensors."""
 
