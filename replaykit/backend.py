@@ -1,5 +1,6 @@
 """The array operations of replays: with NumPy here, with torch on a device in `replaykit.on_device.backend`."""
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class Backend:
     float64: Any = staticmethod(as_float64)
     refuse_too_large: Any = staticmethod(refuse_too_large)
 
-    def flags(self, name: str, value: Any) -> Any:
+    def values(self, name: str, value: Any) -> Any:
         """`value` as an array of any dtype and shape."""
         return as_array(name, value, True)
 
@@ -43,9 +44,8 @@ class Backend:
 
     def window_starts(self, indices: Any) -> Any:
         """Indices of shape (B,) or (B, T)."""
-        if type(indices) is np.ndarray and indices.dtype == np.int64 and indices.ndim == 2:
-            return indices
-        return as_indices("indices", indices)
+        is_whole = type(indices) is np.ndarray and indices.dtype == np.int64 and indices.ndim == 2
+        return indices if is_whole else as_indices("indices", indices)
 
     def chosen(self, values: Any, mask: npt.NDArray[np.bool_]) -> Any:
         """The values where a NumPy array of flags is True."""
@@ -61,8 +61,6 @@ class Backend:
         if wrong.any():
             raise ValueError(f"{name} contains {given[wrong][0]}; expected finite numbers where the mask is True")
 
-    # The random generator
-
     def generator(self, seed: Any) -> Any:
         """A random generator."""
         return np.random.default_rng(seed)
@@ -72,10 +70,19 @@ class Backend:
         return type(generator.bit_generator)(seed).state
 
     def check_generator_state(self, generator: Any, state: Any) -> None:
-        """Raise ValueError for a state that `generator` cannot have."""
-        check_generator_state(generator.bit_generator, state)
+        """Raise ValueError for a state that `generator` cannot have, unless it is that of another backend."""
+        if self.is_own_state(generator, state):
+            check_generator_state(generator.bit_generator, state)
 
-    # Combined replay
+    def set_generator_state(self, generator: Any, state: Any) -> None:
+        """Set the state of `generator`. From the state of another backend, it gets a seed that depends on it."""
+        if not self.is_own_state(generator, state):
+            state = self.seeded_state(generator, zlib.crc32(str(state).encode()))
+        generator.bit_generator.state = state
+
+    def is_own_state(self, generator: Any, state: Any) -> bool:
+        """Whether a state is not that of another backend's generator."""
+        return not (isinstance(state, dict) and str(state.get("bit_generator")).startswith("torch."))
 
     def combine(self, drawn: Any, shares: Any, newest: Any, of_newest: Any) -> tuple[Any, Any]:
         """B - k draws with the k newest: the indices, and for each ``q = ((B - k) P + [it is newest]) / B``.
@@ -106,12 +113,6 @@ class Backend:
     def minimum(self, one: Any, other: Any) -> Any:
         """The smaller of two numbers, or of the entries of two arrays."""
         return np.minimum(one, other)
-
-    # Sequences
-
-    def is_bool(self, array: Any) -> bool:
-        """Whether an array contains flags."""
-        return bool(array.dtype == np.bool_)
 
     def spans_of(self, indices: Any, first: Any, last: Any, bounds: Any, stride: int) -> tuple[Any, Any]:
         """The span of each index: its first stored index, and the index after its last one."""

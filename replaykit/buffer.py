@@ -118,7 +118,7 @@ class Buffer(Replay):
         truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
     ) -> Indices:  # fmt: skip
         values = (obs, action, reward, next_obs, terminated, truncated)
-        shape = reward.shape if type(reward) is np.ndarray else self.backend.flags("reward", reward).shape
+        shape = reward.shape if type(reward) is np.ndarray else self.backend.values("reward", reward).shape
         return self._write_steps(shape[0] if shape else -1, values, extras, mask, td_error)
 
     def _write_steps(
@@ -294,7 +294,7 @@ class Buffer(Replay):
     def restore(self, state: dict[str, Any]) -> None:
         self._distribution.batches = state["batches"]
         self._stale_updates += state["stale_updates"] - self._all_stale_updates
-        self.rng.bit_generator.state = state["rng"]
+        self.backend.set_generator_state(self.rng, state["rng"])
 
     def __reduce__(self) -> Any:
         if type(self) is not Buffer:

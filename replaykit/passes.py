@@ -95,7 +95,7 @@ class Passes:
             fields = self.reduce(window)
             is_newest = bool(indices[-1] + self.successor == cursor)
         for name in window.added:  # has one row
-            fields[name] = np.repeat(fields[name], len(indices), axis=0)
+            fields[name] = fields[name][[0] * len(indices)]
         has_ended = bool(fields["terminated"][-1] or fields["truncated"][-1])
         has_beginning = episode.has_beginning and len(indices) == len(episode.indices)
         flags = {"has_beginning": np.array(has_beginning), "is_running": np.array(is_newest and not has_ended)}

@@ -227,8 +227,8 @@ class SequenceReplay(ReplayWrapper):
         backend, (name, given) = self.backend, one_of(td_errors, priorities)
         entries = backend.indices("indices", indices, True)
         shape = (len(entries), self._length)
-        chosen = None if mask is None else backend.flags("mask", mask)
-        if chosen is not None and (chosen.shape != shape or not backend.is_bool(chosen)):
+        chosen = None if mask is None else backend.values("mask", mask)
+        if chosen is not None and (chosen.shape != shape or str(chosen.dtype) not in ("bool", "torch.bool")):
             raise ValueError(f"mask has shape {chosen.shape} and dtype {chosen.dtype}; expected {shape} and bool")
         values, wanted = backend.float64(name, given, True), shape if priorities is None else shape[:1]
         refuse_other_shape(name, values, wanted, "one row for each of indices")

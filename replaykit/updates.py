@@ -30,7 +30,7 @@ def leaves_at(
     spec: Spec, indices: npt.ArrayLike, fields: Mapping[str, Tree], backend: Backend = NUMPY, coerce: Any = Leaf.coerce
 ) -> tuple[Indices, dict[str, Array]]:
     """Flatten indices (B,) or (B, T) to int64 (M,), and the fields at these indices to leaves (M, ...) by name."""
-    given = backend.flags("indices", indices)
+    given = backend.values("indices", indices)
     entries = backend.indices("indices", given.reshape(-1))
     flat, shape = spec.flatten_fields(fields), tuple(given.shape)
     return entries, {leaf.name: coerce(leaf, value, shape).reshape(-1, *leaf.shape) for leaf, value in flat}

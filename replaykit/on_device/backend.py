@@ -60,7 +60,7 @@ class TorchBackend(Backend):
             raise TypeError(f"{name} has dtype {value.dtype}; expected real numbers")
         return value.detach().to(torch.float64)  # type: ignore[no-any-return]
 
-    def flags(self, name: str, value: Any) -> Any:
+    def values(self, name: str, value: Any) -> Any:
         return value.detach() if self.is_here(name, value) else self.array(as_array(name, value))
 
     def host(self, name: str, value: Any) -> npt.NDArray[Any]:
@@ -92,10 +92,13 @@ class TorchBackend(Backend):
 
     def check_generator_state(self, generator: Any, state: Any) -> None:
         try:
-            if generator.fits(state):
+            if self.is_own_state(generator, state):
                 self.generator(0).state = state
         except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
             raise ValueError(f"the state of the generator does not fit {self.device}: {error}") from error
+
+    def is_own_state(self, generator: Any, state: Any) -> bool:
+        return generator.fits(state)  # type: ignore[no-any-return]
 
     def combine(self, drawn: Any, shares: Any, newest: Any, of_newest: Any) -> tuple[Any, Any]:
         k, size = len(drawn), len(drawn) + len(newest)
@@ -121,9 +124,6 @@ class TorchBackend(Backend):
     def minimum(self, one: Any, other: Any) -> Any:
         one, other = (torch.as_tensor(each, dtype=torch.float64, device=self.device) for each in (one, other))
         return torch.minimum(one, other)
-
-    def is_bool(self, array: Any) -> bool:
-        return array.dtype == torch.bool  # type: ignore[no-any-return]
 
     def spans_of(self, indices: Any, first: Any, last: Any, bounds: Any, stride: int) -> tuple[Any, Any]:
         successor = bounds.shape[1]

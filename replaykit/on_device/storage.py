@@ -18,7 +18,7 @@ from replaykit.spec import Spec
 from replaykit.storage.base import EMPTY, Flags, Floats, Indices, Open, Serve, Storage, stored_in
 from replaykit.storage.contents import Contents, contents_of, fill
 from replaykit.storage.local import LocalStorage
-from replaykit.storage.memory_limit import refuse_more_than
+from replaykit.storage.memory_limit import refuse_more_than_memory
 from replaykit.tensors import device_of
 from replaykit.trees import Tree, leaves_of, map_tree
 
@@ -64,9 +64,8 @@ class DeviceStorage(Storage):
         self.numbers: torch.Tensor = make("numbers", (lanes,), torch.int64)
         self._last: torch.Tensor | None = None
         self._stamp: torch.Tensor = make("stamp", (), torch.int64)
-        self.lane_numbers: torch.Tensor = torch.arange(lanes, device=self.device)
         self.is_over.fill_(True)
-        self.numbers.copy_(self.lane_numbers - lanes)
+        self.numbers.copy_(torch.arange(-lanes, 0))
         self.late: LateErrors = LateErrors(self.make("errors", (len(LateErrors.TEXTS),), torch.int64))
         self._stale: torch.Tensor = self.make("stale_updates", (), torch.int64)
         self.after_write: list[Callable[[], None]] = []
@@ -88,7 +87,7 @@ class DeviceStorage(Storage):
         """Raise MemoryError if the device has less free memory than this."""
         if self.device.type == "cuda":
             free, _total = torch.cuda.mem_get_info(self.device)
-            refuse_more_than(free, str(self.device), needed, purpose)
+            refuse_more_than_memory(needed, purpose, where=str(self.device), available=free)
         else:
             super().refuse_size(needed, purpose)
 

@@ -6,16 +6,11 @@ import os
 
 
 def refuse_more_than_memory(
-    needed: int, purpose: str, remedy: str = "lower the capacity or store smaller dtypes"
-) -> None:
-    """Raise MemoryError if the machine has less memory than needed. The error shows both sizes."""
-    refuse_more_than(_available_bytes(), "this machine", needed, purpose, remedy)
-
-
-def refuse_more_than(
-    available: float, where: str, needed: int, purpose: str, remedy: str = "lower the capacity or store smaller dtypes"
-) -> None:
-    """Raise MemoryError if `where` has less memory available than needed. The error shows both sizes."""
+    needed: int, purpose: str, remedy: str = "lower the capacity or store smaller dtypes",
+    where: str = "this machine", available: float | None = None,
+) -> None:  # fmt: skip
+    """Raise MemoryError if the machine, or `where`, has less memory than needed. The error shows both sizes."""
+    available = _available_bytes() if available is None else available
     if needed > available:
         sizes = [f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB" for n in (needed, available)]
         raise MemoryError(f"{purpose} needs {sizes[0]}; {where} has {sizes[1]} available; {remedy}")
