@@ -75,9 +75,11 @@ def gradient_of(
     for layer in range(len(layers) - 1, -1, -1):
         of_weights, of_biases = gradients[layer]
         of_weights[:] = np.dot(values[layer].T, slope)
-        of_biases[:] = slope.sum(axis=0)
+        of_biases[:] = 0.0
+        for row in range(len(slope)):
+            of_biases += slope[row]
         if layer:
-            slope = np.dot(slope, layers[layer][0].T) * (values[layer] > 0.0).astype(np.float32)
+            slope = np.dot(slope, layers[layer][0].T) * (values[layer] > np.float32(0.0))
     return gradient, td_errors
 
 
@@ -89,6 +91,13 @@ def adam_step(parameters: Floats, gradient: Floats, mean: Floats, square: Floats
         mean[entry] += np.float32(0.1) * (slope - mean[entry])
         square[entry] += np.float32(0.001) * (slope * slope - square[entry])
         parameters[entry] -= rate * mean[entry] / (np.sqrt(square[entry]) + np.float32(1e-8))
+
+
+@jit
+def approach(parameters: Floats, others: Floats, rate: Any) -> None:
+    """Move the parameters towards the others, in place."""
+    for entry in range(parameters.size):
+        parameters[entry] += rate * (others[entry] - parameters[entry])
 
 
 class Network:
@@ -115,6 +124,10 @@ class Network:
         """The value of each action: (..., D) -> (..., A)."""
         values: Floats = action_values(self.parameters, self.sizes, np.ascontiguousarray(features))
         return values
+
+    def approach(self, network: "Network", rate: float) -> None:
+        """Move the parameters towards those of another network. A rate of 1 copies them."""
+        approach(self.parameters, network.parameters, np.float32(rate))
 
 
 class Adam:
