@@ -42,7 +42,8 @@ def activations(parameters: Floats, sizes: tuple[int, ...], features: Floats) ->
 @jit
 def action_values(parameters: Floats, sizes: tuple[int, ...], features: Floats) -> Floats:
     """The value of each action: (..., D) -> (..., A)."""
-    return activations(parameters, sizes, features)[-1]
+    values: Floats = activations(parameters, sizes, features)[-1]
+    return values
 
 
 @jit
