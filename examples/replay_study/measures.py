@@ -4,6 +4,7 @@ Nothing here learns, and all batches come from a copy, so measuring does not cha
 """
 
 import copy
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,13 @@ def features_of(obs: Any, settings: Settings) -> Floats:
     """The network's input: the scaled observation, with its goal if it has one."""
     if isinstance(obs, dict):
         obs = np.concatenate((obs["observation"], obs["desired_goal"]), -1)
-    scaled: Floats = obs * np.array(settings.scales, np.float32) if settings.scales else obs
+    scaled: Floats = obs * _array(settings.scales) if settings.scales else obs
     return scaled
+
+
+@cache
+def _array(scales: tuple[float, ...]) -> Floats:
+    return np.array(scales, np.float32)
 
 
 def state_of(obs: Any) -> Floats:

@@ -133,17 +133,12 @@ class Agent:
         self.last_batch = state_of(batch.obs), td_errors
         self.updates += 1
         if settings.target_every is not None and self.updates % settings.target_every == 0:
-            self._move_target()
-
-    def _move_target(self) -> None:
-        self.target.parameters += np.float32(self.settings.target_rate) * (
-            self.network.parameters - self.target.parameters
-        )
+            self.target.approach(self.network, settings.target_rate)
 
     def _end_episode(self) -> None:
         """Record the training episode and begin the next one."""
         if self.settings.target_every is None:
-            self._move_target()
+            self.target.approach(self.network, self.settings.target_rate)
         batch = (np.zeros((1, 2)), np.array([np.nan])) if self.last_batch is None else self.last_batch
         row = {
             "step": float(self.step),

@@ -213,6 +213,76 @@ def test_a_double_target_rates_the_online_choice():
     assert (chosen != rated.argmax(1)).any()
 
 
+class PlainLearner:
+    """The learner in NumPy calls, without compilation. Both learners can start from the same network."""
+
+    def __init__(self, network, learning_rate):
+        self.sizes, self.learning_rate = network.sizes, learning_rate
+        self.online, self.target = network.parameters.copy(), network.parameters.copy()
+        self.mean, self.square = np.zeros_like(self.online), np.zeros_like(self.online)
+        self.steps = 0
+
+    def layers(self, vector):
+        start = 0
+        for rows, columns in zip(self.sizes[:-1], self.sizes[1:], strict=True):
+            stop = start + rows * columns
+            yield vector[start:stop].reshape(rows, columns), vector[stop : stop + columns]
+            start = stop + columns
+
+    def values(self, vector, features):
+        """The input of each layer and the output of the last."""
+        values = [features]
+        for weights, biases in self.layers(vector):
+            values.append(np.maximum(values[-1] @ weights + biases, 0.0))
+        return [*values[:-1], values[-2] @ weights + biases]
+
+    def step(self, features, action, reward, discount, next_features, weights):
+        """One step of double Q-learning with the Huber loss, and one of the target network. Returns the TD errors."""
+        rows = np.arange(len(action))
+        best = self.values(self.online, next_features)[-1].argmax(1)
+        wanted = reward + discount * self.values(self.target, next_features)[-1][rows, best]
+        values = self.values(self.online, features)
+        td_errors = wanted - values[-1][rows, action]
+        slope = np.zeros_like(values[-1])
+        slope[rows, action] = -weights * td_errors.clip(-1.0, 1.0) / np.float32(len(action))
+        parts = []
+        for layer, (inner, _) in reversed(list(enumerate(self.layers(self.online)))):
+            parts = [(values[layer].T @ slope).ravel(), slope.sum(axis=0), *parts]
+            slope = (slope @ inner.T) * (values[layer] > 0.0)
+        gradient = np.concatenate(parts)
+        self.steps += 1
+        self.mean += 0.1 * (gradient - self.mean)
+        self.square += 0.001 * (gradient**2 - self.square)
+        rate = self.learning_rate * (1.0 - 0.999**self.steps) ** 0.5 / (1.0 - 0.9**self.steps)
+        self.online -= np.float32(rate) * self.mean / (np.sqrt(self.square) + np.float32(1e-8))
+        self.target += np.float32(0.02) * (self.online - self.target)
+        return td_errors
+
+
+@pytest.mark.parametrize("hidden", [(32,), (16, 16)])
+def test_the_compiled_learner_is_the_plain_one(hidden):
+    """TD errors and both networks match those of separate NumPy calls over a hundred updates."""
+    rng = np.random.default_rng(0)
+    network = Network((4, *hidden, 3), rng)
+    target, optimizer, plain = network.copy(), Adam(network, 1e-3), PlainLearner(network, 1e-3)
+
+    class Batch:
+        reward, discount = rng.normal(size=64).astype(np.float32), np.full(64, 0.9, np.float32)
+
+    for _ in range(100):
+        features, next_features = rng.normal(size=(2, 64, 4)).astype(np.float32)
+        action, weights = rng.integers(3, size=64), rng.uniform(0.1, 1.0, 64).astype(np.float32)
+        wanted = targets(network, target, Batch, next_features, True)
+        td_errors = learn(optimizer, features, action, wanted, weights, True)
+        target.approach(network, 0.02)
+        expected = plain.step(features, action, Batch.reward, Batch.discount, next_features, weights)
+        np.testing.assert_allclose(td_errors, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(network.parameters, plain.online, atol=1e-4)
+    np.testing.assert_allclose(target.parameters, plain.target, atol=1e-4)
+    np.testing.assert_allclose(network(features[0]), plain.values(plain.online, features[0])[-1], atol=1e-4)
+    assert np.abs(network.parameters - target.parameters).max() > 1e-3
+
+
 # -- Runs ----------------------------------------------------------------------------------------------------
 
 
