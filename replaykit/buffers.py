@@ -26,16 +26,20 @@ Variant: TypeAlias = Literal["proportional", "rank"]
 
 
 def _place(
-    path: Path | None, device: Any, capacity: int, spec: Spec, num_envs: int, stack: int, padding: Padding, share: Share
-) -> Any:
+    path: Path | None, device: Any, pin_memory: bool, capacity: int, spec: Spec, num_envs: int, stack: int,
+    padding: Padding, share: Share,
+) -> Any:  # fmt: skip
     """The storage of a buffer: in memory, in files in a directory, or on a device."""
     if device is not None:
-        from replaykit.on_device import DeviceStorage
+        from replaykit.on_device import DeviceStorage, PinnedStorage
 
         for name, value, plain in (("storage", path, None), ("stack", stack, 1)):
             if value != plain:
                 raise ValueError(f"{name} is {value!r} with device={str(device)!r}; expected {plain!r}: {_ON_DEVICE}")
-        return DeviceStorage(capacity, spec, num_envs, device=device)
+        kind = PinnedStorage if pin_memory else DeviceStorage
+        return kind(capacity, spec, num_envs, device=device)
+    if pin_memory:
+        raise ValueError("pin_memory is True without a device; pass the device that draws and reads batches")
     if path is None:
         return LocalStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
     if not isinstance(path, str | os.PathLike):
@@ -75,6 +79,9 @@ class ReplayBuffer(Buffer):
     device : torch.device or str, optional
         Keep the transitions as tensors on this device, for environments that are simulated there. Batches are then
         tensors, and :doc:`/how-to/gpu-simulators` shows what else differs. By default everything is in NumPy arrays.
+    pin_memory : bool
+        Keep the transitions in the CPU's memory, and only the priorities on `device`, which draws and reads batches.
+        For environments on the CPU, and for more transitions than the device can hold.
     replace : bool
         Whether a transition can occur twice in a batch. If not, `batch_size` is at most the number of transitions.
     seed : None, int, SeedSequence or Generator
@@ -100,9 +107,9 @@ discount float32, length int64, weights float32, probabilities float64, indices 
     def __init__(
         self, capacity: int, spec: Spec, *, num_envs: int = 1, n_step: int = 1, gamma: float = 0.99, stack: int = 1,
         padding: Padding = "reset", share: Share = "large", storage: Path | None = None, replace: bool = True,
-        device: Any = None, seed: Seed = None,
+        device: Any = None, pin_memory: bool = False, seed: Seed = None,
     ) -> None:  # fmt: skip
-        place = _place(storage, device, capacity, spec, num_envs, stack, padding, share)
+        place = _place(storage, device, pin_memory, capacity, spec, num_envs, stack, padding, share)
         kind = on_device.DeviceUniform if place.backend.device else Uniform
         super().__init__(place, kind(place, replace=replace), n_step=n_step, gamma=gamma, seed=seed)
 
@@ -116,7 +123,7 @@ class LatestBuffer(Buffer):
 
     Parameters
     ----------
-    capacity, spec, num_envs, n_step, gamma, stack, padding, share, storage, device, seed
+    capacity, spec, num_envs, n_step, gamma, stack, padding, share, storage, device, pin_memory, seed
         As in `ReplayBuffer`. A batch larger than the capacity repeats transitions.
 
     Examples
@@ -132,9 +139,9 @@ class LatestBuffer(Buffer):
     def __init__(
         self, capacity: int, spec: Spec, *, num_envs: int = 1, n_step: int = 1, gamma: float = 0.99, stack: int = 1,
         padding: Padding = "reset", share: Share = "large", storage: Path | None = None, device: Any = None,
-        seed: Seed = None,
+        pin_memory: bool = False, seed: Seed = None,
     ) -> None:  # fmt: skip
-        place = _place(storage, device, capacity, spec, num_envs, stack, padding, share)
+        place = _place(storage, device, pin_memory, capacity, spec, num_envs, stack, padding, share)
         kind = on_device.DeviceLatest if place.backend.device else Latest
         super().__init__(place, kind(place), n_step=n_step, gamma=gamma, seed=seed)
 
@@ -153,7 +160,7 @@ class PrioritizedBuffer(Buffer):
 
     Parameters
     ----------
-    capacity, spec, num_envs, n_step, gamma, stack, padding, share, storage, device, seed
+    capacity, spec, num_envs, n_step, gamma, stack, padding, share, storage, device, pin_memory, seed
         As in `ReplayBuffer`.
     alpha : float
         The strength of prioritization. 0 is uniform replay. With 1, probabilities are proportional to the priority, or
@@ -205,7 +212,8 @@ class PrioritizedBuffer(Buffer):
         self, capacity: int, spec: Spec, *, num_envs: int = 1, n_step: int = 1, gamma: float = 0.99, stack: int = 1,
         padding: Padding = "reset", share: Share = "large", storage: Path | None = None, alpha: float = 0.6,
         beta: float | Callable[[int], float] = 0.4, eps: float | None = None, draws: Draws = "stratified",
-        weights: Weights = "batch", variant: Variant = "proportional", device: Any = None, seed: Seed = None,
+        weights: Weights = "batch", variant: Variant = "proportional", device: Any = None, pin_memory: bool = False,
+        seed: Seed = None,
     ) -> None:  # fmt: skip
         check_choice("variant", variant, Variant)
         if variant == "rank" and eps is not None:
@@ -213,7 +221,7 @@ class PrioritizedBuffer(Buffer):
                 f'eps is {eps!r} with variant="rank"; leave it out, since a number added to all errors changes no rank'
             )
         self._variant = variant
-        place = _place(storage, device, capacity, spec, num_envs, stack, padding, share)
+        place = _place(storage, device, pin_memory, capacity, spec, num_envs, stack, padding, share)
         distribution: Distribution
         if variant == "rank":
             if place.backend.device:

@@ -11,10 +11,11 @@ import numpy as np
 
 from replaykit._kernels.jit import inlined, jit, view
 
-NUM_ENVS, ROW_BYTES, END, STORED, SPLIT, REWARD, REWARD_BYTES, REWARD_NUMBERS, LANES = 0, 1, 2, 3, 4, 5, 6, 7, 8
-"""In a header: E, the bytes of a row, the place in a row of the flag that ends an episode, the number of transitions
-stored, the first stamp that is in the tables (a transition written before has its index for a stamp), where the reward
-begins in the leaves of an entry, the bytes of each of its numbers, and how many these are."""
+NUM_ENVS, LENGTH, ROW_BYTES, END, STORED, SPLIT, REWARD, REWARD_BYTES, REWARD_NUMBERS, LANES = range(10)
+"""In a header: E, the most steps that a lane holds, the bytes of a row, the place in a row of the flag that ends an
+episode, the number of transitions stored, the first stamp that is in the tables (a transition written before has its
+index for a stamp), where the reward begins in the leaves of an entry, the bytes of each of its numbers, and how many
+these are."""
 FIRST, CURSOR, OVER, EPISODE, PLACE, LANE_ROWS = 0, 1, 2, 3, 4, 5
 """For each lane: its oldest step, its next step, whether that begins an episode, the number of the newest episode, and
 its position in the tables."""
@@ -25,7 +26,7 @@ BOTH, RETIRE, PUBLISH = 0, 1, 2
 
 @jit
 def store(data, steps, stage, header, rows, tables, indices):
-    """Store `steps` steps of every lane, at most the number of its slots. If `steps` is 0, store the chosen entries.
+    """Store `steps` steps of every lane, at most as many as it holds. If `steps` is 0, store the chosen entries.
 
     `data` has one leaf after another, each with the values of all entries, step by step and lane by lane. The indices
     of the entries are written to `indices`, or read from it if `steps` is 0. Returns -1. If a reward is not finite,
@@ -37,12 +38,12 @@ def store(data, steps, stage, header, rows, tables, indices):
             return wrong
     num_envs, count, capacity = header[NUM_ENVS], indices.shape[0], rows.shape[0] // header[ROW_BYTES]
     first, cursor = view(header, LANES, num_envs, np.int64), view(header, LANES + num_envs, num_envs, np.int64)
-    length, begin = capacity // num_envs, cursor[0] * num_envs
+    length, begin = header[LENGTH], cursor[0] * num_envs
     in_step, stamp, stored = steps > 0, 0, 0
     for e in range(num_envs):
         in_step &= cursor[e] == cursor[0]
         stamp += cursor[e]
-    if stage != PUBLISH:  # retire the steps that the new ones will overwrite
+    if stage != PUBLISH:  # retire the steps that the new ones replace
         for e in range(num_envs if steps > 0 else 0):
             first[e] = max(first[e], cursor[e] + steps - length)
         for j in range(count):

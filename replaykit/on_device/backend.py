@@ -71,9 +71,11 @@ class TorchBackend(Backend):
         is_whole = self.is_here("indices", indices) and indices.ndim == 2 and indices.dtype == torch.int64
         return indices if is_whole else self.indices("indices", indices)
 
-    def chosen(self, values: Any, mask: npt.NDArray[np.bool_]) -> torch.Tensor:
+    def chosen(self, values: Any, mask: npt.NDArray[np.bool_]) -> Any:
+        if isinstance(values, np.ndarray):
+            return values[mask]
         places = np.flatnonzero(mask)
-        return values.reshape(-1)[self.array(places)]  # type: ignore[no-any-return]
+        return values.reshape(-1)[self.array(places)]
 
     def full(self, count: int, value: float) -> torch.Tensor:
         return torch.full((count,), value, dtype=torch.float64, device=self.device)

@@ -53,12 +53,12 @@ class DeviceStorage(Storage):
             raise ValueError("device is 'mps', which has no float64 for exact sums; expected a CUDA device or 'cpu'")
         self.backend: TorchBackend = TorchBackend(self.device)
         self.rows: Rows = Rows(spec)
-        needed = (self.rows.nbytes + 24) * (self.capacity + 1)
-        self.refuse_size(needed, f"capacity {self.capacity} at {needed // self.capacity} bytes each")
-        self.bounds: Indices = np.zeros((2, self.num_envs), np.int64)
+        self.bounds: Indices
+        self.data: torch.Tensor
+        self.tables: torch.Tensor
+        self.row_slots: int = self.capacity
+        self.place_rows()
         make, lanes = self.make, self.num_envs
-        self.data: torch.Tensor = make("rows", (self.capacity + 1, self.rows.nbytes // 8), torch.int64)
-        self.tables: torch.Tensor = make("tables", (3, self.capacity + 1), torch.int64)
         self.device_bounds: torch.Tensor = make("bounds", (2, lanes), torch.int64)
         self.is_over: torch.Tensor = make("is_over", (lanes,), torch.bool)
         self.numbers: torch.Tensor = make("numbers", (lanes,), torch.int64)
@@ -73,6 +73,14 @@ class DeviceStorage(Storage):
         self._split = 0
         self._powers: tuple[Floats, torch.Tensor] | None = None
         self._reward_shape: tuple[int, ...] = spec["reward"].shape
+
+    def place_rows(self) -> None:
+        """Allocate the bounds, the rows and the table of episodes, with one more row, which is for nothing."""
+        needed = (self.rows.nbytes + 24) * (self.capacity + 1)
+        self.refuse_size(needed, f"capacity {self.capacity} at {needed // self.capacity} bytes each")
+        self.bounds = np.zeros((2, self.num_envs), np.int64)
+        self.data = self.make("rows", (self.capacity + 1, self.rows.nbytes // 8), torch.int64)
+        self.tables = self.make("tables", (3, self.capacity + 1), torch.int64)
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
         return self.make(name, shape, torch_dtype(np.dtype(dtype), name))
@@ -256,9 +264,9 @@ class DeviceStorage(Storage):
         first, cursor = self.device_bounds[:, lanes]
         self.late.note("never returned", (entries < -1) | (step >= cursor))
         is_stored = (entries >= 0) & (step >= first) & (step < cursor)
-        slots = torch.where(is_stored, entries % self.capacity, self.capacity)
+        slots = torch.where(is_stored, entries % self.row_slots, self.row_slots)
         if self._last is None:
-            self._last = self.make("last", (self.capacity + 1,), torch.int64)
+            self._last = self.make("last", (self.row_slots + 1,), torch.int64)
         newest = last_of(slots, self._last, self._stamp)
         for name, value in values.items():
             self.rows.column(self.data, self.rows.positions[name])[slots] = value.to(self.device)[newest]
@@ -269,36 +277,38 @@ class DeviceStorage(Storage):
     # Reading
 
     def window(self, indices: Any, n: int) -> Window:
-        self._checked_slots(indices.reshape(-1))
+        self._note_not_stored(indices.reshape(-1))
         return self._window(indices, n)
 
     def _window(self, indices: Any, n: int) -> Window:
         """`window` for indices that were just drawn."""
         flat, lanes = indices.reshape(-1), self.num_envs
-        block = self.data[flat % self.capacity]
+        block = self.data[flat % self.row_slots]
         left = self.device_bounds[1, flat % lanes] - flat // lanes  # the steps up to the newest
         steps = torch.arange(n, device=self.device)
-        at = torch.where(steps < left[:, None], flat[:, None] + steps * lanes, flat[:, None]) % self.capacity
+        at = torch.where(steps < left[:, None], flat[:, None] + steps * lanes, flat[:, None]) % self.row_slots
         ended = self.rows.end_flags(self.data)[at] if n > 1 else self.rows.end_flags(block)[:, None]
         runs = ((ended.cumsum(1) - ended.long()) == 0) & (steps < left[:, None])
-        rewards = self.rows.column(self.data, self.rows.reward)[at].to(torch.float64)
+        column = self.rows.column
+        rewards = column(self.data, self.rows.reward)[at] if n > 1 else column(block, self.rows.reward)[:, None]
+        rewards = rewards.to(torch.float64)
         length = runs.sum(1)
         runs = runs.view(*runs.shape, *(1 for _ in self._reward_shape))
         reward = torch.where(runs, rewards, 0.0)
-        last = block if n == 1 else self.data[(flat + (length - 1) * lanes) % self.capacity]
+        last = block if n == 1 else self.data[(flat + (length - 1) * lanes) % self.row_slots]
         terminated, truncated = (self.rows.column(last, flag).clone() for flag in self.rows.flags)
         shape = tuple(indices.shape)
         return Window(flat, shape, lanes, reward, length, terminated, truncated, block)  # type: ignore[arg-type]
 
-    def _checked_slots(self, indices: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """The slot of each index. Those that are not stored are recorded, or those of them that are in the mask."""
+    def _note_not_stored(self, indices: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+        """Record the indices that are not stored, or those of them that are in the mask."""
         step, (first, cursor) = indices // self.num_envs, self.device_bounds[:, indices % self.num_envs]
         wrong = (indices < 0) | (step < first) | (step >= cursor)
         self.late.note("not stored", wrong if mask is None else wrong & mask)
-        return indices % self.capacity
 
     def slots(self, indices: Any) -> Any:
-        return self._checked_slots(indices)
+        self._note_not_stored(indices)
+        return indices % self.capacity
 
     def select(self, indices: Any, values: Any, name: str, largest: float, eps: float) -> tuple[Any, Any]:
         """The slots and priorities of all indices. An entry to be ignored has the slot C. Invalid ones are recorded."""
@@ -332,7 +342,7 @@ class DeviceStorage(Storage):
         discount = torch.where(window.terminated, 0.0, weights[length]).to(dtype)  # type: ignore[call-overload]
         last: Any = window.opened
         if reward.shape[1] > 1:
-            last = self.data[(window.indices + (length - 1) * self.num_envs) % self.capacity]
+            last = self.data[(window.indices + (length - 1) * self.num_envs) % self.row_slots]
         leaves = self.rows.leaves(window.opened, last)
         for position, value in zip(
             (self.rows.reward, *self.rows.flags), (total.to(dtype), window.terminated, window.truncated), strict=True
@@ -355,16 +365,16 @@ class DeviceStorage(Storage):
         if position is None:
             raise FieldNameError(f"unknown field {name!r}; expected one of {', '.join(self.rows.positions)}")
         is_padding = indices == -1
-        slots = self._checked_slots(indices, ~is_padding)
-        values = self.rows.column(self.data, position)[slots]
+        self._note_not_stored(indices, ~is_padding)
+        values = self.rows.column(self.data, position)[indices % self.row_slots]
         return torch.where(is_padding.view(-1, *(1 for _ in values.shape[1:])), torch.zeros_like(values), values)
 
     def episode(self, indices: Any) -> tuple[Any, Any, Any]:
         is_padding = indices == -1
-        slots = self._checked_slots(indices, ~is_padding)
-        numbers, starts, stops = self.tables
-        number = numbers[slots]
-        found = (number, starts[number % self.capacity], stops[number % self.capacity])
+        self._note_not_stored(indices, ~is_padding)
+        numbers, starts, stops = self.tables[:3]
+        number = numbers[indices % self.row_slots]
+        found = (number, starts[number % self.row_slots], stops[number % self.row_slots])
         return tuple(torch.where(is_padding, -1, each) for each in found)  # type: ignore[return-value]
 
     def latest(self, count: int) -> Any:
@@ -395,6 +405,9 @@ class DeviceStorage(Storage):
         step = cursor - cursor % self.length + row
         return torch.where(step < cursor, step, step - self.length) * self.num_envs + lanes
 
+    def refresh(self) -> None:
+        """Send to the device what a graph reads there. Here it is always up to date."""
+
     def raise_late(self) -> None:
         """Raise the recorded errors. Waits for the device."""
         self.late.raise_first()
@@ -424,6 +437,7 @@ class DeviceStorage(Storage):
         def serve(batch_size: int) -> dict[str, Any]:
             if not len(self):
                 raise ValueError(EMPTY)
+            self.refresh()
             distribution.prepare()
             leaves = iter(graphs(batch_size))
             return {name: map_tree(lambda _leaf, _path: next(leaves), tree) for name, tree in structure.items()}

@@ -23,7 +23,7 @@ FORMAT = 1
 """The version of the manifest format. Newer manifests raise an error."""
 _NOT_COMPARED = {"capacity", "beta", "ratio", "shares"}
 """Arguments that are part of the state or may differ."""
-_NOT_SAVED = {"seed", "path", "device"}
+_NOT_SAVED = {"seed", "path", "device", "pin_memory"}
 """Arguments that do not affect the saved data."""
 
 

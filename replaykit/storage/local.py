@@ -72,7 +72,8 @@ class LocalStorage(Storage):
         self._written = self.header, self.bytes, self.allocate("tables", (kernels.STAMPS, self.capacity), np.int64)
         for columns in self.columns:
             columns.allocate()
-        self.header[[kernels.NUM_ENVS, kernels.ROW_BYTES, kernels.END]] = self.num_envs, row.nbytes, row.end
+        self.header[[kernels.NUM_ENVS, kernels.LENGTH]] = self.num_envs, self.length
+        self.header[[kernels.ROW_BYTES, kernels.END]] = row.nbytes, row.end
         reward = row.place[self._reward], spec["reward"].dtype.itemsize, math.prod(spec["reward"].shape)
         self.header[[kernels.REWARD, kernels.REWARD_BYTES, kernels.REWARD_NUMBERS]] = reward
         self.header[size:] = row.leaf_places

@@ -57,7 +57,7 @@ class Model:
 def state_of(num_envs, length, has_stamps):
     """Arrays of an empty storage, as the module describes them."""
     header = np.zeros(names.LANES + names.LANE_ROWS * num_envs + 2 * len(LEAVES), np.int64)
-    header[[names.NUM_ENVS, names.ROW_BYTES, names.END]] = num_envs, ROW_BYTES, END
+    header[[names.NUM_ENVS, names.LENGTH, names.ROW_BYTES, names.END]] = num_envs, length, ROW_BYTES, END
     header[[names.REWARD, names.REWARD_BYTES, names.REWARD_NUMBERS]] = 24 + 5, 4, 1  # behind the leaves before it
     lanes = header[names.LANES : names.LANES + names.LANE_ROWS * num_envs].reshape(names.LANE_ROWS, num_envs)
     lanes[names.OVER] = 1
@@ -246,7 +246,7 @@ def test_a_reward_that_is_not_finite_is_found_before_anything_changes(kernels, d
         for place in range(count):
             for wrong in (np.nan, np.inf, -np.inf):
                 header = np.zeros(names.LANES + names.LANE_ROWS + 8, np.int64)
-                header[[names.NUM_ENVS, names.ROW_BYTES, names.END]] = 1, row_bytes, 18 + size
+                header[[names.NUM_ENVS, names.LENGTH, names.ROW_BYTES, names.END]] = 1, 10, row_bytes, 18 + size
                 header[[names.REWARD, names.REWARD_BYTES, names.REWARD_NUMBERS]] = 16, size // numbers, numbers
                 header[-8:] = np.array(leaves).reshape(-1)
                 header[names.LANES + names.CURSOR] = 4

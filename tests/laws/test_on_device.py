@@ -33,11 +33,11 @@ class Numbers:
         return self.rng.random(size).cpu().numpy()
 
 
-def build(c, device):
+def build(c, device, pin_memory=False):
     """The buffer and the wrappers of a configuration, on a device, and their model."""
     common = {"num_envs": c.num_envs, "n_step": c.n_step, "gamma": c.gamma}
     priorities = {"alpha": c.alpha, "beta": c.beta, "eps": c.eps, "weights": c.weights}
-    spec, options = SPECS[c.spec], common | {"seed": c.seed, "device": device}
+    spec, options = SPECS[c.spec], common | {"seed": c.seed, "device": device, "pin_memory": pin_memory}
     if c.kind == "prioritized":
         replay = PrioritizedBuffer(c.capacity, spec, draws=c.draws, **priorities, **options)
     else:
@@ -64,6 +64,17 @@ class DeviceMachine(ReplayMachine):
         return Numbers(replay.rng)
 
 
+class PinnedMachine(DeviceMachine):
+    """The same with transitions in the memory of the CPU."""
+
+    @initialize(configuration=configurations(("uniform", "prioritized", "latest"), ("flat", "nested", "objectives")))
+    def start(self, configuration):
+        super().start(configuration)
+
+    def make(self, configuration):
+        return build(configuration, DEVICES[-1], pin_memory=True)
+
+
 class DeviceSequenceMachine(SequenceMachine):
     """The same with sequences around them."""
 
@@ -85,4 +96,6 @@ class DeviceSequenceMachine(SequenceMachine):
 
 TestOnDevice = DeviceMachine.TestCase
 TestSequencesOnDevice = DeviceSequenceMachine.TestCase
+TestPinned = PinnedMachine.TestCase
+TestPinned.settings = settings(max_examples=max(settings().max_examples // 2, 1))
 TestSequencesOnDevice.settings = settings(max_examples=max(settings().max_examples // 2, 1))  # copies take long here

@@ -187,11 +187,24 @@ def test_combined_replay_has_the_newest_and_exact_probabilities():
 
 
 @pytest.mark.parametrize("kind", [ReplayBuffer, PrioritizedBuffer, LatestBuffer])
-@pytest.mark.parametrize("way", [(None, DEVICE), (DEVICE, None), (DEVICE, DEVICE)])
+@pytest.mark.parametrize(
+    "way",
+    [
+        ("cpu", "device"),
+        ("device", "cpu"),
+        ("device", "device"),
+        ("cpu", "pinned"),
+        ("pinned", "cpu"),
+        ("pinned", "device"),
+        ("device", "pinned"),
+        ("pinned", "pinned"),
+    ],
+)
 def test_a_checkpoint_of_either_place_loads_in_the_other(kind, way, tmp_path):
     """The same rows, episodes and priorities, and running episodes go on."""
-    made = [kind(12, SPEC, num_envs=2, n_step=2, device=device, seed=0) for device in way]
-    assert [replay.backend.is_numpy for replay in made] == [device is None for device in way]
+    places = {"cpu": {}, "device": {"device": DEVICE}, "pinned": {"device": DEVICE, "pin_memory": True}}
+    made = [kind(12, SPEC, num_envs=2, n_step=2, seed=0, **places[place]) for place in way]
+    assert [replay.backend.is_numpy for replay in made] == [place == "cpu" for place in way]
     source, target = made
     source.extend(**stretch(9, 2))
     source.add(**_row(stretch(1, 2, seed=5)), mask=np.array([True, False]))

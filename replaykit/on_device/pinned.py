@@ -1,0 +1,214 @@
+"""`PinnedStorage`: the CPU writes transitions to its own memory, and a device draws and reads them there."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from replaykit._kernels import lazy
+from replaykit.on_device.guard import Guard
+from replaykit.on_device.registered import as_seen_by
+from replaykit.on_device.storage import DeviceStorage
+from replaykit.spec import Spec
+from replaykit.storage.base import Flags, Indices
+from replaykit.storage.local import LocalStorage
+from replaykit.trees import Tree
+
+kernels: Any = lazy("store")
+
+_ROWS_TO_SPARE, _STEPS_TO_SPARE = 1024, 8
+"""The least number of rows, and of steps in each lane, that are retired before they are overwritten."""
+_MARKS = 4
+"""Number of events in the time in which the spare slots are filled once."""
+
+
+class PinnedStorage(DeviceStorage):
+    """Stores transitions in the memory of the CPU, as a `LocalStorage` does, for a device that reads them there.
+
+    Writing is that of a `LocalStorage`: arrays in, indices out as an array. Reading is that of a `DeviceStorage`. The
+    rows are page-locked, so the device gathers a batch through the bus without help from the CPU. Only priorities are
+    on the device. So environments run on the CPU, the capacity is limited by the CPU's memory, and a batch does not
+    have to be copied.
+
+    Each lane has some slots to spare: a step is retired before its slot is needed, and overwritten when the device has
+    executed everything that was queued until then. See `Guard`. The bounds are sent to the device before something
+    reads them there, and every few hundred steps, so a graph that the program has recorded itself sees new transitions
+    a little later. All operations must be queued on one CUDA stream, or be ordered by the program.
+
+    Parameters
+    ----------
+    capacity, spec, num_envs, device
+        As in `DeviceStorage`.
+    """
+
+    def __init__(self, capacity: int, spec: Spec, num_envs: int = 1, *, device: Any = "cuda") -> None:
+        super().__init__(capacity, spec, num_envs, device=device)
+        self.encode_step = self.host.encode_step  # type: ignore[method-assign]
+
+    def place_rows(self) -> None:
+        self._spare: int = max(_STEPS_TO_SPARE, -(-_ROWS_TO_SPARE // self.num_envs))
+        self.row_slots = self.capacity + self._spare * self.num_envs
+        self.host: HostStorage = HostStorage(self.row_slots, self.spec, self.num_envs, self.length, self.device)
+        if self.host.columns:
+            raise ValueError("a field is larger than 1 KB; expected smaller fields with pin_memory=True")
+        self.bounds = self.host.bounds
+        self.data = self.host.seen["rows"].view(torch.int64)
+        self.guard: Guard = Guard(self.num_envs, self.device)
+        self._sent: Indices = self.bounds.copy()
+        self._quiet = 0  # number of steps that can be written without a look at the guard
+
+    # What the device sees
+
+    @property
+    def device_bounds(self) -> torch.Tensor:
+        """The bounds on the device, up to date unless the program is recording a graph."""
+        if not self._is_recording():
+            self.refresh()
+        return self._device_bounds
+
+    @device_bounds.setter
+    def device_bounds(self, tensor: torch.Tensor) -> None:
+        self._device_bounds = tensor
+
+    @property
+    def tables(self) -> torch.Tensor:  # type: ignore[override]
+        """The table of episodes, which grows once lanes are out of step."""
+        return self.host.seen["tables"]
+
+    def _is_recording(self) -> bool:
+        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+    def refresh(self) -> None:
+        if not np.array_equal(self._sent, self.bounds):
+            self._sent[:] = self.bounds
+            self._device_bounds.copy_(self.backend.array(self.bounds.copy()))
+
+    # Writing
+
+    def encode(
+        self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...], mask: Flags | None = None
+    ) -> Any:
+        return self.host.encode(values, extras, lead, mask)
+
+    def refuse_block(self, block: Any, entries: int) -> None:
+        self.host.refuse_block(block, entries)
+
+    def write(self, block: Any, steps: int, mask: Flags | None = None) -> Any:
+        if steps > self._quiet:
+            self._prepare(steps if mask is None else mask.reshape(steps, -1).sum(axis=0))
+        self._quiet -= steps
+        return self.host.write(block, steps, mask)
+
+    def _prepare(self, steps: Any) -> None:
+        """Wait until as many steps of each lane can be written, and find out how many more can be."""
+        guard, cursor, slots = self.guard, self.bounds[1], self.row_slots // self.num_envs
+        overwritten = cursor + steps - slots
+        if (overwritten > self.bounds[0]).any():  # a stretch that is longer than what is to spare
+            self.host.retire(np.minimum(cursor + steps - self.length, cursor))
+        self._mark()
+        guard.wait_for(np.minimum(overwritten, guard.retired))
+        room = int((guard.free + slots - cursor).min())
+        self._quiet = max(int(np.max(steps)), min(room, self._spare // _MARKS))
+
+    def _mark(self) -> None:
+        """Send the bounds to the device, and note which steps it cannot read any more afterwards."""
+        self.refresh()
+        for follow in self.after_write:
+            follow()
+        self.guard.mark(self.bounds[0])
+
+    def end_episode(self, lanes: Indices) -> None:
+        self.host.end_episode(lanes)
+
+    def clear(self) -> None:
+        self.host.clear()
+        self._mark()
+
+    # Reading
+
+    def select(self, indices: Any, values: Any, name: str, largest: float, eps: float) -> tuple[Any, Any]:
+        return super().select(self.backend.indices("indices", indices), values, name, largest, eps)
+
+    def episode(self, indices: Any) -> tuple[Any, Any, Any]:
+        number, first, last = super().episode(indices)
+        newest = (self.device_bounds[1, indices % self.num_envs] - 1) * self.num_envs + indices % self.num_envs
+        return number, first, torch.minimum(last, newest)  # the CPU may have written more since
+
+    def latest(self, count: int) -> Any:
+        return self.backend.array(self.host.latest(count))
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all arrays in bytes, in the memory of the CPU and on the device."""
+        return super().nbytes + self.host.nbytes
+
+    # Saving
+
+    def on_host(self) -> LocalStorage:
+        self.raise_late()
+        return self.host
+
+    def complete_state(self, state: dict[str, Any]) -> None:
+        self.host.complete_state(state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._finish()
+        self.host.restore(state)
+        self.restored = self.host.restored
+        self._begin_again()
+
+    def restart(self) -> None:
+        self._finish()
+        self.host.restart()
+        self._begin_again()
+
+    def _finish(self) -> None:
+        """Wait for everything that is queued."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _begin_again(self) -> None:
+        self._quiet = 0
+        self.refresh()
+        self.guard.reset(self.bounds[0])
+
+
+class HostStorage(LocalStorage):
+    """A `LocalStorage` whose rows and tables are also tensors on a device, and which holds less than its slots.
+
+    Parameters
+    ----------
+    capacity, spec, num_envs
+        As in `LocalStorage`. The capacity is the number of slots.
+    length : int
+        The most steps that a lane holds.
+    device : torch.device
+
+    Attributes
+    ----------
+    seen : dict of str to tensor
+        The tensors over the arrays that the device reads, by name. The rows have one more, which is for nothing.
+    """
+
+    saved_kind = "LocalStorage"
+
+    def __init__(self, capacity: int, spec: Spec, num_envs: int, length: int, device: torch.device) -> None:
+        self._device = device
+        self.seen: dict[str, torch.Tensor] = {}
+        super().__init__(capacity, spec, num_envs)
+        self.length = self.header[kernels.LENGTH] = length
+
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        more = int(name == "rows")
+        array = super().allocate(name, (shape[0] + more, *shape[1:]), dtype)
+        if name != "header":
+            self.seen[name] = as_seen_by(self._device, array)
+        return array[: shape[0]]
+
+    def retire(self, first: Indices) -> None:
+        """Retire the steps of each lane before `first` (E,)."""
+        bounds = self.bounds
+        np.maximum(bounds[0], first, out=bounds[0])
+        self.header[kernels.STORED] = (bounds[1] - bounds[0]).sum()
