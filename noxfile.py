@@ -235,6 +235,8 @@ def benchmarks(session: nox.Session) -> None:
     install(session, "-e", ".[test]")
     options = session.posargs or ("--quick", "--only", "add", "--libs", "none")
     session.run("python", "-W", "error", "-m", "benchmarks", *options)
+    small = "--device cpu --rows 8000 --sizes 64 --quick"  # what runs on a GPU, without one
+    session.run("python", "-W", "error", "-m", "benchmarks.gpu", *small.split())
 
 
 @nox.session
