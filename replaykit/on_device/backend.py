@@ -31,7 +31,13 @@ class TorchBackend(Backend):
         """A NumPy array as a tensor on the device."""
         is_plain = array.flags.writeable and array.flags.c_contiguous and min(array.strides, default=0) >= 0
         array = array if is_plain else array.copy()
-        return torch.from_numpy(array).to(self.device)
+        return self.send(torch.from_numpy(array))
+
+    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the CPU on the device. Only from pinned memory can it be copied without waiting."""
+        if self.device.type != "cuda" or tensor.device.type != "cpu":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def is_here(self, name: str, value: Any) -> bool:
         """Whether `value` is a tensor on the device. Raises TypeError for a tensor on another device."""
@@ -104,12 +110,15 @@ class TorchBackend(Backend):
 
     def combine(self, drawn: Any, shares: Any, newest: Any, of_newest: Any) -> tuple[Any, Any]:
         k, size = len(drawn), len(drawn) + len(newest)
-        extra = torch.isin(drawn, newest)
+        extra = self.is_in(drawn, newest)
         mixed = torch.cat(((k * shares + extra) / size, (k * of_newest + 1.0) / size))
         return torch.cat((drawn, newest)), mixed
 
     def is_in(self, indices: Any, others: Any) -> Any:
-        return torch.isin(indices, others)
+        if not len(others):
+            return torch.zeros(indices.shape, dtype=torch.bool, device=self.device)
+        ordered = others.sort().values  # torch.isin waits for the device if there are many
+        return ordered[torch.searchsorted(ordered, indices).clamp_(max=len(ordered) - 1)] == indices
 
     def union(self, indices: Any, others: Any) -> Any:
         """The indices in either tensor, each once. Waits for the device."""
@@ -124,8 +133,9 @@ class TorchBackend(Backend):
         return torch.cat((torch.where(numbers > 0.0, numbers, torch.inf), infinite)).min()
 
     def minimum(self, one: Any, other: Any) -> Any:
-        one, other = (torch.as_tensor(each, dtype=torch.float64, device=self.device) for each in (one, other))
-        return torch.minimum(one, other)
+        return torch.minimum(
+            *(each if isinstance(each, torch.Tensor) else self.full(1, each)[0] for each in (one, other))
+        )
 
     def spans_of(self, indices: Any, first: Any, last: Any, bounds: Any, stride: int) -> tuple[Any, Any]:
         successor = bounds.shape[1]
