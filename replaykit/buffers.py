@@ -32,10 +32,9 @@ def _place(
     if device is not None:
         from replaykit.on_device import DeviceStorage
 
-        for name, value, plain in (("storage", path, None), ("stack", stack, 1)):
-            if value != plain:
-                raise ValueError(f"{name} is {value!r} with device={str(device)!r}; expected {plain!r}: {_ON_DEVICE}")
-        return DeviceStorage(capacity, spec, num_envs, device=device)
+        if path is not None:
+            raise ValueError(f"storage is {path!r} with device={str(device)!r}; expected None: {_ON_DEVICE}")
+        return DeviceStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share, device=device)
     if path is None:
         return LocalStorage(capacity, spec, num_envs, stack=stack, padding=padding, share=share)
     if not isinstance(path, str | os.PathLike):

@@ -27,7 +27,14 @@ class Graphs:
         shapes depend on the batch size only.
     rng : DeviceGenerator
         The generator that it draws from.
+
+    Attributes
+    ----------
+    is_recording : bool
+        Whether a graph is being recorded.
     """
+
+    is_recording = False
 
     def __init__(self, function: Callable[[int], Fields], rng: DeviceGenerator) -> None:
         self._function, self._rng = function, rng
@@ -52,10 +59,18 @@ class Graphs:
         graph: Any = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._rng.generator)
         torch.cuda.synchronize(self._rng.device)
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            for source, target in zip(self._function(batch_size), views_of(block, places), strict=True):
-                target.copy_(source)
+        self.is_recording = True
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                for source, target in zip(self._function(batch_size), views_of(block, places), strict=True):
+                    target.copy_(source)
+        finally:
+            self.is_recording = False
         return graph, block, places
+
+    def forget(self) -> None:
+        """Record all graphs again, since tensors that they read have moved."""
+        self._recorded.cache_clear()
 
 
 Place = tuple[torch.dtype, tuple[int, ...], int]

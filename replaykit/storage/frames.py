@@ -10,7 +10,7 @@ from replaykit._kernels import lazy
 from replaykit.chunks import LiveChunks, Slots, pieces
 from replaykit.field import Array
 from replaykit.storage.base import Flags, Indices
-from replaykit.storage.columns import Columns, Padding
+from replaykit.storage.columns import Columns, Padding, refuse_replacing_frames
 
 kernels: Any = lazy("frames")
 
@@ -127,16 +127,20 @@ class Frames(Columns):
         return np.asarray(out.reshape(-1).view(self._leaf.dtype).reshape(*numbers.shape, *self._frame_shape))
 
     def read(self, slots: Indices, leaf: int) -> Array:
-        numbers = self._array("table").take(slots, axis=0)
-        part = numbers[:, : self._kept] if leaf == self.leaves[0] else numbers[:, self._kept :]
-        return self._frames(part).reshape(len(slots), *self._shape)
+        return self._last_frames(slots, leaf, self._kept).reshape(len(slots), *self._shape)
+
+    def added(self, slots: Indices, leaf: int) -> Array:
+        return self._last_frames(slots, leaf, self._given).reshape(len(slots), *self._leaf.shape)
+
+    def _last_frames(self, slots: Indices, leaf: int, count: int) -> Array:
+        stop = self._kept if leaf == self.leaves[0] else 2 * self._kept
+        return self._frames(self._array("table").take(slots, axis=0)[:, stop - count : stop])
 
     def refuse_replacing(self, name: str) -> None:
-        remedy = "build the buffer with share='none' and stack=1"
-        raise ValueError(f"{name} cannot be overwritten, since its frames are shared by several transitions; {remedy}")
+        refuse_replacing_frames(name)
 
     def replace(self, slots: Indices, leaf: int, values: Array) -> None:
-        self.refuse_replacing(self._leaf.name)
+        refuse_replacing_frames(self._leaf.name)
 
     def state(self, slots: Slots) -> dict[str, Any]:
         """See `Columns.state`: for each chunk of rows, the codes of their frames, and then the frames.
