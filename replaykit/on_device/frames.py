@@ -129,7 +129,7 @@ class Frames:
         larger = min(max(2 * size, needed), self._storage.capacity)
         try:
             reason = f"{self._leaf.name}: next_obs is often not the obs of the next step, so more frames must be stored"
-            self._storage.refuse_moving(reason)
+            self._storage.graphs.refuse_moving(reason)
             self._storage.refuse_size(larger * (self._leaf.field.nbytes + 4), f"{reason}; room for {larger} frames")
         except (MemoryError, RuntimeError):
             if needed > size:
@@ -141,7 +141,7 @@ class Frames:
         self.free[:count] = free[:count]
         self.free[count : count + larger - size] = torch.arange(size + 1, larger + 1, device=free.device)
         self.count += larger - size
-        self._storage.note_moving()
+        self._storage.graphs.forget()
 
     def write(self, indices: torch.Tensor, lanes: Any, obs: Any, next_obs: Any, moved: torch.Tensor) -> None:
         """Write steps (T, K) of these lanes, at most L, after the steps that they replace were retired.

@@ -25,7 +25,7 @@ def fuse(storage: Any, distribution: Any, powers: Floats, rng: Any) -> tuple[Ser
         return [leaf for _, leaf in leaves_of(made)]
 
     graphs = Graphs(fields, rng)
-    storage.graphs.append(graphs)
+    storage.graphs.own.append(graphs)
 
     def serve(batch_size: int) -> dict[str, Any]:
         if not len(storage):

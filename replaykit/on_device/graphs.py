@@ -73,6 +73,36 @@ class Graphs:
         self._recorded.cache_clear()
 
 
+class Recorded:
+    """All graphs that read from a storage. A graph reads tensors from where they were when it was recorded.
+
+    Attributes
+    ----------
+    own : list of Graphs
+        They record again after tensors have moved.
+    """
+
+    def __init__(self) -> None:
+        self.own: list[Graphs] = []
+        self._has_others = False
+
+    def look(self, device: torch.device) -> None:
+        """Notice if a graph of the user is being recorded on the device."""
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            self._has_others |= not any(graphs.is_recording for graphs in self.own)
+
+    def refuse_moving(self, reason: str) -> None:
+        """Raise RuntimeError if a graph of the user reads from the storage."""
+        if self._has_others:
+            remedy = "build the buffer with share='none', which never moves them, or sample outside of your graph"
+            raise RuntimeError(f"{reason}; they must move, but a CUDA graph that you recorded reads them; {remedy}")
+
+    def forget(self) -> None:
+        """Record all own graphs again."""
+        for graphs in self.own:
+            graphs.forget()
+
+
 Place = tuple[torch.dtype, tuple[int, ...], int]
 """The dtype and the shape of a tensor, and the byte of a block at which it begins."""
 

@@ -10,10 +10,11 @@ import torch
 from replaykit.batch import Window
 from replaykit.field import FieldNameError, Leaf
 from replaykit.on_device.backend import TorchBackend
+from replaykit.on_device.coerced import coerced
 from replaykit.on_device.errors import LateErrors
 from replaykit.on_device.frames import Frames
 from replaykit.on_device.fused import fuse
-from replaykit.on_device.graphs import Graphs
+from replaykit.on_device.graphs import Recorded
 from replaykit.on_device.order import WritingOrder
 from replaykit.on_device.rows import Rows, torch_dtype
 from replaykit.on_device.saving import contents_on_device, restore_contents
@@ -56,8 +57,8 @@ class DeviceStorage(Storage):
     ----------
     after_write : list of callable
         Called after each write, so that a graph which draws never has to look at the bounds on the CPU.
-    graphs : list of Graphs
-        The graphs that read from this storage. They are recorded again after tensors have moved.
+    graphs : Recorded
+        The graphs that read from this storage.
     """
 
     saved_kind = "LocalStorage"
@@ -93,8 +94,7 @@ class DeviceStorage(Storage):
         self.late: LateErrors = LateErrors(self.make("errors", (len(LateErrors.TEXTS),), torch.int64))
         self._stale: torch.Tensor = self.make("stale_updates", (), torch.int64)
         self.after_write: list[Callable[[], None]] = []
-        self.graphs: list[Graphs] = []
-        self._is_in_graph = False
+        self.graphs: Recorded = Recorded()
         self.order: WritingOrder = WritingOrder(self.capacity)
         self._powers: tuple[Floats, torch.Tensor] | None = None
         self._reward_shape: tuple[int, ...] = spec["reward"].shape
@@ -121,32 +121,7 @@ class DeviceStorage(Storage):
     # Writing
 
     def coerce(self, leaf: Leaf, value: Any, lead: tuple[int, ...], mask: Flags | None = None) -> Any:
-        """The value of a leaf as a tensor: on the device if it was there, else on the CPU."""
-        is_tensor = isinstance(value, torch.Tensor)
-        if not is_tensor or (value.device.type == "cpu" and self.device.type != "cpu"):
-            return torch.from_numpy(np.ascontiguousarray(leaf.coerce(value, lead, mask)))
-        self.backend.is_here(leaf.name, value)
-        if value.requires_grad:
-            raise TypeError(f"{leaf.name} is a tensor that requires grad; expected plain values: pass .detach()")
-        if tuple(value.shape) != lead + leaf.shape:
-            raise ValueError(leaf.wrong_shape(tuple(value.shape), lead))
-        wanted = torch_dtype(leaf.dtype, leaf.name)
-        if value.dtype != wanted:
-            value = self._cast(leaf, value, wanted)
-        if mask is None:
-            return value
-        return value.reshape(-1, *leaf.shape)[self.backend.array(np.flatnonzero(mask))]
-
-    def _cast(self, leaf: Leaf, value: torch.Tensor, wanted: torch.dtype) -> torch.Tensor:
-        """A tensor in another dtype. A value that changes by more than rounding is an error that is raised later."""
-        if not torch.can_cast(value.dtype, wanted):
-            raise TypeError(f"{leaf.name} has dtype {value.dtype}; expected {wanted}, or one that casts to it safely")
-        cast = value.to(wanted)
-        if wanted.is_floating_point:
-            self.late.note("too large", torch.isinf(cast) & torch.isfinite(value))
-        elif not wanted.is_complex:
-            self.late.note("too large", cast.to(value.dtype) != value)
-        return cast
+        return coerced(self.backend, self.late, leaf, value, lead, mask)
 
     def check_rewards(self, rewards: Any) -> None:
         """Record rewards that are not finite."""
@@ -378,7 +353,7 @@ class DeviceStorage(Storage):
             rows = self.data[last % self.capacity]
         leaves = self.rows.leaves(window.opened, rows)
         if self.frames:
-            self._note_graph()
+            self.graphs.look(self.device)
         for frames in self.frames:
             obs, next_obs = frames.leaves
             leaves[obs], leaves[next_obs] = frames.obs(first), frames.next_obs(last)
@@ -446,24 +421,6 @@ class DeviceStorage(Storage):
         numbers, starts, _ = self.tables
         found: torch.Tensor = starts[numbers[indices % self.capacity] % self.capacity]
         return found
-
-    # Tensors that move
-
-    def _note_graph(self) -> None:
-        """Note if a graph of the user is being recorded, which reads the frames from where they are."""
-        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            self._is_in_graph |= not any(graphs.is_recording for graphs in self.graphs)
-
-    def refuse_moving(self, reason: str) -> None:
-        """Raise RuntimeError if tensors cannot move, since a graph of the user reads them."""
-        if self._is_in_graph:
-            remedy = "build the buffer with share='none', which never moves them, or sample outside of your graph"
-            raise RuntimeError(f"{reason}, which moves the frames, but you have recorded a CUDA graph: {remedy}")
-
-    def note_moving(self) -> None:
-        """Record graphs again, since tensors have moved."""
-        for graphs in self.graphs:
-            graphs.forget()
 
     def raise_late(self) -> None:
         """Raise the recorded errors. Waits for the device."""
