@@ -33,11 +33,10 @@ def _place(
     if device is not None:
         from replaykit.on_device import DeviceStorage, PinnedStorage
 
-        for name, value, plain in (("storage", path, None), ("stack", stack, 1)):
-            if value != plain:
-                raise ValueError(f"{name} is {value!r} with device={str(device)!r}; expected {plain!r}: {_ON_DEVICE}")
+        if path is not None:
+            raise ValueError(f"storage is {path!r} with device={str(device)!r}; expected None: {_ON_DEVICE}")
         kind = PinnedStorage if pin_memory else DeviceStorage
-        return kind(capacity, spec, num_envs, device=device)
+        return kind(capacity, spec, num_envs, stack=stack, padding=padding, share=share, device=device)
     if pin_memory:
         raise ValueError("pin_memory is True without a device; pass the device that draws and reads batches")
     if path is None:

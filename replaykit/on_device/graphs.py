@@ -27,7 +27,14 @@ class Graphs:
         shapes depend on the batch size only.
     rng : DeviceGenerator
         The generator that it draws from.
+
+    Attributes
+    ----------
+    is_recording : bool
+        Whether a graph is being recorded.
     """
+
+    is_recording = False
 
     def __init__(self, function: Callable[[int], Fields], rng: DeviceGenerator) -> None:
         self._function, self._rng = function, rng
@@ -52,10 +59,48 @@ class Graphs:
         graph: Any = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._rng.generator)
         torch.cuda.synchronize(self._rng.device)
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            for source, target in zip(self._function(batch_size), views_of(block, places), strict=True):
-                target.copy_(source)
+        self.is_recording = True
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                for source, target in zip(self._function(batch_size), views_of(block, places), strict=True):
+                    target.copy_(source)
+        finally:
+            self.is_recording = False
         return graph, block, places
+
+    def forget(self) -> None:
+        """Record all graphs again, since tensors that they read have moved."""
+        self._recorded.cache_clear()
+
+
+class Recorded:
+    """All graphs that read from a storage. A graph reads tensors from where they were when it was recorded.
+
+    Attributes
+    ----------
+    own : list of Graphs
+        They record again after tensors have moved.
+    """
+
+    def __init__(self) -> None:
+        self.own: list[Graphs] = []
+        self._has_others = False
+
+    def look(self, device: torch.device) -> None:
+        """Notice if a graph of the user is being recorded on the device."""
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            self._has_others |= not any(graphs.is_recording for graphs in self.own)
+
+    def refuse_moving(self, reason: str) -> None:
+        """Raise RuntimeError if a graph of the user reads from the storage."""
+        if self._has_others:
+            remedy = "build the buffer with share='none', which never moves them, or sample outside of your graph"
+            raise RuntimeError(f"{reason}; they must move, but a CUDA graph that you recorded reads them; {remedy}")
+
+    def forget(self) -> None:
+        """Record all own graphs again."""
+        for graphs in self.own:
+            graphs.forget()
 
 
 Place = tuple[torch.dtype, tuple[int, ...], int]

@@ -4,19 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from replaykit._kernels import lazy
 from replaykit.on_device.guard import Guard
-from replaykit.on_device.registered import as_seen_by
+from replaykit.on_device.host import HostStorage
+from replaykit.on_device.rows import Rows
 from replaykit.on_device.storage import DeviceStorage
 from replaykit.spec import Spec
 from replaykit.storage.base import Flags, Indices
+from replaykit.storage.columns import Padding, Share
 from replaykit.storage.local import LocalStorage
 from replaykit.trees import Tree
-
-kernels: Any = lazy("store")
 
 _ROWS_TO_SPARE, _STEPS_TO_SPARE = 1024, 8
 """The least number of rows, and of steps in each lane, that are retired before they are overwritten."""
@@ -39,20 +37,28 @@ class PinnedStorage(DeviceStorage):
 
     Parameters
     ----------
-    capacity, spec, num_envs, device
+    capacity, spec, num_envs, stack, padding, share, device
         As in `DeviceStorage`.
     """
 
-    def __init__(self, capacity: int, spec: Spec, num_envs: int = 1, *, device: Any = "cuda") -> None:
-        super().__init__(capacity, spec, num_envs, device=device)
+    def __init__(
+        self, capacity: int, spec: Spec, num_envs: int = 1, *, stack: int = 1, padding: Padding = "reset",
+        share: Share = "large", device: Any = "cuda",
+    ) -> None:  # fmt: skip
+        super().__init__(capacity, spec, num_envs, stack=stack, padding=padding, share=share, device=device)
+        self.host.before_moving = self.graphs.refuse_moving
+        self.host.after_moving = self.graphs.forget
         self.encode_step = self.host.encode_step  # type: ignore[method-assign]
 
-    def place_rows(self) -> None:
+    def place_rows(self, pairs: dict[tuple[int, int], int]) -> None:
         self._spare: int = max(_STEPS_TO_SPARE, -(-_ROWS_TO_SPARE // self.num_envs))
         self.row_slots = self.capacity + self._spare * self.num_envs
-        self.host: HostStorage = HostStorage(self.row_slots, self.spec, self.num_envs, self.length, self.device)
-        if self.host.columns:
-            raise ValueError("a field is larger than 1 KB; expected smaller fields with pin_memory=True")
+        self.host: HostStorage = HostStorage(
+            self.row_slots, self.spec, self.num_envs, length=self.length, device=self.device, **self.frame_options
+        )
+        self.apart = self.host.readers()
+        self.rows = Rows(self.spec, list(self.apart))
+        assert self.rows.nbytes == self.host.row.nbytes, "the CPU and the device have other rows"
         self.bounds = self.host.bounds
         self.data = self.host.seen["rows"].view(torch.int64)
         self.guard: Guard = Guard(self.num_envs, self.device)
@@ -136,6 +142,13 @@ class PinnedStorage(DeviceStorage):
         newest = (self.device_bounds[1, indices % self.num_envs] - 1) * self.num_envs + indices % self.num_envs
         return number, first, torch.minimum(last, newest)  # the CPU may have written more since
 
+    def refuse_replacing(self, values: Mapping[str, Any]) -> None:
+        self.host.refuse_replacing({name: value for name, value in values.items() if name != "reward"})
+        super().refuse_replacing({name: value for name, value in values.items() if name == "reward"})
+
+    def column(self, position: int) -> torch.Tensor:
+        return self.apart[position].column(position) if position in self.apart else super().column(position)
+
     def latest(self, count: int) -> Any:
         return self.backend.array(self.host.latest(count))
 
@@ -173,42 +186,3 @@ class PinnedStorage(DeviceStorage):
         self._quiet = 0
         self.refresh()
         self.guard.reset(self.bounds[0])
-
-
-class HostStorage(LocalStorage):
-    """A `LocalStorage` whose rows and tables are also tensors on a device, and which holds less than its slots.
-
-    Parameters
-    ----------
-    capacity, spec, num_envs
-        As in `LocalStorage`. The capacity is the number of slots.
-    length : int
-        The most steps that a lane holds.
-    device : torch.device
-
-    Attributes
-    ----------
-    seen : dict of str to tensor
-        The tensors over the arrays that the device reads, by name. The rows have one more, which is for nothing.
-    """
-
-    saved_kind = "LocalStorage"
-
-    def __init__(self, capacity: int, spec: Spec, num_envs: int, length: int, device: torch.device) -> None:
-        self._device = device
-        self.seen: dict[str, torch.Tensor] = {}
-        super().__init__(capacity, spec, num_envs)
-        self.length = self.header[kernels.LENGTH] = length
-
-    def allocate(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        more = int(name == "rows")
-        array = super().allocate(name, (shape[0] + more, *shape[1:]), dtype)
-        if name != "header":
-            self.seen[name] = as_seen_by(self._device, array)
-        return array[: shape[0]]
-
-    def retire(self, first: Indices) -> None:
-        """Retire the steps of each lane before `first` (E,)."""
-        bounds = self.bounds
-        np.maximum(bounds[0], first, out=bounds[0])
-        self.header[kernels.STORED] = (bounds[1] - bounds[0]).sum()

@@ -1,7 +1,7 @@
 """Packed rows of bytes as tensors: the layout of the CPU's row, and views of its leaves."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,12 @@ def torch_dtype(dtype: np.dtype[Any], name: str) -> torch.dtype:
 class Rows:
     """The layout of a spec's packed rows in tensors of shape (rows, words), int64.
 
+    Parameters
+    ----------
+    spec : Spec
+    apart : sequence of int
+        The positions of the leaves that are not in the rows.
+
     Attributes
     ----------
     nbytes : int
@@ -40,8 +46,8 @@ class Rows:
         The positions of the reward, and of `terminated` and `truncated`.
     """
 
-    def __init__(self, spec: Spec) -> None:
-        row = Row(spec, [], _refuse)
+    def __init__(self, spec: Spec, apart: Sequence[int] = ()) -> None:
+        row = Row(spec, [apart] if apart else [], _refuse)
         self._row, self._leaves = row, spec.leaves
         self.nbytes: int = row.nbytes
         self.end: int = row.end
@@ -79,8 +85,14 @@ class Rows:
         return torch.as_strided(values, (len(rows), *shape), (self.nbytes // size, *strides), place)
 
     def leaves(self, first: torch.Tensor, last: torch.Tensor) -> list[torch.Tensor]:
-        """The value of each leaf, from the rows of the first or the last step of each window. Views."""
-        return [self.column(last if leaf.is_of_last else first, i) for i, leaf in enumerate(self._leaves)]
+        """The value of each leaf, from the rows of the first or the last step of each window. Views.
+
+        The places of leaves that are not in the rows are left for the caller to fill.
+        """
+        found = list[torch.Tensor]([first] * len(self._leaves))
+        for i in self._row.packed:
+            found[i] = self.column(last if self._leaves[i].is_of_last else first, i)
+        return found
 
 
 def _bytes_of(values: torch.Tensor) -> torch.Tensor:

@@ -1,26 +1,39 @@
 """`DeviceStorage`: the packed rows of a `LocalStorage`, in the memory of a torch device."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from replaykit.batch import Draw, Window
+from replaykit.batch import Window
 from replaykit.field import FieldNameError, Leaf
 from replaykit.on_device.backend import TorchBackend
+from replaykit.on_device.coerced import coerced
 from replaykit.on_device.errors import LateErrors
-from replaykit.on_device.graphs import Graphs
+from replaykit.on_device.frames import Frames
+from replaykit.on_device.fused import fuse
+from replaykit.on_device.graphs import Recorded
+from replaykit.on_device.order import WritingOrder
 from replaykit.on_device.rows import Rows, torch_dtype
+from replaykit.on_device.saving import contents_on_device, restore_contents
 from replaykit.on_device.tree import last_of
 from replaykit.spec import Spec
-from replaykit.storage.base import EMPTY, Flags, Floats, Indices, Open, Serve, Storage, stored_in
-from replaykit.storage.contents import Contents, contents_of, fill
+from replaykit.storage.base import Flags, Floats, Indices, Open, Serve, Storage
+from replaykit.storage.columns import Padding, Share, framed_pairs, refuse_replacing_frames
+from replaykit.storage.contents import contents_of, fill
 from replaykit.storage.local import LocalStorage
 from replaykit.storage.memory_limit import refuse_more_than_memory
 from replaykit.tensors import device_of
-from replaykit.trees import Tree, leaves_of, map_tree
+from replaykit.trees import Tree
+
+
+class Pair(NamedTuple):
+    """The values (entries, ...) of an observation and its next_obs."""
+
+    obs: torch.Tensor
+    next_obs: torch.Tensor
 
 
 class DeviceStorage(Storage):
@@ -35,6 +48,8 @@ class DeviceStorage(Storage):
     ----------
     capacity, spec, num_envs
         As in `Storage <replaykit.storage.Storage>`.
+    stack, padding, share
+        As in `replaykit.ReplayBuffer`.
     device : torch.device or str
         Any device of torch with float64.
 
@@ -42,22 +57,31 @@ class DeviceStorage(Storage):
     ----------
     after_write : list of callable
         Called after each write, so that a graph which draws never has to look at the bounds on the CPU.
+    graphs : Recorded
+        The graphs that read from this storage.
     """
 
     saved_kind = "LocalStorage"
 
-    def __init__(self, capacity: int, spec: Spec, num_envs: int = 1, *, device: Any = "cuda") -> None:
+    def __init__(
+        self, capacity: int, spec: Spec, num_envs: int = 1, *, stack: int = 1, padding: Padding = "reset",
+        share: Share = "large", device: Any = "cuda",
+    ) -> None:  # fmt: skip
         super().__init__(capacity, spec, num_envs)
+        self.stack: int = int(stack)
+        self.frame_options: dict[str, Any] = {"stack": stack, "padding": padding, "share": share}
         self.device: torch.device = torch.empty(0, device=device_of(device)).device  # "cuda" becomes "cuda:0"
         if self.device.type == "mps":
             raise ValueError("device is 'mps', which has no float64 for exact sums; expected a CUDA device or 'cpu'")
         self.backend: TorchBackend = TorchBackend(self.device)
-        self.rows: Rows = Rows(spec)
+        self.rows: Rows
+        self.frames: list[Frames] = []
+        self.apart: dict[int, Any] = {}
         self.bounds: Indices
         self.data: torch.Tensor
         self.tables: torch.Tensor
         self.row_slots: int = self.capacity
-        self.place_rows()
+        self.place_rows(framed_pairs(spec, stack, padding, share))
         make, lanes = self.make, self.num_envs
         self.device_bounds: torch.Tensor = make("bounds", (2, lanes), torch.int64)
         self.is_over: torch.Tensor = make("is_over", (lanes,), torch.bool)
@@ -69,14 +93,23 @@ class DeviceStorage(Storage):
         self.late: LateErrors = LateErrors(self.make("errors", (len(LateErrors.TEXTS),), torch.int64))
         self._stale: torch.Tensor = self.make("stale_updates", (), torch.int64)
         self.after_write: list[Callable[[], None]] = []
-        self._stamps: npt.NDArray[np.int64] | None = None
-        self._split = 0
+        self.graphs: Recorded = Recorded()
+        self.order: WritingOrder = WritingOrder(self.capacity)
         self._powers: tuple[Floats, torch.Tensor] | None = None
         self._reward_shape: tuple[int, ...] = spec["reward"].shape
+        for frames in self.frames:
+            frames.allocate()
 
-    def place_rows(self) -> None:
-        """Allocate the bounds, the rows and the table of episodes, with one more row, which is for nothing."""
-        needed = (self.rows.nbytes + 24) * (self.capacity + 1)
+    def place_rows(self, pairs: dict[tuple[int, int], int]) -> None:
+        """Allocate the bounds, the rows and the table of episodes, with one more row, which is for nothing.
+
+        `pairs` are the observations to store as frames.
+        """
+        self.rows = Rows(self.spec, [leaf for pair in pairs for leaf in pair])
+        options = self.frame_options["padding"], self.frame_options["share"]
+        self.frames = [Frames(self, pair, count, *options) for pair, count in pairs.items()]
+        self.apart = {leaf: frames for frames in self.frames for leaf in frames.leaves}
+        needed = (self.rows.nbytes + 24) * (self.capacity + 1) + sum(frames.nbytes for frames in self.frames)
         self.refuse_size(needed, f"capacity {self.capacity} at {needed // self.capacity} bytes each")
         self.bounds = np.zeros((2, self.num_envs), np.int64)
         self.data = self.make("rows", (self.capacity + 1, self.rows.nbytes // 8), torch.int64)
@@ -102,32 +135,7 @@ class DeviceStorage(Storage):
     # Writing
 
     def coerce(self, leaf: Leaf, value: Any, lead: tuple[int, ...], mask: Flags | None = None) -> Any:
-        """The value of a leaf as a tensor: on the device if it was there, else on the CPU."""
-        is_tensor = isinstance(value, torch.Tensor)
-        if not is_tensor or (value.device.type == "cpu" and self.device.type != "cpu"):
-            return torch.from_numpy(np.ascontiguousarray(leaf.coerce(value, lead, mask)))
-        self.backend.is_here(leaf.name, value)
-        if value.requires_grad:
-            raise TypeError(f"{leaf.name} is a tensor that requires grad; expected plain values: pass .detach()")
-        if tuple(value.shape) != lead + leaf.shape:
-            raise ValueError(leaf.wrong_shape(tuple(value.shape), lead))
-        wanted = torch_dtype(leaf.dtype, leaf.name)
-        if value.dtype != wanted:
-            value = self._cast(leaf, value, wanted)
-        if mask is None:
-            return value
-        return value.reshape(-1, *leaf.shape)[self.backend.array(np.flatnonzero(mask))]
-
-    def _cast(self, leaf: Leaf, value: torch.Tensor, wanted: torch.dtype) -> torch.Tensor:
-        """A tensor in another dtype. A value that changes by more than rounding is an error that is raised later."""
-        if not torch.can_cast(value.dtype, wanted):
-            raise TypeError(f"{leaf.name} has dtype {value.dtype}; expected {wanted}, or one that casts to it safely")
-        cast = value.to(wanted)
-        if wanted.is_floating_point:
-            self.late.note("too large", torch.isinf(cast) & torch.isfinite(value))
-        elif not wanted.is_complex:
-            self.late.note("too large", cast.to(value.dtype) != value)
-        return cast
+        return coerced(self.backend, self.late, leaf, value, lead, mask)
 
     def check_rewards(self, rewards: Any) -> None:
         """Record rewards that are not finite."""
@@ -138,17 +146,19 @@ class DeviceStorage(Storage):
 
     def encode(
         self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...], mask: Flags | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The packed rows (entries, words) of steps, and whether each ends its episode, as tensors on the device.
+    ) -> tuple[torch.Tensor, torch.Tensor, list[Pair]]:
+        """The packed rows (entries, words) of steps, whether each ends its episode, and the values of the frames.
 
-        Tensors on the device stay there. Other values are checked and packed on the CPU, and sent in one copy.
+        All are tensors on the device. Tensors on the device stay there. Other values are checked and packed on the CPU,
+        and sent in one copy, and one for each observation in frames.
         """
         leaves = super().encode(values, extras, lead, mask)
         devices = {leaf.device for leaf in leaves}
         if len(devices) > 1:
-            leaves = [leaf.to(self.device) for leaf in leaves]
-        packed = self.rows.pack(leaves).to(self.device)
-        return packed, self.rows.ended(packed)
+            leaves = [self.backend.send(leaf) for leaf in leaves]
+        packed = self.backend.send(self.rows.pack(leaves))
+        pairs = [Pair(*(self.backend.send(leaves[i]) for i in frames.leaves)) for frames in self.frames]
+        return packed, self.rows.ended(packed), pairs
 
     def encode_step(self, *values: Any) -> Any:
         return self.encode(values[:-1], values[-1], self.lanes)
@@ -160,23 +170,28 @@ class DeviceStorage(Storage):
         return indices
 
     def _write(self, block: Any, steps: int, mask: Flags | None) -> torch.Tensor:
-        rows, ended = block
+        rows, ended, pairs = block
         lanes, is_in_step = self.num_envs, bool((self.bounds[1] == self.bounds[1, 0]).all())
         if mask is not None and not (lanes == 1 and is_in_step):
-            return self._write_some(rows, ended, steps, mask)
+            return self._write_some(rows, ended, pairs, steps, mask)
         if mask is not None:  # the only lane is always in step with itself
             indices = torch.full((steps,), -1, dtype=torch.int64, device=self.device)
             indices[self.backend.array(np.flatnonzero(mask))] = self._write(block, int(mask.sum()), None)
             return indices
         if not is_in_step:
-            return self._write_some(rows, ended, steps, np.ones(steps * lanes, np.bool_))
+            return self._write_some(rows, ended, pairs, steps, np.ones(steps * lanes, np.bool_))
         begin = int(self.bounds[1, 0]) * lanes
+        indices, moved = torch.arange(begin, begin + steps * lanes, device=self.device), list[torch.Tensor]()
+        for frames, pair in zip(self.frames, pairs, strict=True):
+            moved.append(frames.moved(indices.view(steps, lanes), *pair))
+            frames.reserve(steps * lanes, moved[-1])
         for start in range(0, steps, self.length):  # parts that fit in the lanes
             part = slice(start * lanes, min(start + self.length, steps) * lanes)
-            self._write_lockstep(rows[part], ended[part])
-        return torch.arange(begin, begin + steps * lanes, device=self.device)
+            values = [(*(value[part] for value in pair), flags[part]) for pair, flags in zip(pairs, moved, strict=True)]
+            self._write_lockstep(rows[part], ended[part], values, indices[part])
+        return indices
 
-    def _write_lockstep(self, rows: torch.Tensor, ended: torch.Tensor) -> None:
+    def _write_lockstep(self, rows: torch.Tensor, ended: torch.Tensor, values: Any, indices: torch.Tensor) -> None:
         """Store some steps of all lanes, which are in step."""
         lanes, count = self.num_envs, len(rows)
         steps, begin = count // lanes, int(self.bounds[1, 0]) * lanes
@@ -185,25 +200,33 @@ class DeviceStorage(Storage):
         head = min(count, self.capacity - slot)
         self.data[slot : slot + head] = rows[:head]
         self.data[: count - head] = rows[head:]
-        indices = torch.arange(begin, begin + count, device=self.device).view(steps, lanes)
-        self._number(indices, ended.view(steps, lanes), slice(None))
-        if self._stamps is not None:
-            self._note_stamps(np.arange(begin, begin + count))
+        grid = indices.view(steps, lanes)
+        for frames, parts in zip(self.frames, values, strict=True):
+            frames.write(grid, slice(None), *parts)
+        self._number(grid, ended.view(steps, lanes), slice(None))
+        self.order.note(np.arange(begin, begin + count), self.bounds)
         self._publish(np.arange(lanes), steps)
 
-    def _write_some(self, rows: torch.Tensor, ended: torch.Tensor, steps: int, mask: Flags) -> torch.Tensor:
+    def _write_some(
+        self, rows: torch.Tensor, ended: torch.Tensor, pairs: list[Pair], steps: int, mask: Flags
+    ) -> torch.Tensor:
         """Store the selected entries of some steps, one step after the other."""
-        self._keep_stamps()
+        for frames in self.frames:
+            frames.reserve(len(rows))
+        self.order.keep(self.bounds)
         indices, done = np.full((steps, self.num_envs), -1), 0
         for step, chosen in enumerate(mask.reshape(steps, self.num_envs)):
             lanes = np.flatnonzero(chosen)
             indices[step, lanes] = entries = self.bounds[1, lanes] * self.num_envs + lanes
             self._retire(lanes, 1)
-            where, of_lanes = self.backend.array(entries), self.backend.array(lanes)
+            where, of_lanes = self.backend.array(entries)[None], self.backend.array(lanes)
             part = slice(done, done + len(lanes))
-            self.data[where % self.capacity] = rows[part]
-            self._number(where[None], ended[part][None], of_lanes)
-            self._note_stamps(entries)
+            self.data[where[0] % self.capacity] = rows[part]
+            for frames, pair in zip(self.frames, pairs, strict=True):
+                obs, next_obs = (value[part] for value in pair)
+                frames.write(where, of_lanes, obs, next_obs, frames.moved(where, obs, next_obs))
+            self._number(where, ended[part][None], of_lanes)
+            self.order.note(entries, self.bounds)
             self._publish(lanes, 1)
             done += len(lanes)
         return self.backend.array(indices.reshape(-1))
@@ -237,15 +260,6 @@ class DeviceStorage(Storage):
         self.numbers[lanes] = numbers[-1]
         self.is_over[lanes] = ended[-1]
 
-    def _keep_stamps(self) -> None:
-        """From now on, record the order of writing, since lanes are getting out of step."""
-        if self._stamps is None:
-            self._stamps, self._split = np.zeros(self.capacity, np.int64), int(self.bounds[1].sum())
-
-    def _note_stamps(self, entries: Indices) -> None:
-        assert self._stamps is not None
-        self._stamps[entries % self.capacity] = self.bounds[1].sum() + np.arange(len(entries))
-
     def end_episode(self, lanes: Indices) -> None:
         if not len(lanes):
             return
@@ -257,6 +271,14 @@ class DeviceStorage(Storage):
     def clear(self) -> None:
         self._set_bounds(0, np.arange(self.num_envs), self.bounds[1].copy())
         self.is_over.fill_(True)
+        for frames in self.frames:
+            frames.clear()
+
+    def refuse_replacing(self, values: Mapping[str, Any]) -> None:
+        super().refuse_replacing(values)
+        for name in values:
+            if self.rows.positions[name] in self.apart:
+                refuse_replacing_frames(name)
 
     def overwrite(self, entries: Any, values: Mapping[str, Any]) -> Any:
         """Overwrite these leaves of the transitions that are still stored. Returns their number, a tensor."""
@@ -269,18 +291,22 @@ class DeviceStorage(Storage):
             self._last = self.make("last", (self.row_slots + 1,), torch.int64)
         newest = last_of(slots, self._last, self._stamp)
         for name, value in values.items():
-            self.rows.column(self.data, self.rows.positions[name])[slots] = value.to(self.device)[newest]
+            self.column(self.rows.positions[name])[slots] = self.backend.send(value)[newest]
         for former in self.moments.values():
             former.overwrite_all()
         return is_stored.sum()
+
+    def column(self, position: int) -> torch.Tensor:
+        """The values of a leaf in all rows, a view that can be written."""
+        return self.rows.column(self.data, position)
 
     # Reading
 
     def window(self, indices: Any, n: int) -> Window:
         self._note_not_stored(indices.reshape(-1))
-        return self._window(indices, n)
+        return self.window_at(indices, n)
 
-    def _window(self, indices: Any, n: int) -> Window:
+    def window_at(self, indices: Any, n: int) -> Window:
         """`window` for indices that were just drawn."""
         flat, lanes = indices.reshape(-1), self.num_envs
         block = self.data[flat % self.row_slots]
@@ -340,18 +366,24 @@ class DeviceStorage(Storage):
             total = torch.where(is_within, total + weights[k] * reward[:, k], total)
         dtype = torch_dtype(self.spec["reward"].dtype, "reward")
         discount = torch.where(window.terminated, 0.0, weights[length]).to(dtype)  # type: ignore[call-overload]
-        last: Any = window.opened
+        first: Any = window.indices
+        last, rows = first, window.opened
         if reward.shape[1] > 1:
-            last = self.data[(window.indices + (length - 1) * self.num_envs) % self.row_slots]
-        leaves = self.rows.leaves(window.opened, last)
+            last = first + (length - 1) * self.num_envs
+            rows = self.data[last % self.row_slots]
+        leaves = self.rows.leaves(window.opened, rows)
+        if self.apart:
+            self.graphs.look(self.device)
+        for position, source in self.apart.items():
+            leaves[position] = source.read(position, last if self.spec.leaves[position].is_of_last else first)
         for position, value in zip(
             (self.rows.reward, *self.rows.flags), (total.to(dtype), window.terminated, window.truncated), strict=True
         ):
             leaves[position] = value
-        for names, rows, values in window.rewrites:
+        for names, chosen, values in window.rewrites:
             for name in names:
                 leaf = leaves[self.rows.positions[name]]
-                leaf[rows] = torch.as_tensor(values, dtype=leaf.dtype, device=self.device)
+                leaf[chosen] = torch.as_tensor(values, dtype=leaf.dtype, device=self.device)
         return self.rows.name_transitions(*leaves, discount, length) | window.added
 
     def _on_device(self, powers: Floats) -> torch.Tensor:
@@ -366,7 +398,10 @@ class DeviceStorage(Storage):
             raise FieldNameError(f"unknown field {name!r}; expected one of {', '.join(self.rows.positions)}")
         is_padding = indices == -1
         self._note_not_stored(indices, ~is_padding)
-        values = self.rows.column(self.data, position)[indices % self.row_slots]
+        if position in self.apart:
+            values = self.apart[position].read(position, indices)
+        else:
+            values = self.column(position)[indices % self.row_slots]
         return torch.where(is_padding.view(-1, *(1 for _ in values.shape[1:])), torch.zeros_like(values), values)
 
     def episode(self, indices: Any) -> tuple[Any, Any, Any]:
@@ -379,13 +414,10 @@ class DeviceStorage(Storage):
 
     def latest(self, count: int) -> Any:
         count, size = min(count, self.capacity), len(self)
-        if self._stamps is None:
+        if self.order.stamps is None:
             stop = int(self.bounds[1, 0]) * self.num_envs
             return torch.arange(stop - min(count, size), stop, device=self.device)
-        first, cursor = self.bounds
-        tails = stored_in(np.stack((np.maximum(first, cursor - count), cursor)), self.num_envs)
-        stamps = np.where(tails < self._split, tails, self._stamps[tails % self.capacity])
-        return self.backend.array(tails[np.argsort(stamps)[-count:]])
+        return self.backend.array(self.order.latest(count, self.bounds))
 
     def nth_stored(self, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The ``floor(u N)``-th stored index for each u in [0, 1), counted lane by lane, and N."""
@@ -405,6 +437,12 @@ class DeviceStorage(Storage):
         step = cursor - cursor % self.length + row
         return torch.where(step < cursor, step, step - self.length) * self.num_envs + lanes
 
+    def starts_of(self, indices: torch.Tensor) -> torch.Tensor:
+        """The index of the first step of the episode of each stored index. It may have been overwritten."""
+        numbers, starts = self.tables[:2]
+        found: torch.Tensor = starts[numbers[indices % self.row_slots] % self.row_slots]
+        return found
+
     def refresh(self) -> None:
         """Send to the device what a graph reads there. Here it is always up to date."""
 
@@ -416,52 +454,16 @@ class DeviceStorage(Storage):
         """The number of stored transitions, N, a tensor without axes."""
         return (self.device_bounds[1] - self.device_bounds[0]).sum()
 
-    # Faster batches
-
     def fuse(self, distribution: Any, powers: Floats, rng: Any) -> tuple[Serve, Open] | None:
-        """`serve` with a CUDA graph for each batch size, if the distribution draws with fixed shapes."""
-        if not getattr(distribution, "is_capturable", False):
-            return None
-        structure: dict[str, Any] = {}
-
-        def fields(batch_size: int) -> list[torch.Tensor]:
-            draw = distribution.draw_captured(batch_size, rng)
-            made = self.reduce(self._window(draw.indices, len(powers) - 1), powers)
-            made["weights"] = distribution.weigh(draw, len(self))
-            made["probabilities"], made["indices"] = draw.probabilities, draw.indices
-            structure.update({name: map_tree(lambda *_: None, tree) for name, tree in made.items()})
-            return [leaf for _, leaf in leaves_of(made)]
-
-        graphs = Graphs(fields, rng)
-
-        def serve(batch_size: int) -> dict[str, Any]:
-            if not len(self):
-                raise ValueError(EMPTY)
-            self.refresh()
-            distribution.prepare()
-            leaves = iter(graphs(batch_size))
-            return {name: map_tree(lambda _leaf, _path: next(leaves), tree) for name, tree in structure.items()}
-
-        def open_windows(batch_size: int, look: Any = None) -> tuple[Draw, Window]:
-            if not len(self):
-                raise ValueError(EMPTY)
-            draw = distribution.draw(batch_size, rng)
-            return draw, self.window(draw.indices, len(powers) - 1)
-
-        return serve, open_windows
+        return fuse(self, distribution, powers, rng)
 
     # Saving, through a storage on the CPU
 
     def on_host(self) -> LocalStorage:
         """A copy of the contents in a `LocalStorage`. Raises the recorded errors. Waits for the device."""
         self.raise_late()
-        host, stored = LocalStorage(self.capacity, self.spec, self.num_envs), self.stored()
-        slots = self.backend.array(stored % self.capacity)
-        rows, tables = self.data[slots], self.tables[:, :-1].cpu().numpy()
-        leaves = {name: self.rows.column(rows, i).cpu().numpy() for name, i in self.rows.positions.items()}
-        lanes = self.bounds, self.is_over.cpu().numpy(), self.numbers.cpu().numpy()
-        written = None if self._stamps is None else (self._split, self._stamps)
-        fill(host, Contents(*lanes, tables, leaves, self.rows.end_flags(rows).cpu().numpy(), written))
+        host = LocalStorage(self.capacity, self.spec, self.num_envs, **self.frame_options)
+        fill(host, contents_on_device(self))
         return host
 
     def state(self) -> dict[str, Any]:
@@ -471,28 +473,23 @@ class DeviceStorage(Storage):
         state.pop("running")  # the state is that of a copy, in which nothing was retired in the meantime
 
     def check_state(self, state: dict[str, Any]) -> None:
-        LocalStorage(self.num_envs, self.spec, self.num_envs).check_state(state)
+        LocalStorage(self.num_envs, self.spec, self.num_envs, **self.frame_options).check_state(state)
 
     def restore(self, state: dict[str, Any]) -> None:
-        host = LocalStorage(self.capacity, self.spec, self.num_envs)
+        host = LocalStorage(self.capacity, self.spec, self.num_envs, **self.frame_options)
         host.restore(state)
-        self.restored, contents = host.restored, contents_of(host)
-        self._set_all(contents.bounds, contents.is_over, contents.numbers)
-        self._split, self._stamps = contents.written or (0, None)
-        put = self.backend.array
-        self.tables[:, :-1] = put(contents.tables)
-        slots = put(self.stored() % self.capacity)
-        rows = self.rows.pack([torch.from_numpy(contents.leaves[leaf.name]) for leaf in self.spec.leaves])
-        self.rows.end_flags(rows).copy_(torch.from_numpy(contents.ends))
-        self.data[slots] = rows.to(self.device)
+        self.restored = host.restored
+        restore_contents(self, contents_of(host))
 
     def restart(self) -> None:
         newest = self.bounds.max()
         lanes = np.full(self.num_envs, newest)
-        self._set_all(np.stack((lanes, lanes)), np.ones(self.num_envs, np.bool_), self.numbers.cpu().numpy())
-        self._split, self._stamps = 0, None
+        self.set_lanes(np.stack((lanes, lanes)), np.ones(self.num_envs, np.bool_), self.numbers.cpu().numpy())
+        self.order.forget()
+        for frames in self.frames:
+            frames.clear()
 
-    def _set_all(self, bounds: Indices, is_over: npt.NDArray[Any], numbers: Indices) -> None:
+    def set_lanes(self, bounds: Indices, is_over: npt.NDArray[Any], numbers: Indices) -> None:
         """Replace the bounds and the running episodes of all lanes."""
         put = self.backend.array
         self.bounds[:] = bounds
@@ -507,4 +504,6 @@ class DeviceStorage(Storage):
         self.raise_late()
         super().check()
         assert np.array_equal(self.device_bounds.cpu().numpy(), self.bounds), "the device has other bounds"
+        for frames in self.frames:
+            frames.check()
         self.on_host().check()

@@ -3,13 +3,14 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 
 from replaykit.checks import check_choice, check_count
 from replaykit.chunks import LiveChunks, Slots, pieces
 from replaykit.field import Array, Leaf
+from replaykit.spec import Spec
 from replaykit.storage.base import Flags, Indices
 from replaykit.storage.saved_state import check_rows
 
@@ -56,6 +57,10 @@ class Columns(ABC):
     def read(self, slots: Indices, leaf: int) -> Array:
         """One leaf in filled slots, in a new array."""
 
+    def added(self, slots: Indices, leaf: int) -> Array:
+        """One leaf in filled slots, as it was added: not stacked."""
+        return self.read(slots, leaf)
+
     def refuse_replacing(self, name: str) -> None:  # noqa: B027
         """Raise ValueError if the values of the leaf `name` cannot be replaced."""
 
@@ -88,6 +93,12 @@ class Columns(ABC):
 
     def check(self) -> None:  # noqa: B027
         """Verify every invariant."""
+
+
+def refuse_replacing_frames(name: str) -> NoReturn:
+    """Raise the ValueError for an observation whose frames are shared."""
+    remedy = "build the buffer with share='none' and stack=1"
+    raise ValueError(f"{name} cannot be overwritten, since its frames are shared by several transitions; {remedy}")
 
 
 class Arrays(Columns):
@@ -152,22 +163,30 @@ def columns_for(storage: Any, stack: int, padding: Padding, share: Share) -> lis
     """The columns of a storage: frames for large observations and their next_obs, arrays for other large leaves."""
     from replaykit.storage.frames import Frames
 
-    stack = check_count("stack", stack)
-    check_choice("padding", padding, Padding)
-    check_choice("share", share, Share)
-    leaves = storage.spec.leaves
-    observations = {i: leaf for i, leaf in enumerate(leaves) if leaf.name.partition(".")[0] == "obs"}
-    if stack > 1 and all(len(leaf.shape) < 2 for leaf in observations.values()):
-        found = ", ".join(f"{leaf.name} has shape {leaf.shape}" for leaf in observations.values())
-        remedy = "stack vectors in the environment, with gymnasium.wrappers.FrameStackObservation"
-        raise ValueError(f"stack is {stack}, but {found}; expected frames with at least two axes; {remedy}")
-    smallest = {"large": LARGE_FIELD_BYTES, "all": 0, "none": math.inf}[share]
-    names, made = [leaf.name for leaf in leaves], list[Columns]()
-    for i, leaf in observations.items():
-        frames = stack if len(leaf.shape) >= 2 else 1
-        if frames > 1 or leaf.field.nbytes > smallest:
-            pair = i, names.index(f"next_{leaf.name}")
-            made.append(Frames(storage, pair, frames, padding, share != "none"))
+    leaves, framed = storage.spec.leaves, framed_pairs(storage.spec, stack, padding, share)
+    made: list[Columns] = [Frames(storage, pair, frames, padding, share != "none") for pair, frames in framed.items()]
     large = {i for i, leaf in enumerate(leaves) if leaf.field.nbytes > LARGE_FIELD_BYTES and leaf.name != "reward"}
     large -= {i for columns in made for i in columns.leaves}
     return [*made, Arrays(storage, sorted(large))] if large else made
+
+
+def framed_pairs(spec: Spec, stack: int, padding: Padding, share: Share) -> dict[tuple[int, int], int]:
+    """The observations to store as frames: the positions of obs and next_obs in the spec, and the length of a stack.
+
+    Raises ValueError or TypeError for invalid options.
+    """
+    stack = check_count("stack", stack)
+    check_choice("padding", padding, Padding)
+    check_choice("share", share, Share)
+    positions = {leaf.name: i for i, leaf in enumerate(spec.leaves)}
+    observations = [leaf for leaf in spec.leaves if leaf.name.partition(".")[0] == "obs"]
+    if stack > 1 and all(len(leaf.shape) < 2 for leaf in observations):
+        found = ", ".join(f"{leaf.name} has shape {leaf.shape}" for leaf in observations)
+        remedy = "stack vectors in the environment, with gymnasium.wrappers.FrameStackObservation"
+        raise ValueError(f"stack is {stack}, but {found}; expected frames with at least two axes; {remedy}")
+    smallest, pairs = {"large": LARGE_FIELD_BYTES, "all": 0, "none": math.inf}[share], dict[tuple[int, int], int]()
+    for leaf in observations:
+        frames = stack if len(leaf.shape) >= 2 else 1
+        if frames > 1 or leaf.field.nbytes > smallest:
+            pairs[positions[leaf.name], positions[f"next_{leaf.name}"]] = frames
+    return pairs

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from replaykit._kernels import lazy
 from replaykit.storage.base import Indices
+from replaykit.storage.columns import Columns
 from replaykit.storage.local import LocalStorage
 
 kernels: Any = lazy("store")
@@ -26,7 +27,9 @@ class Contents(NamedTuple):
         The table of episodes: the number in each slot, and the first and the last index of each episode, at its number
         modulo C.
     leaves : mapping of str to ndarray of shape (N, ...)
-        The values of all stored transitions, in the order of `Storage.stored`.
+        The values of all stored transitions as they were added, not stacked, in the order of `Storage.stored`.
+    stacks : mapping of str to ndarray of shape (E, k, ...)
+        For each stacked leaf of obs, the stack of the oldest step of each lane; zeros for an empty lane.
     ends : ndarray of shape (N,), uint8
         Whether each of these ends its episode.
     written : tuple of int and ndarray of shape (C,), or None
@@ -38,6 +41,7 @@ class Contents(NamedTuple):
     numbers: Indices
     tables: Indices
     leaves: Mapping[str, npt.NDArray[Any]]
+    stacks: Mapping[str, npt.NDArray[Any]]
     ends: npt.NDArray[np.uint8]
     written: tuple[int, Indices] | None
 
@@ -47,10 +51,17 @@ def contents_of(storage: LocalStorage) -> Contents:
     lanes, stored, written = storage._lanes, storage.stored(), None
     if len(storage.tables) > kernels.STAMPS:
         written = int(storage.header[kernels.SPLIT]), storage.tables[kernels.STAMPS].copy()
-    leaves = {leaf.name: storage.read(stored, leaf.name) for leaf in storage.spec.leaves}
-    ends = storage.rows[stored % storage.capacity, storage.row.end]
+    slots, oldest = stored % storage.capacity, oldest_stored(storage.bounds)
+    leaves, stacks = dict[str, npt.NDArray[Any]](), dict[str, npt.NDArray[Any]]()
+    for i, leaf in enumerate(storage.spec.leaves):
+        columns = storage._column_of.get(i)
+        leaves[leaf.name] = columns.added(slots, i) if columns else storage.read(stored, leaf.name)
+        is_stacked = storage.stack > 1 and len(leaf.shape) >= 2 and leaf.name.partition(".")[0] == "obs"
+        if is_stacked:
+            stacks[leaf.name] = storage.read(oldest, leaf.name)
+    ends = storage.rows[slots, storage.row.end]
     is_over, numbers, tables = lanes[kernels.OVER], lanes[kernels.EPISODE], storage.tables[: kernels.STAMPS]
-    return Contents(storage.bounds, is_over, numbers, tables, leaves, ends, written)
+    return Contents(storage.bounds, is_over, numbers, tables, leaves, stacks, ends, written)
 
 
 def fill(storage: LocalStorage, contents: Contents) -> None:
@@ -67,9 +78,28 @@ def fill(storage: LocalStorage, contents: Contents) -> None:
     for i in storage.row.packed:
         storage._columns_of_row[str(i)][slots] = contents.leaves[leaves[i].name]
     storage.rows[slots, storage.row.end] = contents.ends
-    first, lane = storage.episode(stored)[1], stored % storage.num_envs
-    begins = stored == np.maximum(first, storage.bounds[0, lane] * storage.num_envs + lane)
+    begins = stored == storage.episode(stored)[1]
     for columns in storage.columns:
         columns.reserve(len(stored))
-        columns.write([contents.leaves[leaves[i].name] for i in columns.leaves], stored, begins)
+        names = [leaves[i].name for i in columns.leaves]
+        if names[0] in contents.stacks:
+            _write_former_frames(storage, columns, contents.stacks[names[0]])
+        columns.write([contents.leaves[name] for name in names], stored, begins)
     storage.header[kernels.STORED] = len(stored)
+
+
+def oldest_stored(bounds: Indices) -> Indices:
+    """The oldest index of each lane, -1 for an empty one."""
+    first, cursor = bounds
+    return np.where(first < cursor, first * len(first) + np.arange(len(first)), -1)
+
+
+def _write_former_frames(storage: LocalStorage, columns: Columns, stacks: npt.NDArray[Any]) -> None:
+    """Write the frames of the stacks (E, k, ...) of the oldest steps that belong to earlier steps."""
+    oldest, length = oldest_stored(storage.bounds), stacks.shape[1]
+    for age in range(length - 1, 0, -1):
+        indices = oldest - age * storage.num_envs
+        lanes = np.flatnonzero((oldest >= 0) & (indices >= 0))
+        values = [stacks[lanes, place] for place in (length - 1 - age, length - age)]
+        begins = (indices[lanes] < storage.num_envs) | (age == length - 1)
+        columns.write(values, indices[lanes], begins)

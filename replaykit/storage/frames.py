@@ -10,7 +10,7 @@ from replaykit._kernels import lazy
 from replaykit.chunks import LiveChunks, Slots, pieces
 from replaykit.field import Array
 from replaykit.storage.base import Flags, Indices
-from replaykit.storage.columns import Columns, Padding
+from replaykit.storage.columns import Columns, Padding, refuse_replacing_frames
 
 kernels: Any = lazy("frames")
 
@@ -32,8 +32,9 @@ class Frames(Columns):
     A lane needs about one frame per step and one more per episode. This number is reserved. If fewer frames are shared,
     for example because observations are modified between steps, the `overflow` grows.
 
-    `leaves` are the positions of obs and next_obs in the spec. At an episode's start a stack is padded with the first
-    observation if `padding` is "reset", and with zeros if it is "zero".
+    `leaves` are the positions of obs and next_obs in the spec, `kept` is the number of frames in a stack, and `shape`
+    the shape of a stack. At an episode's start a stack is padded with the first observation if `padding` is "reset",
+    and with zeros if it is "zero".
     """
 
     def __init__(self, storage: Any, leaves: tuple[int, int], stack: int, padding: Padding, shares: bool) -> None:
@@ -44,21 +45,21 @@ class Frames(Columns):
         shape = leaf.shape
         is_stack = stack == 1 and len(shape) >= 3 and 1 < shape[0] <= min(_LARGEST_STACK, shape[1], shape[2])
         self._given = shape[0] if is_stack else 1  # frames in an observation
-        self._kept = stack * self._given
+        self.kept = stack * self._given
         self._frame_shape = shape[1:] if is_stack else shape
         self._size = leaf.field.nbytes // self._given
-        self._shape = (stack, *shape) if stack > 1 else shape
+        self.shape = (stack, *shape) if stack > 1 else shape
         capacity, num_envs = storage.capacity, storage.num_envs
         new = (2 if not shares else 3 if self._given % 3 == 0 else 1) * capacity  # three: colour channels
-        self._pool_frames = new + new // _SLACK + 2 * (self._kept * num_envs + self._given) + 1
-        self.nbytes: int = self._pool_frames * (self._size + 4) + capacity * 2 * self._kept * 4
+        self._pool_frames = new + new // _SLACK + 2 * (self.kept * num_envs + self._given) + 1
+        self.nbytes: int = self._pool_frames * (self._size + 4) + capacity * 2 * self.kept * 4
         is_zero = stack > 1 and padding == "zero"
-        self._numbers = np.array([num_envs, capacity, self._given, self._kept, self._size, is_zero, shares], np.int64)
+        self._numbers = np.array([num_envs, capacity, self._given, self.kept, self._size, is_zero, shares], np.int64)
 
     def allocate(self) -> None:
         capacity = self._storage.capacity
         self._allocate("written", (self._storage.num_envs,), np.int64)
-        self._allocate("table", (capacity, 2 * self._kept), np.int32)
+        self._allocate("table", (capacity, 2 * self.kept), np.int32)
         self._allocate("pool", (self._pool_frames, self._size), np.uint8)
         self._allocate("overflow", (0, self._size), np.uint8)
         self._allocate("free", (kernels.NUMBERS + self._pool_frames,), np.int32)
@@ -108,13 +109,13 @@ class Frames(Columns):
 
     def gather(self, indices: Indices, length: Indices) -> list[Array]:
         """See `Columns.gather`. If stacks overlap in all rows, both are views of one block (B, K + 1, ...)."""
-        table, kept, capacity = self._array("table"), self._kept, self._storage.capacity
+        table, kept, capacity = self._array("table"), self.kept, self._storage.capacity
         last = indices + (length - 1) * self._storage.num_envs
         obs, next_obs = table.take(indices % capacity, axis=0)[:, :kept], table.take(last % capacity, axis=0)[:, kept:]
         if kept > 1 and (obs[:, 1:] == next_obs[:, :-1]).all():
             block = self._frames(np.concatenate((obs, next_obs[:, -1:]), axis=1))
             return [block[:, :kept], block[:, 1:]]
-        shape = (len(indices), *self._shape)
+        shape = (len(indices), *self.shape)
         return [self._frames(obs).reshape(shape), self._frames(next_obs).reshape(shape)]
 
     def _frames(self, numbers: npt.NDArray[np.int32]) -> Array:
@@ -127,16 +128,20 @@ class Frames(Columns):
         return np.asarray(out.reshape(-1).view(self._leaf.dtype).reshape(*numbers.shape, *self._frame_shape))
 
     def read(self, slots: Indices, leaf: int) -> Array:
-        numbers = self._array("table").take(slots, axis=0)
-        part = numbers[:, : self._kept] if leaf == self.leaves[0] else numbers[:, self._kept :]
-        return self._frames(part).reshape(len(slots), *self._shape)
+        return self._last_frames(slots, leaf, self.kept).reshape(len(slots), *self.shape)
+
+    def added(self, slots: Indices, leaf: int) -> Array:
+        return self._last_frames(slots, leaf, self._given).reshape(len(slots), *self._leaf.shape)
+
+    def _last_frames(self, slots: Indices, leaf: int, count: int) -> Array:
+        stop = self.kept if leaf == self.leaves[0] else 2 * self.kept
+        return self._frames(self._array("table").take(slots, axis=0)[:, stop - count : stop])
 
     def refuse_replacing(self, name: str) -> None:
-        remedy = "build the buffer with share='none' and stack=1"
-        raise ValueError(f"{name} cannot be overwritten, since its frames are shared by several transitions; {remedy}")
+        refuse_replacing_frames(name)
 
     def replace(self, slots: Indices, leaf: int, values: Array) -> None:
-        self.refuse_replacing(self._leaf.name)
+        refuse_replacing_frames(self._leaf.name)
 
     def state(self, slots: Slots) -> dict[str, Any]:
         """See `Columns.state`: for each chunk of rows, the codes of their frames, and then the frames.
@@ -149,7 +154,7 @@ class Frames(Columns):
         def read(begin: int, stop: int) -> Array:
             found = slots.by_slot(begin, stop)
             indices = found[found >= 0]
-            codes = np.empty((len(indices), 2 * self._kept), np.int16)
+            codes = np.empty((len(indices), 2 * self.kept), np.int16)
             kernels.encode_rows(table, begin, indices, slots.bounds[0], slots.num_envs, slots.capacity, codes)
             numbers = table.take(indices % slots.capacity, axis=0)[codes == 1]
             frames = self._frames(numbers[:, None]).reshape(-1)
@@ -159,7 +164,7 @@ class Frames(Columns):
 
     def _decoded(self, indices: Indices, chunk: Array) -> tuple[npt.NDArray[np.int32], Array]:
         """The frames of a chunk, and their numbers in each row, from 1 on. Raises ValueError for an invalid chunk."""
-        begin = 4 * self._kept * len(indices)
+        begin = 4 * self.kept * len(indices)
         if chunk.ndim != 1 or chunk.dtype != np.uint8 or len(chunk) < begin or (len(chunk) - begin) % self._size:
             raise ValueError(f"a chunk has shape {chunk.shape} and dtype {chunk.dtype}")
         codes, frames = chunk[:begin].view(np.int16).reshape(len(indices), -1), chunk[begin:].reshape(-1, self._size)

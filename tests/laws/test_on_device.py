@@ -13,7 +13,8 @@ from replaykit.testing.sequences import NaiveSequences, SequenceMachine, sequenc
 from replaykit.testing.strategies import SPECS, configurations
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-CONFIGURATIONS = configurations(("uniform", "prioritized", "latest"), ("flat", "nested", "large", "objectives"))
+SPECS_HERE = "flat", "nested", "large", "objectives", "frames", "stacked"
+CONFIGURATIONS = configurations(("uniform", "prioritized", "latest"), SPECS_HERE)
 
 
 class LaneByLane(NaiveReplay):
@@ -35,9 +36,10 @@ class Numbers:
 
 def build(c, device, pin_memory=False):
     """The buffer and the wrappers of a configuration, on a device, and their model."""
-    common = {"num_envs": c.num_envs, "n_step": c.n_step, "gamma": c.gamma}
+    common = {"num_envs": c.num_envs, "n_step": c.n_step, "gamma": c.gamma, "stack": c.stack, "padding": c.padding}
     priorities = {"alpha": c.alpha, "beta": c.beta, "eps": c.eps, "weights": c.weights}
-    spec, options = SPECS[c.spec], common | {"seed": c.seed, "device": device, "pin_memory": pin_memory}
+    place = {"device": device, "pin_memory": pin_memory}
+    spec, options = SPECS[c.spec], common | place | {"share": c.share, "seed": c.seed}
     if c.kind == "prioritized":
         replay = PrioritizedBuffer(c.capacity, spec, draws=c.draws, **priorities, **options)
     else:
@@ -66,10 +68,6 @@ class DeviceMachine(ReplayMachine):
 
 class PinnedMachine(DeviceMachine):
     """The same with transitions in the memory of the CPU."""
-
-    @initialize(configuration=configurations(("uniform", "prioritized", "latest"), ("flat", "nested", "objectives")))
-    def start(self, configuration):
-        super().start(configuration)
 
     def make(self, configuration):
         return build(configuration, DEVICES[-1], pin_memory=True)
