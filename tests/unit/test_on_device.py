@@ -362,7 +362,6 @@ def test_what_only_the_device_can_see_is_raised_later(name, where, tmp_path):
 EARLY = {
     "no such device": (lambda: ReplayBuffer(4, SPEC, device="cuda:77"), RuntimeError, "device is 'cuda:77'"),
     "files": (lambda: ReplayBuffer(4, SPEC, device=DEVICE, storage="x"), ValueError, "storage is 'x' with device"),
-    "stacks": (lambda: ReplayBuffer(4, SPEC, device=DEVICE, stack=2), ValueError, "stack is 2 with device"),
     "ranks": (lambda: PrioritizedBuffer(4, SPEC, device=DEVICE, variant="rank"), ValueError, 'variant is "rank"'),
     "too large": (
         lambda: ReplayBuffer(10**13, SPEC, device=DEVICE),
