@@ -107,6 +107,14 @@ def _arrays(tree):
     return [tree.cpu().numpy() if isinstance(tree, torch.Tensor) else tree]
 
 
+@pytest.fixture(scope="module")
+def few_to_spare():
+    """Pinned buffers with few slots to spare, so that they are overwritten soon."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("replaykit.on_device.pinned._ROWS_TO_SPARE", 1)
+        yield
+
+
 operations = st.sampled_from(["add"] * 4 + ["extend"] * 3 + ["masked"] * 2 + ["end", "clear", "save", "copy"])
 
 
@@ -124,16 +132,17 @@ operations = st.sampled_from(["add"] * 4 + ["extend"] * 3 + ["masked"] * 2 + ["e
     capacity=st.sampled_from([1, 4, 13, 40]),
     seed=st.integers(0, 2**32 - 1),
     calls=st.lists(st.tuples(operations, st.integers(1, 30)), min_size=3, max_size=12),
-    here=st.booleans(),
+    place=st.sampled_from(["arrays", "tensors", "pinned"]),
 )
 def test_transitions_are_bit_for_bit_those_of_the_cpu(
-    tmp_path_factory, obs, stack, lanes, options, capacity, seed, calls, here
+    few_to_spare, tmp_path_factory, obs, stack, lanes, options, capacity, seed, calls, place
 ):
     """After any operations, with obs that differ from the next_obs before them also within an episode."""
     stack = stack if obs in (FRAME, LARGE, BOTH) else 1
     options = options | {"stack": stack, "num_envs": lanes}
     spec, stream = spec_of(obs), Stream(obs, lanes, seed)
-    cpu, device = ReplayBuffer(capacity, spec, **options), ReplayBuffer(capacity, spec, device=DEVICE, **options)
+    cpu = ReplayBuffer(capacity, spec, **options)
+    device = ReplayBuffer(capacity, spec, device=DEVICE, pin_memory=place == "pinned", **options)
     assert device.stack == cpu.stack
     for call, number in calls:
         if call in ("add", "extend", "masked"):
@@ -143,8 +152,8 @@ def test_transitions_are_bit_for_bit_those_of_the_cpu(
             fields = stream.steps(steps, mask)
             mask = mask if mask is None or lanes > 1 else mask[:, 0]
             expected = cpu.extend(**fields, mask=mask)
-            got = device.extend(**(tensors(fields) if here else fields), mask=mask)
-            np.testing.assert_array_equal(got.cpu().numpy(), expected)
+            got = device.extend(**(tensors(fields) if place == "tensors" else fields), mask=mask)
+            np.testing.assert_array_equal(torch.as_tensor(got).cpu().numpy(), expected)
         elif call == "end":
             for buffer in (cpu, device):
                 buffer.end_episode(np.arange(lanes) % 2 == number % 2)
