@@ -21,13 +21,14 @@ class Later:
     def __init__(self, device: torch.device) -> None:
         is_cuda = device.type == "cuda"
         self.is_asked = False
-        self._number: torch.Tensor = torch.zeros((), dtype=torch.int64, pin_memory=is_cuda)
+        self._copy: torch.Tensor = torch.zeros(1, dtype=torch.int64, pin_memory=is_cuda)
+        self._number = self._copy.numpy()
         event: Any = torch.cuda.Event
         self._event: Any = event() if is_cuda else None
 
     def ask(self, number: torch.Tensor) -> None:
         """Copy a number, int64, as soon as the device has computed it."""
-        self._number.copy_(number, non_blocking=self._event is not None)
+        self._copy.copy_(number, non_blocking=self._event is not None)
         if self._event is not None:
             self._event.record(torch.cuda.current_stream(number.device))
         self.is_asked = True
@@ -37,7 +38,7 @@ class Later:
         if not self.is_asked or not (self._event is None or self._event.query()):
             return None
         self.is_asked = False
-        return int(self._number)
+        return int(self._number[0])
 
     def forget(self) -> None:
         """Ignore the number that was asked for."""
