@@ -383,7 +383,7 @@ class DeviceStorage(Storage):
         for names, chosen, values in window.rewrites:
             for name in names:
                 leaf = leaves[self.rows.positions[name]]
-                leaf[chosen] = torch.as_tensor(values, dtype=leaf.dtype, device=self.device)
+                leaf[chosen] = self.backend.send(torch.as_tensor(values, dtype=leaf.dtype))
         return self.rows.name_transitions(*leaves, discount, length) | window.added
 
     def _on_device(self, powers: Floats) -> torch.Tensor:

@@ -179,6 +179,24 @@ def test_private_names_are_those_of_the_module(path):
             assert is_own, f"{ast.unparse(node)} in line {node.lineno}"
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "on_device").glob("*.py")), ids=name_of)
+def test_one_method_copies_to_a_device(path):
+    """`TorchBackend.send`, since most ways to copy wait for all that the device has to do."""
+    tree = ast.parse(path.read_text())
+    allowed = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name in ("send", "as_seen_by")
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node not in allowed:
+            called, arguments = ast.unparse(node.func), [ast.unparse(each) for each in node.args]
+            assert not (called.endswith(".to") and any("device" in each for each in arguments)), ast.unparse(node)
+            is_placed = any(keyword.arg == "device" for keyword in node.keywords)
+            assert not (called in ("torch.tensor", "torch.as_tensor") and is_placed), ast.unparse(node)
+
+
 def test_the_core_stays_small():
     """A module is read at a sitting, and the core, without diagnostics and testing kit, in a day."""
     lengths = {

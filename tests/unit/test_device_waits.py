@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from replaykit import CombinedReplay, LatestBuffer, PrioritizedBuffer, ReplayBuffer, SequenceReplay
 
+from .test_frames_on_device import FRAME, Stream, spec_of
 from .test_on_device import DEVICE, SPEC, stretch, tensors
 
 WAITING = {
@@ -100,6 +101,25 @@ def test_a_training_loop_never_waits(make, pin_memory):
                 replay.update_priorities(batch.indices, errors)
             replay.overwrite(batch.indices.reshape(-1), reward=torch.zeros(batch.indices.numel(), device=DEVICE))
     replay.check()
+
+
+@pytest.mark.parametrize("pin_memory", [False, True])
+@pytest.mark.parametrize("options", [{"share": "all"}, {"stack": 3}])
+def test_observations_that_are_stored_once_do_not_wait(options, pin_memory):
+    """Once there are enough places for the last observations of episodes."""
+    stream = Stream(FRAME, 2, seed=0)
+    buffer = ReplayBuffer(200, spec_of(FRAME), num_envs=2, device=DEVICE, pin_memory=pin_memory, seed=0, **options)
+    data = [stream.steps(5) for _ in range(100)]
+    if not pin_memory:
+        data = [tensors(each) for each in data]
+    for each in data[:60]:
+        buffer.extend(**each)
+        buffer.sample(32)
+    with nothing_waits():
+        for each in data[60:]:
+            buffer.extend(**each)
+            buffer.sample(32)
+    buffer.check()
 
 
 def test_the_watch_finds_what_waits():
