@@ -21,7 +21,10 @@ class Backend:
     """
 
     xp: Any = np
-    """The module with `where`, `minimum`, `maximum`, `abs` and `amax` of these arrays."""
+    """The module with `where`, `minimum`, `maximum`, `abs` and `amax` of these arrays.
+
+    :meta hide-value:
+    """
     is_numpy = True
     """Whether arrays are NumPy's."""
     device: Any = None

@@ -254,7 +254,7 @@ class BatchMeanError(NamedTuple):
 
     @property
     def variance_share(self) -> float:
-        """``variance / (variance + squared_bias)``: 1 for i.i.d. draws, 0 if the whole error is bias."""
+        """1 for i.i.d. draws, 0 if the whole error is bias; ``variance / (variance + squared_bias)``."""
         return self.variance / self.total if self.total > 0.0 else float("nan")
 
     @property
