@@ -202,7 +202,8 @@ def design_effect(batches: Any) -> float:
     --------
     >>> rng = np.random.default_rng(0)
     >>> draws = rng.normal(size=(5000, 64))
-    >>> round(design_effect(draws), 1), round(design_effect(np.repeat(draws[:, ::8], 8, axis=1)), 1)
+    >>> runs = np.repeat(draws[:, ::8], 8, axis=1)
+    >>> round(design_effect(draws), 1), round(design_effect(runs), 1)
     (1.0, 8.0)
     """
     values = _batches(batches)
