@@ -233,6 +233,7 @@ class Batch:
         column : bool
             Whether `reward`, `discount`, `terminated`, `truncated` and `weights` have shape (B, 1) instead of (B,), or
             (B, T, 1) instead of (B, T) for sequences. A reward of shape (B, k) keeps its shape.
+            `update_priorities` takes TD errors of shape (B,): pass ``td_errors.squeeze(1)``.
 
         Raises
         ------
