@@ -205,7 +205,8 @@ def section_table(section: dict[str, Any]) -> list[list[str]]:
         ours = figures["replaykit"]["value"]
         line = [row["title"], _number(ours)]
         if floors:
-            line.append(f"{_ratio(ours / figures[row['floors'][0]]['value'])}× {row['floors'][0]}" if row["floors"] else "")
+            floor = next(iter(row["floors"]), None)
+            line.append(f"{_ratio(ours / figures[floor]['value'])}× {floor}" if floor else "")
         for name in present:
             found = figures.get(name)
             line.append(f"{_number(found['value'])} ({_ratio(found['value'] / ours)}×)" if found and ours else "–")

@@ -57,7 +57,7 @@ html_css_files = ["replaykit.css"]
 
 
 def setup(app):
-    """Show the signature of a class's `__init__` instead of `Declared.__new__`, and let drawings scroll by themselves."""
+    """Show the signature of `__init__` instead of `Declared.__new__`, and let drawings scroll by themselves."""
 
     def signature_of(_app, kind, _name, obj, _options, signature, _annotation):
         if kind == "class" and signature == "(*args, **kwargs)":

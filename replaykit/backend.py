@@ -21,10 +21,7 @@ class Backend:
     """
 
     xp: Any = np
-    """The module with `where`, `minimum`, `maximum`, `abs` and `amax` of these arrays.
-
-    :meta hide-value:
-    """
+    """The module with `where`, `minimum`, `maximum`, `abs` and `amax` of these arrays."""
     is_numpy = True
     """Whether arrays are NumPy's."""
     device: Any = None

@@ -82,13 +82,10 @@ class ReplayBuffer(Buffer):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from replaykit import Field, ReplayBuffer, Spec
-    >>> spec = Spec(obs=Field((3,)), action=Field((), "int64"))
-    >>> buffer = ReplayBuffer(1000, spec, seed=0)
+    >>> buffer = ReplayBuffer(1000, Spec(obs=Field((3,)), action=Field((), "int64")), seed=0)
     >>> for step in range(5):
-    ...     obs, next_obs = np.full(3, step), np.full(3, step + 1)
-    ...     index = buffer.add(obs, step % 2, 1.0, next_obs, step == 4, False)
+    ...     index = buffer.add([step] * 3, step % 2, 1.0, [step + 1] * 3, step == 4, False)
     >>> batch = buffer.sample(2)
     >>> batch  # doctest: +NORMALIZE_WHITESPACE
     Batch(2: obs (3,) float32, action int64, reward float32, next_obs (3,) float32,
@@ -182,10 +179,8 @@ class PrioritizedBuffer(Buffer):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from replaykit import Field, PrioritizedBuffer, Spec
-    >>> spec = Spec(obs=Field(()), action=Field(()))
-    >>> buffer = PrioritizedBuffer(4, spec, alpha=1.0, beta=1.0, eps=0.0, seed=0)
+    >>> buffer = PrioritizedBuffer(4, Spec(Field(), Field()), alpha=1, beta=1, eps=0, seed=0)
     >>> for step in range(4):
     ...     index = buffer.add(step, 0, 1.0, step + 1, False, False)
     >>> buffer.update_priorities([0, 1, 2, 3], td_errors=[3.0, 0.0, -1.0, 2.0])

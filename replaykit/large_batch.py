@@ -76,8 +76,7 @@ class LargeBatchReplay(ReplayWrapper):
     >>> def priority_fn(batch):
     ...     td_errors = batch.reward - batch.obs  # of your network
     ...     return np.abs(td_errors)
-    >>> buffer = ReplayBuffer(1000, spec, seed=0)
-    >>> buffer = LargeBatchReplay(buffer, factor=4, priority_fn=priority_fn)
+    >>> buffer = LargeBatchReplay(ReplayBuffer(1000, spec, seed=0), priority_fn=priority_fn)
     >>> for step in range(100):
     ...     index = buffer.add(step, 0, 0.0, step + 1, False, False)
     >>> batch = buffer.sample(4)

@@ -50,8 +50,7 @@ class RecentReplay(ReplayWrapper):
     Examples
     --------
     >>> from replaykit import Field, RecentReplay, ReplayBuffer, Spec
-    >>> spec = Spec(obs=Field(()), action=Field(()))
-    >>> buffer = RecentReplay(ReplayBuffer(1000, spec, seed=0), newest=10)
+    >>> buffer = RecentReplay(ReplayBuffer(1000, Spec(Field(), Field()), seed=0), newest=10)
     >>> for step in range(100):
     ...     index = buffer.add(step, 0, 1.0, step + 1, False, False)
     >>> buffer.sample(6).obs

@@ -212,8 +212,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         >>> import numpy as np
         >>> from replaykit import Field, ReplayBuffer, Spec
         >>> buffer = ReplayBuffer(10, Spec(obs=Field(()), action=Field(())), seed=0)
-        >>> zeros, no = np.zeros(9), [False] * 9
-        >>> index = buffer.extend(np.arange(9), zeros, zeros, np.arange(9), no, no)
+        >>> _ = buffer.extend(np.arange(9), *np.zeros((2, 9)), np.arange(9), *np.zeros((2, 9), bool))
         >>> for seed in np.random.SeedSequence(1).spawn(2):
         ...     twin = copy.deepcopy(buffer)
         ...     twin.reseed(seed)
@@ -471,8 +470,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         Examples
         --------
         >>> from replaykit import Field, ReplayBuffer, Spec
-        >>> spec = Spec(obs={"x": Field(()), "y": Field((2,))}, action=Field(()))
-        >>> buffer = ReplayBuffer(10, spec)
+        >>> buffer = ReplayBuffer(10, Spec(obs={"x": Field(), "y": Field((2,))}, action=Field()))
         >>> for step in range(3):
         ...     obs = {"x": step, "y": [step, -step]}
         ...     index = buffer.add(obs, 0, 1.0 + step, obs, False, False)
