@@ -205,10 +205,11 @@ def section_table(section: dict[str, Any]) -> list[list[str]]:
         ours = figures["replaykit"]["value"]
         line = [row["title"], _number(ours)]
         if floors:
-            line.append(f"{ours / figures[row['floors'][0]]['value']:.2g}× {row['floors'][0]}" if row["floors"] else "")
+            floor = next(iter(row["floors"]), None)
+            line.append(f"{_ratio(ours / figures[floor]['value'])}× {floor}" if floor else "")
         for name in present:
             found = figures.get(name)
-            line.append(f"{_number(found['value'])} ({found['value'] / ours:.2g}×)" if found and ours else "–")
+            line.append(f"{_number(found['value'])} ({_ratio(found['value'] / ours)}×)" if found and ours else "–")
         lines.append(line)
     return lines
 
@@ -263,6 +264,11 @@ def table(path: Path, lines: list[list[str]]) -> None:
 def _number(value: float) -> str:
     """Three digits."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+def _ratio(value: float) -> str:
+    """Two digits, without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import doctest
 import inspect
 import os
 
+from docutils import nodes
+
 import replaykit
 
 project = "replaykit"
@@ -55,7 +57,7 @@ html_css_files = ["replaykit.css"]
 
 
 def setup(app):
-    """Show the signature of a class's `__init__`: Sphinx would show that of `Declared.__new__`."""
+    """Show the signature of `__init__` instead of `Declared.__new__`, and let drawings scroll by themselves."""
 
     def signature_of(_app, kind, _name, obj, _options, signature, _annotation):
         if kind == "class" and signature == "(*args, **kwargs)":
@@ -66,4 +68,10 @@ def setup(app):
             return str(inspect.Signature(bare)), None
         return None
 
+    def frame_drawings(_app, doctree, _name):
+        for node in doctree.findall(nodes.raw):
+            if "<svg" in node.astext():
+                node.replace_self(nodes.raw("", f'<div class="drawing">{node.astext()}</div>', format="html"))
+
     app.connect("autodoc-process-signature", signature_of)
+    app.connect("doctree-resolved", frame_drawings)

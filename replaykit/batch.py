@@ -231,8 +231,8 @@ class Batch:
         dtype : torch.dtype, optional
             The dtype of floating-point fields. By default each field keeps its dtype.
         column : bool
-            Whether `reward`, `discount`, `terminated`, `truncated` and `weights` have shape (B, 1) instead of (B,), or
-            (B, T, 1) instead of (B, T) for sequences. A reward of shape (B, k) keeps its shape.
+            Whether `reward`, `discount`, `terminated`, `truncated` and `weights` of shape (B,) or (B, T) get a last
+            axis of length 1. `update_priorities` takes TD errors without this axis: pass ``td_errors.squeeze(-1)``.
 
         Raises
         ------

@@ -88,15 +88,15 @@ class ReplayBuffer(Buffer):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from replaykit import Field, ReplayBuffer, Spec
     >>> buffer = ReplayBuffer(1000, Spec(obs=Field((3,)), action=Field((), "int64")), seed=0)
     >>> for step in range(5):
-    ...     index = buffer.add(np.full(3, step), step % 2, 1.0, np.full(3, step + 1), step == 4, False)
+    ...     index = buffer.add([step] * 3, step % 2, 1.0, [step + 1] * 3, step == 4, False)
     >>> batch = buffer.sample(2)
-    >>> batch
-    Batch(2: obs (3,) float32, action int64, reward float32, next_obs (3,) float32, terminated bool, truncated bool, \
-discount float32, length int64, weights float32, probabilities float64, indices int64)
+    >>> batch  # doctest: +NORMALIZE_WHITESPACE
+    Batch(2: obs (3,) float32, action int64, reward float32, next_obs (3,) float32,
+    terminated bool, truncated bool, discount float32, length int64, weights float32,
+    probabilities float64, indices int64)
     >>> batch.probabilities
     array([0.2, 0.2])
     """
@@ -185,9 +185,8 @@ class PrioritizedBuffer(Buffer):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from replaykit import Field, PrioritizedBuffer, Spec
-    >>> buffer = PrioritizedBuffer(4, Spec(obs=Field(()), action=Field(())), alpha=1.0, beta=1.0, eps=0.0, seed=0)
+    >>> buffer = PrioritizedBuffer(4, Spec(Field(), Field()), alpha=1, beta=1, eps=0, seed=0)
     >>> for step in range(4):
     ...     index = buffer.add(step, 0, 1.0, step + 1, False, False)
     >>> buffer.update_priorities([0, 1, 2, 3], td_errors=[3.0, 0.0, -1.0, 2.0])

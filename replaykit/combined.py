@@ -37,7 +37,7 @@ class CombinedReplay(ReplayWrapper):
     Examples
     --------
     >>> from replaykit import CombinedReplay, Field, ReplayBuffer, Spec
-    >>> buffer = CombinedReplay(ReplayBuffer(1000, Spec(obs=Field(()), action=Field(())), seed=0))
+    >>> buffer = CombinedReplay(ReplayBuffer(1000, Spec(obs=Field(), action=Field()), seed=0))
     >>> for step in range(100):
     ...     index = buffer.add(step, 0, 1.0, step + 1, False, False)
     >>> batch = buffer.sample(4)

@@ -37,11 +37,11 @@ class LargeBatchReplay(ReplayWrapper):
     weights are ``mean(p) / p``, times those of the wrapped replay. With them, weighted means over the batch are
     unbiased estimates of means over the large batch::
 
-        buffer   [ . . . . . . . . . . . . . . . . . . . . . . ]
-                     |   |     | |       |     |   |     |         M rows drawn by inner
-        p            3   1     0 1       9     1   2     1         priority_fn(batch)
-                     |                   |                         B of them, proportional to p
-        weights     3/4                 1/4                        mean(p) / p, here 2.25 / p
+        buffer   [ . . . . . . . . . . . . . . . . ]
+                     |   |   | |   |   | |   |       M rows drawn by inner
+        p            3   1   0 1   9   1 2   1       priority_fn(batch)
+                     |             |                 B of them, proportional to p
+        weights     3/4           1/4                mean(p) / p, here 2.25 / p
 
     The `probabilities` of a batch, ``p / sum(p)``, are conditional on its large batch. A single index has no
     probability, so `probability` raises an error.
@@ -76,7 +76,7 @@ class LargeBatchReplay(ReplayWrapper):
     >>> def priority_fn(batch):
     ...     td_errors = batch.reward - batch.obs  # of your network
     ...     return np.abs(td_errors)
-    >>> buffer = LargeBatchReplay(ReplayBuffer(1000, spec, seed=0), factor=4, priority_fn=priority_fn)
+    >>> buffer = LargeBatchReplay(ReplayBuffer(1000, spec, seed=0), priority_fn=priority_fn)
     >>> for step in range(100):
     ...     index = buffer.add(step, 0, 0.0, step + 1, False, False)
     >>> batch = buffer.sample(4)

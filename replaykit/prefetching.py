@@ -194,7 +194,7 @@ class Batching:
         >>> from itertools import islice
         >>> from replaykit import Field, ReplayBuffer, Spec
         >>> buffer = ReplayBuffer(10, Spec(obs=Field(()), action=Field(())), seed=0)
-        >>> index = buffer.extend([0, 1, 2], [0] * 3, [0.0] * 3, [1, 2, 3], [False] * 3, [False] * 3)
+        >>> _ = buffer.extend([0, 1, 2], [0] * 3, [0] * 3, [1, 2, 3], [False] * 3, [False] * 3)
         >>> for batch in islice(buffer.batches(4), 2):
         ...     batch.obs
         array([1., 0., 0., 0.], dtype=float32)

@@ -25,8 +25,8 @@ class RecentReplay(ReplayWrapper):
     Each of the E lanes contributes its last ``ceil(newest / E)`` transitions, or all if it has fewer. These are equally
     likely. All others have probability 0. Weights are 1. A draw is O(B + E)::
 
-        oldest                                           newest
-        [ . . . . . . . . . . . . . . . . . . | x x x x x x x ]    newest=7: each x with probability 1/7
+        oldest                       newest
+        [ . . . . . . . . | x x x x x x x ]     newest=7: each x has probability 1/7
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class RecentReplay(ReplayWrapper):
     Examples
     --------
     >>> from replaykit import Field, RecentReplay, ReplayBuffer, Spec
-    >>> buffer = RecentReplay(ReplayBuffer(1000, Spec(obs=Field(()), action=Field(())), seed=0), newest=10)
+    >>> buffer = RecentReplay(ReplayBuffer(1000, Spec(Field(), Field()), seed=0), newest=10)
     >>> for step in range(100):
     ...     index = buffer.add(step, 0, 1.0, step + 1, False, False)
     >>> buffer.sample(6).obs

@@ -212,7 +212,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         >>> import numpy as np
         >>> from replaykit import Field, ReplayBuffer, Spec
         >>> buffer = ReplayBuffer(10, Spec(obs=Field(()), action=Field(())), seed=0)
-        >>> index = buffer.extend(np.arange(9), np.zeros(9), np.zeros(9), np.arange(9), [False] * 9, [False] * 9)
+        >>> _ = buffer.extend(np.arange(9), *np.zeros((2, 9)), np.arange(9), *np.zeros((2, 9), bool))
         >>> for seed in np.random.SeedSequence(1).spawn(2):
         ...     twin = copy.deepcopy(buffer)
         ...     twin.reseed(seed)
@@ -299,7 +299,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         >>> buffer = PrioritizedBuffer(2, Spec(obs=Field(()), action=Field(())))
         >>> for step in range(3):
         ...     index = buffer.add(step, 0, 1.0, step + 1, False, False)
-        >>> buffer.update_priorities([0, 1, 2], td_errors=[0.5, -2.0, 1.0])  # 0 was overwritten by 2
+        >>> buffer.update_priorities([0, 1, 2], td_errors=[0.5, -2.0, 1.0])  # 0 is stale
         2
         """
 
@@ -470,7 +470,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         Examples
         --------
         >>> from replaykit import Field, ReplayBuffer, Spec
-        >>> buffer = ReplayBuffer(10, Spec(obs={"x": Field(()), "y": Field((2,))}, action=Field(())))
+        >>> buffer = ReplayBuffer(10, Spec(obs={"x": Field(), "y": Field((2,))}, action=Field()))
         >>> for step in range(3):
         ...     obs = {"x": step, "y": [step, -step]}
         ...     index = buffer.add(obs, 0, 1.0 + step, obs, False, False)

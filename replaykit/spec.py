@@ -49,10 +49,10 @@ class Spec:
 
     Examples
     --------
-    >>> obs = {"image": Field((84, 84), "uint8"), "speed": Field(())}
+    >>> obs = {"image": Field((84, 84), "uint8"), "x": Field()}
     >>> spec = Spec(obs, action=Field((), "int64"))
     >>> spec
-    Spec(obs={'image': Field((84, 84), uint8), 'speed': Field((), float32)}, action=Field((), int64))
+    Spec(obs={'image': Field((84, 84), uint8), 'x': Field((), float32)}, action=Field((), int64))
     >>> spec.nbytes  # of one transition, next_obs included
     14134
     """
@@ -121,9 +121,9 @@ class Spec:
         >>> import numpy as np
         >>> Spec.from_example({"obs": np.zeros(3, np.float32), "action": 1, "log_prob": -0.7})
         Spec(obs=Field((3,), float32), action=Field((), int64), log_prob=Field((), float32))
-        >>> row = {"observation.state": np.zeros(6, np.float32), "action": np.zeros(6, np.float32), "index": 3}
+        >>> row = {"observation.state": np.zeros(6), "action": np.zeros(6), "index": 3}
         >>> Spec.from_example(row)
-        Spec(obs={'state': Field((6,), float32)}, action=Field((6,), float32))
+        Spec(obs={'state': Field((6,), float64)}, action=Field((6,), float64))
         """
         transition = nested_row(transition)
         for name in ("obs", "action"):

@@ -15,6 +15,7 @@ import gymnasium
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from replaykit import LatestBuffer, PrioritizedBuffer
 from replaykit.diagnostics import ReplayMonitor
@@ -77,7 +78,9 @@ def draw_all(path: Path) -> None:
         words = warnings_for(history[-1]) or ["(nothing)"]
         wrapped = (textwrap.fill(each, 86, initial_indent="- ", subsequent_indent="  ") for each in words)
         (HERE / f"health-{name}.txt").write_text("\n".join(wrapped) + "\n")
-        save(draw_panels(history, None, None), DESCRIPTIONS[name], HERE / f"health-{name}.svg")
+        figure = Figure(figsize=(7.6, 7.8), layout="constrained")
+        draw_panels(history, figure.subplots(3, 2), None)
+        save(figure, DESCRIPTIONS[name], HERE / f"health-{name}.svg")
 
 
 if __name__ == "__main__":

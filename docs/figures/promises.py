@@ -38,7 +38,7 @@ def files() -> dict[Path, str]:
     """What each file should contain."""
     tables = {HERE / f"promises-{group}.csv": table(group) for group in GROUPS}
     counts = itertools.chain.from_iterable(promises(group) for group in GROUPS)
-    return tables | {HERE / "promises-count.txt": f"{sum(1 for _ in counts)}\n"}
+    return tables | {HERE / "promises-count.txt": f"There are {sum(1 for _ in counts)} of these tests.\n"}
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class Compared(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """``value / expected``: 1 on average for i.i.d. draws; nan if `expected` is 0."""
+        """``value / expected``, which is 1 on average for i.i.d. draws; nan if `expected` is 0."""
         return self.value / self.expected if self.expected > 0.0 else float("nan")
 
 

@@ -34,7 +34,7 @@ def mean_shift(batch: Any, reference: Any) -> float:
     >>> stored = rng.normal(size=(10_000, 4))
     >>> round(mean_shift(stored[rng.integers(10_000, size=64)], stored), 1)
     0.6
-    >>> round(mean_shift(stored[:64] + 1.0, stored), 1)  # every feature shifted by one standard deviation
+    >>> round(mean_shift(stored[:64] + 1.0, stored), 1)  # shifted by one deviation
     53.5
     """
     drawn, others = _alike(batch, reference)

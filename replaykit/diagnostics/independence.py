@@ -202,7 +202,8 @@ def design_effect(batches: Any) -> float:
     --------
     >>> rng = np.random.default_rng(0)
     >>> draws = rng.normal(size=(5000, 64))
-    >>> round(design_effect(draws), 1), round(design_effect(np.repeat(draws[:, ::8], 8, axis=1)), 1)
+    >>> runs = np.repeat(draws[:, ::8], 8, axis=1)
+    >>> round(design_effect(draws), 1), round(design_effect(runs), 1)
     (1.0, 8.0)
     """
     values = _batches(batches)
@@ -254,7 +255,7 @@ class BatchMeanError(NamedTuple):
 
     @property
     def variance_share(self) -> float:
-        """``variance / (variance + squared_bias)``: 1 for i.i.d. draws, 0 if the whole error is bias."""
+        """1 for i.i.d. draws, 0 if the whole error is bias; ``variance / (variance + squared_bias)``."""
         return self.variance / self.total if self.total > 0.0 else float("nan")
 
     @property

@@ -92,12 +92,13 @@ class ReplayMonitor:
     ...         batch = buffer.sample(32)
     ...         monitor.record(batch, td_errors=batch.reward)
     ...     return monitor
+    >>> names = "same_episode", "temporal_distance", "mean_shift"
     >>> stats = watch(ReplayBuffer).stats()
-    >>> round(stats["same_episode"], 1), round(stats["temporal_distance"], 1), round(stats["mean_shift"], 1)
+    >>> tuple(round(stats[name], 1) for name in names)
     (1.0, 1.0, 1.1)
     >>> stats = watch(LatestBuffer).stats()
-    >>> round(stats["same_episode"], 1), round(stats["temporal_distance"], 2), round(stats["mean_shift"], 1)
-    (9.3, 0.03, 14.7)
+    >>> tuple(round(stats[name], 2) for name in names)
+    (9.27, 0.03, 14.73)
     """
 
     def __init__(
@@ -332,17 +333,20 @@ class ReplayMonitor:
         --------
         >>> from replaykit import Field, PrioritizedBuffer, Spec
         >>> from replaykit.diagnostics import ReplayMonitor
-        >>> buffer = PrioritizedBuffer(1000, Spec(obs=Field(()), action=Field(())), alpha=1.0, eps=1e-6, seed=0)
+        >>> spec = Spec(obs=Field(()), action=Field(()))
+        >>> buffer = PrioritizedBuffer(1000, spec, alpha=1.0, eps=1e-6, seed=0)
         >>> for step in range(1000):
-        ...     index = buffer.add(step % 100, 0, 1.0, step % 100 + 1, step % 100 == 99, False)
-        >>> applied = buffer.update_priorities(np.arange(1000), td_errors=np.arange(1000) >= 998)
+        ...     x = step % 100
+        ...     index = buffer.add(x, 0, 1.0, x + 1, x == 99, False)
+        >>> td_errors = np.arange(1000) >= 998
+        >>> applied = buffer.update_priorities(np.arange(1000), td_errors)
         >>> monitor = ReplayMonitor(buffer, every=10)
         >>> for _ in range(100):
         ...     monitor.record(buffer.sample(32))
         >>> warnings = monitor.warnings()
-        >>> len(warnings), warnings[-1]
-        (8, '99.5% of the stored transitions have never been drawn; under uniform draws 4.1% would not have been. \
-Raise eps, or lower alpha.')
+        >>> len(warnings), warnings[-1]  # doctest: +NORMALIZE_WHITESPACE
+        (8, '99.5% of the stored transitions have never been drawn; under uniform draws
+        4.1% would not have been. Raise eps, or lower alpha.')
         """
         return warnings_for(self.stats())
 

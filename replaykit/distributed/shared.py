@@ -38,7 +38,7 @@ class ProcessWriters(Sequence["ProcessWriter"]):
     with exact probabilities::
 
         process 0: writers[0].add(...) --> [ segment 0 ] --+
-        process 1: writers[1].add(...) --> [ segment 1 ] --+--> thread --> lanes of the replay --> sample()
+        process 1: writers[1].add(...) --> [ segment 1 ] --+--> thread --> replay
         process 2: writers[2].add(...) --> [ segment 2 ] --+
 
     A segment is a ring of steps in shared memory, with one writing and one reading process, and without locks. A thread
@@ -78,10 +78,12 @@ class ProcessWriters(Sequence["ProcessWriter"]):
     ...     with writer:
     ...         for step in range(steps):
     ...             writer.add(step, 0, 1.0, step + 1, step % 10 == 9, False)
-    >>> buffer = ReplayBuffer(1000, Spec(obs=Field(()), action=Field(())), num_envs=2, seed=0)
-    >>> context = multiprocessing.get_context("fork")  # "spawn" would have to import this doctest
+    >>> spec = Spec(obs=Field(()), action=Field(()))
+    >>> buffer = ReplayBuffer(1000, spec, num_envs=2, seed=0)
+    >>> context = multiprocessing.get_context("fork")  # "spawn" must import act
     >>> with ProcessWriters(buffer, 2) as writers:
-    ...     processes = [context.Process(target=act, args=(writer, 100)) for writer in writers]
+    ...     arguments = [(writer, 100) for writer in writers]
+    ...     processes = [context.Process(target=act, args=args) for args in arguments]
     ...     for process in processes:
     ...         process.start()
     ...     for process in processes:

@@ -76,7 +76,7 @@ class Distribution(Declared, ABC):
         return float(shares.min(initial=np.inf, where=shares > 0.0))
 
     kernels: Any = None
-    """For ``Storage.fuse``: returns two kernels. One draws, opens and reduces windows; the other also looks ahead."""
+    """A function that returns two kernels for ``Storage.fuse``: one makes windows, and one also looks ahead."""
 
     def arguments(self, batch_size: int, rng: np.random.Generator) -> tuple[Any, ...]:
         """The first arguments of these kernels for a batch. Raises the errors of `draw`."""

@@ -34,10 +34,10 @@ class SumTree:
     on this line is on leaf i with probability ``value[i] / total``. From the root, the leaf of a point is found in
     log2 C steps. With the values 3, 0, 1, 2::
 
-                       6                 find(3.5):
-                    /     \                at 6: left sum 3, and 3.5 >= 3: go right with 3.5 - 3 = 0.5
-                  3         3              at 3: left sum 1, and 0.5 <  1: go left
-                /   \     /   \            leaf 2
+                       6             find(3.5):
+                    /     \            at 6: 3.5 >= 3: go right with 0.5
+                  3         3          at 3: 0.5 < 1: go left
+                /   \     /   \        leaf 2
                3     0   1     2
         leaf   0     1   2     3
         mass  [0,3)  -  [3,4) [4,6)

@@ -156,7 +156,8 @@ def from_npz(
     >>> from replaykit.io import from_npz
     >>> path = os.path.join(tempfile.mkdtemp(), "steps.npz")
     >>> ends = np.array([False, False, True, False])
-    >>> arrays = dict(obs=np.zeros((4, 2)), action=np.zeros(4, int), reward=np.ones(4), next_obs=np.ones((4, 2)))
+    >>> obs, ones = np.zeros((4, 2)), np.ones(4)
+    >>> arrays = {"obs": obs, "action": np.zeros(4, int), "reward": ones, "next_obs": obs + 1}
     >>> np.savez(path, **arrays, terminated=ends, truncated=np.zeros(4, bool))
     >>> from_npz(path, n_step=3)
     ReplayBuffer(4 of 4, num_envs=1, n_step=3)
