@@ -5,7 +5,6 @@ from operator import itemgetter
 from typing import Any, TypeAlias, final
 
 import numpy as np
-import numpy.typing as npt
 
 from replaykit.backend import Backend
 from replaykit.batch import Look, Rewrite, Strategy, Window
@@ -228,7 +227,7 @@ class HindsightReplay(ReplayWrapper):
         """The rewards (S, ...) of the steps for their goals."""
         return _ask(self.backend, "reward_fn", self._reward_fn, goals, self._shape, "biuf", "real numbers")
 
-    def _ends(self, goals: Goals) -> npt.NDArray[np.bool_]:
+    def _ends(self, goals: Goals) -> Any:
         """Whether each step terminates its episode under its new goal. Waits for the device until a check is done."""
         ends, backend = self._ask_ends(goals), self.backend
         if self._is_vectorised:
@@ -252,7 +251,7 @@ class HindsightReplay(ReplayWrapper):
             self._is_vectorised = True
         return ends
 
-    def _ask_ends(self, goals: Goals) -> npt.NDArray[np.bool_]:
+    def _ask_ends(self, goals: Goals) -> Any:
         copies = _map(self.backend.copy, goals)
         return _ask(self.backend, "terminated_fn", self._terminated_fn, copies, (), "b", "bool")
 

@@ -6,14 +6,15 @@ import torch
 from hypothesis import settings
 from hypothesis.stateful import initialize
 
-from replaykit import CombinedReplay, LatestBuffer, PrioritizedBuffer, ReplayBuffer, SequenceReplay
+from replaykit import CombinedReplay, HindsightReplay, LatestBuffer, PrioritizedBuffer, ReplayBuffer, SequenceReplay
 from replaykit.testing import ReplayMachine
-from replaykit.testing.model import NaiveReplay
+from replaykit.testing.model import NaiveHindsight, NaiveReplay
 from replaykit.testing.sequences import NaiveSequences, SequenceMachine, sequences
-from replaykit.testing.strategies import SPECS, configurations
+from replaykit.testing.strategies import SPECS, configurations, rewards_of_goal
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-CONFIGURATIONS = configurations(("uniform", "prioritized", "latest"), ("flat", "nested", "large", "objectives"))
+SPEC_NAMES = "flat", "nested", "large", "goal", "objectives", "goals"
+CONFIGURATIONS = configurations(("uniform", "prioritized", "latest"), SPEC_NAMES)
 
 
 class LaneByLane(NaiveReplay):
@@ -33,6 +34,23 @@ class Numbers:
         return self.rng.random(size).cpu().numpy()
 
 
+def tensors_of_goal(achieved_goal, desired_goal, info):
+    """`rewards_of_goal` for tensors."""
+    if not isinstance(achieved_goal, torch.Tensor):
+        return rewards_of_goal(achieved_goal, desired_goal, info)
+    reached = (achieved_goal == desired_goal).all(-1)
+    first = achieved_goal[:, 0] - 2 * desired_goal[:, 1] + info["cost"] + 1000 * reached
+    return torch.stack([first, (achieved_goal[:, 1] - desired_goal[:, 0]).double(), 0.3 * first], dim=1)
+
+
+def relabelled(replay, c, hindsight):
+    """Hindsight around a replay on a device, and its model."""
+    options = hindsight.options(c.spec)
+    if options["reward_fn"] is rewards_of_goal:
+        options["reward_fn"] = tensors_of_goal
+    return HindsightReplay(replay, **options), NaiveHindsight(**options)
+
+
 def build(c, device):
     """The buffer and the wrappers of a configuration, on a device, and their model."""
     common = {"num_envs": c.num_envs, "n_step": c.n_step, "gamma": c.gamma}
@@ -42,12 +60,17 @@ def build(c, device):
         replay = PrioritizedBuffer(c.capacity, spec, draws=c.draws, **priorities, **options)
     else:
         replay = {"uniform": ReplayBuffer, "latest": LatestBuffer}[c.kind](c.capacity, spec, **options)
+    hindsight = None
+    if c.hindsight is not None and not c.hindsight.is_outermost:
+        replay, hindsight = relabelled(replay, c, c.hindsight)
     for latest in c.combined:
         replay = CombinedReplay(replay, latest)
+    if c.hindsight is not None and c.hindsight.is_outermost:
+        replay, hindsight = relabelled(replay, c, c.hindsight)
     draws = {"uniform": "iid", "prioritized": c.draws}.get(c.kind)
     length = -(-c.capacity // c.num_envs)
-    model = LaneByLane(kind=c.kind, length=length, draws=draws, combined=list(c.combined), **common, **priorities)
-    return replay, model
+    parts = {"draws": draws, "combined": list(c.combined), "hindsight": hindsight}
+    return replay, LaneByLane(kind=c.kind, length=length, **parts, **common, **priorities)
 
 
 class DeviceMachine(ReplayMachine):
