@@ -10,7 +10,7 @@ import numpy.typing as npt
 from replaykit._kernels import lazy
 from replaykit.batch import Ahead, Look, Window
 from replaykit.checks import check_generator_state
-from replaykit.field import as_array, as_float64, as_indices, refuse_too_large
+from replaykit.field import Leaf, as_array, as_float64, as_indices, refuse_negative, refuse_too_large
 
 goals: Any = lazy("goals")
 lanes: Any = lazy("lanes")
@@ -25,14 +25,16 @@ class Backend:
     """
 
     xp: Any = np
-    """The module with `where`, `minimum`, `maximum`, `abs` and `amax` of these arrays."""
+    """The module with `where`, `minimum`, `maximum`, `abs`, `amax` and `concatenate` of these arrays."""
     is_numpy = True
     """Whether arrays are NumPy's."""
     device: Any = None
     """The torch device of the tensors, or None for NumPy arrays."""
     indices: Any = staticmethod(as_indices)
     float64: Any = staticmethod(as_float64)
+    coerce: Any = staticmethod(Leaf.coerce)
     refuse_too_large: Any = staticmethod(refuse_too_large)
+    refuse_negative: Any = staticmethod(refuse_negative)
 
     def values(self, name: str, value: Any) -> Any:
         """`value` as an array of any dtype and shape."""
@@ -58,6 +60,18 @@ class Backend:
     def full(self, count: int, value: float) -> Any:
         """An array of `count` float64 with the same value."""
         return np.full(count, value)
+
+    def zeros(self, like: Any, count: int) -> Any:
+        """An array of `count` zeros with the dtype and the shape of the entries of another array."""
+        return np.zeros((count, *like.shape[1:]), like.dtype)
+
+    def numbers(self, numbers: list[Any]) -> Any:
+        """Some numbers as one array of float64."""
+        return np.array(numbers, np.float64)
+
+    def contiguous(self, array: Any) -> Any:
+        """An array whose entries are consecutive in memory."""
+        return np.ascontiguousarray(array)
 
     def refuse_not_finite(self, name: str, checked: Any, given: Any) -> None:
         """Raise ValueError for the first value of `given` at which `checked` is NaN or infinite."""

@@ -2,7 +2,16 @@
 
 from replaykit.on_device.distributions import DeviceLatest, DeviceProportional, DeviceUniform
 from replaykit.on_device.generator import DeviceGenerator
+from replaykit.on_device.mixing import DeviceRing
 from replaykit.on_device.storage import DeviceStorage
 from replaykit.on_device.tree import DeviceTree
 
-__all__ = ["DeviceGenerator", "DeviceLatest", "DeviceProportional", "DeviceStorage", "DeviceTree", "DeviceUniform"]
+__all__ = [
+    "DeviceGenerator",
+    "DeviceLatest",
+    "DeviceProportional",
+    "DeviceRing",
+    "DeviceStorage",
+    "DeviceTree",
+    "DeviceUniform",
+]

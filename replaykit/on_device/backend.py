@@ -9,7 +9,7 @@ import torch
 
 from replaykit.backend import Backend
 from replaykit.batch import Ahead, Look
-from replaykit.field import as_array, as_float64, as_indices
+from replaykit.field import Leaf, as_array, as_float64, as_indices
 from replaykit.on_device.errors import LateErrors
 from replaykit.on_device.generator import DeviceGenerator
 from replaykit.on_device.rows import torch_dtype
@@ -87,6 +87,26 @@ class TorchBackend(Backend):
 
     def full(self, count: int, value: float) -> torch.Tensor:
         return torch.full((count,), value, dtype=torch.float64, device=self.device)
+
+    def zeros(self, like: Any, count: int) -> Any:
+        return like.new_zeros((count, *like.shape[1:]))
+
+    def numbers(self, numbers: list[Any]) -> Any:
+        return torch.stack([torch.as_tensor(each, dtype=torch.float64, device=self.device) for each in numbers])
+
+    def contiguous(self, array: Any) -> Any:
+        return array.contiguous()
+
+    def coerce(self, leaf: Leaf, value: Any, lead: tuple[int, ...]) -> Any:
+        """A value of a leaf with these leading axes. The storage that gets it checks the dtype."""
+        if not isinstance(value, torch.Tensor) or value.device != self.device:
+            return self.array(leaf.coerce(value, lead))
+        if tuple(value.shape) != lead + leaf.shape:
+            raise ValueError(leaf.wrong_shape(tuple(value.shape), lead))
+        return value
+
+    def refuse_negative(self, priorities: Any) -> None:
+        """Nothing: the storage records it, and it is raised later."""
 
     def refuse_too_large(self, name: str, values: Any, limit: float) -> None:
         """Nothing: the storage records it, and it is raised later."""

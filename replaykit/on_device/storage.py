@@ -309,7 +309,7 @@ class DeviceStorage(Storage):
         self.late.note("never returned", is_unknown)
         is_kept = ~(is_wrong | is_unknown | is_stale) & (indices != -1)
         if name == "priorities":
-            self.late.note("negative", values < 0.0)
+            self.late.note("negative", (values < 0.0) & (indices != -1))
             is_kept &= values >= 0.0
         self._stale += is_stale.sum()
         added = 0.0 if name == "priorities" else eps

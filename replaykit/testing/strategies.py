@@ -67,7 +67,12 @@ def reward_of_goal(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) 
 def rewards_of_goal(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
     """Three such rewards, each of other numbers."""
     first = reward_of_goal(achieved_goal, desired_goal, info)
-    return np.stack([first, achieved_goal[:, 1] - desired_goal[:, 0], 0.3 * first], axis=1)
+    rewards = first, achieved_goal[:, 1] - desired_goal[:, 0] + 0.0 * first, 0.3 * first
+    if isinstance(first, np.ndarray):
+        return np.stack(rewards, axis=1)
+    import torch
+
+    return torch.stack(rewards, dim=1)
 
 
 def is_near(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:

@@ -8,9 +8,11 @@ from hypothesis.stateful import initialize
 
 from replaykit import CombinedReplay, HindsightReplay, LatestBuffer, PrioritizedBuffer, ReplayBuffer, SequenceReplay
 from replaykit.testing import ReplayMachine
+from replaykit.testing.laws import numbers
+from replaykit.testing.mixtures import MixedMachine, NaiveMixture, build_mixture, mixtures
 from replaykit.testing.model import NaiveHindsight, NaiveReplay
 from replaykit.testing.sequences import NaiveSequences, SequenceMachine, sequences
-from replaykit.testing.strategies import SPECS, configurations, rewards_of_goal
+from replaykit.testing.strategies import SPECS, configurations
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SPEC_NAMES = "flat", "nested", "large", "goal", "objectives", "goals"
@@ -24,31 +26,29 @@ class LaneByLane(NaiveReplay):
         return [step for lane in range(self.num_envs) for step in self.lane(lane)]
 
 
+class MixedLaneByLane(NaiveMixture):
+    """The model of a mixture on a device, in which every source opens windows for all rows of a batch."""
+
+    def counted(self):
+        return [step for lane in range(self.num_envs) for step in self.lane(lane)]
+
+    def uniforms(self, rng, rows, batch_size):
+        return rng.random((2, batch_size))[:, rows]
+
+
 class Numbers:
     """A copy of a device's generator that returns NumPy arrays."""
 
     def __init__(self, rng):
         self.rng = copy.deepcopy(rng)
 
-    def random(self, size):
-        return self.rng.random(size).cpu().numpy()
+    def random(self, size=None):
+        return numbers(self.rng.random(size))
 
 
-def tensors_of_goal(achieved_goal, desired_goal, info):
-    """`rewards_of_goal` for tensors."""
-    if not isinstance(achieved_goal, torch.Tensor):
-        return rewards_of_goal(achieved_goal, desired_goal, info)
-    reached = (achieved_goal == desired_goal).all(-1)
-    first = achieved_goal[:, 0] - 2 * desired_goal[:, 1] + info["cost"] + 1000 * reached
-    return torch.stack([first, (achieved_goal[:, 1] - desired_goal[:, 0]).double(), 0.3 * first], dim=1)
-
-
-def relabelled(replay, c, hindsight):
-    """Hindsight around a replay on a device, and its model."""
-    options = hindsight.options(c.spec)
-    if options["reward_fn"] is rewards_of_goal:
-        options["reward_fn"] = tensors_of_goal
-    return HindsightReplay(replay, **options), NaiveHindsight(**options)
+def relabelled(replay, c):
+    """The hindsight of a configuration around a replay on a device."""
+    return HindsightReplay(replay, **c.hindsight.options(c.spec))
 
 
 def build(c, device):
@@ -60,15 +60,15 @@ def build(c, device):
         replay = PrioritizedBuffer(c.capacity, spec, draws=c.draws, **priorities, **options)
     else:
         replay = {"uniform": ReplayBuffer, "latest": LatestBuffer}[c.kind](c.capacity, spec, **options)
-    hindsight = None
     if c.hindsight is not None and not c.hindsight.is_outermost:
-        replay, hindsight = relabelled(replay, c, c.hindsight)
+        replay = relabelled(replay, c)
     for latest in c.combined:
         replay = CombinedReplay(replay, latest)
     if c.hindsight is not None and c.hindsight.is_outermost:
-        replay, hindsight = relabelled(replay, c, c.hindsight)
+        replay = relabelled(replay, c)
     draws = {"uniform": "iid", "prioritized": c.draws}.get(c.kind)
     length = -(-c.capacity // c.num_envs)
+    hindsight = None if c.hindsight is None else NaiveHindsight(**c.hindsight.options(c.spec))
     parts = {"draws": draws, "combined": list(c.combined), "hindsight": hindsight}
     return replay, LaneByLane(kind=c.kind, length=length, **parts, **common, **priorities)
 
@@ -106,6 +106,23 @@ class DeviceSequenceMachine(SequenceMachine):
         return Numbers(replay.rng)
 
 
+class DeviceMixedMachine(MixedMachine):
+    """The same with mixtures of sources on one device, with every wrapper inside of them and around them."""
+
+    @initialize(configuration=mixtures(SPEC_NAMES))
+    def start(self, configuration):
+        super().start(configuration)
+
+    def make(self, configuration):
+        return build_mixture(configuration, lambda c: build(c, DEVICES[-1]), MixedLaneByLane)
+
+    def numbers_of(self, replay):
+        own, rngs = super().numbers_of(replay)
+        return Numbers(own), list(map(Numbers, rngs))
+
+
 TestOnDevice = DeviceMachine.TestCase
 TestSequencesOnDevice = DeviceSequenceMachine.TestCase
+TestMixturesOnDevice = DeviceMixedMachine.TestCase
+TestMixturesOnDevice.settings = settings(max_examples=max(settings().max_examples // 2, 1))
 TestSequencesOnDevice.settings = settings(max_examples=max(settings().max_examples // 2, 1))  # copies take long here
