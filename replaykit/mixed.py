@@ -400,11 +400,11 @@ class MixedReplay(Replay):
         reduced = []
         begin = 0
         for k, (source, part) in enumerate(zip(self._each, parts, strict=True)):
-            mine, count = rows.of(k, rows.width), len(part.indices)
+            count, reward = len(part.indices), window.reward[:, : part.reward.shape[1]]
             changed = dataclasses.replace(
                 part,
-                reward=self.backend.contiguous(window.reward[mine][:, : part.reward.shape[1]]),
-                **{name: getattr(window, name)[mine] for name in _ENDS},
+                reward=self.backend.contiguous(rows.given_to(k, reward, part.reward)),
+                **{name: rows.given_to(k, getattr(window, name), getattr(part, name)) for name in _ENDS},
                 added={name: window.added[name][rows.of(k)] for name in known if name in window.added},
                 rewrites=[*part.rewrites, *rows.rewrites_of(window.rewrites, begin, count)],
             )

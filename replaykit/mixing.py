@@ -205,6 +205,10 @@ class Rows(NamedTuple):
             return slice(begin * width, end * width)
         return _widened(self.order[begin:end], width)
 
+    def given_to(self, k: int, of_all: npt.NDArray[Any], own: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The entries of source k's windows in an array of all windows, in the place of `own`, its array."""
+        return of_all[self.of(k, self.width)]  # type: ignore[no-any-return]
+
     def widened(self, width: int) -> "Rows":
         """The same rows with this number of windows in each."""
         return self._replace(width=width)

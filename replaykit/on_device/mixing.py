@@ -26,16 +26,22 @@ class DeviceRows(Rows):
 
     def alone(self, k: int, draw: Any, share: float) -> Draw:
         """As in NumPy, but with infinite probabilities for the rows of other sources, which do not count then."""
-        probabilities: Any = torch.where(self.of_source(k), draw.probabilities / share, torch.inf)
+        probabilities: Any = torch.where(self._is_of(k, draw.probabilities), draw.probabilities / share, torch.inf)
         part = Draw(self.own[k], probabilities)
         if draw.least is not None:
             least = torch.as_tensor(draw.least, device=probabilities.device).expand(len(self.own))[k]
             part.least = torch.where(least.isnan(), probabilities.min(), least / share)  # type: ignore[assignment]
         return part
 
-    def of_source(self, k: int) -> Any:
-        """Whether each row is of source k."""
-        return self.owner == k
+    def given_to(self, k: int, of_all: Any, own: Any) -> Any:
+        """As in NumPy, but with an entry for each window. Those of other sources stay as they are in `own`."""
+        return torch.where(self._is_of(k, own), of_all, own) if len(own) else own
+
+    def _is_of(self, k: int, part: Any) -> Any:
+        """Whether each entry of a part, for rows or for windows, is of source k."""
+        owner: Any = self.owner
+        owner = owner if len(part) == len(owner) else owner.repeat_interleave(self.width)
+        return (owner == k).view(-1, *(1 for _ in part.shape[1:]))
 
     def rewards(self, parts: list[Any]) -> Any:
         longest = max(reward.shape[1] for reward in parts)
@@ -51,11 +57,8 @@ class DeviceRows(Rows):
         if len(parts) == len(self.own):
             parts = [parts[k] for k in having] or parts[:1]
         result = parts[0]
-        count = len(self.owner) if having else 0
-        owner = self.owner if len(result) == count else self.owner.repeat_interleave(self.width)  # type: ignore[attr-defined]
         for k, part in zip(having[1:], parts[1:], strict=True):
-            is_mine = (owner == k).view(-1, *(1 for _ in part.shape[1:]))
-            result = torch.where(is_mine, part, result)
+            result = torch.where(self._is_of(k, part), part, result)
         return result
 
     def rewrites_of(self, rewrites: list[Rewrite], begin: int, count: int) -> Iterator[Rewrite]:
