@@ -39,6 +39,10 @@ class HindsightReplay(ReplayWrapper):
     If an episode is partly overwritten, its remaining steps are used. Relabelling does not change stored transitions or
     their priorities. The functions are pickled with the replay.
 
+    Around a buffer on a device, the functions get tensors and return tensors, and M is always the batch size times
+    `n_step`. :doc:`/how-to/gpu-simulators` shows an example. The first batches wait for the device if there is a
+    `terminated_fn`, until it was checked once.
+
     Parameters
     ----------
     inner : Replay
@@ -63,7 +67,8 @@ class HindsightReplay(ReplayWrapper):
     ------
     TypeError, ValueError, RuntimeError
         If the observations lack the goals, or an argument is out of range. When sampling, if a function raises an
-        error, or returns a wrong shape or numbers that are not finite; the buffer is then unchanged.
+        error, or returns a wrong shape or numbers that are not finite; the buffer is then unchanged. On a device,
+        numbers that are not finite are in the batch, and the next call of `stats`, `check` or `save` raises the error.
 
     References
     ----------

@@ -56,6 +56,9 @@ class MixedReplay(Replay):
     A batch takes as long as the batches of its sources, plus O(B) to join them. It is O(N) if a source has
     ``weights="buffer"`` and its number of rows is not an integer.
 
+    The sources can be on a device, all on the same one. Batches are then tensors. Nothing waits for the device, except
+    with a `CombinedReplay` around sources with ``weights="buffer"``.
+
     Parameters
     ----------
     sources : dict of str to Replay
@@ -71,9 +74,9 @@ class MixedReplay(Replay):
     Raises
     ------
     TypeError, ValueError
-        If an argument is invalid, the sources differ in a setting that must be equal, or two of them share a storage
-        or a generator. When sampling, if a source with a positive share is empty or cannot draw its rows. The mixture
-        is then unchanged.
+        If an argument is invalid, the sources differ in a setting that must be equal or are in different places, or two
+        of them share a storage or a generator. When sampling, if a source with a positive share is empty or cannot draw
+        its rows. The mixture is then unchanged.
 
     References
     ----------

@@ -354,7 +354,7 @@ def test_each_source_draws_and_weighs_as_it_would_alone(weights, batch_size):
 
 def test_shares_on_a_device_are_rounded_without_bias_and_follow_schedules():
     """With numbers of the CPU, so that the sizes of the draws are known there."""
-    replay, batches = mixture(), 2000
+    replay, batches = mixture(), 400
     counts = np.array([int((replay.draw(7).indices % 3 == 2).sum()) for _ in range(batches)])
     assert set(counts.tolist()) == {5, 6}
     # Hoeffding's bound for the mean of numbers that vary by 1, with a chance of 1e-9
