@@ -53,7 +53,7 @@ class DeviceUniform(Uniform):
 
     def least_probability(self, batch_size: int, without: Any) -> Any:
         size, count = len(self.storage), (without >= 0).sum()
-        return torch.where(count < size, 1.0 / max(size, 1), torch.inf).double()
+        return torch.where(count < size, self.backend.full(1, 1.0 / max(size, 1))[0], torch.inf)
 
 
 class DeviceLatest(Latest):

@@ -352,6 +352,32 @@ def test_each_source_draws_and_weighs_as_it_would_alone(weights, batch_size):
                 np.testing.assert_allclose(batch.weights[rows], alone.weights, rtol=1e-6)
 
 
+@pytest.mark.parametrize("batch_size", [8, 9])
+def test_the_least_probabilities_are_those_of_the_cpu(batch_size):
+    """Without some indices of either source, also if these are all that a source has."""
+    replays = [mixture(device, weights="buffer") for device in PLACES]
+    stored = replays[0].stored()
+    for without in ([], [0, 1, 5], [62 - 3, 2], stored[stored % 3 == 2], stored[stored % 3 != 2], stored):
+        without = np.array(without, np.int64)
+        cpu, device = (
+            numbers(replay.least_probability(batch_size, replay.backend.array(without))) for replay in replays
+        )
+        np.testing.assert_allclose(device, cpu, rtol=1e-12)
+
+
+def test_rows_of_a_source_that_drew_nothing_are_weighed_among_themselves():
+    """Only a CombinedReplay takes rows from it."""
+    weights = []
+    for device in PLACES:
+        sources = {name: PrioritizedBuffer(9, FLAT, weights="buffer", device=device, seed=0) for name in "ab"}
+        for source in sources.values():
+            filled(source, 9)
+            source.update_priorities(np.arange(9), np.arange(9.0))
+        replay = CombinedReplay(MixedReplay(sources, shares={"a": 1.0, "b": 0.0}, add_to="b", seed=0), 3)
+        weights.append(assert_lawful(replay, 8).weights[-3:])
+    np.testing.assert_allclose(*weights, rtol=1e-6)
+
+
 def test_shares_on_a_device_are_rounded_without_bias_and_follow_schedules():
     """With numbers of the CPU, so that the sizes of the draws are known there."""
     replay, batches = mixture(), 400
@@ -462,17 +488,22 @@ LATE = {
     "an unknown index": (lambda r: r.read([62, 600], "reward"), "1 indices that were read are not stored"),
     "an unknown update": (lambda r: r.update_priorities([62, 600], [1.0, 1.0]), "1 indices .* never returned"),
     "an unknown value": (lambda r: r.overwrite([62, 600], reward=[1.0, 1.0]), "1 indices .* never returned"),
+    "a negative priority": (
+        lambda r: r.update_priorities([62, 0], priorities=[-1.0, 1.0]),
+        "1 priorities are negative",
+    ),
+    "NaN": (lambda r: r.update_priorities([62, 0], [np.nan, 1.0]), "1 TD errors or priorities are NaN"),
     "two sources": (lambda r: r.window(r.backend.array(np.array([[62, 15]]))), "1 indices that were read"),
 }
 
 
 @pytest.mark.parametrize("case", LATE)
-def test_wrong_indices_of_a_mixture_are_raised_later(case):
-    """By the source that they would belong to."""
+def test_wrong_input_of_a_mixture_is_raised_later(case):
+    """Once, by the source that it would belong to."""
     call, text = LATE[case]
     replay = mixture(online=23)
     call(replay)
-    with pytest.raises(IndexError, match=text):
+    with pytest.raises((IndexError, ValueError), match=text):
         replay.stats()
     replay.check()
 
