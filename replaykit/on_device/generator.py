@@ -56,7 +56,8 @@ class DeviceGenerator:
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
         self.generator.set_state(torch.from_numpy(np.array(state["state"], np.uint8)))
-        self.host.bit_generator.state = state["host"]
+        if "host" in state:  # not in states of version 0.2.0
+            self.host.bit_generator.state = state["host"]
 
     @property
     def _kind(self) -> str:
