@@ -266,8 +266,7 @@ class TorchBackend(Backend):
         lengths, is_new, n = window.length, ahead.windows, window.reward.shape[1]
         numbers = torch.arange(1, n + 1, device=self.device)
         ends = ends.view(len(lengths), n)
-        length = torch.where(ends & (numbers <= lengths[:, None]), numbers, lengths[:, None]).amin(1)
-        length = torch.where(is_new, length, lengths)
+        length = torch.where(ends & is_new[:, None], numbers, lengths[:, None]).amin(1)
         window.reward = torch.where(self._along(numbers <= length[:, None], window.reward), window.reward, 0.0)
         window.terminated = torch.where(is_new, ends.gather(1, length[:, None] - 1)[:, 0], window.terminated)
         window.truncated = window.truncated & (length == lengths)

@@ -240,7 +240,7 @@ class Storage(Declared, ABC):
         return self.reduce(self.window(indices, len(powers) - 1), powers)
 
     def look_ahead(self, window: Window, look: Look, uniforms: Floats) -> Ahead:
-        """The goals that hindsight gives to windows; see `Backend.look_ahead`."""
+        """The goals that hindsight gives to windows: `look_ahead <replaykit.backend.Backend.look_ahead>`."""
         return self.backend.look_ahead(self, window, look, uniforms)
 
     def fuse(self, distribution: Any, powers: Floats, rng: np.random.Generator) -> tuple[Serve, Open] | None:

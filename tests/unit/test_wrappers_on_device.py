@@ -108,11 +108,12 @@ def pairs(device, lanes=1, n_step=3, capacity=24, steps=20, make=ReplayBuffer, *
 
 
 def relabelled(replay, indices, uniforms):
-    """The transitions at these indices, with goals that are chosen by these numbers."""
+    """The transitions at these indices, with goals that are chosen by these numbers, and the rewards of each step."""
     put = replay.backend.array
     window = replay.inner.window(put(indices))
     window.ahead = replay.inner.look_ahead(window, replay.look, put(uniforms))
-    return numbers(replay.reduce(replay.change(window)))
+    window = replay.change(window)
+    return numbers({"rewards": window.reward} | replay.reduce(window))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -487,6 +488,7 @@ LATE = {
     "a stale index": (lambda r: r.fetch(r.backend.array(np.array([2, 62]))), "1 indices that were read are not stored"),
     "an unknown index": (lambda r: r.read([62, 600], "reward"), "1 indices that were read are not stored"),
     "an unknown update": (lambda r: r.update_priorities([62, 600], [1.0, 1.0]), "1 indices .* never returned"),
+    "a negative index": (lambda r: r.update_priorities([62, -2], [1.0, 1.0]), "1 indices .* never returned"),
     "an unknown value": (lambda r: r.overwrite([62, 600], reward=[1.0, 1.0]), "1 indices .* never returned"),
     "a negative priority": (
         lambda r: r.update_priorities([62, 0], priorities=[-1.0, 1.0]),
