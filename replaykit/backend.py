@@ -1,5 +1,6 @@
 """The array operations of replays: with NumPy here, with torch on a device in `replaykit.on_device.backend`."""
 
+import math
 import zlib
 from typing import Any
 
@@ -7,11 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from replaykit._kernels import lazy
+from replaykit.batch import Ahead, Look, Window
 from replaykit.checks import check_generator_state
-from replaykit.field import as_array, as_float64, as_indices, refuse_too_large
+from replaykit.field import Leaf, as_array, as_float64, as_indices, refuse_negative, refuse_too_large
 
 goals: Any = lazy("goals")
+lanes: Any = lazy("lanes")
 sequences: Any = lazy("sequences")
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 class Backend:
@@ -21,14 +25,16 @@ class Backend:
     """
 
     xp: Any = np
-    """The module with `where`, `minimum`, `maximum`, `abs` and `amax` of these arrays."""
+    """The module with `where`, `minimum`, `maximum`, `abs`, `amax` and `concatenate` of these arrays."""
     is_numpy = True
     """Whether arrays are NumPy's."""
     device: Any = None
     """The torch device of the tensors, or None for NumPy arrays."""
     indices: Any = staticmethod(as_indices)
     float64: Any = staticmethod(as_float64)
+    coerce: Any = staticmethod(Leaf.coerce)
     refuse_too_large: Any = staticmethod(refuse_too_large)
+    refuse_negative: Any = staticmethod(refuse_negative)
 
     def values(self, name: str, value: Any) -> Any:
         """`value` as an array of any dtype and shape."""
@@ -54,6 +60,18 @@ class Backend:
     def full(self, count: int, value: float) -> Any:
         """An array of `count` float64 with the same value."""
         return np.full(count, value)
+
+    def zeros(self, like: Any, count: int) -> Any:
+        """An array of `count` zeros with the dtype and the shape of the entries of another array."""
+        return np.zeros((count, *like.shape[1:]), like.dtype)
+
+    def numbers(self, numbers: list[Any]) -> Any:
+        """Some numbers as one array of float64."""
+        return np.array(numbers, np.float64)
+
+    def contiguous(self, array: Any) -> Any:
+        """An array whose entries are consecutive in memory."""
+        return np.ascontiguousarray(array)
 
     def refuse_not_finite(self, name: str, checked: Any, given: Any) -> None:
         """Raise ValueError for the first value of `given` at which `checked` is NaN or infinite."""
@@ -158,6 +176,76 @@ class Backend:
     def clear(self, array: Any, padding: Any) -> None:
         """Set the rows of padding to 0."""
         array[padding] = 0
+
+    # Hindsight
+
+    def result(self, name: str, value: Any) -> Any:
+        """What a function of the user returned, as an array."""
+        return value if type(value) is np.ndarray else as_array(name, value)
+
+    def kind(self, array: Any) -> str:
+        """The kind of an array's dtype: ``"b"``, ``"i"``, ``"u"``, ``"f"``, ``"c"``, or another letter of NumPy's."""
+        return array.dtype.kind  # type: ignore[no-any-return]
+
+    def copy(self, array: Any) -> Any:
+        """A copy of an array."""
+        return np.copy(array)
+
+    def look_ahead(self, source: Any, window: Window, look: Look, uniforms: Any) -> Ahead:
+        """Choose rows of a batch and their new goals, with `read` and `episode` of a storage or a replay.
+
+        ``uniforms`` has shape (2, B). Row r is chosen if ``uniforms[0, r] < look.ratio``. ``uniforms[1, r]`` then
+        chooses one of the steps that the strategy allows, with equal probability.
+        """
+        width, stride, chosen = math.prod(window.shape[1:]), window.stride, uniforms[0] < look.ratio
+        rows = np.flatnonzero(chosen)
+        first, chances = window.indices[rows * width], uniforms[1, rows]
+        if look.strategy == "random":
+            steps = np.empty(rows.size, np.int64)
+            lanes.nth_stored(chances, source.bounds, source.capacity, np.empty_like(steps), steps)
+        else:
+            _, start, last = source.episode(first)
+            oldest = source.bounds[0, first % stride] * stride + first % stride
+            begin = {"future": first, "final": last, "episode": np.maximum(start, oldest)}[look.strategy]
+            steps = begin + (chances * ((last - begin) // stride + 1)).astype(np.int64) * stride
+        goals = tuple(np.repeat(source.read(steps, leaf), width, axis=0) for leaf in look.leaves)
+        windows = (rows[:, None] * width + np.arange(width)).reshape(-1)
+        lengths = window.length[windows]
+        owner, begins = np.repeat(windows, lengths), np.repeat(lengths.cumsum() - lengths, lengths)
+        step = np.arange(owner.size) - begins
+        at = window.indices[owner] + step * stride
+        achieved = tuple(source.read(at, leaf) for leaf in look.leaves)
+        wanted = tuple(np.repeat(goal, lengths, axis=0) for goal in goals)
+        return Ahead(chosen, windows, owner * window.reward.shape[1] + step, achieved, wanted, goals)
+
+    def put_rewards(self, window: Window, ahead: Ahead, rewards: Any, dtype: np.dtype[Any]) -> Any:
+        """Write new rewards (S, ...), rounded to `dtype`, for the steps of `ahead`.
+
+        Returns the first reward that is not finite, or None.
+        """
+        rewards = rewards if rewards.ndim == 1 else rewards.reshape(-1)
+        if rewards.dtype is not _FLOAT32 and rewards.dtype is not _FLOAT64:
+            with np.errstate(over="ignore"):
+                rewards = np.asarray(rewards, dtype)
+        elif not rewards.flags.carray:
+            rewards = rewards.copy()
+        reward = window.reward
+        if reward.dtype is not _FLOAT64 or not reward.flags.c_contiguous:
+            reward = window.reward = np.ascontiguousarray(reward, _FLOAT64)
+        numbers = math.prod(reward.shape[2:])
+        wrong = goals.put_rewards(rewards, ahead.places, numbers, reward.reshape(-1), dtype.itemsize == 4)
+        return rewards[wrong] if wrong >= 0 else None
+
+    def shorten(self, window: Window, ahead: Ahead, ends: Any) -> None:
+        """End windows at their first step of `ahead` where `ends` (S,) is True, and set their flags accordingly."""
+        lengths, reward = window.length[ahead.windows], window.reward
+        begins = lengths.cumsum() - lengths
+        place = ahead.places % reward.shape[1]
+        length = np.minimum.reduceat(np.where(ends, place + 1, np.repeat(lengths, lengths)), begins)
+        reward.reshape(-1, *reward.shape[2:])[ahead.places[place >= np.repeat(length, lengths)]] = 0.0
+        window.terminated[ahead.windows] = ends[begins + length - 1]
+        window.truncated[ahead.windows] &= length == lengths
+        window.length[ahead.windows] = length
 
 
 NUMPY = Backend()

@@ -31,7 +31,8 @@ class Draw:
 class Rewrite(NamedTuple):
     """New `values` (R, ...) for the R windows with the numbers `rows` (R,). They replace stored values in `reduce`.
 
-    Every field in `fields` gets them, such as ``("obs.goal", "next_obs.goal")``. All are leaves of one dtype.
+    Every field in `fields` gets them, such as ``("obs.goal", "next_obs.goal")``. All are leaves of one dtype. On a
+    device, `rows` can also be flags (M,) for all windows, with a value for each window.
     """
 
     fields: tuple[str, ...]
@@ -53,7 +54,8 @@ class Look(NamedTuple):
 class Ahead(NamedTuple):
     """The answer to a `Look`: new goals for W of the windows, which have S steps in total.
 
-    Goals are tuples, with an array for each leaf of the `Look`.
+    Goals are tuples, with an array for each leaf of the `Look`. On a device, W = M and S = M n, so that shapes do not
+    depend on the draw: `windows` are flags for all windows, and past its end a window's last step is repeated.
 
     Attributes
     ----------

@@ -1,25 +1,19 @@
 """Hindsight experience replay: transitions are replayed with goals that the agent has achieved."""
 
-import math
 from collections.abc import Callable
 from operator import itemgetter
 from typing import Any, TypeAlias, final
 
 import numpy as np
-import numpy.typing as npt
 
-from replaykit._kernels import lazy
-from replaykit.batch import Ahead, Look, Rewrite, Strategy, Window
+from replaykit.backend import Backend
+from replaykit.batch import Look, Rewrite, Strategy, Window
 from replaykit.checks import check_choice, check_unit
 from replaykit.declared import read_only
-from replaykit.field import as_array
 from replaykit.replay import Replay
 from replaykit.storage.base import Indices
 from replaykit.trees import map_tree
 from replaykit.wrapper import ReplayWrapper
-
-kernels: Any = lazy("goals")
-_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 GoalFunction: TypeAlias = Callable[[Any, Any, dict[str, Any]], Any]
 Keys: TypeAlias = str | tuple[str, ...]
@@ -45,6 +39,10 @@ class HindsightReplay(ReplayWrapper):
     If an episode is partly overwritten, its remaining steps are used. Relabelling does not change stored transitions or
     their priorities. The functions are pickled with the replay.
 
+    Around a buffer on a device, the functions get tensors and return tensors, and M is always the batch size times
+    `n_step`. :doc:`/how-to/gpu-simulators` shows an example. The first batches wait for the device if there is a
+    `terminated_fn`, until it was checked once.
+
     Parameters
     ----------
     inner : Replay
@@ -69,7 +67,8 @@ class HindsightReplay(ReplayWrapper):
     ------
     TypeError, ValueError, RuntimeError
         If the observations lack the goals, or an argument is out of range. When sampling, if a function raises an
-        error, or returns a wrong shape or numbers that are not finite; the buffer is then unchanged.
+        error, or returns a wrong shape or numbers that are not finite; the buffer is then unchanged. On a device,
+        numbers that are not finite are in the batch, and the next call of `stats`, `check` or `save` raises the error.
 
     References
     ----------
@@ -119,7 +118,6 @@ class HindsightReplay(ReplayWrapper):
            [ 1. ,  1. ,  0.5,  0. ]], dtype=float32)
     """
 
-    needs_cpu = "a HindsightReplay computes rewards with NumPy"
     may_raise = True
     reward_fn: GoalFunction = read_only("_reward_fn", "The function that gives the rewards of relabelled steps.")
     terminated_fn: GoalFunction | None = read_only("_terminated_fn", "That of the ends of relabelled steps, or None.")
@@ -150,7 +148,6 @@ class HindsightReplay(ReplayWrapper):
         self._desired = [(f"obs.{key}", f"next_obs.{key}") for key in desired]
         self._info = tuple(leaf.name for leaf in self.spec.leaves if leaf.name.partition(".")[0] in self.spec.extra)
         self._dtype, self._shape = self.spec["reward"].dtype, self.spec["reward"].shape
-        self._numbers, self._is_short = math.prod(self._shape), self._dtype.itemsize == 4
         self._is_vectorised = terminated_fn is None
         self.ratio = ratio
 
@@ -201,9 +198,9 @@ class HindsightReplay(ReplayWrapper):
                 raise ValueError(f"{got}; expected single goals; {remedy}")
 
     def change(self, window: Window) -> Window:
-        look, ahead = self.look, window.ahead
+        backend, look, ahead = self.backend, self.look, window.ahead
         if look is None:  # no random numbers are drawn, so that batches equal those of the wrapped replay
-            window.added["relabelled"] = np.zeros(window.shape[0], np.bool_)
+            window.added["relabelled"] = backend.full(window.shape[0], 0.0) > 0.0
             return window
         if ahead is None:
             ahead = self.inner.look_ahead(window, look, self.rng.random((2, window.shape[0])))
@@ -215,17 +212,13 @@ class HindsightReplay(ReplayWrapper):
             return window
         info = self._info_of(window, places) if self._info else {}
         asked = (achieved, wanted, info) if self._is_tuple else (achieved[0], wanted[0], info)
-        rewards = self._rewards(asked if self._terminated_fn is None else _map(np.copy, asked))
+        rewards = self._rewards(asked if self._terminated_fn is None else _map(backend.copy, asked))
         ends = None if self._terminated_fn is None else self._ends(asked)
-        reward = window.reward
-        if reward.dtype is not _FLOAT64 or not reward.flags.c_contiguous:
-            reward = window.reward = np.ascontiguousarray(reward, _FLOAT64)
-        wrong = kernels.put_rewards(rewards, places, self._numbers, reward.reshape(-1), self._is_short)
-        if wrong >= 0:
-            name = _called("reward_fn", self._reward_fn)
-            raise ValueError(f"{name} returned {rewards[wrong]}; expected finite {self._dtype}")
+        wrong = backend.put_rewards(window, ahead, rewards, self._dtype)
+        if wrong is not None:
+            raise ValueError(f"{_called('reward_fn', self._reward_fn)} returned {wrong}; expected finite {self._dtype}")
         if ends is not None:
-            self._shorten(window, ahead, ends)
+            backend.shorten(window, ahead, ends)
         window.rewrites += rewrites
         return window
 
@@ -235,52 +228,37 @@ class HindsightReplay(ReplayWrapper):
         steps = window.indices[places // n] + places % n * window.stride
         return self.spec.unflatten([self.inner.read(steps, name) for name in self._info], self.spec.extra)
 
-    def _rewards(self, goals: Goals) -> npt.NDArray[Any]:
-        """The rewards of the steps for their goals, as a flat array of float32 or float64."""
-        result = _ask("reward_fn", self._reward_fn, goals, self._shape, "biuf", "real numbers")
-        result = result.reshape(-1) if self._shape else result
-        if result.dtype is _FLOAT32 or result.dtype is _FLOAT64:
-            return result if result.flags.carray else result.copy()
-        with np.errstate(over="ignore"):
-            return np.asarray(result, self._dtype)
+    def _rewards(self, goals: Goals) -> Any:
+        """The rewards (S, ...) of the steps for their goals."""
+        return _ask(self.backend, "reward_fn", self._reward_fn, goals, self._shape, "biuf", "real numbers")
 
-    def _ends(self, goals: Goals) -> npt.NDArray[np.bool_]:
-        """Whether each step terminates its episode under its new goal."""
-        ends = self._ask_ends(goals)
+    def _ends(self, goals: Goals) -> Any:
+        """Whether each step terminates its episode under its new goal. Waits for the device until a check is done."""
+        ends, backend = self._ask_ends(goals), self.backend
         if self._is_vectorised:
             return ends
         achieved, desired, _ = goals
         pairs = zip(_parts(achieved), _parts(desired), strict=True)
-        is_missed = [(one != other).reshape(len(ends), -1).any(axis=1) for one, other in pairs]
+        is_missed = [backend.host("goals", (one != other).reshape(len(ends), -1).any(1)) for one, other in pairs]
         missed = np.any(is_missed, axis=0).nonzero()[0][:8]
         if missed.size:
             # Some functions take the norm over all rows, so the result of a row depends on the other rows. Compare the
             # results of some rows together and one by one; the second third has its achieved goals as desired goals
-            achieved, desired, info = _map(itemgetter(np.tile(missed, 3)), goals)
+            achieved, desired, info = _map(itemgetter(backend.array(np.tile(missed, 3))), goals)
             for one, other in zip(_parts(achieved), _parts(desired), strict=True):
                 other[missed.size : 2 * missed.size] = one[: missed.size]
             probe = achieved, desired, info
-            alone = [self._ask_ends(_map(itemgetter([row]), probe))[0] for row in range(3 * missed.size)]
-            if (self._ask_ends(probe) != alone).any():
+            alone = [bool(self._ask_ends(_map(itemgetter([row]), probe))[0]) for row in range(3 * missed.size)]
+            if (backend.host("ends", self._ask_ends(probe)) != alone).any():
                 fault = "returns another value for a row alone than for it in a batch, so it is not vectorised"
                 name = _called("terminated_fn", self._terminated_fn)
-                raise ValueError(f"{name} {fault}; {_wrapped('terminated_fn', goals)}")
+                raise ValueError(f"{name} {fault}; {_wrapped(backend, 'terminated_fn', goals)}")
             self._is_vectorised = True
         return ends
 
-    def _ask_ends(self, goals: Goals) -> npt.NDArray[np.bool_]:
-        return _ask("terminated_fn", self._terminated_fn, _map(np.copy, goals), (), "b", "bool")
-
-    def _shorten(self, window: Window, ahead: Ahead, ends: npt.NDArray[np.bool_]) -> None:
-        """End each window at its first step that terminates under the new goal, and set its flags accordingly."""
-        lengths = window.length[ahead.windows]
-        begins = lengths.cumsum() - lengths
-        place = ahead.places % window.reward.shape[1]
-        length = np.minimum.reduceat(np.where(ends, place + 1, np.repeat(lengths, lengths)), begins)
-        window.reward.reshape(-1, *self._shape)[ahead.places[place >= np.repeat(length, lengths)]] = 0.0
-        window.terminated[ahead.windows] = ends[begins + length - 1]
-        window.truncated[ahead.windows] &= length == lengths
-        window.length[ahead.windows] = length
+    def _ask_ends(self, goals: Goals) -> Any:
+        copies = _map(self.backend.copy, goals)
+        return _ask(self.backend, "terminated_fn", self._terminated_fn, copies, (), "b", "bool")
 
 
 def _is_relabelled(replay: Replay) -> bool:
@@ -307,28 +285,27 @@ def _map(function: Callable[[Any], Any], goals: Goals) -> Goals:
 
 
 def _ask(
-    option: str, function: Any, goals: Goals, shape: tuple[int, ...], kinds: str, expected: str
-) -> npt.NDArray[Any]:
+    backend: Backend, option: str, function: Any, goals: Goals, shape: tuple[int, ...], kinds: str, expected: str
+) -> Any:
     """Call the user's `function` for M steps. The result has the shape (M, *shape). The function may change `goals`."""
-    shape = len(_parts(goals[0])[0]), *shape
+    shape, name = (len(_parts(goals[0])[0]), *shape), _called(option, function)
     try:
         result = function(*goals)
     except Exception as error:
-        raised = f"{_called(option, function)} raised {type(error).__name__}: {error}"
+        raised = f"{name} raised {type(error).__name__}: {error}"
         raise RuntimeError(f"{raised}; it was given {_described(goals)}, one row for each step") from error
-    is_array = type(result) is np.ndarray
-    array: npt.NDArray[Any] = result if is_array else as_array(f"what {_called(option, function)} returned", result)
+    array = backend.result(f"what {name} returned", result)
     if array.shape != shape:
         numbers = "one number" if len(shape) == 1 else f"{shape[1]} numbers"
-        wanted = f"{shape}, {numbers} for each row of {_described(goals)}; {_wrapped(option, goals)}"
-        raise ValueError(f"{_called(option, function)} returned shape {array.shape}; expected {wanted}")
-    if array.dtype.kind not in kinds:
-        raise TypeError(f"{_called(option, function)} returned dtype {array.dtype}; expected {expected}")
+        wanted = f"{shape}, {numbers} for each row of {_described(goals)}; {_wrapped(backend, option, goals)}"
+        raise ValueError(f"{name} returned shape {tuple(array.shape)}; expected {wanted}")
+    if backend.kind(array) not in kinds:
+        raise TypeError(f"{name} returned dtype {array.dtype}; expected {expected}")
     return array
 
 
 def _described(goals: Goals) -> str:
-    parts = [f"{part.shape}, {part.dtype}" for part in _parts(goals[0])]
+    parts = [f"{tuple(part.shape)}, {part.dtype}" for part in _parts(goals[0])]
     if isinstance(goals[0], tuple):
         return f"the arrays of the tuples achieved_goal and desired_goal, of shapes {'; '.join(parts)}"
     return f"achieved_goal and desired_goal of shape {parts[0]}"
@@ -338,8 +315,10 @@ def _called(option: str, function: Any) -> str:
     return f"{option} {getattr(function, '__qualname__', None) or repr(function)}"
 
 
-def _wrapped(option: str, goals: Goals) -> str:
+def _wrapped(backend: Backend, option: str, goals: Goals) -> str:
     """How to wrap a function that takes one pair of goals at a time."""
+    if not backend.is_numpy:
+        return f"if it takes one goal at a time, wrap it: torch.vmap({option})"
     rows = "zip(*achieved), zip(*desired)" if isinstance(goals[0], tuple) else "achieved, desired"
     loop = f"[{option}(a, d, {{}}) for a, d in zip({rows})]"
     return f"if it takes one goal at a time, wrap it: lambda achieved, desired, info: np.array({loop})"

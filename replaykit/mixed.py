@@ -8,32 +8,23 @@ from typing import Any, cast, final
 import numpy as np
 import numpy.typing as npt
 
+from replaykit._kernels import LazyModule
+from replaykit.backend import Backend
 from replaykit.batch import Draw, Window
 from replaykit.buffer import Seed
-from replaykit.checks import check_count, check_generator_state, check_seed, prefixed
+from replaykit.checks import check_count, check_seed, prefixed
 from replaykit.declared import Declared, Moment, read_only
-from replaykit.field import as_float64, as_indices, refuse_negative, refuse_too_large
-from replaykit.mixing import (
-    Locks,
-    Plan,
-    Ring,
-    Rows,
-    Share,
-    Shares,
-    padded_rewards,
-    refuse_shared,
-    refuse_wrong_sources,
-    zeros_like,
-)
+from replaykit.mixing import Locks, Plan, Ring, Rows, Share, Shares, refuse_shared, refuse_wrong_sources
 from replaykit.replay import Replay
 from replaykit.schedules import check_schedule
 from replaykit.settings import Settings
 from replaykit.spec import REQUIRED
 from replaykit.storage.base import Floats, Indices, refuse_not_stored
 from replaykit.storage.lock import Lock
-from replaykit.trees import Tree
+from replaykit.trees import Tree, map_tree
 from replaykit.updates import leaves_at, one_of, refuse_other_shape
 
+on_device: Any = LazyModule("replaykit.on_device")
 _ENDS = "length", "terminated", "truncated"
 
 
@@ -65,6 +56,9 @@ class MixedReplay(Replay):
     A batch takes as long as the batches of its sources, plus O(B) to join them. It is O(N) if a source has
     ``weights="buffer"`` and its number of rows is not an integer.
 
+    The sources can be on a device, all on the same one. Batches are then tensors. Nothing waits for the device, except
+    with a `CombinedReplay` around sources with ``weights="buffer"``.
+
     Parameters
     ----------
     sources : dict of str to Replay
@@ -80,9 +74,9 @@ class MixedReplay(Replay):
     Raises
     ------
     TypeError, ValueError
-        If an argument is invalid, the sources differ in a setting that must be equal, or two of them share a storage
-        or a generator. When sampling, if a source with a positive share is empty or cannot draw its rows. The mixture
-        is then unchanged.
+        If an argument is invalid, the sources differ in a setting that must be equal or are in different places, or two
+        of them share a storage or a generator. When sampling, if a source with a positive share is empty or cannot draw
+        its rows. The mixture is then unchanged.
 
     References
     ----------
@@ -124,14 +118,15 @@ class MixedReplay(Replay):
         self.sources: Mapping[str, Replay] = MappingProxyType(dict(sources))
         self._each, self._names, self._add_to = tuple(sources.values()), tuple(sources), add_to
         self._added_to = sources[add_to]
-        self.rng: np.random.Generator = np.random.default_rng(check_seed(seed))
+        self.backend: Backend = self._added_to.backend
+        self.rng: Any = self.backend.generator(check_seed(seed))
         refuse_shared(sources, self.rng)
         locks = [lock for source in self._each for lock in source.lock.each]
         self.lock: Lock = cast(Lock, Locks(locks, self._added_to.lock.written))
         lanes = [source.successor for source in self._each]
         first, capacity = self._added_to.settings, sum(source.capacity for source in self._each)
         self.settings: Settings = Settings(first.spec, capacity, first.num_envs, first.n_step, first.gamma, first.stack)
-        self._ring = Ring(lanes)
+        self._ring = Ring(lanes) if self.backend.is_numpy else on_device.DeviceRing(self._each, self.backend)
         self.successor: int = self._ring.successor
         self._last = len(lanes) - 1
         self.note_bytes(max(source.bytes_each for source in self._each))
@@ -186,26 +181,25 @@ class MixedReplay(Replay):
                 source.clear()
 
     def overwrite(self, indices: npt.ArrayLike, **fields: Tree) -> int:
-        entries, leaves = leaves_at(self.spec, indices, fields)
+        backend = self.backend
+        entries, leaves = leaves_at(self.spec, indices, fields, backend, backend.coerce)
         with self.lock:
             if self.lock.sampling:
                 self.lock.refuse_writing()
-            kept = entries != -1
-            entries, values = entries[kept], [leaf[kept] for leaf in leaves.values()]
-            self._refuse_never_given(entries)
-            rows = self._ring.split(entries)
+            self._refuse_never_given(entries, padded=True)
+            rows, values = self._ring.split(entries), leaves.values()
             parts = [
                 self.spec.unflatten([v[rows.of(k)] for v in values], tuple(fields)) for k in range(len(self._each))
             ]
             for source, own, part in zip(self._each, rows.own, parts, strict=True):
-                source.overwrite(np.full_like(own, -1), **part)  # only checks the values
+                source.overwrite(own * 0 - 1, **part)  # only checks the values
             return sum(s.overwrite(own, **part) for s, own, part in zip(self._each, rows.own, parts, strict=True))
 
-    def _refuse_never_given(self, indices: Indices) -> None:
-        """Raise IndexError for the first index that was never returned."""
-        wrong = (indices < 0) | (indices // self.successor >= self.bounds[1, indices % self.successor])
-        if wrong.any():
-            self._refuse(indices[wrong][:1])
+    def _refuse_never_given(self, indices: Indices, padded: bool = False) -> None:
+        """Raise IndexError for the first index that was never returned. On a device, the sources record it."""
+        if self.backend.is_numpy:
+            given = indices[indices != -1] if padded else indices
+            self._refuse(given[(given < 0) | (given // self.successor >= self.bounds[1, given % self.successor])][:1])
 
     def begins_row(self, indices: Indices) -> npt.NDArray[np.bool_]:
         rows = self._ring.split(indices)
@@ -214,8 +208,9 @@ class MixedReplay(Replay):
     # -- Indices ---------------------------------------------------------------------------------------------
 
     def _refuse(self, indices: Indices, padded: bool = False) -> None:
-        """Raise IndexError for the first index that is not stored."""
-        refuse_not_stored(indices[indices != -1] if padded else indices, self.bounds)
+        """Raise IndexError for the first index that is not stored. On a device, the sources record it."""
+        if self.backend.is_numpy:
+            refuse_not_stored(indices[indices != -1] if padded else indices, self.bounds)
 
     # -- Sampling --------------------------------------------------------------------------------------------
 
@@ -251,21 +246,22 @@ class MixedReplay(Replay):
             raise
 
     def _together(self, draws: list[Draw | None], plan: Plan, size: int) -> tuple[Rows, Draw]:
-        owns: list[Indices] = []
-        indices, probabilities, least = [], [], None
+        backend, owns, indices, probabilities = self.backend, list[Indices](), [], []
+        least: list[Any] = [np.nan] * len(draws)
         for k, draw in enumerate(draws):
             if draw is None:
                 owns.append(_NONE)
                 continue
-            own = as_indices("indices", draw.indices)
+            own = backend.indices("indices", draw.indices)
             owns.append(own)
             indices.append(self._ring.mapped(k, own))
-            is_whole = not plan.chances[k]
-            probabilities.append(draw.probabilities * (own.size / size) if is_whole else self._shares_of(k, own, size))
+            count, is_whole = len(own), not plan.chances[k]
+            probabilities.append(draw.probabilities * (count / size) if is_whole else self._shares_of(k, own, size))
             if draw.least is not None:
-                least = np.full(len(draws), np.nan) if least is None else least
-                least[k] = draw.least * (own.size / size) if is_whole else self._least(k, size, _NONE)
-        return self._ring.together(owns), Draw(np.concatenate(indices), np.concatenate(probabilities), least)
+                least[k] = draw.least * (count / size) if is_whole else self._least(k, size, backend.array(_NONE))
+        is_known = any(draw is not None and draw.least is not None for draw in draws)
+        joined, shares = map(backend.xp.concatenate, (indices, probabilities))
+        return self._ring.together(owns, joined), Draw(joined, shares, backend.numbers(least) if is_known else None)
 
     def _asked(self, k: int, count: int, size: int, ask: Callable[[int], Any]) -> Any:
         """The result of source k for `count` of `size` rows. An error names the source."""
@@ -276,16 +272,17 @@ class MixedReplay(Replay):
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> Floats:
         """The expected fraction of a batch that each stored index gets: share of its source times probability there."""
-        entries, size = as_indices("indices", indices), check_count("batch_size", batch_size)
+        entries, size = self.backend.indices("indices", indices), check_count("batch_size", batch_size)
         with self.lock:
             self._refuse(entries)
-            rows = self._ring.split(entries)
+            rows = self._ring.split(entries, True)
             return rows.joined([self._shares_of(k, own, size) for k, own in enumerate(rows.own)])
 
     def _shares_of(self, k: int, own: Indices, size: int) -> Floats:
         """The expected fraction of a batch of `size` that each index of source k gets, over its possible row counts."""
-        source, shares = self._each[k], np.zeros(own.size)
-        if own.size:
+        source = self._each[k]
+        shares: Floats = self.backend.full(len(own), 0.0)
+        if len(own):
             for count, chance in self._plan(size).counts_of(k):
                 of_source = self._asked(k, count, size, lambda count: source.probability(own, count))
                 shares += of_source * (chance * count / size)
@@ -295,9 +292,11 @@ class MixedReplay(Replay):
         """The smallest positive probability of the stored indices of each source except those in `without`, (K,)."""
         size = check_count("batch_size", batch_size)
         with self.lock:
-            return np.array([self._least(k, size, own) for k, own in enumerate(self._ring.split(without).own)])
+            rows = self._ring.split(without)
+            least: Floats = self.backend.numbers([self._least(k, size, own) for k, own in enumerate(rows.own)])
+            return least
 
-    def _least(self, k: int, size: int, without: Indices) -> float:
+    def _least(self, k: int, size: int, without: Indices) -> Any:
         counts = self._plan(size).counts_of(k)
         source = self._each[k]
         if not counts or not len(source):
@@ -305,33 +304,29 @@ class MixedReplay(Replay):
         if len(counts) == 1:
             ((count, chance),) = counts
             least = self._asked(k, count, size, lambda count: source.least_probability(count, without))
-            return float(least * (chance * count / size))
-        shares = self._shares_of(k, np.setdiff1d(source.stored(), without), size)
-        return float(shares.min(initial=np.inf, where=shares > 0.0))
+            return least * (chance * count / size)
+        backend, stored = self.backend, self.backend.array(source.stored())
+        shares = self._shares_of(k, stored, size)
+        return backend.least_positive(backend.xp.where(backend.is_in(stored, without), 0.0, shares))
 
     def least_of(self, indices: Indices, probabilities: Floats) -> Floats:
-        least, owner = np.full(len(self._each), np.inf), self._ring.owner[indices % self.successor]
-        is_positive = probabilities > 0.0
-        np.minimum.at(least, owner[is_positive], probabilities[is_positive])
+        backend, owner = self.backend, self._ring.owner_of(indices)
+        each = [backend.xp.where(owner == k, probabilities, 0.0) for k in range(len(self._each))]
+        least: Floats = backend.numbers([backend.least_positive(of_source) for of_source in each])
         return least
 
     def weigh(self, draw: Draw) -> npt.NDArray[np.float32]:
         """The weights that each source computes for its rows, from their probabilities divided by its share."""
         with self.lock:
-            return self._weights(self._ring.split(draw.indices), draw)
+            return self._weights(self._ring.split(draw.indices, True), draw)
 
     def _weights(self, rows: Rows, draw: Draw) -> npt.NDArray[np.float32]:
-        shares, least = self._plan(1).shares, draw.least
-        weights: list[npt.NDArray[np.float32]] = []
-        for k, own in enumerate(rows.own):
-            if own.size:
-                share = shares[k] or 1.0  # with share 0, only a wrapper draws from it
-                part = Draw(own, draw.probabilities[rows.of(k)] / share)
-                if least is not None:
-                    known = float(np.broadcast_to(least, len(shares))[k])
-                    part.least = None if np.isnan(known) else known / share
-                weights.append(self._each[k].weigh(part))
-        return rows.joined(weights)
+        shares = self._plan(1).shares
+        return rows.joined(
+            [  # with share 0, only a wrapper draws from it
+                self._each[k].weigh(rows.alone(k, draw, shares[k] or 1.0)) for k, own in enumerate(rows.own) if len(own)
+            ]
+        )
 
     def serve(self, batch_size: int) -> dict[str, Any]:
         rows, draw = self._draws(batch_size)
@@ -343,15 +338,14 @@ class MixedReplay(Replay):
 
     def fetch(self, indices: Indices) -> dict[str, Any]:
         with self.lock:
-            indices = self._checked(indices)
-            rows = self._ring.split(indices)
+            rows = self._split(indices)
             return self._fields(rows, [s.fetch(own) for s, own in zip(self._each, rows.own, strict=True)])
 
-    def _checked(self, indices: Any) -> Indices:
-        if type(indices) is not np.ndarray or indices.dtype != np.int64 or indices.ndim != 2:
-            indices = as_indices("indices", indices)
+    def _split(self, indices: Any) -> Rows:
+        """The rows of each source in the indices at which windows are opened."""
+        indices = self.backend.window_starts(indices)
         self._refuse(indices.reshape(-1), padded=indices.ndim == 2)
-        return cast(Indices, indices)
+        return self._ring.split(indices, True)
 
     def _fields(self, rows: Rows, parts: list[dict[str, Any]]) -> dict[str, Any]:
         """Join the fields of all sources."""
@@ -375,27 +369,30 @@ class MixedReplay(Replay):
                         raise ValueError(
                             f"batches of source {self._names[k]!r} have no {name!r}, but those of other sources have"
                         )
-                    part[name] = zeros_like(like, len(rows.own[k]))
+                    part[name] = self._zeros_like(like, len(rows.own[k]))
+
+    def _zeros_like(self, tree: Tree, rows: int) -> Tree:
+        """Zeros with the structure of `tree` and with `rows` rows."""
+        return map_tree(lambda array, _path: self.backend.zeros(array, rows), tree)
 
     def window(self, indices: Indices) -> Window:
         with self.lock:
-            indices = self._checked(indices)
-            rows = self._ring.split(indices)
+            rows = self._split(indices)
             parts = [source.window(own) for source, own in zip(self._each, rows.own, strict=True)]
         shapes = {part.shape[1:] for part in parts}
         if len(shapes) > 1:
             raise ValueError(
                 f"the windows of the sources have different shapes per row: {shapes}; expected the same shape"
             )
-        shape = len(indices), *shapes.pop()
-        rows = Rows(rows.own, rows.owner, rows.begins, rows.order, int(np.prod(shape[1:])))
+        shape = len(rows.owner), *shapes.pop()
+        rows = rows.widened(int(np.prod(shape[1:])))
         own = [self._ring.placed(k, part.indices) for k, part in enumerate(parts)]
-        reward = rows.joined(padded_rewards([part.reward for part in parts]))
+        reward = rows.rewards([part.reward for part in parts])
         length, terminated, truncated = (rows.joined([getattr(part, name) for part in parts]) for name in _ENDS)
         window = Window(rows.joined(own), shape, self.successor, reward, length, terminated, truncated, (rows, parts))
         for name in dict.fromkeys(name for part in parts for name in part.added):
             like = next(part.added[name] for part in parts if name in part.added)
-            values = [part.added.get(name, zeros_like(like, part.shape[0])) for part in parts]
+            values = [part.added.get(name, self._zeros_like(like, part.shape[0])) for part in parts]
             window.added[name] = rows.tree(values)
         window.added["source"] = rows.owner
         return window
@@ -406,11 +403,11 @@ class MixedReplay(Replay):
         reduced = []
         begin = 0
         for k, (source, part) in enumerate(zip(self._each, parts, strict=True)):
-            mine, count = rows.of(k, rows.width), part.indices.size
+            count, reward = len(part.indices), window.reward[:, : part.reward.shape[1]]
             changed = dataclasses.replace(
                 part,
-                reward=np.ascontiguousarray(window.reward[mine][:, : part.reward.shape[1]]),
-                **{name: getattr(window, name)[mine] for name in _ENDS},
+                reward=self.backend.contiguous(rows.given_to(k, reward, part.reward)),
+                **{name: rows.given_to(k, getattr(window, name), getattr(part, name)) for name in _ENDS},
                 added={name: window.added[name][rows.of(k)] for name in known if name in window.added},
                 rewrites=[*part.rewrites, *rows.rewrites_of(window.rewrites, begin, count)],
             )
@@ -453,8 +450,8 @@ class MixedReplay(Replay):
     def update_priorities(
         self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *, priorities: npt.ArrayLike | None = None
     ) -> int:
-        name, given = one_of(td_errors, priorities)
-        entries, values = as_indices("indices", indices, True), as_float64(name, given, True)
+        backend, (name, given) = self.backend, one_of(td_errors, priorities)
+        entries, values = backend.indices("indices", indices, True), backend.float64(name, given, True)
         if values.shape != entries.shape:
             refuse_other_shape(name, values, entries.shape, "the shape of indices")
         with self.lock:
@@ -464,11 +461,11 @@ class MixedReplay(Replay):
             rows, applied = self._ring.split(entries), 0
             given_to = [values[rows.of(k)] for k in range(len(self._each))]
             for source, part in zip(self._each, given_to, strict=True):
-                refuse_too_large(name, part, source.largest_priority)
+                backend.refuse_too_large(name, part, source.largest_priority)
                 if priorities is not None:
-                    refuse_negative(part)
+                    backend.refuse_negative(part)
             for source, own, part in zip(self._each, rows.own, given_to, strict=True):
-                applied += source.update_priorities(own, **{name: part}) if own.size else 0
+                applied += source.update_priorities(own, **{name: part}) if len(own) else 0
             return applied
 
     @property
@@ -525,17 +522,17 @@ class MixedReplay(Replay):
         return self._of_added(self._added_to.latest(count))
 
     def episode(self, indices: npt.ArrayLike) -> tuple[Indices, Indices, Indices]:
-        entries = as_indices("indices", indices)
+        entries = self.backend.indices("indices", indices)
         with self.lock:
             self._refuse(entries, padded=True)
             rows = self._ring.split(entries)
             found = [source.episode(own) for source, own in zip(self._each, rows.own, strict=True)]
-        numbers = [np.where(part[0] < 0, -1, part[0] * len(found) + k) for k, part in enumerate(found)]
+        numbers = [self.backend.xp.where(part[0] < 0, -1, part[0] * len(found) + k) for k, part in enumerate(found)]
         first, last = ([self._ring.placed(k, part[side]) for k, part in enumerate(found)] for side in (1, 2))
         return rows.joined(numbers), rows.joined(first), rows.joined(last)
 
     def read(self, indices: npt.ArrayLike, field: str) -> npt.NDArray[Any]:
-        entries = as_indices("indices", indices)
+        entries = self.backend.indices("indices", indices)
         with self.lock:
             self._refuse(entries, padded=True)
             rows = self._ring.split(entries)
@@ -582,7 +579,7 @@ class MixedReplay(Replay):
         batches = state["batches"]
         if type(batches) is not int or not 0 <= batches < 1 << 63:
             raise ValueError(f"batches is {batches!r:.30}; expected an int of at least 0")
-        check_generator_state(self.rng.bit_generator, state["rng"])
+        self.backend.check_generator_state(self.rng, state["rng"])
         Shares(self._names, self._shares_in(state))
 
     def _shares_in(self, state: dict[str, Any]) -> dict[str, Share]:
@@ -592,7 +589,8 @@ class MixedReplay(Replay):
 
     def restore(self, state: dict[str, Any]) -> None:
         self.shares = self._shares_in(state)
-        self._batches, self.rng.bit_generator.state = state["batches"], state["rng"]
+        self._batches = state["batches"]
+        self.backend.set_generator_state(self.rng, state["rng"])
 
     def __reduce__(self) -> Any:
         with self.lock:  # the sources are arguments and copy themselves, at the same moment

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from replaykit.batch import Rewrite
+from replaykit.batch import Draw, Rewrite
 from replaykit.checks import check_unit, nearest
 from replaykit.replay import Replay
 from replaykit.schedules import check_schedule
@@ -205,6 +205,33 @@ class Rows(NamedTuple):
             return slice(begin * width, end * width)
         return _widened(self.order[begin:end], width)
 
+    def given_to(self, k: int, of_all: npt.NDArray[Any], own: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The entries of source k's windows in an array of all windows, in the place of `own`, its array."""
+        return of_all[self.of(k, self.width)]  # type: ignore[no-any-return]
+
+    def widened(self, width: int) -> "Rows":
+        """The same rows with this number of windows in each."""
+        return self._replace(width=width)
+
+    def alone(self, k: int, draw: Draw, share: float) -> Draw:
+        """The rows of source k in a draw, with the probabilities that they have in this source alone."""
+        part = Draw(self.own[k], draw.probabilities[self.of(k)] / share)
+        if draw.least is not None:
+            known = float(np.broadcast_to(draw.least, len(self.own))[k])
+            part.least = None if np.isnan(known) else known / share
+        return part
+
+    def rewards(self, parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """Join rewards (M, n, ...). If the lanes of a source are shorter than `n_step`, its n is smaller."""
+        longest = max(reward.shape[1] for reward in parts)
+        missing = [(longest - reward.shape[1], reward.ndim) for reward in parts]
+        return self.joined(
+            [
+                np.pad(reward, [(0, 0), (0, steps), *[(0, 0)] * (axes - 2)]) if steps else reward
+                for reward, (steps, axes) in zip(parts, missing, strict=True)
+            ]
+        )
+
     def joined(self, parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
         """Join the sources' arrays, which have an entry for each row or each window."""
         array = np.concatenate(parts)
@@ -286,8 +313,16 @@ class Ring:
         indices = self.mapped(k, own)
         return np.where(own < 0, own, indices) if own.min(initial=0) < 0 else indices
 
-    def split(self, indices: Indices) -> Rows:
-        """The rows of each replay in indices of shape (B,) or (B, T). The entry -1 may belong to any replay."""
+    def owner_of(self, indices: Indices) -> Indices:
+        """The number of the replay of each index."""
+        owners: Indices = self.owner[indices % self.successor]
+        return owners
+
+    def split(self, indices: Indices, is_opening: bool = False) -> Rows:
+        """The rows of each replay in indices of shape (B,) or (B, T). The entry -1 may belong to any replay.
+
+        `is_opening`: whether windows are opened at the indices, which matters on a device only.
+        """
         width = indices.shape[1] if indices.ndim == 2 else 1
         steps, lanes = np.divmod(indices, self.successor)
         owners = self.owner[lanes]
@@ -309,8 +344,11 @@ class Ring:
         begins = [0, *np.bincount(owner, minlength=len(self.numbers)).cumsum().tolist()]
         return Rows([own[begin:end] for begin, end in pairwise(begins)], owner, begins, order, width)
 
-    def together(self, own: list[Indices]) -> Rows:
-        """The rows of a batch that consists of the rows `own` of each replay, sorted by replay."""
+    def together(self, own: list[Indices], indices: Indices | None = None) -> Rows:
+        """The rows of a batch that consists of the rows `own` of each replay, sorted by replay.
+
+        `indices` are the same rows as indices of the ring.
+        """
         counts = [indices.size for indices in own]
         return Rows(own, np.repeat(self.numbers, counts), [0, *accumulate(counts)], None, 1)
 
@@ -318,25 +356,6 @@ class Ring:
 def _widened(rows: Indices, width: int) -> Indices:
     """The window numbers of these rows, `width` windows for each."""
     return rows if width == 1 else (rows[:, None] * width + np.arange(width)).reshape(-1)
-
-
-def padded_rewards(rewards: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-    """Pad rewards (M, n, ...) to the same n. If the lanes of a source are shorter than `n_step`, its n is smaller."""
-    longest = max(reward.shape[1] for reward in rewards)
-    missing = [(longest - reward.shape[1], reward.ndim) for reward in rewards]
-    return [
-        np.pad(reward, [(0, 0), (0, steps), *[(0, 0)] * (axes - 2)]) if steps else reward
-        for reward, (steps, axes) in zip(rewards, missing, strict=True)
-    ]
-
-
-def zeros_like(tree: Tree, rows: int) -> Tree:
-    """Zeros with the structure of `tree` and with `rows` rows."""
-    if isinstance(tree, dict):
-        return {key: zeros_like(entry, rows) for key, entry in tree.items()}
-    if isinstance(tree, tuple):
-        return tuple(zeros_like(entry, rows) for entry in tree)
-    return np.zeros((rows, *tree.shape[1:]), tree.dtype)
 
 
 # -- Checks of the sources -----------------------------------------------------------------------------------------
@@ -360,11 +379,6 @@ def refuse_wrong_sources(sources: Any, add_to: Any) -> None:
             raise TypeError(f"source {name!r} is a {type(source).__name__}; {wanted}")
         if source.is_remote:
             raise TypeError(f"source {name!r} is a {type(source).__name__}, which makes its batches in other processes")
-        if not source.backend.is_numpy:
-            remedy = "leave device out of the buffer, and pass it to batches() instead"
-            raise TypeError(
-                f"source {name!r} is on the device {source.backend.device}, and a mixture uses NumPy; {remedy}"
-            )
         if source.has_sequences:
             remedy = "put the SequenceReplay around the mixture"
             raise ValueError(f"source {name!r} returns sequences; expected single transitions; {remedy}")
@@ -380,6 +394,9 @@ def refuse_wrong_sources(sources: Any, add_to: Any) -> None:
             )
     (first, one), *others = sources.items()
     for name, other in others:
+        if one.backend.device != other.backend.device:
+            where = f"source {first!r} is {_place(one)} and source {name!r} {_place(other)}"
+            raise ValueError(f"{where}; expected all in one place; build both buffers with the same device, or without")
         for what in ("spec", "n_step", "gamma", *(["stack"] if _has_frames(one) else [])):
             ours, theirs = getattr(one, what), getattr(other, what)
             if ours != theirs:
@@ -389,6 +406,11 @@ def refuse_wrong_sources(sources: Any, add_to: Any) -> None:
                 )
     if not isinstance(add_to, str) or add_to not in sources:
         raise ValueError(f"add_to is {add_to!r}; expected one of {_listed(sources)}{nearest(add_to, sources)}")
+
+
+def _place(replay: Replay) -> str:
+    device = replay.backend.device
+    return "in NumPy arrays" if device is None else f"on the device {device}"
 
 
 def _has_frames(replay: Replay) -> bool:

@@ -15,7 +15,7 @@ from replaykit.prefetching import Batching
 from replaykit.saving.checkpoint import Checkpointed
 from replaykit.settings import PARTS, Settings
 from replaykit.spec import Spec
-from replaykit.storage.base import EMPTY, Floats, Indices, look_ahead, stored_in
+from replaykit.storage.base import EMPTY, Floats, Indices, stored_in
 from replaykit.storage.lock import Lock
 from replaykit.storage.memory_limit import refuse_more_than_memory
 from replaykit.trees import Tree
@@ -360,7 +360,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
 
     def look_ahead(self, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:
         """`read` and `episode` for the later steps that hindsight needs."""
-        return look_ahead(self, window, look, uniforms)
+        return self.backend.look_ahead(self, window, look, uniforms)
 
     def checked_batch_size(self, batch_size: Any) -> int:
         """`batch_size` as an int. Raises MemoryError for a batch that does not fit in memory."""

@@ -2,6 +2,7 @@
 
 from replaykit.on_device.distributions import DeviceLatest, DeviceProportional, DeviceUniform
 from replaykit.on_device.generator import DeviceGenerator
+from replaykit.on_device.mixing import DeviceRing
 from replaykit.on_device.pinned import PinnedStorage
 from replaykit.on_device.storage import DeviceStorage
 from replaykit.on_device.tree import DeviceTree
@@ -10,6 +11,7 @@ __all__ = [
     "DeviceGenerator",
     "DeviceLatest",
     "DeviceProportional",
+    "DeviceRing",
     "DeviceStorage",
     "DeviceTree",
     "DeviceUniform",

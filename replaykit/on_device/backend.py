@@ -1,5 +1,6 @@
 """The array operations of a replay on a device."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,11 @@ import numpy.typing as npt
 import torch
 
 from replaykit.backend import Backend
-from replaykit.field import as_array, as_float64, as_indices
+from replaykit.batch import Ahead, Look
+from replaykit.field import Leaf, as_array, as_float64, as_indices
+from replaykit.on_device.errors import LateErrors
 from replaykit.on_device.generator import DeviceGenerator
+from replaykit.on_device.rows import torch_dtype
 
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
@@ -19,10 +23,16 @@ class TorchBackend(Backend):
     Parameters
     ----------
     device : torch.device
+
+    Attributes
+    ----------
+    late : LateErrors
+        The errors of the storage that this backend belongs to.
     """
 
     xp = torch
     is_numpy = False
+    late: LateErrors
 
     def __init__(self, device: torch.device) -> None:
         self.device: torch.device = device
@@ -86,6 +96,30 @@ class TorchBackend(Backend):
     def full(self, count: int, value: float) -> torch.Tensor:
         return torch.full((count,), value, dtype=torch.float64, device=self.device)
 
+    def zeros(self, like: Any, count: int) -> Any:
+        return like.new_zeros((count, *like.shape[1:]))
+
+    def numbers(self, numbers: list[Any]) -> Any:
+        return torch.stack([self.number(each) for each in numbers])
+
+    def number(self, number: Any) -> torch.Tensor:
+        """A number as a tensor without axes, float64."""
+        return number.double() if isinstance(number, torch.Tensor) else self.full(1, number)[0]
+
+    def contiguous(self, array: Any) -> Any:
+        return array.contiguous()
+
+    def coerce(self, leaf: Leaf, value: Any, lead: tuple[int, ...]) -> Any:
+        """A value of a leaf with these leading axes. The storage that gets it checks the dtype."""
+        if not isinstance(value, torch.Tensor) or value.device != self.device:
+            return self.array(leaf.coerce(value, lead))
+        if tuple(value.shape) != lead + leaf.shape:
+            raise ValueError(leaf.wrong_shape(tuple(value.shape), lead))
+        return value
+
+    def refuse_negative(self, priorities: Any) -> None:
+        """Nothing: the storage records it, and it is raised later."""
+
     def refuse_too_large(self, name: str, values: Any, limit: float) -> None:
         """Nothing: the storage records it, and it is raised later."""
 
@@ -133,9 +167,7 @@ class TorchBackend(Backend):
         return torch.cat((torch.where(numbers > 0.0, numbers, torch.inf), infinite)).min()
 
     def minimum(self, one: Any, other: Any) -> Any:
-        return torch.minimum(
-            *(each if isinstance(each, torch.Tensor) else self.full(1, each)[0] for each in (one, other))
-        )
+        return torch.minimum(self.number(one), self.number(other))
 
     def spans_of(self, indices: Any, first: Any, last: Any, bounds: Any, stride: int) -> tuple[Any, Any]:
         successor = bounds.shape[1]
@@ -176,3 +208,92 @@ class TorchBackend(Backend):
 
     def clear(self, array: Any, padding: Any) -> None:
         array.masked_fill_(padding.view(-1, *(1 for _ in array.shape[1:])), 0)
+
+    # Hindsight
+
+    def result(self, name: str, value: Any) -> Any:
+        if self.is_here(name, value):
+            return value.detach()
+        array = as_array(name, value)
+        return self.array(array) if array.dtype.kind in "biuf" else array
+
+    def kind(self, array: Any) -> str:
+        if isinstance(array, np.ndarray):
+            return str(array.dtype.kind)
+        return "b" if array.dtype == torch.bool else "c" if array.is_complex() else "f"
+
+    def copy(self, array: Any) -> Any:
+        return array.clone()
+
+    def look_ahead(self, source: Any, window: Any, look: Look, uniforms: Any) -> Ahead:
+        """As in NumPy, but with new goals for all windows, and all of them have n steps.
+
+        ``windows`` are flags (M,): whether each window belongs to a chosen row. Past its end, the last step of a window
+        is repeated.
+        """
+        width, stride, n = math.prod(window.shape[1:]), window.stride, window.reward.shape[1]
+        chosen, chances, first = uniforms[0] < look.ratio, uniforms[1], window.indices[::width]
+        if look.strategy == "random":
+            steps, _ = self.nth_stored(chances, self._bounds_of(source))
+        else:
+            _, begin, last = source.episode(first)
+            if look.strategy == "episode":
+                lanes = first % stride
+                begin = torch.maximum(begin, self._bounds_of(source)[0, lanes] * stride + lanes)
+            begin = {"future": first, "final": last, "episode": begin}[look.strategy]
+            steps = begin + (chances * ((last - begin) // stride + 1)).long() * stride
+        goals = tuple(source.read(steps, leaf).repeat_interleave(width, 0) for leaf in look.leaves)
+        step = torch.minimum(torch.arange(n, device=self.device), window.length[:, None] - 1)
+        at = (window.indices[:, None] + step * stride).view(-1)
+        achieved = tuple(source.read(at, leaf) for leaf in look.leaves)
+        wanted = tuple(goal.repeat_interleave(n, 0) for goal in goals)
+        places = torch.arange(len(step), device=self.device)[:, None] * n + step
+        return Ahead(chosen, chosen.repeat_interleave(width), places.view(-1), achieved, wanted, goals)
+
+    def _bounds_of(self, source: Any) -> torch.Tensor:
+        """The bounds of the lanes of a storage or a replay."""
+        bounds = getattr(source, "device_bounds", None)
+        return self.array(source.bounds) if bounds is None else bounds
+
+    def nth_stored(self, uniforms: torch.Tensor, bounds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ``floor(u N)``-th stored index for each u in [0, 1), counted lane by lane, and N."""
+        first, cursor = bounds
+        counts = cursor - first
+        stops = counts.cumsum(0)
+        rank = (uniforms * stops[-1]).long()
+        if len(counts) == 1:
+            return first + rank, stops[-1]
+        lanes = torch.searchsorted(stops, rank, right=True)
+        return (first[lanes] + rank - (stops - counts)[lanes]) * len(counts) + lanes, stops[-1]
+
+    def put_rewards(self, window: Any, ahead: Ahead, rewards: Any, dtype: np.dtype[Any]) -> None:
+        """As in NumPy, but rewards that are not finite are recorded, and raised later."""
+        if rewards.dtype not in (torch.float32, torch.float64):
+            rewards = rewards.to(torch_dtype(dtype, "reward"))
+        rewards = (rewards.float() if dtype.itemsize == 4 else rewards).double().reshape(window.reward.shape)
+        is_step = torch.arange(rewards.shape[1], device=self.device) < window.length[:, None]
+        is_new = self._along(ahead.windows[:, None] & is_step, rewards)
+        self.late.note("reward_fn", is_new & ~torch.isfinite(rewards))
+        window.reward = torch.where(is_new, rewards, window.reward)
+
+    def shorten(self, window: Any, ahead: Any, ends: Any) -> None:
+        lengths, is_new, n = window.length, ahead.windows, window.reward.shape[1]
+        numbers = torch.arange(1, n + 1, device=self.device)
+        ends = ends.view(len(lengths), n)
+        length = torch.where(ends & is_new[:, None], numbers, lengths[:, None]).amin(1)
+        window.reward = torch.where(self._along(numbers <= length[:, None], window.reward), window.reward, 0.0)
+        window.terminated = torch.where(is_new, ends.gather(1, length[:, None] - 1)[:, 0], window.terminated)
+        window.truncated = window.truncated & (length == lengths)
+        window.length = length
+
+    def rewritten(self, leaf: torch.Tensor, rows: Any, values: Any) -> torch.Tensor:
+        """A leaf (M, ...) with new values for the windows in `rows`: their numbers, or flags (M,) with M values."""
+        values = self.send(torch.as_tensor(values, dtype=leaf.dtype))
+        if isinstance(rows, torch.Tensor) and rows.dtype == torch.bool:
+            return torch.where(self._along(rows, leaf), values, leaf)
+        leaf[rows] = values
+        return leaf
+
+    def _along(self, flags: torch.Tensor, array: torch.Tensor) -> torch.Tensor:
+        """Flags of the first axes of an array, with axes of length 1 for the others."""
+        return flags.view(*flags.shape, *(1 for _ in array.shape[flags.ndim :]))

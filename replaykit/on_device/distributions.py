@@ -51,8 +51,9 @@ class DeviceUniform(Uniform):
     def weigh(self, draw: Draw, size: int) -> Any:
         return torch.ones(len(draw.indices), device=self.storage.device)
 
-    def least_probability(self, batch_size: int, without: Any) -> float:
-        return 1.0 / len(self.storage) if len(self.storage) > len(without) else np.inf
+    def least_probability(self, batch_size: int, without: Any) -> Any:
+        size, count = len(self.storage), (without >= 0).sum()
+        return torch.where(count < size, self.backend.full(1, 1.0 / max(size, 1))[0], torch.inf)
 
 
 class DeviceLatest(Latest):
@@ -201,7 +202,8 @@ class DeviceProportional(Prioritized):
     def least_probability(self, batch_size: int, without: Any) -> Any:
         self.settle()
         leaves = self.tree.leaves.clone()
-        leaves[without % self.storage.capacity] = 0.0
+        capacity = self.storage.capacity
+        leaves[torch.where(without < 0, capacity, without % capacity)] = 0.0
         least = torch.where(leaves > 0.0, leaves, torch.inf).min()
         return self._least(least)
 

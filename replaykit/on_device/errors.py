@@ -24,6 +24,10 @@ class LateErrors:
             "{} TD errors or priorities are NaN, infinite or too large; their update was ignored",
         ),
         "negative": (ValueError, "{} priorities are negative; expected non-negative numbers; they were ignored"),
+        "reward_fn": (
+            ValueError,
+            "{} rewards that reward_fn returned are NaN, infinite or too large; expected finite numbers",
+        ),
         "nothing": (ValueError, "{} batches were drawn while every priority was 0; set one to a positive number first"),
     }
 

@@ -22,10 +22,14 @@ class DeviceGenerator:
     def __init__(self, seed: Any, device: torch.device) -> None:
         self.device: torch.device = device
         self.generator: torch.Generator = torch.Generator(device)
-        self.generator.manual_seed(int(np.random.default_rng(seed).integers(_LARGEST_SEED)))
+        number = int(np.random.default_rng(seed).integers(_LARGEST_SEED))
+        self.generator.manual_seed(number)
+        self.host: np.random.Generator = np.random.default_rng(number)
 
-    def random(self, size: int | tuple[int, ...]) -> torch.Tensor:
-        """Numbers in [0, 1), float64."""
+    def random(self, size: int | tuple[int, ...] | None = None) -> Any:
+        """Numbers in [0, 1), float64. Without a size, a single one from a generator on the CPU, as a float."""
+        if size is None:
+            return self.host.random()
         return torch.rand(size, dtype=torch.float64, device=self.device, generator=self.generator)
 
     def choice(self, size: int, count: int, replace: bool = False) -> torch.Tensor:
@@ -45,12 +49,15 @@ class DeviceGenerator:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The state: the kind of device, and the bytes of torch's state."""
-        return {"bit_generator": self._kind, "state": self.generator.get_state().numpy().copy()}
+        """The state: the kind of device, the bytes of torch's state, and the state of the generator on the CPU."""
+        state = self.generator.get_state().numpy().copy()
+        return {"bit_generator": self._kind, "state": state, "host": self.host.bit_generator.state}
 
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
         self.generator.set_state(torch.from_numpy(np.array(state["state"], np.uint8)))
+        if "host" in state:  # not in states of version 0.2.0
+            self.host.bit_generator.state = state["host"]
 
     @property
     def _kind(self) -> str:
@@ -62,6 +69,6 @@ class DeviceGenerator:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DeviceGenerator":
         twin = copy.copy(self)
-        twin.generator = torch.Generator(self.device)
+        twin.generator, twin.host = torch.Generator(self.device), np.random.default_rng()
         twin.state = self.state
         return twin

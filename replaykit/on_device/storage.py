@@ -90,7 +90,7 @@ class DeviceStorage(Storage):
         self._stamp: torch.Tensor = make("stamp", (), torch.int64)
         self.is_over.fill_(True)
         self.numbers.copy_(torch.arange(-lanes, 0))
-        self.late: LateErrors = LateErrors(self.make("errors", (len(LateErrors.TEXTS),), torch.int64))
+        self.late = self.backend.late = LateErrors(self.make("errors", (len(LateErrors.TEXTS),), torch.int64))
         self._stale: torch.Tensor = self.make("stale_updates", (), torch.int64)
         self.after_write: list[Callable[[], None]] = []
         self.graphs: Recorded = Recorded()
@@ -345,7 +345,7 @@ class DeviceStorage(Storage):
         self.late.note("never returned", is_unknown)
         is_kept = ~(is_wrong | is_unknown | is_stale) & (indices != -1)
         if name == "priorities":
-            self.late.note("negative", values < 0.0)
+            self.late.note("negative", (values < 0.0) & (indices != -1))
             is_kept &= values >= 0.0
         self._stale += is_stale.sum()
         added = 0.0 if name == "priorities" else eps
@@ -382,8 +382,8 @@ class DeviceStorage(Storage):
             leaves[position] = value
         for names, chosen, values in window.rewrites:
             for name in names:
-                leaf = leaves[self.rows.positions[name]]
-                leaf[chosen] = self.backend.send(torch.as_tensor(values, dtype=leaf.dtype))
+                position = self.rows.positions[name]
+                leaves[position] = self.backend.rewritten(leaves[position], chosen, values)
         return self.rows.name_transitions(*leaves, discount, length) | window.added
 
     def _on_device(self, powers: Floats) -> torch.Tensor:
@@ -421,14 +421,7 @@ class DeviceStorage(Storage):
 
     def nth_stored(self, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The ``floor(u N)``-th stored index for each u in [0, 1), counted lane by lane, and N."""
-        first, cursor = self.device_bounds
-        counts = cursor - first
-        stops = counts.cumsum(0)
-        rank = (uniforms * stops[-1]).long()
-        if self.num_envs == 1:
-            return first + rank, stops[-1]
-        lanes = torch.searchsorted(stops, rank, right=True)
-        return (first[lanes] + rank - (stops - counts)[lanes]) * self.num_envs + lanes, stops[-1]
+        return self.backend.nth_stored(uniforms, self.device_bounds)
 
     def indices_of(self, slots: torch.Tensor) -> torch.Tensor:
         """The index stored in each filled slot."""

@@ -240,8 +240,8 @@ class Storage(Declared, ABC):
         return self.reduce(self.window(indices, len(powers) - 1), powers)
 
     def look_ahead(self, window: Window, look: Look, uniforms: Floats) -> Ahead:
-        """The goals that hindsight gives to windows; see `look_ahead`."""
-        return look_ahead(self, window, look, uniforms)
+        """The goals that hindsight gives to windows: `look_ahead <replaykit.backend.Backend.look_ahead>`."""
+        return self.backend.look_ahead(self, window, look, uniforms)
 
     def fuse(self, distribution: Any, powers: Floats, rng: np.random.Generator) -> tuple[Serve, Open] | None:
         """Faster functions for ``serve`` and ``open`` of a buffer, whose results are the same bit for bit, or None."""
@@ -375,31 +375,3 @@ def stored_in(bounds: Indices, successor: int) -> Indices:
     counts = bounds[1] - bounds[0]
     steps = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - bounds[1], counts)
     return np.asarray(steps * successor + np.repeat(np.arange(len(counts)), counts))
-
-
-def look_ahead(source: Any, window: Window, look: Look, uniforms: Floats) -> Ahead:
-    """Choose rows of a batch and their new goals, with `read` and `episode` of a storage or a replay.
-
-    ``uniforms`` has shape (2, B). Row r is chosen if ``uniforms[0, r] < look.ratio``. ``uniforms[1, r]`` then chooses
-    one of the steps that the strategy allows, with equal probability.
-    """
-    width, stride, chosen = math.prod(window.shape[1:]), window.stride, uniforms[0] < look.ratio
-    rows = np.flatnonzero(chosen)
-    first, chances = window.indices[rows * width], uniforms[1, rows]
-    if look.strategy == "random":
-        steps = np.empty(rows.size, np.int64)
-        kernels.nth_stored(chances, source.bounds, source.capacity, np.empty_like(steps), steps)
-    else:
-        _, start, last = source.episode(first)
-        oldest = source.bounds[0, first % stride] * stride + first % stride
-        begin = {"future": first, "final": last, "episode": np.maximum(start, oldest)}[look.strategy]
-        steps = begin + (chances * ((last - begin) // stride + 1)).astype(np.int64) * stride
-    goals = tuple(np.repeat(source.read(steps, leaf), width, axis=0) for leaf in look.leaves)
-    windows = (rows[:, None] * width + np.arange(width)).reshape(-1)
-    lengths = window.length[windows]
-    owner, begins = np.repeat(windows, lengths), np.repeat(lengths.cumsum() - lengths, lengths)
-    step = np.arange(owner.size) - begins
-    at = window.indices[owner] + step * stride
-    achieved = tuple(source.read(at, leaf) for leaf in look.leaves)
-    wanted = tuple(np.repeat(goal, lengths, axis=0) for goal in goals)
-    return Ahead(chosen, windows, owner * window.reward.shape[1] + step, achieved, wanted, goals)

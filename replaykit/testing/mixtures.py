@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -198,6 +199,10 @@ class NaiveMixture(NaiveReplay):
                 self.sources[k].assert_drawn([own for _, own in origins], count, rngs[k])
             begin += count
 
+    def uniforms(self, rng: Any, rows: list[int], batch_size: int) -> Any:
+        """The numbers (2, R) with which a ``HindsightReplay`` inside of a source chooses goals for its R rows."""
+        return rng.random((2, len(rows)))
+
     def assert_batch(self, batch: Any, batch_size: int, rng: Any) -> None:
         """Compare a batch field by field. `rng` are the generators of mixture and sources after the draw."""
         own_rng, rngs = rng
@@ -209,10 +214,10 @@ class NaiveMixture(NaiveReplay):
         for k, source in enumerate(self.sources):
             rows = [row for row, (of, _) in enumerate(origins) if of == k]
             if source.hindsight is not None and source.hindsight.ratio:
-                uniforms = rngs[k].random((2, len(rows)))
-                for place, row in enumerate(rows):
-                    if uniforms[0, place] < source.hindsight.ratio:
-                        goals[row] = source.goal(origins[row][1], uniforms[1, place])
+                uniforms = self.uniforms(rngs[k], rows, batch_size)
+                for row, uniform in zip(rows, uniforms.T, strict=True):
+                    if uniform[0] < source.hindsight.ratio:
+                        goals[row] = source.goal(origins[row][1], uniform[1])
                         windows[row] = source.relabelled(origins[row][1], goals[row])
         if self.hindsight is not None and self.hindsight.ratio:
             uniforms = own_rng.random((2, batch_size))
@@ -236,9 +241,11 @@ class NaiveMixture(NaiveReplay):
                 np.testing.assert_allclose(batch.weights[rows], expected, rtol=2e-6)
 
 
-def mixtures() -> st.SearchStrategy[Mixture]:
+def mixtures(
+    specs: tuple[str, ...] = ("flat", "nested", "goal", "objectives", "goals", "stacked"),
+) -> st.SearchStrategy[Mixture]:
     """Mixtures of up to three small buffers with equal specs, with wrappers around the mixture and around each."""
-    return st.sampled_from(["flat", "nested", "goal", "objectives", "goals", "stacked"]).flatmap(
+    return st.sampled_from(specs).flatmap(
         lambda spec: st.builds(
             _mixture,
             sources=st.lists(configurations(kinds=("uniform", "prioritized"), specs=(spec,)), min_size=1, max_size=3),
@@ -272,15 +279,19 @@ def _mixture(sources: list[Configuration], cuts: list[int], filled: list[int], a
     )
 
 
-def build_mixture(mixture: Mixture) -> tuple[Replay, NaiveMixture]:
-    """The mixture and its model, after some steps were added to each source."""
+def build_mixture(
+    mixture: Mixture,
+    build: Callable[[Configuration], tuple[Replay, NaiveReplay]] = build,
+    model: type[NaiveMixture] = NaiveMixture,
+) -> tuple[Replay, NaiveMixture]:
+    """The mixture and its `model`, after some steps were added to each source. `build` builds each source."""
     sources, models = dict[str, Replay](), list[NaiveReplay]()
     for k, (configuration, count) in enumerate(zip(mixture.sources, mixture.filled, strict=True)):
-        source, model = build(configuration)
+        source, naive = build(configuration)
         for number in range(count):
-            _add(source, model, 1000 * k + 13 * number, number % 4 == 3)
+            _add(source, naive, 1000 * k + 13 * number, number % 4 == 3)
         sources["abc"[k]] = source
-        models.append(model)
+        models.append(naive)
     tenths = [Fraction(each, 10) for each in mixture.tenths]
     shares = {name: float(share) for name, share in zip(sources, tenths, strict=True)}
     replay: Replay = MixedReplay(sources, shares=shares, add_to="abc"[mixture.add_to], seed=mixture.seed)
@@ -289,8 +300,8 @@ def build_mixture(mixture: Mixture) -> tuple[Replay, NaiveMixture]:
     around = mixture.hindsight.options(mixture.sources[0].spec) if mixture.hindsight is not None else None
     if around is not None:
         replay = HindsightReplay(replay, **around)
-    naive = None if around is None else NaiveHindsight(**around)
-    return replay, NaiveMixture(models, tenths, mixture.add_to, list(mixture.combined), naive)
+    hindsight = None if around is None else NaiveHindsight(**around)
+    return replay, model(models, tenths, mixture.add_to, list(mixture.combined), hindsight)
 
 
 def _add(source: Replay, model: NaiveReplay, number: int, is_end: bool) -> None:

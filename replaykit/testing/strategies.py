@@ -67,12 +67,17 @@ def reward_of_goal(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) 
 def rewards_of_goal(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
     """Three such rewards, each of other numbers."""
     first = reward_of_goal(achieved_goal, desired_goal, info)
-    return np.stack([first, achieved_goal[:, 1] - desired_goal[:, 0], 0.3 * first], axis=1)
+    rewards = first, achieved_goal[:, 1] - desired_goal[:, 0] + 0.0 * first, 0.3 * first
+    if isinstance(first, np.ndarray):
+        return np.stack(rewards, axis=1)
+    import torch
+
+    return torch.stack(rewards, dim=1)
 
 
 def is_near(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
     """Whether the goal is near. This is also true some steps before and after it."""
-    return np.abs(achieved_goal - desired_goal)[:, 0] < 1.5
+    return abs(achieved_goal - desired_goal)[:, 0] < 1.5
 
 
 def size_of(reward: Any) -> Any:
@@ -95,7 +100,7 @@ def reward_of_goals(achieved_goal: Any, desired_goal: Any, info: dict[str, Any])
 def are_near(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
     """Whether both are near."""
     (place, speed), (target, target_speed) = achieved_goal, desired_goal
-    return (np.abs(place - target)[:, 0] < 1.5) & (np.abs(speed - target_speed) < 1.5)
+    return (abs(place - target)[:, 0] < 1.5) & (abs(speed - target_speed) < 1.5)
 
 
 _GOALS: dict[str, dict[str, Any]] = {

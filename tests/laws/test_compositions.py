@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from replaykit import (
     CombinedReplay,
@@ -26,10 +27,11 @@ from replaykit.testing import assert_lawful
 
 SPEC = Spec(obs={"achieved_goal": Field((1,)), "desired_goal": Field((1,))}, action=Field(()))
 T = 5
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def reward_of(achieved, desired, info):
-    return (achieved == desired).all(axis=-1) - 1.0
+    return 1.0 * (achieved == desired).all(axis=-1) - 1.0
 
 
 def priorities_of(batch):
@@ -46,14 +48,15 @@ def filled(make=ReplayBuffer, **options):
 
 
 def mixed_with_another(replay):
-    return MixedReplay({"one": replay, "other": filled()}, shares={"one": 0.6, "other": 0.4}, add_to="one", seed=3)
+    sources = {"one": replay, "other": filled(device=replay.backend.device)}
+    return MixedReplay(sources, shares={"one": 0.6, "other": 0.4}, add_to="one", seed=3)
 
 
 BUFFERS = {
     "uniform": filled,
-    "prioritized": lambda: filled(PrioritizedBuffer, n_step=1, weights="buffer"),
-    "ranked": lambda: filled(PrioritizedBuffer, variant="rank"),
-    "latest": lambda: filled(LatestBuffer),
+    "prioritized": lambda **place: filled(PrioritizedBuffer, n_step=1, weights="buffer", **place),
+    "ranked": lambda **place: filled(PrioritizedBuffer, variant="rank", **place),
+    "latest": lambda **place: filled(LatestBuffer, **place),
 }
 LAYERS = {
     "combined": CombinedReplay,
@@ -78,6 +81,7 @@ REFUSED = {
     ("sequences", "recent"): "inner contains a SequenceReplay",
 }
 """Inner and outer, with an outer wrapper anywhere around the inner one."""
+NOT_ON_DEVICE = {"ranked", "large", "recent"}
 
 
 def reasons_against(kind, layers):
@@ -86,22 +90,25 @@ def reasons_against(kind, layers):
     return found + ["inner contains a"] * (kind != "uniform" and "recent" in layers)
 
 
-def stacked(kind, layers):
+def stacked(kind, layers, **place):
     """A buffer in these wrappers, the innermost first."""
-    return functools.reduce(lambda replay, name: LAYERS[name](replay), layers, BUFFERS[kind]())
+    return functools.reduce(lambda replay, name: LAYERS[name](replay), layers, BUFFERS[kind](**place))
 
 
-@pytest.mark.parametrize("kind", BUFFERS)
+PLACES = [(kind, None) for kind in BUFFERS] + [(kind, DEVICE) for kind in BUFFERS if kind not in NOT_ON_DEVICE]
+
+
+@pytest.mark.parametrize(("kind", "device"), PLACES)
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_every_order_is_lawful_or_refused_with_the_reason(kind, depth):
+def test_every_order_is_lawful_or_refused_with_the_reason(kind, device, depth):
     """Samples, updates, episodes and epochs of every stack of different wrappers."""
-    for layers in itertools.permutations(LAYERS, depth):
+    for layers in itertools.permutations([name for name in LAYERS if not device or name not in NOT_ON_DEVICE], depth):
         reasons = reasons_against(kind, layers)
         if reasons:
             with pytest.raises(ValueError, match="|".join(map(re.escape, reasons))):
-                stacked(kind, layers)
+                stacked(kind, layers, device=device)
             continue
-        replay = stacked(kind, layers)
+        replay = stacked(kind, layers, device=device)
         batch = assert_lawful(replay, 6)
         assert ("source" in batch, "mask" in batch, "relabelled" in batch) == tuple(
             name in layers for name in ("mixed", "sequences", "hindsight")
@@ -112,7 +119,7 @@ def test_every_order_is_lawful_or_refused_with_the_reason(kind, depth):
         else:
             applied = replay.update_priorities(batch.indices, np.ones(6))
         assert (applied > 0) == is_prioritized, layers
-        epoch = np.concatenate([part.indices for part in replay.epoch(7)])
+        epoch = np.concatenate([part.to_numpy().indices for part in replay.epoch(7)])
         assert (
             sorted(epoch.tolist()) == replay.stored()[replay.begins_row(replay.stored())].tolist() or "mixed" in layers
         )

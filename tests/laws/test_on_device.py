@@ -6,15 +6,17 @@ import torch
 from hypothesis import settings
 from hypothesis.stateful import initialize
 
-from replaykit import CombinedReplay, LatestBuffer, PrioritizedBuffer, ReplayBuffer, SequenceReplay
+from replaykit import CombinedReplay, HindsightReplay, LatestBuffer, PrioritizedBuffer, ReplayBuffer, SequenceReplay
 from replaykit.testing import ReplayMachine
-from replaykit.testing.model import NaiveReplay
+from replaykit.testing.laws import numbers
+from replaykit.testing.mixtures import MixedMachine, NaiveMixture, build_mixture, mixtures
+from replaykit.testing.model import NaiveHindsight, NaiveReplay
 from replaykit.testing.sequences import NaiveSequences, SequenceMachine, sequences
 from replaykit.testing.strategies import SPECS, configurations
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-SPECS_HERE = "flat", "nested", "large", "objectives", "frames", "stacked"
-CONFIGURATIONS = configurations(("uniform", "prioritized", "latest"), SPECS_HERE)
+SPEC_NAMES = "flat", "nested", "large", "goal", "objectives", "goals", "frames", "stacked"
+CONFIGURATIONS = configurations(("uniform", "prioritized", "latest"), SPEC_NAMES)
 
 
 class LaneByLane(NaiveReplay):
@@ -24,14 +26,29 @@ class LaneByLane(NaiveReplay):
         return [step for lane in range(self.num_envs) for step in self.lane(lane)]
 
 
+class MixedLaneByLane(NaiveMixture):
+    """The model of a mixture on a device, in which every source opens windows for all rows of a batch."""
+
+    def counted(self):
+        return [step for lane in range(self.num_envs) for step in self.lane(lane)]
+
+    def uniforms(self, rng, rows, batch_size):
+        return rng.random((2, batch_size))[:, rows]
+
+
 class Numbers:
     """A copy of a device's generator that returns NumPy arrays."""
 
     def __init__(self, rng):
         self.rng = copy.deepcopy(rng)
 
-    def random(self, size):
-        return self.rng.random(size).cpu().numpy()
+    def random(self, size=None):
+        return numbers(self.rng.random(size))
+
+
+def relabelled(replay, c):
+    """The hindsight of a configuration around a replay on a device."""
+    return HindsightReplay(replay, **c.hindsight.options(c.spec))
 
 
 def build(c, device, pin_memory=False):
@@ -44,12 +61,17 @@ def build(c, device, pin_memory=False):
         replay = PrioritizedBuffer(c.capacity, spec, draws=c.draws, **priorities, **options)
     else:
         replay = {"uniform": ReplayBuffer, "latest": LatestBuffer}[c.kind](c.capacity, spec, **options)
+    if c.hindsight is not None and not c.hindsight.is_outermost:
+        replay = relabelled(replay, c)
     for latest in c.combined:
         replay = CombinedReplay(replay, latest)
+    if c.hindsight is not None and c.hindsight.is_outermost:
+        replay = relabelled(replay, c)
     draws = {"uniform": "iid", "prioritized": c.draws}.get(c.kind)
     length = -(-c.capacity // c.num_envs)
-    model = LaneByLane(kind=c.kind, length=length, draws=draws, combined=list(c.combined), **common, **priorities)
-    return replay, model
+    hindsight = None if c.hindsight is None else NaiveHindsight(**c.hindsight.options(c.spec))
+    parts = {"draws": draws, "combined": list(c.combined), "hindsight": hindsight}
+    return replay, LaneByLane(kind=c.kind, length=length, **parts, **common, **priorities)
 
 
 class DeviceMachine(ReplayMachine):
@@ -92,8 +114,25 @@ class DeviceSequenceMachine(SequenceMachine):
         return Numbers(replay.rng)
 
 
+class DeviceMixedMachine(MixedMachine):
+    """The same with mixtures of sources on one device, with every wrapper inside of them and around them."""
+
+    @initialize(configuration=mixtures(SPEC_NAMES))
+    def start(self, configuration):
+        super().start(configuration)
+
+    def make(self, configuration):
+        return build_mixture(configuration, lambda c: build(c, DEVICES[-1]), MixedLaneByLane)
+
+    def numbers_of(self, replay):
+        own, rngs = super().numbers_of(replay)
+        return Numbers(own), list(map(Numbers, rngs))
+
+
 TestOnDevice = DeviceMachine.TestCase
 TestSequencesOnDevice = DeviceSequenceMachine.TestCase
 TestPinned = PinnedMachine.TestCase
 TestPinned.settings = settings(max_examples=max(settings().max_examples // 2, 1))
+TestMixturesOnDevice = DeviceMixedMachine.TestCase
+TestMixturesOnDevice.settings = settings(max_examples=max(settings().max_examples // 2, 1))
 TestSequencesOnDevice.settings = settings(max_examples=max(settings().max_examples // 2, 1))  # copies take long here

@@ -10,10 +10,8 @@ import replaykit
 from replaykit import (
     CombinedReplay,
     Field,
-    HindsightReplay,
     LargeBatchReplay,
     LatestBuffer,
-    MixedReplay,
     PrioritizedBuffer,
     RecentReplay,
     ReplayBuffer,
@@ -396,21 +394,11 @@ EARLY = {
         TypeError,
         "reward is a tensor that requires grad",
     ),
-    "hindsight": (
-        lambda: HindsightReplay(filled(), lambda a, d, i: a),
-        TypeError,
-        "HindsightReplay computes rewards with NumPy",
-    ),
     "recent": (lambda: RecentReplay(filled(ReplayBuffer), 2), TypeError, "RecentReplay draws with NumPy"),
     "large": (
         lambda: LargeBatchReplay(filled(), priority_fn=abs),
         TypeError,
         "LargeBatchReplay chooses rows with NumPy",
-    ),
-    "mixture": (
-        lambda: MixedReplay({"a": filled()}, shares={"a": 1.0}, add_to="a"),
-        TypeError,
-        "source 'a' is on the device",
     ),
 }
 
