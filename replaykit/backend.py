@@ -181,7 +181,7 @@ class Backend:
 
     def result(self, name: str, value: Any) -> Any:
         """What a function of the user returned, as an array."""
-        return value if type(value) is np.ndarray else as_array(name, value)
+        return as_array(name, value)
 
     def kind(self, array: Any) -> str:
         """The kind of an array's dtype: ``"b"``, ``"i"``, ``"u"``, ``"f"``, ``"c"``, or another letter of NumPy's."""

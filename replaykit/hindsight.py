@@ -288,19 +288,20 @@ def _ask(
     backend: Backend, option: str, function: Any, goals: Goals, shape: tuple[int, ...], kinds: str, expected: str
 ) -> Any:
     """Call the user's `function` for M steps. The result has the shape (M, *shape). The function may change `goals`."""
-    shape, name = (len(_parts(goals[0])[0]), *shape), _called(option, function)
+    shape = len(_parts(goals[0])[0]), *shape
     try:
         result = function(*goals)
     except Exception as error:
-        raised = f"{name} raised {type(error).__name__}: {error}"
+        raised = f"{_called(option, function)} raised {type(error).__name__}: {error}"
         raise RuntimeError(f"{raised}; it was given {_described(goals)}, one row for each step") from error
-    array = backend.result(f"what {name} returned", result)
+    is_own = backend.is_numpy and type(result) is np.ndarray
+    array = result if is_own else backend.result(f"what {_called(option, function)} returned", result)
     if array.shape != shape:
         numbers = "one number" if len(shape) == 1 else f"{shape[1]} numbers"
         wanted = f"{shape}, {numbers} for each row of {_described(goals)}; {_wrapped(backend, option, goals)}"
-        raise ValueError(f"{name} returned shape {tuple(array.shape)}; expected {wanted}")
+        raise ValueError(f"{_called(option, function)} returned shape {tuple(array.shape)}; expected {wanted}")
     if backend.kind(array) not in kinds:
-        raise TypeError(f"{name} returned dtype {array.dtype}; expected {expected}")
+        raise TypeError(f"{_called(option, function)} returned dtype {array.dtype}; expected {expected}")
     return array
 
 

@@ -308,6 +308,15 @@ def test_wrong_updates_change_no_source(indices, options, error, match):
         replay.update_priorities(indices, **options)
 
 
+def test_a_wrong_index_or_value_overwrites_nothing_in_any_source():
+    """Padding before it is ignored."""
+    replay = mixture()
+    with unchanged(replay, IndexError, "contains 62, which the buffer never returned"):
+        replay.overwrite([0, -1, 62], reward=[5.0, 5.0, 5.0])
+    with unchanged(replay, ValueError, "reward contains nan"):
+        replay.overwrite([0, -1, 2], reward=[5.0, 5.0, np.nan])
+
+
 def test_stale_indices_are_dropped():
     """As by a buffer."""
     replay = mixture()

@@ -197,6 +197,7 @@ def test_a_function_may_change_its_arguments_and_return_other_arrays(reward_fn, 
     """A NumPy array is copied to the device, and a tensor is detached."""
     batches = [bits_of(assert_lawful(goals(each, terminated_fn=terminated_fn), 20)) for each in (sparse, reward_fn)]
     assert batches[0] == batches[1]
+    assert not goals(reward_fn, terminated_fn=terminated_fn).sample(20).reward.requires_grad
 
 
 def test_a_ratio_of_0_changes_nothing_on_a_device():
