@@ -276,6 +276,19 @@ def test_a_number_that_never_arrives_is_waited_for(monkeypatch):
     assert device.nbytes == told
 
 
+@pytest.mark.parametrize(("odd", "size"), [(4, 20), (16, 40)])
+def test_there_is_more_room_once_more_than_half_is_used(odd, size, monkeypatch):
+    """Otherwise the CPU would soon have to wait again."""
+    monkeypatch.setattr(Later, "answer", lambda _: None)
+    buffer, stream = ReplayBuffer(320, spec_of(VECTOR), share="all", device=DEVICE), Stream(VECTOR, 1, 0, 0.0, 1.0)
+    buffer.extend(**stream.steps(odd))
+    stream.odd = 0.0
+    for _ in range(20):
+        buffer.extend(**stream.steps(1))
+    buffer.storage.check()
+    assert len(buffer.storage.frames[0].others) == size + 1
+
+
 def test_a_late_answer_counts_what_was_written_since(monkeypatch):
     """The limit of the CPU is never below the true number, which `check` verifies."""
     answer, calls = Later.answer, []
