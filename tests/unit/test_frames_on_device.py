@@ -191,6 +191,31 @@ def test_a_batch_has_stacks(kind):
     assert buffers[0].sample(9).obs.any()
 
 
+@pytest.mark.parametrize("way", [(None, DEVICE), (DEVICE, None), (DEVICE, DEVICE)])
+@pytest.mark.parametrize("padding", ["reset", "zero"])
+@pytest.mark.parametrize("steps", [2, 3, 5, 7, 30])
+def test_stacks_of_the_oldest_steps_are_complete_after_a_load(way, padding, steps, tmp_path):
+    """Their first frames belong to steps that are not stored, in an episode that began before or just then."""
+    options = {"num_envs": 2, "stack": 4, "padding": padding}
+    source, target = (ReplayBuffer(4, spec_of(FRAME), device=device, **options) for device in way)
+    cpu, stream = ReplayBuffer(4, spec_of(FRAME), **options), Stream(FRAME, 2, steps, ends=0.0)
+    fields = stream.steps(steps)
+    cpu.extend(**fields)
+    source.extend(**fields)
+    source.save(tmp_path)
+    target.load(tmp_path)
+    for count in (0, 1, 2):
+        if count:
+            fields = stream.steps(count)
+            cpu.extend(**fields)
+            target.extend(**fields)
+        indices = cpu.stored()
+        expected, got = cpu.fetch(indices), target.fetch(target.backend.indices("indices", indices))
+        for name in ("obs", "next_obs"):
+            np.testing.assert_array_equal(_arrays(got[name])[0], expected[name])
+        target.check()
+
+
 # -- Memory
 
 
@@ -205,6 +230,19 @@ def test_observations_take_about_half_of_the_memory():
     assert shared.nbytes == told
     images = ReplayBuffer(4096, spec_of(Field((20, 20), np.uint8)), stack=4, device=DEVICE)
     assert images.nbytes < 1.3 * 4096 * 400
+
+
+def test_without_sharing_there_is_room_for_every_next_obs():
+    """With ``share="none"``, only stacks are stored as frames, and their tensors never move."""
+    buffer, stream = (
+        ReplayBuffer(400, spec_of(FRAME), stack=2, share="none", device=DEVICE),
+        Stream(FRAME, 1, 0, odd=1.0),
+    )
+    told = buffer.nbytes
+    for _ in range(30):
+        buffer.extend(**stream.steps(20))
+    buffer.check()
+    assert buffer.nbytes == told
 
 
 def test_small_observations_are_in_the_rows_by_default():
@@ -285,6 +323,19 @@ def test_a_number_that_never_arrives_is_waited_for(monkeypatch):
     assert device.nbytes == told
 
 
+@pytest.mark.parametrize(("odd", "size"), [(4, 20), (16, 40)])
+def test_there_is_more_room_once_more_than_half_is_used(odd, size, monkeypatch):
+    """Otherwise the CPU would soon have to wait again."""
+    monkeypatch.setattr(Later, "answer", lambda _: None)
+    buffer, stream = ReplayBuffer(320, spec_of(VECTOR), share="all", device=DEVICE), Stream(VECTOR, 1, 0, 0.0, 1.0)
+    buffer.extend(**stream.steps(odd))
+    stream.odd = 0.0
+    for _ in range(20):
+        buffer.extend(**stream.steps(1))
+    buffer.storage.check()
+    assert len(buffer.storage.frames[0].others) == size + 1
+
+
 def test_a_late_answer_counts_what_was_written_since(monkeypatch):
     """The limit of the CPU is never below the true number, which `check` verifies."""
     answer, calls = Later.answer, []
@@ -314,6 +365,11 @@ def test_a_stream_that_outgrows_the_memory_is_refused_and_nothing_is_lost(monkey
     limit(monkeypatch, 10_000)
     for _ in range(40):  # few places are needed, so no room is
         buffer.extend(**shared.steps(3))
+    assert buffer.nbytes == told
+    stream.odd = 1.0
+    for _ in range(3):  # more than half of them are needed, but not all
+        buffer.extend(**stream.steps(1))
+    buffer.extend(**shared.steps(4))
     assert buffer.nbytes == told
 
 
