@@ -131,6 +131,7 @@ class MixedReplay(Replay):
         self._last = len(lanes) - 1
         self.note_bytes(max(source.bytes_each for source in self._each))
         self.may_raise: bool = any(source.may_raise for source in self._each)
+        self.has_least = any(source.has_least for source in self._each)
         self._batches = 0
         self._shares = Shares(self._names, shares)
 
@@ -251,6 +252,8 @@ class MixedReplay(Replay):
         for k, draw in enumerate(draws):
             if draw is None:
                 owns.append(_NONE)
+                if self._each[k].has_least:  # a wrapper may add rows of this source
+                    least[k] = self._least(k, size, backend.array(_NONE))
                 continue
             own = backend.indices("indices", draw.indices)
             owns.append(own)
@@ -259,7 +262,7 @@ class MixedReplay(Replay):
             probabilities.append(draw.probabilities * (count / size) if is_whole else self._shares_of(k, own, size))
             if draw.least is not None:
                 least[k] = draw.least * (count / size) if is_whole else self._least(k, size, backend.array(_NONE))
-        is_known = any(draw is not None and draw.least is not None for draw in draws)
+        is_known = self.has_least or any(draw is not None and draw.least is not None for draw in draws)
         joined, shares = map(backend.xp.concatenate, (indices, probabilities))
         return self._ring.together(owns, joined), Draw(joined, shares, backend.numbers(least) if is_known else None)
 

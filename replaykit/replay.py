@@ -63,6 +63,8 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     """Whether each row of a batch is a sequence of transitions."""
     is_conditional = False
     """Whether the probabilities of a draw depend on more than the stored data. If so, `probability` raises an error."""
+    has_least = False
+    """Whether weights are normalised by the largest of all stored transitions, so that draws have the `least`."""
     rate_limit: Any = None
     """The `RateLimit` of a `RateLimitedReplay` in the stack, which adds and samples wait for; None without one."""
     may_raise = False

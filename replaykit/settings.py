@@ -7,7 +7,7 @@ from replaykit.spec import Spec
 
 PARTS = (
     *("settings", "lock", "rng", "successor", "inner", "sources", "bytes_each", "large_batch", "is_conditional"),
-    *("rate_limit", "backend"),
+    *("has_least", "rate_limit", "backend"),
 )
 """Attributes of a replay that are set once, by the constructor."""
 

@@ -35,6 +35,8 @@ class Distribution(Declared, ABC):
     """The number of batches that the buffer has served."""
     eps: float = 0.0
     """Added to the absolute TD error to make a priority."""
+    has_least: bool = False
+    """Whether `weigh` needs the `least` of a draw, and `least_probability` is there."""
     largest_priority: float = float(np.finfo(np.float64).max)
     """The largest accepted priority or TD error."""
 

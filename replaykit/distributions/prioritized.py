@@ -59,6 +59,7 @@ class Prioritized(Distribution):
         check_choice("draws", draws, Draws)
         check_choice("weights", weights, Weights)
         self._draws, self._weights, self.beta = draws, weights, beta
+        self.has_least: bool = weights == "buffer"
 
     @property
     def beta(self) -> float:

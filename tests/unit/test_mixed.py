@@ -725,3 +725,28 @@ def test_two_priorities_of_one_source_are_not_mixed_up():
     replay = MixedReplay({"a": prioritized([1.0, 1.0])}, shares={"a": 1.0}, add_to="a")
     assert replay.update_priorities([0, 1, 0], priorities=[5.0, 1.0, 3.0]) == 3
     np.testing.assert_allclose(replay.probability([0, 1]), [0.75, 0.25])
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_weights_are_normalised_by_the_buffer_also_if_its_source_drew_nothing(device):
+    """A wrapper around the mixture adds the newest transition of a source that drew no row."""
+    spec = Spec(obs=Field(()), action=Field(()))
+    options = {"alpha": 1.0, "beta": 1.0, "eps": 0.0, "device": device}
+    sources = {
+        "often": ReplayBuffer(8, spec, seed=1, device=device),
+        "rarely": PrioritizedBuffer(8, spec, weights="buffer", seed=2, **options),
+    }
+    for source in sources.values():
+        zeros = np.zeros(8, np.float32)
+        source.extend(zeros, zeros, zeros, zeros, zeros > 0, zeros > 0)
+    sources["rarely"].update_priorities(np.arange(8), priorities=[1.0, *[4.0] * 7])
+    mixture = MixedReplay(sources, shares={"often": 0.9, "rarely": 0.1}, add_to="rarely", seed=0)
+    replay = CombinedReplay(mixture)
+    stored = replay.stored()
+    of_rarely = stored[np.asarray(stored % replay.successor == replay.latest(1)[0].item() % replay.successor)]
+    for _ in range(30):
+        batch = replay.sample(4)
+        batch = batch if device is None else batch.to_numpy()
+        shares = np.asarray(replay.probability(of_rarely, 4))
+        newest = batch.probabilities[-1]
+        np.testing.assert_allclose(batch.weights[-1], shares.min() / newest, rtol=1e-6)
