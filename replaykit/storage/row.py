@@ -9,6 +9,7 @@ import functools
 import math
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import CodeType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,7 @@ _INT64, _FLOAT32, _FLOAT64 = Field((), np.int64), Field((), np.float32), Field((
 _DERIVED = {"length": _INT64, "weights": _FLOAT32, "probabilities": _FLOAT64, "indices": _INT64}
 """Fields of a batch that follow `discount`."""
 LAYOUTS_KEPT = 16
+SOURCES_KEPT = 128
 
 
 class Layout(NamedTuple):
@@ -204,6 +206,12 @@ def batch_namer(spec: Spec, others: Sequence[str]) -> Callable[..., dict[str, An
 
 def _defined(source: str, name: str, known: dict[str, Any]) -> Callable[..., Any]:
     """The function `name` that `source` defines, with the globals `known`."""
-    exec(compile(source, f"<replaykit {name}>", "exec"), known)
+    exec(_compiled(source, name), known)
     function: Callable[..., Any] = known[name]
     return function
+
+
+@functools.lru_cache(SOURCES_KEPT)
+def _compiled(source: str, name: str) -> CodeType:
+    """The code of `source`. Buffers of the same spec, such as copies, share it."""
+    return compile(source, f"<replaykit {name}>", "exec")
