@@ -14,8 +14,11 @@ from replaykit.storage.base import Indices
 
 
 def as_added(replay: Replay, indices: Indices, name: str) -> Array:
-    """A leaf of stored steps as it was added. If the buffer stacks frames, only the newest frame."""
-    values = replay.read(indices, name)
+    """A leaf of stored steps as it was added. If the buffer stacks frames, only the newest frame.
+
+    The result is an array, also for a buffer on a device.
+    """
+    values = replay.backend.host(name, replay.read(indices, name))
     leaf = next(leaf for leaf in replay.spec.leaves if leaf.name == name)
     return values[:, -1] if values.ndim > len(leaf.shape) + 1 else values
 

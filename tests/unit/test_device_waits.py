@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from replaykit import CombinedReplay, LatestBuffer, PrioritizedBuffer, ReplayBuffer, SequenceReplay
+from replaykit.on_device.backend import TorchBackend
 
 from .test_frames_on_device import FRAME, Stream, spec_of
 from .test_on_device import DEVICE, SPEC, stretch, tensors
@@ -49,9 +50,16 @@ def nothing_waits():
         finally:
             torch.cuda.set_sync_debug_mode("default")
     else:
-        with Watch() as watch:
+        with Watch() as watch, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TorchBackend, "host", to_the_cpu)
             yield
         assert not watch.found
+
+
+def to_the_cpu(_backend, _name, value):
+    """`TorchBackend.host`, which must not get a tensor."""
+    assert isinstance(value, np.ndarray), "a tensor was copied to the CPU"
+    return value
 
 
 def latest(**options):

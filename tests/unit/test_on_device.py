@@ -19,6 +19,7 @@ from replaykit import (
     Spec,
     SumTree,
 )
+from replaykit.io import from_npz, to_npz
 from replaykit.on_device import DeviceTree
 from replaykit.on_device.graphs import places_of, views_of
 
@@ -253,6 +254,21 @@ def test_the_generator_of_another_place_gives_a_seed(way, tmp_path):
         target.load(tmp_path)
         drawn.append(numbers(target.sample(20).indices).tolist())
     assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("place", [{"device": DEVICE}, {"device": DEVICE, "pin_memory": True}])
+def test_files_of_arrays_are_those_of_the_cpu(place, tmp_path):
+    cpu, device = ReplayBuffer(12, SPEC, num_envs=2), ReplayBuffer(12, SPEC, num_envs=2, **place)
+    for buffer in (cpu, device):
+        buffer.extend(**stretch(9, 2))
+        to_npz(buffer, tmp_path / "saved.npz")
+    other = ReplayBuffer(12, SPEC, num_envs=2, **place)
+    from_npz(tmp_path / "saved.npz", buffer=other)
+    indices = cpu.stored()
+    for name in ("obs.x", "obs.y", "action", "legal", "terminated"):
+        expected = cpu.read(indices, name)
+        for buffer in (device, other):
+            np.testing.assert_array_equal(numbers(buffer.read(buffer.stored(), name)), expected, err_msg=name)
 
 
 def test_overwrite_replaces_the_values_of_what_is_stored():

@@ -1,13 +1,11 @@
 """Hindsight and mixtures on a device: the numbers of the CPU for the same draws, late errors, and nothing waits."""
 
-import contextlib
 import copy
 import pickle
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from replaykit import (
     CombinedReplay,
@@ -22,9 +20,9 @@ from replaykit import (
     SequenceReplay,
     Spec,
 )
-from replaykit.on_device.backend import TorchBackend
 from replaykit.testing import assert_lawful, bits_of
 from tests.helpers import FLAT, GOAL_SPEC, STRATEGIES, filled, goal_episodes, stretch
+from tests.unit.test_device_waits import nothing_waits
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PLACES = [None, DEVICE]
@@ -52,25 +50,6 @@ def assert_same(got, expected, rtol=0.0):
             assert_same(got[name], value, rtol)
         else:
             np.testing.assert_allclose(got[name], value, rtol=rtol, atol=0.0, err_msg=name)
-
-
-class Waiting(TorchDispatchMode):
-    """Context in which an operation that waits for the device fails: one whose shape depends on values, or a read."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "nonzero", "_unique2", "masked_select", "unique_dim"), name
-        if name in ("index", "index_put_", "_index_put_impl_"):
-            assert all(each is None or each.dtype != torch.bool for each in args[1]), "a mask as an index"
-        return func(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def nothing_waits():
-    """The context, in which nothing is copied to the CPU either."""
-    with pytest.MonkeyPatch.context() as patch, Waiting():
-        patch.setattr(TorchBackend, "host", lambda *_: pytest.fail("a tensor was copied to the CPU"))
-        yield
 
 
 # -- Hindsight -----------------------------------------------------------------------------------------------------
