@@ -70,8 +70,7 @@ class PinnedStorage(DeviceStorage):
     @property
     def device_bounds(self) -> torch.Tensor:
         """The bounds on the device, up to date unless the program is recording a graph."""
-        if not self._is_recording():
-            self.refresh()
+        self.refresh()
         return self._device_bounds
 
     @device_bounds.setter
@@ -83,13 +82,14 @@ class PinnedStorage(DeviceStorage):
         """The table of episodes, which grows once lanes are out of step."""
         return self.host.seen["tables"]
 
-    def _is_recording(self) -> bool:
-        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
     def refresh(self) -> None:
-        if not np.array_equal(self._sent, self.bounds):
+        if not np.array_equal(self._sent, self.bounds) and not self._is_recording():
             self._sent[:] = self.bounds
             self._device_bounds.copy_(self.backend.array(self.bounds.copy()))
+
+    def _is_recording(self) -> bool:
+        """Whether the program records a graph, in which a copy would be repeated with the same values."""
+        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     # Writing
 

@@ -449,3 +449,42 @@ def test_a_graph_serves_a_growing_buffer():
         fields = buffers[1].reduce(buffers[1].window(draw.indices))
         assert torch.equal(by_graph.indices, draw.indices)
         assert torch.equal(by_graph.reward, fields["reward"])
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="graphs exist on CUDA only")
+@pytest.mark.parametrize("pin_memory", [False, True])
+def test_a_graph_of_the_user_follows_a_buffer_that_fills_and_laps(pin_memory):
+    """A learner's step is recorded once: it samples and updates priorities. Adding goes on beside it."""
+    spec = Spec(obs=Field((), np.int64), action=Field(()))
+    buffer = PrioritizedBuffer(3000, spec, device=DEVICE, pin_memory=pin_memory, seed=0)
+
+    def add(begin, count):
+        steps = np.arange(begin, begin + count)
+        values = (steps, steps * 0.0, steps.astype(np.float32), steps, steps < 0, steps < 0)
+        values = values if pin_memory else [torch.from_numpy(value).to(DEVICE) for value in values]
+        buffer.extend(*values)
+
+    def step():
+        batch = buffer.sample(64)
+        buffer.update_priorities(batch.indices, batch.reward)
+        return batch.obs, batch.indices
+
+    add(0, 500)
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        step()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(buffer.rng.generator)
+    with torch.cuda.graph(graph):
+        obs, indices = step()
+    largest = 0
+    for k in range(200):
+        add(500 + 100 * k, 100)
+        graph.replay()
+        assert torch.equal(obs, indices)
+        assert int(indices.min()) >= int(buffer.oldest[0]) - 256 * pin_memory
+        largest = max(largest, int(indices.max()))
+    assert largest > 500 + 100 * 190
+    buffer.check()
