@@ -59,7 +59,7 @@ STORAGE_LAYERS = [
     {"local"},
     {"contents", "mapped"},
 ]
-LONGEST_MODULE, LARGEST_CORE = 420, 6491  # limits to lower; a new verb of every replay may raise the second
+LONGEST_MODULE, LARGEST_CORE = 420, 6489  # limits to lower; a new verb of every replay may raise the second
 NOT_CORE = {
     "__main__",
     *("chunks", "diagnostics", "distributed", "integrations", "io", "large_batch", "mixed", "mixing", "passes"),
