@@ -329,7 +329,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         """The importance-sampling weights of a draw; 1 if the buffer does not correct for its probabilities."""
 
     def least_probability(self, batch_size: int, without: Indices) -> float | Floats:
-        """The smallest positive probability of any stored index but those in `without`, as `least_of` returns it. O(N)."""
+        """The smallest positive probability of any stored index but those in `without`, as from `least_of`. O(N)."""
         with self.lock:
             others = self.backend.difference(self.backend.indices("indices", self.stored()), without)
             return self.least_of(others, self.probability(others, batch_size))
