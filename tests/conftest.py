@@ -9,9 +9,15 @@
 
 pytest-randomly shuffles the tests with the fixed seed in pyproject.toml. Tests must pass in any order; pass
 ``--randomly-seed=1`` to try another one.
+
+Each worker of pytest-xdist has one core, so torch and NumPy use one thread unless OMP_NUM_THREADS is set. `os.fsync`
+does nothing: only after a power failure would a test see a difference, and each call may wait 5 ms for the disk. Tests
+of what is flushed when replace it by a function of their own.
 """
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 from hypothesis import HealthCheck, Phase, settings
 
@@ -23,3 +29,4 @@ settings.register_profile("dev", common, max_examples=20)
 settings.register_profile("deep", common, max_examples=5000)
 settings.register_profile("mutation", common, derandomize=True, max_examples=100, phases=(Phase.generate,))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+os.fsync = lambda descriptor: None
