@@ -163,7 +163,8 @@ def docs(session: nox.Session) -> None:
     with scratch() as directory:
         for builder in ("html", "doctest"):
             session.run(
-                *("python", "-m", "sphinx", "-q", "-n", "-T", "-W", "-b", builder, "docs", str(directory / builder))
+                *("python", "-m", "sphinx", "-q", "-n", "-T", "-W", "-d", str(directory / "read"), "-b", builder),
+                *("docs", str(directory / builder)),
             )
         expect(directory / "html" / "changelog.html", directory / "html" / "contributing.html")
 
