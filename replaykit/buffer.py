@@ -77,7 +77,7 @@ class Buffer(Replay):
         self.rng: Any = storage.backend.generator(check_seed(seed))
         self.lock: Lock = storage.lock
         self.note_bytes(self.settings.bytes_each)
-        self.has_least = distribution.has_least
+        self.has_least: bool = distribution.has_least
         self._stale_updates = 0
         self._has_priorities = type(distribution).update is not Distribution.update
         longest = min(n_step, storage.length)  # no window can be longer than a lane

@@ -131,7 +131,7 @@ class MixedReplay(Replay):
         self._last = len(lanes) - 1
         self.note_bytes(max(source.bytes_each for source in self._each))
         self.may_raise: bool = any(source.may_raise for source in self._each)
-        self.has_least = any(source.has_least for source in self._each)
+        self.has_least: bool = any(source.has_least for source in self._each)
         self._batches = 0
         self._shares = Shares(self._names, shares)
 

@@ -24,7 +24,7 @@ _SMALLEST_WEIGHT = float(np.finfo(np.float32).tiny)
 class DeviceUniform(Uniform):
     """`Uniform` draws on a device."""
 
-    saved_kind = "Uniform"
+    saved_kind: str | None = "Uniform"
     storage: DeviceStorage
 
     @property
@@ -59,7 +59,7 @@ class DeviceUniform(Uniform):
 class DeviceLatest(Latest):
     """`Latest` draws on a device: the newest transitions."""
 
-    saved_kind = "Latest"
+    saved_kind: str | None = "Latest"
     storage: DeviceStorage
 
     def draw(self, batch_size: int, rng: Any) -> Draw:
@@ -91,7 +91,7 @@ class DeviceProportional(Prioritized):
         As in `replaykit.PrioritizedBuffer`.
     """
 
-    saved_kind = "Proportional"
+    saved_kind: str | None = "Proportional"
     saved_name = "scaled"
     storage: DeviceStorage
     eps: float = read_only("_eps", "Added to the absolute value of every TD error.")

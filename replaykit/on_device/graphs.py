@@ -34,7 +34,7 @@ class Graphs:
         Whether a graph is being recorded.
     """
 
-    is_recording = False
+    is_recording: bool = False
 
     def __init__(self, function: Callable[[int], Fields], rng: DeviceGenerator) -> None:
         self._function, self._rng = function, rng

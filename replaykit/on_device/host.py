@@ -40,7 +40,7 @@ class HostStorage(LocalStorage):
         Called when an array becomes larger, the first with the reason.
     """
 
-    saved_kind = "LocalStorage"
+    saved_kind: str | None = "LocalStorage"
 
     def __init__(
         self, capacity: int, spec: Spec, num_envs: int, *, length: int, device: torch.device, **options: Any

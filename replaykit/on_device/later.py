@@ -20,7 +20,7 @@ class Later:
 
     def __init__(self, device: torch.device) -> None:
         is_cuda = device.type == "cuda"
-        self.is_asked = False
+        self.is_asked: bool = False
         self._copy: torch.Tensor = torch.zeros(1, dtype=torch.int64, pin_memory=is_cuda)
         self._number = self._copy.numpy()
         event: Any = torch.cuda.Event

@@ -23,17 +23,17 @@ _MARKS = 4
 
 
 class PinnedStorage(DeviceStorage):
-    """Stores transitions in the memory of the CPU, as a `LocalStorage` does, for a device that reads them there.
+    """Stores transitions in the memory of the CPU, for a device that reads them there.
 
-    Writing is that of a `LocalStorage`: arrays in, indices out as an array. Reading is that of a `DeviceStorage`. The
-    rows are page-locked, so the device gathers a batch through the bus without help from the CPU. Only priorities are
-    on the device. So environments run on the CPU, the capacity is limited by the CPU's memory, and a batch does not
-    have to be copied.
+    Writing is that of a `LocalStorage <replaykit.storage.LocalStorage>`: arrays in, indices out as an array. Reading is
+    that of a `DeviceStorage`. The rows are page-locked, so the device gathers a batch through the bus without help from
+    the CPU. Only priorities are on the device. So environments run on the CPU, the capacity is limited by the CPU's
+    memory, and a batch does not have to be copied.
 
     Each lane has some slots to spare: a step is retired before its slot is needed, and overwritten when the device has
-    executed everything that was queued until then. See `Guard`. The bounds are sent to the device before something
-    reads them there, and every few hundred steps, so a graph that the program has recorded itself sees new transitions
-    a little later. All operations must be queued on one CUDA stream, or be ordered by the program.
+    executed everything that was queued until then. The bounds are sent to the device before something reads them there,
+    and every few hundred steps, so a graph that the program has recorded itself sees new transitions a little later.
+    All operations must be queued on one CUDA stream, or be ordered by the program.
 
     Parameters
     ----------
@@ -52,15 +52,15 @@ class PinnedStorage(DeviceStorage):
 
     def place_rows(self, pairs: dict[tuple[int, int], int]) -> None:
         self._spare: int = max(_STEPS_TO_SPARE, -(-_ROWS_TO_SPARE // self.num_envs))
-        self.row_slots = self.capacity + self._spare * self.num_envs
+        self.row_slots: int = self.capacity + self._spare * self.num_envs
         self.host: HostStorage = HostStorage(
             self.row_slots, self.spec, self.num_envs, length=self.length, device=self.device, **self.frame_options
         )
-        self.apart = self.host.readers()
-        self.rows = Rows(self.spec, list(self.apart))
+        self.apart: dict[int, Any] = self.host.readers()
+        self.rows: Rows = Rows(self.spec, list(self.apart))
         assert self.rows.nbytes == self.host.row.nbytes, "the CPU and the device have other rows"
-        self.bounds = self.host.bounds
-        self.data = self.host.seen["rows"].view(torch.int64)
+        self.bounds: Indices = self.host.bounds
+        self.data: torch.Tensor = self.host.seen["rows"].view(torch.int64)
         self.guard: Guard = Guard(self.num_envs, self.device)
         self._sent: Indices = self.bounds.copy()
         self._quiet = 0  # number of steps that can be written without a look at the guard

@@ -61,7 +61,7 @@ class DeviceStorage(Storage):
         The graphs that read from this storage.
     """
 
-    saved_kind = "LocalStorage"
+    saved_kind: str | None = "LocalStorage"
 
     def __init__(
         self, capacity: int, spec: Spec, num_envs: int = 1, *, stack: int = 1, padding: Padding = "reset",
@@ -90,7 +90,8 @@ class DeviceStorage(Storage):
         self._stamp: torch.Tensor = make("stamp", (), torch.int64)
         self.is_over.fill_(True)
         self.numbers.copy_(torch.arange(-lanes, 0))
-        self.late = self.backend.late = LateErrors(self.make("errors", (len(LateErrors.TEXTS),), torch.int64))
+        self.late: LateErrors = LateErrors(self.make("errors", (len(LateErrors.TEXTS),), torch.int64))
+        self.backend.late = self.late
         self._stale: torch.Tensor = self.make("stale_updates", (), torch.int64)
         self.after_write: list[Callable[[], None]] = []
         self.graphs: Recorded = Recorded()

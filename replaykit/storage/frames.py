@@ -45,10 +45,10 @@ class Frames(Columns):
         shape = leaf.shape
         is_stack = stack == 1 and len(shape) >= 3 and 1 < shape[0] <= min(_LARGEST_STACK, shape[1], shape[2])
         self._given = shape[0] if is_stack else 1  # frames in an observation
-        self.kept = stack * self._given
+        self.kept: int = stack * self._given
         self._frame_shape = shape[1:] if is_stack else shape
         self._size = leaf.field.nbytes // self._given
-        self.shape = (stack, *shape) if stack > 1 else shape
+        self.shape: tuple[int, ...] = (stack, *shape) if stack > 1 else shape
         capacity, num_envs = storage.capacity, storage.num_envs
         new = (2 if not shares else 3 if self._given % 3 == 0 else 1) * capacity  # three: colour channels
         self._pool_frames = new + new // _SLACK + 2 * (self.kept * num_envs + self._given) + 1
