@@ -300,13 +300,14 @@ def interrupted(call: Any, at: int, module: str = "") -> bool:
                 raise KeyboardInterrupt
         return trace
 
+    before = sys.gettrace()  # of coverage
     sys.settrace(trace)
     try:
         call()
     except KeyboardInterrupt:
         return True
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
     return False
 
 
@@ -343,13 +344,14 @@ def interrupted_at(call: Any, at: int) -> Place | None:
                 raise KeyboardInterrupt
         return trace
 
+    before = sys.gettrace()  # of coverage
     sys.settrace(trace)
     try:
         call()
     except KeyboardInterrupt:
         pass
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
     return place
 
 

@@ -209,11 +209,12 @@ def test_what_counts_as_stored_is_whole_at_every_line(num_envs, some):
         after = [array.copy() for array in (header, rows, tables)]
         PLAIN.store.store(data, steps, names.BOTH, *after, found.copy())
         whole |= contents(*after)
+        before = sys.gettrace()  # of coverage
         sys.settrace(look)
         try:
             PLAIN.store.store(data, steps, names.BOTH, header, rows, tables, found)
         finally:
-            sys.settrace(None)
+            sys.settrace(before)
     assert looks > 1000
 
 
