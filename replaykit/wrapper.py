@@ -102,8 +102,8 @@ class ReplayWrapper(Replay):
         self.has_sequences: bool = type(self).has_sequences or inner.has_sequences
         self.may_raise: bool = type(self).may_raise or inner.may_raise
         self.is_conditional: bool = type(self).is_conditional or inner.is_conditional
-        draws, knows = type(self).draw is not ReplayWrapper.draw, "least_probability" in vars(type(self))
-        self.has_least: bool = inner.has_least and draws <= knows
+        gives_least = type(self).draw is ReplayWrapper.draw or "least_probability" in vars(type(self))
+        self.has_least: bool = inner.has_least and gives_least
         if inner.rate_limit is not None:
             self.rate_limit: Any = inner.rate_limit
 

@@ -76,10 +76,10 @@ class Replaykit(Rival):
         if task.prioritized:
             options |= {"alpha": ALPHA, "beta": BETA}
         self.buffer: Any = kind(task.rows, SPEC, gamma=GAMMA, **options)
-        for begin in range(0, task.rows // task.lanes, 10_000):
-            self.buffer.extend(**self.given(task.steps(10_000 // task.lanes + 1, begin)))
-            if len(self.buffer) == task.rows:
-                break
+        stretch = max(10_000 // task.lanes, 1)
+        for begin in range(0, task.rows // task.lanes, stretch):
+            self.buffer.extend(**self.given(task.steps(stretch, begin)))
+        assert len(self.buffer) == task.rows, "the buffer is not full"
         if task.prioritized:
             stored = self.buffer.stored()
             self.buffer.update_priorities(stored, np.random.default_rng(0).random(len(stored)))

@@ -56,7 +56,7 @@ class DeviceGenerator:
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
         self.generator.set_state(torch.from_numpy(np.array(state["state"], np.uint8)))
-        if "host" in state:  # not in states of version 0.2.0
+        if "host" in state:  # not in what was saved before mixtures worked on a device
             self.host.bit_generator.state = state["host"]
 
     @property

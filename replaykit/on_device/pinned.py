@@ -103,6 +103,8 @@ class PinnedStorage(DeviceStorage):
 
     def write(self, block: Any, steps: int, mask: Flags | None = None) -> Any:
         if steps > self._quiet:
+            count = steps * self.num_envs if mask is None else int(mask.sum())
+            self.host.refuse_block(block, count)  # before anything is retired
             self._prepare(steps if mask is None else mask.reshape(steps, -1).sum(axis=0))
         self._quiet -= steps
         return self.host.write(block, steps, mask)

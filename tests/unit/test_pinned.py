@@ -215,6 +215,20 @@ def test_a_copy_is_independent():
     twin.check()
 
 
+def test_a_refused_stretch_that_is_longer_than_the_slots_to_spare_loses_nothing():
+    """Old steps are retired to make room only after the rewards were checked."""
+    buffer = ReplayBuffer(1500, NUMBERED, device=DEVICE, pin_memory=True)
+    number, flags = np.arange(1500), np.zeros(1500, np.bool_)
+    fields = [number, np.repeat(number[:, None], 8, axis=1), flags.astype(np.float32), number, flags, flags]
+    buffer.extend(*fields)
+    fields[2][1400] = np.nan
+    with pytest.raises(ValueError, match="reward contains nan"):
+        buffer.extend(*fields)
+    np.testing.assert_array_equal(buffer.stored(), number)
+    assert buffer.read(number, "obs").tolist() == number.tolist()
+    buffer.check()
+
+
 def test_pinned_memory_needs_a_device():
     with pytest.raises(ValueError, match="pin_memory is True without a device; pass the device"):
         ReplayBuffer(10, SPEC, pin_memory=True)
