@@ -18,6 +18,7 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 Verdict: TypeAlias = Literal["supported", "refuted", "unresolved"]
 
 RESAMPLES = 10_000
+AT_ONCE = 100  # resamples of which a statistic is computed together: with 200 seeds, all would take gigabytes
 SIGNS = np.array([1.0, 1.0, -1.0])  # signs of independence, identity and TD errors in the difference
 MOST_ERRORS = 1e6  # maximum width of an interval in standard errors; it is then practically unbounded
 
@@ -50,7 +51,13 @@ def stratified_bootstrap(
     at once, as arrays of shape (R, seeds) or (R, seeds, k), and returns R numbers.
     """
     rng = np.random.default_rng(0)
-    found = statistic([scores[rng.integers(len(scores), size=(resamples, len(scores)))] for scores in tasks])
+    drawn = [rng.integers(len(scores), size=(resamples, len(scores))) for scores in tasks]
+    found = np.concatenate(
+        [
+            statistic([scores[seeds[part : part + AT_ONCE]] for scores, seeds in zip(tasks, drawn, strict=True)])
+            for part in range(0, resamples, AT_ONCE)
+        ]
+    )
     low, high = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2])
     estimate = statistic([scores[None] for scores in tasks])
     return Interval(float(estimate[0]), float(low), float(high))

@@ -1,6 +1,7 @@
 """Writers for processes on one machine. They send steps through shared memory to the learner's process."""
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -270,6 +271,15 @@ def _stretches(steps: Array) -> Iterator[Array]:
     yield from np.split(steps, begins)
 
 
+def _encode_any(
+    spec: Spec, order: Sequence[int], values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...]
+) -> bytes:
+    """The bytes of values that need more than the usual checks."""
+    given = zip(spec.leaves, spec.flatten(values, extras), strict=True)
+    leaves = [leaf.coerce(value, lead) for leaf, value in given]
+    return b"".join([leaves[i].tobytes() for i in order])
+
+
 @final
 class ProcessWriter(Writing):
     """Adds to some lanes of a replay from another process. `ProcessWriters` creates it; pickle it to that process.
@@ -306,8 +316,9 @@ class ProcessWriter(Writing):
         self._cut, self._has_cut = np.ones(num_envs, np.bool_), True
         self._layout = Layout.of(spec, num_envs)
         order, lanes = self._layout.order, (num_envs,)
-        several = encoder(spec, order, (), self._encode_any, lanes)
-        self._encode = several if num_envs > 1 else encoder(spec, order, (), self._encode_any, lane=several)
+        encode_any = functools.partial(_encode_any, spec, order)
+        several = encoder(spec, order, (), encode_any, lanes)
+        self._encode = several if num_envs > 1 else encoder(spec, order, (), encode_any, lane=several)
         self._leaf_of_reward = spec.leaves[self._names.index("reward")]
         before = order[: order.index(self._names.index("reward"))]
         self._reward = spec["reward"].dtype, num_envs * sum(spec.leaves[i].field.nbytes for i in before)
@@ -345,12 +356,6 @@ class ProcessWriter(Writing):
         Storage.refuse_rewards(np.frombuffer(data, dtype, self._rewards, begin))
         with self._lock:
             self._refuse_late(self._opened().write_one(data + self._ends, self._layout.begin, self._timeout), 1)
-
-    def _encode_any(self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...]) -> bytes:
-        """The bytes of values that need more than the usual checks."""
-        given = zip(self._spec.leaves, self._spec.flatten(values, extras), strict=True)
-        leaves = [leaf.coerce(value, lead) for leaf, value in given]
-        return b"".join([leaves[i].tobytes() for i in self._layout.order])
 
     def extend(
         self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,

@@ -105,7 +105,7 @@ class DeviceProportional(Prioritized):
         storage.refuse_size(24 * storage.capacity, f"capacity {storage.capacity} with priorities")
         self.tree: DeviceTree = DeviceTree(storage.capacity, storage.make)
         self.settled: Indices = storage.bounds.copy()
-        storage.after_write.append(self.settle)
+        storage.follow_writes(self.settle)
         self.largest_priority: float = largest_priority(self.tree.limit, self.alpha, eps)
         self.largest_value: float = self.tree.limit
         self._beta_on_device: torch.Tensor = storage.make("beta", (), torch.float64)
@@ -180,7 +180,7 @@ class DeviceProportional(Prioritized):
     def weigh(self, draw: Draw, size: int) -> Any:
         """``w = (N q)**-beta`` for the probabilities q of the last draw, normalised according to `weights`."""
         q: Any = draw.probabilities
-        beta = self._beta_on_device
+        beta = self.beta_on_device()  # which may have changed since the last draw
         if self._weights == "none":
             return (self.storage.size_on_device() * q).pow(-beta).float()
         least = draw.least if self._weights == "buffer" and draw.least is not None else q.min()

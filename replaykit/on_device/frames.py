@@ -1,6 +1,7 @@
 """Observations that are stored once on a device: the next_obs of a step is the obs of the following step."""
 
 import math
+import weakref
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ class Frames:
 
     def __init__(self, storage: Any, leaves: tuple[int, int], stack: int, padding: Padding, share: Share) -> None:
         self.leaves: tuple[int, int] = leaves
-        self._storage = storage
+        self._storage = weakref.proxy(storage)  # which refers to its frames
         self._leaf = leaf = storage.spec.leaves[leaves[0]]
         self._dtype = torch_dtype(leaf.dtype, leaf.name)
         self.is_stacked: bool = stack > 1

@@ -25,7 +25,7 @@ def fuse(storage: Any, distribution: Any, powers: Floats, rng: Any) -> tuple[Ser
         return [leaf for _, leaf in leaves_of(made)]
 
     graphs = Graphs(fields, rng)
-    storage.graphs.own.append(graphs)
+    storage.graphs.own.add(graphs)
 
     def serve(batch_size: int) -> dict[str, Any]:
         if not len(storage):

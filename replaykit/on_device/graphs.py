@@ -1,6 +1,6 @@
 """CUDA graphs: a batch is drawn with one call of the driver instead of dozens of operations."""
 
-import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +39,7 @@ class Graphs:
     def __init__(self, function: Callable[[int], Fields], rng: DeviceGenerator) -> None:
         self._function, self._rng = function, rng
         self._uses: dict[int, int] = {}
-        self._recorded = functools.lru_cache(_GRAPHS_KEPT)(self._record)
+        self._recorded: dict[int, tuple[Any, torch.Tensor, list[Place]]] = {}  # the last used at the end
 
     def __call__(self, batch_size: int) -> Fields:
         """The tensors for a batch of this size, which belong to the caller."""
@@ -48,7 +48,11 @@ class Graphs:
         uses = self._uses[batch_size] = self._uses.get(batch_size, 0) + 1
         if uses == 1:  # also allocates what the operations need only once
             return self._function(batch_size)
-        graph, block, places = self._recorded(batch_size)
+        kept = self._recorded
+        kept[batch_size] = kept.pop(batch_size) if batch_size in kept else self._record(batch_size)
+        if len(kept) > _GRAPHS_KEPT:
+            del kept[next(iter(kept))]
+        graph, block, places = kept[batch_size]
         graph.replay()
         return views_of(block.clone(), places)
 
@@ -70,7 +74,7 @@ class Graphs:
 
     def forget(self) -> None:
         """Record all graphs again, since tensors that they read have moved."""
-        self._recorded.cache_clear()
+        self._recorded.clear()
 
 
 class Recorded:
@@ -78,12 +82,12 @@ class Recorded:
 
     Attributes
     ----------
-    own : list of Graphs
+    own : WeakSet of Graphs
         They record again after tensors have moved.
     """
 
     def __init__(self) -> None:
-        self.own: list[Graphs] = []
+        self.own: weakref.WeakSet[Graphs] = weakref.WeakSet()
         self._has_others = False
 
     def look(self, device: torch.device) -> None:

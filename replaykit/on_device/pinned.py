@@ -123,8 +123,7 @@ class PinnedStorage(DeviceStorage):
     def _mark(self) -> None:
         """Send the bounds to the device, and note which steps it cannot read any more afterwards."""
         self.refresh()
-        for follow in self.after_write:
-            follow()
+        self.call_followers()
         self.guard.mark(self.bounds[0])
 
     def end_episode(self, lanes: Indices) -> None:

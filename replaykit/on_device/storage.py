@@ -1,5 +1,6 @@
 """`DeviceStorage`: the packed rows of a `LocalStorage`, in the memory of a torch device."""
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -55,8 +56,6 @@ class DeviceStorage(Storage):
 
     Attributes
     ----------
-    after_write : list of callable
-        Called after each write, so that a graph which draws never has to look at the bounds on the CPU.
     graphs : Recorded
         The graphs that read from this storage.
     """
@@ -93,7 +92,7 @@ class DeviceStorage(Storage):
         self.late: LateErrors = LateErrors(self.make("errors", (len(LateErrors.TEXTS),), torch.int64))
         self.backend.late = self.late
         self._stale: torch.Tensor = self.make("stale_updates", (), torch.int64)
-        self.after_write: list[Callable[[], None]] = []
+        self._followers: list[weakref.WeakMethod[Callable[[], None]]] = []
         self.graphs: Recorded = Recorded()
         self.order: WritingOrder = WritingOrder(self.capacity)
         self._powers: tuple[Floats, torch.Tensor] | None = None
@@ -166,9 +165,19 @@ class DeviceStorage(Storage):
 
     def write(self, block: Any, steps: int, mask: Flags | None = None) -> Any:
         indices = self._write(block, steps, mask)
-        for follow in self.after_write:
-            follow()
+        self.call_followers()
         return indices
+
+    def follow_writes(self, method: Callable[[], None]) -> None:
+        """Call a method after each write, so that a graph that draws never has to look at the bounds on the CPU."""
+        self._followers.append(weakref.WeakMethod(method))
+
+    def call_followers(self) -> None:
+        """Call the methods whose objects still exist."""
+        for follower in self._followers:
+            method = follower()
+            if method is not None:
+                method()
 
     def _write(self, block: Any, steps: int, mask: Flags | None) -> torch.Tensor:
         rows, ended, pairs = block

@@ -1,6 +1,7 @@
 """Columns: leaves of a transition that are stored outside its row."""
 
 import math
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn, TypeAlias
@@ -108,7 +109,7 @@ class Arrays(Columns):
 
     def __init__(self, storage: Any, leaves: Sequence[int]) -> None:
         self.leaves: tuple[int, ...] = tuple(leaves)
-        self._storage = storage
+        self._storage = weakref.proxy(storage)  # which refers to its columns
         self._spec: list[Leaf] = [storage.spec.leaves[i] for i in leaves]
         self._bytes = sum(leaf.field.nbytes for leaf in self._spec)
         self.nbytes: int = self._bytes * storage.capacity

@@ -1,5 +1,6 @@
 """Observations stored once: the next_obs of a step is the obs of the following step, and stacks overlap."""
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,8 @@ class Frames(Columns):
 
     def __init__(self, storage: Any, leaves: tuple[int, int], stack: int, padding: Padding, shares: bool) -> None:
         self.leaves: tuple[int, int] = leaves
-        self._storage = storage
+        self._storage = weakref.proxy(storage)  # which refers to its columns
+        self._arrays: dict[str, Array] = storage.arrays
         leaf = self._leaf = storage.spec.leaves[leaves[0]]
         self.name: str = f"frames.{leaf.name}"
         shape = leaf.shape
@@ -69,8 +71,7 @@ class Frames(Columns):
         self._storage.allocate(f"{self.name}.{name}", shape, dtype)
 
     def _array(self, name: str) -> Array:
-        array: Array = self._storage.arrays[f"{self.name}.{name}"]
-        return array
+        return self._arrays[f"{self.name}.{name}"]
 
     def _bind(self) -> tuple[Any, ...]:
         """The arguments of the kernel. Allocated frames that it does not know yet become free."""

@@ -1,7 +1,7 @@
 """The faster way to a batch: one kernel call for what several verbs do, made of the same kernels."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from replaykit._kernels import lazy
 from replaykit.batch import Ahead, Draw, Look, Window
+from replaykit.spec import Spec
 from replaykit.storage.base import EMPTY, Floats, Indices, Open, Serve
 from replaykit.storage.row import LAYOUTS_KEPT
 
@@ -68,17 +69,19 @@ def fuse(storage: "LocalStorage", distribution: Any, powers: Floats, rng: np.ran
     return serve, open_windows
 
 
-def looking_ahead(storage: "LocalStorage", leaves: tuple[str, ...], count: int, groups: int, n: int) -> LookingAhead:
+def looking_ahead(
+    spec: Spec, positions: Mapping[str, int], leaves: tuple[str, ...], count: int, groups: int, n: int
+) -> LookingAhead:
     """How to look ahead for `count` windows of n steps in `groups` rows of a batch; see the kernel `look_ahead`.
 
     These are the columns of the achieved goals, the bytes that the kernel's answer takes, and a function that makes an
     `Ahead` of these bytes and of what the kernel returns.
     """
-    columns, new = np.array([storage.positions[leaf] for leaf in leaves], np.int64), np.ndarray
+    columns, new = np.array([positions[leaf] for leaf in leaves], np.int64), np.ndarray
     first = (groups + 7) // 8 * 8
     places, nbytes = first + 8 * count, first + 8 * (count + count * n)
     parts = []
-    for field in (storage.spec.leaves[column].field for column in columns):
+    for field in (spec.leaves[column].field for column in columns):
         step = (count * n * field.nbytes + 7) // 8 * 8
         parts.append((field.shape, field.dtype, nbytes, nbytes + step, nbytes + 2 * step))
         nbytes += 3 * step

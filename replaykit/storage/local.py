@@ -2,6 +2,7 @@
 
 import functools
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any
@@ -53,14 +54,16 @@ class LocalStorage(Storage):
         self.columns: list[Columns] = columns_for(self, stack, padding, share)
         self.stack: int = int(stack)
         self._column_of = {leaf: columns for columns in self.columns for leaf in columns.leaves}
-        row = Row(spec, [columns.leaves for columns in self.columns], self._encode_any, self.lanes or (1,))
+        storage = weakref.proxy(self)  # without reference cycles, the arrays are freed with the last reference
+        encode_any = lambda *step: storage._encode_any(*step)  # noqa: E731
+        row = Row(spec, [columns.leaves for columns in self.columns], encode_any, self.lanes or (1,))
         self.row: Row = row
         positions = {leaf.name: i for i, leaf in enumerate(spec.leaves)}
         self.positions: dict[str, int] = positions
         self._flags = positions["terminated"], positions["truncated"]
         self._length = len(positions) + 1  # the position of the length among the fields of a batch
         self._of_window = itemgetter(-1, self._length, *self._flags)
-        looking = functools.partial(looking_ahead, self)
+        looking = functools.partial(looking_ahead, spec, positions)
         self.looking: Callable[..., LookingAhead] = functools.lru_cache(LAYOUTS_KEPT)(looking)
         self._columns_named = functools.cache(lambda names: np.array([positions[name] for name in names]))
         needed = (row.nbytes + 8 * kernels.STAMPS) * self.capacity + sum(columns.nbytes for columns in self.columns)

@@ -32,9 +32,9 @@ class Lock(_RLock):
 
     `sampling` is True while the lock's owner makes a batch: user functions called meanwhile must not write. `writers`
     has a weak reference to the writer of each lane that has one. `recorder` marks the newest recorder that `record`
-    made. `after_fork` is called in a forked child. `refusal` is the reason why the storage can no longer be used;
-    `sampling` is then also True. `number` counts locks in the order of their creation. A thread that takes several
-    locks, and a fork, take them in this order.
+    made. `after_fork` is called with the lock in a forked child. `refusal` is the reason why the storage can no longer
+    be used; `sampling` is then also True. `number` counts locks in the order of their creation. A thread that takes
+    several locks, and a fork, take them in this order.
 
     A copied or unpickled lock is a new lock without any of these. A fork waits for the threads that hold locks. In the
     child, every buffer is therefore in a consistent state, and its lock is free.
@@ -43,7 +43,7 @@ class Lock(_RLock):
     sampling: bool
     writers: dict[int, Any]
     recorder: object = None
-    after_fork: Callable[[], None] | None = None
+    after_fork: "Callable[[Lock], None] | None" = None
     refusal: str | None = None
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class _Fork(threading.local):
             lock._at_fork_reinit()
             lock.sampling = lock.refusal is not None
             if lock.after_fork is not None:
-                lock.after_fork()
+                lock.after_fork(lock)
 
 
 _fork = _Fork()

@@ -1,6 +1,7 @@
 """`MappedStorage`: packed rows in memory-mapped files, which may be larger than memory and outlive the process."""
 
 import errno
+import functools
 import gc
 import json
 import math
@@ -8,6 +9,7 @@ import mmap
 import os
 import urllib.parse
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from replaykit.saving.manifest import FORMAT, describe, differences
 from replaykit.spec import Spec
 from replaykit.storage.columns import Padding, Share
 from replaykit.storage.local import LocalStorage
+from replaykit.storage.lock import Lock
 
 kernels: Any = lazy("store")
 
@@ -75,7 +78,7 @@ class MappedStorage(LocalStorage):
         except BaseException:
             self._release()
             raise
-        self.lock.after_fork = self._leave
+        self.lock.after_fork = functools.partial(_leave, self._release, self.path)
         if self.is_reopened:
             self._recover()
 
@@ -165,17 +168,6 @@ class MappedStorage(LocalStorage):
         for columns in self.columns:
             columns.recover()
 
-    def _leave(self) -> None:
-        """Called in a forked child."""
-        self._release()
-        self.lock.sampling, self.lock.refusal = (
-            True,
-            (
-                f"the files of {self.path} belong to the process that opened them, and a forked process cannot use "
-                "them; start it with the spawn method, or use another buffer in it"
-            ),
-        )
-
     def copied_arguments(self) -> tuple[type[Any], tuple[Any, ...], dict[str, Any]]:
         args, options = self._arguments
         if "path" in options:
@@ -203,6 +195,14 @@ def _locked(path: str) -> int:
         except OSError:  # a file system without locks
             break
     return descriptor
+
+
+def _leave(release: Callable[[], Any], path: str, lock: Lock) -> None:
+    """Close the files in a forked child, and refuse the storage there."""
+    release()
+    remedy = "start it with the spawn method, or use another buffer in it"
+    reason = f"the files of {path} belong to the process that opened them, and a forked process cannot use them"
+    lock.sampling, lock.refusal = True, f"{reason}; {remedy}"
 
 
 def _extend(descriptor: int, size: int, wanted: int, where: str) -> None:

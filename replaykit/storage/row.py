@@ -79,11 +79,9 @@ class Row:
         self.encode_row: Callable[..., Any] = encoder(spec, self.packed, groups, encode, lane=self.encode_lanes)
         self.name_batch: Callable[..., dict[str, Any]] = batch_namer(spec, ("discount", *_DERIVED))
         self.name_transitions: Callable[..., dict[str, Any]] = batch_namer(spec, ("discount", "length"))
-        self.layout: Callable[..., Layout] = functools.lru_cache(LAYOUTS_KEPT)(self._layout)
         derived = [Field((), leaves[reward].dtype), *_DERIVED.values(), _INT64, _FLOAT64]
-        self._reward: tuple[int, ...] = leaves[reward].shape
-        self._fields = [*(None if i in apart else leaf.field for i, leaf in enumerate(leaves)), *derived]
-        self._plan = plan = np.full((kernels.PLAN_ROWS, len(self._fields)), kernels.NO_ROW, np.int64)
+        fields = [*(None if i in apart else leaf.field for i, leaf in enumerate(leaves)), *derived]
+        plan = np.full((kernels.PLAN_ROWS, len(fields)), kernels.NO_ROW, np.int64)
         plan[kernels.SIZE] = [*sizes, *(field.nbytes for field in derived)]
         for i in self.packed:
             if i not in (reward, *flags):
@@ -91,23 +89,26 @@ class Row:
                 plan[[step, kernels.ONLY], i] = self.place[i]
         of_window = [reward, *flags]
         plan[kernels.META, 1:9] = self.nbytes, self.end, *of_window, *(self.place[i] for i in of_window)
-
-    def _layout(self, count: int, n: int) -> Layout:
-        """The layout for `count` transitions with windows of `n` steps. Each field is aligned to 64 bytes."""
-        formats: Any = [(np.uint8, (0,)) if f is None else (f.dtype, (count, *f.shape)) for f in self._fields]
-        formats[-1] = np.float64, (count, n, *self._reward)
-        sizes = [(np.dtype(dtype).itemsize * math.prod(shape) + 63) // 64 * 64 for dtype, shape in formats]
-        *starts, nbytes = np.cumsum([0, *sizes]).tolist()
-        plan = self._plan.copy()
-        plan[kernels.START], plan[kernels.META, kernels.COUNT] = starts, count
-        served = range(len(sizes) - 2)
-        batch, windows = (_record(f, formats, starts, nbytes) for f in (served, [*served, len(sizes) - 1]))
-        return Layout(batch, windows, plan, nbytes)
+        layout = functools.partial(_layout, fields, plan, leaves[reward].shape)
+        self.layout: Callable[[int, int], Layout] = functools.lru_cache(LAYOUTS_KEPT)(layout)
 
     def join(self, leaves: Sequence[npt.NDArray[Any]]) -> Any:
         """The concatenated bytes of the packed leaves of some entries; in a tuple with the groups, if any."""
         data = b"".join([np.ascontiguousarray(leaves[i]).data for i in self.packed])
         return (data, *([leaves[i] for i in group] for group in self._groups)) if self._groups else data
+
+
+def _layout(fields: Sequence[Field | None], plan: npt.NDArray[np.int64], reward: Axes, count: int, n: int) -> Layout:
+    """The layout for `count` transitions with windows of `n` steps. Each field is aligned to 64 bytes."""
+    formats: Any = [(np.uint8, (0,)) if f is None else (f.dtype, (count, *f.shape)) for f in fields]
+    formats[-1] = np.float64, (count, n, *reward)
+    sizes = [(np.dtype(dtype).itemsize * math.prod(shape) + 63) // 64 * 64 for dtype, shape in formats]
+    *starts, nbytes = np.cumsum([0, *sizes]).tolist()
+    plan = plan.copy()
+    plan[kernels.START], plan[kernels.META, kernels.COUNT] = starts, count
+    served = range(len(sizes) - 2)
+    batch, windows = (_record(f, formats, starts, nbytes) for f in (served, [*served, len(sizes) - 1]))
+    return Layout(batch, windows, plan, nbytes)
 
 
 def _record(fields: Iterable[int], formats: Any, places: Any, nbytes: int) -> np.dtype[Any]:
@@ -207,7 +208,7 @@ def batch_namer(spec: Spec, others: Sequence[str]) -> Callable[..., dict[str, An
 def _defined(source: str, name: str, known: dict[str, Any]) -> Callable[..., Any]:
     """The function `name` that `source` defines, with the globals `known`."""
     exec(_compiled(source, name), known)
-    function: Callable[..., Any] = known[name]
+    function: Callable[..., Any] = known.pop(name)  # its globals do not refer to it, so it is freed at once
     return function
 
 

@@ -4,13 +4,14 @@
 - `configurations` and `build` draw a buffer, any stack of wrappers around it, and its model.
 - `ReplayMachine` lets Hypothesis drive both through adds, masks, updates and samples, and compares them.
 - `assert_lawful` checks any replay against the laws that need no model.
+- `assert_freed` checks that a deleted replay frees its memory at once.
 
 Pass your own storage or distribution to `build`.
 
 Needs Hypothesis: ``pip install "replaykit-rl[testing]"``.
 """
 
-from replaykit.testing.laws import assert_lawful, bits_of, by_verbs
+from replaykit.testing.laws import assert_freed, assert_lawful, bits_of, by_verbs
 from replaykit.testing.machine import ReplayMachine
 from replaykit.testing.model import NaiveHindsight, NaiveReplay, NaiveStep
 from replaykit.testing.strategies import SPECS, Configuration, Relabelling, build, configurations, values_of
@@ -23,6 +24,7 @@ __all__ = [
     "NaiveStep",
     "Relabelling",
     "ReplayMachine",
+    "assert_freed",
     "assert_lawful",
     "bits_of",
     "build",

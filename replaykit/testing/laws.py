@@ -1,13 +1,17 @@
 """Laws that every replay obeys, with any storage, distribution and wrappers. They need no model."""
 
 import copy
+import gc
 import pickle
+import weakref
+from collections.abc import MutableMapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from replaykit.batch import Batch
+from replaykit.declared import Declared
 from replaykit.replay import Replay
 from replaykit.storage.base import Storage
 from replaykit.trees import leaves_of
@@ -72,6 +76,47 @@ def assert_lawful(replay: Replay, batch_size: int) -> Batch:
             assert not np.may_share_memory(array, stored), f"{path} shares memory with the storage"
     replay.check()
     return batch
+
+
+def assert_freed(variables: MutableMapping[str, Any], name: str) -> None:
+    """Delete the last reference to a replay, ``variables[name]``, and check that all its memory is freed at once.
+
+    A reference cycle would keep the arrays until Python's garbage collector runs, which may be much later.
+
+    Raises
+    ------
+    AssertionError
+        If a part or an array of the replay still exists. The message names it.
+
+    Examples
+    --------
+    >>> from replaykit import Field, ReplayBuffer, Spec
+    >>> variables = {"buffer": ReplayBuffer(10, Spec(obs=Field((3,)), action=Field(())))}
+    >>> assert_freed(variables, "buffer")
+    >>> variables
+    {}
+    """
+    references = _memory_of(variables[name])
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        del variables[name]
+        left = [path for path, reference in references.items() if reference() is not None]
+    finally:
+        if was_enabled:
+            gc.enable()
+    assert not left, f"{', '.join(left)} of a deleted replay still in memory; look for a reference cycle"
+
+
+def _memory_of(replay: Replay) -> "dict[str, weakref.ref[Any]]":
+    """Weak references to the replay, to each of its parts, and to each array of its storages."""
+    parts: dict[str, Any] = {"replay": replay, **replay.parts()}
+    for name, part in list(parts.items()):
+        parts |= {f"{name}.{key}": value for key, value in vars(part).items() if isinstance(value, Declared)}
+    for name, part in list(parts.items()):
+        if isinstance(part, Storage):
+            parts |= {f"{name}.{key}": array for key, array in part.arrays.items()}
+    return {name: weakref.ref(part) for name, part in parts.items()}
 
 
 def by_verbs(replay: Replay, batch_size: int) -> Batch:

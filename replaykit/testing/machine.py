@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 import tempfile
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from replaykit.testing.laws import assert_lawful, bits_of, numbers
+from replaykit.testing.laws import assert_freed, assert_lawful, bits_of, numbers
 from replaykit.testing.model import at_path
 from replaykit.testing.strategies import Configuration, build, configurations, values_of
 from replaykit.trees import Tree, map_tree
@@ -204,9 +205,11 @@ class ReplayMachine(RuleBasedStateMachine):
         self.model, self.number, self.issued, self.last = copy.deepcopy(self.saved)
 
     def teardown(self) -> None:
-        """Delete the checkpoint."""
+        """Delete the checkpoint and the replay, all of whose memory is then freed."""
         if hasattr(self, "directory"):
             self.directory.cleanup()
+        if hasattr(self, "replay") and sys.exc_info()[0] is None:
+            assert_freed(vars(self), "replay")
 
     # -- Looking ---------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Memory, descriptors and compilation: what a long run costs, and what happens without a compiler."""
 
+import copy
 import gc
 import hashlib
 import importlib
@@ -8,7 +9,6 @@ import os
 import pickle
 import sys
 import tracemalloc
-import weakref
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,8 @@ import pytest
 from numba import config
 
 import replaykit
-from replaykit import PrioritizedBuffer, ReplayBuffer
-from replaykit.testing import bits_of
+from replaykit import Field, PrioritizedBuffer, ReplayBuffer, ReplayWrapper, SequenceReplay, Spec
+from replaykit.testing import assert_freed, bits_of
 from tests.faults.stacks import FLAT, STACKS, every_stack, full, refused
 from tests.faults.test_processes import python
 from tests.helpers import limit_memory
@@ -80,13 +80,51 @@ def test_adding_and_sampling_leave_nothing_behind(stack):
 
 @every_stack
 def test_a_dropped_buffer_is_freed_at_once(stack):
-    """The memory of a buffer is freed as soon as nothing refers to it. There are no reference cycles."""
+    """The memory of a buffer is freed as soon as nothing refers to it, without the garbage collector."""
     replay = full(stack)
-    gc.collect()
-    kept = weakref.ref(replay)
+    batch = replay.sample(3)
+    replay.update_priorities(batch.indices, np.ones(3))
+    assert_freed({"copy": copy.deepcopy(replay)}, "copy")
+    variables = {"replay": replay}
     del replay
-    gc.collect()
-    assert kept() is None
+    assert_freed(variables, "replay")
+
+
+LARGE = Spec(Field((3, 20, 20), np.uint8), Field(()), big=Field((1100,), np.uint8))
+PLACES = {
+    "memory": {"stack": 2},
+    "files": {"storage": "files"},
+    "device": {"device": "cpu"},
+    "pinned memory": {"device": "cpu", "pin_memory": True},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_dropped_buffer_of_large_fields_is_freed_at_once(place, tmp_path, monkeypatch):
+    """The same for observations that are stored once, and for large fields, wherever they are stored."""
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    variables = {"replay": SequenceReplay(PrioritizedBuffer(6, LARGE, seed=0, **PLACES[place]), 2)}
+    for number in range(20):
+        obs, next_obs = (np.full((3, 20, 20), value, np.uint8) for value in (number, number + 1))
+        variables["replay"].add(obs, 0.0, 1.0, next_obs, number % 7 == 6, False, big=np.zeros(1100, np.uint8))
+    variables["replay"].sample(2)
+    variables["replay"].save(tmp_path / "saved")
+    assert_freed(variables, "replay")
+
+
+class Cyclic(ReplayWrapper):
+    """A wrapper that refers to itself."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.me = self
+
+
+def test_a_reference_cycle_is_named():
+    """`assert_freed` fails for a replay that would stay in memory until the garbage collector runs."""
+    with pytest.raises(AssertionError, match="replay, .*storage.rows.*reference cycle"):
+        assert_freed({"replay": Cyclic(full(STACKS["uniform"]))}, "replay")
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors cannot be counted on this system")

@@ -1,5 +1,8 @@
 """Buffers on a device: tensors in and out, the same numbers as on the CPU, late errors, and what is refused."""
 
+import copy
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +24,7 @@ from replaykit import (
 )
 from replaykit.io import from_npz, to_npz
 from replaykit.on_device import DeviceTree
-from replaykit.on_device.graphs import places_of, views_of
+from replaykit.on_device.graphs import Graphs, places_of, views_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SPEC = Spec(
@@ -173,6 +176,16 @@ def test_stratified_draws_follow_the_priorities():
     counts = np.bincount(numbers(buffer.sample(3000).indices), minlength=300)
     assert (counts[priorities == 0.0] == 0).all()
     assert (np.abs(counts - 3000 * priorities / priorities.sum()) < 2.0).all()
+
+
+def test_a_copy_weighs_with_the_present_beta_before_it_has_drawn():
+    """Beta is sent to the device when weights need it, not only with the first draw."""
+    buffer = PrioritizedBuffer(20, SPEC, beta=0.7, seed=0, device=DEVICE)
+    buffer.extend(**stretch(20, 1), td_error=np.arange(20.0))
+    draw = buffer.draw(8)
+    weights = buffer.weigh(draw)
+    assert weights.min() < 1.0
+    assert torch.equal(copy.deepcopy(buffer).weigh(draw), weights)
 
 
 def test_combined_replay_has_the_newest_and_exact_probabilities():
@@ -435,6 +448,34 @@ def test_views_of_a_block_are_the_tensors():
         view.copy_(tensor)
     for view, tensor in zip(views_of(block.clone(), places), given, strict=True):
         assert torch.equal(view, tensor)
+
+
+class NoGraph:
+    """Stands for a graph on a device that has none."""
+
+    def replay(self):
+        """Nothing: the block already has the values."""
+
+
+class Unrecorded(Graphs):
+    """Graphs that are only counted."""
+
+    def _record(self, batch_size):
+        self.recorded.append(batch_size)
+        return NoGraph(), torch.zeros(16, dtype=torch.uint8), [(torch.float32, (2,), 0)]
+
+
+def test_graphs_of_the_last_used_batch_sizes_are_kept(monkeypatch):
+    """A batch size gets its graph with the second call. The graph that was not used for the longest time is deleted."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    graphs = Unrecorded(lambda size: [torch.zeros(size)], types.SimpleNamespace(device=torch.device("cuda")))
+    graphs.recorded = []
+    for size in (*range(1, 17), *range(1, 17), 1, 17, 17, 1, 2):
+        graphs(size)
+    assert graphs.recorded == [*range(1, 18), 2]
+    graphs.forget()
+    assert torch.equal(graphs(1)[0], torch.zeros(2))
+    assert graphs.recorded[-1] == 1
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="graphs exist on CUDA only")
