@@ -1,4 +1,4 @@
-"""DQN in CleanRL's shape, with a buffer of replaykit."""
+"""DQN in CleanRL's style, with a buffer of replaykit."""
 
 import copy
 import random

@@ -1,4 +1,4 @@
-"""DQN in CleanRL's shape, with its replay buffer."""
+"""DQN in CleanRL's style, with its replay buffer."""
 
 import copy
 import random
@@ -10,7 +10,7 @@ from cleanrl_utils.buffers import ReplayBuffer
 
 STEPS = 10_000
 random.seed(1)
-np.random.seed(1)  # which the buffer draws from
+np.random.seed(1)  # for the buffer's draws
 torch.manual_seed(1)
 device = torch.device("cpu")
 envs = gym.vector.SyncVectorEnv(

@@ -1,4 +1,4 @@
-"""A loop around a buffer of replaykit."""
+"""A loop with a buffer of replaykit."""
 
 import gymnasium
 from replaykit import ReplayBuffer, record
@@ -22,5 +22,5 @@ for step in range(STEPS):
         obs, _ = env.reset()
 
 batch = buffer.sample(256).to_torch(column=True)
-q_next = 0.0  # of your target network
+q_next = 0.0  # from your target network
 target = batch.reward + batch.discount * q_next

@@ -1,4 +1,4 @@
-"""A loop around Stable-Baselines3's replay buffer."""
+"""A loop with Stable-Baselines3's replay buffer."""
 
 import gymnasium
 import numpy as np
@@ -7,7 +7,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 STEPS = 1_000
 env = gymnasium.make("Pendulum-v1")
 env.action_space.seed(0)
-np.random.seed(0)  # which the buffer draws from
+np.random.seed(0)  # for the buffer's draws
 buffer = ReplayBuffer(
     100_000,
     env.observation_space,
@@ -35,5 +35,5 @@ for step in range(STEPS):
         obs, _ = env.reset()
 
 batch = buffer.sample(256)
-q_next = 0.0  # of your target network
+q_next = 0.0  # from your target network
 target = batch.rewards + 0.99 * (1 - batch.dones) * q_next

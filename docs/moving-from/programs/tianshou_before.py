@@ -14,7 +14,7 @@ from tianshou.data import (
 
 STEPS = 5_000
 rng = np.random.default_rng(0)
-np.random.seed(0)  # which the buffer draws from
+np.random.seed(0)  # for the buffer's draws
 torch.manual_seed(0)
 net = torch.nn.Sequential(
     torch.nn.Linear(4, 64),
