@@ -40,7 +40,7 @@ class HindsightReplay(ReplayWrapper):
     their priorities. The functions are pickled with the replay.
 
     Around a buffer on a device, the functions get tensors and return tensors, and M is always the batch size times
-    `n_step`. :doc:`/how-to/gpu-simulators` shows an example. The first batches wait for the check of `terminated_fn`.
+    `n_step`. :doc:`/how-to/gpu-simulators` has an example. With `terminated_fn`, the first batches wait for the device.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ class HindsightReplay(ReplayWrapper):
 
     may_raise = True
     reward_fn: GoalFunction = read_only("_reward_fn", "The function that gives the rewards of relabelled steps.")
-    terminated_fn: GoalFunction | None = read_only("_terminated_fn", "The function for the ends of relabelled steps.")
+    terminated_fn: GoalFunction | None = read_only("_terminated_fn", "The function for the ends of episodes, or None.")
     strategy: Strategy = read_only("_strategy", "Where goals are taken from.")
 
     def __init__(
@@ -243,7 +243,7 @@ class HindsightReplay(ReplayWrapper):
         missed = np.any(is_missed, axis=0).nonzero()[0][:8]
         if missed.size:
             # Some functions take the norm over all rows, so that the result of a row depends on other rows. Compare the
-            # results of some rows in one call and one by one. In the second third, the desired goals are achieved
+            # results of some rows in one call and one by one. In the second third, goals are reached: both are equal
             achieved, desired, info = _map(itemgetter(backend.array(np.tile(missed, 3))), goals)
             for one, other in zip(_parts(achieved), _parts(desired), strict=True):
                 other[missed.size : 2 * missed.size] = one[: missed.size]

@@ -207,7 +207,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     def reseed(self, seed: int | np.random.SeedSequence | None = None) -> None:
         """Restart the random generator from a new seed, so that a copy draws different batches than its original.
 
-        For several copies, use ``SeedSequence(...).spawn(count)``. An invalid seed raises TypeError or ValueError.
+        Give each copy its own seed of ``SeedSequence(...).spawn(count)``. Invalid seeds raise TypeError or ValueError.
 
         Examples
         --------
@@ -294,7 +294,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         ------
         IndexError, TypeError, ValueError
             If an index is not an integer or was never returned by the buffer, shapes differ, a value is NaN or
-            infinite, a priority is negative, or you pass both kinds of values. The buffer is then unchanged.
+            infinite, a priority is negative, or both kinds of values or none are passed. The buffer is then unchanged.
 
         Examples
         --------
@@ -318,7 +318,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     def window(self, indices: Indices) -> Window:
         """A :class:`~replaykit.batch.Window` of up to `n_step` steps of one episode, starting at each index. O(B n).
 
-        Indices have the shape (B,), or (B, T) if each row of the batch has T windows. Raises IndexError if not stored.
+        Indices have the shape (B,), or (B, T) for rows of T windows. Raises IndexError for an index that is not stored.
         """
 
     @abstractmethod

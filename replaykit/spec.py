@@ -98,7 +98,7 @@ class Spec:
 
     @classmethod
     def from_env(cls, env: Any, **extra: Tree) -> "Spec":
-        """The spec of a Gymnasium environment, single or vector. Errors are those of `from_spaces`."""
+        """The spec of a transition of a Gymnasium environment, single or vector. Errors as in `from_spaces`."""
         if hasattr(env, "single_observation_space"):
             return cls.from_spaces(env.single_observation_space, env.single_action_space, **extra)
         if hasattr(env, "observation_space"):
