@@ -47,7 +47,7 @@ def check_seed(
     expected: str = "None, a non-negative int, a SeedSequence or a Generator",
     kinds: tuple[type, ...] = (np.random.SeedSequence, np.random.Generator),
 ) -> Any:
-    """`seed`, if it is None, an int of at least 0, or an instance of `kinds`."""
+    """`seed`. Raises TypeError or ValueError unless it is None, an int of at least 0, or an instance of `kinds`."""
     is_int = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
     if (is_int and seed >= 0) or seed is None or isinstance(seed, kinds):
         return seed

@@ -220,7 +220,7 @@ class RecordVector(Recorder, VectorWrapper):  # VectorWrapper is not generic in 
         super().__init__(env)
         self._mode, self._overwritten = _autoreset_mode(env), 0
         self._replaced = self._reset_again = np.zeros(env.num_envs, np.bool_)
-        base = env.unwrapped  # without shared memory, Gymnasium's processes reset lanes that ended once more
+        base = env.unwrapped  # without shared memory, Gymnasium's processes reset ended lanes a second time
         is_apart = isinstance(base, AsyncVectorEnv) and not base.shared_memory
         self._forgets_resets = self._mode == AutoresetMode.NEXT_STEP and is_apart
         self._record(buffer, extras)

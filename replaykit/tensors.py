@@ -110,7 +110,7 @@ class _Place(NamedTuple):
 def packed(arrays: list[Array]) -> tuple[list[tuple[int, Array]], list[_Place], int]:
     """Lay out arrays in one block of memory. Returns the copies to make, the place of each array, and the block's size.
 
-    Arrays that are views of the same memory share memory in the block too, unless most of that memory is unused.
+    Arrays that are views of the same memory also share memory in the block, unless too much of it is used by no array.
     """
     owners = [_owner(array) for array in arrays]
     needed: dict[int, int] = {}
