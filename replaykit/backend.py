@@ -49,7 +49,7 @@ class Backend:
         return array
 
     def window_starts(self, indices: Any) -> Any:
-        """Indices of shape (B,) or (B, T)."""
+        """`indices` as int64, of shape (B,) or (B, T)."""
         is_whole = type(indices) is np.ndarray and indices.dtype == np.int64 and indices.ndim == 2
         return indices if is_whole else as_indices("indices", indices)
 
@@ -62,11 +62,11 @@ class Backend:
         return np.full(count, value)
 
     def zeros(self, like: Any, count: int) -> Any:
-        """An array of `count` zeros with the dtype and the shape of the entries of another array."""
+        """An array of `count` entries of zeros. Each has the dtype and the shape of the entries of `like`."""
         return np.zeros((count, *like.shape[1:]), like.dtype)
 
     def numbers(self, numbers: list[Any]) -> Any:
-        """Some numbers as one array of float64."""
+        """These numbers as one array of float64."""
         return np.array(numbers, np.float64)
 
     def contiguous(self, array: Any) -> Any:
@@ -84,7 +84,7 @@ class Backend:
         return np.random.default_rng(seed)
 
     def seeded_state(self, generator: Any, seed: Any) -> Any:
-        """The state of a new generator of the same kind."""
+        """The state of a new generator of the same kind with this seed."""
         return type(generator.bit_generator)(seed).state
 
     def check_generator_state(self, generator: Any, state: Any) -> None:
@@ -93,17 +93,17 @@ class Backend:
             check_generator_state(generator.bit_generator, state)
 
     def set_generator_state(self, generator: Any, state: Any) -> None:
-        """Set the state of `generator`. From the state of another backend, it gets a seed that depends on it."""
+        """Set the state of `generator`. A state of another backend's generator only serves as its seed."""
         if not self.is_own_state(generator, state):
             state = self.seeded_state(generator, zlib.crc32(str(state).encode()))
         generator.bit_generator.state = state
 
     def is_own_state(self, generator: Any, state: Any) -> bool:
-        """Whether a state is not that of another backend's generator."""
+        """Whether a state does not come from the generator of another backend."""
         return not (isinstance(state, dict) and str(state.get("bit_generator")).startswith("torch."))
 
     def combine(self, drawn: Any, shares: Any, newest: Any, of_newest: Any) -> tuple[Any, Any]:
-        """B - k draws with the k newest: the indices, and for each ``q = ((B - k) P + [it is newest]) / B``.
+        """Join B - k draws and the k newest. Returns the indices, and ``q = ((B - k) P + [is newest]) / B`` of each.
 
         `shares` are the probabilities P of the draws, and `of_newest` those of the newest transitions.
         """
@@ -113,7 +113,7 @@ class Backend:
         return indices, mixed
 
     def is_in(self, indices: Any, others: Any) -> Any:
-        """Whether each index is among the others."""
+        """Whether each index occurs in `others`."""
         return np.isin(indices, others)
 
     def union(self, indices: Any, others: Any) -> Any:
@@ -121,7 +121,7 @@ class Backend:
         return np.union1d(indices, others)
 
     def difference(self, indices: Any, others: Any) -> Any:
-        """The indices that are not among the others, each once."""
+        """The indices that do not occur in `others`, each once."""
         return np.setdiff1d(indices, others)
 
     def least_positive(self, numbers: Any) -> Any:
@@ -133,20 +133,20 @@ class Backend:
         return np.minimum(one, other)
 
     def spans_of(self, indices: Any, first: Any, last: Any, bounds: Any, stride: int) -> tuple[Any, Any]:
-        """The span of each index: its first stored index, and the index after its last one."""
+        """The span of each index: the index of its first stored step, and the index that follows its last step."""
         spans = np.empty((2, len(indices)), np.int64)
         sequences.spans_of(indices, first, last, bounds, stride, spans[0], spans[1])
         return spans[0], spans[1]
 
     def sum_over_spans(self, starts: Any, stops: Any, successor: int, stride: int, function: Any) -> Any:
-        """The sum of ``function(indices)`` over the indices of each span, which are at most `stride`."""
+        """The sum of ``function(indices)`` over the indices of each span. A span has at most `stride` indices."""
         counts = (stops - starts) // successor
         steps, _ = self.spread(starts, stops, counts, successor, stride)
         values = function(steps)
         return np.asarray(np.add.reduceat(values, counts.cumsum() - counts)) if counts.size else values
 
     def spread(self, starts: Any, stops: Any, values: Any, successor: int, stride: int) -> tuple[Any, Any]:
-        """All indices of some spans, and for each of them the value of its span."""
+        """All indices of these spans, and for each index the value of its span."""
         counts = (stops - starts) // successor
         begins = counts.cumsum() - counts
         steps = (starts - begins * successor).repeat(counts) + np.arange(counts.sum()) * successor
@@ -157,9 +157,9 @@ class Backend:
         return int(flags.sum())
 
     def open_rows(self, indices: Any, first: Any, last: Any, width: int, successor: int) -> tuple[Any, ...]:
-        """The steps (B, T) of the row at each index, the served steps, and the fields `mask` and `is_first`.
+        """For the row at each index: its steps (B, T), the steps to read, and the fields `mask` and `is_first`.
 
-        Past the end of the episode, the last step is served again.
+        Beyond the end of the episode, the step to read is the last step of the episode.
         """
         shape = len(indices), width
         (steps, served), (mask, is_first) = np.empty((2, *shape), np.int64), np.empty((2, *shape), np.bool_)
@@ -167,20 +167,20 @@ class Backend:
         return steps, served, mask, is_first
 
     def close_rows(self, opened: Any, is_first: Any, steps: Any, window: Any, burn_in: int) -> tuple[Any, ...]:
-        """The fields `mask`, `loss_mask` and `step_indices`, and the padding for `clear`, or None if there is none."""
+        """`mask`, `loss_mask` and `step_indices`, and the positions of padding for `clear`; None without padding."""
         mask, loss_mask, indices = np.empty_like(opened), np.empty_like(opened), np.empty_like(steps)
         ends = np.ascontiguousarray(window.terminated, np.bool_), np.ascontiguousarray(window.length, np.int64)
         count = sequences.close_rows(opened, is_first, steps, *ends, burn_in, mask, loss_mask, indices)
         return mask, loss_mask, indices, np.flatnonzero(~mask) if count else None
 
     def clear(self, array: Any, padding: Any) -> None:
-        """Set the rows of padding to 0."""
+        """Set the rows at the positions in `padding` to 0."""
         array[padding] = 0
 
     # Hindsight
 
     def result(self, name: str, value: Any) -> Any:
-        """What a function of the user returned, as an array."""
+        """The result of a user's function as an array."""
         return as_array(name, value)
 
     def kind(self, array: Any) -> str:
@@ -192,7 +192,7 @@ class Backend:
         return np.copy(array)
 
     def look_ahead(self, source: Any, window: Window, look: Look, uniforms: Any) -> Ahead:
-        """Choose rows of a batch and their new goals, with `read` and `episode` of a storage or a replay.
+        """Choose rows of a batch and new goals for them. `source` is a storage or a replay, used to read steps.
 
         ``uniforms`` has shape (2, B). Row r is chosen if ``uniforms[0, r] < look.ratio``. ``uniforms[1, r]`` then
         chooses one of the steps that the strategy allows, with equal probability.

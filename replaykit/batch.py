@@ -18,9 +18,8 @@ Strategy: TypeAlias = Literal["future", "final", "episode", "random"]
 class Draw:
     """Drawn `indices` (B,), and `probabilities` (B,): the expected fraction of a batch that each of them gets.
 
-    `least` is the smallest positive probability of any stored transition. ``weights="buffer"`` normalises by it. If it
-    is None, weights are normalised as with ``weights="batch"``. For a mixture it is an array with one value for each
-    source, where NaN stands for None.
+    `least` is the smallest positive probability of any stored transition, for ``weights="buffer"``. If it is None,
+    weights are normalised as with ``weights="batch"``. A mixture has one value for each source, with NaN for None.
     """
 
     indices: npt.NDArray[np.int64]
@@ -31,8 +30,8 @@ class Draw:
 class Rewrite(NamedTuple):
     """New `values` (R, ...) for the R windows with the numbers `rows` (R,). They replace stored values in `reduce`.
 
-    Every field in `fields` gets them, such as ``("obs.goal", "next_obs.goal")``. All are leaves of one dtype. On a
-    device, `rows` can also be flags (M,) for all windows, with a value for each window.
+    Every field in `fields`, such as ``("obs.goal", "next_obs.goal")``, gets these values. All fields have the same
+    shape and dtype. On a device, `rows` can also be flags (M,) for all windows. Each window then has a value.
     """
 
     fields: tuple[str, ...]
@@ -41,9 +40,9 @@ class Rewrite(NamedTuple):
 
 
 class Look(NamedTuple):
-    """A request of hindsight for later steps: their achieved goals, for a fraction `ratio` of the batch's rows.
+    """A request of hindsight for the achieved goals of other steps, for a fraction `ratio` of the batch's rows.
 
-    A goal has a part in each of `leaves`.
+    A goal consists of the values of all fields in `leaves`. `strategy` determines the steps.
     """
 
     leaves: tuple[str, ...]
@@ -55,7 +54,7 @@ class Ahead(NamedTuple):
     """The answer to a `Look`: new goals for W of the windows, which have S steps in total.
 
     Goals are tuples, with an array for each leaf of the `Look`. On a device, W = M and S = M n, so that shapes do not
-    depend on the draw: `windows` are flags for all windows, and past its end a window's last step is repeated.
+    depend on the draw: `windows` are flags for all windows, and a shorter window repeats its last step.
 
     Attributes
     ----------
@@ -64,7 +63,7 @@ class Ahead(NamedTuple):
     windows, goals : ndarray of shape (W,), int64, and tuple of ndarray of shape (W, ...)
         The numbers of the windows in these rows, and the new goal of each window.
     places : ndarray of shape (S,), int64
-        The positions of their rewards in ``window.reward.reshape(M * n, ...)``, window by window.
+        The positions of the steps' rewards in ``window.reward.reshape(M * n, ...)``, window by window.
     achieved, wanted : tuple of ndarray of shape (S, ...)
         The achieved goal and the new goal of each of these steps.
     """
@@ -119,7 +118,7 @@ class Window:
 
 
 def _as_numpy(leaf: Any, _path: str) -> npt.NDArray[Any]:
-    """A leaf of a batch as a NumPy array."""
+    """A leaf of a batch as a NumPy array, without copying one that is already on the CPU."""
     return leaf if isinstance(leaf, np.ndarray) else np.asarray(leaf.detach().cpu().numpy())
 
 
@@ -141,7 +140,7 @@ class Batch:
     discount : array of shape (B,)
         ``gamma**length``, and 0 where terminated.
     length : array of shape (B,), int64
-        The number of steps in the window: `n_step`, or fewer at an episode's end and at the newest step.
+        The number of steps in the window: `n_step`, or fewer at an episode's end, the newest step or a hindsight goal.
     weights : array of shape (B,), float32
         Importance-sampling weights; 1 without a correction.
     probabilities : array of shape (B,), float64
@@ -208,11 +207,11 @@ class Batch:
         return self.__dict__.keys()
 
     def values(self) -> ValuesView[Any]:
-        """The fields."""
+        """The arrays of the fields; nested fields are dicts or tuples."""
         return self.__dict__.values()
 
     def items(self) -> ItemsView[str, Any]:
-        """Pairs of a name and a field."""
+        """The names of the fields, each with its array."""
         return self.__dict__.items()
 
     def __repr__(self) -> str:
@@ -246,7 +245,7 @@ class Batch:
         return Batch.of(to_tensors(self.__dict__, device, dtype, column))
 
     def to_numpy(self) -> "Batch":
-        """The same batch as NumPy arrays, from a buffer on a device. Waits for the device. Arrays stay as they are."""
+        """The same batch as NumPy arrays. Waits for the device of tensors. NumPy arrays are not copied."""
         return Batch.of({name: map_tree(_as_numpy, value, name) for name, value in self.__dict__.items()})
 
     def to_tensordict(self, device: Any = None) -> Any:
@@ -256,6 +255,6 @@ class Batch:
         ``"reward"``, ``"terminated"``, ``"truncated"`` and ``"done"``, each of shape (B, 1). `indices` becomes
         ``"index"``, `weights` ``"priority_weight"``, and `length` ``"steps_to_next_obs"``, from which TorchRL's losses
         compute the discount. The other fields keep their names. For sequences, the batch size is (B, T), ``"index"`` is
-        `step_indices`, and every transition has the weight of its row.
+        `step_indices`, and each transition has the weight of its row. Such a key in `obs` raises ValueError.
         """
         return to_tensordict(self.__dict__, device)

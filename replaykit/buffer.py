@@ -26,9 +26,10 @@ Seed: TypeAlias = int | np.random.SeedSequence | np.random.Generator | None
 
 
 class Buffer(Replay):
-    """A buffer with any storage and any distribution. To change it, write a storage, a distribution or a wrapper.
+    """A buffer with any storage and any distribution.
 
-    It cannot be subclassed. `ReplayBuffer`, `PrioritizedBuffer` and `LatestBuffer` are ready-made combinations.
+    It cannot be subclassed: to change it, write a storage, a distribution or a wrapper. `ReplayBuffer`,
+    `PrioritizedBuffer` and `LatestBuffer` are ready-made combinations. Wrong arguments raise TypeError or ValueError.
 
     Parameters
     ----------
@@ -91,7 +92,8 @@ class Buffer(Replay):
     def from_env(cls: type[Kind], env: Any, capacity: int, **options: Any) -> Kind:
         """A `ReplayBuffer`, `PrioritizedBuffer` or `LatestBuffer` for a Gymnasium environment, single or vector.
 
-        Each environment gets its own lane. The options are those of the constructor.
+        Each environment gets its own lane. The options are those of the constructor. Raises TypeError if `env` is not a
+        Gymnasium environment, and ValueError if `num_envs` differs from the number of environments.
         """
         num_envs = env.num_envs if hasattr(env, "single_observation_space") else 1
         if options.setdefault("num_envs", num_envs) != num_envs:
@@ -125,7 +127,7 @@ class Buffer(Replay):
     def _write_steps(
         self, steps: int | None, values: tuple[Tree, ...], extras: Mapping[str, Tree], mask: Any, td_error: Any
     ) -> Indices:
-        """Store `steps` steps, or one step without that axis. Entries outside the mask are ignored."""
+        """Store `steps` steps, or one step without a time axis if None. Entries outside the mask are ignored."""
         storage, distribution, lock = self._storage, self._distribution, self.lock
         writer, lanes, width = None, storage.lanes, storage.num_envs
         if type(mask) is Selection:
@@ -255,7 +257,7 @@ class Buffer(Replay):
             return self._distribution.weigh(draw, len(self._storage))
 
     def serve(self, batch_size: int) -> dict[str, Any]:
-        """All fields of a batch, with a storage that has no faster way."""
+        """All fields of a batch. A storage with a faster way replaces this method."""
         return self._draw_and_fetch(batch_size)
 
     def fetch(self, indices: Indices) -> dict[str, Any]:
@@ -282,7 +284,7 @@ class Buffer(Replay):
 
     @property
     def _all_stale_updates(self) -> int:
-        """The number of updates of transitions that had been overwritten."""
+        """The number of priority updates whose transitions had already been overwritten."""
         in_storage = self._storage.stale_updates if self._has_priorities else 0
         return self._stale_updates + in_storage
 
@@ -300,18 +302,18 @@ class Buffer(Replay):
     def __reduce__(self) -> Any:
         if type(self) is not Buffer:
             return super().__reduce__()
-        with self.lock:  # a storage and a distribution that were passed in are arguments, and copy themselves
+        with self.lock:  # the storage and the distribution are arguments of a `Buffer`, and copy themselves
             moment = Moment((self._storage, self._distribution))
             return *super().__reduce__(), moment
 
     def copied_arguments(self) -> tuple[type[Any], tuple[Any, ...], dict[str, Any]]:
-        """The constructor and its arguments, for a copy in memory."""
+        """The constructor and its arguments. A copy keeps its transitions in memory, not in files."""
         kind, args, options = super().copied_arguments()
         is_kept = {name: name != "storage" or isinstance(value, Storage) for name, value in options.items()}
         return kind, args, {name: value for name, value in options.items() if is_kept[name]}
 
     def copied_state(self) -> dict[str, Any]:
-        """The states of all parts at one moment. A storage and a distribution that were passed in copy themselves."""
+        """The states of all parts at one moment. A `Buffer` copies only its own state: its parts are arguments."""
         own: dict[str, Declared] = {"buffer": self} if type(self) is Buffer else self.parts()
         with self.lock:
             return {name: part.state() if part is self else part.copied_state() for name, part in own.items()}

@@ -59,19 +59,19 @@ class ReplayBuffer(Buffer):
     num_envs : int
         Number of parallel environments that share the buffer, E. Each has its own lane.
     n_step : int
-        Number of steps in a sampled transition. There are fewer at an episode's end.
+        Number of steps in a sampled transition. There are fewer at an episode's end and at the newest step.
     gamma : float
         Discount per step, for n-step returns and ``batch.discount``.
     stack : int
         Number of observations in a stack, k. A batch contains the last k observations of the episode along a new first
-        axis. Only frames are stacked: fields of `obs` with at least two axes. Add frames one by one. If the agent needs
-        stacks too, use ``FrameStackObservation(record(env, buffer), k)``.
+        axis. Only frames are stacked: fields of `obs` with at least two axes. Add single frames, not stacks. If the
+        agent also needs stacks when it acts, use ``FrameStackObservation(record(env, buffer), k)``.
     padding : {"reset", "zero"}
         How to fill a stack at an episode's start: with the first observation, or with zeros. Gymnasium's
         ``FrameStackObservation`` does the same, except that it uses the lower bound of a Box that excludes 0.
     share : {"large", "all", "none"}
-        Which observations are stored once instead of once per step and stack: those above 1 KB, all, or none. Only
-        equal observations are shared, so batches do not depend on this option.
+        Which observations are stored once, although several steps or stacks contain them: above 1 KB, all or none.
+        Only equal observations are shared, so batches do not depend on this option.
     storage : str or path-like, optional
         A directory. The transitions are then stored in files there, which may be larger than memory and outlive the
         process. By default they are kept in memory. See `MappedStorage <replaykit.storage.MappedStorage>`.
@@ -79,12 +79,19 @@ class ReplayBuffer(Buffer):
         Keep the transitions as tensors on this device, for environments that are simulated there. Batches are then
         tensors, and :doc:`/how-to/gpu-simulators` shows what else differs. By default everything is in NumPy arrays.
     pin_memory : bool
-        Keep the transitions in the CPU's memory, and only the priorities on `device`, which draws and reads batches.
-        For environments on the CPU, and for more transitions than the device can hold.
+        Keep the transitions in the CPU's memory, and only the priorities on `device`. The device still draws and reads
+        the batches. Use it for environments on the CPU, or for more transitions than the device can hold.
     replace : bool
         Whether a transition can occur twice in a batch. If not, `batch_size` is at most the number of transitions.
     seed : None, int, SeedSequence or Generator
         The same seed and the same calls give identical batches.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or is out of range.
+    MemoryError, OSError
+        If there is not enough memory or disk space for `capacity` transitions, or `storage` cannot be opened.
 
     Examples
     --------
@@ -117,8 +124,7 @@ class ReplayBuffer(Buffer):
 class LatestBuffer(Buffer):
     """No replay: a batch consists of the B newest transitions, oldest first.
 
-    This is the baseline for studies of replay: an agent without a replay memory. If fewer than B transitions are
-    stored, they are repeated in order.
+    Use it as the baseline of a study: an agent without replay. If fewer than B are stored, they are repeated in order.
 
     Parameters
     ----------
@@ -173,8 +179,8 @@ class PrioritizedBuffer(Buffer):
     draws : {"stratified", "iid"}
         Whether one transition is drawn from each of B equal parts of the total priority, or all independently.
     weights : {"batch", "buffer", "none"}
-        Divide weights by the largest weight of the batch, by the largest weight of any stored transition, or by
-        nothing. With "buffer", one tiny priority can make all weights so small that learning stalls.
+        Divide weights by the largest weight of the batch ("batch"), by the largest weight of any stored transition
+        ("buffer"), or by nothing. With "buffer", one tiny priority can make all weights so small that learning stalls.
     variant : {"proportional", "rank"}
         Whether probabilities depend on priorities or on their ranks. Ranks take 2 to 4 times as long, and about 60
         bytes more per transition; see `Rank <replaykit.distributions.Rank>`.
@@ -233,7 +239,7 @@ class PrioritizedBuffer(Buffer):
 
 
 def load(path: Path, *, progress: bool = False) -> Buffer:
-    """Load a checkpoint into a new buffer with the saved settings. Of a wrapped buffer, only the buffer is returned.
+    """Load a checkpoint into a new buffer with the saved settings. Wrappers of the saved buffer are not rebuilt.
 
     If `beta` is a function, or the storage or the distribution is your own, build the buffer yourself and call its
     ``load`` method. Parameters and errors are those of :meth:`Replay.load`.

@@ -47,7 +47,7 @@ def check_seed(
     expected: str = "None, a non-negative int, a SeedSequence or a Generator",
     kinds: tuple[type, ...] = (np.random.SeedSequence, np.random.Generator),
 ) -> Any:
-    """`seed`, if it is None, an int of at least 0, or an instance of `kinds`."""
+    """`seed`. Raises TypeError or ValueError unless it is None, an int of at least 0, or an instance of `kinds`."""
     is_int = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
     if (is_int and seed >= 0) or seed is None or isinstance(seed, kinds):
         return seed
@@ -55,19 +55,19 @@ def check_seed(
 
 
 def check_generator_state(generator: np.random.BitGenerator, state: Any) -> None:
-    """Raise ValueError for a state that a generator of this kind cannot have. NumPy does not check all of it."""
+    """Raise ValueError for a state that a generator of this kind cannot have. NumPy checks only a part of it."""
     places = {"pos": 624, "buffer_pos": 4}
     try:
         for part in (state, *(value for value in state.values() if isinstance(value, dict))):
             if any(not 0 <= part.get(name, 0) <= most for name, most in places.items()):
-                raise ValueError("a place is out of range")
+                raise ValueError("a position is out of range")
         type(generator)(0).state = state
     except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
         raise ValueError(f"the state of the generator does not fit a {type(generator).__name__}: {error}") from error
 
 
 def check_arguments(cls: type, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-    """Raise TypeError unless the constructor accepts these. The error gives the nearest name and the order of them."""
+    """Raise TypeError for arguments that the constructor does not accept. The error shows its arguments in order."""
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]
     try:
         signature.bind(None, *args, **options)

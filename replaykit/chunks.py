@@ -1,4 +1,4 @@
-"""Large arrays of a state in chunks, so that other threads can continue while they are copied, written and read."""
+"""The large arrays of a state, in chunks. Between two chunks, other threads can use the buffer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -59,7 +59,7 @@ class Slots:
         return np.where(found >= first[lanes] + lanes, found, -1)
 
     def select(self, begin: int, stop: int) -> Any:
-        """An indexer of the occupied slots among these: a slice if possible."""
+        """An indexer of the occupied slots in ``[begin, stop)``: a slice if possible."""
         (first, cursor), is_in_step = self.bounds[:, 0].tolist(), (self.bounds == self.bounds[:, :1]).all()
         start, count = first * self.num_envs % self.capacity, (cursor - first) * self.num_envs
         if is_in_step and count == self.capacity:
@@ -71,7 +71,8 @@ class Slots:
     def is_unchanged(self, former: "Slots", begin: int, stop: int) -> bool:
         """Whether the rows of these slots are the same as at a former moment of the same storage. O(E).
 
-        A row is written once per index. Only the newest row of a lane can change later, when its episode is ended.
+        A row is written once per index. `overwrite` can change it later, which `overwritten` records. The only other
+        change is at the end of an episode: it can change the newest row of a lane.
         """
         groups = range(begin // _GROUP, stop // _GROUP + 1)
         if former.capacity != self.capacity or not former.overwritten.isdisjoint(groups):
@@ -88,7 +89,7 @@ class Slots:
 
 
 class Chunks(ABC):
-    """Rows of a large array, in place of the array in a state. Chunk k has the slots ``[k S, (k + 1) S)``.
+    """The rows of a large array, in chunks. They replace the array in a state. Chunk k has slots ``[k S, (k + 1) S)``.
 
     Parameters
     ----------
@@ -157,7 +158,7 @@ class LiveChunks(Chunks):
 
 
 class CopiedChunks(Chunks):
-    """Copied chunks; None for an empty chunk."""
+    """Chunks that have been copied. `rows` contains None for an empty chunk."""
 
     def __init__(self, slots: Slots, span: int, rows: list[Array | None]) -> None:
         super().__init__(slots, span)

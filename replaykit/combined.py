@@ -28,7 +28,7 @@ class CombinedReplay(ReplayWrapper):
         A buffer or another wrapper, except a `LargeBatchReplay`.
     latest : int
         Number of newest transitions in every batch, k; all if fewer are stored. With parallel environments,
-        ``latest=num_envs`` gives the newest transition of each. A batch smaller than k raises ValueError.
+        ``latest=num_envs`` gives the newest transition of each. Sampling fewer than k rows raises ValueError.
 
     References
     ----------

@@ -25,15 +25,15 @@ def read_only(path: str, meaning: str) -> Any:
 class Moment:
     """The states of several objects at one moment, shared by their copies.
 
-    The thread that makes the copies knows the moment while a reference to it exists. To keep one, ``__reduce__``
-    returns the moment in place of its iterator; it has no items.
+    The thread that makes the copies finds a moment as long as a reference to it exists. ``__reduce__`` provides this
+    reference: it returns the moment as its iterator of list items, which is empty.
     """
 
     def __init__(self, parts: "Iterable[Declared]") -> None:
         self.states: dict[int, dict[str, Any]] = {}
         for part in parts:
             if id(part) not in self.states:
-                known = _copying.state_of(part)  # at the moment of an outer object
+                known = _copying.state_of(part)  # if an outer object is being copied: the state at its moment
                 self.states[id(part)] = part.copied_state() if known is None else known
         _copying.moments = [*_copying.living(), weakref.ref(self)]
 
@@ -77,7 +77,7 @@ class Declared:
 
     lock: Any = contextlib.nullcontext()
     saved_kind: str | None = None
-    """The class that a checkpoint records for this object, if it differs."""
+    """The name of the class that a checkpoint records for this object, or None for its own class."""
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -95,7 +95,7 @@ class Declared:
         return dict(list(bound.arguments.items())[1:])
 
     def made_of(self) -> "Iterator[Declared]":
-        """Every `Declared` object among the constructor's arguments, and among theirs in turn."""
+        """Every `Declared` object among the constructor's arguments, and among the arguments of those objects."""
         args, options = self._arguments
         for argument in (*args, *options.values()):
             for part in argument.values() if isinstance(argument, dict) else [argument]:
@@ -114,14 +114,14 @@ class Declared:
         """Raise ValueError for a state that this object cannot have. Changes nothing."""
 
     def fits(self, built: dict[str, Any]) -> bool:
-        """Whether a state fits that was saved by an object with this "class" and these "arguments"."""
+        """Whether this object can restore a state of an object with this "class" and these "arguments"."""
         return bool(built["class"] == (self.saved_kind or type(self).__name__))
 
     def restart(self) -> None:
-        """Called if the other parts were restored without a state for this one, or failed: start from their data."""
+        """Start again from the data of the other parts: called if this part has no saved state, or `restore` failed."""
 
     def complete_state(self, state: dict[str, Any]) -> None:
-        """Called when all chunks of a state are copied: record in it what was retired in the meantime."""
+        """Called after all chunks of `state` were copied: record in it which steps were retired in the meantime."""
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore the state of an object with the same constructor arguments."""

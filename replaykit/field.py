@@ -40,8 +40,7 @@ class Field:
     shape : tuple of int
         Without a batch or lane axis; ``()`` for a scalar.
     dtype : dtype-like
-        Any boolean, integer, floating or complex dtype of NumPy, stored in native byte order. Other dtypes, such as
-        object or str, raise TypeError.
+        A boolean, integer, floating or complex dtype of NumPy, stored in native byte order. Others raise TypeError.
     step : {"first", "last"}
         The step of an n-step window whose value a batch contains. Use "last" for extra fields that belong to
         `next_obs`, such as its legal actions.
@@ -93,8 +92,8 @@ class Field:
 class Leaf:
     """One array of a transition, with its name. Converts values to the field's shape and dtype.
 
-    Errors use `name`, such as ``obs.position``. For a scalar, `scalar_types` are the types in `_SCALARS`. If
-    `is_of_last`, a batch contains the value of the window's last step, else that of the first.
+    Errors contain `name`, such as ``obs.position``. For a scalar, `scalar_types` are the types in `_SCALARS`.
+    `is_of_last`: whether a batch contains the value of a window's last step instead of its first.
     """
 
     __slots__ = ("dtype", "field", "is_of_last", "name", "scalar_types", "shape")
@@ -113,7 +112,7 @@ class Leaf:
         return Leaf, (self.name, self.field)
 
     def coerce(self, value: Any, lead: tuple[int, ...] = (), mask: npt.NDArray[np.bool_] | None = None) -> Array:
-        """`value` as an array of shape ``(*lead, *shape)`` and this dtype. Raises if more than precision is lost.
+        """`value` as an array of shape ``(*lead, *shape)`` and this dtype. Raises if it would change beyond rounding.
 
         With a `mask` of shape `lead`, only the selected entries are checked and returned, with one leading axis.
         """
@@ -153,7 +152,7 @@ class Leaf:
         if math.prod(got) == math.prod(lead + self.shape):
             return f"{message}; reshape it"
         if not lead and len(got) == len(self.shape) + 1 and got[1:] == self.shape:
-            return f"{message}; use extend for a stretch of steps, or num_envs= for parallel environments"
+            return f"{message}; use extend for several steps, or num_envs= for parallel environments"
         return f"{message}; give it that shape, or declare another in the Spec"
 
     def _cast(self, array: Array) -> Array:

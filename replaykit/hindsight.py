@@ -29,7 +29,7 @@ class HindsightReplay(ReplayWrapper):
     returns for this goal. With n-step returns, the reward of every step of the window is recomputed. With
     `terminated_fn`, a window ends at the first step that reaches the new goal. ``batch.relabelled`` marks these rows.
 
-    A new goal is the achieved goal in ``next_obs`` of a stored step. `strategy` selects steps; all are equally likely:
+    A new goal is the achieved goal in ``next_obs`` of a stored step. `strategy` selects the steps, all equally likely:
 
     - ``"future"``: the replayed step and all later steps of its episode, so the goal was achieved after ``obs``;
     - ``"final"``: the last step of the same episode, or the newest if the episode is running;
@@ -40,8 +40,7 @@ class HindsightReplay(ReplayWrapper):
     their priorities. The functions are pickled with the replay.
 
     Around a buffer on a device, the functions get tensors and return tensors, and M is always the batch size times
-    `n_step`. :doc:`/how-to/gpu-simulators` shows an example. The first batches wait for the device if there is a
-    `terminated_fn`, until it was checked once.
+    `n_step`. :doc:`/how-to/gpu-simulators` has an example. With `terminated_fn`, the first batches wait for the device.
 
     Parameters
     ----------
@@ -51,12 +50,13 @@ class HindsightReplay(ReplayWrapper):
         ``reward_fn(achieved_goal, desired_goal, info)`` returns the rewards of M steps, of shape (M,), or (M, k) for k
         rewards per step. An example is ``env.unwrapped.compute_reward`` of Gymnasium-Robotics. It is called once per
         batch with all steps of all relabelled windows: goals of shape (M, ...), and a dict of the extra fields. A goal
-        of several fields is a tuple of such arrays, in the order of the keys.
+        of several fields is a tuple of arrays, in the order of the keys.
     terminated_fn : callable, optional
         ``terminated_fn(achieved_goal, desired_goal, info)`` returns whether each step terminates the episode under the
         new goal: bool, of shape (M,). By default, `terminated` stays as stored. This is correct for the many goal tasks
         whose episodes end only at a time limit.
     strategy : {"future", "final", "episode", "random"}
+        The steps from which new goals are taken, as described above.
     ratio : float
         The probability that a transition is relabelled; k / (k + 1) for k goals per transition as in the paper.
     achieved_goal, desired_goal : str, or tuple of str
@@ -68,7 +68,7 @@ class HindsightReplay(ReplayWrapper):
     TypeError, ValueError, RuntimeError
         If the observations lack the goals, or an argument is out of range. When sampling, if a function raises an
         error, or returns a wrong shape or numbers that are not finite; the buffer is then unchanged. On a device,
-        numbers that are not finite are in the batch, and the next call of `stats`, `check` or `save` raises the error.
+        batches can contain such numbers, and the next call of `stats`, `check` or `save` raises the error.
 
     References
     ----------
@@ -120,7 +120,7 @@ class HindsightReplay(ReplayWrapper):
 
     may_raise = True
     reward_fn: GoalFunction = read_only("_reward_fn", "The function that gives the rewards of relabelled steps.")
-    terminated_fn: GoalFunction | None = read_only("_terminated_fn", "That of the ends of relabelled steps, or None.")
+    terminated_fn: GoalFunction | None = read_only("_terminated_fn", "The function for the ends of episodes, or None.")
     strategy: Strategy = read_only("_strategy", "Where goals are taken from.")
 
     def __init__(
@@ -208,7 +208,7 @@ class HindsightReplay(ReplayWrapper):
         window.added["relabelled"] = chosen
         rewrites = [Rewrite(fields, windows, goal) for fields, goal in zip(self._desired, goals, strict=True)]
         if not len(windows):
-            window.rewrites += rewrites  # empty, but the same kernels are compiled as for other batches
+            window.rewrites += rewrites  # empty ones, so that the same kernels are compiled as for other batches
             return window
         info = self._info_of(window, places) if self._info else {}
         asked = (achieved, wanted, info) if self._is_tuple else (achieved[0], wanted[0], info)
@@ -242,15 +242,15 @@ class HindsightReplay(ReplayWrapper):
         is_missed = [backend.host("goals", (one != other).reshape(len(ends), -1).any(1)) for one, other in pairs]
         missed = np.any(is_missed, axis=0).nonzero()[0][:8]
         if missed.size:
-            # Some functions take the norm over all rows, so the result of a row depends on the other rows. Compare the
-            # results of some rows together and one by one; the second third has its achieved goals as desired goals
+            # Some functions take the norm over all rows, so that the result of a row depends on other rows. Compare the
+            # results of some rows in one call and one by one. In the second third, goals are reached: both are equal
             achieved, desired, info = _map(itemgetter(backend.array(np.tile(missed, 3))), goals)
             for one, other in zip(_parts(achieved), _parts(desired), strict=True):
                 other[missed.size : 2 * missed.size] = one[: missed.size]
             probe = achieved, desired, info
             alone = [bool(self._ask_ends(_map(itemgetter([row]), probe))[0]) for row in range(3 * missed.size)]
             if (backend.host("ends", self._ask_ends(probe)) != alone).any():
-                fault = "returns another value for a row alone than for it in a batch, so it is not vectorised"
+                fault = "returns another value for a single row than for this row in a batch, so it is not vectorised"
                 name = _called("terminated_fn", self._terminated_fn)
                 raise ValueError(f"{name} {fault}; {_wrapped(backend, 'terminated_fn', goals)}")
             self._is_vectorised = True
@@ -287,7 +287,7 @@ def _map(function: Callable[[Any], Any], goals: Goals) -> Goals:
 def _ask(
     backend: Backend, option: str, function: Any, goals: Goals, shape: tuple[int, ...], kinds: str, expected: str
 ) -> Any:
-    """Call the user's `function` for M steps. The result has the shape (M, *shape). The function may change `goals`."""
+    """The result of the user's `function` for M steps, of shape (M, *shape). The function may change `goals`."""
     shape = len(_parts(goals[0])[0]), *shape
     try:
         result = function(*goals)
@@ -295,7 +295,7 @@ def _ask(
         raised = f"{_called(option, function)} raised {type(error).__name__}: {error}"
         raise RuntimeError(f"{raised}; it was given {_described(goals)}, one row for each step") from error
     is_own = backend.is_numpy and type(result) is np.ndarray
-    array = result if is_own else backend.result(f"what {_called(option, function)} returned", result)
+    array = result if is_own else backend.result(f"the result of {_called(option, function)}", result)
     if array.shape != shape:
         numbers = "one number" if len(shape) == 1 else f"{shape[1]} numbers"
         wanted = f"{shape}, {numbers} for each row of {_described(goals)}; {_wrapped(backend, option, goals)}"

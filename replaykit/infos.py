@@ -42,7 +42,7 @@ def _fill(arrays: dict[Leaf, Array], name: str, info: Any, key: str, lanes: Lane
     if isinstance(values, list) or getattr(values, "dtype", None) == np.object_:
         _fill_each(arrays, name, values, key, lanes)
         return
-    found = dict(leaves_of(values, name))  # its keys may be in another order
+    found = dict(leaves_of(values, name))  # the keys of `values` may be in another order
     chosen = None if lanes.all() else lanes
     for leaf, array in arrays.items():
         parent, _, last = leaf.name.rpartition(".")
@@ -52,7 +52,7 @@ def _fill(arrays: dict[Leaf, Array], name: str, info: Any, key: str, lanes: Lane
 
 
 def _fill_each(arrays: dict[Leaf, Array], name: str, values: Any, key: str, lanes: Lanes) -> None:
-    """`_fill`, from one entry for each lane."""
+    """`_fill` for `values` with one entry for each lane."""
     if len(values) != len(lanes):
         raise ValueError(f"{key!r} of info has {len(values)} entries; expected {len(lanes)}, one for each lane")
     for lane in lanes.nonzero()[0]:

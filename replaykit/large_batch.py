@@ -32,8 +32,8 @@ class LargeBatchReplay(ReplayWrapper):
     """Draws a large batch from any replay, then draws the batch from it by priorities that you compute.
 
     A batch of B begins with M = `factor` B draws of the wrapped replay. `priority_fn` returns a priority p for each of
-    these rows, such as the absolute TD error under the current network. B of the M rows are then drawn independently
-    with probability ``p / sum(p)``. Priorities are never out of date, but M of them are computed for every batch. The
+    these rows, such as the absolute TD error under the current network. B rows are then drawn independently from the M
+    rows, with probability ``p / sum(p)``. Priorities are never out of date, but each batch needs M of them. The
     weights are ``mean(p) / p``, times those of the wrapped replay. With them, weighted means over the batch are
     unbiased estimates of means over the large batch::
 
@@ -56,7 +56,7 @@ class LargeBatchReplay(ReplayWrapper):
         Size of the large batch relative to the batch; 4 in the paper.
     priority_fn : callable
         ``priority_fn(batch)`` returns the priorities of the M rows of a `Batch`, of shape (M,). They are finite, not
-        negative, and not all 0. A row with priority 0 is never drawn. This is unbiased only if its gradient is 0.
+        negative, and not all 0. A row with priority 0 is never drawn: without bias only if its gradient is 0.
 
     Raises
     ------
@@ -105,7 +105,7 @@ class LargeBatchReplay(ReplayWrapper):
         self._priority_fn = priority_fn
 
     def draw(self, batch_size: int) -> LargeDraw:
-        """B rows of a large batch of the wrapped replay."""
+        """The indices of B rows of a large batch of the wrapped replay, with probabilities and weights."""
         count = check_count("batch_size", batch_size)
         size = self.inner.checked_batch_size(self._factor * count)
         with self.lock:
@@ -121,7 +121,7 @@ class LargeBatchReplay(ReplayWrapper):
         indices, weights = large.indices.copy(), large.weights.copy()  # the function may change them
         priorities = self._priorities(large, len(indices))
         running = priorities.cumsum()
-        last = int(np.flatnonzero(priorities)[-1])  # in case rounding goes past it
+        last = int(np.flatnonzero(priorities)[-1])  # the limit if a point is rounded up
         rows = np.searchsorted(running, self.rng.random(count) * running[-1], "right").clip(max=last)
         chosen = priorities[rows]
         with np.errstate(over="ignore"):
@@ -140,7 +140,7 @@ class LargeBatchReplay(ReplayWrapper):
             raise RuntimeError(
                 f"{raised}; it was given a Batch of {count} rows; expected it to return {expected}"
             ) from error
-        priorities = as_float64(f"what {name} returned", result, True)
+        priorities = as_float64(f"the result of {name}", result, True)
         if priorities.shape != (count,):
             raise ValueError(f"{name} returned shape {priorities.shape}; expected {expected}")
         wrong = ~(np.isfinite(priorities) & (priorities >= 0.0))

@@ -48,13 +48,13 @@ class MixedReplay(Replay):
     sources. Take a source with E lanes, the first of which is lane k of the mixture. Its index i becomes
     ``i // E * S + k + i % E``. All methods of the mixture, such as `update_priorities`, take these indices.
 
-    `add`, `extend`, `end_episode` and `writer` write to the source `add_to` only, and `latest` returns indices of this
-    source. `clear` empties all sources; ``mixture.sources["online"].clear()`` empties one. Each batch counts as a batch
-    of every source, for the schedule of its `beta`. Setting `beta` sets it in all sources that have one. You can also
-    use the sources directly at any time, even from other threads.
+    `add`, `extend`, `end_episode` and `writer` write to the source `add_to` only, and `latest` returns transitions of
+    this source only. `clear` empties all sources; ``mixture.sources["online"].clear()`` empties one. Each batch counts
+    as a batch of every source, for the schedule of its `beta`. Setting `beta` sets it in all sources that have one. You
+    can also use the sources directly at any time, even from other threads.
 
-    A batch takes as long as the batches of its sources, plus O(B) to join them. It is O(N) if a source has
-    ``weights="buffer"`` and its number of rows is not an integer.
+    A batch takes as long as the batches of its sources, plus O(B) to join them. It takes O(N) if a source has
+    ``weights="buffer"`` and its number of rows is random.
 
     The sources can be on a device, all on the same one. Batches are then tensors. Nothing waits for the device, except
     with a `CombinedReplay` around sources with ``weights="buffer"``.
@@ -74,9 +74,9 @@ class MixedReplay(Replay):
     Raises
     ------
     TypeError, ValueError
-        If an argument is invalid, the sources differ in a setting that must be equal or are in different places, or two
-        of them share a storage or a generator. When sampling, if a source with a positive share is empty or cannot draw
-        its rows. The mixture is then unchanged.
+        If an argument is invalid, the sources differ in a setting that must be equal or in their device, or two of them
+        share a storage or a generator. When sampling, if a source with a positive share is empty or cannot draw its
+        rows. The mixture is then unchanged.
 
     References
     ----------
@@ -105,7 +105,7 @@ class MixedReplay(Replay):
     array([1., 1., 0., 0., 0., 0., 0., 0.], dtype=float32)
     >>> batch.probabilities  # 0.25 / 50 and 0.75 / 100
     array([0.005 , 0.005 , 0.0075, 0.0075, 0.0075, 0.0075, 0.0075, 0.0075])
-    >>> replay.update_priorities(batch.indices, td_errors=np.ones(8))  # of the online buffer; demos has no priorities
+    >>> replay.update_priorities(batch.indices, td_errors=np.ones(8))  # those of `online`; `demos` has no priorities
     6
     """
 
@@ -252,7 +252,7 @@ class MixedReplay(Replay):
         for k, draw in enumerate(draws):
             if draw is None:
                 owns.append(_NONE)
-                if self._each[k].has_least:  # a wrapper may add rows of this source
+                if self._each[k].has_least:  # needed if a wrapper adds rows of this source
                     least[k] = self._least(k, size, backend.array(_NONE))
                 continue
             own = backend.indices("indices", draw.indices)
@@ -274,7 +274,7 @@ class MixedReplay(Replay):
             raise ValueError(f"source {self._names[k]!r}, asked for {count} of {size} rows: {error}") from error
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> Floats:
-        """The expected fraction of a batch that each stored index gets: share of its source times probability there."""
+        """The expected fraction of a batch for each index: its source's share times its probability in this source."""
         entries, size = self.backend.indices("indices", indices), check_count("batch_size", batch_size)
         with self.lock:
             self._refuse(entries)
@@ -282,7 +282,7 @@ class MixedReplay(Replay):
             return rows.joined([self._shares_of(k, own, size) for k, own in enumerate(rows.own)])
 
     def _shares_of(self, k: int, own: Indices, size: int) -> Floats:
-        """The expected fraction of a batch of `size` that each index of source k gets, over its possible row counts."""
+        """The expected fraction of a batch of `size` for each index of source k, over its possible numbers of rows."""
         source = self._each[k]
         shares: Floats = self.backend.full(len(own), 0.0)
         if len(own):
@@ -326,7 +326,7 @@ class MixedReplay(Replay):
     def _weights(self, rows: Rows, draw: Draw) -> npt.NDArray[np.float32]:
         shares = self._plan(1).shares
         return rows.joined(
-            [  # with share 0, only a wrapper draws from it
+            [  # rows of a source with share 0 come from a wrapper
                 self._each[k].weigh(rows.alone(k, draw, shares[k] or 1.0)) for k, own in enumerate(rows.own) if len(own)
             ]
         )
@@ -434,7 +434,7 @@ class MixedReplay(Replay):
             source.restore_random_state(own)
 
     def reseed(self, seed: int | np.random.SeedSequence | None = None) -> None:
-        """Restart the random generators of all sources and of the mixture. See :meth:`Replay.reseed`."""
+        """Restart the random generators of the mixture and of all sources from new seeds. See :meth:`Replay.reseed`."""
         check_seed(seed, "None, a non-negative int or a SeedSequence", (np.random.SeedSequence,))
         if isinstance(seed, np.random.SeedSequence):
             whole = np.random.SeedSequence(seed.entropy, spawn_key=seed.spawn_key, pool_size=seed.pool_size)
@@ -567,7 +567,7 @@ class MixedReplay(Replay):
         sources = ", ".join(f"{name!r}: {source!r}" for name, source in self.sources.items())
         return f"{type(self).__name__}({{{sources}}}, add_to={self._add_to!r})"
 
-    # -- Keeping ---------------------------------------------------------------------------------------------
+    # -- Saving ----------------------------------------------------------------------------------------------
 
     def parts(self) -> dict[str, Declared]:
         """The parts of the sources, prefixed with the source's name, and the mixture itself."""

@@ -42,7 +42,7 @@ class Locks:
     def __enter__(self) -> bool:
         taken: list[Any] = []
         try:
-            taken.extend(map(_acquire, self.each))  # a single call, so that an interrupt leaves a correct count
+            taken.extend(map(_acquire, self.each))  # a single call, so that the count is correct after an interrupt
         except BaseException:
             for lock in self.each[: len(taken)]:
                 lock.release()
@@ -83,7 +83,7 @@ class Plan(NamedTuple):
     """The number of rows of each source in a batch: `counts`, plus one more row with probability `chances`.
 
     `edges` are the cumulative sums of the chances, from 0 to their total, which is an integer. `most` is the largest
-    possible number of rows of each source.
+    possible number of rows of each source. `is_whole`: whether no number is random.
     """
 
     shares: list[float]
@@ -94,7 +94,7 @@ class Plan(NamedTuple):
     is_whole: bool
 
     def rounded(self, uniform: float) -> list[int]:
-        """Row counts by systematic sampling with a random number in [0, 1). Expectations and sum are exact."""
+        """Row counts by systematic sampling with a random number in [0, 1). Their sum and expectations are exact."""
         up = [int(edge + uniform) for edge in self.edges]
         return [count + end - begin for count, (begin, end) in zip(self.counts, pairwise(up), strict=True)]
 
@@ -144,7 +144,7 @@ class Shares:
         for batches in (0,) if self._is_fixed else (0, *(10**power for power in range(19))):
             try:
                 found = [share(batches) if callable(share) else share for share in self.given]
-            except Exception:  # a schedule that covers fewer batches; `after` raises its error
+            except Exception:  # the schedule covers fewer batches; `after` raises its error later
                 break
             self._refuse_sum(found, batches)
 
@@ -164,7 +164,7 @@ class Shares:
             )
 
     def plan(self, batch_size: int, batches: int) -> Plan:
-        """The number of rows of each source, after `batches` batches."""
+        """The number of rows of each source in the batch that follows `batches` batches."""
         plan = self._plans.get(batch_size)
         if plan is None:
             plan = planned(self.after(batches), batch_size)
@@ -206,7 +206,7 @@ class Rows(NamedTuple):
         return _widened(self.order[begin:end], width)
 
     def given_to(self, k: int, of_all: npt.NDArray[Any], own: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The entries of source k's windows in an array of all windows, in the place of `own`, its array."""
+        """The entries of source k's windows in an array of all windows. They replace `own`, the source's array."""
         return of_all[self.of(k, self.width)]  # type: ignore[no-any-return]
 
     def widened(self, width: int) -> "Rows":
@@ -222,7 +222,7 @@ class Rows(NamedTuple):
         return part
 
     def rewards(self, parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        """Join rewards (M, n, ...). If the lanes of a source are shorter than `n_step`, its n is smaller."""
+        """Join rewards (M, n, ...). The n of a source is smaller than `n_step` if its lanes are shorter."""
         longest = max(reward.shape[1] for reward in parts)
         missing = [(longest - reward.shape[1], reward.ndim) for reward in parts]
         return self.joined(
@@ -319,9 +319,9 @@ class Ring:
         return owners
 
     def split(self, indices: Indices, is_opening: bool = False) -> Rows:
-        """The rows of each replay in indices of shape (B,) or (B, T). The entry -1 may belong to any replay.
+        """The rows of each replay in indices of shape (B,) or (B, T). The index -1 can stand in rows of any replay.
 
-        `is_opening`: whether windows are opened at the indices, which matters on a device only.
+        `is_opening`: whether windows are opened at the indices. This matters only on a device.
         """
         width = indices.shape[1] if indices.ndim == 2 else 1
         steps, lanes = np.divmod(indices, self.successor)
@@ -378,7 +378,8 @@ def refuse_wrong_sources(sources: Any, add_to: Any) -> None:
             wanted = "expected a buffer, or a wrapper around one"
             raise TypeError(f"source {name!r} is a {type(source).__name__}; {wanted}")
         if source.is_remote:
-            raise TypeError(f"source {name!r} is a {type(source).__name__}, which makes its batches in other processes")
+            got = f"source {name!r} is a {type(source).__name__}, which makes its batches in other processes"
+            raise TypeError(f"{got}; expected a replay of this process; let make_buffer return the mixture")
         if source.has_sequences:
             remedy = "put the SequenceReplay around the mixture"
             raise ValueError(f"source {name!r} returns sequences; expected single transitions; {remedy}")
@@ -396,7 +397,7 @@ def refuse_wrong_sources(sources: Any, add_to: Any) -> None:
     for name, other in others:
         if one.backend.device != other.backend.device:
             where = f"source {first!r} is {_place(one)} and source {name!r} {_place(other)}"
-            raise ValueError(f"{where}; expected all in one place; build both buffers with the same device, or without")
+            raise ValueError(f"{where}; expected one device; build both buffers with the same device, or without")
         for what in ("spec", "n_step", "gamma", *(["stack"] if _has_frames(one) else [])):
             ours, theirs = getattr(one, what), getattr(other, what)
             if ours != theirs:

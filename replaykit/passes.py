@@ -13,7 +13,7 @@ Indices = npt.NDArray[np.int64]
 
 
 class Episode(NamedTuple):
-    """The stored steps of an episode, and whether they include its first step."""
+    """The indices of the stored steps of an episode, and whether they include its first step."""
 
     indices: Indices
     number: int
@@ -28,7 +28,7 @@ def episodes_of(replay: Any) -> list[Episode]:
     begins = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
     return [
         Episode(indices, int(numbers[begin]), int(indices[0] % replay.successor), bool(first[begin] == indices[0]))
-        for begin, indices in zip(begins, np.split(stored, begins[1:]), strict=False)  # of an empty array: one
+        for begin, indices in zip(begins, np.split(stored, begins[1:]), strict=False)  # of nothing: one part
     ]
 
 
@@ -58,10 +58,10 @@ class Passes:
         return np.ones(len(indices), np.bool_)
 
     def episodes(self) -> Iterator[Batch]:
-        """Iterate over the stored episodes, each as one batch of ordered transitions. Lane by lane, oldest first.
+        """An iterator over the stored episodes, lane by lane, oldest first. Each is a batch of ordered transitions.
 
         The iterator covers the episodes stored at its creation, without transitions that are overwritten in the
-        meantime. The fields are those of :meth:`sample` without `weights` and `probabilities`, and two of shape ():
+        meantime. The fields are those of :meth:`sample`, without `weights` and `probabilities`, and two of shape ():
 
         - ``has_beginning``, bool: whether the batch contains the first transition of the episode. It is False if that
           transition has been overwritten;
@@ -104,11 +104,12 @@ class Passes:
         )
 
     def epoch(self, batch_size: int) -> Iterator[Batch]:
-        """Iterate once over the stored transitions, in random order, in batches. The last batch may be smaller.
+        """An iterator over the stored transitions, each once, in random order, in batches. The last may be smaller.
 
         The iterator covers the transitions stored at its creation, without those that are overwritten in the meantime.
         Fields are those of :meth:`sample`. Every weight is 1, and every probability is 1/N. The buffer's generator
-        draws the order. Errors are those of :meth:`sample`, except that an empty buffer gives no batches.
+        draws the order. With a ``SequenceReplay``, it covers rows. Errors are those of :meth:`sample`, but an empty
+        buffer is no error: there are no batches.
 
         Examples
         --------

@@ -16,15 +16,15 @@ from replaykit.tensors import device_of
 from replaykit.trees import leaves_of
 
 _LARGE_BATCH_BYTES = 1 << 19
-"""Batches of at least this many bytes are made in a thread. For smaller ones a thread costs as much as it saves."""
+"""Batches of at least this many bytes are made in a thread. For smaller ones, a thread costs as much as it saves."""
 
 
 class Batches:
     """An endless iterator of batches, returned by the ``batches`` method of a replay.
 
-    It is also a context manager. Iteration ends with `close`, at the end of the ``with`` block, or when the last
-    reference to the iterator is gone. Its thread then ends. If a batch cannot be made, ``next`` raises the error, and
-    the following call tries again.
+    It is also a context manager. The iteration and its thread end with `close`, at the end of the ``with`` block, or
+    when the last reference to the iterator is gone. If a batch cannot be made, ``next`` raises the error, and the next
+    call tries again.
     """
 
     def __init__(self, make: Callable[[], Any], ahead: int, in_thread: bool, limit: Any = None) -> None:
@@ -52,7 +52,7 @@ class Batches:
         if not self._made:
             self._made.append(self._make())
         patience = contextlib.nullcontext() if self._limit is None else self._limit.without_waiting()
-        with contextlib.suppress(Exception), patience:  # errors are raised after the prefetched batches
+        with contextlib.suppress(Exception), patience:  # an error is raised once the prefetched batches are used up
             while len(self._made) <= self._ahead:
                 self._made.append(self._make())
         return _ready(self._made.popleft())
@@ -86,7 +86,7 @@ class Batches:
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            "batches() cannot be copied to another process, where nothing would be added; sample in this one"
+            "batches() cannot be copied to another process: nothing would be added to the copy; sample in this process"
         )
 
 
@@ -154,11 +154,11 @@ class Batching:
     bytes_each: int
     backend: Any
     is_remote = False
-    """Whether batches are made elsewhere and waited for, so that a thread is worth while for batches of any size."""
+    """Whether batches are made in other processes. A thread then saves time for batches of any size."""
     checked_batch_size: Callable[[Any], int]
     sample: Callable[[int], Batch]
     rate_limit: Any = None
-    """The `RateLimit` of a `RateLimitedReplay` in the stack, for which adds and samples wait; None without one."""
+    """The `RateLimit` that adds and samples wait for: that of a `RateLimitedReplay` among the wrappers, or None."""
 
     def batches(
         self, batch_size: int, *, device: Any = None, prefetch: int = 2, dtype: Any = None, column: bool = False
@@ -172,7 +172,7 @@ class Batching:
 
         A prefetched batch does not reflect the latest additions and priority updates. With ``prefetch=0``, batches are
         those of :meth:`sample`. With a thread, a run is not exactly reproducible. Checkpoints do not contain prefetched
-        batches. If torch is imported first, the iterator is also a ``torch.utils.data.IterableDataset`` for a
+        batches. If torch was imported before, the iterator is also a ``torch.utils.data.IterableDataset`` for a
         ``DataLoader`` with ``batch_size=None`` and ``num_workers=0``.
 
         Parameters
@@ -189,6 +189,13 @@ class Batching:
         Batches
             An iterator, which is also a context manager.
 
+        Raises
+        ------
+        TypeError, ValueError, MemoryError
+            If `batch_size` or `prefetch` is not an int in its range, or a batch does not fit in memory.
+        ModuleNotFoundError, RuntimeError
+            If `device`, `dtype` or `column` is given, and torch is not installed or cannot use the device.
+
         Examples
         --------
         >>> from itertools import islice
@@ -202,7 +209,7 @@ class Batching:
         """
         size = self.checked_batch_size(batch_size)
         ahead = 0 if type(prefetch) is int and prefetch == 0 else check_count("prefetch", prefetch)
-        ahead = ahead if self.backend.is_numpy else 0  # on a device there is nothing to wait for
+        ahead = ahead if self.backend.is_numpy else 0  # a buffer on a device makes batches without waiting
         is_large = ahead > 0 and (self.is_remote or size * self.bytes_each >= _LARGE_BATCH_BYTES)
         if device is None and dtype is None and not column:
             return Batches(lambda: self.sample(size), ahead if is_large else 0, is_large, self.rate_limit)

@@ -17,7 +17,7 @@ class NoBar:
 
 @contextlib.contextmanager
 def bar_of(is_shown: bool, label: str, unit: str = "chunk", total: int | None = None) -> Iterator[Any]:
-    """A progress bar for a ``with`` statement of a public function. Its `total` can be set later."""
+    """A context manager with a progress bar, for public functions. The `total` of the bar can be set later."""
     bar: Any = NoBar()
     if is_shown:
         try:

@@ -24,9 +24,9 @@ from replaykit.wrapper import ReplayWrapper
 from replaykit.writer import Selection
 
 _SLICE = 0.5
-"""Seconds after which a thread that waits looks whether waiting still makes sense."""
+"""Seconds after which a waiting thread checks again whether it may go on, or must stop waiting."""
 _ALONE = 300.0
-"""Seconds that a thread waits without a timeout while it is the only one that has used the limit."""
+"""Seconds that a thread waits at most if it has no timeout and is the only one that has used the limit."""
 _LEAST_TOLERANCE = 1024.0
 _limits: "weakref.WeakSet[RateLimit]" = weakref.WeakSet()
 _WHILE_LOCKED = (
@@ -40,7 +40,7 @@ class Corridor:
 
     Let ``d = inserted * samples_per_insert - sampled`` and ``center = min_size * samples_per_insert``. An insert may
     raise d to at most ``center + tolerance``. A sample may lower it to at least ``center - tolerance``. Numbers are
-    compared exactly.
+    compared without rounding.
     """
 
     def __init__(self, samples_per_insert: float, min_size: int, tolerance: float) -> None:
@@ -64,12 +64,12 @@ class Corridor:
     def fits(self, block: int, batch: int) -> bool:
         """Whether blocks and batches of these sizes never wait for each other.
 
-        If both wait, ``d + block > center + half`` and ``d - batch < center - half``, all of them whole numbers.
+        Both would wait if ``d + block > center + half`` and ``d - batch < center - half``. All numbers are integers.
         """
         return block * self._up + batch * self._down <= 2 * self._half + 1
 
     def largest_block(self) -> int:
-        """The largest block in half of the corridor."""
+        """The largest block that fits in half of the corridor."""
         return self._half // self._up
 
     def balanced(self, inserted: int) -> int:
@@ -96,14 +96,14 @@ class RateLimit(Declared):
               smaller            than the right end
              |-- tolerance --||-- tolerance --|
 
-    The first `min_size` transitions are inserted without waiting, and nothing is sampled before. After that, an insert
-    that would leave the corridor waits for samples, and a sample waits for inserts. `RateLimitedReplay` applies a limit
-    to a buffer that threads share. The replays of ``replaykit.distributed`` accept a limit as well.
+    The first `min_size` transitions are inserted without waiting, and nothing is sampled before that. Afterwards, an
+    insert that would leave the corridor waits for samples, and a sample waits for inserts. `RateLimitedReplay` applies
+    a limit to a buffer that threads share. The replays of ``replaykit.distributed`` also accept a limit.
 
-    A wait ends with a TimeoutError after `timeout` seconds, or at once if it is 0. The buffer's lock is not held during
-    a wait, and Ctrl-C interrupts it. Call `close` when one side has ended: all waiting threads continue, and nothing is
-    limited after that. If the waiting thread is the only one of the process, it gets a RuntimeError at once. If it is
-    the only one that has used the limit, and there is no `timeout`, it gets the error after five minutes.
+    A wait ends with a TimeoutError after `timeout` seconds, or at once if `timeout` is 0. The buffer's lock is not held
+    during a wait, and Ctrl-C interrupts it. Call `close` when one side has ended: all waiting threads continue, and
+    nothing is limited after that. If the waiting thread is the only one of the process, a RuntimeError is raised at
+    once. If no other thread has used the limit, and there is no `timeout`, it is raised after five minutes.
 
     To limit your own code, use `await_insert` and `await_sample`, which wait and count, or the context managers
     `inserting` and `sampling`, which count only if no error is raised. Inside one of them, another of the same kind in
@@ -141,7 +141,7 @@ class RateLimit(Declared):
     --------
     >>> from replaykit import RateLimit
     >>> limit = RateLimit(samples_per_insert=2, min_size=10, tolerance=4, timeout=0)
-    >>> limit.await_insert(12)  # the first 10 freely, and 2 * 2 = 4 more samples' worth
+    >>> limit.await_insert(12)  # 10 are free; the other 2 raise d by 2 * 2 = 4, the tolerance
     >>> limit.await_insert(1)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
@@ -203,11 +203,17 @@ class RateLimit(Declared):
             pass
 
     def inserting(self, rows: int, *, may_wait: bool = True) -> "contextlib.AbstractContextManager[None]":
-        """Wait until `rows` may be inserted; they count when the ``with`` block ends, unless it raises."""
+        """A context manager: wait until `rows` may be inserted, and count them if the block raises no error.
+
+        If `may_wait` is False, RuntimeError is raised instead of waiting. Other errors are those of `await_insert`.
+        """
         return self._counted("insert", rows, may_wait)
 
     def sampling(self, rows: int, *, may_wait: bool = True) -> "contextlib.AbstractContextManager[None]":
-        """Wait until `rows` may be sampled; they count when the ``with`` block ends, unless it raises."""
+        """A context manager: wait until `rows` may be sampled, and count them if the block raises no error.
+
+        If `may_wait` is False, RuntimeError is raised instead of waiting. Other errors are those of `await_insert`.
+        """
         return self._counted("sample", rows, may_wait)
 
     @contextlib.contextmanager
@@ -254,7 +260,7 @@ class RateLimit(Declared):
             side.seconds += time.monotonic() - begin
 
     def _is_allowed(self, name: str, rows: int) -> bool:
-        """Whether a side may go on. What is going on elsewhere does not count for it yet, but against it."""
+        """Whether a side may go on. Counts all that has begun on its own side, but only what is done on the other."""
         inserts, samples = self._sides["insert"], self._sides["sample"]
         if self._is_closed:
             return True
@@ -278,7 +284,7 @@ class RateLimit(Declared):
         side.largest = max(side.largest, rows)
 
     def _refuse_waiting_alone(self, name: str, rows: int, begin: float) -> None:
-        """Raise RuntimeError if this thread must not go on waiting."""
+        """Raise RuntimeError if this thread was stopped, or if no other thread can end its wait."""
         thread = threading.current_thread()
         if thread in self._stopped:
             raise RuntimeError("the iterator of batches was closed while it waited")
@@ -304,18 +310,18 @@ class RateLimit(Declared):
 
     @property
     def is_closed(self) -> bool:
-        """Whether `close` was called, so that nothing is limited."""
+        """Whether `close` was called. Nothing is limited after that."""
         return self._is_closed
 
     def stop(self, thread: threading.Thread) -> None:
-        """Make a thread raise RuntimeError if it waits, now or later."""
+        """Make a thread raise RuntimeError if it is waiting now, or waits later."""
         with self._condition:
             self._stopped.add(thread)
             self._condition.notify_all()
 
     @contextlib.contextmanager
     def without_waiting(self) -> Iterator[None]:
-        """Inside, this thread raises TimeoutError where it would wait."""
+        """A context manager in which this thread raises TimeoutError instead of waiting."""
         self._local.is_impatient = True
         try:
             yield
@@ -324,46 +330,46 @@ class RateLimit(Declared):
 
     @property
     def is_sampling(self) -> bool:
-        """Whether this thread is inside of `sampling`."""
+        """Whether this thread is in a block of `sampling`."""
         return getattr(self._local, "sample", False)
 
     # -- Counts ----------------------------------------------------------------------------------------------
 
     def sample(self, replay: Replay, batch_size: int) -> Batch:
-        """A batch of a replay with this limit, which must not wait if this thread holds the replay's lock."""
+        """A batch of a replay with this limit. Raises RuntimeError if it must wait with the replay's lock held."""
         with self.sampling(batch_size, may_wait=not replay.lock.is_held):
             return replay.sample(batch_size)
 
     @property
     def largest_block(self) -> int:
-        """The largest block of rows, if batches use at most the other half of the corridor."""
+        """The largest block of rows that fits, if batches use at most the other half of the corridor."""
         return self.corridor.largest_block()
 
     @property
     def inserted(self) -> int:
-        """Transitions that were inserted."""
+        """The number of transitions inserted so far."""
         return self._sides["insert"].done
 
     @property
     def sampled(self) -> int:
-        """Transitions that were sampled."""
+        """The number of transitions sampled so far."""
         return self._sides["sample"].done
 
     def begin(self, inserted: int) -> None:
-        """Set the counts for this number of inserted transitions, in the middle of the corridor."""
+        """Set the counts: this number of inserted transitions, and sampled ones for the middle of the corridor."""
         self.restore({"inserted": inserted, "sampled": self.corridor.balanced(inserted)})
 
     def stats(self, prefix: str = "") -> dict[str, float]:
-        """Numbers for a logger, by name.
+        """Metrics for a logger, by name.
 
         - `inserted`, `sampled`: transitions counted so far
         - `insert_waits`, `sample_waits`: how often an insert or a sample waited
-        - `insert_wait_seconds`, `sample_wait_seconds`: for how long, all threads together
+        - `insert_wait_seconds`, `sample_wait_seconds`: the total time of these waits, summed over threads
 
         Parameters
         ----------
         prefix : str
-            Put before each name, such as ``"replay/"``.
+            A prefix for each name, such as ``"replay/"``.
         """
         with self._condition:
             inserts, samples = self._sides["insert"], self._sides["sample"]
@@ -373,7 +379,7 @@ class RateLimit(Declared):
             return prefixed(found | seconds, prefix)
 
     def state(self) -> dict[str, Any]:
-        """The two counts. A copy is not closed, and no thread waits in it."""
+        """The two counts. A copy with this state is not closed, and no thread waits for it."""
         return {"inserted": self.inserted, "sampled": self.sampled}
 
     def check_state(self, state: dict[str, Any]) -> None:
@@ -403,7 +409,7 @@ class RateLimit(Declared):
 
 
 class _Side:
-    """The counts of inserts or of samples: begun, done, the largest at once, waits and seconds waited."""
+    """The numbers for inserts or samples: rows begun, rows done, most rows at once, waits, and seconds waited."""
 
     def __init__(self) -> None:
         self.begun, self.done, self.largest, self.waits, self.seconds = 0, 0, 1, 0, 0.0
@@ -427,13 +433,13 @@ class RateLimitedReplay(ReplayWrapper):
     """A wrapper whose `add`, `extend` and `sample` wait for a `RateLimit`.
 
     Use it if actors and learners run in separate threads. The number of samples per transition then stays at your
-    target: the faster side waits for the slower one. Writers, `record` and `batches` wait as well, at every level of a
-    stack of wrappers. A batch of B rows counts B, even if the rows are sequences. `epoch` and `episodes` do not count.
+    target: the faster side waits for the slower one. Writers, `record` and `batches` also wait, and so do wrappers
+    around this one. A batch of B rows counts as B, even if the rows are sequences. `epoch` and `episodes` do not count.
 
     Transitions that are already stored count as inserted, and the counts start in the middle of the corridor. `clear`
     resets the counts. Checkpoints contain them, and `stats` shows them; see `RateLimit.stats`.
 
-    A thread that holds the buffer's lock must not wait, since it would block all others. It gets a RuntimeError
+    A thread that holds the buffer's lock must not wait, since it would block all others. A RuntimeError is raised
     instead. A limit around a mixture applies to the whole mixture. The sources of a mixture cannot have one.
 
     Parameters
@@ -441,7 +447,7 @@ class RateLimitedReplay(ReplayWrapper):
     inner : Replay
         A buffer, a wrapper, or a mixture, without a limit.
     limit : RateLimit
-        Not shared with another replay.
+        A limit that no other replay uses.
 
     Raises
     ------
@@ -502,7 +508,7 @@ class RateLimitedReplay(ReplayWrapper):
             return self.inner.extend(*values, mask=mask, td_error=td_error, **extras)
 
     def _inserting(self, steps: int, mask: Any) -> "contextlib.AbstractContextManager[None]":
-        """The context in which so many steps are added, of the lanes in a mask or of all."""
+        """The context manager in which to add `steps` steps of all lanes, or of those in a mask."""
         width = self.num_envs
         if type(mask) is Selection:
             width, mask = mask.writer.num_envs, mask.mask
@@ -530,5 +536,5 @@ class RateLimitedReplay(ReplayWrapper):
         self.limit.restore(state)
 
     def restart(self) -> None:
-        """Begin with what is stored."""
+        """Count the stored transitions as inserted."""
         self.limit.begin(len(self.inner))

@@ -22,8 +22,8 @@ from replaykit.wrapper import ReplayWrapper
 class RecentReplay(ReplayWrapper):
     """Uniform replay of the newest transitions only.
 
-    Each of the E lanes contributes its last ``ceil(newest / E)`` transitions, or all if it has fewer. These are equally
-    likely. All others have probability 0. Weights are 1. A draw is O(B + E)::
+    Each of the E lanes contributes its last ``ceil(newest / E)`` transitions, or all if it has fewer. They are equally
+    likely. All other transitions have probability 0. Weights are 1. A draw is O(B + E)::
 
         oldest                       newest
         [ . . . . . . . . | x x x x x x x ]     newest=7: each x has probability 1/7
@@ -98,7 +98,7 @@ class RecentReplay(ReplayWrapper):
             return Draw(indices, np.full(batch_size, 1.0 / total))
 
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
-        """1 / M for each of the M newest transitions, 0 for all others."""
+        """1 / M for each of the M recent transitions, 0 for all others. Raises IndexError if one is not stored."""
         entries = as_indices("indices", indices)
         check_count("batch_size", batch_size)
         with self.lock:

@@ -22,7 +22,7 @@ Step = namedtuple("Step", "obs action reward next_obs terminated truncated info"
 Extras: TypeAlias = Mapping[str, str | Callable[[Step], Tree]]
 _NUMBERS = int, float, np.generic
 _SUSPICIOUS = 3
-"""After so many episode ends, equal last and first observations are no coincidence."""
+"""After this many episode ends with equal last and first observations, a warning is given."""
 _OLD_GYM = "an environment of OpenAI Gym works through gymnasium.make('GymV21Environment-v0', env=env) of shimmy"
 
 
@@ -65,7 +65,7 @@ def _layers(env: Any) -> Iterator[Any]:
 
 
 class Recorder:
-    """The common part of both recorders. A buffer has one recorder at a time: the newest one."""
+    """The common part of both recorders. A buffer has one recorder at a time: the last one created."""
 
     env: Any
     _lanes_in: Callable[[Any], tuple[Any, Any]]
@@ -96,7 +96,7 @@ class Recorder:
         self._obs, self._over = None, np.ones(self.buffer.num_envs, np.bool_)
 
     def _check_owner(self) -> None:
-        """Raise RuntimeError if the buffer has another recorder. A copied buffer has none until one is used."""
+        """Raise RuntimeError if the buffer has another recorder. A copied buffer gets the first one that is used."""
         owner = self._owned.recorder
         if owner is None:
             self._take_over()
@@ -123,7 +123,7 @@ class Recorder:
             self._pauses -= 1
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset the environment or some of its lanes. Running episodes of these lanes end in the buffer."""
+        """Reset the environment, or the lanes in ``options["reset_mask"]``, and end their episodes in the buffer."""
         self._check_owner()
         lanes, options = self._lanes_in(options)
         if self._pauses:
@@ -142,7 +142,7 @@ class Recorder:
         return result
 
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step the environment and store the transition."""
+        """Step the environment and store the transition. Raises ResetNeeded if an episode has not begun or is over."""
         self._check_owner()
         if self._pauses:
             return self.env.step(action)  # type: ignore[no-any-return]
@@ -213,14 +213,14 @@ class RecordSingle(Recorder, gymnasium.Wrapper[Any, Any, Any, Any]):
         return info[key]
 
 
-class RecordVector(Recorder, VectorWrapper):  # which is not generic in Gymnasium 1.1
+class RecordVector(Recorder, VectorWrapper):  # VectorWrapper is not generic in Gymnasium 1.1
     """A vector environment whose steps are stored; see `record`."""
 
     def __init__(self, env: VectorEnv[Any, Any, Any], buffer: Replay | Writing, extras: Extras) -> None:
         super().__init__(env)
         self._mode, self._overwritten = _autoreset_mode(env), 0
         self._replaced = self._reset_again = np.zeros(env.num_envs, np.bool_)
-        base = env.unwrapped  # without shared memory, Gymnasium's processes reset lanes that ended once more
+        base = env.unwrapped  # without shared memory, Gymnasium's processes reset ended lanes a second time
         is_apart = isinstance(base, AsyncVectorEnv) and not base.shared_memory
         self._forgets_resets = self._mode == AutoresetMode.NEXT_STEP and is_apart
         self._record(buffer, extras)
@@ -248,7 +248,7 @@ class RecordVector(Recorder, VectorWrapper):  # which is not generic in Gymnasiu
         ended = self._ended(step.terminated, step.truncated)
         if self._mode == AutoresetMode.SAME_STEP:
             self._replaced = ended
-            if 1 in ended.tobytes():  # any() takes ten times as long for a few lanes
+            if 1 in ended.tobytes():  # for a few lanes, any() takes ten times as long
                 last = self._last_obs(step.next_obs, step.info, ended)
                 self._warn_of_overwritten(last, step.next_obs, ended)
                 step = Step(*step[:3], last, *step[4:])
@@ -276,8 +276,8 @@ class RecordVector(Recorder, VectorWrapper):  # which is not generic in Gymnasiu
             if self._overwritten == _SUSPICIOUS:
                 remedy = "copy its observations in a wrapper, or use another autoreset mode"
                 warnings.warn(
-                    "final_obs is the first observation of the next episode, as if the environment returned one array "
-                    f"again and again, and its reset overwrote it; {remedy}",
+                    "final_obs equals the first observation of the next episode: the environment seems to return the "
+                    f"same array every time, so that its reset overwrites the last observation; {remedy}",
                     RuntimeWarning,
                     stacklevel=4,
                 )

@@ -1,4 +1,4 @@
-"""Recording a Gymnasium environment: every true transition is stored, and nothing else."""
+"""Recording a Gymnasium environment: every transition is stored, without the dummy steps of resets."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,14 +18,14 @@ def record(env: Any, buffer: Replay | Writing, extras: Mapping[str, str | Callab
     A buffer has one recorder at a time. When a new one is created, running episodes end, and the next `step` or `reset`
     of the previous recorder raises RuntimeError. Inside ``with env.paused():`` nothing is stored.
 
-    With SAME_STEP, ``info["final_obs"]`` is wrong if the environment returns the same array every time, since its reset
-    overwrites the array. `record` warns about this: use another mode, or copy the observations in a wrapper.
+    With SAME_STEP, ``info["final_obs"]`` is wrong if the environment returns the same array every time: its reset then
+    overwrites the last observation. `record` warns about this. Use another mode, or copy observations in a wrapper.
 
     Parameters
     ----------
     env : gymnasium.Env or gymnasium.vector.VectorEnv
     buffer : Replay or Writer
-        Its number of lanes and its fields must match `env`.
+        Its `num_envs` and its fields must match `env`.
     extras : dict, optional
         For each extra field of the buffer's spec, a key of `info` or a function. The function is called after each
         step. Its argument has the attributes `obs`, `action`, `reward`, `next_obs`, `terminated`, `truncated` and
@@ -36,7 +36,7 @@ def record(env: Any, buffer: Replay | Writing, extras: Mapping[str, str | Callab
     TypeError, ValueError
         If `env` is not a Gymnasium environment, `buffer` is not a replay, the number of environments or the fields do
         not match, `extras` has a missing or unknown field, `env` is already recorded into this buffer, or the autoreset
-        mode of a vector environment is unknown.
+        mode of a vector environment is unknown. ModuleNotFoundError is raised if Gymnasium is not installed.
 
     Examples
     --------

@@ -28,14 +28,13 @@ _LARGE_BATCH, _LARGE_BATCH_BYTES = 1 << 16, 1 << 26
 class Replay(Checkpointed, Batching, Passes, ABC):
     """The interface of replay buffers and of the wrappers around them.
 
-    A batch is made in three steps: draw indices, take a window of stored steps at each index, and reduce each window to
-    one transition: ``sample(B) = reduce(window(draw(B)))``. A buffer holds the data. A wrapper, a subclass of
-    `ReplayWrapper`, overrides one of these verbs. `sample` is final, so that a wrapper cannot be bypassed.
+    A batch is ``reduce(window(draw(B)))``: draw B indices, take a window of stored steps at each index, and reduce each
+    window to one transition. A wrapper overrides one of these verbs. `sample` cannot be overridden.
 
     For writing: `add`, `extend`, `end_episode`, `clear`, `overwrite`, `writer`. For learning: `sample`, `batches`,
     `epoch`, `update_priorities`, `reseed`. The verbs: `draw`, `probability`, `window`, `reduce`, `weigh`. Several verbs
-    at once: `serve`, `open`, `fetch`, `look_ahead`. For saving: `save`, `load`, `state_dict`, `load_state_dict`. To
-    look: `oldest`, `newest`, `latest`, `stored`, `episode`, `episodes`, `read`, `is_full`, `stats`, `check`.
+    at once: `serve`, `open`, `fetch`, `look_ahead`. For saving: `save`, `load`, `state_dict`, `load_state_dict`. For
+    inspection: `oldest`, `newest`, `latest`, `stored`, `episode`, `episodes`, `read`, `is_full`, `stats`, `check`.
 
     Attributes
     ----------
@@ -64,14 +63,14 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     is_conditional = False
     """Whether the probabilities of a draw depend on more than the stored data. If so, `probability` raises an error."""
     has_least = False
-    """Whether weights are normalised by the largest of all stored transitions, so that draws have the `least`."""
+    """Whether weights are divided by the largest weight of all stored transitions. Draws then contain `least`."""
     rate_limit: Any = None
-    """The `RateLimit` of a `RateLimitedReplay` in the stack, which adds and samples wait for; None without one."""
+    """The `RateLimit` that adds and samples wait for: that of a `RateLimitedReplay` among the wrappers, or None."""
     may_raise = False
-    """Whether a batch may fail after random numbers were drawn, because it calls functions of the user."""
+    """Whether a user's function may raise an error in the middle of a batch, after random numbers were drawn."""
     spec: Spec = read_only("settings.spec", "The fields of a transition.")
     capacity: int = read_only("settings.capacity", "Maximum number of transitions, C, a multiple of `num_envs`.")
-    num_envs: int = read_only("settings.num_envs", "Number of parallel environments, E, the leading axis of `add`.")
+    num_envs: int = read_only("settings.num_envs", "Number of parallel environments, E: the leading axis of `add`.")
     n_step: int = read_only("settings.n_step", "Number of steps in a window, n.")
     gamma: float = read_only("settings.gamma", "Discount per step.")
     stack: int = read_only("settings.stack", "Number of observations in each stack of a batch, k.")
@@ -123,6 +122,8 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         ------
         FieldNameError, ValueError, TypeError, OverflowError
             If a field is missing or unknown, or its shape, dtype or range is wrong. The buffer is then unchanged.
+        RuntimeError
+            If a lane belongs to a `writer`, or if the call comes from a function that is called for a batch.
         """
 
     @abstractmethod
@@ -140,7 +141,8 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
         """End the running episodes of all lanes, or of those in `mask`. Call it when you reset an unfinished episode.
 
-        The next step of such a lane begins a new episode. Stored flags stay unchanged. No window crosses the cut.
+        The next step of these lanes begins a new episode. No window contains steps of both episodes. Stored flags do
+        not change. Raises ValueError if `mask` has the wrong shape or dtype.
         """
 
     @abstractmethod
@@ -159,7 +161,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
             From ``batch.indices``, ``batch.step_indices`` or :meth:`add`. Stale indices and -1, the index of padding,
             are ignored. If an index occurs twice, its last value is stored.
         **fields
-            The new values, of shape ``indices.shape`` followed by the field's shape. Pass nested fields completely.
+            The new values, of shape ``indices.shape`` followed by the field's shape. Pass all parts of a nested field.
 
         Raises
         ------
@@ -205,8 +207,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     def reseed(self, seed: int | np.random.SeedSequence | None = None) -> None:
         """Restart the random generator from a new seed, so that a copy draws different batches than its original.
 
-        For several copies, use one seed of ``SeedSequence(...).spawn(count)`` for each. An invalid seed raises
-        TypeError or ValueError.
+        Give each copy its own seed of ``SeedSequence(...).spawn(count)``. Invalid seeds raise TypeError or ValueError.
 
         Examples
         --------
@@ -277,8 +278,8 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     ) -> int:
         """Set the priorities of the transitions in a batch. O(B log C).
 
-        A buffer without priorities checks the arguments and does nothing else. Returns the number of updated entries.
-        Stale indices do not count. Without priorities the result is 0.
+        Returns the number of updated entries. Stale indices do not count. A buffer without priorities only checks the
+        arguments and returns 0.
 
         Parameters
         ----------
@@ -293,7 +294,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         ------
         IndexError, TypeError, ValueError
             If an index is not an integer or was never returned by the buffer, shapes differ, a value is NaN or
-            infinite, or a priority is negative. The buffer is then unchanged.
+            infinite, a priority is negative, or both kinds of values or none are passed. The buffer is then unchanged.
 
         Examples
         --------
@@ -311,13 +312,13 @@ class Replay(Checkpointed, Batching, Passes, ABC):
 
     @abstractmethod
     def probability(self, indices: npt.ArrayLike, batch_size: int = 1) -> npt.NDArray[np.float64]:
-        """The expected fraction of a batch of `batch_size` that each stored index gets, of shape (B,), float64."""
+        """The expected fraction of a batch for each index, of shape (B,). Raises IndexError if one is not stored."""
 
     @abstractmethod
     def window(self, indices: Indices) -> Window:
         """A :class:`~replaykit.batch.Window` of up to `n_step` steps of one episode, starting at each index. O(B n).
 
-        Indices have the shape (B,), or (B, T) if each row of the batch has T windows.
+        Indices have the shape (B,), or (B, T) for rows of T windows. Raises IndexError for an index that is not stored.
         """
 
     @abstractmethod
@@ -329,7 +330,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         """The importance-sampling weights of a draw; 1 if the buffer does not correct for its probabilities."""
 
     def least_probability(self, batch_size: int, without: Indices) -> float | Floats:
-        """The smallest positive probability of any stored index but those in `without`, as from `least_of`. O(N)."""
+        """`least_of` all stored indices except those in `without`: their smallest positive probability. O(N)."""
         with self.lock:
             others = self.backend.difference(self.backend.indices("indices", self.stored()), without)
             return self.least_of(others, self.probability(others, batch_size))
@@ -339,7 +340,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         return self.backend.least_positive(probabilities)  # type: ignore[no-any-return]
 
     def serve(self, batch_size: int) -> dict[str, Any]:
-        """`draw`, `window`, `reduce` and `weigh`: all fields of a batch."""
+        """All fields of a batch: `draw`, `window`, `reduce` and `weigh` in one call."""
         draw, window = self.open(batch_size)
         return self._weighed(self.reduce(window), draw)
 
@@ -349,16 +350,16 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         return self._weighed(self.fetch(draw.indices), draw)
 
     def open(self, batch_size: int, look: Look | None = None) -> tuple[Draw, Window]:
-        """`draw` and `window`. If `look` is given, the answer of `look_ahead` may be in ``window.ahead``."""
+        """`draw` and `window` in one call. If `look` is given, ``window.ahead`` may contain the answer to it."""
         draw = self._checked_draw(batch_size)
         return draw, self.window(draw.indices)
 
     def fetch(self, indices: Indices) -> dict[str, Any]:
-        """`window` and `reduce`."""
+        """The fields of the transitions at these indices: `window` and `reduce` in one call."""
         return self.reduce(self.window(indices))
 
     def look_ahead(self, window: Window, look: Look, uniforms: npt.NDArray[np.float64]) -> Ahead:
-        """`read` and `episode` for the later steps that hindsight needs."""
+        """The goals that hindsight gives to windows, found with `read` and `episode` in one call."""
         return self.backend.look_ahead(self, window, look, uniforms)
 
     def checked_batch_size(self, batch_size: Any) -> int:
@@ -410,7 +411,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     @property
     @abstractmethod
     def bounds(self) -> Indices:
-        """The oldest step of each lane and the next step to be written, of shape (2, lanes)."""
+        """For each lane, the number of its oldest step and of the next step to be added, of shape (2, lanes)."""
 
     @property
     def oldest(self) -> Indices:
@@ -445,7 +446,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
         """The episode number of each stored index, and the indices of the episode's first and last step. O(1) each.
 
         Each episode has its own number. The first step may have been overwritten. The last step of a running episode is
-        its newest step. For the index -1, which stands for padding, all three are -1.
+        its newest step. For padding, the index -1, all three are -1. Raises IndexError for a stale or unknown index.
         """
 
     @abstractmethod
@@ -483,9 +484,8 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     def stats(self, prefix: str = "") -> dict[str, float]:
         """Metrics for a logger, by name. :doc:`/how-to/log-metrics` shows how to log them.
 
-        - `size`: stored transitions; `capacity`: maximum number of transitions
+        - `size`: stored transitions; `capacity`: their maximum number; `nbytes`: size of all arrays in bytes
         - `added`: transitions added so far; `batches`: batches sampled so far
-        - `nbytes`: size of all arrays in bytes
 
         A prioritized buffer adds:
 
@@ -502,4 +502,4 @@ class Replay(Checkpointed, Batching, Passes, ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Verify every invariant. If one is broken, raises an AssertionError that names it. O(C)."""
+        """Verify every invariant. Raises AssertionError, and warns of observations that are not finite. O(C)."""

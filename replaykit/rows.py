@@ -1,4 +1,4 @@
-"""Plain dictionaries of arrays, such as the rows of a data set, as fields of a spec."""
+"""Conversion of plain dictionaries of arrays, such as the rows of a data set, to the fields of a spec."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ def nested_row(row: Mapping[str, Any]) -> dict[str, Tree]:
     Raises
     ------
     FieldNameError
-        If a key is the beginning of another key, as in ``obs`` and ``obs.position``.
+        If a key is also the beginning of another key, as in ``obs`` and ``obs.position``.
     """
     roots = {str(key).partition(".")[0] for key in row}
     if "observation" in roots and "obs" not in roots:

@@ -11,7 +11,14 @@ from replaykit.checks import check_count, check_finite, check_unit
 class LinearSchedule:
     """A value that changes linearly from `start` to `end` over `steps` steps and then stays constant.
 
-    As a schedule of `beta`, it counts sampled batches. `steps` is at least 1.
+    As a schedule of `beta`, it counts sampled batches. Invalid arguments raise TypeError or ValueError.
+
+    Parameters
+    ----------
+    start, end : float
+        The value at step 0, and from step `steps` on.
+    steps : int
+        The number of steps over which the value changes, at least 1.
 
     Examples
     --------
@@ -37,11 +44,11 @@ class LinearSchedule:
 
 @dataclass(frozen=True)
 class ERESchedule:
-    """The number of newest transitions to replay, which emphasizes recent experience. For `RecentReplay`.
+    """A schedule for the argument `newest` of `RecentReplay`, which emphasizes recent experience.
 
     In a series of K updates, such as those after an episode, update k replays the newest ``max(capacity * eta**(1000 k
-    / K), least)`` transitions: nearly all at first, then more and more recent ones. `eta` increases linearly to 1. With
-    ``eta=1`` every update replays all transitions.
+    / K), least)`` transitions: nearly all at first, then fewer and fewer. `eta` increases linearly to 1. With ``eta=1``
+    every update replays all transitions. Invalid arguments raise TypeError or ValueError.
 
     Parameters
     ----------
@@ -51,7 +58,7 @@ class ERESchedule:
         Number of updates in a series, K: the batches sampled from one episode's end to the next. If episodes differ in
         length, use the typical number.
     steps : int
-        Number of batches over which `eta` changes to 1: normally all batches of the training.
+        Number of batches over which `eta` increases to 1: normally all batches of the training.
     eta : float
         The initial value, in [0, 1].
     least : int
@@ -100,7 +107,7 @@ def check_schedule(
         try:
             found = value(batches)
         except Exception as error:
-            if batches:  # a lookup table that ends earlier
+            if batches:  # for example, a lookup table that ends earlier
                 break
             wanted = "a function of the number of batches"
             raise TypeError(f"{name} raised {type(error).__name__}: {error}; expected {wanted}") from error

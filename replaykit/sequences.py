@@ -21,16 +21,16 @@ class SequenceReplay(ReplayWrapper):
 
     Each episode is divided into spans of `stride` steps, counted from its first step. A row begins at the first stored
     step of a span. It ends after T steps, or earlier at the episode's end or at the newest step. The rest of the row is
-    padding: zeros in every field. To draw a row, a transition is drawn from the wrapped replay, and its span determines
-    the row. The probability of a row is therefore the sum of the probabilities of the transitions in its span.
+    padding: zeros in every field, and -1 in `step_indices`. To draw a row, a transition is drawn from the wrapped
+    replay, and its span determines the row. The probability of a row is therefore the sum of the probabilities of the
+    transitions in its span.
 
-    Transition t of a row is the wrapped replay's transition at that index, with its `n_step` and stacks. All fields of
-    a batch have the shape (B, T, ...), except `indices`, `weights` and `probabilities` (B,). There are more fields
-    (B, T):
+    Each transition of a row is that of the wrapped replay, with its `n_step` and stacks. All fields of a batch have the
+    shape (B, T, ...), except `indices`, `weights` and `probabilities` (B,). Four fields of shape (B, T) are added:
 
-    - ``mask``, bool: whether there is a transition, not padding;
-    - ``loss_mask``, bool: whether there is a transition after the burn-in. A row at the start of its episode has no
-      burn-in, since the recurrent state is known there;
+    - ``mask``, bool: True for a transition, False for padding;
+    - ``loss_mask``, bool: True for a transition after the burn-in. A row at the start of its episode has no burn-in,
+      since the recurrent state is known there;
     - ``is_first``, bool: whether the transition begins its episode;
     - ``step_indices``, int64: the index of the transition, or -1 for padding.
 
@@ -108,7 +108,7 @@ class SequenceReplay(ReplayWrapper):
         self._places = self.backend.array(np.arange(length))
         self._offsets = self._places * self.successor
 
-    # Which rows
+    # Drawing rows
 
     def draw(self, batch_size: int) -> Draw:
         """The starts of the spans of the drawn transitions, with the total probability of each span."""
@@ -140,7 +140,7 @@ class SequenceReplay(ReplayWrapper):
         return newest
 
     def _spans_of(self, indices: Indices) -> tuple[Indices, Indices]:
-        """For the span of each stored index: its first stored index, and the index after its last one."""
+        """For the span of each index: the index of its first stored step, and the index that follows its last step."""
         _, first, last = self.inner.episode(indices)
         spans: tuple[Indices, Indices] = self.backend.spans_of(indices, first, last, self.bounds, self._stride)
         return spans
@@ -151,7 +151,7 @@ class SequenceReplay(ReplayWrapper):
         shares: Floats = self.backend.sum_over_spans(*spans, lambda steps: inner.probability(steps, batch_size))
         return shares
 
-    # What is in them
+    # Making rows
 
     def begins_row(self, indices: Indices) -> Flags:
         """Whether each stored index is the first stored index of its span."""
@@ -193,7 +193,7 @@ class SequenceReplay(ReplayWrapper):
         fields = {name: value if name in added else map_tree(in_rows, value) for name, value in fields.items()}
         return fields | {"mask": mask, "loss_mask": loss_mask, "is_first": is_first, "step_indices": indices}
 
-    # What is learned from them
+    # Priorities of rows
 
     def update_priorities(  # type: ignore[override]
         self, indices: npt.ArrayLike, td_errors: npt.ArrayLike | None = None, *,
@@ -209,7 +209,7 @@ class SequenceReplay(ReplayWrapper):
         Parameters
         ----------
         indices : array-like of shape (B,), int
-            From ``batch.indices``. If two rows have the same start, the last counts.
+            From ``batch.indices``. If two rows have the same start, the values of the last one count.
         td_errors : array-like of shape (B, T), float
             TD errors with either sign. Entries outside the mask are ignored.
         priorities : array-like of shape (B,), float
@@ -238,7 +238,7 @@ class SequenceReplay(ReplayWrapper):
             if priorities is None:
                 values = self._mixed(values, chosen)
             starts, stops = self._shown(entries, chosen)
-            is_stored = starts < stops  # the wrapped replay also counts or refuses the others
+            is_stored = starts < stops  # the wrapped replay checks the other indices: stale, or never returned
             stops = backend.xp.where(is_stored, stops, entries + self.successor)
             steps, values = backend.spread(starts, stops, values, self.successor, self._stride)
             applied = self.inner.update_priorities(steps, **{name: values})

@@ -13,7 +13,7 @@ PARTS = (
 
 
 class Settings(NamedTuple):
-    """The settings of a buffer. Its wrappers share them."""
+    """The settings of a buffer, which its wrappers share. `stack` is the number of frames in an observation."""
 
     spec: Spec
     capacity: int

@@ -35,14 +35,14 @@ REQUIRED: Any = _Required()
 
 
 class Spec:
-    """The fields of a transition; `next_obs` has those of `obs`.
+    """The fields of a transition; `next_obs` has those of `obs`. Arguments that are not fields raise TypeError.
 
     Parameters
     ----------
     obs, action : Field, or dict or tuple of them to any depth
     reward : Field, optional
-        A float32 or float64 scalar; float32 by default. Of shape (k,) for k rewards in each step, such as those of
-        several agents or objectives: n-step returns are then sums of each of them, in ``batch.reward`` of shape (B, k).
+        A float32 or float64 scalar; float32 by default. With the shape (k,), a step has k rewards, for example of
+        several agents or objectives. Each of them is summed separately, in ``batch.reward`` of shape (B, k).
     **extra : Field, or dict or tuple of them
         Additional fields, passed to ``add`` by keyword. A batch has the value of the window's first step, or of the
         last step with ``Field(..., step="last")``. Names of batch fields and of ``add``'s arguments raise ValueError.
@@ -98,7 +98,7 @@ class Spec:
 
     @classmethod
     def from_env(cls, env: Any, **extra: Tree) -> "Spec":
-        """The spec of a transition of a Gymnasium environment, single or vector."""
+        """The spec of a transition of a Gymnasium environment, single or vector. Errors as in `from_spaces`."""
         if hasattr(env, "single_observation_space"):
             return cls.from_spaces(env.single_observation_space, env.single_action_space, **extra)
         if hasattr(env, "observation_space"):
@@ -114,7 +114,8 @@ class Spec:
 
         A row of a LeRobot dataset is also accepted: ``observation`` is `obs`, and ``next.reward`` is the reward. The
         keys ``timestamp``, ``frame_index``, ``episode_index``, ``index``, ``task_index``, ``task`` and ``next.done``
-        are ignored. Any other key becomes an extra field, such as ``next`` for ``next.success``.
+        are ignored. Any other key becomes an extra field, such as ``next`` for ``next.success``. Raises FieldNameError
+        without ``obs`` or ``action``, and TypeError for values that are not numbers.
 
         Examples
         --------
@@ -187,7 +188,7 @@ class Spec:
         return found
 
     def unflatten(self, flat: Sequence[Any], names: tuple[str, ...]) -> dict[str, Tree]:
-        """The trees of the fields `names`, built from the values of their leaves, in order."""
+        """The fields `names`, nested as in the spec. `flat` has the values of all their leaves, in order."""
         leaves = iter(flat)
         return {name: map_tree(lambda _field, _path: next(leaves), self._trees[name]) for name in names}
 

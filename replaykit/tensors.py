@@ -15,13 +15,13 @@ _COLUMNS = ("reward", "terminated", "truncated", "discount", "weights")
 """Fields of shape (B,) to which ``column=True`` adds an axis: (B, 1), or (B, T, 1) for sequences."""
 _ALIGNED = 64
 _MOST_WASTE = 1.25, 4096
-"""A factor and a number of bytes: shared memory is copied whole if its size is at most factor * needed + bytes."""
+"""A factor and a number of bytes: memory of several arrays is copied whole up to a size of factor * needed + bytes."""
 
 
 def to_tensors(
     fields: Mapping[str, Any], device: Any = None, dtype: Any = None, column: bool = False
 ) -> dict[str, Any]:
-    """The fields of a batch as tensors; see `Batch.to_torch`."""
+    """The fields of a batch as tensors. See `Batch.to_torch`."""
     import torch
 
     target = None if device is None else device_of(device)
@@ -110,7 +110,7 @@ class _Place(NamedTuple):
 def packed(arrays: list[Array]) -> tuple[list[tuple[int, Array]], list[_Place], int]:
     """Lay out arrays in one block of memory. Returns the copies to make, the place of each array, and the block's size.
 
-    Arrays that are views of the same memory share memory in the block too, unless most of that memory is unused.
+    Arrays that are views of the same memory also share memory in the block, unless too much of it is used by no array.
     """
     owners = [_owner(array) for array in arrays]
     needed: dict[int, int] = {}

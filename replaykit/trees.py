@@ -13,7 +13,7 @@ def entries_of(tree: Tree) -> Iterable[tuple[Any, Tree]]:
 
 
 def leaves_of(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf of a tree and its path, such as ``obs.position.0``; `path` is that of the tree itself."""
+    """The path of every leaf of a tree, such as ``obs.position.0``, and the leaf. `path` is that of the tree."""
     if isinstance(tree, Mapping):
         for key, entry in tree.items():
             yield from leaves_of(entry, f"{path}.{key}" if path else str(key))
@@ -25,7 +25,7 @@ def leaves_of(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def map_tree(function: Callable[[Any, str], Any], tree: Tree, path: str = "") -> Tree:
-    """`function` of every leaf and its path, in the same structure."""
+    """A tree of the same structure with the results of `function` for every leaf and its path."""
     prefix = f"{path}." if path else ""
     if isinstance(tree, Mapping):
         return {key: map_tree(function, entry, f"{prefix}{key}") for key, entry in tree.items()}

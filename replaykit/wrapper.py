@@ -24,11 +24,11 @@ _JOINS = {
     "fetch": {"window", "change", "reduce"},
     "look_ahead": {"read", "episode"},
 }
-"""Methods that combine several verbs, with these verbs. Looking for goals also depends on `read`."""
+"""Methods that combine several verbs, with these verbs. `read` and `episode` are used to look for goals."""
 
 
 def _passed_on(method: Method) -> Method:
-    """A method that calls `inner`'s method of the same name, with the signature and docstring of abstract `method`."""
+    """A method that calls `inner`'s method of the same name. It has the signature and docstring of `method`."""
     name = method.__name__
 
     @wraps(method, updated=())
@@ -49,13 +49,13 @@ class ReplayWrapper(Replay):
     Parameters
     ----------
     inner : Replay
-        A buffer or another wrapper.
+        A buffer or another wrapper. Raises TypeError for others, and if its device or processes are not supported.
     transitions_each : int
-        Number of transitions of `inner` that are read for each row of a batch. It limits the batch size by memory.
+        Number of transitions of `inner` that are read for each row of a batch, for the check of available memory.
     """
 
     needs_cpu = ""
-    """Why the wrapper does not work around a buffer on a device; empty if it does."""
+    """The reason why the wrapper does not work around a buffer on a device. Empty if it works."""
     look: Look | None = None
     """The request that `change` will pass to `look_ahead`. The buffer can then answer it when it opens windows."""
 
@@ -128,7 +128,7 @@ class ReplayWrapper(Replay):
     least_of = _passed_on(Replay.least_of)
     check = _passed_on(Replay.check)
 
-    # Called for every batch: written out for speed
+    # These methods are called for every batch, so they are written out for speed
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -163,7 +163,7 @@ class ReplayWrapper(Replay):
         return self.inner.least_probability(batch_size, without)
 
     def _open_and_change(self, batch_size: int, look: Look | None = None) -> tuple[Draw, Window]:
-        """`open` of a wrapper that overrides `change`. An outer `look` is dropped: it concerns the changed windows."""
+        """`open` of a wrapper that overrides `change`. Ignores `look`, which is a request for the changed windows."""
         draw, window = self.inner.open(batch_size, self.look)
         window = self.change(window)
         window.ahead = None

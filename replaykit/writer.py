@@ -18,21 +18,21 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 
 
 class Writing(ABC):
-    """What `record` and actors write to apart from a replay: some lanes, which have one writer at a time.
+    """The interface with which `record` and actors write to some lanes. A lane has one writer at a time.
 
     Attributes
     ----------
     num_envs : int
-        Lanes, k. The values of a step have a leading axis k; with one lane they need none.
+        Number of lanes, k. The values of a step have a leading axis k, which is optional with one lane.
     """
 
     num_envs: int
     recorder: object = None
-    """A mark of the recorder that stores an environment's steps here, the last that `record` made."""
+    """A token of the recorder that `record` made last for these lanes."""
 
     @property
     def rate_limit(self) -> Any:
-        """The `RateLimit` for which an add waits here, or None."""
+        """The `RateLimit` that each add waits for, or None."""
         return None
 
     @property
@@ -43,7 +43,7 @@ class Writing(ABC):
     @property
     @abstractmethod
     def lock(self) -> Lock:
-        """Held while a recorder writes."""
+        """The lock that a recorder holds while it writes."""
 
     @abstractmethod
     def add(
@@ -68,8 +68,7 @@ class Writing(ABC):
 class Writer(Writing):
     """Adds to some lanes of a buffer, from one thread. Created by :meth:`replaykit.Replay.writer`.
 
-    A writer adds like a buffer with `num_envs` lanes. Different writers may add at different rates, so each thread that
-    acts in an environment can have its own writer.
+    A writer adds like a buffer with `num_envs` lanes. Writers may add at different rates: give each thread its own.
 
     While a writer is open, nothing else can add to its lanes: their episodes would be mixed. It is closed by `close`,
     by the end of a ``with`` block, or when the last reference to it is gone. It cannot be copied or pickled.
@@ -133,7 +132,7 @@ class Writer(Writing):
         self, obs: Tree, action: Tree, reward: Any, next_obs: Tree, terminated: Any = REQUIRED,
         truncated: Any = REQUIRED, *, mask: npt.ArrayLike | None = None, td_error: Any = None, **extras: Tree,
     ) -> Indices:  # fmt: skip
-        """Store T steps at once. See :meth:`replaykit.Replay.extend`.
+        """Store T steps at once. See :meth:`replaykit.Replay.extend`. RuntimeError is raised if the writer is closed.
 
         The leading axes of the arguments and of the result are (T, k), or (T,) if the lane was given as an int.
         """
@@ -142,7 +141,7 @@ class Writer(Writing):
         return indices
 
     def end_episode(self, mask: npt.ArrayLike | None = None) -> None:
-        """End the running episodes of the lanes, or of those in `mask`, of shape (k,)."""
+        """End the running episodes of the lanes, or of those in `mask` (k,). Errors are those of `add`."""
         chosen = self._selected
         if mask is not None:
             array = np.asarray(mask)
@@ -156,7 +155,7 @@ class Writer(Writing):
             self.replay.end_episode(chosen)
 
     def close(self) -> None:
-        """Release the lanes and end their running episodes. Closing twice has no effect."""
+        """Release the lanes and end their running episodes. A second call has no effect."""
         with self.lock:
             if not self._is_closed:
                 self.replay.end_episode(self._selected)
@@ -173,7 +172,7 @@ class Writer(Writing):
     # -- For the buffer --------------------------------------------------------------------------------------
 
     def axes_of(self, steps: int | None) -> tuple[int, ...]:
-        """The leading axes of the lanes, for one step or for several."""
+        """The leading axes for the lanes: of a single step if `steps` is None, or of several steps."""
         has_axis = self.num_envs > 1 if steps is None else self._has_axis
         return (self.num_envs,) if has_axis else ()
 
@@ -188,7 +187,7 @@ class Writer(Writing):
         return chosen.reshape(-1)
 
     def own(self, indices: Indices, steps: int) -> Indices:
-        """The indices (T k,) in the writer's lanes, out of all indices (T E,)."""
+        """The indices (T k,) of the writer's lanes, taken from the indices (T E,) of all lanes."""
         own: Indices = indices.reshape(steps, len(self._selected))[:, self._columns].reshape(-1)
         return own
 
@@ -224,7 +223,7 @@ class Writer(Writing):
 
 
 class Selection(NamedTuple):
-    """The mask of a writer's add, over the lanes of the writer."""
+    """A writer and the mask of its add, which selects some of the writer's lanes."""
 
     writer: Writer
     mask: npt.ArrayLike | None
@@ -256,7 +255,7 @@ def _is_owned(writers: "dict[int, weakref.ref[Writer]]", lane: int) -> bool:
 
 
 def _checked_lanes(lanes: Any, num_envs: int) -> tuple[int, ...]:
-    """The lanes as ascending ints."""
+    """The lanes as ascending ints. Raises TypeError or ValueError for invalid lanes."""
     wanted = f"an int in [0, {num_envs}), or several in ascending order"
     if isinstance(lanes, slice):
         lanes = range(num_envs)[lanes]

@@ -1,4 +1,4 @@
-"""Every function that Numba compiles: arrays and plain numbers in, arrays out.
+"""All functions that Numba compiles. They take arrays and plain numbers, and write their results to arrays.
 
 Importing this package does not import Numba: it is imported with the first kernel module, for the first buffer.
 """

@@ -1,12 +1,12 @@
 """The cache of compiled kernels: one file for each, in a directory that no other user can write to.
 
-Numba's own ``cache=True`` raises at import if no directory is writable, raises in the user's call for every truncated
-file, and runs damaged machine code. Here each file starts with a checksum, and its name depends on everything the code
-depends on. If a file is missing, unreadable or damaged, the kernel is compiled again.
+Numba's own ``cache=True`` has three faults. It raises an error at import if no directory is writable, and in a call if
+a file is truncated, and it runs damaged machine code. Here each file starts with a checksum, and its name depends on
+everything the code depends on. If a file is missing, unreadable or damaged, the kernel is compiled again.
 
 The files are pickles of code: anyone who can write them can run code in this process. The path of the directory is
 therefore checked from the root down, as OpenSSH does for its keys. At each use, the directory and the file are opened
-first and then checked through their descriptors. Windows has no such owners and modes: only links are refused there.
+first and then checked through their descriptors. Windows has no such owners and modes: only links are refused.
 """
 
 import contextlib
@@ -39,8 +39,8 @@ class _UnsafeError(OSError):
 def cache_directory() -> Path | None:
     """The directory of compiled kernels, or None if there is no directory that only this user can write to.
 
-    ``REPLAYKIT_CACHE_DIR`` if set (empty: no cache), else ``NUMBA_CACHE_DIR``, else the user's cache directory. Warns
-    if other users can write to it. If it cannot be created, there is no warning. Never raises an error.
+    It is in ``REPLAYKIT_CACHE_DIR`` if set (empty: no cache), else in ``NUMBA_CACHE_DIR``, else in the user's cache.
+    Warns if other users can write to it. If it cannot be created, there is no warning. Never raises an error.
     """
     chosen = os.environ.get("REPLAYKIT_CACHE_DIR")
     if chosen == "":
@@ -107,12 +107,11 @@ def _make(directory: Path) -> Path:
 def _check(path: str | Path, status: os.stat_result, is_kind: Callable[[int], bool], shared: bool = False) -> None:
     """Raise an error unless this is a file or directory, according to `is_kind`, and no other user can write to it.
 
-    `shared`: it may also belong to root, and others may write to it if it is sticky, like ``/tmp``. They cannot replace
-    files of this user or root in it.
+    If `shared`, it may also belong to root, or be sticky like ``/tmp``, where nobody can replace files of others.
     """
     mode = status.st_mode
     if not is_kind(mode) or getattr(status, "st_reparse_tag", False):  # a tag is a link or junction on Windows
-        raise OSError(f"{path} is a link or of another kind")
+        raise OSError(f"{path} is a link, or not of the expected kind")
     if not hasattr(os, "geteuid"):
         return
     if status.st_uid != os.geteuid() and not (shared and status.st_uid == 0):
@@ -194,11 +193,11 @@ class KernelCache:
             checksum, payload = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
             if _checksum(name, payload) != checksum:
                 raise ValueError("checksum differs")
-            # The minimum to run machine code. Numba would load the whole compiler here, and SciPy with it, which takes
-            # longer than everything else before the first batch
+            # All that machine code needs to run. Numba would load its whole compiler and SciPy here, which takes longer
+            # than everything else before the first batch
             rtsys.initialize(target_context)
             return CompileResult._rebuild(target_context, *pickle.loads(payload))
-        except Exception:  # missing, damaged or not safe: it is compiled again, and replaced
+        except Exception:  # missing, damaged or not safe: the kernel is compiled again, and the file replaced
             return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
@@ -215,7 +214,7 @@ class KernelCache:
 
 
 def _checksum(name: str, payload: bytes) -> bytes:
-    """A checksum of the name and the payload: a kernel's file under another name is also damaged."""
+    """A checksum of the name and the payload, so that a renamed file also counts as damaged."""
     return hashlib.sha256(name.encode() + payload).digest()
 
 

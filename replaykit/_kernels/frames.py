@@ -1,8 +1,8 @@
 """The kernel that writes observations and stores each frame once.
 
 Every slot has a row of 2K frame numbers in `table`: the K frames of obs, oldest first, and the K of next_obs. An added
-step has P frames of each: all K, or only the newest. Frame f consists of the `size` bytes from ``f * size`` on, in
-`pool` or in `overflow`, which continues it. Frame 0 is all zeros. The number 0 also stands for no frame.
+step has P frames of each: all K, or only the newest. Frame f consists of `size` bytes, from byte ``f * size`` of `pool`
+on. `overflow` continues `pool`. Frame 0 contains only zeros. The number 0 also stands for no frame.
 
 A slot owns the frames in its row until the row is overwritten, whether or not its step is stored. A frame is shared
 only with the row of the previous slot in the lane, or within a row. Rows that share a frame are therefore neighbours,
@@ -26,7 +26,7 @@ STEP = 256
 def store_at_once(
     data, steps, header, rows, tables, indices, obs, next_obs, shape, written, table, pool, overflow, free
 ):
-    """`store` and `write` in one. If frames may run out or a reward is not finite, returns False; nothing changes."""
+    """`store` and `write` in one call. Without an effect and False if frames may run out or a reward is not finite."""
     count = indices.shape[0]
     if free[COUNT] < 2 * shape[GIVEN] * count or store(data, steps, RETIRE, header, rows, tables, indices) >= 0:
         return False
@@ -39,11 +39,11 @@ def store_at_once(
 
 @jit
 def write(done, obs, next_obs, indices, begins, shape, written, table, pool, overflow, free):
-    """Write the observations of steps from number `done` on. Returns how many are written when no frame is free.
+    """Write the observations of the steps from number `done` on. Stops if no frame is free. Returns the steps done.
 
-    `obs` and `next_obs` have the bytes of P frames for each step, in the order of the steps, and `begins` whether an
-    episode begins at each. `written` (E,) is the step after the last written one of each lane. If it is past the step
-    to be written, the earlier write was not published and is undone from its end.
+    `obs` and `next_obs` contain the bytes of P frames for each step, in the order of the steps. `begins` is True where
+    an episode begins. `written` (E,) is the step after the last written one of each lane. If it is larger than the step
+    to write, an earlier write was not published: its steps are undone first, the last one first.
     """
     num_envs, capacity, given, kept = shape[NUM_ENVS], shape[CAPACITY], shape[GIVEN], shape[KEPT]
     size, shares, width = shape[SIZE], shape[SHARES] != 0, 2 * shape[KEPT]
@@ -146,7 +146,7 @@ def _contains(table, start, width, number):
 
 @jit
 def encode_rows(table, begin, indices, first, num_envs, capacity, codes):
-    """Encode where each frame of some rows is found.
+    """Encode where to find each frame of these rows.
 
     The code is 0 for no frame, 1 for a new one, -1 - k for frame k of the previous row in the lane, and -1 - 2K - k for
     frame k of the same row. The previous row counts if its step is at least `first` (E,) and its slot at least `begin`.
@@ -169,7 +169,7 @@ def encode_rows(table, begin, indices, first, num_envs, capacity, codes):
 
 @jit
 def decode_rows(codes, indices, num_envs, numbers):
-    """Decode frame numbers, with new frames from 1 on. Returns the number of new frames, or -1 for invalid codes."""
+    """Decode frame numbers. New frames get the numbers from 1 on. Returns their count, or -1 for invalid codes."""
     width, count = codes.shape[1], 0
     newest = np.full(num_envs, -1, np.int64)  # the row of each lane that came last
     for i in range(indices.shape[0]):

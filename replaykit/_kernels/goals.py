@@ -8,7 +8,8 @@ from replaykit._kernels.store import NUMBER, STARTS, STOPS
 from replaykit._kernels.windows import COUNT, LENGTH, META, ONLY, ROW_BYTES, SIZE, START, drawn_fields, gather
 
 FUTURE, FINAL, EPISODE, RANDOM = 0, 1, 2, 3
-"""The source of a goal: the step itself and later steps of its episode, its last step, any of its steps, any step."""
+"""The steps that goals come from: the step itself and later steps of its episode; the last step of its episode; all
+steps of its episode; all stored steps."""
 
 
 @jit
@@ -91,7 +92,7 @@ def put_rewards(rewards, places, numbers, reward, is_short):
 
 @jit
 def combine(drawn, shares, newest, of_newest, indices, mixed):
-    """Combine B - k draws with the k newest: the indices, and for each ``q = ((B - k) P + [it is newest]) / B``.
+    """Join B - k draws and the k newest: write the indices, and ``q = ((B - k) P + [is newest]) / B`` of each.
 
     `shares` are the probabilities P of the draws, and `of_newest` those of the newest transitions.
     """

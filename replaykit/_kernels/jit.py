@@ -1,4 +1,4 @@
-"""`jit`, which compiles every kernel, and two instructions for kernels that Numba lacks."""
+"""`jit`, which compiles every kernel, and two operations in kernels that Numba does not provide."""
 
 import contextlib
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def jit(function: Callable[..., Any]) -> Any:
     """
     kernel = numba.njit(nogil=True, error_model="numpy")(function)
     if _KEEPS_KERNELS:
-        with contextlib.suppress(OSError):  # sources that cannot be read, as in a zip: no cache
+        with contextlib.suppress(OSError):  # the sources cannot be read, for example in a zip file: no cache
             kernel._cache = KernelCache(function)
     return kernel
 
@@ -44,7 +44,7 @@ def _prefetch(typing_context: Any, array: Any, position: Any) -> Any:
         number = ir.IntType(32)
         function_type = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
         function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], function_type)
-        builder.call(function, [pointer, number(0), number(3), number(1)])  # to be read, kept in all caches, data
+        builder.call(function, [pointer, number(0), number(3), number(1)])  # for reading, in all caches, data
         return context.get_dummy_value()
 
     return types.void(array, position), generate
@@ -86,6 +86,5 @@ def _view_of(memory: Any, start: Any, count: Any, dtype: Any) -> Any:
 view = _view_of if config.DISABLE_JIT else intrinsic(_view)
 """``view(memory, start, count, dtype)`` in a kernel: `count` numbers of `dtype` from entry `start` of `memory` on.
 
-`memory` is a contiguous array or bytes, and nothing is copied. NumPy's own views take longer to compile than most
-kernels.
+`memory` is a contiguous array or bytes. Nothing is copied. NumPy's own views take longer to compile than most kernels.
 """

@@ -1,8 +1,7 @@
 """Kernels that turn indices into slots and back.
 
-Index i belongs to lane ``i % num_envs`` and is that lane's step ``i // num_envs``. The next step of its lane has index
-``i + num_envs``. It is stored in slot ``i % capacity``. Lane e holds the steps from ``bounds[FIRST, e]`` up to, but not
-including, ``bounds[CURSOR, e]``.
+Index i is step ``i // num_envs`` of lane ``i % num_envs``. It is stored in slot ``i % capacity``. The next step of the
+lane has the index ``i + num_envs``. Lane e holds the steps in ``[bounds[FIRST, e], bounds[CURSOR, e])``.
 """
 
 import numpy as np
@@ -32,7 +31,7 @@ def slots_of(indices, bounds, capacity, slots):
 
 @jit
 def indices_of(slots, bounds, capacity, indices):
-    """The index stored in each slot, or the last one that was stored there."""
+    """Compute the index that is stored in each slot, or the last one that was."""
     num_envs, length, lane = bounds.shape[1], capacity // bounds.shape[1], 0
     seam = bounds[CURSOR, 0] % length
     for i in range(slots.shape[0]):
@@ -48,7 +47,7 @@ def indices_of(slots, bounds, capacity, indices):
 def nth_stored(uniforms, bounds, capacity, slots, indices):
     """Find the ``floor(u N)``-th stored index and its slot for each u in [0, 1). Returns N, the number of stored ones.
 
-    While all lanes hold the same steps, indices are counted in index order, or in slot order once the ring is full.
+    If all lanes hold the same steps, indices are counted in their order, or in slot order once the ring is full.
     Otherwise they are counted lane by lane.
     """
     num_envs, total, in_step = bounds.shape[1], 0, True

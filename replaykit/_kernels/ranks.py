@@ -7,15 +7,15 @@ indices in blocks of up to SPAN entries. Inserting or removing an entry therefor
 In `table`, DIRECTORY has the blocks in their order, followed by the free ones, and PLACE is its inverse. COUNT is the
 number of entries of each block. SUM is a Fenwick tree of these numbers in directory order, which counts ranks. The
 block in place k has the entries from its limit, with the priority ``limits[k]`` and the index ``LIMIT[k]``, up to the
-limit of the next block. HEADER has single numbers. For example, with SPAN = 4::
+limit of the next block. HEADER contains the numbers USED to TOP. For example, with SPAN = 4::
 
     priority      9    7  |  7    4    2  |  1         rank of (4, index 3): 2 entries of the blocks before it,
     index         5    8  |  6    3    9  |  0                               and the second of its own: 4
     limit                  (7, 6)          (1, 0)
 
 A full block is split in two. Two neighbouring blocks whose entries fit into three quarters of a block are joined. There
-are therefore at most ``8 N / (3 SPAN) + 1`` blocks. If the order is STALE, the priorities of the slots have changed
-since, and the order must be rebuilt.
+are therefore at most ``8 N / (3 SPAN) + 1`` blocks. If the order is STALE, priorities of slots have changed since it
+was built, and it must be rebuilt.
 """
 
 import numpy as np
@@ -78,7 +78,7 @@ def count_one(table, place, change):
 
 @jit
 def count_all(table, begin):
-    """Record the place of each block from the place `begin` on, and recompute the sums."""
+    """Record the places of the blocks from place `begin` on, and recompute all sums."""
     used, nodes = table[HEADER, USED], table.shape[1]
     for place in range(begin, used):
         table[PLACE, table[DIRECTORY, place]] = place
@@ -124,7 +124,7 @@ def move(keys, members, blocks, capacity, start, stop, to, block):
 
 @jit
 def join(table, limits, keys, members, blocks, capacity, place):
-    """If the block at `place` and the next one are small, move the entries of the next one to it and free the next."""
+    """If the block at `place` and the next one are small, move the entries of the next one to it, and free that one."""
     used, span = table[HEADER, USED], table[HEADER, SPAN]
     if place < 0 or place + 1 >= used:
         return
@@ -176,7 +176,7 @@ def take_out(table, limits, keys, members, blocks, capacity, slot, index):
 
 @jit
 def put_in(table, limits, keys, members, blocks, capacity, slot, index, priority, place):
-    """Insert an entry, which probably belongs to the block at `place`. O(SPAN), occasionally O(blocks)."""
+    """Insert an entry. `place` is a guess of its block, which is checked. O(SPAN), occasionally O(blocks)."""
     used, span = table[HEADER, USED], table[HEADER, SPAN]
     is_right = place == 0 or (place < used and not precedes(priority, index, limits[place], table[LIMIT, place]))
     if is_right and place + 1 < used:
@@ -241,7 +241,7 @@ def settle(table, limits, keys, members, blocks, priorities, settled, bounds, ca
         replaced |= settled[0, e] < min(settled[1, e], bounds[1, e] - length)
     if left == 0 and not replaced:
         empty(table)
-    else:  # those whose slots have no other step
+    else:  # remove retired steps whose slots have not been used again
         for e in range(num_envs):
             for step in range(max(settled[0, e], bounds[1, e] - length), min(bounds[0, e], settled[1, e])):
                 index = step * num_envs + e
@@ -299,7 +299,7 @@ def prefetch_end(table, keys, members, block):
 
 @jit
 def update(table, limits, keys, members, blocks, priorities, bounds, capacity, slots, values):
-    """Set the priorities of slots; of duplicates the last counts. Returns whether the order is then stale."""
+    """Set the priorities of slots. The last of several values for a slot counts. Returns whether the order is stale."""
     count = slots.shape[0]
     if count > FEW + table[HEADER, SIZE] // 8:
         table[HEADER, STALE] = 1

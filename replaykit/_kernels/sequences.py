@@ -7,7 +7,7 @@ from replaykit._kernels.jit import jit
 
 @jit
 def spans_of(indices, first, last, bounds, stride, starts, stops):
-    """Find the span of each index: its first stored index, and the index after its last one.
+    """Find the span of each index: the index of its first stored step, and the index that follows its last step.
 
     `first` and `last` are the first and the last index of each index's episode.
     """
@@ -21,7 +21,7 @@ def spans_of(indices, first, last, bounds, stride, starts, stops):
 
 @jit
 def open_rows(indices, first, last, successor, steps, served, mask, is_first):
-    """Find the steps (B, T) of the row at each index, and the served steps: past the end, the last step is repeated."""
+    """Find the steps (B, T) of the row at each index, and the steps to read: beyond the end, the last step again."""
     for i in range(steps.shape[0]):
         for t in range(steps.shape[1]):
             steps[i, t] = indices[i] + t * successor
@@ -32,7 +32,7 @@ def open_rows(indices, first, last, successor, steps, served, mask, is_first):
 
 @jit
 def close_rows(opened, is_first, steps, terminated, length, burn_in, mask, loss_mask, indices):
-    """Find which opened steps are in their row: a row ends at the first step that terminates under its goal.
+    """Find which opened steps belong to their row. A row ends at the first step that terminates, with the row's goal.
 
     `indices` gets the indices of these steps, and -1 elsewhere. Returns the number of steps outside all rows.
     """

@@ -2,8 +2,8 @@
 
 The state of a storage is in three arrays. `rows` has the bytes of a packed row for each slot. `tables` has these rows:
 NUMBER, the episode number in each slot; STARTS and STOPS, the first and the last index of each episode, at its number
-modulo the capacity; and, once lanes are out of step, STAMPS, when each slot was written. `header` begins with the
-numbers named below. E numbers follow for each of FIRST to PLACE, and then the layout of the row: the offset and the
+modulo the capacity; and, once lanes hold different steps, STAMPS, when each slot was written. `header` begins with the
+numbers named below. For each of FIRST to PLACE, E numbers follow. Then comes the layout of the row: the offset and the
 size of each leaf. The last two leaves are `terminated` and `truncated`.
 """
 
@@ -12,13 +12,13 @@ import numpy as np
 from replaykit._kernels.jit import inlined, jit, view
 
 NUM_ENVS, LENGTH, ROW_BYTES, END, STORED, SPLIT, REWARD, REWARD_BYTES, REWARD_NUMBERS, LANES = range(10)
-"""In a header: E, the most steps that a lane holds, the bytes of a row, the place in a row of the flag that ends an
-episode, the number of transitions stored, the first stamp that is in the tables (a transition written before has its
-index for a stamp), where the reward begins in the leaves of an entry, the bytes of each of its numbers, and how many
-these are."""
+"""In a header: E; the maximum number of steps in a lane; the bytes of a row; the offset in a row of the flag that ends
+an episode; the number of stored transitions; the first stamp in the tables (before it, the stamp of a transition is its
+index); the offset of the reward in the leaves of an entry; the bytes of each number of the reward; and the number of
+these numbers."""
 FIRST, CURSOR, OVER, EPISODE, PLACE, LANE_ROWS = 0, 1, 2, 3, 4, 5
-"""For each lane: its oldest step, its next step, whether that begins an episode, the number of the newest episode, and
-its position in the tables."""
+"""For each lane: its oldest step, its next step, whether its next step begins an episode, the number of its newest
+episode, and the position of this episode in the tables."""
 NUMBER, STARTS, STOPS, STAMPS = 0, 1, 2, 3
 BOTH, RETIRE, PUBLISH = 0, 1, 2
 """The stages of `store`. Columns are written between RETIRE and PUBLISH."""
@@ -127,7 +127,7 @@ def _scatter(values, start, count, words, rows, place, stride):
 
 @inlined
 def _advance_episodes(stamp, in_step, steps, header, rows, tables, capacity, indices):
-    """Record the episodes of the entries, whose rows are written, and the time of writing."""
+    """Record the episodes of the entries, and when they were written. Their rows must have been written before."""
     num_envs, row_bytes, end, count = header[NUM_ENVS], header[ROW_BYTES], header[END], indices.shape[0]
     over, episode, at = LANES + OVER * num_envs, LANES + EPISODE * num_envs, LANES + PLACE * num_envs
     start = indices[0] % capacity if in_step and count else 0
@@ -152,7 +152,7 @@ def _advance_episodes(stamp, in_step, steps, header, rows, tables, capacity, ind
 
 @jit
 def number_entries(mask, bounds, indices, entries):
-    """Compute the index of each entry of a mask (T E,), -1 where it is False. `entries` gets only the indices."""
+    """Compute the index of each entry of a mask (T E,); -1 where it is False. `entries` gets the indices without -1."""
     num_envs, count = bounds.shape[1], 0
     cursor = bounds[CURSOR].copy()
     for j in range(mask.shape[0]):
@@ -189,7 +189,7 @@ def clear(header):
 
 @jit
 def begins_of(data, header, indices, begins):
-    """Whether an episode begins at each of some entries with this `data`, the next of their lanes."""
+    """Find whether an episode begins at each entry of `data`. The entries are the next steps of their lanes."""
     num_envs, count = header[NUM_ENVS], indices.shape[0]
     flags = view(data, len(data) - 2 * count, 2 * count, np.uint8)
     over = header[LANES + OVER * num_envs : LANES + (OVER + 1) * num_envs].copy()
@@ -219,9 +219,9 @@ def rebuild_tables(header, rows, tables, starts):
 
 @jit
 def episodes_at(indices, bounds, tables, capacity, found):
-    """Find the episode number of each index, and the episode's first and last index, in `found` (3, B); -1 for -1.
+    """Write the episode number of each index, and the episode's first and last index, to `found` (3, B).
 
-    Returns the position of the first other index that is not stored, or -1.
+    All three are -1 for the index -1. Returns the position of the first other index that is not stored, or -1.
     """
     num_envs = bounds.shape[1]
     for i in range(indices.shape[0]):

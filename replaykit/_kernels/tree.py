@@ -5,8 +5,8 @@ and ``nodes[2k + 1]``, the root is ``nodes[1]``, and ``nodes[0]`` is unused. An 
 sum of its children and never adjusted by a difference. So it is exactly 0 if and only if all leaves under it are 0.
 
 `extremes` keeps track of the largest and the smallest leaf. ``[MAX]`` and ``[MIN]`` bound every positive leaf from
-above and from below. They are attained unless ``[MAX_LOOSE]`` or ``[MIN_LOOSE]`` is 1. From BLOCKS on there is an upper
-bound for each block of leaves, and then a flag for each block that is 1 if its bound may not be attained.
+above and from below. Unless ``[MAX_LOOSE]`` or ``[MIN_LOOSE]`` is 1, a leaf has this value. From BLOCKS on, there is an
+upper bound for each block of leaves, and then a flag for each block: 1 if possibly no leaf has the value of the bound.
 """
 
 import math
@@ -48,7 +48,7 @@ def find(nodes, masses, cursors):
 
 @jit
 def _last_positive_before(nodes, cursor):
-    """The last positive leaf before a zero leaf that a query reached because a sum was rounded up."""
+    """The last positive leaf before this leaf of value 0, which a query reached because a sum was rounded up."""
     size, node = nodes.shape[0] // 2, cursor
     while node > 1 and (node % 2 == 0 or nodes[node - 1] == 0.0):
         node //= 2
@@ -79,8 +79,8 @@ def draw(nodes, uniforms, scheme, cursors, probabilities):
 def assign(nodes, extremes, leaves, values):
     """Set `leaves` to `values` in order (the last duplicate wins), then recompute their ancestors level by level.
 
-    A parent equal to the previous one is skipped: sorted leaves, as from a stratified draw, share most of their
-    ancestors. Levels with few nodes are recomputed completely.
+    A parent equal to the previous one is skipped. This saves time if leaves are sorted, as in a stratified draw: they
+    share most of their ancestors. Levels with few nodes are recomputed completely.
     """
     size, count = nodes.shape[0] // 2, leaves.shape[0]
     maxima, loose, shift = _blocks(nodes, extremes)
@@ -150,7 +150,7 @@ def _note(extremes, old, new):
 
 @jit
 def _blocks(nodes, extremes):
-    """The bounds of the blocks, the flags of those that may not be attained, and log2 of the leaves in a block."""
+    """The bounds of the blocks, the flags of the bounds, and log2 of the number of leaves in a block."""
     count, shift = (extremes.shape[0] - BLOCKS) // 2, 0
     while (count << shift) < nodes.shape[0] // 2:  # both are powers of two
         shift += 1
@@ -198,7 +198,7 @@ def smallest(nodes, extremes):
 def settle(nodes, extremes, settled, bounds, capacity):
     """Give new steps the largest value of all leaves, or 1. Set steps that were retired and not replaced to 0.
 
-    `settled`, the bounds that the leaves reflect, become `bounds`. Lanes in step are filled together.
+    `settled` are the bounds for which the leaves are up to date. They become `bounds`.
     """
     num_envs, length = bounds.shape[1], capacity // bounds.shape[1]
     together, is_settled = True, True
@@ -227,7 +227,7 @@ def settle(nodes, extremes, settled, bounds, capacity):
 
 @jit
 def proportional_draw(nodes, extremes, settled, points, scheme, bounds, capacity, slots, indices, probabilities):
-    """`settle`, then draw stored indices. `points` become the probabilities divided by the least of them."""
+    """`settle`, then draw stored indices. Overwrites `points` with the probabilities divided by the least of them."""
     settle(nodes, extremes, settled, bounds, capacity)
     draw(nodes, points, scheme, slots, probabilities)
     least = math.inf

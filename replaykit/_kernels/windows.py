@@ -14,14 +14,14 @@ from replaykit._kernels.lanes import CURSOR, nth_stored, prefetch_row, slots_of
 
 START, SIZE, FIRST, LAST, ONLY, META, PLAN_ROWS = 0, 1, 2, 3, 4, 5, 6
 COUNT, ROW_BYTES, END, REWARD, TERMINATED, TRUNCATED, REWARD_PLACE, TERMINATED_PLACE, TRUNCATED_PLACE = range(9)
-"""In plan[META]: windows in the block, bytes per row, the position of the flag that ends an episode, three columns, and
-the positions of these three fields in the row."""
+"""In plan[META]: the number of windows in the block, the bytes per row, the position of the flag that ends an episode,
+the columns of three fields, and the positions of these fields in the row."""
 DISCOUNT, LENGTH, WEIGHTS, PROBABILITIES, INDICES, SLOTS, REWARDS = -7, -6, -5, -4, -3, -2, -1
 NO_ROW = -1
 BOTH, OPEN, REDUCE = 0, 1, 2
 """The stages of `transitions`."""
 CHUNK = 64
-"""Number of rows from which all fields are copied at a time, small enough that the rows stay in the cache."""
+"""Number of rows from which all fields are copied at a time. It is so small that the rows stay in the cache."""
 
 
 @jit

@@ -36,9 +36,9 @@ class Distribution(Declared, ABC):
     eps: float = 0.0
     """Added to the absolute TD error to make a priority."""
     has_least: bool = False
-    """Whether `weigh` needs the `least` of a draw, and `least_probability` is there."""
+    """Whether `weigh` needs the `least` of a draw, as `least_probability` computes it."""
     largest_priority: float = float(np.finfo(np.float64).max)
-    """The largest accepted priority or TD error."""
+    """The largest magnitude of a priority or TD error that is accepted."""
 
     def __init__(self, storage: Storage) -> None:
         if not isinstance(storage, Storage):
@@ -53,7 +53,7 @@ class Distribution(Declared, ABC):
 
     @abstractmethod
     def probability(self, indices: Indices, batch_size: int) -> Floats:
-        """The expected fraction of a batch that each index gets. ``storage.slots`` raises IndexError if not stored."""
+        """The expected fraction of a batch for each index. ``storage.slots`` raises IndexError if one is not stored."""
 
     def update(self, slots: Indices, priorities: Floats) -> int:
         """Set the priorities in `slots`. If a slot occurs twice, its last value counts. Returns the number applied."""
@@ -66,7 +66,7 @@ class Distribution(Declared, ABC):
         return weights
 
     def mass(self) -> float:
-        """The total that probabilities are divided by."""
+        """The sum by which probabilities are normalised, such as that of all scaled priorities."""
         return float(len(self.storage))
 
     def settle(self) -> None:
@@ -78,7 +78,7 @@ class Distribution(Declared, ABC):
         return float(shares.min(initial=np.inf, where=shares > 0.0))
 
     kernels: Any = None
-    """A function that returns two kernels for ``Storage.fuse``: one makes windows, and one also looks ahead."""
+    """A function that returns two kernels for ``Storage.fuse``. One makes a batch; one also looks ahead for goals."""
 
     def arguments(self, batch_size: int, rng: np.random.Generator) -> tuple[Any, ...]:
         """The first arguments of these kernels for a batch. Raises the errors of `draw`."""

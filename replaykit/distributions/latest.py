@@ -17,7 +17,7 @@ class Latest(Distribution):
         return Draw(np.resize(newest, batch_size), _shares(places, newest.size, batch_size))
 
     def probability(self, indices: Indices, batch_size: int) -> Floats:
-        """1/B for each of the B newest, 0 for others; more if fewer are stored and repeat. O(B log B)."""
+        """1/B for each of the B newest transitions, more if they are repeated, and 0 for others. O(B log B)."""
         if not self.storage.slots(indices).size:
             return np.zeros(0)
         newest = self.storage.latest(batch_size)

@@ -26,7 +26,7 @@ _SMALLEST_WEIGHT = np.finfo(np.float32).tiny
 
 
 def importance_weights(draw: Draw, size: int, beta: float, weights: Weights) -> npt.NDArray[np.float32]:
-    """``w = (N q)**-beta``, divided as `weights` says, for the probabilities q of a draw from N transitions."""
+    """``w = (N q)**-beta``, normalised according to `weights`, for the probabilities q of a draw from N transitions."""
     q = draw.probabilities
     if weights == "none":
         with np.errstate(over="ignore"):
@@ -83,7 +83,7 @@ class Prioritized(Distribution):
         """Set the values of exactly these slots, for steps within the bounds `settled`."""
 
     def state(self) -> dict[str, Any]:
-        """The values when they were last settled, in slot order, and beta or its schedule."""
+        """The values at the time of the last `settle`, in slot order, and beta or its schedule."""
         capacity = self.storage.capacity
         values = self.values()[Slots(self.settled, capacity).select(0, capacity)]
         return {"capacity": capacity, "settled": self.settled, self.saved_name: values, "beta": self._beta}
@@ -91,7 +91,7 @@ class Prioritized(Distribution):
     def check_state(self, state: dict[str, Any]) -> None:
         capacity, num_envs, settled = state["capacity"], self.storage.num_envs, state["settled"]
         require(type(capacity) is int and 0 < capacity < LARGEST_STEP, f"capacity is {capacity!r:.30}")
-        require(capacity % num_envs == 0, f"capacity {capacity} is no multiple of {num_envs}")
+        require(capacity % num_envs == 0, f"capacity {capacity} is not a multiple of {num_envs}")
         check_array("settled", settled, (2, num_envs), np.int64)
         is_possible = (settled >= 0) & (settled[0] <= settled[1]) & (settled < LARGEST_STEP // num_envs)
         require(is_possible.all() and (np.diff(settled, axis=0) <= capacity // num_envs).all(), "settled is impossible")
@@ -108,7 +108,7 @@ class Prioritized(Distribution):
         settled = np.minimum(state["settled"], bounds) if is_same else np.clip(state["settled"], *bounds)
         is_kept = (step >= settled[0, lane]) & (step < settled[1, lane])
         slots, values = indices[is_kept] % capacity, state[self.saved_name][is_kept]
-        if not is_same:  # the priority of later transitions depends on all that was stored then, of which some is lost
+        if not is_same:  # later transitions get the largest saved priority, even if its transition is not kept
             new = stored_in(np.stack((settled[1], bounds[1])), num_envs) % capacity
             largest = state[self.saved_name].max(initial=0.0) or 1.0
             settled, slots = bounds, np.concatenate((slots, new))

@@ -18,12 +18,12 @@ from replaykit.storage.base import Indices, Storage
 tree_kernels: Any = lazy("tree")
 fused: Any = lazy("fused")
 
-_LEAF_BYTES = 32  # at most, for a leaf and its share of the inner nodes
+_LEAF_BYTES = 32  # an upper limit for a leaf and its share of the inner nodes
 _FLOAT32 = np.dtype(np.float32)
 
 
 def largest_priority(limit: float, alpha: float, eps: float) -> float:
-    """The largest priority whose power is at most `limit`, the largest leaf of a tree, including eps and rounding."""
+    """The largest TD error whose scaled priority, after eps and rounding, is at most `limit`, the largest leaf."""
     largest: float = 0.5 * limit ** min(1.0, 1.0 / max(alpha, 1e-300)) - eps
     if largest < 1.0:
         raise ValueError(f"eps is {eps} and alpha {alpha}; expected smaller values: every priority would overflow")
@@ -138,6 +138,6 @@ class Proportional(Prioritized):
         self.settle()
         self.tree.check()
         storage = self.storage
-        assert (self.settled == storage.bounds).all(), "a transition has not been given its priority"
+        assert (self.settled == storage.bounds).all(), "a new transition did not get its priority"
         empty = np.setdiff1d(np.arange(storage.capacity), storage.stored() % storage.capacity)
         assert (self.tree.get(empty) == 0.0).all(), "a slot that holds no transition has a priority"

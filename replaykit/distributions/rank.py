@@ -22,8 +22,8 @@ class Rank(Prioritized):
 
     Among equal priorities, the larger index comes first. Ranks and probabilities are always up to date: there is no
     periodic sort. A draw is O(B log C). A changed priority or a new transition is O(C^(1/3)), amortised: it shifts a
-    few dozen entries in a buffer of one million. If more than an eighth of the priorities change between two batches,
-    all are sorted: O(N log N). The order takes about 75 bytes per transition.
+    few dozen entries in a buffer of one million. If one update, or the additions since the last draw, change more than
+    an eighth of the priorities, all are sorted: O(N log N). The order takes about 75 bytes per transition.
 
     The paper divides the ranks into B segments of approximately equal probability and draws uniformly from each. This
     differs slightly from the power law that its weights assume. Here the power law is drawn from directly, as with a
@@ -120,7 +120,7 @@ class Rank(Prioritized):
         return np.asarray(self._shares(self.ranks(indices)))
 
     def ranks(self, indices: Indices) -> Indices:
-        """The rank of each stored index, from 1 to N. ``storage.slots`` raises IndexError for an index not stored."""
+        """The rank of each stored index, from 1 to N. Raises IndexError for an index that is not stored."""
         slots, found = self.storage.slots(indices), np.empty(len(indices), np.int64)
         self.settle()
         table, _limits, keys, members, blocks = self._order
@@ -162,14 +162,14 @@ class Rank(Prioritized):
     def check(self) -> None:
         self.settle()
         storage, (table, limits, keys, members, blocks) = self.storage, self._order
-        assert (self.settled == storage.bounds).all(), "a transition has not been given its priority"
+        assert (self.settled == storage.bounds).all(), "a new transition did not get its priority"
         used, size, _, span, _ = table[kernels.HEADER, : kernels.HEADERS].tolist()
         directory, counts = table[kernels.DIRECTORY, :used], table[kernels.COUNT]
         places = np.concatenate([block * span + np.arange(counts[block]) for block in directory])
         found, slots = members[places], members[places] % storage.capacity
-        assert size == len(found) == len(storage), "the order has not every transition once"
-        assert (np.sort(found) == np.sort(storage.stored())).all(), "the order has not every transition once"
-        assert (keys[places] == self._priorities[slots]).all(), "an entry has not the priority of its slot"
+        assert size == len(found) == len(storage), "the order does not contain every transition once"
+        assert (np.sort(found) == np.sort(storage.stored())).all(), "the order does not contain every transition once"
+        assert (keys[places] == self._priorities[slots]).all(), "an entry differs from the priority of its slot"
         assert (blocks[slots] == places // span).all(), "a slot does not name the block of its entry"
         assert (np.lexsort((-found, -keys[places])) == np.arange(size)).all(), "the order is not that of the priorities"
         assert (table[kernels.PLACE, directory] == np.arange(used)).all(), "a block is not in its place"

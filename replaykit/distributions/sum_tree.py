@@ -53,7 +53,7 @@ class SumTree:
     capacity : int
         Number of leaves, C, at least 1.
     allocate : callable, optional
-        ``allocate(name, shape, dtype)`` returns an array of zeros, such as ``storage.allocate``.
+        ``allocate(name, shape, dtype)`` returns an array of zeros. An example is ``storage.allocate``.
 
     References
     ----------
@@ -99,7 +99,7 @@ class SumTree:
         kernels.assign(self.nodes, self.extremes, leaves, values)
 
     def fill(self, start: int, stop: int, value: float) -> None:
-        """Set the leaves in [start, stop) to one value. O(stop - start + log C)."""
+        """Set the leaves in [start, stop) to one value. O(stop - start + log C). Errors are those of `set`."""
         start, stop = operator.index(start), operator.index(stop)
         if not 0 <= start <= stop <= self.capacity:
             raise IndexError(f"leaves [{start}, {stop}) reach outside [0, {self.capacity})")
@@ -127,7 +127,7 @@ class SumTree:
 
         `batch_size` is B, and `uniforms` are B numbers in [0, 1). With "stratified", one point is drawn in each of B
         equal parts of the line. With "iid", each point is drawn from the whole line. In both cases the expected number
-        of draws of a leaf is B times its probability. Raises ValueError if every leaf is 0.
+        of draws of a leaf is B times its probability. Raises ValueError if all leaves are 0 or an argument is wrong.
         """
         check_choice("scheme", scheme, Scheme)
         points, expected = as_float64("uniforms", uniforms), (check_count("batch_size", batch_size),)
@@ -177,7 +177,7 @@ class SumTree:
 
     @property
     def largest(self) -> float:
-        """The largest value. Usually O(sqrt C); O(C) if the largest value of most blocks has been changed."""
+        """The largest value; 0 if all are 0. Usually O(sqrt C); O(C) if the largest value of most blocks changed."""
         return float(kernels.largest(self.nodes, self.extremes))
 
     @property
@@ -186,7 +186,7 @@ class SumTree:
         return float(kernels.smallest(self.nodes, self.extremes))
 
     def smallest_without(self, leaves: Leaves) -> float:
-        """The smallest positive value of all leaves except these. O(C) only if one of these holds the smallest."""
+        """The smallest positive value of all other leaves; inf if there is none. O(C) if `leaves` have the smallest."""
         smallest = self.smallest
         if smallest not in self.get(leaves):
             return smallest

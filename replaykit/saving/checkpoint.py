@@ -19,7 +19,7 @@ from replaykit.saving.tensors import Tensors
 Array: TypeAlias = npt.NDArray[Any]
 Path: TypeAlias = str | os.PathLike[str]
 _REMEMBERED = 8
-"""Number of moments kept per storage. A later save compares with them to skip unchanged chunks."""
+"""Number of checkpoints that a storage remembers. A later save does not write their unchanged chunks again."""
 _LONGEST_CHUNK = 1 << 22
 """Maximum number of slots in a chunk, unless there are many lanes."""
 
@@ -53,6 +53,8 @@ class Checkpointed(Declared):
             If a file cannot be written, or the directory contains other files. The old checkpoint stays intact.
         TypeError
             If the state of your own class contains a value that cannot be saved.
+        RuntimeError
+            If the call comes from a function that is called for a batch.
 
         Examples
         --------
@@ -100,7 +102,7 @@ class Checkpointed(Declared):
         ValueError
             If a file is damaged or has a newer format, or the settings differ. The replay is then unchanged.
         RuntimeError
-            If lanes have writers.
+            If lanes have writers, or the call comes from a function that is called for a batch.
         """
         _refuse_in_a_sample(self)
         directory = Directory(path)
@@ -110,7 +112,9 @@ class Checkpointed(Declared):
     def state_dict(self) -> dict[str, Any]:
         """The data of a checkpoint as a flat dict of tensors and one string, which describes them.
 
-        Pass it to ``torch.save`` together with a network's state. ``torch.load(weights_only=True)`` accepts it.
+        Pass it to ``torch.save`` together with a network's state. ``torch.load(weights_only=True)`` accepts it. It is a
+        copy, which takes as much memory as the stored data. Raises TypeError and RuntimeError like
+        :meth:`save`.
         """
         _refuse_in_a_sample(self)
         tensors = Tensors({})
@@ -135,7 +139,7 @@ def _refuse_in_a_sample(replay: Checkpointed) -> None:
 def _saved(replay: Checkpointed, target: Any, former: dict[str, Any], bar: Any) -> dict[str, Any]:
     """Write the arrays of a checkpoint to a directory or to tensors. Returns the content of its manifest.
 
-    The lock is held while the states are made, then for one chunk at a time.
+    The lock is held while the states are made, and then for the copy of one chunk at a time.
     """
     with replay.lock:
         parts = replay.parts()
@@ -183,7 +187,7 @@ def _remember(storage: Any, token: str, slots: Slots, former: Mapping[str, Any])
 
 
 class _Writer:
-    """Writes each array and chunk once and returns references. `former` are the references of the last checkpoint."""
+    """Writes each array and chunk once and returns references. `former` has those of the last checkpoint, by name."""
 
     def __init__(self, replay: Checkpointed, target: Any, former: dict[str, dict[str, Any]], bar: Any) -> None:
         self._replay, self._target, self._former, self._bar = replay, target, former, bar
@@ -232,7 +236,7 @@ class SavedChunks(Chunks):
         span, capacity, self._references = node["span"], node["capacity"], node["chunks"]
         is_size = type(span) is type(capacity) is int and span > 0 and 0 < capacity < 1 << 62
         if not is_size or bounds.dtype != np.int64 or bounds.ndim != 2 or len(bounds) != 2 or not bounds.size:
-            raise ValueError("chunks of an impossible size")
+            raise ValueError("the chunks have an impossible size")
         super().__init__(Slots(bounds, capacity), span)
         if len(self) != len(self._references) or min(span, capacity) > max(_LONGEST_CHUNK, 8 * bounds.shape[1]):
             raise ValueError(f"{len(self._references)} chunks of {span} slots; expected {len(self)} of fewer")
@@ -252,12 +256,12 @@ class SavedChunks(Chunks):
 
 
 def reader(read: Callable[[Any], Array], bar: Any) -> Callable[[dict[str, Any]], Any]:
-    """A function that returns the array or the chunks of a reference of `_Writer`."""
+    """A function that returns the array or the chunks to which a reference of `_Writer` refers."""
     arrays, named = dict[tuple[str, ...], Array](), set[str]()
 
     def read_node(node: dict[str, Any]) -> Any:
         files = tuple(reference[0] for reference in node["chunks"] if reference is not None)
-        if files not in arrays:  # several chunks share their bounds
+        if files not in arrays:  # the bounds are read once for all chunks that refer to them
             if len({*files} - named) < len(files):
                 raise ValueError(f"{node['name']} refers to a file that was already used")
             named.update(files)
@@ -323,7 +327,7 @@ def _storages(saved: dict[str, Any], parts: dict[str, Declared]) -> list[tuple[A
 
 @contextlib.contextmanager
 def _verifying(where: str) -> Iterator[None]:
-    """Raise a ValueError that names `where` if the data read there was not written by `save`."""
+    """Replace errors in the ``with`` block by a ValueError: the data at `where` was not written by `save`."""
     try:
         yield
     except (OSError, MemoryError):

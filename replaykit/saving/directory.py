@@ -32,7 +32,7 @@ class Directory:
 
     At any moment the manifest is that of the last finished save, and all files that it names exist. A save writes files
     with new names, replaces the manifest, and only then deletes files that are no longer needed. Saves to the same
-    directory wait for each other, and loads wait for saves.
+    directory wait for each other. Loads and saves also wait for each other.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class Directory:
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[dict[str, Any] | None]:
-        """The content of the existing manifest, or None. Uncommitted files are deleted at the end."""
+        """The content of the existing manifest, or None. If the ``with`` block raises, its new files are deleted."""
         if not os.path.isdir(self.path):
             os.makedirs(self.path, exist_ok=True)  # another save may create it at the same time
             sync(os.path.dirname(self.path))
@@ -127,7 +127,7 @@ class Directory:
             os.close(descriptor)
 
     def write(self, _name: str, array: Array, former: Any = None) -> list[Any]:
-        """Write an array, unless a former file has the same bytes. Returns a reference: file, size and checksum."""
+        """Write an array, unless the file `former` has the same bytes. Returns a reference: file, size and checksum."""
         array, head = np.ascontiguousarray(array), io.BytesIO()
         np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
         data = array.reshape(-1).view(np.uint8).data
@@ -209,7 +209,7 @@ class Directory:
 
 
 def _checked(reference: Any) -> tuple[str, int, str]:
-    """A reference to a file of the directory."""
+    """The file name, size and checksum of a reference. Raises ValueError if `write` cannot have returned it."""
     name, size, checksum = reference
     if not (type(name) is str and _FILE.fullmatch(name) and type(size) is int and type(checksum) is str):
         raise ValueError(f"{MANIFEST} names the file {name!r:.50}; expected one that save() wrote")
@@ -223,7 +223,7 @@ def sync(directory: str) -> None:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that does not need it
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system on which directories cannot be flushed
                 raise
         finally:
             os.close(descriptor)

@@ -22,7 +22,7 @@ Read = Callable[[dict[str, Any]], Any]
 FORMAT = 1
 """The version of the manifest format. Newer manifests raise an error."""
 _NOT_COMPARED = {"capacity", "beta", "ratio", "shares"}
-"""Arguments that are part of the state or may differ."""
+"""Arguments that may differ, or that the state also contains."""
 _NOT_SAVED = {"seed", "path", "device", "pin_memory"}
 """Arguments that do not affect the saved data."""
 

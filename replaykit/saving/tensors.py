@@ -14,7 +14,7 @@ _MANIFEST = "manifest"
 
 
 class Tensors:
-    """Stores arrays as copied tensors by name, with the interface of a `Directory`."""
+    """A dict of tensors with the arrays of a checkpoint. It has the interface of a `Directory`."""
 
     def __init__(self, tensors: Mapping[str, Any]) -> None:
         if not isinstance(tensors, Mapping):
@@ -27,7 +27,7 @@ class Tensors:
         return False
 
     def write(self, name: str, array: npt.NDArray[Any], former: Any = None) -> list[Any]:
-        """Copy an array to a tensor, of bytes if torch does not have its dtype. Returns a reference."""
+        """Copy an array to a tensor (of bytes if torch lacks the dtype). Returns a reference: name, dtype and shape."""
         import torch
 
         array = np.array(array, order="C")

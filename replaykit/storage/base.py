@@ -63,7 +63,7 @@ class Storage(Declared, ABC):
     arrays : dict of str to ndarray
         The arrays that `allocate` returned, by name.
     moments : dict of str to Slots
-        The stored indices at the last saves and loads, by the token of the save.
+        The indices that were stored at the last saves and loads, by the token of the checkpoint.
     """
 
     bounds: Indices
@@ -76,7 +76,7 @@ class Storage(Declared, ABC):
     is_reopened = False
     """Whether the arrays already contain transitions from another process."""
     restored: Slots | None = None
-    """The stored indices of the last restored state, if it had `Chunks <replaykit.chunks.Chunks>`."""
+    """The indices stored at the time of the last restored state, if it had `Chunks <replaykit.chunks.Chunks>`."""
 
     def __init__(self, capacity: int, spec: Spec, num_envs: int = 1) -> None:
         if isinstance(capacity, Spec):
@@ -124,7 +124,7 @@ class Storage(Declared, ABC):
 
         Returns a list with an array of shape (entries, ...) for each of ``spec.leaves``, ordered by step, then by lane.
         A subclass may return any other object for its `write`. Raises FieldNameError, ValueError, TypeError or
-        OverflowError, which names the first field of the spec with an invalid value.
+        OverflowError. The error names the first field of the spec with an invalid value.
         """
         flat = list(zip(self.spec.leaves, self.spec.flatten(values, extras), strict=True))
         if not lead and _has_leading_axis(flat, *flat[self._reward]):
@@ -142,7 +142,7 @@ class Storage(Declared, ABC):
         """Raise the error that `write` would raise for a block of `entries` entries that `encode` did not check."""
 
     def check_rewards(self, rewards: Any) -> None:
-        """`refuse_rewards`. A storage that cannot see the values yet may raise the error later."""
+        """Call `refuse_rewards`. A storage that cannot see the values yet may raise the error later."""
         self.refuse_rewards(rewards)
 
     @staticmethod
@@ -163,9 +163,8 @@ class Storage(Declared, ABC):
     def write(self, block: Any, steps: int, mask: Flags | None = None) -> Indices:
         """Store T = `steps` steps: retire the steps that they replace, write the new ones, and publish them.
 
-        With a mask (T E,) of bool, the block has only the selected entries: `encode` got the same mask, or a `lead`
-        with only the lanes of a writer. More than L steps give the same result as single steps. Returns the indices
-        (T E,), -1 where the mask is False.
+        With a mask (T E,) of bool, the block has only the selected entries: `encode` got the same mask, or a `lead` of
+        a writer's lanes. T may exceed L. Returns the indices (T E,), -1 where the mask is False.
         """
 
     @abstractmethod
@@ -226,7 +225,7 @@ class Storage(Declared, ABC):
 
     @abstractmethod
     def episode(self, indices: Indices) -> tuple[Indices, Indices, Indices]:
-        """The episode number of each index, and the indices of the episode's first and last stored step.
+        """The episode number of each index, and the indices of the episode's first and last step.
 
         Each episode has its own number. The first step may have been overwritten. All three are -1 for the index -1.
         """
@@ -244,11 +243,11 @@ class Storage(Declared, ABC):
         return self.backend.look_ahead(self, window, look, uniforms)
 
     def fuse(self, distribution: Any, powers: Floats, rng: np.random.Generator) -> tuple[Serve, Open] | None:
-        """Faster functions for ``serve`` and ``open`` of a buffer, whose results are the same bit for bit, or None."""
+        """Faster functions for ``serve`` and ``open`` of a buffer, with bitwise equal results, or None."""
         return None
 
     def raise_late(self) -> None:
-        """Raise an error that was recorded earlier, by a storage that cannot see all values at once."""
+        """Raise the error that a storage recorded earlier, when it could not see the values yet."""
 
     def __len__(self) -> int:
         """The number of stored transitions, N."""
@@ -260,7 +259,7 @@ class Storage(Declared, ABC):
         return sum(array.nbytes for array in self.arrays.values())
 
     def restart(self) -> None:
-        """Called when a `restore` has failed: remove everything."""
+        """Remove everything. Called if `restore` has failed."""
         self.clear()
 
     def stored(self) -> Indices:
@@ -323,12 +322,12 @@ def _has_others(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 def refuse_other_lengths(
     spec: Spec, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...]
 ) -> None:
-    """Raise ValueError for the first field with another length than most fields. `lead` is the reward's."""
+    """Raise ValueError for the first field whose length differs from most others. `lead` has the reward's length."""
     flat = list(zip(spec.leaves, spec.flatten(values, extras), strict=True))
     shapes = [_shape_of(value) for _, value in flat]
     (common, _), *_ = Counter(shape[:1] for shape in shapes if shape is not None).most_common(1)
     for (leaf, _), shape in zip(flat, shapes, strict=True):
-        if shape is None:  # not an array: the current error is right
+        if shape is None:  # not an array: the error that is being handled is the right one
             return
         if common and common != lead[:1] and shape[:1] != common:
             raise ValueError(leaf.wrong_shape(shape, common + lead[1:]))

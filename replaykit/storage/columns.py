@@ -24,16 +24,16 @@ LARGE_FIELD_BYTES = 1024
 class Columns(ABC):
     """Some leaves of the transitions in all slots, in arrays that the storage allocates.
 
-    A storage calls `write` after the replaced steps are retired and before the new ones are published. If the new steps
-    are never published, the next `write` overwrites them.
+    A storage calls `write` between retiring the replaced steps and publishing the new ones. If the new steps are never
+    published, the next `write` overwrites them.
     """
 
     name: str
     """Unique in the storage."""
     leaves: tuple[int, ...]
-    """The positions of its leaves in the spec."""
+    """The positions in the spec of the leaves in these columns."""
     nbytes: int
-    """Size of its arrays in bytes when they are allocated."""
+    """Size in bytes of the arrays when they are allocated."""
 
     @abstractmethod
     def allocate(self) -> None:
@@ -47,12 +47,12 @@ class Columns(ABC):
         """Write the values (n, ...) of each leaf, or (...) for one step, at indices (n,). Some begin an episode."""
 
     def store(self, values: Sequence[Array], data: bytes, steps: int, state: Sequence[Array], indices: Indices) -> bool:
-        """Retire, write and publish in one call, for a storage without other columns. Returns whether it did."""
+        """Retire, write and publish in one call, if the storage has no other columns. Returns False if it cannot."""
         return False
 
     @abstractmethod
     def gather(self, indices: Indices, length: Indices) -> list[Array]:
-        """Each leaf at stored indices (B,), in new arrays. A leaf that `is_of_last` is read at the last of `length`."""
+        """Each leaf at stored indices (B,), in new arrays. If it `is_of_last`, from the last of the `length` steps."""
 
     @abstractmethod
     def read(self, slots: Indices, leaf: int) -> Array:
@@ -87,7 +87,7 @@ class Columns(ABC):
         """Restore the state of other columns: the steps of each lane from `oldest` (E,) on."""
 
     def recover(self) -> None:  # noqa: B027
-        """Remove unpublished steps, after a process with arrays in files has ended."""
+        """Remove unpublished steps from files that another process has left."""
 
     def restart(self) -> None:  # noqa: B027
         """Empty the columns and undo a failed `restore`."""

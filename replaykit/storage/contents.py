@@ -1,4 +1,4 @@
-"""The contents of a `LocalStorage`, which a storage of another kind takes over or provides."""
+"""The contents of a `LocalStorage`, for conversions from and to storages of another kind."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -31,9 +31,9 @@ class Contents(NamedTuple):
     stacks : mapping of str to ndarray of shape (E, k, ...)
         For each stacked leaf of obs, the stack of the oldest step of each lane; zeros for an empty lane.
     ends : ndarray of shape (N,), uint8
-        Whether each of these ends its episode.
+        Whether each stored transition ends its episode.
     written : tuple of int and ndarray of shape (C,), or None
-        If lanes are out of step: the first stamp in the array, and when each slot was written.
+        If lanes hold different steps: the first stamp in the array, and when each slot was written.
     """
 
     bounds: Indices
@@ -95,7 +95,7 @@ def oldest_stored(bounds: Indices) -> Indices:
 
 
 def _write_former_frames(storage: LocalStorage, columns: Columns, stacks: npt.NDArray[Any]) -> None:
-    """Write the frames of the stacks (E, k, ...) of the oldest steps that belong to earlier steps."""
+    """Write the older frames in the stacks (E, k, ...) of the oldest steps, which belong to steps no longer stored."""
     oldest, length = oldest_stored(storage.bounds), stacks.shape[1]
     for age in range(length - 1, 0, -1):
         indices = oldest - age * storage.num_envs

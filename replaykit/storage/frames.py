@@ -1,4 +1,4 @@
-"""Observations stored once: the next_obs of a step is the obs of the following step, and stacks overlap."""
+"""Observations that are stored once, although next_obs is the obs of the next step, and stacks overlap."""
 
 import weakref
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _SLACK = 32
 class Frames(Columns):
     """An observation and its next_obs, stored as numbers of frames.
 
-    With ``stack > 1``, a frame is one observation, and a batch has the last `stack` of the episode. With ``stack=1``,
+    With ``stack > 1``, a frame is one observation, and a batch has the last `stack` of an episode. With ``stack=1``,
     an observation of shape (k, H, W) counts as k frames, and any other as one. Each frame of a new step is compared
     with the frames of the previous step in its lane and with the other frames of its step. It is shared only if all
     bits are equal, so reading returns what was written. If `shares` is False, only overlapping stacks share frames.
@@ -34,8 +34,7 @@ class Frames(Columns):
     for example because observations are modified between steps, the `overflow` grows.
 
     `leaves` are the positions of obs and next_obs in the spec, `kept` is the number of frames in a stack, and `shape`
-    the shape of a stack. At an episode's start a stack is padded with the first observation if `padding` is "reset",
-    and with zeros if it is "zero".
+    its shape. At an episode's start, the first observation pads a stack if `padding` is "reset", and zeros if "zero".
     """
 
     def __init__(self, storage: Any, leaves: tuple[int, int], stack: int, padding: Padding, shares: bool) -> None:
@@ -74,7 +73,7 @@ class Frames(Columns):
         return self._arrays[f"{self.name}.{name}"]
 
     def _bind(self) -> tuple[Any, ...]:
-        """The arguments of the kernel. Allocated frames that it does not know yet become free."""
+        """The arguments of the kernels. Allocated frames that are not recorded in `free` yet become free."""
         written, table, pool, overflow, free = map(self._array, ("written", "table", "pool", "overflow", "free"))
         total = min(len(pool) + len(overflow), len(free) - kernels.NUMBERS)
         if free[kernels.KNOWN] < total:
@@ -102,7 +101,7 @@ class Frames(Columns):
     def _grow(self, frames: int = 0) -> None:
         """Make room for `frames` more frames or twice the overflow, or finish an interrupted growth."""
         self._bound, overflow = None, len(self._array("overflow"))
-        if len(self._array("free")) >= kernels.NUMBERS + self._pool_frames + overflow:  # else go on with that growth
+        if len(self._array("free")) >= kernels.NUMBERS + self._pool_frames + overflow:  # else finish that growth
             overflow += max(overflow, self._pool_frames // 8, 4 * self._given, frames)
             self._allocate("overflow", (overflow, self._size), np.uint8)
         self._allocate("free", (kernels.NUMBERS + self._pool_frames + overflow,), np.int32)
@@ -147,8 +146,8 @@ class Frames(Columns):
     def state(self, slots: Slots) -> dict[str, Any]:
         """See `Columns.state`: for each chunk of rows, the codes of their frames, and then the frames.
 
-        A chunk contains each frame once, in the first row that has it. Codes refer the other rows to it, so that each
-        chunk is self-contained. See the kernel `encode_rows`.
+        A chunk contains each frame once, for the first row that has it. The codes of the other rows refer to that row.
+        A chunk therefore needs no other chunk. See the kernel `encode_rows`.
         """
         table = self._array("table")
 
@@ -164,7 +163,7 @@ class Frames(Columns):
         return {"frames": LiveChunks(slots, self._given * self._size, read, shortest=8 * slots.num_envs)}
 
     def _decoded(self, indices: Indices, chunk: Array) -> tuple[npt.NDArray[np.int32], Array]:
-        """The frames of a chunk, and their numbers in each row, from 1 on. Raises ValueError for an invalid chunk."""
+        """The frame numbers in the rows of a chunk, from 1 on, and its frames. Raises ValueError for invalid data."""
         begin = 4 * self.kept * len(indices)
         if chunk.ndim != 1 or chunk.dtype != np.uint8 or len(chunk) < begin or (len(chunk) - begin) % self._size:
             raise ValueError(f"a chunk has shape {chunk.shape} and dtype {chunk.dtype}")

@@ -1,4 +1,4 @@
-"""The faster way to a batch: one kernel call for what several verbs do, made of the same kernels."""
+"""The fast path to a batch: one kernel call does the work of several verbs. It consists of the same kernels."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ LookingAhead: TypeAlias = tuple[Indices, int, Callable[[npt.NDArray[np.uint8], t
 
 
 def fuse(storage: "LocalStorage", distribution: Any, powers: Floats, rng: np.random.Generator) -> tuple[Serve, Open]:
-    """Functions of a batch size that do `draw`, `window`, `reduce` and `weigh`, or only `draw` and `window`."""
+    """Two functions of the batch size. One does `draw`, `window`, `reduce` and `weigh`, one `draw` and `window`."""
     draw_batch, draw_and_look = distribution.kernels()
     bounds, rows, header, stored, n = storage.bounds, storage.bytes, storage.header, store.STORED, len(powers) - 1
     layout_of = functools.lru_cache(LAYOUTS_KEPT)(lambda count: storage.row.layout(count, n))
@@ -72,10 +72,10 @@ def fuse(storage: "LocalStorage", distribution: Any, powers: Floats, rng: np.ran
 def looking_ahead(
     spec: Spec, positions: Mapping[str, int], leaves: tuple[str, ...], count: int, groups: int, n: int
 ) -> LookingAhead:
-    """How to look ahead for `count` windows of n steps in `groups` rows of a batch; see the kernel `look_ahead`.
+    """What the kernel `look_ahead` needs for `count` windows of n steps in `groups` rows of a batch.
 
-    These are the columns of the achieved goals, the bytes that the kernel's answer takes, and a function that makes an
-    `Ahead` of these bytes and of what the kernel returns.
+    Returns the columns of the achieved goals, the number of bytes of the kernel's output, and a function that makes an
+    `Ahead` from the output and the return value of the kernel.
     """
     columns, new = np.array([positions[leaf] for leaf in leaves], np.int64), np.ndarray
     first = (groups + 7) // 8 * 8

@@ -32,7 +32,7 @@ _UINT8, _INT64 = np.dtype(np.uint8), np.dtype(np.int64)
 
 
 class LocalStorage(Storage):
-    """Stores transitions in packed rows, and large observations in columns. Override `allocate` to move the arrays.
+    """Stores transitions in packed rows, and large observations in columns. Override `allocate` to place the arrays.
 
     The small fields of a transition are adjacent in one row, so reading a transition costs one cache miss. Fields above
     1 KB are in separate columns, and each large observation is stored once. An interrupted write never leaves a stored
@@ -91,7 +91,7 @@ class LocalStorage(Storage):
 
     @property
     def tables(self) -> Indices:
-        """The table of episodes. It also has the time of writing, once lanes are out of step."""
+        """The table of episodes. Once lanes hold different steps, it also records when each slot was written."""
         return self._written[2]
 
     def encode(
@@ -122,7 +122,7 @@ class LocalStorage(Storage):
             kernels.number_entries(mask, self.bounds, indices, entries)
             kernels.store(block, 0, kernels.BOTH, *self._written, entries)
             return indices
-        if mask is not None and self.num_envs == 1:  # the only lane is always in step with itself
+        if mask is not None and self.num_envs == 1:  # with one lane, no other lane can hold different steps
             indices[:] = -1
             indices[mask] = self.write(block, int(mask.sum()))
             return indices
@@ -152,7 +152,7 @@ class LocalStorage(Storage):
             self.refuse_rewards(np.frombuffer(data, field.dtype, entries * math.prod(field.shape), place))
 
     def _write_block(self, block: Any, steps: int, indices: Indices) -> None:
-        """Write `steps` steps of every lane and fill in their indices. If `steps` is 0, write at the given indices."""
+        """Write `steps` steps of every lane and compute their indices. If `steps` is 0, write at the given indices."""
         if type(block) is bytes:
             kernels.store(block, steps, kernels.BOTH, *self._written, indices)
             return
@@ -168,14 +168,14 @@ class LocalStorage(Storage):
         kernels.store(data, steps, kernels.PUBLISH, *self._written, indices)
 
     def _keep_stamps(self) -> None:
-        """From now on, record when each slot is written, since lanes are getting out of step."""
+        """From now on, record when each slot is written, since lanes are about to hold different steps."""
         if len(self.tables) == kernels.STAMPS:
             self.arrays["tables"] = self.tables  # an interrupt may have left a different one
             self.header[kernels.SPLIT] = self.bounds[1].sum()
             self._written = self.header, self.bytes, self.allocate("tables", (4, self.capacity), np.int64)
 
     def forget_stamps(self) -> None:
-        """Stop recording: lanes are in step again, so indices give the order of writing."""
+        """Stop recording: all lanes hold the same steps again, so the order of indices is that of writing."""
         self.header[kernels.SPLIT] = LARGEST_STEP
         self._written = self.header, self.bytes, self.tables[: kernels.STAMPS]
 
@@ -215,7 +215,7 @@ class LocalStorage(Storage):
         return self.row.name_transitions(*leaves)
 
     def _transitions_at(self, indices: Indices, powers: Floats, stage: int) -> tuple[Layout, Any]:
-        """The kernel's result for these indices, in a block."""
+        """The block that the kernel `transitions_at` makes for these indices, and its layout."""
         layout = self.row.layout(indices.size, len(powers) - 1)
         block = np.empty(layout.nbytes, np.uint8)
         if windows.transitions_at(indices, self.bounds, self.bytes, layout.plan, powers, block, stage) >= 0:
@@ -256,7 +256,7 @@ class LocalStorage(Storage):
         return fields
 
     def _take_back(self, window: Window, views: Any) -> None:
-        """Copy to the block the arrays that a wrapper has replaced instead of changing in place."""
+        """Copy arrays to the block that a wrapper has replaced instead of changing them in place."""
         reward, length, terminated, truncated = self._of_window(views)
         if window.reward is not reward:
             _replace("reward", reward, window.reward)
@@ -420,7 +420,7 @@ class LocalStorage(Storage):
 
 
 def _replace(name: str, array: npt.NDArray[Any], value: Any) -> None:
-    """Replace the numbers of an array of a window."""
+    """Copy `value` to the array `name` of a window."""
     if np.shape(value) != array.shape:
         raise ValueError(f"window.{name} has shape {np.shape(value)}; expected {array.shape}")
     array[...] = value

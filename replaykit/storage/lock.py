@@ -24,7 +24,7 @@ _numbers = itertools.count()
 _locks: "weakref.WeakValueDictionary[int, Lock]" = weakref.WeakValueDictionary()
 """All locks, in the order of their creation."""
 _LONGEST_WAIT = 5.0
-"""Seconds that a fork waits for locks. It then continues, since a thread may hold a lock for a long time."""
+"""Maximum number of seconds that a fork waits for locks, since a thread may hold a lock for a long time."""
 
 
 class Lock(_RLock):
@@ -36,7 +36,7 @@ class Lock(_RLock):
     be used; `sampling` is then also True. `number` counts locks in the order of their creation. A thread that takes
     several locks, and a fork, take them in this order.
 
-    A copied or unpickled lock is a new lock without any of these. A fork waits for the threads that hold locks. In the
+    A copied or unpickled lock is a new lock, without these values. A fork waits for the threads that hold locks. In the
     child, every buffer is therefore in a consistent state, and its lock is free.
     """
 

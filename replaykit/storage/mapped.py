@@ -25,6 +25,7 @@ from replaykit.storage.lock import Lock
 kernels: Any = lazy("store")
 
 _LAYOUT, _LOCK = "layout.json", "lock"
+_DAMAGED = "after a power failure, use another directory and load() a checkpoint"
 _GROWING = ("tables", "overflow", "free")
 """Arrays that can grow."""
 
@@ -51,8 +52,8 @@ class MappedStorage(LocalStorage):
     ------
     OSError
         If the directory is in use, contains other files, or the disk is full.
-    ValueError
-        If the directory was created with other arguments or is damaged.
+    ValueError, TypeError
+        If the directory was created with other arguments or is damaged, or an argument is invalid.
     """
 
     saved_kind: str = "LocalStorage"
@@ -83,7 +84,7 @@ class MappedStorage(LocalStorage):
             self._recover()
 
     def _opened_layout(self) -> dict[str, Any]:
-        """The settings of the directory: those it was created with, or the current ones if it is new."""
+        """The settings with which the directory was created. A new directory gets the current settings."""
         where, built = os.path.join(self.path, _LAYOUT), describe(self)
         capacity = built["arguments"]["capacity"]
         self.is_reopened: bool = os.path.exists(where)
@@ -149,15 +150,15 @@ class MappedStorage(LocalStorage):
         return array
 
     def _recover(self) -> None:
-        """Repair the files after a process ended at any moment: remove unpublished steps."""
+        """Repair the files, whenever the last process ended: remove steps that were not published."""
         first, cursor = self.bounds
         if not ((first >= 0) & (first <= cursor) & (cursor - first <= self.length)).all():
-            raise ValueError(f"{self.path} is damaged: its lanes are impossible; was the power lost?")
+            raise ValueError(f"{self.path} is damaged: its lanes are impossible; {_DAMAGED}")
         has_steps = np.flatnonzero(first < cursor)
         newest = (cursor[has_steps] - 1) * self.num_envs + has_steps
         numbers = self.tables[kernels.NUMBER, newest % self.capacity]
         if ((numbers < 0) | ((numbers - has_steps) % self.num_envs != 0)).any():
-            raise ValueError(f"{self.path} is damaged: its episodes are impossible; was the power lost?")
+            raise ValueError(f"{self.path} is damaged: its episodes are impossible; {_DAMAGED}")
         self._lanes[kernels.EPISODE, has_steps] = numbers
         self._lanes[kernels.PLACE] = self._lanes[kernels.EPISODE] % self.capacity
         self._lanes[kernels.OVER, has_steps] = self.rows[newest % self.capacity, self.row.end]
@@ -176,7 +177,7 @@ class MappedStorage(LocalStorage):
 
 
 def _locked(path: str) -> int:
-    """Lock the directory for this process through a file, if the system supports such locks."""
+    """Lock the directory for this process, if the system supports locks of files. Returns the lock's descriptor."""
     descriptor = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
         import fcntl
@@ -191,7 +192,7 @@ def _locked(path: str) -> int:
                 os.close(descriptor)
                 remedy = "choose another directory, or delete the other buffer object"
                 raise BlockingIOError(f"{path} is in use by another buffer or process; {remedy}") from None
-            gc.collect()  # a storage of this process that is no longer referenced
+            gc.collect()  # it may be in use by a storage of this process that is no longer referenced
         except OSError:  # a file system without locks
             break
     return descriptor

@@ -1,4 +1,4 @@
-"""The machine's memory: a storage that does not fit raises an error before it is allocated."""
+"""The machine's memory: a storage that does not fit into it raises an error before it is allocated."""
 
 import contextlib
 import math
@@ -9,7 +9,7 @@ def refuse_more_than_memory(
     needed: int, purpose: str, remedy: str = "lower the capacity or store smaller dtypes",
     where: str = "this machine", available: float | None = None,
 ) -> None:  # fmt: skip
-    """Raise MemoryError if the machine, or `where`, has less memory than needed. The error shows both sizes."""
+    """Raise MemoryError if `where` has less than `needed` bytes of memory. The error shows both sizes."""
     available = _available_bytes() if available is None else available
     if needed > available:
         sizes = [f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB" for n in (needed, available)]
@@ -17,7 +17,7 @@ def refuse_more_than_memory(
 
 
 def _available_bytes() -> float:
-    """Available memory without swapping, including a container's limit; inf if unknown."""
+    """The memory in bytes that can be used without swapping, at most a container's limit; inf if unknown."""
     with contextlib.suppress(OSError, KeyError, ValueError), open("/proc/meminfo") as meminfo:
         sizes = dict(line.split(":") for line in meminfo)
         return min(int(sizes["MemAvailable"].split()[0]) * 1024, _container_limit())

@@ -1,8 +1,7 @@
 """The packed row: the position of each leaf of a transition, and the conversion of values to bytes and back to arrays.
 
-Most of the time to add a transition is spent on checking its six values. Each spec therefore gets generated functions
-for its types and shapes, as ``dataclasses`` generates an ``__init__``. They check the usual values inline and pass all
-other values to `Leaf.coerce`.
+Checking the six values takes most of the time of an add. Each spec therefore gets generated functions for its types and
+shapes, as in ``dataclasses``. They check the usual values inline and pass all other values to `Leaf.coerce`.
 """
 
 import functools
@@ -37,7 +36,7 @@ SOURCES_KEPT = 128
 
 
 class Layout(NamedTuple):
-    """The layout of a block of transitions: record of a batch, record with the windows' rewards, plan, and bytes."""
+    """The layout of a block: dtype of a batch, dtype that includes the windows' rewards, plan, and number of bytes."""
 
     batch: np.dtype[Any]
     windows: np.dtype[Any]
@@ -55,8 +54,7 @@ class Row:
     offset of the flag that ends an episode. `encoder` makes `encode_steps`, `encode_lanes` and `encode_row`.
     `name_batch` nests all leaves and derived fields in a dict, `name_transitions` those up to the length.
 
-    The leaves at the positions in `groups` are stored in columns, one group in each. `encode` handles values that need
-    additional checks.
+    Leaves at the positions in a group of `groups` are in columns. `encode` handles values that need additional checks.
     """
 
     def __init__(self, spec: Spec, groups: Sequence[Sequence[int]], encode: Encode, lanes: Axes = (1,)) -> None:
@@ -124,7 +122,7 @@ def encoder(
 
     Its arguments are the leading axes (unless they are always `lanes`), the six core fields and a dict of the extras.
     With `lane`, it encodes a single step without leading axes, and passes values with an axis of length 1 to `lane`.
-    Values in other containers than the spec's, and invalid ones, go to `encode`, which raises the first error in order.
+    Invalid values, and values in other containers than those of the spec, go to `encode`, which raises the first error.
     """
     is_row, core = lane is not None, ", ".join(CORE)
     known: dict[str, Any] = {"ndarray": np.ndarray, "wrong": _WRONG, "encode": encode, "encode_lane": lane}

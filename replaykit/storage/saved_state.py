@@ -1,4 +1,4 @@
-"""Checks of a saved state of a `LocalStorage`, which checksums alone do not make valid."""
+"""Checks of a saved state of a `LocalStorage`. A correct checksum alone does not make a state valid."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from replaykit.chunks import Chunks, pieces
 kernels: Any = lazy("store")
 
 LARGEST_STEP = 1 << 62
-"""An upper limit of all indices."""
+"""All indices are smaller than this."""
 
 
 def require(holds: Any, problem: str) -> None:
@@ -23,7 +23,7 @@ def require(holds: Any, problem: str) -> None:
 def check_array(name: str, array: Any, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
     """Raise ValueError unless `array` has this shape and dtype."""
     is_array = isinstance(array, np.ndarray)
-    require(is_array and array.shape == shape and array.dtype == dtype, f"{name} is no array {shape} of {dtype}")
+    require(is_array and array.shape == shape and array.dtype == dtype, f"{name} is not an array {shape} of {dtype}")
 
 
 def check_rows(name: str, rows: npt.NDArray[Any], count: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -33,7 +33,7 @@ def check_rows(name: str, rows: npt.NDArray[Any], count: int, shape: tuple[int, 
 
 
 def starts_of(storage: Any, bounds: npt.NDArray[np.int64], running: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The first index of the oldest episode within the bounds of each lane; of the `running` one in an empty lane."""
+    """The first index of the oldest episode within the bounds of each lane; for an empty lane, that in `running`."""
     oldest = (bounds[0] * storage.num_envs + np.arange(storage.num_envs)) % storage.capacity
     places = storage.tables[kernels.NUMBER, oldest] % storage.capacity
     return np.where(bounds[0] < bounds[1], storage.tables[kernels.STARTS, places], running)
@@ -56,7 +56,7 @@ def _check_lanes(state: dict[str, Any], num_envs: int) -> None:
     """Raise ValueError for an impossible state of the lanes of a `LocalStorage`."""
     capacity, lane, lanes = state["capacity"], np.arange(num_envs), state["lanes"]
     require(type(capacity) is int and 0 < capacity < LARGEST_STEP, f"capacity is {capacity!r:.30}")
-    require(capacity % num_envs == 0, f"capacity {capacity} is no multiple of {num_envs}")
+    require(capacity % num_envs == 0, f"capacity {capacity} is not a multiple of {num_envs}")
     check_array("lanes", lanes, (4, num_envs), np.int64)
     check_array("oldest", state["oldest"], (num_envs,), np.int64)
     check_array("starts", state["starts"], (num_envs,), np.int64)

@@ -326,7 +326,7 @@ WRONG_REWARDS = {
     "NaN": (lambda a, d, i: np.where(a[:, 1] > 3, np.nan, 0), ValueError, "returned nan; expected finite float32"),
     "too large": (lambda a, d, i: np.full(len(a), 1e300), ValueError, r"returned 1e\+300; expected finite float32"),
     "words": (lambda a, d, i: np.array(["no"] * len(a)), TypeError, "returned dtype <U2; expected real numbers"),
-    "masked": (lambda a, d, i: np.ma.zeros(len(a)), TypeError, r"what reward_fn <lambda> returned is a masked array"),
+    "masked": (lambda a, d, i: np.ma.zeros(len(a)), TypeError, r"the result of reward_fn <lambda> is a masked array"),
     "nothing": (lambda a, d, i: None, ValueError, "returned shape"),
     "an error": (raises(KeyError("speed")), RuntimeError, "reward_fn raises.*reward_fn raised KeyError: 'speed'"),
     "an interrupt": (raises(KeyboardInterrupt()), KeyboardInterrupt, None),

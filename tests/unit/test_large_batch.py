@@ -80,7 +80,7 @@ def test_the_whole_estimate_is_unbiased():
         (lambda batch: np.zeros(len(batch)), ValueError, "returned only zeros; expected a positive number"),
         (lambda batch: np.ones(3), ValueError, r"returned shape \(3,\); expected \(12,\), one priority for each row"),
         (lambda batch: np.ones((len(batch), 1)), ValueError, r"returned shape \(12, 1\); expected \(12,\)"),
-        (lambda batch: None, TypeError, "what priority_fn .* returned has dtype object; expected real numbers"),
+        (lambda batch: None, TypeError, "the result of priority_fn .* has dtype object; expected real numbers"),
         (lambda batch: batch.missing, RuntimeError, "raised AttributeError: .*it was given a Batch of 12 rows"),
     ],
 )

@@ -122,7 +122,7 @@ def test_read_only_input_is_accepted_and_nothing_is_aliased():
         ({"obs": np.zeros(4)}, "obs has shape \\(4,\\); expected \\(3,\\)"),
         ({"obs": 1.0}, "obs has shape \\(\\); expected \\(3,\\)"),
         ({"obs": np.zeros((1, 3))}, "reshape it"),
-        ({"obs": np.zeros((5, 3))}, "use extend for a stretch"),
+        ({"obs": np.zeros((5, 3))}, "use extend for several"),
         ({"reward": [1.0]}, "reward has shape \\(1,\\); expected \\(\\)"),
         ({"terminated": [False]}, "terminated"),
     ],
