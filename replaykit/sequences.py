@@ -221,8 +221,7 @@ class SequenceReplay(ReplayWrapper):
         Raises
         ------
         IndexError, TypeError, ValueError
-            As in :meth:`Replay.update_priorities`, and for a wrong shape of the mask or the TD errors. The buffer is
-            then unchanged.
+            As in :meth:`Replay.update_priorities`, and for a wrong shape of the mask or TD errors. Nothing changes.
         """
         backend, (name, given) = self.backend, one_of(td_errors, priorities)
         entries = backend.indices("indices", indices, True)

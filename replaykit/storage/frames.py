@@ -58,9 +58,8 @@ class Frames(Columns):
         self._numbers = np.array([num_envs, capacity, self._given, self.kept, self._size, is_zero, shares], np.int64)
 
     def allocate(self) -> None:
-        capacity = self._storage.capacity
         self._allocate("written", (self._storage.num_envs,), np.int64)
-        self._allocate("table", (capacity, 2 * self.kept), np.int32)
+        self._allocate("table", (self._storage.capacity, 2 * self.kept), np.int32)
         self._allocate("pool", (self._pool_frames, self._size), np.uint8)
         self._allocate("overflow", (0, self._size), np.uint8)
         self._allocate("free", (kernels.NUMBERS + self._pool_frames,), np.int32)

@@ -1,7 +1,7 @@
 """The fast path to a batch: one kernel call does the work of several verbs. It consists of the same kernels."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -69,15 +69,14 @@ def fuse(storage: "LocalStorage", distribution: Any, powers: Floats, rng: np.ran
     return serve, open_windows
 
 
-def looking_ahead(
-    spec: Spec, positions: Mapping[str, int], leaves: tuple[str, ...], count: int, groups: int, n: int
-) -> LookingAhead:
+def looking_ahead(spec: Spec, leaves: tuple[str, ...], count: int, groups: int, n: int) -> LookingAhead:
     """What the kernel `look_ahead` needs for `count` windows of n steps in `groups` rows of a batch.
 
     Returns the columns of the achieved goals, the number of bytes of the kernel's output, and a function that makes an
     `Ahead` from the output and the return value of the kernel.
     """
-    columns, new = np.array([positions[leaf] for leaf in leaves], np.int64), np.ndarray
+    names, new = [leaf.name for leaf in spec.leaves], np.ndarray
+    columns = np.array([names.index(name) for name in leaves], np.int64)
     first = (groups + 7) // 8 * 8
     places, nbytes = first + 8 * count, first + 8 * (count + count * n)
     parts = []

@@ -1,9 +1,9 @@
 """`LocalStorage`: packed rows in the memory of this process."""
 
-import functools
 import math
 import weakref
 from collections.abc import Callable, Mapping
+from functools import cache, lru_cache, partial
 from operator import itemgetter
 from typing import Any
 
@@ -35,8 +35,7 @@ class LocalStorage(Storage):
     """Stores transitions in packed rows, and large observations in columns. Override `allocate` to place the arrays.
 
     The small fields of a transition are adjacent in one row, so reading a transition costs one cache miss. Fields above
-    1 KB are in separate columns, and each large observation is stored once. An interrupted write never leaves a stored
-    row half written.
+    1 KB are in separate columns, and each large observation is stored once. Interrupted writes leave stored rows whole.
 
     Parameters
     ----------
@@ -54,8 +53,7 @@ class LocalStorage(Storage):
         self.columns: list[Columns] = columns_for(self, stack, padding, share)
         self.stack: int = int(stack)
         self._column_of = {leaf: columns for columns in self.columns for leaf in columns.leaves}
-        storage = weakref.proxy(self)  # without reference cycles, the arrays are freed with the last reference
-        encode_any = lambda *step: storage._encode_any(*step)  # noqa: E731
+        encode_any = partial(LocalStorage._encode_any, weakref.proxy(self))  # a cycle would keep a deleted storage
         row = Row(spec, [columns.leaves for columns in self.columns], encode_any, self.lanes or (1,))
         self.row: Row = row
         positions = {leaf.name: i for i, leaf in enumerate(spec.leaves)}
@@ -63,9 +61,8 @@ class LocalStorage(Storage):
         self._flags = positions["terminated"], positions["truncated"]
         self._length = len(positions) + 1  # the position of the length among the fields of a batch
         self._of_window = itemgetter(-1, self._length, *self._flags)
-        looking = functools.partial(looking_ahead, spec, positions)
-        self.looking: Callable[..., LookingAhead] = functools.lru_cache(LAYOUTS_KEPT)(looking)
-        self._columns_named = functools.cache(lambda names: np.array([positions[name] for name in names]))
+        self.looking: Callable[..., LookingAhead] = lru_cache(LAYOUTS_KEPT)(partial(looking_ahead, spec))
+        self._columns_named = cache(lambda names: np.array([positions[name] for name in names]))
         needed = (row.nbytes + 8 * kernels.STAMPS) * self.capacity + sum(columns.nbytes for columns in self.columns)
         self.refuse_size(needed, f"capacity {self.capacity} at {needed // self.capacity} bytes each")
         size = kernels.LANES + kernels.LANE_ROWS * self.num_envs
@@ -107,7 +104,7 @@ class LocalStorage(Storage):
 
     def _encode_any(self, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...]) -> Any:
         """The block of values that need additional checks."""
-        return self.row.join(super().encode(values, extras, lead))
+        return self.row.join(Storage.encode(self, values, extras, lead))
 
     def write(self, block: Any, steps: int, mask: Flags | None = None) -> Indices:
         indices, (header, rows, tables) = np.empty(steps * self.num_envs, _INT64), self._written

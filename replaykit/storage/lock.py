@@ -33,8 +33,7 @@ class Lock(_RLock):
     `sampling` is True while the lock's owner makes a batch: user functions called meanwhile must not write. `writers`
     has a weak reference to the writer of each lane that has one. `recorder` marks the newest recorder that `record`
     made. `after_fork` is called with the lock in a forked child. `refusal` is the reason why the storage can no longer
-    be used; `sampling` is then also True. `number` counts locks in the order of their creation. A thread that takes
-    several locks, and a fork, take them in this order.
+    be used; `sampling` is then also True. `number` counts locks as they are created. Several are taken in this order.
 
     A copied or unpickled lock is a new lock, without these values. A fork waits for the threads that hold locks. In the
     child, every buffer is therefore in a consistent state, and its lock is free.

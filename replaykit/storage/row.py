@@ -206,8 +206,7 @@ def batch_namer(spec: Spec, others: Sequence[str]) -> Callable[..., dict[str, An
 def _defined(source: str, name: str, known: dict[str, Any]) -> Callable[..., Any]:
     """The function `name` that `source` defines, with the globals `known`."""
     exec(_compiled(source, name), known)
-    function: Callable[..., Any] = known.pop(name)  # its globals do not refer to it, so it is freed at once
-    return function
+    return known.pop(name)  # type: ignore[no-any-return]  # its globals do not refer to it: it is freed at once
 
 
 @functools.lru_cache(SOURCES_KEPT)
