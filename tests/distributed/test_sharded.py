@@ -347,7 +347,7 @@ def test_a_shard_that_is_started_again_between_two_calls_is_noticed():
     """Even if no call failed: a shard that has not begun serves nothing."""
     replay = filled(per(), [10, 10])
     replay.cluster.start_again(1)
-    with pytest.warns(RuntimeWarning, match="shard 1 is lost.*started again"):
+    with pytest.warns(RuntimeWarning, match="shard 1 is lost.*restarted"):
         assert set(replay.sample(8).indices % 2) == {0}
     with pytest.warns(RuntimeWarning, match="shard 1 is back, with 0"):
         sample_some(replay)

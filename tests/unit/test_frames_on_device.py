@@ -451,8 +451,8 @@ BROKEN = {
     "used twice": lambda frames: frames.free[0].copy_(frames.free[1]),
     "not stored": lambda frames: frames.places[-1].copy_(frames.free[frames.count.sub_(1)]),
     "a newest step": lambda frames: frames.places[19].copy_(frames.free[frames.count.sub_(1)]),
-    "than the CPU knows": lambda frames: frames._know(0),
-    "the frame of zeros": lambda frames: frames.ring[-1].fill_(1.0),
+    "upper limit": lambda frames: frames._know(0),
+    "not all zeros": lambda frames: frames.ring[-1].fill_(1.0),
 }
 
 
