@@ -43,7 +43,7 @@ class Hosts(Protocol):
         """The handle of shard k."""
 
     def ask(self, method: str, calls: Mapping[int, tuple[Any, ...]], wait: float | None) -> dict[int, Any]:
-        """Call a method of several shards concurrently. `calls` maps shards to arguments. Answers: see `Host.result`."""
+        """Call a method of several shards concurrently. `calls` maps shards to arguments. See `Host.result`."""
 
     def close(self) -> None:
         """Shut down all shards."""
