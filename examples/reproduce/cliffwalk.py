@@ -63,7 +63,7 @@ class Cliffwalk:
     def memory(self, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
         """The 2^(n+1) - 2 transitions of all sequences of n actions, each played until it ends, in random order.
 
-        2^(n-i) sequences reach state i, because their first i actions are right. Half of them continue with each action.
+        2^(n-i) sequences reach state i, because their first i actions are right. Half of them take each action.
         """
         times = 2 ** np.arange(self.states, 0, -1)
         state = np.repeat(np.arange(self.states), times)
