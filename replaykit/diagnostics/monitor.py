@@ -413,7 +413,7 @@ def _td_error_numbers(
 
 
 def _weight_numbers(weights: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Statistics of the weights of a batch. If some are infinite, as unnormalised weights can be, the others count as 0."""
+    """Statistics of the weights of a batch. If some are infinite, the others count as 0."""
     infinite = np.isinf(weights)
     weights = infinite.astype(np.float64) if infinite.any() else weights
     return {f"weight_{name}": value for name, value in weight_stats(weights).items()}

@@ -33,12 +33,12 @@ def to_npz(buffer: Replay, path: FilePath, *, compress: bool = False, progress: 
 
     The file has an array of shape (N, ...) for each field: ``obs``, ``action``, ``reward``, ``next_obs``,
     ``terminated``, ``truncated`` and the extra fields. A nested field has an array for each leaf, such as
-    ``obs.position``. Flags are unchanged: the newest step of a running episode has no flag. If the buffer stacks frames,
+    ``obs.position``. Flags are unchanged: the newest step of a running episode has none. If the buffer stacks frames,
     the file contains single frames. Rows are ordered by lane, then by time. ``indices`` are their indices in the
     buffer, ``_lane`` their lanes, and ``_episode`` their episode numbers, which also show episodes that ended without a
     flag.
 
-    The buffer is locked during the write, so the file shows its contents at one moment. The file appears, or replaces an
+    The buffer is locked during the write, so the file shows its state at one moment. The file appears, or replaces an
     existing file, only when it is complete.
 
     Parameters
