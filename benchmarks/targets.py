@@ -72,7 +72,7 @@ NOT_AGAINST_PEERS = "import first-batch memory training add-4 extend-4096 frame 
 
 
 def judge(sections: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every target with available figures, and whether it is met. Then each row is compared with the fastest library."""
+    """Every target with available figures, and whether it is met. Then each row against the fastest library."""
     rows = {row["key"]: row for section in sections for row in section["rows"]}
     judged = []
     for target in TARGETS:
