@@ -89,7 +89,7 @@ def test_single_environments(name, autoreset):
 
 
 def played(envs, mode, steps, interrupt=29):
-    """Step recorded environments with random actions. Reset them as the mode requires, and sometimes during episodes."""
+    """Step recorded environments with random actions. Reset them as the mode requires, and sometimes in episodes."""
     envs.action_space.seed(0)
     envs.reset(seed=0)
     for step in range(steps):
