@@ -1,4 +1,4 @@
-"""Arguments and input: what is refused, with which error, and what is stored as it was given."""
+"""Arguments and values: which errors are raised, and what is stored unchanged."""
 
 import inspect
 import itertools
