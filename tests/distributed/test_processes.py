@@ -52,7 +52,7 @@ def until(condition):
         time.sleep(0.002)
 
 
-# -- What is written is what is stored -----------------------------------------------------------------------------
+# -- Stored values -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
@@ -139,7 +139,7 @@ def test_record_writes_what_happens_to_the_segment():
         assert bits_of(direct.sample(50)) == bits_of(sent.sample(50))
 
 
-# -- Who dies ------------------------------------------------------------------------------------------------------
+# -- Processes that die --------------------------------------------------------------------------------------------
 
 
 def test_a_writer_that_is_killed_loses_at_most_a_step():
@@ -310,7 +310,7 @@ def test_after_close_writers_raise():
         writers[0].add(**step(0))
 
 
-# -- What is refused -----------------------------------------------------------------------------------------------
+# -- Invalid arguments ---------------------------------------------------------------------------------------------
 
 
 def test_wrong_arguments_are_refused():

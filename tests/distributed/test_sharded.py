@@ -565,7 +565,7 @@ def test_record_through_a_writer():
         replaykit.record(gymnasium.make_vec("CartPole-v1", 2), writer)
 
 
-# -- Keeping -----------------------------------------------------------------------------------------------------
+# -- Saving ------------------------------------------------------------------------------------------------------
 
 
 def test_after_load_batches_go_on_bit_for_bit(tmp_path):

@@ -33,7 +33,7 @@ def through_torch(source, target):
     target.load_state_dict(torch.load(file, weights_only=True))
 
 
-# -- Going on ------------------------------------------------------------------------------------------------------
+# -- Continuing after a load ---------------------------------------------------------------------------------------
 
 
 @given(

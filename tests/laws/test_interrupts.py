@@ -57,7 +57,7 @@ CALLS = {
 }
 
 
-# -- A stream of steps in which every value tells the index --------------------------------------------------------
+# -- A stream of steps in which every value shows the index --------------------------------------------------------
 
 
 @functools.cache

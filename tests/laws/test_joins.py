@@ -180,7 +180,7 @@ def test_a_change_is_made_before_goals_are_replaced_around_it_and_after_inside()
     np.testing.assert_allclose(batch.reward[full] - other.reward[full], lost, rtol=1e-3)
 
 
-# -- What is refused when a class is defined -----------------------------------------------------------------------
+# -- Errors when a class is defined --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("join", ["serve", "open", "fetch", "look_ahead"])

@@ -76,7 +76,7 @@ def sampler(replay, stream, *, batch_size=16, n=1, update=None):
     return sample
 
 
-# -- The eight hunts -----------------------------------------------------------------------------------------------
+# -- Threads on one buffer -----------------------------------------------------------------------------------------
 
 
 @every_interval

@@ -268,7 +268,7 @@ def test_states_that_cannot_be_saved_are_refused(tmp_path, value, kind):
     assert other.value == 1
 
 
-# -- Moments at which nothing is saved or loaded -------------------------------------------------------------------
+# -- Saving and loading during other calls -------------------------------------------------------------------------
 
 
 def calls_of(replay, path, state):
@@ -344,7 +344,7 @@ def test_a_recorder_of_before_is_refused_after_load(tmp_path):
     assert buffer.episode([0, 1])[0].tolist() == [0, 1]
 
 
-# -- States that no replay has -------------------------------------------------------------------------------------
+# -- Invalid states ------------------------------------------------------------------------------------------------
 
 LANES = Spec(obs=Field((4, 5), np.uint8), action=Field((2,), np.bool_), big=Field((400,)), on=Field((1200,), np.bool_))
 

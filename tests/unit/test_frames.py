@@ -65,7 +65,7 @@ def test_frames_in_any_layout_are_stored_by_their_values():
         assert (buffer.read([index], "obs")[0] == plain).all()
 
 
-# -- What it costs -----------------------------------------------------------------------------------------------
+# -- Cost --------------------------------------------------------------------------------------------------------
 
 
 def play(buffer, steps, episode, stacked):
@@ -179,7 +179,7 @@ def test_no_frame_is_lost_over_many_episodes_and_clears(share):
     assert buffer.nbytes <= 1.6 * told
 
 
-# -- What is refused ---------------------------------------------------------------------------------------------
+# -- Invalid arguments -------------------------------------------------------------------------------------------
 
 
 def test_more_than_the_machine_has_is_refused_before_anything_is_taken():

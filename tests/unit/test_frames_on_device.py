@@ -381,7 +381,7 @@ def limit(monkeypatch, available):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (available, available))
 
 
-# -- What is refused
+# -- Invalid arguments
 
 
 def test_wrong_options_are_refused_as_on_the_cpu():

@@ -301,7 +301,7 @@ def test_a_function_may_change_what_it_is_given():
     assert batches[0] == batches[1]
 
 
-# -- What is refused ---------------------------------------------------------------------------------------------
+# -- Invalid arguments -------------------------------------------------------------------------------------------
 
 
 def goals(inner=None, reward_fn=sparse, **options):

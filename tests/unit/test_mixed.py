@@ -52,7 +52,7 @@ def mixture(shares=None, seed=2, demos=12, online=20, **options):
     return MixedReplay({"demos": first, "online": second}, shares=shares or SHARES, add_to="online", seed=seed)
 
 
-# -- What a batch has ----------------------------------------------------------------------------------------------
+# -- The fields of a batch -----------------------------------------------------------------------------------------
 
 
 def test_every_field_probability_and_index_is_that_of_its_source():
@@ -344,7 +344,7 @@ def test_padding_is_read_as_zeros_in_any_place():
     assert len(set(numbers.tolist())) == 4
 
 
-# -- Looking, writing and keeping ----------------------------------------------------------------------------------
+# -- Reading, writing and saving -----------------------------------------------------------------------------------
 
 
 def test_stats_are_of_all_and_of_each():
@@ -545,7 +545,7 @@ def test_a_monitor_watches_a_mixture():
     assert stats["stale_share"] == 0.0
 
 
-# -- What is refused -----------------------------------------------------------------------------------------------
+# -- Invalid arguments ---------------------------------------------------------------------------------------------
 
 ONE, TWO = filled(ReplayBuffer(9, FLAT, seed=0), 9), filled(PrioritizedBuffer(9, FLAT, seed=1), 9)
 BOTH = {"a": ONE, "b": TWO}

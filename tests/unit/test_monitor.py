@@ -32,7 +32,7 @@ from replaykit.diagnostics.state_features import StateReader
 from replaykit.diagnostics.symptoms import SYMPTOMS, warnings_for
 from tests.helpers import FLAT, filled, random_walk, step, stored_indices, stretch
 
-# -- It changes nothing --------------------------------------------------------------------------------------
+# -- No change of the buffer ---------------------------------------------------------------------------------
 
 
 def test_it_keeps_no_batch_alive():
@@ -68,7 +68,7 @@ def test_a_copy_goes_on_by_itself():
     assert others[1].stats() == pytest.approx(watcher.stats(), nan_ok=True)
 
 
-# -- What it counts ------------------------------------------------------------------------------------------
+# -- Counts --------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -160,7 +160,7 @@ def test_what_uniform_draws_would_have_drawn_is_added_up_exactly():
     assert stats["draws_mean"] == counts[stored].mean()
 
 
-# -- What it measures ----------------------------------------------------------------------------------------
+# -- Measures ------------------------------------------------------------------------------------------------
 
 
 def test_large_stratified_batches_are_compared_in_whole():
@@ -445,7 +445,7 @@ def test_the_history_is_thinned_before_it_is_long(monkeypatch):
     assert len(batches) <= 8 and batches[-1] == 50.0 and batches[0] < 20.0 and batches == sorted(set(batches))
 
 
-# -- Words ---------------------------------------------------------------------------------------------------
+# -- Warnings ------------------------------------------------------------------------------------------------
 
 
 def test_no_replay_is_called_sick():

@@ -27,7 +27,7 @@ from gymnasium import spaces  # noqa: E402
 from gymnasium.error import ResetNeeded  # noqa: E402
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper  # noqa: E402
 
-# -- One recorder a buffer ---------------------------------------------------------------------------------------
+# -- One recorder for each buffer --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrap_first", [lambda b: b, CombinedReplay])

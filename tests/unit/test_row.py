@@ -226,7 +226,7 @@ def test_usual_values_are_not_checked_one_after_another(monkeypatch):
     assert not used
 
 
-# -- Unusual values and wrong ones ---------------------------------------------------------------------------------
+# -- Unusual and invalid values ------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -29,7 +29,7 @@ from tests.laws.third_party import ListStorage
 both_storages = pytest.mark.parametrize("make", [LocalStorage, ListStorage])
 
 
-# -- Where arrays are ----------------------------------------------------------------------------------------------
+# -- The place of arrays -------------------------------------------------------------------------------------------
 
 
 def test_an_array_allocated_again_keeps_its_rows():
@@ -117,7 +117,7 @@ def test_padding_reads_as_zeros(make, spec):
         buffer.read([4], "nothing")
 
 
-# -- What windows replace ------------------------------------------------------------------------------------------
+# -- Rewrites of windows -------------------------------------------------------------------------------------------
 
 
 def rewritten(make, rewrite, spec=FLAT):
@@ -244,7 +244,7 @@ def test_values_of_one_lane_may_have_a_leading_axis(make):
         given.add(**{name: np.asarray(value)[None].repeat(2, axis=0) for name, value in step(1).items()})
 
 
-# -- What a buffer is made of --------------------------------------------------------------------------------------
+# -- The parts of a buffer -----------------------------------------------------------------------------------------
 
 
 def test_a_buffer_joins_a_storage_and_a_distribution_of_it():
