@@ -266,7 +266,7 @@ def test_a_full_segment_waits_for_the_learner():
     buffer = ReplayBuffer(100, FLAT)
     with ProcessWriters(buffer, 1, room=4, timeout=0.05) as writers:
         with buffer.lock, ThreadPoolExecutor() as threads:  # so that nothing is moved
-            with pytest.raises(TimeoutError, match="6 of 10 steps found no room in 0.05 seconds") as raised:
+            with pytest.raises(TimeoutError, match="6 of 10 steps found no room within 0.05 seconds") as raised:
                 threads.submit(writers[0].extend, **stretch(10)).result()
             assert raised.value.sent == 4
         writers[0].flush()
@@ -306,7 +306,7 @@ def test_after_close_writers_raise():
     writers.close()
     buffer.add(**step(0))
     assert "closed" in repr(writers)
-    with pytest.raises(RuntimeError, match="writer 0 is closed; send another copy"):
+    with pytest.raises(RuntimeError, match="writer 0 is closed; pass another copy"):
         writers[0].add(**step(0))
 
 
