@@ -1,8 +1,8 @@
-"""Every check of the project, each a session of nox: ``nox -s lint``, or ``nox --list`` for all of them.
+"""The checks of the project as sessions of nox: ``nox -s lint`` runs one, and ``nox --list`` lists them all.
 
-``nox`` makes a virtual environment for each session. ``nox --no-venv`` uses the environment that it runs in, where
-``pip install -c constraints.txt -e ".[dev]"`` must have been run. ``.ci/run`` does that. Arguments after ``--`` go to
-the session's tool, such as ``nox --no-venv -s no-jit -- tests/unit/test_spec.py``.
+``nox`` creates a virtual environment for each session. ``nox --no-venv`` uses the current environment: first run
+``pip install -c constraints.txt -e ".[dev]"`` in it, as ``.ci/run`` does. Arguments after ``--`` are passed to the
+session's tool, as in ``nox --no-venv -s no-jit -- tests/unit/test_spec.py``.
 """
 
 import os
@@ -23,9 +23,9 @@ nox.options.reuse_venv = "yes"
 ROOT = Path(__file__).parent
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 COMPLETE = 95
-"""Percent of the public symbols whose type must be known to a user's type checker."""
+"""Minimum percentage of the public symbols whose type a user's type checker knows."""
 COVERED = 97
-"""Percent of the lines and branches of the kernels that tests must reach without compilation."""
+"""Minimum percentage of the kernels' lines and branches that tests reach without compilation."""
 NO_JIT_TESTS = (
     "tests/kernels",
     *("tests/unit/test_row.py", "tests/unit/test_storage.py", "tests/unit/test_hindsight.py"),
@@ -38,7 +38,7 @@ BOUNDSCHECK_TESTS = (
 )
 LOWEST_TESTS = ("tests/kernels", "tests/unit", "tests/laws", "tests/statistics", "tests/faults")
 NEEDS_MORE = ("tests/unit/test_io.py", "tests/unit/test_tensors.py", "tests/laws/test_io.py")
-"""Tests of extras that need newer versions than the lowest of numpy and numba."""
+"""Tests of extras that need newer versions of numpy and numba than the lowest."""
 SDIST_TESTS = ("tests/unit/test_spec.py", "tests/unit/test_main.py", "tests/kernels/test_tree.py")
 SDIST_FILES = ("noxfile.py", "CITATION.cff", "CONTRIBUTING.md", "tests/conftest.py", "docs/conf.py", "constraints.txt")
 SMOKE = """
@@ -73,7 +73,7 @@ def pytest(session: nox.Session, *arguments: str, **environment: str) -> None:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """An empty directory, deleted afterwards."""
+    """An empty directory that is deleted afterwards."""
     with tempfile.TemporaryDirectory() as directory:
         yield Path(directory)
 
@@ -82,7 +82,7 @@ def expect(*paths: Path) -> None:
     """Raise an error unless each of these files has been written and is not empty."""
     for path in paths:
         if not path.is_file() or not path.stat().st_size:
-            raise FileNotFoundError(f"{path} was not written, or is empty")
+            raise FileNotFoundError(f"{path} is missing or empty; expected the session to write it")
 
 
 @nox.session(python=PYTHONS)
@@ -112,14 +112,14 @@ def lowest_requirements(*extras: str) -> list[str]:
 
 @nox.session
 def deep(session: nox.Session) -> None:
-    """The laws with 5,000 random examples each: hours."""
+    """The laws with 5,000 random examples each. It takes hours."""
     install(session, "-e", ".[test]")
     pytest(session, *(session.posargs or ("tests/laws",)), HYPOTHESIS_PROFILE="deep")
 
 
 @nox.session(name="no-jit")
 def no_jit(session: nox.Session) -> None:
-    """A part of the suite without compilation, which must reach nearly every line of the kernels."""
+    """Tests without compilation. They must reach nearly every line of the kernels."""
     install(session, "-e", ".[test]", "pytest-cov>=5.0")
     threshold = () if session.posargs else ("--cov", "--cov-report", "term-missing", f"--cov-fail-under={COVERED}")
     tests = session.posargs or NO_JIT_TESTS
@@ -157,7 +157,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation, with every warning an error, and every example in it and in the docstrings."""
+    """Build the documentation with warnings as errors, and test every example in it and in the docstrings."""
     install(session, "-e", ".[test,docs]")
     session.run("python", "-m", "pytest", "--doctest-modules", "replaykit", "-q")
     with scratch() as directory:
@@ -199,18 +199,18 @@ def examples(session: nox.Session) -> None:
         run("cleanrl/sac", "--per --n-step 3 --total-timesteps 700")
         run_drawing("gpu_pendulums", "pendulums", "--num-envs 8 --total-timesteps 3200 --updates 1 --device cpu")
         apex = f"--total-timesteps 1000 --output {directory / 'apex.png'}"
-        session.run("python", "examples/apex_cartpole.py", *apex.split())  # Ray warns of its own sockets
+        session.run("python", "examples/apex_cartpole.py", *apex.split())  # Ray warns about its own sockets
         expect(directory / "apex.png")
 
 
 def events(directory: Path) -> list[Path]:
-    """The logs for TensorBoard in a directory, of which there must be one."""
+    """The TensorBoard logs in a directory, or the name of a missing log if there are none."""
     return list(directory.glob("events*")) or [directory / "events"]
 
 
 @nox.session
 def reproduce(session: nox.Session) -> None:
-    """A look at the papers' experiments: fails if one of their claims does."""
+    """Quick runs of the papers' experiments. Fails if a claim does not hold."""
     install(session, "-e", ".[examples]")
     with scratch() as directory:
         for experiment in ("cliffwalk", "combined_grid_world", "bit_flip"):
@@ -232,17 +232,17 @@ def study(session: nox.Session) -> None:
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
-    """A smoke run of the benchmarks; ``python -m benchmarks`` is the real one."""
+    """A smoke run of the benchmarks; ``python -m benchmarks`` runs them completely."""
     install(session, "-e", ".[test]")
     options = session.posargs or ("--quick", "--only", "add", "--libs", "none")
     session.run("python", "-W", "error", "-m", "benchmarks", *options)
-    small = "--device cpu --rows 8000 --sizes 64 --quick"  # what runs on a GPU, without one
+    small = "--device cpu --rows 8000 --sizes 64 --quick"  # the GPU benchmark, on the CPU
     session.run("python", "-W", "error", "-m", "benchmarks.gpu", *small.split())
 
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """The source distribution and the wheel made from it, alone with numpy and numba; ``-- DIRECTORY`` keeps them."""
+    """Build the source distribution and the wheel, and test them with few packages; ``-- DIRECTORY`` keeps them."""
     install(session, "-e", ".[test]", "build>=1.2")
     with scratch() as directory:
         built = Path(session.posargs[0]).absolute() if session.posargs else directory / "dist"
@@ -253,7 +253,7 @@ def package(session: nox.Session) -> None:
 
 
 def run_alone(session: nox.Session, wheel: Path, directory: Path) -> None:
-    """Install the wheel in an empty environment, and use it where the sources are out of sight."""
+    """Install the wheel in an empty environment, and use it in a directory without the sources."""
     session.run("python", "-m", "venv", str(directory / "bare"))
     bare = next(path for path in (directory / "bare").glob("*/python*") if path.stem == "python")
     command = (str(bare), "-W", "error")
@@ -265,7 +265,7 @@ def run_alone(session: nox.Session, wheel: Path, directory: Path) -> None:
 
 
 def run_source(session: nox.Session, source: Path, directory: Path) -> None:
-    """Unpack the source distribution, look that it is complete, and run some of its tests."""
+    """Unpack the source distribution, check that it is complete, and run some of its tests."""
     with tarfile.open(source) as archive:
         if sys.version_info >= (3, 12):
             archive.extractall(directory, filter="data")

@@ -1,4 +1,4 @@
-"""Benchmarks: the time of replaykit's calls, compared with other libraries and with a floor.
+"""Benchmarks: the time of replaykit's calls, compared with other libraries and with a lower bound, called a floor.
 
     pip install -c constraints.txt -e ".[bench]"
     python -m benchmarks                                    # everything, about twenty minutes
@@ -9,7 +9,7 @@
     python -m benchmarks.plot benchmarks/results.json       # draw the figures and tables of the documentation
     python -m benchmarks.check                              # check the adapters
 
-Two versions of replaykit in one run, where ../old is a checkout of the earlier one:
+To compare two versions of replaykit in one run, where ../old is a checkout of the earlier version:
 
     python -m benchmarks --before ../old --only per
     python -m benchmarks --before ../old --only architecture --output benchmarks/before_after.json
@@ -17,5 +17,5 @@ Two versions of replaykit in one run, where ../old is a checkout of the earlier 
 
 Read the modules in this order: `data` (the stored transitions), `adapters` (the use of each library), `sections` (the
 measurements), `floors` (the minimum that the machine needs), `timing`, and `targets` (replaykit's targets). `catalogue`
-lists the sections, `versions` measures two versions, and `architecture` has the limits for the later one.
+lists the sections, `versions` compares two versions, and `architecture` has the limits for the later one.
 """

@@ -1,4 +1,4 @@
-"""Measure, print and save: ``python -m benchmarks``. See the package."""
+"""Measure, print and save: ``python -m benchmarks``. The docstring of the package describes the options."""
 
 import argparse
 import gc
@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import machine
 
-CORE = machine.one_core()  # before anything is imported that starts threads
+CORE = machine.one_core()  # must run before imports that start threads
 
 from tqdm import tqdm  # noqa: E402
 
@@ -114,7 +114,7 @@ def parse_arguments() -> argparse.Namespace:
         help="directory of another checkout of replaykit, to compare with instead of other libraries",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="run few rounds, without buffers of 10 million transitions"
+        "--quick", action="store_true", help="run fewer rounds, without buffers of 10 million transitions"
     )
     parser.add_argument(
         "--rounds", type=int, help=f"rounds of each timing (default: {ROUNDS}; {QUICK_ROUNDS} with --quick)"

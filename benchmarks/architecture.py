@@ -25,7 +25,7 @@ class Limit:
     row : str
         The row's key.
     must : float or None
-        The largest ratio, or the largest value if the row is compared with nothing. None: shown without a verdict.
+        The largest ratio, or the largest value without a comparison. None: the row is shown without a verdict.
     over : str
         The comparison: "before", "" for none, or the key of another row of the later version.
     floor : bool
@@ -105,7 +105,7 @@ def _line(limit: Limit, rows: dict[str, Measured]) -> dict[str, Any] | None:
 
 
 def _other(limit: Limit, row: Measured, rows: dict[str, Measured]) -> tuple[str, list[float] | None]:
-    """The name and the values that the row is compared with; no values without a comparison, None if missing."""
+    """The name and the values of the comparison. The values are empty without a comparison, and None if missing."""
     if limit.floor:
         return row.floors[0], row.values[row.floors[0]]
     if limit.over == BEFORE:

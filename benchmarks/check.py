@@ -30,10 +30,10 @@ def check_rows(fields: dict[str, Any], task: Task) -> None:
     assert obs.shape == next_obs.shape == (BATCH, task.obs), obs.shape
     assert as_array(fields["action"]).shape == ((BATCH, task.action) if task.action else (BATCH,))
     time = obs[:, 0]
-    # tianshou gives all lanes the same seed, so that they draw the same times
-    assert np.unique(time).size > BATCH / (4 if task.lanes == 1 else 16), "hardly any transition is drawn"
+    # tianshou gives all lanes the same seed, so they draw the same times
+    assert np.unique(time).size > BATCH / (4 if task.lanes == 1 else 16), "too few different transitions are drawn"
     assert (next_obs[:, 0] == time + 1).all(), "next_obs does not follow obs"
-    assert (as_array(fields["reward"]) == time).all(), "the reward is of another step"
+    assert (as_array(fields["reward"]) == time).all(), "the reward belongs to another step"
     assert (as_array(fields["terminated"]).astype(bool) == (time == task.episode - 1)).all(), "wrong ends"
 
 
@@ -67,9 +67,9 @@ def check_prioritized(library: Library) -> None:
     buffer.update(chosen, np.full(4, 1e6, np.float32))
     batch = sample()
     share = np.isin(as_array(buffer.indices_of(batch)), chosen).mean()
-    assert share > 0.5, f"only {share:.0%} of the batch are the four of the largest priority"
+    assert share > 0.5, f"only {share:.0%} of the batch are the four transitions with the largest priority"
     weights = as_array(buffer.read(batch)["weights"])
-    assert weights.max() > 1.5 * weights.min() or share == 1.0, "weights do not correct"
+    assert weights.max() > 1.5 * weights.min() or share == 1.0, "weights do not correct for the priorities"
     buffer.update(buffer.indices_of(batch), np.full(BATCH, 1e-3, np.float32))
     buffer.adding(task.one())()
     assert np.isin(as_array(buffer.indices_of(sample())), chosen).mean() < 0.5, "an update has no effect"
@@ -85,7 +85,7 @@ def check_n_step(library: Library) -> None:
     expected = sum(GAMMA**k * (time + k) for k in range(N_STEP))
     np.testing.assert_allclose(as_array(fields["reward"])[whole], expected[whole], rtol=1e-5)
     if "next_obs" in fields:
-        assert (as_array(fields["next_obs"])[whole, 0] == time[whole] + N_STEP).all(), "next_obs is of another step"
+        assert (as_array(fields["next_obs"])[whole, 0] == time[whole] + N_STEP).all(), "next_obs has another step"
 
 
 def check_hindsight(library: Library) -> None:
@@ -97,7 +97,7 @@ def check_hindsight(library: Library) -> None:
     fields = buffer.read(sample())
     if isinstance(fields["obs"], dict) or hasattr(fields["obs"], "desired_goal"):
         goals, time = as_array(fields["obs"]["desired_goal"]), as_array(fields["obs"]["achieved_goal"])[:, 0]
-        assert (as_array(fields["next_obs"]["desired_goal"]) == goals).all(), "next_obs has another goal than obs"
+        assert (as_array(fields["next_obs"]["desired_goal"]) == goals).all(), "the goals of next_obs and obs differ"
     else:
         goals, time = as_array(fields["goal"]), fields["obs"][:, task.obs]
     relabelled = goals[:, 0] >= 0.0
@@ -125,7 +125,7 @@ def check_masked(library: Library) -> None:
     for _ in range(CAPACITY // 8):
         add()
     share = (as_array(buffer.read(buffer.sampling(1000)())["reward"]) == -7.0).mean()
-    assert abs(share - 0.5) < 0.1, f"{share:.0%} are of the lanes in the mask"
+    assert abs(share - 0.5) < 0.1, f"{share:.0%} of the batch are from the lanes in the mask"
 
 
 def check_images(build: Callable[[FrameTask], Buffer]) -> None:
@@ -144,8 +144,8 @@ def check_images(build: Callable[[FrameTask], Buffer]) -> None:
     assert inner.size
     for row in inner:
         time = numbers[row] - (STACK - 1)
-        assert (obs[row] == frames.obs[time]).all(), "a stack is not what was stored"
-        assert (next_obs[row] == frames.next_obs[time]).all(), "the next stack is not what was stored"
+        assert (obs[row] == frames.obs[time]).all(), "a stack differs from the stored one"
+        assert (next_obs[row] == frames.next_obs[time]).all(), "a next stack differs from the stored one"
 
 
 CHECKS: dict[str, Callable[[Library], None]] = {

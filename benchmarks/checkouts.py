@@ -9,7 +9,7 @@ HERE = Path(__file__).resolve().parent.parent
 
 
 def import_replaykit(checkout: str) -> None:
-    """Import replaykit from a checkout, and nothing else. Empty: the one that Python finds.
+    """Import replaykit from a checkout, and nothing else. If it is empty, import the one that Python finds.
 
     Later imports of its modules, including lazy ones, also come from there.
     """
@@ -23,7 +23,7 @@ def import_replaykit(checkout: str) -> None:
 
 
 def commit(checkout: Path = HERE) -> str | None:
-    """The commit of a checkout, if it is one, and whether its replaykit has uncommitted changes."""
+    """The commit of a git checkout, and whether its replaykit has uncommitted changes. None without git."""
     try:
         head = _git(checkout, "rev-parse", "HEAD")
         changes = _git(checkout, "status", "--porcelain", "--", "replaykit")

@@ -107,7 +107,7 @@ class Cpprb(Subject):
         return {name: value[:, 0] if name in columns else value for name, value in fields.items()}
 
     def update(self, indices: Any, td_errors: Any) -> None:
-        """Its argument is the priorities, so the caller passes absolute values."""
+        """Its argument is an array of priorities, so the caller passes absolute values."""
         if not hasattr(self.replay, "update_priorities"):
             raise NotOfferedError("there are no priorities")
         self.replay.update_priorities(np.asarray(indices), np.abs(td_errors))
@@ -143,7 +143,7 @@ class Tianshou(Subject):
         return fields
 
     def returns(self, batch: Any, indices: Any) -> dict[str, Any]:
-        """The returns, and the last observations, which the algorithm looks up to compute their values.
+        """The returns, and the last observations. The algorithm reads these to compute their values.
 
         A row is terminal if its target does not depend on these values.
         """

@@ -2,11 +2,11 @@
 
 Writes the outcomes to ``docs/figures/faults.csv``, and the calls with their results to
 ``docs/figures/faults-details.csv``. Each library runs in a separate process, which is restarted after a crash or a
-hang. A library that is not installed, or not in ``--libs``, keeps its earlier outcomes. It takes a few minutes.
+hang. A library that is not installed, or not in ``--libs``, keeps its earlier outcomes. A run takes a few minutes.
 
 Outcomes:
 
-- handled: the result is right;
+- handled: the result is correct;
 - refused: the call raises an error, and the buffer is unchanged;
 - raises, row damaged: the call raises an error, but a stored transition has changed;
 - silently wrong: no error, and the buffer or the batch is wrong;
@@ -50,7 +50,7 @@ DETAILS = FIGURES / "faults-details.csv"
 HANDLED, REFUSED, DAMAGED = "handled", "refused", "raises, row damaged"
 WRONG, WARNS, CRASH, NOT_OFFERED = "silently wrong", "warns, and is wrong", "crash", ""
 DISTRIBUTIONS = {"replaykit": "replaykit-rl"}
-"""Of the libraries whose distribution has another name than their package."""
+"""The distributions whose name differs from that of the library's package."""
 Outcome = tuple[str, str]
 Make = Callable[..., Subject]
 SECONDS = 60
@@ -68,7 +68,7 @@ def filled(make: Make, count: int = CAPACITY + 3, dtype: Any = np.float32, **opt
 
 
 def rows(subject: Subject) -> set[tuple[float, ...]]:
-    """Every stored transition, found by sampling."""
+    """All stored transitions, found by sampling."""
     batch = subject.sample(2000)
     columns = [
         np.asarray(batch[name], np.float64).reshape(2000, -1) for name in ("obs", "action", "reward", "next_obs")
@@ -162,7 +162,7 @@ def judged(subject: Subject, expected: Any) -> Outcome:
 
 
 def updating(value: float) -> Callable[[Make], Outcome]:
-    """A case that updates 8 TD errors of 1, one of which is `value` and must be refused."""
+    """A case that updates 8 TD errors. One is `value`, which must be refused; the others are 1."""
 
     def case(make: Make) -> Outcome:
         subject, indices = prioritized(make, np.ones(CAPACITY))
@@ -191,7 +191,7 @@ def index_at(index: int) -> Callable[[Make], Outcome]:
             subject.update(np.array([indices[0], index]), np.array([1.0, 9.0], np.float32))
         except Exception as error:
             return REFUSED, described(error)
-        for t in range(CAPACITY, CAPACITY + 100):  # so that a write outside the arrays has an effect
+        for t in range(CAPACITY, CAPACITY + 100):  # makes a write outside the arrays visible
             subject.store(step(t))
             subject.sample(32)
         subject, indices = prioritized(make, np.ones(CAPACITY))
@@ -254,7 +254,7 @@ def outlier_that_falls(make: Make) -> Outcome:
 
 
 def n_step_batches(make: Make, count: int, ends: dict[int, str]) -> dict[float, tuple[float, float, bool]]:
-    """Return, last observation and whether the window is terminal, by the number of the first step."""
+    """By first step: the return, the last observation, and whether the window is terminal."""
     subject = make(n_step=N_STEP)
     for t in range(count):
         flags = {"terminated": ends.get(t) == "terminated", "truncated": ends.get(t) == "truncated"}
@@ -298,7 +298,7 @@ def terminated_windows(make: Make) -> Outcome:
 
 
 def seam_windows(make: Make) -> Outcome:
-    """After 13 steps the ring of 8 has wrapped. Some libraries do not return the newest two steps."""
+    """After 13 steps, the ring of 8 has wrapped. Some libraries do not return the newest two steps."""
     return compared(n_step_batches(make, 13, {}), dict.fromkeys(range(5, 10), 12))
 
 
@@ -381,7 +381,7 @@ def work(library: str, names: list[str]) -> None:
     warnings.simplefilter("ignore")
     for name in names:
         print(json.dumps([name]), flush=True)
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends the process, also in compiled code
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends the process, even in compiled code
         with contextlib.redirect_stderr(io.StringIO()):
             try:
                 outcome = CASES[name][2](SUBJECTS[library])

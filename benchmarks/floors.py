@@ -1,6 +1,6 @@
 """The minimum that the machine needs: the same bytes moved without a library, and a sum tree without Python.
 
-Only for comparison: nothing is checked, no field is extracted from its row, and every buffer is as simple as possible.
+For comparison only: nothing is checked, no field is extracted from its row, and every buffer is as simple as possible.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Rows:
         fields = [("obs", np.float32, (obs,)), ("action", *action), ("reward", np.float32)]
         fields += [("next_obs", np.float32, (obs,)), ("terminated", np.bool_), ("truncated", np.bool_)]
         size = np.dtype(fields, align=True).itemsize
-        self.rows = np.full(task.capacity * size, 1, np.uint8).view(f"V{size}")  # without names NumPy copies fastest
+        self.rows = np.full(task.capacity * size, 1, np.uint8).view(f"V{size}")  # fastest without field names
 
     def indices(self, batch_size: int, capacity: int | None = None) -> Fresh:
         """New random indices for each call."""
@@ -90,7 +90,7 @@ class Rows:
 class Tree:
     """A plain binary sum tree and packed rows. One compiled call adds, draws, gathers, weighs and updates.
 
-    It works level by level for the whole batch. Parents are recomputed as the sums of their children.
+    It processes the whole batch level by level. Parents are recomputed as the sums of their children.
     """
 
     def __init__(self, task: Task) -> None:

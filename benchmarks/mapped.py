@@ -1,9 +1,9 @@
 """A buffer in files that is larger than memory: ``python -m benchmarks.mapped --gib 30 --path DIRECTORY``
 
-It is filled with transitions of two observations of 3,500 float32, 28 KB per transition, and then sampled. `small` is a
-buffer of 1 GiB, whose pages are all in memory, and `large` is the one of ``--gib``. A cold batch is sampled after the
-files were closed, dropped from the system's cache, and opened again: each row is read from the disk. Every batch is
-checked: it has the rows that were written. Linux only.
+The buffer is filled with transitions of two observations of 3,500 float32, 28 KB per transition, and then sampled.
+`small` is a buffer of 1 GiB, whose pages are all in memory, and `large` has the size ``--gib``. For a cold batch, the
+files are closed, dropped from the system's cache and opened again, so each row is read from the disk. Each batch is
+checked against the written rows. Linux only.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def opened(path: Path, capacity: int) -> ReplayBuffer:
 
 
 def steps(start: int, count: int) -> tuple[Any, ...]:
-    """Transitions whose numbers all identify the transition."""
+    """Transitions in which every number identifies the transition."""
     numbers = np.arange(start, start + count, dtype=np.float32)
     obs = np.broadcast_to(numbers[:, None], (count, NUMBERS))
     ended = np.zeros(count, np.bool_)

@@ -3,13 +3,13 @@
 A buffer of one million transitions is filled three times, one step of every lane at a time. The time of an add is the
 CPU time of the thread, which excludes other processes. An interrupt, or another guest on the same processor, can still
 make an add look slow. Several buffers are therefore filled with the same steps and compared add by add: a pause caused
-by the buffer appears each time. Of two fillings, the shorter time of each add counts.
+by the buffer appears each time. For each add, the shorter time of two fillings counts.
 
 Reading the clock takes as long as an add of one lane. Such adds are therefore timed in groups of ten, and the longest
 group gives an upper bound for the longest add. It is about 15 microseconds too high.
 
-Compilation, on a small buffer of the same kind, and the first adds of each buffer are not counted. Python's garbage
-collector is off.
+Everything is first compiled with a small buffer of the same kind. This and the first adds of each buffer are not
+counted. Python's garbage collector is off.
 """
 
 import gc

@@ -189,7 +189,7 @@ def save(figure: Figure, description: str, path: Path) -> None:
 
 
 def section_table(section: dict[str, Any]) -> list[list[str]]:
-    """A line for each row: replaykit's time, that over the floor's, and each peer's with its ratio to replaykit's."""
+    """A line for each row: replaykit's time, its ratio to the floor, and time and ratio of each other library."""
     present = [name for name in PEERS if any(name in row["figures"] for row in section["rows"])]
     floors = any(row["floors"] for row in section["rows"])
     units = {figure["unit"] for row in section["rows"] for figure in row["figures"].values()}
@@ -262,12 +262,12 @@ def table(path: Path, lines: list[list[str]]) -> None:
 
 
 def _number(value: float) -> str:
-    """Three digits."""
+    """A number with three digits."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
 
 
 def _ratio(value: float) -> str:
-    """Two digits, without an exponent."""
+    """A number with two digits, without an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
 
 

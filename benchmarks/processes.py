@@ -23,7 +23,7 @@ class Subject:
     importing : str
         The import statement for its replay buffers.
     checkout : str
-        The checkout that replaykit is imported from. Empty: the one that Python finds.
+        The checkout from which replaykit is imported. If it is empty, the one that Python finds.
     """
 
     name: str

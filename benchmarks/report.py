@@ -57,7 +57,7 @@ def versions_text(section: dict[str, Any]) -> str:
 def architecture_text(table: list[dict[str, Any]]) -> str:
     """Every limit of the architecture, and whether it is met."""
     head = f"{'':52}{'before':>10}{'after':>10}{'ratio':>8}{'10-90 %':>15}{'must':>6}          over"
-    lines = [f"\n== What the architecture must reach\n{head}"]
+    lines = [f"\n== Limits of the architecture\n{head}"]
     for line in table:
         before, after = (
             "-" if line[name] is None else f"{_number(line[name])} {line['unit']}" for name in ("before", "after")
@@ -80,7 +80,7 @@ def _spread(figure: dict[str, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    """Three or four digits."""
+    """A number with three or four digits."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

@@ -1,8 +1,8 @@
 """The cost of a checkpoint: ``python -m benchmarks.saving LIBRARY CHECKOUT ROUNDS``
 
 A prioritized buffer of one million transitions (17 float32 and an action of 6) is saved to a new directory, saved again
-after 1,000 adds, and loaded. For comparison, in the same rounds: ``numpy.save`` of the same number of bytes to one
-file, and a pickle of the buffer, both flushed to the disk. Prints seconds as JSON.
+after 1,000 adds, and loaded. In the same rounds, for comparison, ``numpy.save`` writes the same number of bytes to
+one file, and the buffer is pickled. Both files are flushed to the disk. Prints seconds as JSON.
 """
 
 import json

@@ -9,7 +9,7 @@ Place = tuple[str, str]
 
 @dataclass(frozen=True)
 class Target:
-    """A figure of replaykit must be at most `must` times another figure, or at most `must` if there is no other."""
+    """A figure of replaykit must be at most `must` times another figure, or at most `must` without another figure."""
 
     title: str
     row: str
@@ -68,11 +68,11 @@ TARGETS = (
 )
 FASTEST_PEER, FASTEST_PEER_OF_IMAGES = 0.5, 0.8
 NOT_AGAINST_PEERS = "import first-batch memory training add-4 extend-4096 frame threads saving tensors sb3"
-"""Rows without such a target, by the prefixes of their keys."""
+"""Prefixes of the keys of rows that are not compared with the fastest other library."""
 
 
 def judge(sections: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every target with available figures, and whether it is met; last, each row against the fastest other library."""
+    """Every target with available figures, and whether it is met. Then each row against the fastest library."""
     rows = {row["key"]: row for section in sections for row in section["rows"]}
     judged = []
     for target in TARGETS:

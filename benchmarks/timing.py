@@ -17,13 +17,13 @@ SLICE = 0.015
 """Seconds of a workload's calls in a round."""
 
 TURNS, TURN = 5, 0.005
-"""Number of turns of each of two versions in a round, and the seconds of a turn."""
+"""The number of turns of each version in a round, and the seconds of a turn."""
 
 FIRST_CALLS = 3, 10, 10, 10
-"""Number of calls before the first round. They compile everything, and the fastest determine the calls per round."""
+"""Number of calls before the first round. They compile everything. The fastest determine the calls per round."""
 
 FIRST_PART = 10
-"""A round begins with untimed calls, a tenth of its number."""
+"""A round begins with untimed calls, a tenth of the number of timed calls."""
 
 COLD_CALLS = 7
 """Number of calls of a cold workload in a round."""
@@ -39,8 +39,8 @@ SEEDS = np.random.SeedSequence(0)
 class Fresh:
     """New arguments for each call of a workload, drawn before the round: ``fresh.take()``.
 
-    ``draw(rng, calls)`` returns the arguments of `calls` calls. Each object has its own random stream. With the same
-    numbers in two workloads, an update would not change the priority, and some trees then stop early.
+    ``draw(rng, calls)`` returns the arguments of `calls` calls. Each object has its own random stream. If two workloads
+    had the same numbers, an update would not change the priority, and some trees would then stop early.
     """
 
     def __init__(self, draw: Callable[[np.random.Generator, int], Any]) -> None:
@@ -55,9 +55,9 @@ class Fresh:
 
 @dataclass
 class Workload:
-    """A call to be timed, and the arguments that are drawn for it in advance.
+    """A call to be timed, and its arguments, which are drawn in advance.
 
-    `beside` is a call that a second thread repeats in the meantime.
+    `beside` is a call that a second thread repeats at the same time.
     """
 
     call: Call
@@ -94,7 +94,7 @@ class Row:
 class Measured:
     """A row after its measurement: the values of all rounds for each library, floor or version.
 
-    Round k of all names is measured together.
+    The k-th values of all names were measured in the same round.
     """
 
     key: str
@@ -118,8 +118,8 @@ class Measured:
 class Timer:
     """Times the workloads of some rows. A new timer calls each a few times, so that everything is compiled.
 
-    The default clock is the wall clock, since some libraries use several threads. If none does, the CPU time of this
-    thread is better, because it excludes other processes.
+    The default clock is the wall clock, because some libraries use several threads. If no library does, the CPU time of
+    this thread is better, because it excludes other processes.
     """
 
     def __init__(self, rows: list[Row], seconds: float = SLICE, clock: Clock = time.perf_counter) -> None:
@@ -144,7 +144,7 @@ class Timer:
     def time(self, key: str, name: str) -> float:
         """Microseconds of a call in one round.
 
-        A warm workload is first called some times, until the caches hold its data. Then it is called for the timer's
+        A warm workload is first called a few times, so that the caches hold its data. Then it is called for the timer's
         seconds, and the result is the mean. A cold workload is called a few times, each time after flushing the caches,
         and the result is the median.
         """

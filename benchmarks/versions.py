@@ -1,12 +1,12 @@
 """Two versions of replaykit measured in one run: ``python -m benchmarks --before CHECKOUT``
 
 Each version is imported in a separate worker process, and both run the benchmarks of this checkout. The workers take
-turns, row by row, so that both versions of a row are measured within milliseconds. In a round each has several short
-turns, of which the fastest counts. Other work on the machine therefore has little influence on the ratio of a round.
-The ratio of a row is the median over its rounds.
+turns, row by row, so that both versions of a row are measured within milliseconds. In a round, each version has several
+short turns, of which the fastest counts. Other work on the machine therefore has little influence on the ratio of a
+round. The ratio of a row is the median over its rounds.
 
 The memory layout of a process can make a call faster or slower during its whole life. The workers are therefore
-restarted several times. Times are CPU times of the thread, since replaykit uses one thread.
+restarted several times. Times are CPU times of the thread, because replaykit uses one thread.
 """
 
 import json
@@ -51,7 +51,7 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError("a worker failed; its error is above")
+            raise RuntimeError("a worker process failed; its error is printed above")
         return json.loads(line)
 
     def stop(self) -> None:

@@ -1,7 +1,7 @@
 """One version of replaykit in a separate process: ``python -m benchmarks.worker CHECKOUT SECTION QUICK``
 
-It prints the contents of the section's rows as a line of JSON. Then, for each line of the standard input, which names a
-row and one of its workloads, it prints the microseconds of a call in one turn. See `benchmarks.versions`.
+It prints the contents of the section's rows as a line of JSON. Each line of the standard input then names a row and one
+of its workloads, and the process prints the microseconds of a call in one turn. See `benchmarks.versions`.
 """
 
 import gc

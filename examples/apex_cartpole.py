@@ -7,12 +7,12 @@
 Each actor is a process with an environment and a copy of the network. Each explores with a different epsilon, and adds
 its steps to a `RayReplay` through a writer. After every round of steps, an actor gets the learner's latest weights. At
 the same time, the learner samples batches from the shards and updates priorities. It uses `update` of dqn.py without
-changes, although the replay is spread over processes. The single process does the same with a `PrioritizedBuffer`: the
-actors and the learner take turns.
+changes, although several processes store the transitions. The single process does the same with a `PrioritizedBuffer`:
+the actors and the learner take turns.
 
 Both runs take the same number of steps and learn from the same number of batches. The figure shows the mean return of
-greedy episodes against steps. CartPole is so fast that several processes save little time. They pay off if a step of
-the environment takes milliseconds, as in a simulator.
+greedy episodes against steps. CartPole is so fast that several processes save little time. They save much time if a
+step of the environment takes milliseconds, as in a simulator.
 
 Shapes in the comments: D observation.
 
@@ -44,7 +44,7 @@ from replaykit.writer import Writer
 
 ENV_ID = "CartPole-v1"
 SETTINGS = Settings(total_timesteps=30_000, eval_every=2_000, eval_episodes=40, stop_at=495.0)
-ROUND = 250  # steps of an actor with the same weights
+ROUND = 250  # steps that an actor takes with the same weights
 TEST_EPISODES = 100
 
 
@@ -69,7 +69,7 @@ def epsilon_of(actor: int, actors: int) -> float:
 
 
 class Actor:
-    """Steps an environment and adds the steps to the replay."""
+    """Takes steps in an environment and adds them to the replay."""
 
     def __init__(self, writer: ShardWriter | Writer, epsilon: float, seed: int) -> None:
         torch.set_num_threads(1)
@@ -91,7 +91,7 @@ class Actor:
 
 
 class Learner:
-    """Makes the updates that are due, and evaluates the network at intervals."""
+    """Makes the updates that are due, and evaluates the network regularly."""
 
     def __init__(self, replay: Replay, settings: Settings, seed: int, name: str) -> None:
         torch.manual_seed(seed)
@@ -135,7 +135,7 @@ class Learner:
 
 
 def train_alone(settings: Settings, actors: int, seed: int) -> Curve:
-    """Train in one process: in each round the actors take turns, and then the learner learns."""
+    """Train in one process. In each round, the actors take turns, and then the learner learns."""
     buffer = make_buffer(50_000, actors)
     writers = [buffer.writer(lane) for lane in range(actors)]
     each = [Actor(writer, epsilon_of(k, actors), seed + k) for k, writer in enumerate(writers)]
@@ -169,7 +169,7 @@ def plot(curves: dict[str, Curve], path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, curve in curves.items():
-        label = f"{name}: {curve.test_return:.0f} in {TEST_EPISODES} fresh episodes, {curve.seconds:.0f} s"
+        label = f"{name}: {curve.test_return:.0f} in {TEST_EPISODES} new episodes, {curve.seconds:.0f} s"
         axes.plot(*np.array(curve.evaluations).T, "o-", label=label)
     axes.set(xlabel="environment steps", ylabel="mean return of greedy episodes", title=ENV_ID)
     figure.legend(loc="outside lower center")
@@ -204,7 +204,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run both, print the results and save the figure."""
+    """Train in both ways, print the results and save the figure."""
     options = parse_arguments()
     settings = Settings(**{**vars(SETTINGS), "total_timesteps": options.total_timesteps})
     torch.set_num_threads(1)

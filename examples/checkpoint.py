@@ -13,17 +13,17 @@ from replaykit import Replay
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A directory with the last checkpoint of a run: the buffer and the rest of the agent, always from the same moment.
+    """A directory with the last checkpoint of a run: the buffer and the rest of the agent at the same moment.
 
-    `buffer.save` replaces the saved buffer atomically, at its end. The agent is therefore written first, to a new file
+    `buffer.save` replaces the saved buffer atomically, as its last step. The agent is written before, to a new file
     whose name contains the number of added transitions. This number shows which file belongs to the saved buffer.
     """
 
     path: Path
-    options: dict[str, Any]  # the resumed run must have the same
+    options: dict[str, Any]  # the resumed run must have the same options
 
     def exists(self) -> bool:
-        """Whether a run can be resumed from here."""
+        """Whether there is a checkpoint from which a run can be resumed."""
         return (self.path / "buffer" / "manifest.json").exists()
 
     def save(self, buffer: Replay, rng: np.random.Generator, history: Any, parts: dict[str, Any]) -> None:
@@ -35,7 +35,7 @@ class Checkpoint:
         with self._file_of(buffer).open("wb") as file:
             torch.save(agent, file)
             file.flush()
-            os.fsync(file.fileno())  # on the disk before the buffer is
+            os.fsync(file.fileno())  # the agent is on the disk before the buffer
         buffer.save(self.path / "buffer")  # from here on, this is the current checkpoint
         for other in set(self.path.glob("agent-*.pt")) - {self._file_of(buffer)}:
             other.unlink()
@@ -46,7 +46,7 @@ class Checkpoint:
         agent = torch.load(self._file_of(buffer), weights_only=True)
         for name, value in self.options.items():
             if agent["options"].get(name) != value:
-                raise ValueError(f"{self.path}: {name} was {agent['options'].get(name)}, and is {value} here")
+                raise ValueError(f"{self.path}: {name} is {value}; expected {agent['options'].get(name)}, as saved")
         for name, part in parts.items():
             part.load_state_dict(agent[name])
         vars(history).update(agent["history"])

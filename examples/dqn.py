@@ -1,4 +1,4 @@
-"""Deep Q-learning on any replay buffer, to be read from top to bottom.
+"""Deep Q-learning with any replay buffer. Read it from top to bottom.
 
 The agent does not depend on the kind of buffer. Each batch has `weights` (1 without priorities) and `discount`
 (gamma per step of the n-step window; 0 where the episode terminated, but not at a time limit). Each buffer
@@ -31,11 +31,11 @@ from replaykit.diagnostics import ReplayMonitor
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to train. The buffer has the settings of replay: capacity, gamma, n_step, alpha and beta."""
+    """The settings of training. The buffer has the settings of replay: capacity, gamma, n_step, alpha and beta."""
 
     total_timesteps: int = 40_000  # maximum number of environment steps, summed over parallel environments
     learning_starts: int = 1_000  # steps before the first update
-    train_every: int = 4  # steps from one round of updates to the next
+    train_every: int = 4  # environment steps between two rounds of updates
     updates: int = 2  # batches per round
     batch_size: int = 64
     learning_rate: float = 1e-3
@@ -52,7 +52,7 @@ class Settings:
     save_every: int = 5_000  # steps between two checkpoints, if there are any
 
     def batches_by(self, step: int) -> int:
-        """Batches that are sampled in the first `step` steps."""
+        """Number of batches that are sampled in the first `step` steps."""
         return max(step - self.learning_starts, 0) // self.train_every * self.updates
 
 
@@ -137,8 +137,8 @@ def move_target(target_net: QNetwork, q_net: QNetwork, rate: float) -> None:
 def evaluate(q_net: QNetwork, env_id: str, episodes: int, seed: int) -> npt.NDArray[np.float64]:
     """The returns of greedy episodes, in separate environments; shape (episodes,).
 
-    Each parallel environment plays one episode. Later episodes, played while others continue, do not count. The
-    first `episodes` episodes to finish would be biased towards short ones.
+    Each parallel environment plays one episode. Later episodes in the same environment do not count. If the
+    first `episodes` episodes to finish counted instead, the result would be biased towards short episodes.
     """
     env = gymnasium.make_vec(env_id, num_envs=episodes)
     obs, _ = env.reset(seed=seed)
@@ -163,7 +163,7 @@ def train(
     monitor: ReplayMonitor | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[QNetwork, History]:
-    """Train on `env`, single or vector. Returns the network with the best weights, and the history.
+    """Train on `env`, a single or a vector environment. Returns the network with the best weights, and the history.
 
     Ctrl-C ends training early; the results so far are returned. With a `checkpoint`, everything is saved there every
     `save_every` steps, and training starts from the saved state.
@@ -183,7 +183,7 @@ def train(
     parts = {"q_net": q_net, "target_net": target_net, "best": best, "optimizer": optimizer}
     if checkpoint is not None and checkpoint.exists():
         checkpoint.load(buffer, rng, history, parts)
-    env = record(env, buffer)  # from here on each step is stored
+    env = record(env, buffer)  # from here on, each step is stored
     bar = tqdm(total=settings.total_timesteps, initial=history.steps, unit="step")
     try:
         obs, _ = env.reset(seed=seed + history.steps)  # (D,) or (E, D)
@@ -204,7 +204,7 @@ def train(
                 history.returns.append((history.steps, float(running_returns[lane])))
                 running_returns[lane] = 0.0
 
-            # Learn: all batches that are due by now, independent of the number of environments
+            # Learn from all batches that are due, independent of the number of environments
             losses = []
             while history.batches < settings.batches_by(history.steps):
                 losses.append(update(q_net, target_net, optimizer, buffer, settings, monitor))
@@ -214,7 +214,7 @@ def train(
             if losses:
                 history.losses.append((history.steps, float(np.mean(losses))))
 
-            # Evaluate without random actions: training returns are too low to judge by
+            # Evaluate without random actions. Training returns include them, and are therefore too low
             if history.steps >= min(history.evaluated + settings.eval_every, settings.total_timesteps):
                 mean_return = float(evaluate(q_net, env_id, settings.eval_episodes, eval_seed).mean())
                 history.evaluations.append((history.steps, mean_return))
@@ -238,7 +238,7 @@ def train(
         bar.write("Interrupted: continuing with the best weights so far.")
     show(bar, history, buffer)
     bar.close()
-    if not history.evaluations:  # interrupted before the first
+    if not history.evaluations:  # interrupted before the first evaluation
         best, history.best_step = q_net, history.steps
     return best, history
 
@@ -249,12 +249,12 @@ def show(bar: Any, history: History, buffer: Replay) -> None:
     return
         Mean of the last 20 training episodes. Random actions keep it well below the return of the greedy policy.
     eval
-        Mean of the last greedy evaluation: the number to maximise.
+        Mean return of the last greedy evaluation. Training maximises this number.
     loss
-        Weighted Huber loss, mean of the last 50 rounds. It grows with the returns, because larger values have
+        Weighted Huber loss, averaged over the last 50 rounds. It grows with the returns, because larger values have
         larger errors. If it explodes, learning diverges.
     beta
-        Strength of the correction for prioritized draws: increases to 1 during training.
+        Strength of the correction for prioritized draws. It increases to 1 during training.
     """
     beta = buffer.stats().get("beta")
     shown = {

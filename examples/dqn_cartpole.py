@@ -5,14 +5,14 @@
     python examples/dqn_cartpole.py --env MountainCar-v0
     python examples/dqn_cartpole.py --resume
 
-A run takes half a minute or less on an idle core, MountainCar up to two minutes. It ends with 100 greedy episodes that
-were used neither for training nor for choosing the weights, and saves a picture of the learning curve. With --monitor
-it also saves a picture of the health of the replay and prints warnings.
+A run takes half a minute or less on an idle core, MountainCar up to two minutes. It ends with 100 new greedy episodes,
+used neither for training nor for choosing the weights, and saves a picture of the learning curve. With --monitor it
+also saves a picture of the health of the replay and prints warnings.
 
-With --resume everything is saved every 5,000 steps, beside the picture or in --checkpoint DIRECTORY. You can kill the
+With --resume, everything is saved every 5,000 steps, beside the picture or in --checkpoint DIRECTORY. You can kill the
 run at any moment and start it again with --resume. It continues from the last checkpoint. On the same machine, its
 returns, losses and weights are identical to those of an uninterrupted run. An environment cannot be saved in the middle
-of an episode. New episodes therefore begin at each checkpoint, from their own seed, whether or not the run is stopped.
+of an episode. New episodes with a new seed therefore begin at each checkpoint, whether or not the run is stopped.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Task:
 
 
 # An evaluation that reaches `stop_at` ends training. With a target network that moves twice as fast, prioritized replay
-# learns CartPole faster, but values diverged in some runs with combined replay
+# learned CartPole faster, but in some runs with combined replay values diverged
 TASKS = {
     "CartPole-v1": Task(settings=Settings(stop_at=495.0)),
     "Acrobot-v1": Task(settings=Settings(total_timesteps=60_000, eval_every=2_000, epsilon_end=0.05, stop_at=-85.0)),
@@ -81,7 +81,7 @@ def make_buffer(kind: str, env: Any, task: Task, n_step: int, seed: np.random.Se
         return ReplayBuffer.from_env(env, capacity, **shared)
     if kind == "combined":
         return CombinedReplay(ReplayBuffer.from_env(env, capacity, **shared))
-    # The schedule counts sampled batches: beta reaches 1 with the last batch of the last step
+    # The schedule counts sampled batches. Beta reaches 1 with the last batch
     batches = task.settings.batches_by(task.settings.total_timesteps)
     beta = LinearSchedule(0.4, 1.0, steps=max(batches, 1))
     return PrioritizedBuffer.from_env(env, capacity, alpha=task.alpha, beta=beta, **shared)
@@ -99,7 +99,7 @@ def plot(history: History, test_returns: Any, threshold: float | None, title: st
         top.plot(steps[window - 1 :], smoothed, color="tab:blue", label=f"training, mean of {window}")
     if history.evaluations:
         top.plot(*np.array(history.evaluations).T, "o-", color="tab:orange", label="greedy evaluations, mean")
-    label = f"{TEST_EPISODES} fresh greedy episodes: {test_returns.mean():.1f}"
+    label = f"{TEST_EPISODES} new greedy episodes: {test_returns.mean():.1f}"
     top.plot(history.best_step, test_returns.mean(), "*", color="tab:green", markersize=15, label=label)
     if threshold is not None:
         top.axhline(threshold, color="0.4", linestyle="--", label=f"solved: {threshold:g}")
@@ -188,12 +188,12 @@ def find_checkpoint(options: argparse.Namespace, settings: Settings) -> Checkpoi
 
 
 def main() -> None:
-    """Train, evaluate, plot."""
+    """Train, test and plot."""
     options = parse_arguments()
     torch.set_num_threads(1)  # networks this small are slower with more threads
     task = TASKS.get(options.env, Task())
     steps = options.total_timesteps or task.settings.total_timesteps
-    steps += -steps % options.num_envs  # whole steps of all environments
+    steps += -steps % options.num_envs  # a multiple of the number of environments
     settings = replace(
         task.settings, double=not options.no_double, total_timesteps=steps, save_every=options.save_every
     )
@@ -219,9 +219,9 @@ def main() -> None:
 
     test_returns = evaluate(q_net, options.env, TEST_EPISODES, test_seed)
     print(f"Trained for {history.steps} steps (at most {settings.total_timesteps}) on {buffer!r}.")
-    print(f"The weights tested are those after {history.best_step} steps.")
+    print(f"The tested weights are those after {history.best_step} steps.")
     print(
-        f"Greedy return over {TEST_EPISODES} fresh episodes: "
+        f"Greedy return over {TEST_EPISODES} new episodes: "
         f"mean {test_returns.mean():.1f}, standard deviation {test_returns.std():.1f}, "
         f"worst {test_returns.min():.0f}, best {test_returns.max():.0f}."
     )
@@ -233,7 +233,7 @@ def main() -> None:
         path = options.output.with_stem(f"{options.output.stem}-replay")
         monitor.plot().savefig(path, dpi=120)
         print(f"Health of the replay: {path}")
-        found = "no warnings" if monitor.history else f"no batch was examined: only one in {monitor.every} is"
+        found = "no warnings" if monitor.history else f"no batch was examined; only one of {monitor.every} batches is"
         print("\n".join(f"  - {warning}" for warning in monitor.warnings() or [found]))
 
 

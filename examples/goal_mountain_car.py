@@ -1,4 +1,4 @@
-"""MountainCar as a task with a goal, which is all that hindsight needs."""
+"""MountainCar as a task with a goal. Hindsight can be used with every such task."""
 
 from typing import Any, TypeAlias
 
@@ -16,9 +16,9 @@ FLAG, TOLERANCE = 0.55, 0.05  # MountainCar ends where its position is 0.5 to 0.
 class GoalMountainCar(gymnasium.Wrapper[Any, int, Any, int]):
     """MountainCar with a goal position. The reward is 0 at the goal, where the episode ends, and -1 elsewhere.
 
-    A goal is reached within TOLERANCE of it. If every position to the right of a goal also counted, most goals of
-    hindsight would already be behind the car. Any action would reach them, and they would teach nothing. No step is
-    longer than 0.07, so a step cannot skip a goal. FLAG is reached exactly where MountainCar ends.
+    A goal is reached at positions within TOLERANCE of it. If every position to the right of a goal also counted, most
+    hindsight goals would already be behind the car. Any action would reach them, so they would teach nothing. A step is
+    never longer than 0.07, so a step cannot skip a goal. FLAG is reached exactly where MountainCar ends.
     """
 
     def __init__(self, env: gymnasium.Env[Any, int]) -> None:

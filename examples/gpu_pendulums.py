@@ -1,11 +1,11 @@
-"""Swing up many pendulums that are simulated on the device of the learner: nothing is copied to the CPU.
+"""Swing up many pendulums that are simulated on the learner's device, without copying transitions to the CPU.
 
     python examples/gpu_pendulums.py
     python examples/gpu_pendulums.py --num-envs 256 --total-timesteps 100000
     python examples/gpu_pendulums.py --device cuda --num-envs 4096 --total-timesteps 4000000
 
 The pendulums are a few lines of torch with the equations of Gymnasium's Pendulum-v1. The buffer keeps transitions and
-priorities on the same device. The agent is that of sac_pendulum.py. On the CPU a run with 64 pendulums takes two
+priorities on the same device. The agent is that of sac_pendulum.py. On the CPU, a run with 64 pendulums takes two
 minutes. It ends with 100 greedy episodes in Gymnasium's own pendulum, and saves a picture of the learning curve.
 
 Shapes in the comments: E pendulums, B batch.
@@ -32,15 +32,15 @@ TEST_EPISODES = 100
 
 
 class Pendulums:
-    """Many pendulums, each with its own time in its episode of 200 steps. Actions are torques in [-1, 1]."""
+    """Many pendulums with episodes of 200 steps, which end at different times. Actions are torques in [-1, 1]."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         self.angle, self.speed = torch.empty(2, count, device=device)
-        self.steps = torch.arange(count, device=device) % EPISODE  # so that episodes do not all end together
+        self.steps = torch.arange(count, device=device) % EPISODE  # so that episodes end at different times
         self._reset(torch.ones(count, dtype=torch.bool, device=device))
 
     def _reset(self, mask: Tensor) -> None:
-        """Begin an episode in the pendulums of the mask."""
+        """Begin a new episode for each pendulum in the mask."""
         self.angle = torch.where(mask, torch.empty_like(self.angle).uniform_(-math.pi, math.pi), self.angle)
         self.speed = torch.where(mask, torch.empty_like(self.speed).uniform_(-1.0, 1.0), self.speed)
 
@@ -63,7 +63,7 @@ class Pendulums:
 
 
 def train(settings: Settings, updates: int, seed: int, device: torch.device) -> tuple[Agent, list[tuple[int, float]]]:
-    """Train an agent with some updates after each step of all pendulums. Returns it and its learning curve."""
+    """Train an agent, with `updates` updates after each step of all pendulums. Returns it and its learning curve."""
     torch.manual_seed(seed)
     lanes = settings.num_envs
     rounds = -(-settings.total_timesteps // lanes)
@@ -82,12 +82,12 @@ def train(settings: Settings, updates: int, seed: int, device: torch.device) -> 
         buffer.add(obs, action, reward, next_obs, never, truncated)
         obs = pendulums.observe()
         for _ in range(updates if number * lanes > settings.learning_starts else 0):
-            batch = buffer.sample(settings.batch_size).to_torch(column=True)  # tensors already; (B,) becomes (B, 1)
+            batch = buffer.sample(settings.batch_size).to_torch(column=True)  # (B,) becomes (B, 1); no copy
             td_errors, _ = agent.learn(batch)
             buffer.update_priorities(batch.indices, td_errors)
         if number % max(settings.eval_every // lanes, 1) == 0 or number == rounds:
             curve.append((number * lanes, float(evaluate(agent, settings.eval_episodes, seed + 1_000).mean())))
-    buffer.check()  # also raises what only the device has seen
+    buffer.check()  # also raises errors that only the device detected
     return agent, curve
 
 
@@ -96,15 +96,15 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="SAC on pendulums that are simulated on a device.", allow_abbrev=False)
     add = parser.add_argument
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=default_device, help="of the pendulums, the buffer and the networks (default: %(default)s)")
+    add("--device", default=default_device, help="device of pendulums, buffer and networks (default: %(default)s)")
     add("--num-envs", type=at_least(1), default=64, help="number of pendulums (default: %(default)s)")
-    add("--total-timesteps", type=at_least(1), default=30_000, help="steps of all pendulums together")
+    add("--total-timesteps", type=at_least(1), default=30_000, help="steps of all pendulums (default: %(default)s)")
     add(
         "--updates", type=at_least(1), default=8, help="updates after each step of all pendulums (default: %(default)s)"
     )
     add("--seed", type=at_least(0), default=0, help="random seed (default: %(default)s)")
     default = Path(__file__).resolve().parent / "runs" / "gpu-pendulums.png"
-    add("--output", type=picture, default=str(default), help="the picture (default: in runs/, beside this script)")
+    add("--output", type=picture, default=str(default), help="picture (default: in runs/, beside this script)")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Flip bits until they equal a goal: plain DQN fails from about a dozen bits on, DQN with hindsight does not.
+"""Flip bits until they equal a goal: plain DQN fails from about 12 bits on, DQN with hindsight does not.
 
     python examples/her_bitflip.py
     python examples/her_bitflip.py --bits 10 20 30 --strategy future final --seeds 0 1 2
@@ -7,8 +7,8 @@
 For each number of bits, the script trains one agent with and one without `HindsightReplay`, plays new greedy episodes,
 prints a table and saves a picture like figure 1 of the paper. The default run takes three minutes on an idle core.
 
-There are 2^N states, and only the goal has a different reward. With many bits, no agent finds it by chance. But each
-episode ends in some state and shows how to reach it: hindsight replaces the goal by that state.
+There are 2^N states, and only the goal has a different reward. With many bits, no agent finds the goal by chance. But
+each episode shows how to reach the state in which it ends. Hindsight uses that state as the goal.
 
 Shapes in the comments: B batch, E parallel environments, N bits.
 
@@ -38,9 +38,9 @@ from replaykit import HindsightReplay, Replay, ReplayBuffer, record
 
 Obs: TypeAlias = dict[str, npt.NDArray[np.int8]]
 
-# Close to the paper's settings, except for the length of training
+# These settings are close to the paper's, except for the length of training
 GAMMA = 0.98
-CAPACITY = 1_000_000  # at most; less if training stores fewer transitions
+CAPACITY = 1_000_000  # the maximum; smaller if training stores fewer transitions
 EPISODES = 16  # per cycle, in parallel: E
 UPDATES = 40  # per cycle
 BATCH_SIZE = 128
@@ -57,7 +57,7 @@ SOLVED = 0.95  # success in the final test that counts as solved
 class BitFlip(gymnasium.vector.VectorEnv[Obs, Any, npt.NDArray[Any]]):
     """N random bits and N random goal bits. An action flips one bit. The reward is 0 at the goal, else -1.
 
-    Episodes last N steps, enough for any goal. All environments begin and end together, and `reset` resets all.
+    Episodes last N steps, which is enough for any goal. All environments begin and end at the same time.
     """
 
     def __init__(self, bits: int, num_envs: int) -> None:
@@ -79,7 +79,7 @@ class BitFlip(gymnasium.vector.VectorEnv[Obs, Any, npt.NDArray[Any]]):
         self.state[np.arange(self.num_envs), actions] ^= 1
         self.steps += 1
         reward = self.compute_reward(self.state, self.goal, {})  # (E,)
-        # The end is a time limit: the state keeps its value
+        # The episode ends by a time limit, so the last state keeps its value
         terminated, truncated = np.zeros(self.num_envs, np.bool_), np.full(self.num_envs, self.steps == self.bits)
         return self.observe(), reward, terminated, truncated, {}
 
@@ -102,7 +102,7 @@ class QNetwork(nn.Module):
         self.layers = nn.Sequential(nn.Linear(2 * bits, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, bits))
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
-        """Twice (..., N) -> (..., N)."""
+        """Bits (..., N) and goal (..., N) -> (..., N)."""
         bits = torch.cat((obs["observation"], obs["desired_goal"]), -1)
         values: Tensor = self.layers(2.0 * bits - 1.0)
         return values
@@ -116,7 +116,7 @@ class QNetwork(nn.Module):
 
 
 def update(q_net: QNetwork, target_net: QNetwork, optimizer: torch.optim.Optimizer, buffer: Replay) -> float:
-    """Learn from one batch, relabelled or not. Returns the loss."""
+    """Learn from one batch, with or without relabelled transitions. Returns the loss."""
     batch = buffer.sample(BATCH_SIZE).to_torch()  # goals and bits (B, N), everything else (B,)
     with torch.no_grad():
         q_next = target_net(batch.next_obs).amax(1)  # (B,)
@@ -159,7 +159,7 @@ class Result:
 
 
 def train(bits: int, strategy: Strategy, ratio: float, cycles: int, seed: int, progress: bool = True) -> Result:
-    """Train until an evaluation is good enough, or for `cycles`. Then test on new episodes."""
+    """Train until an evaluation reaches STOP_AT, for at most `cycles` cycles. Then test on new episodes."""
     env, eval_env, test_env = BitFlip(bits, EPISODES), BitFlip(bits, EVAL_EPISODES), BitFlip(bits, TEST_EPISODES)
     for place, each in enumerate((env, eval_env, test_env)):
         each.reset(seed=3 * seed + place)
@@ -197,7 +197,7 @@ def train(bits: int, strategy: Strategy, ratio: float, cycles: int, seed: int, p
 
 
 def summarise(results: list[Result]) -> None:
-    """Print success and training cycles, a row for each number of bits. Several seeds are averaged."""
+    """Print the success and the number of training cycles for each number of bits, averaged over seeds."""
     strategies = list(dict.fromkeys(result.strategy for result in results))
     print(f"Success in {TEST_EPISODES} new greedy episodes (in brackets: cycles of training):")
     print("bits" + "".join(f"{strategy:>17}" for strategy in strategies))
@@ -206,7 +206,7 @@ def summarise(results: list[Result]) -> None:
         row = f"{bits:4}"
         for strategy in strategies:
             cell = [(each.success, each.cycles) for each in results if (each.bits, each.strategy) == (bits, strategy)]
-            success, cycles = np.mean(cell, axis=0) if cell else (np.nan, np.nan)  # nan: interrupted before it
+            success, cycles = np.mean(cell, axis=0) if cell else (np.nan, np.nan)  # nan: the run was interrupted before
             row += f"{success:9.3f} ({cycles:5.0f})"
             if success >= SOLVED:
                 solved[strategy].append(str(bits))

@@ -5,9 +5,9 @@
     python examples/offline_to_online.py --demos my_demonstrations.npz
 
 The reward is 1 at the flag and 0 everywhere else. Random actions hardly ever reach the flag, so an agent without
-demonstrations has nothing to learn from for thousands of steps. Ten episodes of a simple driver, which always pushes in
-the direction of motion, are recorded, written to a file and read back. Then a share of each batch comes from these
-demonstrations, and the rest from the agent's own steps. The demonstrations have their own buffer, so the agent's steps
+demonstrations sees no reward for thousands of steps. The demonstrations are ten episodes of a simple driver, which
+always pushes in the direction of motion. They are recorded, written to a file and read back. A share of each batch
+comes from them, and the rest from the agent's own steps. The demonstrations have their own buffer, so the agent's steps
 never overwrite them, and their share stays constant.
 
 The default run trains three agents with demonstrations and three without, prints a table and saves a picture of the
@@ -56,7 +56,7 @@ SETTINGS = Settings(
 REPLAY: dict[str, Any] = {"n_step": 5, "gamma": 0.99}  # must be equal in both buffers
 EPSILON = 0.1  # share of random actions in training
 TEST_EPISODES = 100
-SOLVED = 0.9  # success in an evaluation; the first time is reported
+SOLVED = 0.9  # success in an evaluation; the first step at which it is reached is reported
 COLOURS = ("tab:red", "tab:blue", "tab:green", "tab:purple", "tab:orange", "tab:brown")
 
 

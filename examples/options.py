@@ -16,7 +16,7 @@ COLOURS: dict[Strategy, str] = {  # in the pictures
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """A parser of integers not below `least`."""
+    """A parser of integers that are at least `least`."""
 
     def parse(text: str) -> int:
         try:
@@ -42,7 +42,7 @@ def share(text: str) -> float:
 
 
 def picture(text: str) -> Path:
-    """A file for a picture. It is checked before training."""
+    """The path of a picture. Its ending is checked before training."""
     path = Path(text)
     if path.suffix not in (".png", ".pdf", ".svg"):
         raise argparse.ArgumentTypeError(f"{path}: expected a name that ends in .png, .pdf or .svg")

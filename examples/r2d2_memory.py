@@ -14,8 +14,8 @@ this:
 
 - An extra field, `state`, stores the agent's recurrent state before each step.
 - `SequenceReplay` returns rows of consecutive steps, so ``batch.state[:, 0]`` is the state at the start of a row.
-- ``batch.loss_mask`` excludes the burn-in. The stored state was computed with older weights, and the first steps of a
-  row only bring it up to date.
+- ``batch.loss_mask`` excludes the burn-in, the first steps of a row. The stored state was computed with older weights.
+  The burn-in only brings it up to date.
 
 The rest is Double DQN, with the same target for every `n_step`. These parts of R2D2 are left out: actors in parallel
 processes, the dueling head, the last action and reward as network inputs, and the rescaling of values, which are
@@ -56,7 +56,7 @@ AGENTS = {"r2d2": "tab:blue", "zero-state": "tab:orange", "feedforward": "tab:re
 r2d2
     Begins each row with the stored state, and learns from the steps after the burn-in.
 zero-state
-    The same network, but each row begins with zeros, and all of its steps count in the loss.
+    The same network, but each row begins with a state of zeros, and all of its steps count in the loss.
 feedforward
     A layer without memory instead of the LSTM.
 """
@@ -84,7 +84,7 @@ class Settings:
     target_rate: float = 0.02  # how far each update moves the target network towards the online one
     epsilon_end: float = 0.1  # share of random actions after ...
     epsilon_steps: int = 20_000  # ... decreasing linearly from 1 over this many steps
-    capacity: int = 20_000  # small, since the states of older steps no longer fit the network
+    capacity: int = 20_000  # small, because the states of older steps no longer match the network
     gamma: float = 0.99
     n_step: int = 3
     alpha: float = 0.6  # strength of prioritization
@@ -164,8 +164,8 @@ class Actor:
 
     def __init__(self, net: QNetwork, num_envs: int, hidden: int) -> None:
         self.net = net
-        self.state = torch.zeros(num_envs, 2, hidden)  # before the observation that is acted on
-        self.next_state = self.state  # after it
+        self.state = torch.zeros(num_envs, 2, hidden)  # the state before the current observation
+        self.next_state = self.state  # the state after it
 
     @torch.no_grad()
     def act(self, obs: Observation) -> npt.NDArray[np.int64]:
@@ -191,7 +191,7 @@ def with_next_obs(batch: Batch, n_step: int) -> tuple[Tensor, Tensor]:
 def unroll(net: QNetwork, obs: Tensor, state: Tensor, begins: Tensor, burn_in: int) -> Tensor:
     """Values at each step of rows: (B, T, D), (B, 2, H), (B,) -> (B, T, A).
 
-    No gradient flows back into the burn-in. A row that `begins` an episode has none, since its state is known there.
+    No gradient flows back into the burn-in. A row that `begins` an episode has no burn-in: its initial state is known.
     """
     parts = []
     if burn_in > 0:
@@ -212,7 +212,7 @@ def td_errors_of(batch: Batch, q_net: QNetwork, target_net: QNetwork, settings: 
     values = unroll(q_net, obs, *start)  # (B, T + n, A)
     with torch.no_grad():
         choice = values.argmax(-1, keepdim=True)  # (B, T + n, 1): the online network chooses ...
-        next_values = unroll(target_net, obs, *start).gather(-1, choice).squeeze(-1)  # ... and the target network rates
+        next_values = unroll(target_net, obs, *start).gather(-1, choice).squeeze(-1)  # ... the target net evaluates
         target: Tensor = batch.reward + batch.discount * next_values.gather(1, places)  # (B, T)
     q = values[:, : settings.length].gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)  # (B, T)
     return target - q
@@ -230,7 +230,7 @@ class Learner:
     def learn(self, batch: Batch) -> tuple[Tensor, float]:
         """Learn from one batch of rows. Returns its TD errors (B, T) and the loss."""
         td_errors = td_errors_of(batch, self.q_net, self.target_net, self.settings)
-        squares = td_errors.square() * batch.loss_mask  # (B, T): neither padding nor the burn-in counts
+        squares = td_errors.square() * batch.loss_mask  # (B, T): without padding and burn-in
         loss = (batch.weights.unsqueeze(1) * squares).sum() / batch.loss_mask.sum().clamp(min=1)
 
         self.optimizer.zero_grad()
@@ -249,9 +249,9 @@ def make_env(settings: Settings, num_envs: int) -> Any:
 
 
 def make_replay(env: Any, settings: Settings, seed: np.random.SeedSequence) -> SequenceReplay:
-    """Prioritized rows of transitions, each with the recurrent state before it."""
+    """Prioritized replay of rows of transitions. Each transition has the recurrent state before it."""
     spec = Spec.from_env(env, state=Field((2, settings.hidden)))
-    beta = LinearSchedule(0.4, 1.0, steps=max(settings.updates, 1))  # counts batches: reaches 1 at the last one
+    beta = LinearSchedule(0.4, 1.0, steps=max(settings.updates, 1))  # counts batches, and reaches 1 at the last one
     shared: dict[str, Any] = {"n_step": settings.n_step, "gamma": settings.gamma, "seed": seed}
     priorities: dict[str, Any] = {"alpha": settings.alpha, "beta": beta}
     buffer = PrioritizedBuffer(settings.capacity, spec, num_envs=env.num_envs, **priorities, **shared)
@@ -367,7 +367,7 @@ def parse_arguments() -> argparse.Namespace:
         "--burn-in",
         type=at_least(0),
         default=default.burn_in,
-        help="steps without a loss at the start of each sequence (default: %(default)s)",
+        help="steps at the start of each sequence without a loss (default: %(default)s)",
     )
     add("--output", type=Path, help="save the picture to this file (default: a file in runs/, beside this script)")
     options = parser.parse_args()
@@ -385,7 +385,7 @@ def settings_of(agent: str, options: argparse.Namespace) -> Settings:
     """The settings of a run. Rows overlap by half, as in R2D2."""
     names = ("total_timesteps", "n_step", "length", "burn_in")
     settings = Settings(agent=agent, stride=options.length // 2, **{name: getattr(options, name) for name in names})
-    return settings if agent == "r2d2" else replace(settings, burn_in=0)  # nothing to bring up to date
+    return settings if agent == "r2d2" else replace(settings, burn_in=0)  # no stored state is used
 
 
 def main() -> None:

@@ -6,7 +6,7 @@
 
 A run takes about a minute on one core. It ends with 100 greedy episodes that were not used for training, played with
 the final weights, and saves a picture of the learning curve. The loop uses these parts of replaykit: `record` stores
-every step, `batches` returns tensors on the device and copies the next ones to a GPU in the meantime,
+every step, `batches` returns tensors on the device and copies the next batches to a GPU in the background,
 `update_priorities` accepts tensors, `stats` goes to TensorBoard, and `save` and `load` continue a killed run. On the
 CPU, the returns, losses and weights of a resumed run are identical to those of an uninterrupted run.
 
@@ -198,7 +198,7 @@ METRICS = ("loss/critics", "loss/actor", "policy/temperature", "policy/entropy",
 loss/critics
     Weighted squared TD errors. Grows while returns grow. If it explodes, learning diverges.
 loss/actor
-    Minus the soft value of the actor's own actions. Decreases as the actor improves.
+    The negative soft value of the actor's own actions. Decreases as the actor improves.
 policy/temperature
     The value of one unit of entropy, in rewards. Decreases while actions are more random than the target.
 policy/entropy
@@ -224,7 +224,7 @@ def make_env(env_id: str, num_envs: int) -> Any:
 def make_buffer(env: Any, settings: Settings, seed: np.random.SeedSequence) -> Replay:
     """Prioritized replay of n-step windows."""
     batches = settings.batches_by(settings.total_timesteps)
-    beta = LinearSchedule(0.4, 1.0, steps=max(batches, 1))  # counts batches: reaches 1 at the last one
+    beta = LinearSchedule(0.4, 1.0, steps=max(batches, 1))  # counts batches, and reaches 1 at the last one
     shared: dict[str, Any] = {"n_step": settings.n_step, "gamma": settings.gamma, "seed": seed}
     return PrioritizedBuffer.from_env(env, settings.capacity, alpha=settings.alpha, beta=beta, **shared)
 
@@ -261,12 +261,12 @@ def train(
     parts: dict[str, Any] = {"agent": agent} | agent.optimizers
     if checkpoint is not None and checkpoint.exists():
         checkpoint.load(buffer, rng, history, parts)
-    env = record(env, buffer)  # from here on each step is stored
+    env = record(env, buffer)  # from here on, each step is stored
     bar = tqdm(total=settings.total_timesteps, initial=history.steps, unit="step", desc=f"seed {seed}")
     with bar, open_log(log, history.steps) as writer:
         while history.steps < settings.total_timesteps:
-            # From one checkpoint to the next. An environment in the middle of an episode and prefetched batches cannot
-            # be saved, so both start again here, whether or not the run was stopped
+            # Continue from one checkpoint to the next. Running episodes and prefetched batches cannot be saved. Both
+            # therefore start again here, whether or not the run was stopped
             obs, _ = env.reset(seed=1_000_000 * seed + history.steps)  # (E, D)
             running_returns, metrics = np.zeros(settings.num_envs), list[Tensor]()
             end = min(history.steps + settings.save_every, settings.total_timesteps)
@@ -283,9 +283,9 @@ def train(
                         history.returns.append((history.steps, float(running_returns[lane])))
                         running_returns[lane] = 0.0
 
-                    # Learn from all batches that are due by now
+                    # Learn from all batches that are due
                     while history.batches < settings.batches_by(history.steps):
-                        batch = next(batches)  # obs (B, D), action (B, A), indices (B,); reward and such (B, 1)
+                        batch = next(batches)  # obs (B, D), action (B, A), indices (B,); others (B, 1)
                         td_errors, numbers = agent.learn(batch)
                         buffer.update_priorities(batch.indices, td_errors)
                         metrics.append(numbers)
@@ -306,7 +306,7 @@ def train(
 
 
 def open_log(path: Path | None, step: int) -> Any:
-    """TensorBoard's writer, or None without a path. Existing events of later steps or an earlier run are hidden."""
+    """A TensorBoard writer, or None without a path. Existing events of later steps or of an earlier run are hidden."""
     if path is None:
         return nullcontext()
     from torch.utils.tensorboard import SummaryWriter
@@ -320,7 +320,7 @@ def is_due(step: int, every: int, settings: Settings) -> bool:
 
 
 def report(history: History, metrics: list[Tensor], buffer: Replay, writer: Any, bar: Any) -> None:
-    """Record the means of `metrics` and clear them. Show the most important numbers beside the bar."""
+    """Record the means of `metrics`, and clear `metrics`. Show the most important numbers beside the bar."""
     numbers = {}
     if history.returns:
         numbers["return/training"] = float(np.mean([value for _, value in history.returns[-10:]]))
@@ -353,7 +353,7 @@ def plot(histories: dict[int, History], tests: dict[int, Any], title: str, path:
             bottom.plot(*np.array(history.losses).T, color=colour)
             right.plot(*np.array(history.temperatures).T, ":", color=colour)
     top.set(title=f"{title}\ndots: training episodes; lines: greedy evaluations", ylabel="return of an episode")
-    top.legend(title=f"mean of {TEST_EPISODES} fresh episodes", loc="lower right")
+    top.legend(title=f"mean of {TEST_EPISODES} new episodes", loc="lower right")
     bottom.set(xlabel="environment steps", ylabel="critics' loss (solid)")
     right.set(ylabel="temperature (dotted)", ylim=(0.0, None))
     figure.savefig(path, dpi=100)
@@ -456,7 +456,7 @@ def main() -> None:
     options = parse_arguments()
     torch.set_num_threads(1)  # networks this small are slower with more threads
     names = ("env", "n_step", "num_envs", "save_every")
-    steps = options.total_timesteps + -options.total_timesteps % options.num_envs  # whole steps of all environments
+    steps = options.total_timesteps + -options.total_timesteps % options.num_envs  # a multiple of their number
     settings = Settings(total_timesteps=steps, **{name: getattr(options, name) for name in names})
     checkpoints = {seed: find_checkpoint(options, settings, seed) for seed in options.seeds}
     histories, tests, is_logged = {}, {}, find_spec("tensorboard") is not None
@@ -467,7 +467,7 @@ def main() -> None:
         agent, histories[seed] = train(settings, seed, options.device, checkpoints[seed], log)
         tests[seed] = evaluate(agent, TEST_EPISODES, 1_000_000 * seed + 900_000)
         print(
-            f"Seed {seed}: greedy return over {TEST_EPISODES} fresh episodes after {histories[seed].steps} steps: "
+            f"Seed {seed}: greedy return over {TEST_EPISODES} new episodes after {histories[seed].steps} steps: "
             f"mean {tests[seed].mean():.1f}, standard deviation {tests[seed].std():.1f}, worst {tests[seed].min():.0f}."
         )
     title = f"SAC on {options.env}: --n-step {options.n_step} --num-envs {options.num_envs}"

@@ -4,9 +4,9 @@
     python examples/sb3_pendulum.py --buffer uniform --n-steps 3 --seed 1
     python examples/sb3_pendulum.py --buffer sb3
 
-A run takes one to three minutes. It ends with 20 greedy episodes and saves a picture of the learning curve. Two lines
-are needed to use a buffer of replaykit, an import and an argument: see `make_model`. `sb3` is Stable-Baselines3's own
-buffer.
+A run takes one to three minutes. It ends with 20 greedy episodes and saves a picture of the learning curve. To use
+a buffer of replaykit, two lines are needed, an import and an argument: see `make_model`. ``--buffer sb3`` is
+Stable-Baselines3's own buffer.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def make_model(kind: str, env: Any, total_timesteps: int, n_steps: int, seed: in
     if kind == "uniform":
         options = {"n_steps": n_steps, "gamma": GAMMA}
         return SAC("MlpPolicy", env, replay_buffer_class=SB3ReplayBuffer, replay_buffer_kwargs=options, **shared)
-    # The schedule counts sampled batches: beta reaches 1 with the last one
+    # The schedule counts sampled batches. Beta reaches 1 with the last batch
     beta = LinearSchedule(0.4, 1.0, steps=max(total_timesteps - LEARNING_STARTS, 1))
     return PrioritizedSAC("MlpPolicy", env, n_steps=n_steps, replay_buffer_kwargs={"beta": beta}, **shared)
 

@@ -1,4 +1,4 @@
-"""What the tests of saving share: a random learner, all that a replay has as bytes, and checkpoints that are forged."""
+"""Helpers of the tests of saving: a random learner, the contents of a replay as bytes, and forged checkpoints."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ MANIFEST = "manifest.json"
 
 
 class Learner:
-    """Random steps, batches, priorities and cuts, the same ones for the same seed and the same replay.
+    """Random steps, batches, priorities and ends of episodes, the same for the same seed and replay.
 
     The observations of a lane go on from one step to the next, most of the time.
     """
@@ -45,7 +45,7 @@ class Learner:
         return fields
 
     def act(self, replay: Any, count: int) -> list[Any]:
-        """Do so many random things; returns the batches, as bytes."""
+        """Take this many random actions. Returns the batches as bytes."""
         batches = []
         for _ in range(count):
             action, lanes = self.rng.random(), replay.num_envs
@@ -75,7 +75,7 @@ class Learner:
 
 
 def bytes_of(value: Any) -> Any:
-    """Nested values with all arrays as their dtype, shape and bytes, and chunks as the rows of each index."""
+    """Nested values, with arrays as their dtype, shape and bytes, and chunks as the rows of each index."""
     if isinstance(value, Chunks):
         found = [(indices.tolist(), bytes_of(rows)) for indices, rows in pieces(value)]
         return value.span, value.slots.capacity, found
@@ -89,7 +89,7 @@ def bytes_of(value: Any) -> Any:
 
 
 def content_of(replay: Any) -> str:
-    """A hash of all states of a replay, to be compared bit for bit.
+    """A hash of all states of a replay, for bit-identical comparisons.
 
     Of frames, what is read counts. Those that two chunks of a checkpoint share are there twice once it was loaded.
     """
@@ -110,7 +110,7 @@ def manifest_of(path: Any) -> Any:
 
 
 def seal(path: Any, content: Any, **changes: Any) -> None:
-    """Write a manifest with a right checksum."""
+    """Write a manifest with a valid checksum."""
     with open(os.path.join(path, MANIFEST), "w") as file:
         json.dump(sealed(content) | changes, file)
 
@@ -121,7 +121,7 @@ def sealed(content: Any) -> dict[str, Any]:
 
 
 def references_in(content: Any) -> list[Any]:
-    """All references to files in a manifest, which may be changed in place."""
+    """All references to files in a manifest. They can be changed in place."""
     if isinstance(content, list):
         if len(content) == 3 and isinstance(content[0], str) and content[0].endswith(".npy"):
             return [content]
@@ -130,6 +130,6 @@ def references_in(content: Any) -> list[Any]:
 
 
 def assert_tidy(path: Any) -> None:
-    """A directory has the files that its manifest names, and no others."""
+    """Check that a directory has exactly the files that its manifest names."""
     named = {reference[0] for reference in references_in(manifest_of(path))}
     assert set(os.listdir(path)) == named | {MANIFEST}

@@ -100,7 +100,7 @@ def frame(number: int, shape: tuple[int, ...] = (84, 84)) -> Any:
 
 
 def stored_indices(replay: Replay) -> Any:
-    """Every stored index, lane after lane, oldest first."""
+    """Every stored index, one lane after the other, oldest first."""
     lanes = [
         np.arange(oldest, newest + 1, replay.num_envs) if oldest >= 0 else np.zeros(0, np.int64)
         for oldest, newest in zip(replay.oldest, replay.newest, strict=True)
@@ -114,7 +114,7 @@ def lane_sizes(replay: Replay) -> list[int]:
 
 
 class unchanged:  # noqa: N801
-    """Context in which an error of a given type and message is raised, and the replay stays bit-identical."""
+    """A context in which an error of a given type and message must be raised, and the replay stays bit-identical."""
 
     def __init__(self, replay: Replay, error: Any, match: str) -> None:
         self.replay = replay
@@ -143,7 +143,7 @@ def leaves_of(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def map_leaves(function: Callable[..., Any], *trees: Any) -> Any:
-    """`function` of the corresponding leaves of trees of the same structure, in that structure."""
+    """A tree of the same structure, with `function` of the corresponding leaves of some trees."""
     first = trees[0]
     if isinstance(first, dict):
         return {key: map_leaves(function, *(tree[key] for tree in trees)) for key in first}
@@ -163,7 +163,7 @@ def stacked_lanes(values: Any, lanes: int) -> Any:
 
 
 class StepByStep(ReplayWrapper):
-    """Changes nothing, but overrides `window`, so that batches are made by the verbs one by one."""
+    """A wrapper that changes nothing, but overrides `window`, so that batches are made by separate verbs."""
 
     def window(self, indices: Any) -> Any:
         return self.inner.window(indices)
@@ -178,7 +178,7 @@ UNREACHABLE = np.array([-1.0, -1.0])
 
 
 def sparse(achieved_goal: Any, desired_goal: Any, info: Any) -> Any:
-    """-1, and 0 at the goal."""
+    """The reward -1, or 0 at the goal."""
     return (achieved_goal == desired_goal).all(axis=-1) - 1.0
 
 
@@ -188,7 +188,7 @@ def reached(achieved_goal: Any, desired_goal: Any, info: Any) -> Any:
 
 
 def state(lane: int, moment: int) -> Any:
-    """A goal that holds its lane and the number of its observation there."""
+    """A goal that contains its lane and the number of its observation."""
     return np.array([lane, moment], np.float64)
 
 
@@ -256,7 +256,7 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
 
 
 def run_in_child(function: Callable[[], Any]) -> None:
-    """Run `function` in a forked child; fails if it raises, or if the child hangs."""
+    """Run `function` in a forked child. Fails if it raises an error or hangs."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -321,7 +321,7 @@ class Place(NamedTuple):
 
 
 def interrupted_at(call: Any, at: int) -> Place | None:
-    """Run `call` and raise KeyboardInterrupt before the `at`-th bytecode of the package; where it was, if anywhere.
+    """Run `call` and raise KeyboardInterrupt before the `at`-th bytecode of the package. Returns the place or None.
 
     Kernels are not interrupted. Neither are the bytecodes from the end of the body of a ``with`` statement to the call
     of ``__exit__``, nor the one that enters a ``try`` statement: Python looks for signals after calls and jumps back.
@@ -357,7 +357,7 @@ def interrupted_at(call: Any, at: int) -> Place | None:
 
 @functools.cache
 def uninterrupted(code: Any) -> set[int]:
-    """The offsets of the bytecodes from the end of each ``with`` body to ``__exit__``, and of those that do nothing."""
+    """The offsets of bytecodes between the end of a ``with`` body and ``__exit__``, and of those without effect."""
     found, run = set[int](), list[int]()
     for instruction in dis.get_instructions(code):
         name = instruction.opname

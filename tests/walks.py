@@ -1,4 +1,4 @@
-"""Environments whose every observation is a number of its own, and what a recorder stores of them."""
+"""Environments in which every observation has a unique number, and the transitions that a recorder should store."""
 
 import numpy as np
 import pytest
@@ -16,12 +16,12 @@ NUMBER = Field((), np.float64)
 
 
 def fresh(value):
-    """The observation that holds this number."""
+    """The observation with this number."""
     return np.array([value, -value], np.float64)
 
 
 class Walk(gymnasium.Env):
-    """Observations count on: 10,000 an environment, 100 an episode, 1 a step. Episode e has 3 + e steps, at most 6.
+    """Observations have numbers: 10,000 per environment, 100 per episode, 1 per step. Episode e has 3 to 6 steps.
 
     `info` describes each observation: its number, with another sign at a reset, in several forms.
     """
@@ -66,7 +66,7 @@ def no_op(env):
 
 
 def play(env, steps, mode=None):
-    """Reset, and step so many times; with DISABLED, or if alone, reset what has ended."""
+    """Reset and take this many steps. With DISABLED, or in a single environment, reset episodes that have ended."""
     env.reset()
     for _ in range(steps):
         *_, terminated, truncated, _ = env.step(no_op(env))
@@ -80,12 +80,12 @@ def play(env, steps, mode=None):
 
 
 def numbers(buffer, field="obs"):
-    """The numbers of the stored observations, lane after lane."""
+    """The numbers of the stored observations, one lane after the other."""
     return buffer.read(stored_indices(buffer), field)[:, 0].tolist()
 
 
 def assert_true(buffer):
-    """Every next observation is the one after the observation, and stored only once."""
+    """Check that every next observation follows its observation, and that no transition is stored twice."""
     assert len(buffer) > 0
     obs = numbers(buffer)
     assert (np.array(numbers(buffer, "next_obs")) - obs == 1.0).all()
@@ -97,7 +97,7 @@ def as_box(rows):
 
 
 class SameStep(VectorEnv):
-    """Lane i has episodes of 2 + i steps; `final` makes the info from all last observations and the lanes that end."""
+    """An environment in which lane i has episodes of 2 + i steps. `final` makes the info from the last observations."""
 
     single_action_space = spaces.Discrete(2)
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
@@ -126,7 +126,7 @@ class SameStep(VectorEnv):
 
 
 def each(values, over):
-    """The observations of the lanes in `over`, in a list; None for the others."""
+    """A list of the observations of the lanes in `over`, with None for the others."""
     return [map_leaves(lambda leaf, i=i: leaf[i], values) if over[i] else None for i in range(len(over))]
 
 

@@ -54,14 +54,14 @@ class Buffer(ABC):
         """A call that returns a batch."""
 
     def gathering(self, indices: Call) -> Call:
-        """A call that returns the transitions at the indices ``indices()``, in the form of a sample."""
+        """A call that returns the transitions at ``indices()``, in the format of a sample."""
         raise NotOfferedError("has no call for it")
 
     @abstractmethod
     def read(self, batch: Any) -> dict[str, Any]:
         """The arrays or tensors of a batch: obs, action, reward, next_obs, terminated, and weights if prioritized.
 
-        They are the library's own, with their original axes.
+        They are the library's own arrays, with their original axes.
         """
 
     def random_indices(self, rng: np.random.Generator, shape: tuple[int, ...], capacity: int) -> Any:
@@ -77,7 +77,7 @@ class Library:
     importing: str
     """The import statement for its replay buffers."""
     is_for_threads = False
-    """Whether several threads may use a buffer: it is documented, or its methods take a lock."""
+    """Whether several threads may use a buffer, because this is documented or its methods take a lock."""
 
     def uniform(self, task: Task) -> Buffer:
         """A full buffer with uniform sampling."""
@@ -96,7 +96,7 @@ class Library:
         raise NotOfferedError("has no n-step returns")
 
     def hindsight(self, task: Task) -> Buffer:
-        """A full buffer that relabels four out of five transitions with a goal achieved later. Rewards cost nothing."""
+        """A full buffer that relabels four of five transitions with a goal achieved later. Rewards cost nothing."""
         raise NotOfferedError("has no hindsight replay")
 
     def images(self, task: FrameTask, once: bool) -> Buffer:

@@ -21,7 +21,7 @@ from benchmarks.data import SCREEN, STACK, FrameTask, Steps, Task
 
 
 class CpprbBuffer(Buffer):
-    """A uniform or prioritized buffer of cpprb. Its done stands for terminated, as in its examples."""
+    """A uniform or prioritized buffer of cpprb. The field ``done`` stores terminated, as in cpprb's examples."""
 
     indices_of = itemgetter("indexes")
 
@@ -68,7 +68,7 @@ class Cpprb(Library):
         for steps in task.fill():
             for start in range(0, len(steps.reward), task.episode):
                 episode = Steps(*(column[start : start + task.episode] for column in steps))
-                # It sums the rewards in the given array
+                # cpprb sums the rewards in the given array
                 CpprbBuffer(replay).extending(episode._replace(reward=episode.reward.copy()))()
                 replay.on_episode_end()
         return CpprbBuffer(replay)
@@ -93,7 +93,7 @@ class Cpprb(Library):
 
 
 class CpprbHindsight(CpprbBuffer):
-    """Its states are vectors: the observation followed by the achieved goal."""
+    """A buffer whose states are vectors: the observation followed by the achieved goal."""
 
     def __init__(self, task: Task) -> None:
         no_reward = np.zeros(task.episode, np.float32)
@@ -122,7 +122,7 @@ class CpprbHindsight(CpprbBuffer):
                     return
 
     def adding(self, step: Steps) -> Call:
-        """Once per episode, the call includes the relabelling."""
+        """A call that stores one step. Once per episode, it includes the relabelling."""
         replay, goal, count, episode = self.replay, self.goal, 0, self.episode
         obs, next_obs = _state(step.obs), _state(step.next_obs)
         replay.on_episode_end(goal)

@@ -169,7 +169,7 @@ class Torchrl(Library):
         buffer = _filled(TorchrlNested(replay), task)
         buffer.adding(
             task.one()
-        )()  # else the first sample after an add fails, because it compares the last written steps
+        )()  # without it, the first sample after an add fails, because it compares the last written steps
         return buffer
 
     def mixed(self, task: Task) -> TorchrlBuffer:
@@ -179,7 +179,7 @@ class Torchrl(Library):
         return TorchrlBuffer(ensemble)
 
     def sequences(self, task: Task | FrameTask, length: int) -> TorchrlBuffer:
-        """Its faster form, which caches the limits of episodes between samples."""
+        """The faster form, which caches the limits of episodes between samples."""
         sampler = SliceSampler(slice_len=length, end_key="done", cache_values=True)
         return _filled(TorchrlSequences(ReplayBuffer(storage=_storage(task), sampler=sampler), length), task)
 

@@ -1,4 +1,4 @@
-"""Measure and print: ``python -m benchmarks.gpu``. See the package."""
+"""Measure and print: ``python -m benchmarks.gpu``. The docstring of the package describes the options."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ GOALS = {
     "adding": (45,),
     "pinned": (60, 70, 200),
 }
-"""Microseconds of replaykit on an H100 or H200 with a million rows, for the sizes."""
+"""Goals: at most these microseconds for each size, with a million rows on an H100 or H200."""
 
 
 @dataclass
@@ -93,7 +93,7 @@ def offered(kind: type[Rival], task: Task, sizes: list[int], call_of: Any) -> tu
 
 
 def run(races: list[Race], rounds: int, device: torch.device) -> None:
-    """Time all calls, in another random order in each round."""
+    """Time all calls. The order is random and differs between rounds."""
     rng = np.random.default_rng(0)
     for race in races:
         for name, call in race.calls.items():
@@ -129,7 +129,7 @@ def figures(race: Race) -> dict[str, Any]:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """Microseconds of each rival, and in brackets how many times those of replaykit."""
+    """Microseconds of each rival, with their ratio to those of replaykit in brackets."""
     lines = []
     for race in found:
         own = race["us"]["replaykit"][0]
@@ -140,7 +140,7 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def goals_text(found: list[dict[str, Any]], sizes: list[int]) -> str:
-    """Each goal, and whether it is reached. They are for a large GPU and a million rows."""
+    """Each goal, and whether it is reached. The goals are for a large GPU and a million rows."""
     lines, titles = ["\ngoals"], {race["title"]: race["us"] for race in found}
     for work, limits in GOALS.items():
         kind, name = ("uniform", "replaykit, pinned") if work == "pinned" else (work, "replaykit")
@@ -159,7 +159,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=1_000_000, help="number of transitions (default: %(default)s)")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="batch sizes (default: all three)")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds instead of {ROUNDS}")
-    parser.add_argument("--output", type=Path, help="a JSON file for the figures")
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""What is compared on a GPU: replaykit, plain tensors in two layouts, TorchRL and flashbax."""
+"""The rivals on a GPU: replaykit, plain tensors in two layouts, TorchRL and flashbax."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -17,7 +17,7 @@ SPEC = Spec(obs=Field((OBS,)), action=Field((ACTION,)))
 
 
 class NotOfferedError(Exception):
-    """A rival does not have something, or is not installed."""
+    """A rival does not have a feature, or is not installed."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Task:
 
 
 class Rival(ABC):
-    """A buffer that is full."""
+    """A full buffer of a library, or one of plain tensors."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -85,7 +85,7 @@ class Replaykit(Rival):
             self.buffer.update_priorities(stored, np.random.default_rng(0).random(len(stored)))
 
     def given(self, steps: Steps) -> Any:
-        """Steps as the buffer takes them."""
+        """Steps in the form that the buffer accepts."""
         return {name: value if self.task.lanes > 1 else value[:, 0] for name, value in steps.items()}
 
     def sampling(self, batch_size: int) -> Call:
@@ -139,7 +139,7 @@ class Pinned(OnTheCpu):
 
 
 class TensorPerField(Rival):
-    """The usual buffer written by hand: a tensor for each field, and one gather for each. One step."""
+    """A buffer as users write it by hand: one tensor and one gather for each field. Without n-step returns."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -253,7 +253,7 @@ class Torchrl(Rival):
 
 
 class Flashbax(Rival):
-    """flashbax's item buffers, whose functions XLA compiles, with a state that is donated. JAX must use the GPU."""
+    """flashbax's item buffers. XLA compiles their functions, and the state is donated. JAX must use the GPU."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)

@@ -1,4 +1,4 @@
-"""Adding 84x84 frames: one that the buffer stacks, or a stack of four that the environment made.
+"""Adding 84x84 frames: a single frame that the buffer stacks, or a stack of four frames from the environment.
 
 The frames of an episode are separate arrays. As in an agent's loop, a step's next_obs is the same array as the next
 step's obs.

@@ -18,7 +18,7 @@ class Shelf:
         self.buffers: dict[Any, Buffer] = {}
 
     def get(self, library: Library, kind: str, task: Task | FrameTask, *options: Any) -> Buffer:
-        """The buffer that the library's method `kind` builds. Raises `NotOfferedError` if it has none."""
+        """The buffer that the library's method `kind` builds. Raises `NotOfferedError` if there is none."""
         key = (library.name, kind, task, options)
         if key not in self.buffers:
             self.buffers[key] = getattr(library, kind)(task, *options)
@@ -68,7 +68,7 @@ def cycle(buffer: Buffer, task: Task, batch_size: int, adds: int = 1) -> Workloa
     """The work of an agent with prioritized replay: add, sample, and update the batch with new errors."""
     add, sample, errors = buffer.adding(task.one()), buffer.sampling(batch_size), fresh_errors(batch_size)
     update, indices_of = buffer.update, buffer.indices_of
-    if adds == 1:  # without a loop, which would add to the libraries' time
+    if adds == 1:  # no loop, because a loop would add to the measured time
 
         def call() -> None:
             add()

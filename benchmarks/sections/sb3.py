@@ -49,7 +49,7 @@ class Pair(NamedTuple):
 def rows(libraries: list[Library], quick: bool) -> list[Row]:
     names = [library.name for library in libraries]
     if "stable_baselines3" not in names:
-        print("sb3: left out, since it compares with stable_baselines3")
+        print("sb3: left out, because it needs stable_baselines3")
         return []
     made = []
     for kind, n_envs in ADDS:

@@ -1,4 +1,4 @@
-"""A complete training step of a DQN, which shows the share of replay in it.
+"""A complete training step of a DQN, to measure the share of time that replay takes.
 
 Add a transition, sample 256, make tensors, compute targets with a second network, the loss, its gradients and the
 optimizer's step, and update the priorities. The floor is the same network on one batch, repeatedly.
@@ -20,7 +20,7 @@ def rows(libraries: list[Library], quick: bool) -> list[Row]:
     try:
         import torch
     except ImportError:
-        print("training: left out, since torch is not installed")
+        print("training: left out, because torch is not installed")
         return []
     torch.set_num_threads(1)
     shelf = Shelf()

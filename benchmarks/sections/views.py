@@ -30,7 +30,7 @@ def n_step_rows(libraries: list[Library], quick: bool) -> list[Row]:
 
 
 def hindsight_rows(libraries: list[Library], quick: bool) -> list[Row]:
-    """Hindsight with a reward function that costs almost nothing, since its cost is not the library's."""
+    """Hindsight with a reward function that costs almost nothing, because its cost does not belong to the library."""
     shelf, floor = Shelf(), Rows(GOALS)
     only = only_replaykit(libraries)
 

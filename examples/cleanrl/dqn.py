@@ -4,9 +4,9 @@
     python examples/cleanrl/dqn.py --per --n-step 1 --seed 1
     python examples/cleanrl/dqn.py --env-id Acrobot-v1 --num-envs 4 --log-dir runs/acrobot
 
-Nothing in the loop handles the replay buffer's details. `record` stores each step of the environments, with the true
-last observation of an episode. ``batch.discount`` is gamma per step of the n-step window, and 0 if the episode
-terminated; a time limit does not set it to 0. The same loop learns from uniform and from prioritized replay.
+The loop does not handle details of the replay buffer. `record` stores each step of the environments, with the true last
+observation of an episode. ``batch.discount`` is ``gamma ** length`` for a window of `length` steps, or 0 if the
+episode terminated. A time limit does not set it to 0. The same loop learns from uniform and from prioritized replay.
 
 Shapes in the comments: E parallel environments, D observation, A number of actions, B batch.
 
@@ -54,7 +54,7 @@ class Args:
     buffer_size: int = option(10_000, "capacity of the buffer in transitions", 1)
     learning_starts: int = option(1_000, "environment steps before the first update", 1)
     train_frequency: int = option(5, "environment steps per update", 1)
-    target_network_frequency: int = option(1, "updates between two changes of the target network", 1)
+    target_network_frequency: int = option(1, "number of updates between two changes of the target network", 1)
     tau: float = option(0.03, "share of the Q-network in each change of the target network; 1 copies it", 0, 1)
     start_e: float = option(1.0, "initial probability of a random action", 0, 1)
     end_e: float = option(0.02, "final probability of a random action", 0, 1)
@@ -65,7 +65,7 @@ class Args:
     per_beta: float = option(0.4, "initial exponent of the importance weights; it rises to 1 over the run", 0, 1)
     device: str = option("cpu", "torch device of the networks, such as cuda")
     log_dir: str = option("", "directory for TensorBoard logs; if empty, nothing is logged")
-    log_every: int = option(5_000, "environment steps between two printed lines", 1)
+    log_every: int = option(5_000, "environment steps between two lines of progress", 1)
 
 
 class QNetwork(nn.Sequential):

@@ -4,9 +4,9 @@
     python examples/cleanrl/sac.py --per --n-step 1 --seed 1
     python examples/cleanrl/sac.py --num-envs 4 --log-dir runs/pendulum
 
-Nothing in the loop handles the replay buffer's details. `record` stores each step of the environments, with the true
-last observation of an episode. ``batch.discount`` is gamma per step of the n-step window, and 0 if the episode
-terminated; a time limit does not set it to 0. The same loop learns from uniform and from prioritized replay.
+The loop does not handle details of the replay buffer. `record` stores each step of the environments, with the true last
+observation of an episode. ``batch.discount`` is ``gamma ** length`` for a window of `length` steps, or 0 if the
+episode terminated. A time limit does not set it to 0. The same loop learns from uniform and from prioritized replay.
 
 Shapes in the comments: E parallel environments, D observation, A action, B batch.
 
@@ -59,7 +59,7 @@ class Args:
     hidden: int = option(64, "units in each of the two hidden layers", 1)
     policy_frequency: int = option(1, "critic updates per update of the actor and the temperature", 1)
     tau: float = option(0.01, "share of the critics in each change of the target critics", 0, 1)
-    temperature: float = option(1.0, "weight of the entropy beside the reward; with autotune, its initial value", 1e-8)
+    temperature: float = option(1.0, "weight of the entropy against the reward; with autotune, its initial value", 1e-8)
     autotune: bool = option(True, "learn the temperature during the run")
     n_step: int = option(3, "number of rewards in an n-step target", 1)
     per: bool = option(False, "use prioritized instead of uniform replay")
@@ -67,7 +67,7 @@ class Args:
     per_beta: float = option(0.4, "initial exponent of the importance weights; it rises to 1 over the run", 0, 1)
     device: str = option("cpu", "torch device of the networks, such as cuda")
     log_dir: str = option("", "directory for TensorBoard logs; if empty, nothing is logged")
-    log_every: int = option(1_000, "environment steps between two printed lines", 1)
+    log_every: int = option(1_000, "environment steps between two lines of progress", 1)
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -251,7 +251,7 @@ def report(
     policy/temperature
         The reward for one unit of entropy. It falls while actions are more random than the target entropy requires.
     value/q
-        Mean soft value of the actions in one batch. If it leaves the range of discounted returns, including entropy
+        Mean soft value of the actions in one batch. If it leaves the range of discounted returns with entropy
         bonuses, learning diverges.
     """
     rate = step / (time.perf_counter() - start)

@@ -4,9 +4,9 @@
     python examples/cleanrl/td3.py --per --n-step 1 --seed 1
     python examples/cleanrl/td3.py --num-envs 4 --log-dir runs/pendulum
 
-Nothing in the loop handles the replay buffer's details. `record` stores each step of the environments, with the true
-last observation of an episode. ``batch.discount`` is gamma per step of the n-step window, and 0 if the episode
-terminated; a time limit does not set it to 0. The same loop learns from uniform and from prioritized replay.
+The loop does not handle details of the replay buffer. `record` stores each step of the environments, with the true last
+observation of an episode. ``batch.discount`` is ``gamma ** length`` for a window of `length` steps, or 0 if the
+episode terminated. A time limit does not set it to 0. The same loop learns from uniform and from prioritized replay.
 
 Shapes in the comments: E parallel environments, D observation, A action, B batch.
 
@@ -66,7 +66,7 @@ class Args:
     per_beta: float = option(0.4, "initial exponent of the importance weights; it rises to 1 over the run", 0, 1)
     device: str = option("cpu", "torch device of the networks, such as cuda")
     log_dir: str = option("", "directory for TensorBoard logs; if empty, nothing is logged")
-    log_every: int = option(1_000, "environment steps between two printed lines", 1)
+    log_every: int = option(1_000, "environment steps between two lines of progress", 1)
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

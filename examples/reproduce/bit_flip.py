@@ -4,8 +4,8 @@
     python examples/reproduce/bit_flip.py --bits 50 --cycles 4000
     python examples/reproduce/bit_flip.py --bits 10 12 13 14 15 --seeds 0 1 2
 
-Agent, environment and training are those of `her_bitflip.py` in the parent directory, which explains them. Here the
-runs are parallel, and the results are compared with those of Andrychowicz et al. (2017).
+`her_bitflip.py` in the parent directory defines and explains the agent, the environment and the training. This script
+runs them in parallel, and compares the results with those of Andrychowicz et al. (2017).
 
 References
 ----------
@@ -23,7 +23,7 @@ QUICK_BITS, QUICK_CYCLES = [6, 14], 150
 BITS, CYCLES = [5, 8, 10, 13, 15, 20, 30], 1_000
 PAPER_PLAIN, PAPER_HINDSIGHT = 13, 50
 """The largest numbers of bits that the paper solves without and with hindsight."""
-SAID = f"Andrychowicz et al. (2017): without hindsight up to {PAPER_PLAIN} bits, with it up to {PAPER_HINDSIGHT}"
+SAID = f"Andrychowicz et al. (2017): up to {PAPER_PLAIN} bits without hindsight, up to {PAPER_HINDSIGHT} with it"
 
 
 def result_of(task: tuple[int, str, int, int]) -> Result:
@@ -84,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train an agent with and an agent without hindsight for each number of bits and seed."""
+    """Train two agents, with and without hindsight, for each number of bits and each seed."""
     options = parse_arguments()
     # With hindsight, training ends when the task is solved, after about N^2 + 50 cycles of 40 updates each
     cost = {

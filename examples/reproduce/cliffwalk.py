@@ -1,18 +1,18 @@
-"""Learn a cliff walk from a memory in which only one of thousands of transitions has a reward.
+"""Learn a cliff walk from a memory of thousands of transitions, of which only one has a reward.
 
     python examples/reproduce/cliffwalk.py
     python examples/reproduce/cliffwalk.py --states 4 6 8 10 12 --seeds 0 1 2
 
 The blind cliffwalk of Schaul et al. (2016) has n states with two actions. The wrong action ends the episode, and n
-right actions in a row earn a reward of 1. The memory contains each of the 2^n sequences of actions, played until it
-ends. Of its 2^(n+1) - 2 transitions, one has a reward. Q-learning replays one transition at a time until its values are
-right. The script counts the updates for five ways to choose transitions:
+right actions in a row earn a reward of 1. The memory contains one episode for each of the 2^n sequences of actions. Of
+its 2^(n+1) - 2 transitions, one has a reward. Q-learning replays one transition at a time until its values are right.
+The script counts the updates for five ways to choose transitions:
 
-uniform       all equally likely: `ReplayBuffer`
+uniform       all transitions are equally likely: `ReplayBuffer`
 proportional  by the last seen TD error: `PrioritizedBuffer`, alpha 0.6, no importance weights
 rank          by the rank of this TD error: ``variant="rank"``, alpha 0.7, no importance weights
-greedy        always the largest TD error when last seen: a heap, since replaykit has no such buffer
-oracle        always the transition that brings the values closest to the true ones, which must be known
+greedy        always the largest last seen TD error: a heap, because replaykit has no such buffer
+oracle        always the transition that brings the values closest to the true values, which it must know
 
 References
 ----------
@@ -34,9 +34,9 @@ from replaykit import Field, PrioritizedBuffer, Replay, ReplayBuffer, Spec
 
 ETA = 0.25  # step size of Q-learning
 ALPHA = {"proportional": 0.6, "rank": 0.7}
-TOLERANCE = 1e-3  # mean squared error of the values at which they count as right
-PATIENCE = 200  # updates per transition in the memory, after which a run stops
-CHUNK = 1024  # uniform draws at once
+TOLERANCE = 1e-3  # values are right if their mean squared error is below this
+PATIENCE = 200  # a run stops after this many updates per transition in the memory
+CHUNK = 1024  # number of uniform draws at once
 QUICK, MOST_STATES = [6, 8, 10], 20
 COLOURS = {
     "uniform": "tab:red", "proportional": "tab:blue", "rank": "tab:purple", "greedy": "tab:orange",
@@ -63,7 +63,7 @@ class Cliffwalk:
     def memory(self, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
         """The 2^(n+1) - 2 transitions of all sequences of n actions, each played until it ends, in random order.
 
-        2^(n-i) sequences reach state i: those whose first i actions are right. Half of them continue with each action.
+        2^(n-i) sequences reach state i, because their first i actions are right. Half of them take each action.
         """
         times = 2 ** np.arange(self.states, 0, -1)
         state = np.repeat(np.arange(self.states), times)
@@ -83,12 +83,12 @@ class Cliffwalk:
 
 
 class Learner:
-    """Tabular Q-learning, one transition at a time. It knows the distance to the true values."""
+    """Tabular Q-learning, one transition at a time. It computes the distance of its values to the true values."""
 
     def __init__(self, walk: Cliffwalk, rng: np.random.Generator) -> None:
         self.q: list[list[float]] = rng.normal(
             0.0, 0.1, (walk.states, 2)
-        ).tolist()  # starting from 0, greedy would get stuck
+        ).tolist()  # greedy would never learn if all values started at 0
         self.true = walk.values
         pairs = 2 * walk.states
         self.loss: float = sum((self.q[i][a] - walk.values[i][a]) ** 2 for i in range(walk.states) for a in (0, 1))
@@ -137,7 +137,7 @@ def uniform(learner: Learner, buffer: Replay) -> None:
 
 
 def prioritized(learner: Learner, buffer: Replay) -> None:
-    """Replay by priority, one at a time, since each update changes the next draw."""
+    """Replay by priority, one transition at a time, because each update changes the next draw."""
     while not learner.is_done:
         batch = buffer.sample(1)
         (transition,) = transitions(batch)
@@ -154,7 +154,7 @@ def greedy(learner: Learner, buffer: Replay) -> None:
 
 
 def oracle(learner: Learner, buffer: Replay) -> None:
-    """Replay the transition that lowers the loss most. Equal transitions have equal effects: one of each is tried."""
+    """Replay the transition that lowers the loss most. Of equal transitions, only one is tried."""
     kinds = sorted(set(everything(buffer)))
     while not learner.is_done:
         learner.learn(max(kinds, key=learner.gain))
@@ -169,7 +169,7 @@ METHODS = {"uniform": uniform, "proportional": prioritized, "rank": prioritized,
 
 
 def updates(task: tuple[str, int, int, float]) -> float:
-    """The updates until the values are right, for a method, a number of states, a seed and eps; inf if never."""
+    """The number of updates until the values are right, or inf. A task is a method, the states, a seed and eps."""
     method, states, seed, eps = task
     walk = Cliffwalk(states)
     rng = np.random.default_rng([seed, states])  # every method starts from the same values and the same order
@@ -196,7 +196,7 @@ def seconds(method: str, states: int) -> float:
 
 
 def slope(medians: dict[tuple[str, int], float], method: str) -> float:
-    """The slope of log(updates) against log(N), from six states on; 1 if the updates grow like the memory."""
+    """The slope of log(updates) against log(N), from six states on. It is 1 if updates are proportional to N."""
     points = [(2.0 ** (states + 1) - 2.0, count) for (name, states), count in medians.items() if name == method]
     size, count = np.log([point for point in sorted(points) if point[0] > 100.0]).T
     return float(np.polyfit(size, count, 1)[0]) if np.isfinite(count).all() else np.inf
@@ -213,12 +213,12 @@ def tabulate(medians: dict[tuple[str, int], float], states: list[int]) -> list[l
 
 
 def claims(medians: dict[tuple[str, int], float], states: list[int]) -> list[tuple[str, bool]]:
-    """The claims to check, and whether they hold. The paper has only curves and text; the bounds are ours."""
+    """The claims to check, and whether they hold. The paper has only curves and text; the bounds are our choice."""
     made = []
     if 10 in states:
         for method, least in (("proportional", 4), ("rank", 4), ("greedy", 9), ("oracle", 45)):
             ratio = medians["uniform", 10] / medians[method, 10]
-            text = f"at 10 states uniform needs at least {least} times the updates of {method}: {ratio:.1f}"
+            text = f"at 10 states uniform needs at least {least} times as many updates as {method}: {ratio:.1f}"
             made.append((text, ratio >= least))
     if sum(n >= 6 for n in states) >= 2:
         grows, oracle_grows = slope(medians, "uniform"), slope(medians, "oracle")

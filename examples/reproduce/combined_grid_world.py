@@ -4,12 +4,12 @@
     python examples/reproduce/combined_grid_world.py --runs 30
     python examples/reproduce/combined_grid_world.py --capacities 100 10000 --jobs 1
 
-Tabular Q-learning from a batch of 10 after each step, in the grid world of Zhang and Sutton (2017). With uniform
-replay, `ReplayBuffer`, a larger memory draws recent transitions more rarely, and learning slows down. With combined
-replay, `CombinedReplay` around the same buffer, each batch consists of nine draws and the newest transition.
+Tabular Q-learning learns from a batch of 10 after each step, in the grid world of Zhang and Sutton (2017). With uniform
+replay, `ReplayBuffer`, recent transitions are drawn less often from a larger memory, and learning slows down. With
+combined replay, `CombinedReplay` around the same buffer, each batch has nine draws and the newest transition.
 
-The results are printed beside the paper's. They hold for this task and this agent: other agents benefit from a large
-memory (Fedus et al. 2020).
+The results are printed beside the results of the paper. They hold for this task and this agent: other agents benefit
+from a large memory (Fedus et al. 2020).
 
 References
 ----------
@@ -43,8 +43,8 @@ PAPER = {
     100_000: {"uniform": -4125, "combined": -632},
     1_000_000: {"uniform": -2531, "combined": -607},
 }
-MARGIN, MARGIN_RUNS = 0.12, 10  # tolerance around each, checked with at least MARGIN_RUNS runs
-RATIOS = {100: 1.25, 10_000: 3.5, 1_000_000: 2.4}  # minimum ratio of uniform to combined, even in a single run
+MARGIN, MARGIN_RUNS = 0.12, 10  # relative tolerance, checked with at least MARGIN_RUNS runs
+RATIOS = {100: 1.25, 10_000: 3.5, 1_000_000: 2.4}  # minimum ratio of uniform to combined steps, even in one run
 QUICK_RUNS, QUICK_CAPACITIES = 1, [100, 10_000]
 SPEC = Spec(obs=Field((), np.int64), action=Field((), np.int64))
 
@@ -97,7 +97,7 @@ def play(world: GridWorld, buffer: Replay, rng: np.random.Generator, episodes: i
         for step in range(1, time_limit + 1):
             action = choose(q[state], rng)
             next_state = world.moves[state][action]
-            # A time limit does not terminate the task: the buffer's discount keeps the value of the last state
+            # A time limit does not terminate the task, so the target still contains the value of the last state
             buffer.add(state, action, -1.0, next_state, next_state == world.goal, step == time_limit)
             learn(q, buffer.sample(BATCH_SIZE))
             state = next_state
@@ -152,7 +152,7 @@ def claims(means: Means, capacities: list[int], runs: int) -> list[tuple[str, bo
         if capacity in RATIOS:
             least, ratio = RATIOS[capacity], uniform / combined
             made.append(
-                (f"at {capacity:,} uniform takes at least {least} times the steps: {ratio:.2f}", ratio >= least)
+                (f"at {capacity:,} uniform takes at least {least} times as many steps: {ratio:.2f}", ratio >= least)
             )
         if capacity in PAPER and runs >= MARGIN_RUNS:
             for kind, mean in zip(COLOURS, (uniform, combined), strict=True):
@@ -163,7 +163,7 @@ def claims(means: Means, capacities: list[int], runs: int) -> list[tuple[str, bo
 
 
 def plot(means: Means, capacities: list[int], path: Path) -> None:
-    """Plot mean returns against capacity: a dot for each run, a line through the means, and the paper's as crosses."""
+    """Plot mean returns against capacity: dots for runs, lines through the means, and crosses for the paper's means."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")  # without pyplot: no window, no global state
     axes = figure.subplots()
     for kind, colour in COLOURS.items():

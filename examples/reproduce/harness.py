@@ -1,4 +1,4 @@
-"""The common part of the experiments: options, parallel runs, a table, and the check of the claims."""
+"""The parts that the experiments share: options, parallel runs, a table, and the check of the claims."""
 
 import argparse
 import csv
@@ -66,7 +66,7 @@ def run_all(function: Callable[[Task], Result], seconds: Mapping[Task, float], j
         Number of processes. With 1, everything runs in this process.
     """
     jobs = min(jobs, len(seconds))
-    tasks = sorted(seconds, key=lambda task: seconds[task], reverse=True)  # so that no long task runs alone at the end
+    tasks = sorted(seconds, key=lambda task: seconds[task], reverse=True)  # no long task runs alone at the end
     expected = max(sum(seconds.values()) / jobs, seconds[tasks[0]])
     print(f"{len(tasks)} runs in {jobs} process{'es' * (jobs > 1)}: about {duration(expected)}.")
     shares = {task: max(1, round(1e3 * seconds[task])) for task in tasks}  # integers, whose sum is exact
@@ -77,7 +77,7 @@ def run_all(function: Callable[[Task], Result], seconds: Mapping[Task, float], j
                 results[task] = result
                 bar.update(shares[task])
     except KeyboardInterrupt:
-        raise SystemExit("Interrupted. Nothing was written, since the runs are incomplete.") from None
+        raise SystemExit("Interrupted. Nothing was written, because the runs are incomplete.") from None
     return {task: results[task] for task in seconds}
 
 
@@ -92,8 +92,8 @@ def _outcomes(function: Callable[[Task], Result], tasks: list[Task], jobs: int) 
         for task in tasks:
             yield task, function(task)
         return
-    # Spawned, since a forked child inherits the threads of torch and tqdm in an undefined state. The parent handles
-    # Ctrl-C and then ends the pool
+    # Processes are spawned, because a forked child inherits the threads of torch and tqdm in an undefined state. Only
+    # the parent handles Ctrl-C, and then it ends the pool
     context = multiprocessing.get_context("spawn")
     with context.Pool(jobs, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         yield from pool.imap_unordered(_Named(function), tasks)
@@ -110,7 +110,7 @@ class _Named:
 
 
 def show(table: list[list[str]], path: Path) -> None:
-    """Print a table, its header first, and write it to `path` as CSV."""
+    """Print a table, whose first row is the header, and write it to `path` as CSV."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))

@@ -17,9 +17,9 @@ def mean_shift(batch: Any, reference: Any) -> float:
 
     The value is ``(mean(batch) - mean(reference))² / (s² (1/B + 1/M))``, averaged over features, where s² is the
     variance of batch and reference together. It is between 0 and B + M - 1. Its expectation for i.i.d. draws is exactly
-    1, for every B, M and distribution. Dependent draws raise it, and so does a difference in distribution;
-    :func:`batch_mean_error` separates the two. Average it over many batches: for a single one it is noisy, with a
-    standard deviation of 1.4 for one feature. Constant features are left out; nan if all are constant. O((B + M) D).
+    1, for every B, M and distribution. Both dependent draws and a difference in distribution increase
+    it; :func:`batch_mean_error` separates the two. Average it over many batches, because a single value is noisy, with
+    a standard deviation of 1.4 for one feature. Constant features are left out; nan if all are constant. O((B + M) D).
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def relative_age(ages: Any, sizes: Any) -> Compared:
 def td_lift(td_errors: Any, reference: Any) -> float:
     """The mean of abs(δ) over a batch, divided by its mean over the buffer.
 
-    1 for i.i.d. draws. Above 1, the batch prefers transitions with large TD errors, as prioritized replay is meant to.
+    It is 1 for i.i.d. draws. Above 1, the batch prefers transitions with large TD errors, as prioritized replay should.
     nan if all TD errors of the reference are 0. O(B + M).
 
     Parameters

@@ -26,7 +26,7 @@ class StoredSteps(NamedTuple):
 
     @classmethod
     def of(cls, buffer: Replay) -> "StoredSteps":
-        """The steps that `buffer` stores now."""
+        """The range of steps that `buffer` stores now."""
         lanes = buffer.successor
         oldest, newest = buffer.oldest, buffer.newest
         return cls(np.where(oldest < 0, 0, oldest // lanes), np.where(newest < 0, -1, newest // lanes))
@@ -84,7 +84,7 @@ class DrawCounts:
         self._newest = stored.newest
 
     def record(self, indices: Indices, size: int) -> None:
-        """Keep the indices of a batch that was drawn from `size` transitions."""
+        """Note the indices of a batch that was drawn from `size` transitions."""
         self._recorded.append(indices)
         self._sizes.append(size)
 
@@ -94,7 +94,7 @@ class DrawCounts:
         return self._recorded[-2] if len(self._recorded) > 1 else self._last
 
     def update(self, stored: StoredSteps) -> None:
-        """Count the recorded batches, of which there must be at least one. O(draws and adds since the last update)."""
+        """Count the recorded batches. There must be at least one. O(draws and adds since the last update)."""
         batches = len(self._recorded)
         shares = np.array([indices.size for indices in self._recorded]) / np.maximum(self._sizes, 1)
         uniform_draws = self._uniform_draws + np.concatenate(([0.0], np.cumsum(shares)))
@@ -109,13 +109,13 @@ class DrawCounts:
     def _start_new(self, stored: StoredSteps, uniform_draws: npt.NDArray[np.float64]) -> None:
         """Set the counts of new transitions to 0; `uniform_draws` are the sums of B/N before each recorded batch."""
         lanes = self._newest.size
-        added = np.maximum(stored.newest - self._newest, 0)  # to each lane, including steps overwritten since
+        added = np.maximum(stored.newest - self._newest, 0)  # steps of each lane, also overwritten ones
         first = np.maximum(self._newest + 1, stored.oldest)
         stays = np.maximum(stored.newest - first + 1, 0)
         lane = np.repeat(np.arange(lanes), stays)
         steps = np.arange(lane.size) - np.repeat(np.cumsum(stays) - stays, stays) + first[lane]
         slots = (steps * lanes + lane) % self._counts.size
-        batch = (steps - self._newest[lane] - 1) * uniform_draws.size // added[lane]  # the first one after the add
+        batch = (steps - self._newest[lane] - 1) * uniform_draws.size // added[lane]  # the first batch after the add
         self._counts[slots] = 0
         self._uniform_draws_at_add[slots] = uniform_draws[batch]
         self._newest = np.maximum(self._newest, stored.newest)

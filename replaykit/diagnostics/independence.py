@@ -137,7 +137,7 @@ def mean_distance(values: npt.NDArray[np.float64]) -> float:
 
 def _distances_between(short: float, long: float) -> float:
     """The sum of abs(i - j) over 0 <= i < short and 0 <= j < long."""
-    below = (short - 1.0) * short * (short + 1.0) / 6.0  # over j < i, for each i: i (i + 1) / 2
+    below = (short - 1.0) * short * (short + 1.0) / 6.0  # sum over j < i, for each i: i (i + 1) / 2
     above = (
         long * (long - 1.0) * (long + 1.0) / 6.0 - (long - short) * (long - short - 1.0) * (long - short + 1.0) / 6.0
     )
@@ -255,7 +255,7 @@ class BatchMeanError(NamedTuple):
 
     @property
     def variance_share(self) -> float:
-        """1 for i.i.d. draws, 0 if the whole error is bias; ``variance / (variance + squared_bias)``."""
+        """``variance / (variance + squared_bias)``: 1 for i.i.d. draws, 0 if the whole error is bias."""
         return self.variance / self.total if self.total > 0.0 else float("nan")
 
     @property
@@ -265,7 +265,7 @@ class BatchMeanError(NamedTuple):
 
 
 def batch_mean_error(batches: Any, population: Any) -> BatchMeanError:
-    """How well batches estimate the mean of the buffer, which needs both independence and the right distribution.
+    """The error of batch means as estimates of the buffer's mean. Dependence and distribution shift both increase it.
 
     With the mean m and variance s² of the population and K batch means, ``variance = B Var(batch mean) / s²`` and
     ``squared_bias = B (average batch mean - m)² / s² - variance / K``. Both are averaged over the features that vary. A

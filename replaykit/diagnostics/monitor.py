@@ -72,7 +72,7 @@ class ReplayMonitor:
     buffer : Replay
         The buffer or wrapper that batches are sampled from; with several wrappers, the outermost.
     every : int
-        One batch in `every` is examined.
+        Every `every`-th batch is examined.
     window : int
         The number of examined batches over which `stats` averages. A single batch is noisy.
     max_features : int
@@ -176,7 +176,7 @@ class ReplayMonitor:
         if shape != indices.shape:
             raise ValueError(f"td_errors has shape {shape}; expected {indices.shape}, that of batch.indices")
         newest = self.buffer.newest[indices % self.buffer.successor]
-        is_known = (newest >= 0) | (self.buffer.stats()["added"] == 0.0)  # a reset leaves a lane without a newest
+        is_known = (newest >= 0) | (self.buffer.stats()["added"] == 0.0)  # after a reset, a lane has no newest step
         wrong = indices[(indices < 0) | ((indices > newest) & is_known)]
         if wrong.size:
             raise IndexError(
@@ -231,7 +231,7 @@ class ReplayMonitor:
     def _position_numbers(
         self, indices: Indices, previous: Indices | None, sample: Indices, stored: StoredSteps
     ) -> dict[str, float]:
-        """Where in the buffer a batch was drawn from, compared with uniform draws."""
+        """The positions in the buffer from which a batch was drawn, compared with uniform draws."""
         size, ages = int(stored.sizes.sum()), stored.ages(indices)
         age = relative_age(ages, stored.sizes)
         # The expected share of pairs, sum (L / N)², is the mean of L / N over transitions drawn uniformly
@@ -265,7 +265,7 @@ class ReplayMonitor:
         if drawn.shape[0] and reference.shape[0]:
             self._shifts.append(MeanShift.between(drawn, before, reference))
         if min(drawn.shape[0], reference.shape[0]) > 1:
-            # Every k-th of the batch, because stratified draws are ordered by time and the first ones are the oldest
+            # Every k-th transition, because stratified draws are ordered by time, so the first ones would be the oldest
             spread = drawn[:: -(-drawn.shape[0] // MAX_STATES_FOR_DISTANCES)]
             found["energy_distance"] = energy_distance(spread, reference[:MAX_STATES_FOR_DISTANCES])
         return found
@@ -286,7 +286,7 @@ class ReplayMonitor:
             shape = draw_distribution(p)
             # `p` may be a sample. Its perplexity share estimates the buffer's, and the entropy follows from the share
             shape["entropy"] = 1.0 + np.log(shape["perplexity_share"]) / np.log(size) if size > 1 else 1.0
-        else:  # so few transitions can be drawn that the sample has none of them
+        else:  # few transitions can be drawn, and none of them is in the sample
             shape = {"top_percent_share": 1.0, "undrawable_share": 1.0}
         return found | {f"probability_{name}": float(value) for name, value in shape.items()}
 
@@ -323,7 +323,7 @@ class ReplayMonitor:
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """The `stats` after each examined batch. Whenever there are more than 10,000, every second one is dropped."""
+        """The `stats` after each examined batch. If there are more than 10,000, every second one is dropped."""
         return [dict(row) for row in self._history]
 
     def warnings(self) -> list[str]:
@@ -413,7 +413,7 @@ def _td_error_numbers(
 
 
 def _weight_numbers(weights: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Statistics of the weights of a batch. If some are infinite (unnormalised ones may be), the others count as 0."""
+    """Statistics of the weights of a batch. If some are infinite, the others count as 0."""
     infinite = np.isinf(weights)
     weights = infinite.astype(np.float64) if infinite.any() else weights
     return {f"weight_{name}": value for name, value in weight_stats(weights).items()}

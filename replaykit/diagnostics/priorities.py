@@ -37,8 +37,8 @@ def effective_sample_size(weights: Any) -> float:
 def weight_stats(weights: Any) -> dict[str, float]:
     """Statistics of the importance weights of a batch.
 
-    If the weights *collapse*, most of them are close to 0 and the update depends on a few transitions. If weights are
-    divided by the largest in the buffer, all weights of a batch can be close to 0; `mean` is far below 1 then. O(B).
+    If the weights *collapse*, most of them are close to 0, and the update depends on a few transitions. If weights are
+    divided by the largest in the buffer, all weights of a batch can be close to 0. `mean` is then far below 1. O(B).
 
     Parameters
     ----------

@@ -15,10 +15,10 @@ SHIFT_NAMES = ("mean_shift", "design_effect", "squared_bias", "effective_batch_s
 """The numbers that :func:`summarise_shifts` returns."""
 
 MIN_PAIRS = 5
-"""Pairs of successive batches that are needed for a correlation."""
+"""Minimum number of pairs of successive batches for a correlation."""
 
 MAX_REFERENCE_STATES = 512
-"""States of the buffer that a batch is compared with. Large states are limited by `MAX_REFERENCE_BYTES`."""
+"""Number of stored states with which a batch is compared. Fewer if states are large; see `MAX_REFERENCE_BYTES`."""
 
 MAX_REFERENCE_BYTES = 1 << 23
 """Maximum size in bytes of the states read from the buffer at a time. At least 32 states are read in any case."""

@@ -71,8 +71,8 @@ SYMPTOMS = (
     ),
     Symptom(
         lambda x: x["weight_mean"] < 0.1,
-        "Importance weights are {weight_mean:.2g} on average, so learning hardly moves. Divide by the largest of the "
-        'batch (weights="batch"), raise eps, or lower beta.',
+        "Importance weights are {weight_mean:.2g} on average, so updates are very small. Divide by the largest weight "
+        'of the batch (weights="batch"), raise eps, or lower beta.',
     ),
     Symptom(
         lambda x: x["probability_undrawable_share"] > 0.5,

@@ -52,7 +52,7 @@ class Generations:
         self.each[k] += 1
 
     def raise_to(self, generations: Sequence[int]) -> None:
-        """Raise the generation of each shard to the given one if that is larger."""
+        """Increase the generation of each shard to the given one, if the given one is larger."""
         self.each = [max(pair) for pair in zip(self.each, generations, strict=True)]
 
     def mapped(self, k: int, own: Indices) -> Indices:
@@ -68,12 +68,12 @@ class Generations:
         return np.array(self.each)[self.ring.owner[indices % self.successor]]
 
     def is_stale(self, indices: Indices) -> npt.NDArray[np.bool_]:
-        """Which indices are stale, because their shard was restarted since."""
+        """Whether each index is stale because its shard was restarted later."""
         stale: npt.NDArray[np.bool_] = self._generation_of(indices) < self._now(indices)
         return stale
 
     def is_unknown(self, indices: Indices, cursors: Indices) -> npt.NDArray[np.bool_]:
-        """Which indices were never returned. `cursors` (S,) are the next steps of all lanes."""
+        """Whether each index was never returned. `cursors` (S,) are the next steps of all S lanes."""
         generation, now = self._generation_of(indices), self._now(indices)
         beyond = indices // self.successor % STEPS >= cursors[indices % self.successor]
         unknown: npt.NDArray[np.bool_] = (indices < 0) | (generation > now) | ((generation == now) & beyond)

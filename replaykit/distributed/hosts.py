@@ -1,4 +1,4 @@
-"""The interface of an engine that runs shards: concurrent calls of methods of shards, which may be lost."""
+"""The interface of an engine that runs shards. It calls their methods concurrently. Shards may be lost."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
@@ -43,7 +43,7 @@ class Hosts(Protocol):
         """The handle of shard k."""
 
     def ask(self, method: str, calls: Mapping[int, tuple[Any, ...]], wait: float | None) -> dict[int, Any]:
-        """Call a method of several shards concurrently. `calls` has the arguments. Answers are as in `Host.result`."""
+        """Call a method of several shards concurrently. `calls` maps shards to arguments. See `Host.result`."""
 
     def close(self) -> None:
         """Shut down all shards."""

@@ -1,4 +1,4 @@
-"""A `RateLimit` whose counts are kept in one shard, which all writers and the learner ask for permission."""
+"""A `RateLimit` whose counts are kept in one shard. All writers and the learner ask this shard for permission."""
 
 import time
 from typing import Any
@@ -13,21 +13,21 @@ _PAUSE = 2e-3
 
 
 class RemoteLimit:
-    """The learner's side of a limit. Shard 0 keeps the counts. While it does not answer, nothing is limited.
+    """The learner's side of a limit. Shard 0 keeps the counts. While it does not answer, there is no limit.
 
     Parameters
     ----------
     limit : RateLimit
     shards : Shards
     block : int
-        Steps that a writer inserts at once.
+        Number of steps that a writer inserts at once.
     capacity : int
         The capacity of the whole replay.
 
     Attributes
     ----------
     counts : tuple of int
-        Transitions inserted and sampled, as last known.
+        The last known numbers of inserted and sampled transitions.
     """
 
     def __init__(self, limit: Any, shards: Shards, block: int, capacity: int) -> None:
@@ -44,11 +44,11 @@ class RemoteLimit:
         """Raise ValueError if inserts and samples could wait for each other forever."""
         if not self._limit.is_closed and not self._limit.corridor.fits(self._rows, size):
             limit = f"{self._limit!r} with up to {self._rows} transitions in a block"
-            raise ValueError(f"{what}, which is too large for {limit}; lower it, or raise tolerance")
+            raise ValueError(f"{what}, which is too large for {limit}; choose a smaller size, or a larger tolerance")
 
     @property
     def for_writers(self) -> tuple[Host, float | None]:
-        """The shard that a writer asks for permission, and the number of seconds that it waits at most."""
+        """The shard that a writer asks for permission, and its maximum wait in seconds."""
         return self._shards.hosts.host(0), self._limit.timeout
 
     def await_sample(self, size: int, lock: Lock) -> None:

@@ -51,7 +51,7 @@ def answer_of(reference: Any) -> Any:
 
 
 def _late(wait: float | None) -> Late:
-    return Late(f"it has not answered for {wait:g} s")
+    return Late(f"it did not answer within {wait:g} s")
 
 
 class RayHosts:
@@ -70,7 +70,7 @@ class RayHosts:
     def started(
         cls, make_buffer: Callable[[], Any], shards: int, name: str | None, namespace: str, options: Mapping[str, Any]
     ) -> "RayHosts":
-        """Start an actor for each shard. If one of them cannot be started, all are ended."""
+        """Start an actor for each shard. If one actor cannot be started, all are ended."""
         ray = started_ray()
         chosen = {"max_restarts": -1, "num_cpus": 0, "scheduling_strategy": "SPREAD"} | dict(options)
         actor, handles = ray.remote(Shard), list[Any]()
@@ -82,7 +82,7 @@ class RayHosts:
             cls(handles).close()
             if name is not None and isinstance(error, ValueError) and "already" in str(error):
                 raise ValueError(
-                    f"name is {name!r}, the name of a running replay; choose another name, or use RayReplay.connect"
+                    f"name is {name!r}, which a running replay has; choose another name, or use RayReplay.connect"
                 ) from error
             raise
         return cls(handles)
@@ -96,7 +96,7 @@ class RayHosts:
             shards = ray.get(first.count.remote())
             return cls([first, *(ray.get_actor(**named(name, k, namespace)) for k in range(1, shards))])
         except ValueError as error:
-            raise ValueError(f"no replay named {name!r} runs in the namespace {namespace!r}") from error
+            raise ValueError(f"no replay named {name!r} is running in the namespace {namespace!r}") from error
 
     @property
     def count(self) -> int:

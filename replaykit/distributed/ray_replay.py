@@ -14,7 +14,7 @@ _NAMESPACE = "replaykit"
 
 @final
 class RayReplay(ShardedReplay):
-    """A replay with its transitions in several Ray actors, called shards, for one learner and many workers.
+    """A replay that stores its transitions in several Ray actors, called shards, for one learner and many workers.
 
     `make_buffer` is called once in each actor. To use wrappers, return the wrapped buffer from it. The learner uses a
     `RayReplay` like a buffer: `sample`, `update_priorities`, `batches`, `stats`, `save`, `load`. The workers step
@@ -23,7 +23,7 @@ class RayReplay(ShardedReplay):
     A batch takes one round trip. All shards are asked concurrently, each for a number of rows in proportion to the sum
     of its scaled priorities. The learner uses the last sums that it received. The probability of a row is the expected
     share of its shard, times the probability of the row within the shard at the time of the draw. This is the
-    probability of the draw that was made, so weights are exact even if the sums are slightly out of date.
+    exact probability of the draw, so weights are exact even if the sums are slightly out of date.
     ``batches(256, prefetch=2)`` samples batches in a thread, which hides the round trip.
 
     New transitions of a prioritized shard get the largest priority in that shard. `beta` is an attribute of the whole
@@ -53,7 +53,7 @@ class RayReplay(ShardedReplay):
     patience : float
         Seconds to wait for a shard before the learner continues without it.
     name : str, optional
-        With a name, the shards outlive the learner.
+        If it is given, the shards continue to run after the learner has ended.
     namespace : str
         The Ray namespace of `name`.
     actor_options : dict, optional
@@ -61,7 +61,7 @@ class RayReplay(ShardedReplay):
         reserve no CPU, are spread over the machines, and are restarted whenever they die.
     rate_limit : RateLimit, optional
         Limits how many transitions are sampled for each added transition. Writers wait before they send a block, and
-        `sample` waits before it asks for rows. Shard 0 keeps the counts, which costs each block and each batch one
+        `sample` waits before it asks for rows. Shard 0 keeps the counts. Each block and each batch therefore takes one
         more round trip.
 
     Attributes

@@ -27,7 +27,7 @@ _opened: set[tuple[int, tuple[int, int]]] = set()
 
 
 class Place(NamedTuple):
-    """The location of a segment. Another process needs it to open the segment."""
+    """The location of a segment, with which another process can open it."""
 
     path: str
     process: int
@@ -43,7 +43,7 @@ class Layout(NamedTuple):
     """The layout of a step in a slot: the record, the order of its leaves, and the position of the first leaf.
 
     The record has `td_error`, the leaves, named by their numbers, and then `mask`, `cut` and `has_error`. `cut` marks
-    lanes in which an episode begins although the previous step has no flag that ends one. Leaves have no gaps.
+    lanes in which an episode begins although no flag ended the previous one. There are no gaps between leaves.
     """
 
     record: np.dtype[Any]
@@ -64,7 +64,7 @@ class Layout(NamedTuple):
 
 
 class Segment:
-    """A ring of steps in shared memory, with one writing and one reading process. The processes share no locks.
+    """A ring of steps in shared memory, with one writing and one reading process, and without locks between them.
 
     The writer copies steps to free slots, and then publishes the total number of steps that it has written. The reader
     takes published steps, and then sets the total number of steps that it has taken. Each number is one aligned word,
@@ -72,8 +72,8 @@ class Segment:
     acquired and released as a memory barrier between the rows and the number. If a writer dies, the steps that it has
     not published do not exist for the reader, and no process waits for them.
 
-    On Linux the memory is anonymous: it has no name in any directory, and other processes open it through the reader's
-    file descriptor in ``/proc``. It is freed when the last process that has it open ends, in any way. The size of
+    On Linux the memory is anonymous: it has no name in any directory. Other processes open it through the reader's file
+    descriptor in ``/proc``. It is freed when the last process that has it open ends or is killed. The size of
     ``/dev/shm`` does not limit it. On other systems the memory is a temporary file. The reader deletes the file when it
     closes the segment or ends, unless it is killed.
     """
@@ -108,7 +108,7 @@ class Segment:
     def open(cls, record: np.dtype[Any], place: Place) -> "Segment":
         """Open a segment, in the process that writes. Only one process at a time can have it open for writing."""
         size, key = 8 * _WORDS + record.itemsize * place.steps, _key_of(place.path)
-        if (os.getpid(), key) in _opened:  # opening and closing it a second time would release the lock
+        if (os.getpid(), key) in _opened:  # closing a second file handle would release the lock
             raise BlockingIOError("is in use in this process")
         try:
             file = os.open(place.path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
@@ -136,7 +136,7 @@ class Segment:
 
     @property
     def token(self) -> int:
-        """A random number at the start of the memory. It distinguishes the segment from other memory at its path."""
+        """A random number at the start of the memory. It differs from that of any other memory at the same path."""
         return int(self._header[_TOKEN])
 
     def shut(self) -> None:
@@ -164,7 +164,7 @@ class Segment:
         return 1
 
     def write(self, values: dict[str, Any], steps: int, timeout: float | None) -> int:
-        """Write steps, by the names of the record, and publish them. Waits for room. Returns the number written."""
+        """Write and publish steps, by the names of the record. Waits for room. Returns the number of steps written."""
         if self._process != os.getpid():
             raise _forked()
         done = 0
@@ -239,7 +239,7 @@ class Segment:
 
     @property
     def counts(self) -> tuple[int, int, float]:
-        """The number of published steps, of taken steps, and of seconds that the writer has waited for room."""
+        """The numbers of published and of taken steps, and the seconds that the writer has waited for room."""
         return self._header[_PUBLISHED], self._header[_TAKEN], self._header[_WAITED] / 1e9
 
     def _order(self) -> None:
@@ -250,7 +250,7 @@ class Segment:
 
 
 def _key_of(path: str) -> tuple[int, int]:
-    """The device and the inode of a file; zeros if it is gone."""
+    """The device and the inode of a file, or zeros if it does not exist."""
     try:
         status = os.stat(path)
     except OSError:
@@ -259,12 +259,12 @@ def _key_of(path: str) -> tuple[int, int]:
 
 
 def _forked() -> RuntimeError:
-    return RuntimeError("a forked process cannot use its parent's writer; pass it another writer")
+    return RuntimeError("a forked process cannot use its parent's writer; pass a different writer to it")
 
 
 def _gone() -> SegmentGoneError:
     return SegmentGoneError(
-        "the learner's process has ended, or has closed its process writers; start the learner again first"
+        "the learner's process has ended, or has closed its process writers; start it again, and use its new writers"
     )
 
 

@@ -1,4 +1,4 @@
-"""A shard: one of the buffers of a sharded replay, with the methods that the learner and the writers call."""
+"""A shard: one of the buffers of a sharded replay. The learner and the writers call its methods."""
 
 import os
 from collections.abc import Callable
@@ -41,17 +41,17 @@ class Status(NamedTuple):
     Attributes
     ----------
     generation : int or None
-        How often the shard was restarted, or None if the learner has not called `begin` since the last start.
+        Number of restarts of the shard, or None if the learner has not called `begin` since the last start.
     generations : tuple of int
         The generations of all shards, as the learner last sent them.
     batches : int
-        Number of batches that the learner had sampled at its last request.
+        Number of batches that the learner had sampled by its last request.
     bounds : ndarray of shape (2, E), int64
-        The oldest step and the next step of each lane, in this generation.
+        The oldest step and the next step of each lane, counted in this generation.
     size, mass : int and float
         Number of stored transitions, and the sum that their probabilities are divided by.
     least : float or None
-        The smallest positive probability of a transition, if the weights are divided by it.
+        The smallest positive probability of a transition, or None if the weights do not need it.
     claimed : tuple of int
         Lanes that have writers.
     """
@@ -67,7 +67,7 @@ class Status(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A request for `rows` rows of a batch of `size`. `chances` has the possible numbers of rows and probabilities."""
+    """A request for `rows` rows of a batch of `size`. `chances`: the possible numbers of rows, with probabilities."""
 
     rows: int
     size: int
@@ -76,7 +76,7 @@ class Request(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Steps of a writer. `ends` marks lanes whose episode ends before them; `steps` are arguments of `extend`."""
+    """Steps of a writer: the arguments of `extend`. `ends` marks the lanes whose episode ends before these steps."""
 
     ends: npt.NDArray[np.bool_] | None
     steps: dict[str, Tree] | None
@@ -99,13 +99,13 @@ class Ledger:
         self.sampled: int = sampled
 
     def permit_insert(self, rows: int) -> bool:
-        """Count an insert, if it is allowed now."""
+        """Whether an insert is allowed now. If it is, count it."""
         is_allowed = self._corridor.allows_insert(rows, self.inserted, self.sampled)
         self.inserted += rows * is_allowed
         return is_allowed
 
     def permit_sample(self, rows: int) -> bool:
-        """Count a sample, if it is allowed now."""
+        """Whether a sample is allowed now. If it is, count it."""
         is_allowed = self._corridor.allows_sample(rows, self.inserted, self.sampled)
         self.sampled += rows * is_allowed
         return is_allowed
@@ -114,8 +114,8 @@ class Ledger:
 class Shard:
     """A buffer that a learner and writers use from other processes. Arguments and results can be pickled.
 
-    After it starts, a shard has no generation and serves no rows until the learner calls `begin`. In this way the
-    learner notices that a shard was restarted, and which indices are stale. Writers can add to a shard at any time.
+    A shard that has started has no generation, and serves no rows until the learner calls `begin`. This is how the
+    learner detects a restart, and which indices are stale. Writers can add to a shard at any time.
 
     Parameters
     ----------
@@ -168,9 +168,9 @@ class Shard:
     def begin(
         self, generations: tuple[int, ...], seed: np.random.SeedSequence, checkpoint: str | None, claimed: Lanes
     ) -> str:
-        """Begin a generation: load the checkpoint if there is one, reseed, and claim these lanes for their writers.
+        """Begin a generation: load the checkpoint if there is one, reseed, and reserve these lanes for their writers.
 
-        Returns the reason if the checkpoint could not be loaded, otherwise an empty string.
+        If the checkpoint cannot be loaded, returns the reason, otherwise an empty string.
         """
         problem = ""
         if checkpoint is not None and os.path.isdir(checkpoint):
@@ -206,7 +206,7 @@ class Shard:
     # -- For the learner -------------------------------------------------------------------------------------
 
     def serve(self, request: Request) -> dict[str, Any] | None:
-        """The fields of the requested rows, without weights. None if no row is requested or can be drawn."""
+        """The fields of the requested rows, without weights. None if no rows are requested, or none can be drawn."""
         self.batches = request.batches
         if not request.rows or self.generation is None or not self._distribution.mass() > 0.0:
             return None
@@ -257,7 +257,7 @@ class Shard:
         self.ledger = None if terms is None else Ledger(terms, inserted, sampled)
 
     def permit_sample(self, rows: int) -> tuple[bool, int, int]:
-        """Whether the learner may sample, and the numbers of inserted and of sampled transitions."""
+        """Whether the learner may sample now, and the numbers of transitions inserted and sampled so far."""
         if self.ledger is None:
             return True, 0, 0
         return self.ledger.permit_sample(rows), self.ledger.inserted, self.ledger.sampled
@@ -280,7 +280,7 @@ class Shard:
     # -- For writers -----------------------------------------------------------------------------------------
 
     def permit_insert(self, rows: int) -> bool:
-        """Whether a writer may send `rows` transitions, to any shard."""
+        """Whether a writer of any shard may send `rows` transitions now."""
         return self.ledger is None or self.ledger.permit_insert(rows)
 
     def claim(self, lanes: Lanes) -> bool:
@@ -315,7 +315,7 @@ class Shard:
         if current is not None and current[0] == session:
             return current[1]
         if session in self.former:
-            remedy = "use that copy, or make another writer"
+            remedy = "use that copy, or create another writer"
             raise RuntimeError(f"another copy of this writer has taken over its lanes {list(lanes)}; {remedy}")
         if current is not None:
             current[1].close()
@@ -336,5 +336,5 @@ def _checked(replay: Any) -> Replay:
     has_weights = type(distribution).weigh is not Distribution.weigh  # type: ignore[attr-defined]
     if has_weights and not isinstance(distribution, Prioritized):
         kind = type(distribution).__name__
-        raise ValueError(f"make_buffer returned a buffer with a {kind}, whose weights cannot be computed from outside")
+        raise ValueError(f"make_buffer returned a buffer with a {kind}, whose weights cannot be computed across shards")
     return replay

@@ -48,7 +48,7 @@ class ShardedReplay(Replay):
     is_new : bool
         True if the shards have just been created, False if another learner has used them before.
     limit : RateLimit, optional
-        Shard 0 keeps its counts. If that shard dies, nothing is limited until it is back.
+        The rate limit. Shard 0 keeps its counts. If shard 0 dies, there is no limit until it is back.
     """
 
     is_remote = True
@@ -87,7 +87,7 @@ class ShardedReplay(Replay):
         """Return a :class:`ShardWriter` for a worker that steps `num_envs` environments. It can be pickled.
 
         The writer gets `num_envs` free lanes of one shard. A lane is free if it has no writer. The shard with the most
-        free lanes is chosen; of several such shards, the one with the fewest transitions. The number of lanes of a
+        free lanes is chosen. Among equals, the one with the fewest transitions is chosen. The number of lanes of a
         shard is the `num_envs` of the buffer that `make_buffer` returns.
 
         Raises
@@ -127,14 +127,14 @@ class ShardedReplay(Replay):
             return sum(self._all.ask("overwrite", calls).values())
 
     def add(self, *_args: Any, **_options: Any) -> NoReturn:
-        self._refuse("cannot be written to directly; call writer(), and add with the writer")
+        self._refuse("cannot be written to directly; add with a writer from writer()")
 
     extend = end_episode = add
 
     # -- Sampling --------------------------------------------------------------------------------------------
 
     def serve(self, batch_size: int) -> dict[str, Any]:
-        """All fields of a batch. Takes one round trip, and one more for each shard that is lost in the meantime."""
+        """All fields of a batch. Takes one round trip, and another one for each shard that is lost meanwhile."""
         self._all.look_for_others()
         if self._limit is not None:
             self._limit.await_sample(batch_size, self.lock)
@@ -150,7 +150,7 @@ class ShardedReplay(Replay):
         return Request(count, size, plan.counts_of(k), self._batches)
 
     def _plan(self, size: int) -> Plan:
-        """The number of rows of a batch from each shard, by the last known masses."""
+        """The number of rows of a batch from each shard, in proportion to the last known masses."""
         masses = self._all.masses()
         if not sum(masses) > 0.0:
             self._all.ask_all("status")
@@ -159,7 +159,7 @@ class ShardedReplay(Replay):
             if not self._all.present:
                 raise RuntimeError(f"no shard answers: {self._all.warnings[-1]}")
             raise ValueError(
-                "all priorities are 0; expected at least one that is positive" if self._all.size else EMPTY
+                "all priorities are 0; expected at least one positive priority" if self._all.size else EMPTY
             )
         return planned([mass / sum(masses) for mass in masses], size)
 
@@ -214,8 +214,8 @@ class ShardedReplay(Replay):
     ) -> int:  # fmt: skip
         """Set the priorities of the transitions of a batch, like :meth:`replaykit.Replay.update_priorities`.
 
-        Transitions of shards that have died since are stale. `mask` is for sequences; see `replaykit.SequenceReplay`.
-        The call takes one round trip.
+        Transitions of a shard that died after they were sampled are stale. `mask` is for sequences; see
+        `replaykit.SequenceReplay`. The call takes one round trip.
         """
         name, given = one_of(td_errors, priorities)
         entries, values = as_indices("indices", indices, True), as_float64(name, given, True)
@@ -247,10 +247,10 @@ class ShardedReplay(Replay):
         elif values.shape != entries.shape:
             raise ValueError(f"{name} has shape {values.shape}; expected {entries.shape}, that of indices")
         elif mask is not None:
-            raise TypeError("mask was passed; it needs td_errors and a make_buffer that returns a SequenceReplay")
+            raise TypeError("mask was passed; it needs td_errors, and a make_buffer that returns a SequenceReplay")
 
     def _refuse_unknown(self, entries: Indices) -> None:
-        """Raise IndexError for the first index that was never returned."""
+        """Raise IndexError for the first index that was never returned. Shards that do not answer are not checked."""
         wrong = self._generations.is_unknown(entries, self._all.cursors)
         away = [k for k in range(self._all.about.shards) if k not in self._all.present]
         wrong &= (entries < 0) | ~np.isin(self._generations.ring.owner[entries % self.successor], away)
@@ -261,7 +261,7 @@ class ShardedReplay(Replay):
 
     @property
     def beta(self) -> float:
-        """The exponent of the weights of the next batch. Set it to a number in [0, 1], or to a schedule."""
+        """The exponent of the weights of the next batch. You can set it to a number in [0, 1] or to a schedule."""
         if self._all.about.weights is None:
             raise AttributeError(f"{self!r} has no priorities, so it has no beta")
         return check_unit("beta", self._beta(self._batches)) if callable(self._beta) else float(self._beta)
@@ -315,8 +315,8 @@ class ShardedReplay(Replay):
         """Numbers for a logger, for all shards together and for each shard, such as ``"shard0/size"``.
 
         - `shards`, `shards_present`: the number of shards, and of shards that answer
-        - `losses`: how often a shard was lost
-        - `inserted`, `sampled`: with a limit, its counts when the last batch was sampled
+        - `losses`: number of times that a shard was lost
+        - `inserted`, `sampled`: with a rate limit, its counts when the last batch was sampled
         - `batches`: batches sampled by this learner
 
         Counts of transitions and bytes are sums over the shards. `prefix` is put before each name.
@@ -336,7 +336,7 @@ class ShardedReplay(Replay):
             return prefixed(stats, prefix)
 
     def warnings(self) -> list[str]:
-        """Messages about shards that were lost or came back, oldest first. Each was also issued once as a warning."""
+        """Messages about shards that were lost or came back, oldest first. Each was also issued as a warning."""
         with self.lock:
             return list(self._all.warnings)
 
@@ -349,7 +349,7 @@ class ShardedReplay(Replay):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._all.about.shards} shards of {self._all.about.label})"
 
-    # -- Keeping ---------------------------------------------------------------------------------------------
+    # -- Saving ----------------------------------------------------------------------------------------------
 
     def save(self, path: Path, *, progress: bool = False) -> None:
         """Write a checkpoint of each shard to a directory. All machines must share this directory.
@@ -384,7 +384,7 @@ class ShardedReplay(Replay):
         """Load a checkpoint. It replaces everything that is stored.
 
         The replay must have the same number of shards as the saved one. Each shard verifies its part before it changes.
-        If a shard cannot load its part, the error names the shard; other shards may have loaded theirs. Running
+        If a shard cannot load its part, the error names the shard. Other shards may have loaded their parts. Running
         episodes end.
 
         Parameters
@@ -428,8 +428,8 @@ class ShardedReplay(Replay):
             raise ValueError(f"{where} is damaged: {_MANIFEST}: {error}") from error
         if content["shards"] != count:
             raise ValueError(
-                f"{where} has {content['shards']} shards; expected {count}; build the replay with as many "
-                "shards as were saved"
+                f"{where} has {content['shards']} shards; expected {count}; build the replay with the "
+                "same number of shards"
             )
         return content
 
@@ -461,7 +461,7 @@ class ShardedReplay(Replay):
 
     def _refuse_pass(self, *_args: Any, **_options: Any) -> NoReturn:
         self._refuse(
-            "does not know the order of the transitions in its shards; load the checkpoint of a shard into a buffer"
+            "has no common order of the transitions in its shards; load the checkpoint of a shard into a buffer"
         )
 
     latest = episode = episodes = epoch = _refuse_pass

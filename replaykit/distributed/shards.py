@@ -19,9 +19,9 @@ _RETRY = 1.0
 class Shards:
     """All shards of a replay, with the last `Status` of each.
 
-    A shard that does not answer is *away*. It has no mass, so nothing is drawn from it. From time to time it is asked,
-    without waiting, whether it is back. A shard that was restarted then begins its next generation, empty or from its
-    last checkpoint.
+    A shard that does not answer is *away*. It has no mass, so nothing is drawn from it. From time to time the
+    learner asks, without waiting, whether it is back. If the shard was restarted, it begins its next generation, empty
+    or with its last checkpoint.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Shards:
     warnings : list of str
         Messages about shards that were lost or came back.
     losses : int
-        How often a shard was lost.
+        Number of times that a shard was lost.
     """
 
     def __init__(self, hosts: Hosts, seeds: np.random.SeedSequence, patience: float) -> None:
@@ -82,7 +82,7 @@ class Shards:
         self.ask("begin", calls)
 
     def resume(self) -> int:
-        """Continue with shards that another learner has begun. Returns the number of batches that it had sampled."""
+        """Continue with the shards of another learner. Returns the number of batches that it had sampled."""
         answers = self.hosts.ask("call", dict.fromkeys(range(len(self.known)), ("status",)), None)
         found = {k: each[0] for k, each in answers.items() if not isinstance(each, Lost | Failed)}
         for status in found.values():
@@ -109,7 +109,7 @@ class Shards:
     def ask(
         self, method: str, calls: Mapping[int, tuple[Any, ...]], *, patience: float | None = -1.0
     ) -> dict[int, Any]:
-        """Call a method of several shards concurrently, and keep their statuses. Returns the results by shard.
+        """Call a method of several shards concurrently, and store their statuses. Returns the result of each shard.
 
         Shards that do not answer are left out. If a call raised an error in a shard, the error is raised here, after
         the other answers have been processed.
@@ -123,7 +123,7 @@ class Shards:
             elif isinstance(answer, Lost | Late):
                 self._leave(k, answer.reason)
             elif answer[0].generation is None:
-                self._leave(k, "it was started again")
+                self._leave(k, "it was restarted")
             else:
                 self.known[k], results[k] = answer
         self._say()
@@ -137,12 +137,12 @@ class Shards:
         """Mark a shard as away until it is back."""
         self.losses += 1
         rows = self.known[k].size
-        self._note(f"shard {k} is lost, with {rows} transitions: {reason}; the others go on")
+        self._note(f"shard {k} is lost, with {rows} transitions: {reason}; the replay continues without it")
         self.known[k] = self._nothing(self.known[k].claimed)
         self._away[k] = self.hosts.host(k).send("call", "status"), time.monotonic()
 
     def look_for_others(self) -> None:
-        """Use shards again that are back. Does not wait."""
+        """Use lost shards again if they are back. Does not wait."""
         for k, (pending, asked) in list(self._away.items()):
             host = self.hosts.host(k)
             answer = host.result(pending, 0.0)
@@ -200,7 +200,7 @@ class Shards:
         return [status.mass for status in self.known]
 
     def least(self, shares: Iterable[float]) -> float | None:
-        """The smallest positive probability of any transition; None if the shards do not compute it."""
+        """The smallest positive probability of any transition, or None if the shards do not compute it."""
         found = [s.least * share for s, share in zip(self.known, shares, strict=True) if s.least is not None and share]
         return min(found, default=None)
 

@@ -1,4 +1,4 @@
-"""Writers for processes on one machine. They send steps through shared memory to the learner's process."""
+"""Writers for several processes on one machine. They send steps to the learner's process through shared memory."""
 
 import contextlib
 import functools
@@ -25,9 +25,9 @@ from replaykit.writer import Writing
 
 _ROOM_BYTES, _MOST_ROOM, _LEAST_ROOM = 1 << 26, 4096, 16
 _LARGEST_BLOCK = 1024
-"""Maximum number of steps that the learner takes at once."""
+"""Maximum number of steps that the learner takes from a segment at once."""
 _PAUSE = 1e-3
-"""Seconds between two checks of segments that were empty."""
+"""Seconds to wait before empty segments are checked again."""
 
 
 @final
@@ -47,7 +47,7 @@ class ProcessWriters(Sequence["ProcessWriter"]):
     the segments until the limit allows more inserts. A writer waits while its segment is full.
 
     If a process dies, even in the middle of a step, at most that step is lost, and no other process waits for it. All
-    earlier steps reach the replay. A new process can then use the same writer, and begins a new episode. If the learner
+    earlier steps reach the replay. A new process can then use the same writer. It begins a new episode. If the learner
     dies, writers raise an error when their segments are full. The shared memory is freed when all processes have ended,
     in any way.
 
@@ -102,7 +102,7 @@ class ProcessWriters(Sequence["ProcessWriter"]):
                 f"count is {count}; expected a divisor of num_envs={lanes}, so that lanes are shared evenly"
             )
         if timeout is not None and check_finite("timeout", timeout) < 0.0:
-            raise ValueError(f"timeout is {timeout!r}; expected seconds of at least 0, or None to wait without end")
+            raise ValueError(f"timeout is {timeout!r}; expected at least 0 seconds, or None to wait without limit")
         each = lanes // count
         self._layout = Layout.of(replay.spec, each)
         record = self._layout.record
@@ -114,7 +114,7 @@ class ProcessWriters(Sequence["ProcessWriter"]):
         self._has_ended, self._moving = threading.Event(), threading.Lock()
         self._error: BaseException | None = None
         self._process, self._most = os.getpid(), _LARGEST_BLOCK
-        if replay.rate_limit is not None:  # a larger block would never be allowed
+        if replay.rate_limit is not None:  # the limit would never allow a larger block
             self._most = min(replay.rate_limit.largest_block // each, _LARGEST_BLOCK)
             if not self._most:
                 wrong = f"count is {count}, so each step adds {each} transitions, which is more than the limit allows"
@@ -147,7 +147,7 @@ class ProcessWriters(Sequence["ProcessWriter"]):
                 self._has_ended.wait(_PAUSE)
 
     def _move(self) -> int:
-        """Move steps from the segments to the replay, as many as the limit allows. Returns the number of steps."""
+        """Move as many steps from the segments to the replay as the limit allows. Returns the number of steps."""
         limit, moved = self.replay.rate_limit, 0
         with self._moving, contextlib.nullcontext() if limit is None else limit.without_waiting():
             for segment, writer in zip(self._segments, self._own, strict=True):
@@ -159,7 +159,7 @@ class ProcessWriters(Sequence["ProcessWriter"]):
         return moved
 
     def _store(self, writer: Any, steps: Array) -> None:
-        """Add steps. Only the first of them can begin new episodes."""
+        """Add steps to the replay. Only the first step can begin new episodes after `end_episode`."""
         has_axis, spec = writer.num_envs > 1, self.replay.spec
         leaves = [steps[str(i)] if has_axis else steps[str(i)][:, 0] for i in range(len(spec.leaves))]
         cut, mask = steps["cut"][0], steps["mask"]
@@ -173,7 +173,7 @@ class ProcessWriters(Sequence["ProcessWriter"]):
         writer.extend(**spec.unflatten(leaves, tuple(spec)), **options)
 
     def flush(self) -> None:
-        """Wait until all steps that were added before this call are in the replay. A limit can make this take longer.
+        """Wait until all steps added before this call are in the replay. With a rate limit, the wait can be long.
 
         Raises
         ------
@@ -196,7 +196,7 @@ class ProcessWriters(Sequence["ProcessWriter"]):
             raise RuntimeError(f"steps of other processes could not be added: {self._error}") from self._error
 
     def close(self) -> None:
-        """Move all added steps to the replay, as far as a limit allows it now, and release the lanes and the memory.
+        """Move as many steps to the replay as the rate limit allows now, and release the lanes and the memory.
 
         Afterwards the writers raise RuntimeError. Closing again does nothing.
         """
@@ -241,7 +241,7 @@ class ProcessWriters(Sequence["ProcessWriter"]):
 
         - `sent`: number of steps that the writers have added
         - `moved`: number of these steps that are in the replay
-        - `writer_wait_seconds`: time that writers have waited for room in their segments, summed over the writers
+        - `writer_wait_seconds`: seconds that writers have waited for room in their segments, summed over the writers
 
         Parameters
         ----------
@@ -262,7 +262,7 @@ class ProcessWriters(Sequence["ProcessWriter"]):
 
 
 def _stretches(steps: Array) -> Iterator[Array]:
-    """The steps, split where an episode ends without a flag, and between steps with and without a `td_error`."""
+    """The steps, split where `end_episode` was called, and between steps with and without a `td_error`."""
     if not len(steps):
         return
     breaks: Array = np.asarray(steps["cut"].any(axis=1))
@@ -274,7 +274,7 @@ def _stretches(steps: Array) -> Iterator[Array]:
 def _encode_any(
     spec: Spec, order: Sequence[int], values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...]
 ) -> bytes:
-    """The bytes of values that need more than the usual checks."""
+    """The bytes of the leaves of a step, for values that the fast path does not accept."""
     given = zip(spec.leaves, spec.flatten(values, extras), strict=True)
     leaves = [leaf.coerce(value, lead) for leaf, value in given]
     return b"".join([leaves[i].tobytes() for i in order])
@@ -393,7 +393,7 @@ class ProcessWriter(Writing):
     def _refuse_late(self, sent: int, steps: int) -> None:
         """Raise TimeoutError unless all steps were sent."""
         if sent < steps:
-            error = TimeoutError(f"{steps - sent} of {steps} steps found no room in {self._timeout} seconds")
+            error = TimeoutError(f"{steps - sent} of {steps} steps found no room within {self._timeout} seconds")
             error.sent = sent  # type: ignore[attr-defined]
             raise error
 
@@ -424,9 +424,9 @@ class ProcessWriter(Writing):
         self.close()
 
     def _opened(self) -> Segment:
-        """The segment. From now on, this process owns it."""
+        """The open segment. The first call opens it for this process."""
         if self._is_closed:
-            raise RuntimeError(f"writer {self.number} is closed; send another copy of it from the learner's process")
+            raise RuntimeError(f"writer {self.number} is closed; pass another copy of it from the learner's process")
         if self._segment is None:
             try:
                 self._segment = Segment.open(self._layout.record, self._place)

@@ -1,4 +1,4 @@
-"""The checks of the steps that a writer in another process is given, before they are sent."""
+"""Checks the steps that are passed to a writer in another process, before they are sent."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,14 +13,14 @@ from replaykit.trees import Tree
 
 
 def axes_of_step(reward: Any, leaf: Leaf, num_envs: int) -> tuple[int, ...]:
-    """``()`` or ``(num_envs,)``, for the reward of one step."""
+    """The leading axes of one step, found from its reward: ``()`` or ``(num_envs,)``."""
     if num_envs == 1 and (type(reward) is float or np.shape(reward) == leaf.shape):
         return ()
     return (num_envs,)
 
 
 def axes_of_steps(reward: Any, leaf: Leaf, num_envs: int) -> tuple[int, ...]:
-    """``(T,)`` or ``(T, num_envs)``, for the rewards of T steps. Raises ValueError for a single step."""
+    """The leading axes of T steps, found from the rewards: ``(T,)`` or ``(T, num_envs)``. A single step is an error."""
     shape = np.shape(reward)
     count = len(shape) - len(leaf.shape)
     if count < 1:
@@ -33,7 +33,7 @@ def checked_steps(
     spec: Spec, values: tuple[Tree, ...], extras: Mapping[str, Tree], lead: tuple[int, ...], num_envs: int,
     mask: Any, td_error: Any, largest_priority: float,
 ) -> tuple[list[Array], Any, Any]:  # fmt: skip
-    """The leaves of steps, their mask, and their TD errors, or None for the last two. Raises for wrong values.
+    """The leaves of steps, their mask and their TD errors. The last two can be None. Invalid values raise an error.
 
     Leaves and TD errors have the axes `lead`, with zeros where the mask is False.
     """
@@ -57,7 +57,7 @@ def checked_steps(
 
 
 def checked_mask(mask: Any, lead: tuple[int, ...], num_envs: int) -> npt.NDArray[np.bool_]:
-    """A mask of the lanes, or of the leading axes, with the leading axes. Raises ValueError for another one."""
+    """A mask of the lanes, or of the leading axes, broadcast to the leading axes. Other shapes raise ValueError."""
     array, lanes = np.asarray(mask), (num_envs,)
     if array.dtype != np.bool_ or array.shape not in (lead, lanes):
         shapes = " or ".join(map(str, sorted({lead, lanes})))

@@ -26,12 +26,12 @@ _PLAIN: dict[Any, tuple[tuple[type, ...], float]] = {
     np.dtype(np.float32): ((float, np.float32, np.float64), 3.4e38),
     np.dtype(np.float64): ((float, np.float64), np.finfo(np.float64).max),
 }
-"""For each dtype, the scalar types, up to a magnitude, that NumPy converts in the same way as `Leaf.coerce`."""
+"""For each dtype, the scalar types and the largest magnitude that NumPy converts in the same way as `Leaf.coerce`."""
 _NOTHING: tuple[tuple[type, ...], float] = (), 0
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 1e-3, 5e-2
-"""Seconds between two requests to a limit."""
+"""Shortest and longest time between two requests to the rate limit, in seconds."""
 _IN_FLIGHT = 4
-"""Maximum number of blocks that are sent and not yet stored."""
+"""Maximum number of blocks that are sent but not yet stored."""
 _REWARD = CORE.index("reward")
 
 
@@ -40,8 +40,8 @@ class ShardWriter(Writing):
     """Adds to some lanes of a shard from one process. ``replay.writer()`` creates it; send it to a worker.
 
     Use it like a buffer with `num_envs` lanes. ``record(env, writer)`` stores all steps of an environment. Values are
-    checked immediately, as in a buffer. Steps are collected and sent in blocks. The writer does not wait for the shard,
-    unless the shard is several blocks behind. `flush` sends the remaining steps and waits until all are stored.
+    checked immediately, as in a buffer. Steps are collected and sent in blocks. The writer only waits for the shard if
+    the shard is several blocks behind. `flush` sends the remaining steps and waits until all are stored.
 
     Each worker works on a pickled copy of a writer. A copy takes over the lanes when it first sends steps: the running
     episodes end, and the previous copy raises RuntimeError. If a worker dies, you can therefore send its writer to
@@ -107,7 +107,7 @@ class ShardWriter(Writing):
         FieldNameError, ValueError, TypeError, OverflowError
             If a value does not fit. Nothing is added.
         RuntimeError
-            If the writer is closed, or another copy of it has taken over.
+            If the writer is closed, or another copy of it has taken over its lanes.
         """
         values = obs, action, reward, next_obs, terminated, truncated
         lead = axes_of_step(reward, self._spec.leaves[self._reward], self.num_envs)
@@ -139,7 +139,7 @@ class ShardWriter(Writing):
     def _gather(
         self, steps: int, lead: tuple[int, ...], values: tuple[Tree, ...], extras: Any, mask: Any, td_error: Any
     ) -> None:
-        """Check steps, and copy them to the block."""
+        """Check the values of steps, and copy them to the block."""
         with self._lock:
             self._refuse_closed()
             self._send_if_full()
@@ -147,14 +147,14 @@ class ShardWriter(Writing):
             self._note(steps, *checked_steps(self._spec, values, extras, lead, self.num_envs, *options))
 
     def _note(self, steps: int, leaves: list[Array], mask: Any, errors: Any) -> None:
-        """Copy checked steps to the block. It is sent whenever it is full."""
+        """Copy checked steps to the block. The block is sent each time it is full."""
         shape = steps, self.num_envs
         leaves = [leaf.reshape(*shape, *own.shape[2:]) for leaf, own in zip(leaves, self._leaves, strict=True)]
         mask, errors = (None if part is None else part.reshape(shape) for part in (mask, errors))
         done = 0
         while done < steps:
             if (errors is None) == self._has_errors:
-                self._send()  # in one block, either all steps have priorities or none
+                self._send()  # in a block, either all steps have TD errors or none has
             begin, count = self._count, min(steps - done, self._block - self._count)
             part, place = slice(done, done + count), slice(begin, begin + count)
             for own, leaf in zip(self._leaves, leaves, strict=True):
@@ -184,24 +184,24 @@ class ShardWriter(Writing):
                 self._take(None)
 
     def _send_if_full(self) -> None:
-        """Send the block if it is full. After a timeout of the limit, the block is kept and stays full."""
+        """Send the block if it is full. If the rate limit times out, the block stays full and is sent later."""
         if self._count == self._block:
             self._send()
 
     def _await_permission(self, rows: int) -> None:
-        """Wait until the limit allows the block. Without a ledger, nothing is limited."""
+        """Wait until the rate limit allows the block. Without a ledger, there is no limit."""
         begin, pause = time.monotonic(), _SHORTEST_PAUSE
         while self._ledger is not None and rows:
             if self._ledger.result(self._ledger.send("permit_insert", rows), None) is not False:
                 return
             if self._timeout is not None and time.monotonic() > begin + self._timeout:
                 waited = f"waited {self._timeout:g} seconds for samples"
-                raise TimeoutError(f"{rows} transitions cannot be inserted; {waited}; they are sent with the next add")
+                raise TimeoutError(f"{rows} transitions cannot be inserted; {waited}; the next add sends them")
             time.sleep(pause)
             pause = min(2.0 * pause, _LONGEST_PAUSE)
 
     def _send(self) -> None:
-        """Send the block. Wait while too many blocks are not stored yet."""
+        """Send the block. Then wait while too many blocks are not stored yet."""
         if not self._count and not self._cuts:
             return
         self._await_permission(int(self._masks[: self._count].sum()))
@@ -214,7 +214,7 @@ class ShardWriter(Writing):
             pass
 
     def _pieces(self) -> list[Piece]:
-        """The steps of the block, split where episodes end without a flag."""
+        """The steps of the block, split where `end_episode` was called."""
         pieces, begin, ends = list[Piece](), 0, None
         for place, mask in [*self._cuts, (self._count, None)]:
             if place > begin or mask is None:
@@ -265,7 +265,7 @@ class ShardWriter(Writing):
 
     def _refuse_closed(self) -> None:
         if self._is_closed:
-            raise RuntimeError("the writer is closed; make another one with writer() of the replay")
+            raise RuntimeError("the writer is closed; create another one with replay.writer()")
 
     # -- Looking ---------------------------------------------------------------------------------------------
 

@@ -1,1 +1,1 @@
-"""Adapters that put replaykit's buffers into other libraries. Each is a module that needs the extra of its name."""
+"""Adapters for using replaykit's buffers in other libraries. Each subpackage needs the extra of the same name."""

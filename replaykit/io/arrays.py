@@ -24,7 +24,7 @@ from replaykit.spec import Spec
 
 FilePath: TypeAlias = str | os.PathLike[str]
 _INDICES, _LANE, _EPISODE = "indices", "_lane", "_episode"
-"""Arrays with the position of each step. No field has such a name."""
+"""Names of the arrays that hold the position of each step. No field has such a name."""
 _CHUNK_BYTES = 1 << 22
 
 
@@ -38,8 +38,8 @@ def to_npz(buffer: Replay, path: FilePath, *, compress: bool = False, progress: 
     buffer, ``_lane`` their lanes, and ``_episode`` their episode numbers, which also show episodes that ended without a
     flag.
 
-    The buffer is locked during the write, so the file shows it at one moment. The file appears, or replaces an existing
-    file, only when it is complete.
+    The buffer is locked during the write, so the file shows its state at one moment. The file appears, or replaces an
+    existing file, only when it is complete.
 
     Parameters
     ----------
@@ -94,14 +94,14 @@ def _places(buffer: Replay) -> dict[str, Array]:
 
 
 def _rows(buffer: Replay, name: str, nbytes: int) -> Iterator[Array]:
-    """A leaf of all stored steps, in pieces."""
+    """The values of a leaf for all stored steps, in pieces."""
     stored, count = buffer.stored(), max(_CHUNK_BYTES // max(nbytes * buffer.stack, 1), 1)
     for begin in range(0, len(stored), count):
         yield as_added(buffer, stored[begin : begin + count], name)
 
 
 def _write(archive: zipfile.ZipFile, name: str, shape: Any, dtype: np.dtype[Any], rows: Iterator[Array]) -> None:
-    """Write an array that comes in pieces."""
+    """Write an array whose rows are given in pieces."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
         np.lib.format.write_array_header_1_0(member, header)
@@ -128,7 +128,7 @@ def from_npz(
     buffer : Replay, optional
         The buffer to fill, for example a `replaykit.PrioritizedBuffer`. By default, a new `replaykit.ReplayBuffer`.
     spec : Spec, optional
-        The fields of a new buffer. By default, shapes and dtypes of the arrays, nested at the dots of their names.
+        The fields of a new buffer. By default, those of the arrays. Dots in the names of arrays separate nested fields.
     capacity : int, optional
         The capacity of a new buffer. By default, all steps fit.
     progress : bool

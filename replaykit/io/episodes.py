@@ -1,4 +1,4 @@
-"""The common part of reading and writing: stored episodes, and their distribution over lanes."""
+"""The parts that reading and writing share: stored episodes, and their distribution over lanes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,9 +14,9 @@ from replaykit.storage.base import Indices
 
 
 def as_added(replay: Replay, indices: Indices, name: str) -> Array:
-    """A leaf of stored steps as it was added. If the buffer stacks frames, only the newest frame.
+    """The values of a leaf as they were added. If the buffer stacks frames, only the newest frame of each stack.
 
-    The result is an array, also for a buffer on a device.
+    The result is a NumPy array, also for a buffer on a device.
     """
     values = replay.backend.host(name, replay.read(indices, name))
     leaf = next(leaf for leaf in replay.spec.leaves if leaf.name == name)
@@ -43,7 +43,7 @@ class Target:
         self.buffer: Any = buffer
         self._spec, self._capacity, self._options = spec, capacity, dict(options)
         self.keeps_what_it_gets: bool = buffer is not None or self._options.get("storage") is not None
-        """Whether a failure would leave transitions behind."""
+        """Whether a failure would leave some transitions in the buffer."""
 
     def num_envs(self, default: int = 1) -> int:
         """The number of lanes."""
@@ -52,9 +52,9 @@ class Target:
         return check_count("num_envs", self._options.setdefault("num_envs", default))
 
     def make(self, lengths: Sequence[int], lanes: Sequence[int]) -> Replay:
-        """The buffer. By default, a new one has room for stretches of these lengths in these lanes."""
+        """The buffer. By default, a new buffer has room for parts of episodes with these lengths in these lanes."""
         if self.buffer is not None:
-            self.buffer.writer(slice(None)).close()  # raises if a lane has a writer already
+            self.buffer.writer(slice(None)).close()  # raises an error if a lane already has a writer
             return self.buffer  # type: ignore[no-any-return]
         capacity = self._capacity
         if capacity is None:
@@ -63,7 +63,7 @@ class Target:
 
 
 def spread(lengths: Sequence[int], num_envs: int) -> list[int]:
-    """A lane for each episode: the one with the fewest steps so far."""
+    """A lane for each episode: the lane with the fewest steps so far."""
     loads, lanes = np.zeros(num_envs, np.int64), []
     for length in lengths:
         lanes.append(int(loads.argmin()))
@@ -72,7 +72,7 @@ def spread(lengths: Sequence[int], num_envs: int) -> list[int]:
 
 
 def add_episode(replay: Replay, lane: int, fields: Mapping[str, Any]) -> None:
-    """Store the steps of an episode or a part of one. Episodes before and after it are separate."""
+    """Store the steps of an episode or of a part of one, separate from the episodes before and after it."""
     with replay.writer(lane) as writer:
         writer.extend(**fields)
 

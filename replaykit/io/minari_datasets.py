@@ -1,4 +1,4 @@
-"""Minari data sets on the local disk: reading and writing. Nothing is downloaded."""
+"""Reads and writes Minari data sets on the local disk. Nothing is downloaded."""
 
 import contextlib
 import shutil
@@ -36,7 +36,7 @@ def from_minari(
     """Create or fill a buffer with all steps of a Minari data set.
 
     Each step has its true next observation, including the last one of an episode, and its recorded `terminated` and
-    `truncated`. Episodes are separate, whether or not a flag ended them.
+    `truncated`. Episodes stay separate, whether or not a flag ended them.
 
     By default, the fields are those of the data set's spaces, with a float32 reward. For another kind of buffer, other
     dtypes or extra fields, pass your own buffer. Its extra fields are read from the infos of the same name, which have
@@ -67,7 +67,7 @@ def from_minari(
         If Minari is not installed.
     TypeError, ValueError, FieldNameError, OverflowError
         If the spaces or an episode do not fit the fields. The message names the data set. Your buffer is then
-        unchanged: all episodes are read and checked before it is filled.
+        unchanged, because all episodes are read and checked before it is filled.
 
     Examples
     --------
@@ -107,7 +107,7 @@ def from_minari(
 
 
 def _minari() -> Any:
-    """The package Minari, with the packages that its files need."""
+    """The package Minari. Raises ImportError if it, or a package for its files, is missing."""
     try:
         import minari
     except ImportError as error:
@@ -162,7 +162,7 @@ def _steps_of(dataset: Any, episode: Any, spec: Spec) -> dict[str, Tree]:
 
 
 def _info(infos: Mapping[str, Any], name: str, fields: Tree, steps: int) -> Tree:
-    """An extra field, from the infos: the last entries, one for each step."""
+    """An extra field from the infos: their last entries, one for each step."""
     if name not in infos:
         wanted = "which is an extra field of the buffer's spec"
         raise FieldNameError(f"the infos have no {name!r}, {wanted}; they have {list(infos)}")
@@ -186,10 +186,10 @@ def to_minari(
     become infos with one entry for each step. Images are written losslessly, not as JPEG.
 
     The metadata of each episode show whether it is complete. ``has_beginning`` is False if its first steps have been
-    overwritten. ``truncation_added`` is True if `unfinished` has set a flag. ``lane`` is its lane.
+    overwritten. ``truncation_added`` is True if `unfinished` has set a flag. ``lane`` is the number of its lane.
 
     The data set appears in Minari's directory of data sets only when it is complete. The buffer is locked during the
-    write, so the data set shows it at one moment.
+    write, so the data set shows its contents at one moment.
 
     Parameters
     ----------
@@ -200,14 +200,14 @@ def to_minari(
     env : gymnasium.Env or VectorEnv, optional
         The recorded environment. The data set gets its spaces, and its ``spec`` for ``recover_environment``.
     observation_space, action_space : gymnasium.Space, optional
-        Replace the spaces of `env`. Without either, each field gets a Box with the limits of its dtype.
+        Replace the spaces of `env`. If neither is given, each field gets a Box with the limits of its dtype.
     unfinished : {"keep", "truncate", "drop"}
-        How to write episodes whose last stored step has no flag, because they are running or were ended without one.
+        How to write episodes whose last stored step has no flag, because they are running or `end_episode` ended them.
         "keep" writes them without a flag. "truncate" sets ``truncated`` in their last step, like Minari's
         ``DataCollector``. "drop" leaves them out.
     overwritten : {"keep", "drop"}
-        How to write episodes whose first steps have been overwritten. "keep" writes them from the oldest stored step
-        on. "drop" leaves them out.
+        How to write episodes whose first steps have been overwritten. "keep" writes the steps that are still stored.
+        "drop" leaves these episodes out.
     metadata : dict, optional
         Metadata of the data set, such as ``author``, ``description``, ``algorithm_name`` and ``code_permalink``.
     progress : bool
@@ -265,7 +265,7 @@ def _chosen(buffer: Replay, unfinished: Unfinished, overwritten: Overwritten) ->
     if unfinished == "drop":
         episodes = [episode for episode in episodes if _has_end(buffer, episode)]
     if not episodes:
-        raise ValueError("buffer has no episode to write; add steps, or change the options that leave episodes out")
+        raise ValueError("buffer has no episode to write; add steps, or set unfinished and overwritten to 'keep'")
     return episodes
 
 
@@ -301,7 +301,7 @@ def _new_place(dataset_id: Any) -> Path:
         raise ValueError(f"dataset_id is {dataset_id!r}; {expected}") from error
     place: Path = get_dataset_path(dataset_id)
     if place.exists():
-        remedy = f"take another version, or call minari.delete_dataset({dataset_id!r})"
+        remedy = f"choose another version, or call minari.delete_dataset({dataset_id!r})"
         raise ValueError(f"dataset_id is {dataset_id!r}, which exists at {place}; expected a new name: {remedy}")
     return place
 
@@ -348,7 +348,7 @@ def _new_storage(path: Path, spaces: tuple[Any, Any], env: Any) -> Any:
         observation_space=spaces[0],
         action_space=spaces[1],
         env_spec=None if env is None else env.spec,
-        jpeg_encoding=False,  # which loses precision
+        jpeg_encoding=False,  # JPEG loses precision
     )
 
 
@@ -400,7 +400,7 @@ def _fields_of(buffer: Replay, episode: Episode) -> dict[str, Tree]:
 
 
 def _publish(made: Path, final: Path, dataset_id: str) -> None:
-    """Move the finished data set to its place and create Minari's namespace."""
+    """Move the finished data set to its final place, and create Minari's namespace."""
     from minari.dataset.minari_dataset import parse_dataset_id
     from minari.namespace import create_namespace, list_local_namespaces
 

@@ -18,7 +18,7 @@ _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
 class TorchBackend(Backend):
-    """Operations on tensors on one device. None of them waits for the device, except where it says so.
+    """Operations on tensors on one device. None waits for the device, unless its docstring says so.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class TorchBackend(Backend):
         return self.send(torch.from_numpy(array))
 
     def send(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor of the CPU on the device. Only from pinned memory can it be copied without waiting."""
+        """A CPU tensor, copied to the device through pinned memory, so that the CPU does not wait."""
         if self.device.type != "cuda" or tensor.device.type != "cpu":
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)
@@ -65,7 +65,7 @@ class TorchBackend(Backend):
         if value.ndim != 1:
             raise ValueError(f"{name} has shape {tuple(value.shape)}; expected (B,)")
         if value.dtype not in _INTEGERS:
-            raise TypeError(f"{name} has dtype {value.dtype}; expected integers, as add and sample give them")
+            raise TypeError(f"{name} has dtype {value.dtype}; expected integers, such as indices from sample")
         return value.long()  # type: ignore[no-any-return]
 
     def float64(self, name: str, value: Any, detach: bool = False) -> torch.Tensor:
@@ -110,7 +110,7 @@ class TorchBackend(Backend):
         return array.contiguous()
 
     def coerce(self, leaf: Leaf, value: Any, lead: tuple[int, ...]) -> Any:
-        """A value of a leaf with these leading axes. The storage that gets it checks the dtype."""
+        """A value of a leaf with these leading axes. The storage checks the dtype."""
         if not isinstance(value, torch.Tensor) or value.device != self.device:
             return self.array(leaf.coerce(value, lead))
         if tuple(value.shape) != lead + leaf.shape:
@@ -118,13 +118,13 @@ class TorchBackend(Backend):
         return value
 
     def refuse_negative(self, priorities: Any) -> None:
-        """Nothing: the storage records it, and it is raised later."""
+        """Do nothing: the storage records such priorities, and the error is raised later."""
 
     def refuse_too_large(self, name: str, values: Any, limit: float) -> None:
-        """Nothing: the storage records it, and it is raised later."""
+        """Do nothing: the storage records such values, and the error is raised later."""
 
     def refuse_not_finite(self, name: str, checked: Any, given: Any) -> None:
-        """Nothing: `update_priorities` records such TD errors, and they are raised later."""
+        """Do nothing: `update_priorities` records such TD errors, and the error is raised later."""
 
     def generator(self, seed: Any) -> DeviceGenerator:
         return DeviceGenerator(seed, self.device)
@@ -155,7 +155,7 @@ class TorchBackend(Backend):
         return ordered[torch.searchsorted(ordered, indices).clamp_(max=len(ordered) - 1)] == indices
 
     def union(self, indices: Any, others: Any) -> Any:
-        """The indices in either tensor, each once. Waits for the device."""
+        """The indices that are in one of the tensors or in both, each once. Waits for the device."""
         return torch.unique(torch.cat((indices, others)))
 
     def difference(self, indices: Any, others: Any) -> Any:
@@ -177,7 +177,7 @@ class TorchBackend(Backend):
         return torch.maximum(begin, oldest), torch.minimum(begin + stride * successor, last + successor)
 
     def spread(self, starts: Any, stops: Any, values: Any, successor: int, stride: int) -> tuple[Any, Any]:
-        """As in NumPy, but with `stride` entries for each span, of which those past its end have the index -1."""
+        """As in `Backend`, but each span has `stride` entries. Entries past the end of a span have the index -1."""
         steps = starts[:, None] + torch.arange(stride, device=self.device) * successor
         steps = torch.where(steps < stops[:, None], steps, -1)
         return steps.reshape(-1), values[:, None].expand(steps.shape).reshape(-1)
@@ -226,10 +226,10 @@ class TorchBackend(Backend):
         return array.clone()
 
     def look_ahead(self, source: Any, window: Any, look: Look, uniforms: Any) -> Ahead:
-        """As in NumPy, but with new goals for all windows, and all of them have n steps.
+        """As in `Backend`, but all windows get new goals, and every window has n steps.
 
-        ``windows`` are flags (M,): whether each window belongs to a chosen row. Past its end, the last step of a window
-        is repeated.
+        ``windows`` are flags of shape (M,): whether each window belongs to a chosen row. Past the end of a window, its
+        last step is repeated.
         """
         width, stride, n = math.prod(window.shape[1:]), window.stride, window.reward.shape[1]
         chosen, chances, first = uniforms[0] < look.ratio, uniforms[1], window.indices[::width]
@@ -267,7 +267,7 @@ class TorchBackend(Backend):
         return (first[lanes] + rank - (stops - counts)[lanes]) * len(counts) + lanes, stops[-1]
 
     def put_rewards(self, window: Any, ahead: Ahead, rewards: Any, dtype: np.dtype[Any]) -> None:
-        """As in NumPy, but rewards that are not finite are recorded, and raised later."""
+        """As in `Backend`, but rewards that are not finite are recorded, and the error is raised later."""
         if rewards.dtype not in (torch.float32, torch.float64):
             rewards = rewards.to(torch_dtype(dtype, "reward"))
         rewards = (rewards.float() if dtype.itemsize == 4 else rewards).double().reshape(window.reward.shape)

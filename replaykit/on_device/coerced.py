@@ -15,9 +15,9 @@ from replaykit.storage.base import Flags
 def coerced(
     backend: TorchBackend, late: LateErrors, leaf: Leaf, value: Any, lead: tuple[int, ...], mask: Flags | None
 ) -> torch.Tensor:
-    """The value of a leaf as a tensor: on the device if it was there, else on the CPU.
+    """The value of a leaf as a tensor, on the device if it was already there, otherwise on the CPU.
 
-    Raises an error for a value that does not fit. What only the device can see is recorded in `late`.
+    Raises an error for a value that does not fit. Errors that only the device can detect are recorded in `late`.
     """
     is_tensor = isinstance(value, torch.Tensor)
     if not is_tensor or (value.device.type == "cpu" and backend.device.type != "cpu"):
@@ -36,7 +36,7 @@ def coerced(
 
 
 def _cast(late: LateErrors, leaf: Leaf, value: torch.Tensor, wanted: torch.dtype) -> torch.Tensor:
-    """A tensor in another dtype. A value that changes by more than rounding is an error that is raised later."""
+    """A tensor in another dtype. If a value changes by more than rounding, an error is recorded and raised later."""
     if not torch.can_cast(value.dtype, wanted):
         raise TypeError(f"{leaf.name} has dtype {value.dtype}; expected {wanted}, or one that casts to it safely")
     cast = value.to(wanted)

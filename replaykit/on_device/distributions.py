@@ -1,4 +1,4 @@
-"""The distributions of a `DeviceStorage`: uniform, the newest, and proportional to priorities."""
+"""The distributions of a `DeviceStorage`: uniform, newest transitions, and proportional to priorities."""
 
 import sys
 from collections.abc import Callable
@@ -29,11 +29,11 @@ class DeviceUniform(Uniform):
 
     @property
     def is_capturable(self) -> bool:
-        """Whether a draw has the same operations every time: without replacement, they depend on the size."""
+        """Whether every draw runs the same operations. Without replacement, they depend on the buffer's size."""
         return self.replace
 
     def prepare(self) -> None:
-        """Nothing: a draw needs only what is stored."""
+        """Do nothing: a draw reads only the stored transitions."""
 
     def draw(self, batch_size: int, rng: Any) -> Draw:
         return self.draw_captured(batch_size, rng)
@@ -129,7 +129,7 @@ class DeviceProportional(Prioritized):
         storage, stop = self.storage, np.maximum(bounds[0], bounds[1])
         if (bounds[0] >= bounds[1]).all():
             return
-        if (bounds == bounds[:, :1]).all():  # lanes in step: consecutive slots
+        if (bounds == bounds[:, :1]).all():  # all lanes have the same bounds: consecutive slots
             begin, end = (int(step) * storage.num_envs for step in bounds[:, 0])
             slot = begin % storage.capacity
             head = min(end - begin, storage.capacity - slot)
@@ -140,7 +140,7 @@ class DeviceProportional(Prioritized):
             self.tree.fill(storage.backend.array(indices % storage.capacity), value)
 
     def update(self, slots: Any, priorities: Any) -> Any:
-        """Set the priorities in `slots`, where slot C is ignored. Returns the number applied, a tensor."""
+        """Set the priorities in `slots`. Slot C is ignored. Returns the number of applied updates as a tensor."""
         self.settle()
         scaled = priorities**self._alpha
         if self._alpha > 1.0:  # keep a power that underflows positive, so that the transition can be drawn
@@ -149,10 +149,10 @@ class DeviceProportional(Prioritized):
         return (slots < self.storage.capacity).sum()
 
     is_capturable = True
-    """A draw has the same operations every time."""
+    """Every draw runs the same operations."""
 
     def prepare(self) -> None:
-        """Do what may have other shapes the next time: settle, and send beta to the device."""
+        """Settle, and send beta to the device. A graph cannot contain this work, because its shapes change."""
         self.settle()
         self.beta_on_device()
 
@@ -161,7 +161,7 @@ class DeviceProportional(Prioritized):
         return self.draw_captured(batch_size, rng)
 
     def draw_captured(self, batch_size: int, rng: Any) -> Draw:
-        """`draw` after `prepare`, as part of a graph."""
+        """`draw` without `prepare`, as part of a graph. Call `prepare` first."""
         tree, storage = self.tree, self.storage
         slots, probabilities = tree.draw(rng.random(batch_size), self._draws == "stratified")
         storage.late.note("nothing", tree.total == 0.0)
@@ -188,7 +188,7 @@ class DeviceProportional(Prioritized):
         return weights.clamp(min=_SMALLEST_WEIGHT) if self._weights == "buffer" else weights
 
     def beta_on_device(self) -> torch.Tensor:
-        """Beta as a tensor, so that a captured graph reads its present value."""
+        """Beta as a tensor, so that a captured graph reads its current value."""
         beta = self.beta
         if beta != self._beta_there:
             self._beta_on_device.fill_(beta)

@@ -1,4 +1,4 @@
-"""Errors that only the device can see. They are counted there, and raised when the CPU waits for the device anyway."""
+"""Errors that only the device can detect. The device counts them. They are raised when the CPU waits for the device."""
 
 from typing import ClassVar
 
@@ -40,7 +40,7 @@ class LateErrors:
         self._places[kind].add_(wrong.sum())
 
     def raise_first(self) -> None:
-        """Raise the first error that was recorded, and forget all. Waits for the device."""
+        """Raise an error that names all recorded problems, and set all counts to 0. Waits for the device."""
         counts = self._counts.tolist()
         if any(counts):
             self._counts.zero_()

@@ -1,4 +1,4 @@
-"""Observations that are stored once on a device: the next_obs of a step is the obs of the following step."""
+"""Observations stored once on a device: the next_obs of a step is usually the obs of the following step."""
 
 import math
 import weakref
@@ -14,22 +14,22 @@ from replaykit.storage.base import Indices
 from replaykit.storage.columns import Padding, Share
 
 _SPARE = 16
-"""One place in this many is reserved at first for a next_obs that is not the obs of the following step."""
+"""`others` starts with one place for this many transitions."""
 _PART = 4096
 """Number of frames copied from the CPU at a time."""
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Frames:
-    """An observation and its next_obs on a device, each frame once.
+    """An observation and its next_obs on a device. Each frame is stored once.
 
-    Each lane has its observations in a ring, one for each step, followed by the next_obs of its newest step. The obs of
-    the next step takes the place of this next_obs. If their bits differ, as at the end of an episode, next_obs moves to
-    `others`. The ring is a few steps longer than the lane, so the stacks of its oldest steps are complete.
+    The ring holds one observation for each step of a lane, and then the next_obs of the lane's newest step. The obs of
+    the next step overwrites this next_obs. If their bits differ, as at the end of an episode, next_obs moves to
+    `others`. The ring is a few steps longer than the lane, so the stacks of the oldest steps are complete.
 
-    Free places of `others` are numbered in a stack on the device. The CPU knows an upper limit of the used ones: their
-    number when it was last reported, and one more for each step written since then. Only if this limit exceeds the size
-    of `others`, the CPU waits for the true number, and makes `others` larger if more than half of it is used.
+    `free`, a stack on the device, holds the free places of `others`. The CPU knows an upper limit of the number of used
+    places: the last reported number, plus one for each step written since. Only if this limit exceeds the size of
+    `others` does the CPU wait for the true number. It enlarges `others` if more than half of the places are used.
 
     Parameters
     ----------
@@ -50,9 +50,9 @@ class Frames:
     ring : tensor of shape ((L + k) * E + 1, ...)
         The last frame is all zeros.
     others : tensor of shape (P + 1, ...)
-        Place 0 takes what is not needed.
+        Place 0 takes values that are not needed.
     places : tensor of shape (C,), int32
-        For each slot the place of its next_obs in `others`, or 0 where next_obs is the following frame of the ring.
+        For each slot, the place of its next_obs in `others`, or 0 if next_obs is the following frame in the ring.
     free, count : tensors of shape (P + 1,), int32, and (), int64
         The first `count` entries of `free` are the free places.
     """
@@ -100,9 +100,9 @@ class Frames:
     # Writing
 
     def moved(self, indices: torch.Tensor, obs: torch.Tensor, next_obs: torch.Tensor) -> torch.Tensor:
-        """Whether the obs of each step differs from the next_obs of the previous step of its lane, (T K,) bool.
+        """Whether each step's obs differs from the next_obs of its lane's previous step, as bool of shape (T K,).
 
-        `indices` (T, K) are T consecutive steps of K lanes, and `obs` and `next_obs` (T K, ...) their values.
+        `indices` (T, K) are T consecutive steps of K lanes. `obs` and `next_obs` (T K, ...) are their values.
         """
         lanes = indices.shape[1]
         parts = [_differ(self.ring[indices[:1].reshape(-1) % self._size], obs[:lanes])]
@@ -111,7 +111,7 @@ class Frames:
         return torch.cat(parts)
 
     def reserve(self, steps: int, moved: torch.Tensor | None = None) -> None:
-        """Make room for `steps` more steps, of which only those in `moved` need a place.
+        """Make room for `steps` more steps. Only those in `moved` need a place.
 
         Raises MemoryError if the device has no room, and RuntimeError if a graph of the user reads the places.
         """
@@ -145,9 +145,9 @@ class Frames:
         self._storage.graphs.forget()
 
     def write(self, indices: torch.Tensor, lanes: Any, obs: Any, next_obs: Any, moved: torch.Tensor) -> None:
-        """Write steps (T, K) of these lanes, at most L, after the steps that they replace were retired.
+        """Write T steps of K lanes, T at most L. The steps that they overwrite must be retired before.
 
-        `obs`, `next_obs` and `moved` are those of the method `moved`.
+        `obs` and `next_obs` are the arguments of the method `moved`, and `moved` is its result.
         """
         num_envs, capacity, count = self._storage.num_envs, self._storage.capacity, indices.shape[1]
         self._release(indices.reshape(-1) % capacity)
@@ -173,15 +173,15 @@ class Frames:
         self.places[slots] = 0
 
     def _take(self, needed: torch.Tensor) -> torch.Tensor:
-        """A free place for each entry that needs one, 0 for the others."""
+        """A free place for each entry that needs one, and 0 for the others."""
         at = torch.where(needed, self.count - needed.cumsum(0), 0)
         self.count -= needed.sum()
         return torch.where(needed, self.free[at], 0)
 
-    # What the CPU knows about it
+    # The number of used places, as far as the CPU knows it
 
     def _know(self, used: int) -> None:
-        """The number of used places is known."""
+        """Note that exactly `used` places are used."""
         self._limit, self._since = used, 0
         self._used.forget()
 
@@ -229,7 +229,7 @@ class Frames:
         return self.obs(indices) if position == self.leaves[0] else self.next_obs(indices)
 
     def added(self, position: int, indices: torch.Tensor) -> torch.Tensor:
-        """The leaf as it was added: not stacked."""
+        """The leaf as it was added, that is, a single frame and no stack."""
         return self.ring[indices % self._size] if position == self.leaves[0] else self._next_frame(indices)
 
     # Saving
@@ -246,7 +246,7 @@ class Frames:
         if len(apart) > (len(self.others) - 1) // 2:
             self._grow(len(apart))
         size = len(self.others) - 1
-        places = np.arange(size - len(apart) + 1, size + 1)  # the last ones on the stack
+        places = np.arange(size - len(apart) + 1, size + 1)  # the last places in `free`
         self.count -= len(apart)
         self._know(len(apart))
         self.places[put(stored[apart] % storage.capacity)] = put(places.astype(np.int32))
@@ -270,16 +270,16 @@ class Frames:
         storage, name, size = self._storage, self._leaf.name, len(self.others) - 1
         places, free, count = self.places.cpu().numpy(), self.free.cpu().numpy(), int(self.count)
         assert 0 <= count <= size, f"{name}: more places are free than exist"
-        assert size - count <= self._limit, f"{name}: more places are used than the CPU knows"
+        assert size - count <= self._limit, f"{name}: more places are used than the CPU's upper limit"
         used = places[places > 0]
         every = np.concatenate((free[:count], used))
-        assert np.array_equal(np.sort(every), np.arange(1, size + 1)), f"{name}: a place is lost, or used twice"
+        assert np.array_equal(np.sort(every), np.arange(1, size + 1)), f"{name}: a place is lost or used twice"
         stored, (first, cursor) = storage.stored(), storage.bounds
         slots = np.setdiff1d(np.arange(storage.capacity), stored % storage.capacity)
         assert not places[slots].any(), f"{name}: a step that is not stored has a place"
         newest = ((cursor - 1) * storage.num_envs + np.arange(storage.num_envs))[first < cursor]
         assert not places[newest % storage.capacity].any(), f"{name}: a newest step has a place"
-        assert not self.ring[-1].any(), f"{name}: the frame of zeros is not"
+        assert not self.ring[-1].any(), f"{name}: the last frame of the ring is not all zeros"
 
 
 def _differ(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Draw, open and reduce in one call, through a CUDA graph for each batch size."""
+"""Draw, window and reduce in one call, through a CUDA graph for each batch size."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from replaykit.trees import leaves_of, map_tree
 
 
 def fuse(storage: Any, distribution: Any, powers: Floats, rng: Any) -> tuple[Serve, Open] | None:
-    """`serve` with a CUDA graph for each batch size, and `open`, if the distribution draws with fixed shapes."""
+    """`serve`, with a CUDA graph for each batch size, and `open`. None if draws do not have fixed shapes."""
     if not getattr(distribution, "is_capturable", False):
         return None
     structure: dict[str, Any] = {}

@@ -27,13 +27,13 @@ class DeviceGenerator:
         self.host: np.random.Generator = np.random.default_rng(number)
 
     def random(self, size: int | tuple[int, ...] | None = None) -> Any:
-        """Numbers in [0, 1), float64. Without a size, a single one from a generator on the CPU, as a float."""
+        """Numbers in [0, 1), float64. Without a size, a single float from a generator on the CPU."""
         if size is None:
             return self.host.random()
         return torch.rand(size, dtype=torch.float64, device=self.device, generator=self.generator)
 
     def choice(self, size: int, count: int, replace: bool = False) -> torch.Tensor:
-        """`count` different numbers from 0 to ``size - 1``, int64."""
+        """`count` different numbers from 0 to ``size - 1``, as int64."""
         assert not replace, "draw with random() instead"
         return torch.randperm(size, device=self.device, generator=self.generator)[:count]
 
@@ -44,7 +44,7 @@ class DeviceGenerator:
 
     @property
     def bit_generator(self) -> "DeviceGenerator":
-        """The generator itself, whose `state` is set and read as that of a NumPy bit generator."""
+        """This generator. Its `state` can be read and set, like that of a NumPy bit generator."""
         return self
 
     @property
@@ -56,7 +56,7 @@ class DeviceGenerator:
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
         self.generator.set_state(torch.from_numpy(np.array(state["state"], np.uint8)))
-        if "host" in state:  # not in what was saved before mixtures worked on a device
+        if "host" in state:  # missing in checkpoints from before mixtures worked on a device
             self.host.bit_generator.state = state["host"]
 
     @property

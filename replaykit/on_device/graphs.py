@@ -1,4 +1,4 @@
-"""CUDA graphs: a batch is drawn with one call of the driver instead of dozens of operations."""
+"""CUDA graphs: one call to the driver draws a batch, instead of dozens of operations."""
 
 import weakref
 from collections.abc import Callable
@@ -16,17 +16,17 @@ Fields = list[torch.Tensor]
 class Graphs:
     """Runs a function of a batch size that returns tensors, through a CUDA graph where that is possible.
 
-    The first call for a batch size runs the function, the second records a graph, and later calls replay it. The graph
-    writes all tensors to one block, so a call is a replay, a copy of the block, and views of the copy. On other
-    devices, and while the program records a graph of its own, the function is called directly.
+    The first call for a batch size runs the function. The second call records a graph, and later calls replay it. The
+    graph writes all tensors to one block. A call replays the graph, copies the block, and returns views of the copy. On
+    other devices, and while the program records its own graph, the function is called directly.
 
     Parameters
     ----------
     function : callable
-        Takes a batch size and returns tensors on the device. It reads everything that may change from tensors, and its
-        shapes depend on the batch size only.
+        Takes a batch size and returns tensors on the device. It must read every value that may change from a tensor,
+        and its shapes must depend on the batch size only.
     rng : DeviceGenerator
-        The generator that it draws from.
+        The random generator that the function uses.
 
     Attributes
     ----------
@@ -42,11 +42,11 @@ class Graphs:
         self._recorded: dict[int, tuple[Any, torch.Tensor, list[Place]]] = {}  # the last used at the end
 
     def __call__(self, batch_size: int) -> Fields:
-        """The tensors for a batch of this size, which belong to the caller."""
+        """The tensors for a batch of this size. Later calls do not change them."""
         if self._rng.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
             return self._function(batch_size)
         uses = self._uses[batch_size] = self._uses.get(batch_size, 0) + 1
-        if uses == 1:  # also allocates what the operations need only once
+        if uses == 1:  # also allocates the memory that the operations need only once
             return self._function(batch_size)
         kept = self._recorded
         kept[batch_size] = kept.pop(batch_size) if batch_size in kept else self._record(batch_size)
@@ -73,17 +73,17 @@ class Graphs:
         return graph, block, places
 
     def forget(self) -> None:
-        """Record all graphs again, since tensors that they read have moved."""
+        """Record all graphs again at their next use, because tensors that they read have moved."""
         self._recorded.clear()
 
 
 class Recorded:
-    """All graphs that read from a storage. A graph reads tensors from where they were when it was recorded.
+    """All graphs that read from a storage. A graph reads the addresses that its tensors had when it was recorded.
 
     Attributes
     ----------
     own : WeakSet of Graphs
-        They record again after tensors have moved.
+        The graphs of replaykit. They are recorded again after tensors have moved.
     """
 
     def __init__(self) -> None:
@@ -91,18 +91,18 @@ class Recorded:
         self._has_others = False
 
     def look(self, device: torch.device) -> None:
-        """Notice if a graph of the user is being recorded on the device."""
+        """Note whether the user is recording a graph on the device."""
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             self._has_others |= not any(graphs.is_recording for graphs in self.own)
 
     def refuse_moving(self, reason: str) -> None:
         """Raise RuntimeError if a graph of the user reads from the storage."""
         if self._has_others:
-            remedy = "build the buffer with share='none', which never moves them, or sample outside of your graph"
-            raise RuntimeError(f"{reason}; they must move, but a CUDA graph that you recorded reads them; {remedy}")
+            remedy = "build the buffer with share='none', which never moves memory, or sample outside your graph"
+            raise RuntimeError(f"{reason}; this moves frames, but a CUDA graph that you recorded reads them; {remedy}")
 
     def forget(self) -> None:
-        """Record all own graphs again."""
+        """Record all graphs of replaykit again at their next use."""
         for graphs in self.own:
             graphs.forget()
 
@@ -112,7 +112,7 @@ Place = tuple[torch.dtype, tuple[int, ...], int]
 
 
 def places_of(tensors: Fields) -> tuple[list[Place], int]:
-    """The places of some tensors in one block, and the bytes of the block."""
+    """The places of tensors in one block, and the size of the block in bytes."""
     places, nbytes = list[Place](), 0
     for tensor in tensors:
         places.append((tensor.dtype, tuple(tensor.shape), nbytes))

@@ -1,4 +1,4 @@
-"""`Guard`: rows that a device may still be reading are not overwritten."""
+"""`Guard`: prevents the CPU from overwriting rows that a device may still read."""
 
 from collections import deque
 from collections.abc import Callable
@@ -11,12 +11,12 @@ from replaykit.storage.base import Indices
 
 
 class Guard:
-    """Knows which retired steps no queued operation of a device can read any more.
+    """Keeps track of the retired steps that no queued operation of a device can still read.
 
     A device executes operations some time after the CPU has queued them. An operation may read every step that was
-    stored when it was queued. So a step is retired first, then an event is queued behind all operations that may read
-    it, and the step may be overwritten once the device has reached that event. Between the two lie many steps, so that
-    the CPU hardly ever waits.
+    stored when the operation was queued. Therefore a step is first retired. Then an event is queued after all
+    operations that may read the step. When the device has reached the event, the step can be overwritten. Steps are
+    retired long before they are overwritten, so the CPU rarely waits.
 
     Parameters
     ----------
@@ -41,23 +41,23 @@ class Guard:
         self._marks.append((event, self.retired))
 
     def wait_for(self, stop: Indices) -> None:
-        """Wait until the steps before `stop` (E,) can be overwritten. They must be among those `retired`."""
+        """Wait until the steps before `stop` (E,) can be overwritten. `stop` must not exceed `retired`."""
         while (self.free < stop).any():
             event, retired = self._marks.popleft()
             event.synchronize()
             self.free = retired
 
     def reset(self, first: Indices) -> None:
-        """Begin again with the steps from `first` (E,) on. The device must have nothing queued."""
+        """Start again: the steps before `first` (E,) can be overwritten. The device must have no queued operations."""
         self._marks.clear()
         self.retired = self.free = first.copy()
 
 
 class _Reached:
-    """The event of a device that executes everything at once."""
+    """The event of a device that executes each operation immediately."""
 
     def record(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def synchronize(self) -> None:
-        """Nothing."""
+        """Do nothing."""

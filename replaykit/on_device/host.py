@@ -1,4 +1,4 @@
-"""`HostStorage`: the memory of the CPU that a `PinnedStorage` writes, and how a device reads it."""
+"""`HostStorage`: the CPU memory to which a `PinnedStorage` writes, and its views on the device."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ kernels: Any = lazy("store")
 
 
 class HostStorage(LocalStorage):
-    """A `LocalStorage` whose arrays are also tensors on a device, and which holds less than its slots.
+    """A `LocalStorage` whose arrays are also tensors on a device. It holds fewer transitions than it has slots.
 
     Parameters
     ----------
@@ -29,15 +29,15 @@ class HostStorage(LocalStorage):
     spec, num_envs, options
         As in `LocalStorage`.
     length : int
-        The most steps that a lane holds.
+        Maximum number of stored steps of each lane.
     device : torch.device
 
     Attributes
     ----------
     seen : dict of str to tensor
-        The tensors over the arrays, by name. The rows and large leaves have one more, which is for nothing.
+        The tensors over the arrays, by name. Rows and large leaves have an additional entry for writes to ignore.
     before_moving, after_moving : callable
-        Called when an array becomes larger, the first with the reason.
+        Called before and after an array moves because it becomes larger. The first takes the reason.
     """
 
     saved_kind: str | None = "LocalStorage"
@@ -72,7 +72,7 @@ class HostStorage(LocalStorage):
         self.header[kernels.STORED] = (bounds[1] - bounds[0]).sum()
 
     def readers(self) -> dict[int, Any]:
-        """What reads each leaf that is not in the rows, by its position in the spec."""
+        """The reader of each leaf that is stored outside the rows, by its position in the spec."""
         made: dict[int, Any] = {}
         for columns in self.columns:
             reader = SeenFrames(self, columns) if isinstance(columns, Frames) else SeenArrays(self, columns)
@@ -81,13 +81,13 @@ class HostStorage(LocalStorage):
 
 
 class SeenArrays:
-    """Large leaves of a `HostStorage`, as a device sees them."""
+    """Reads large leaves of a `HostStorage` on a device."""
 
     def __init__(self, host: HostStorage, columns: Columns) -> None:
         self._host, self._names = host, {i: f"large.{host.spec.leaves[i].name}" for i in columns.leaves}
 
     def column(self, position: int) -> torch.Tensor:
-        """The leaf in all slots, a view that can be written."""
+        """The leaf in all slots, as a writable view."""
         return self._host.seen[self._names[position]]
 
     def read(self, position: int, indices: torch.Tensor) -> torch.Tensor:
@@ -96,7 +96,7 @@ class SeenArrays:
 
 
 class SeenFrames:
-    """An observation and its next_obs in the frames of a `HostStorage`, as a device sees them."""
+    """Reads an observation and its next_obs from the frames of a `HostStorage` on a device."""
 
     def __init__(self, host: HostStorage, frames: Frames) -> None:
         leaf = host.spec.leaves[frames.leaves[0]]

@@ -1,4 +1,4 @@
-"""A number on a device that the CPU learns later, without waiting for it."""
+"""A number from a device that the CPU reads later, without waiting for it."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 
 
 class Later:
-    """The last number that was asked for.
+    """Requests a number from a device, and returns it when it has arrived.
 
     Parameters
     ----------
@@ -15,7 +15,7 @@ class Later:
     Attributes
     ----------
     is_asked : bool
-        Whether a number was asked for, but not yet returned by `answer`.
+        Whether a number was requested that `answer` has not returned yet.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -27,19 +27,19 @@ class Later:
         self._event: Any = event() if is_cuda else None
 
     def ask(self, number: torch.Tensor) -> None:
-        """Copy a number, int64, as soon as the device has computed it."""
+        """Request a copy of an int64 tensor with one number. It is copied when the device has computed it."""
         self._copy.copy_(number, non_blocking=self._event is not None)
         if self._event is not None:
             self._event.record(torch.cuda.current_stream(number.device))
         self.is_asked = True
 
     def answer(self) -> int | None:
-        """The number, or None if there is none yet."""
+        """The requested number, or None if it has not arrived or none was requested."""
         if not self.is_asked or not (self._event is None or self._event.query()):
             return None
         self.is_asked = False
         return int(self._number[0])
 
     def forget(self) -> None:
-        """Ignore the number that was asked for."""
+        """Cancel the request."""
         self.is_asked = False

@@ -1,4 +1,4 @@
-"""The rows of a mixture on a device. Their shapes do not depend on the draw, so that nothing waits for the device."""
+"""The rows of a mixture on a device. Their shapes do not depend on the draw, so the CPU never waits for the device."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,10 +13,10 @@ from replaykit.replay import Replay
 
 
 class DeviceRows(Rows):
-    """The rows of a batch by source. Each source gets all B rows, and those of other sources are left out later.
+    """The rows of a batch by source. Each source gets all B rows. Rows of other sources are removed later.
 
-    In `own`, the rows of other sources are -1. If windows are opened at the rows, they are the newest index of the
-    source, and a source that is empty has no rows. `begins` is unused.
+    In `own`, the rows of other sources are -1. If windows are opened at the rows, the rows of other sources are instead
+    the newest index of the source, and an empty source has no rows. `begins` is unused.
     """
 
     __slots__ = ()
@@ -25,7 +25,7 @@ class DeviceRows(Rows):
         return slice(None) if len(self.own[k]) else slice(0)
 
     def alone(self, k: int, draw: Any, share: float) -> Draw:
-        """As in NumPy, but with infinite probabilities for the rows of other sources, which do not count then."""
+        """As in `Rows`, but rows of other sources have probability inf, so that they have no effect."""
         probabilities: Any = torch.where(self._is_of(k, draw.probabilities), draw.probabilities / share, torch.inf)
         part = Draw(self.own[k], probabilities)
         if draw.least is not None:
@@ -36,11 +36,11 @@ class DeviceRows(Rows):
         return part
 
     def given_to(self, k: int, of_all: Any, own: Any) -> Any:
-        """As in NumPy, but with an entry for each window. Those of other sources stay as they are in `own`."""
+        """As in `Rows`, but with an entry for each window. Entries of other sources keep their value in `own`."""
         return torch.where(self._is_of(k, own), of_all, own) if len(own) else own
 
     def _is_of(self, k: int, part: Any) -> Any:
-        """Whether each entry of a part, for rows or for windows, is of source k."""
+        """Whether each entry of a part belongs to source k. Entries are rows or windows."""
         owner: Any = self.owner
         owner = owner if len(part) == len(owner) else owner.repeat_interleave(self.width)
         return (owner == k).view(-1, *(1 for _ in part.shape[1:]))
@@ -53,7 +53,7 @@ class DeviceRows(Rows):
     def joined(self, parts: list[Any]) -> Any:
         """Take the entry of each row, or of each window, from the part of its source.
 
-        `parts` has a part for each source, or for each source that has rows.
+        `parts` has one part for each source, or one for each source that has rows.
         """
         having = [k for k, own in enumerate(self.own) if len(own)]
         if len(parts) == len(self.own):
@@ -89,9 +89,9 @@ class DeviceRing(Ring):
         return torch.where(own < 0, own, indices)
 
     def split(self, indices: Any, is_opening: bool = False) -> Rows:
-        """As in NumPy, but each source gets all rows. A row of several sources is recorded as not stored.
+        """As in `Ring`, but each source gets all rows. A row with indices of several sources is recorded as not stored.
 
-        For windows, `is_opening`, the indices of other sources are replaced by the newest one.
+        If `is_opening`, windows are opened at the indices, and the newest index of the source replaces those of others.
         """
         if isinstance(indices, np.ndarray):
             return super().split(indices)

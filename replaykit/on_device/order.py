@@ -1,4 +1,4 @@
-"""The order in which transitions were written, which the CPU records once lanes are out of step."""
+"""The order in which transitions were written. The CPU records it when lanes have different numbers of steps."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from replaykit.storage.base import Indices, stored_in
 
 
 class WritingOrder:
-    """When each slot was written. While lanes are in step, the indices show it.
+    """When each slot was written. While all lanes have the same number of steps, the indices give the order.
 
     Parameters
     ----------
@@ -15,9 +15,9 @@ class WritingOrder:
     Attributes
     ----------
     stamps : ndarray of shape (C,), int64, or None
-        When each slot was written. None if lanes were always in step.
+        The position of each slot in the order of writing. None if all lanes always had the same number of steps.
     split : int
-        Smaller indices were written when lanes were in step.
+        Smaller indices were written before recording began.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -25,16 +25,16 @@ class WritingOrder:
         self.forget()
 
     def forget(self) -> None:
-        """All lanes are in step."""
+        """Stop recording. All lanes must have the same number of steps."""
         self.set(0, None)
 
     def set(self, split: int, stamps: Indices | None) -> None:
-        """Replace what was recorded."""
+        """Replace the recorded order."""
         self.split: int = split
         self.stamps: Indices | None = stamps
 
     def keep(self, bounds: Indices) -> None:
-        """From now on, record the order, since lanes are getting out of step."""
+        """Record the order from now on. Call this before lanes get different numbers of steps."""
         if self.stamps is None:
             self.set(int(bounds[1].sum()), np.zeros(self._capacity, np.int64))
 

@@ -1,4 +1,4 @@
-"""`PinnedStorage`: the CPU writes transitions to its own memory, and a device draws and reads them there."""
+"""`PinnedStorage`: transitions in CPU memory, written by the CPU, drawn and read by a device."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,23 +17,23 @@ from replaykit.storage.local import LocalStorage
 from replaykit.trees import Tree
 
 _ROWS_TO_SPARE, _STEPS_TO_SPARE = 1024, 8
-"""The least number of rows, and of steps in each lane, that are retired before they are overwritten."""
+"""The minimum number of spare rows, and of spare steps in each lane, between retiring and overwriting."""
 _MARKS = 4
-"""Number of events in the time in which the spare slots are filled once."""
+"""Number of events that are queued while all spare slots are filled once."""
 
 
 class PinnedStorage(DeviceStorage):
-    """Stores transitions in the memory of the CPU, for a device that reads them there.
+    """Stores transitions in CPU memory that a device reads directly.
 
-    Writing is that of a `LocalStorage <replaykit.storage.LocalStorage>`: arrays in, indices out as an array. Reading is
-    that of a `DeviceStorage`. The rows are page-locked, so the device gathers a batch through the bus without help from
-    the CPU. Only priorities are on the device. So environments run on the CPU, the capacity is limited by the CPU's
-    memory, and a batch does not have to be copied.
+    Write as to a `LocalStorage <replaykit.storage.LocalStorage>`: pass arrays, and get indices as an array. Read as
+    from a `DeviceStorage`. The memory is page-locked, so the device gathers a batch through the bus without help from
+    the CPU. Only the priorities are on the device. This suits environments that run on the CPU: the capacity is limited
+    by the CPU's memory, and the batch is already on the device.
 
-    Each lane has some slots to spare: a step is retired before its slot is needed, and overwritten when the device has
-    executed everything that was queued until then. The bounds are sent to the device before something reads them there,
-    and every few hundred steps, so a graph that the program has recorded itself sees new transitions a little later.
-    All operations must be queued on one CUDA stream, or be ordered by the program.
+    Each lane has some spare slots. A step is retired before its slot is needed. Its slot is overwritten when the device
+    has executed all operations that were queued before it was retired. The bounds are sent to the device before each
+    read, and every few hundred steps. A graph that the user recorded therefore sees new transitions a little later. All
+    operations must be queued on one CUDA stream, or the program must order them.
 
     Parameters
     ----------
@@ -58,18 +58,18 @@ class PinnedStorage(DeviceStorage):
         )
         self.apart: dict[int, Any] = self.host.readers()
         self.rows: Rows = Rows(self.spec, list(self.apart))
-        assert self.rows.nbytes == self.host.row.nbytes, "the CPU and the device have other rows"
+        assert self.rows.nbytes == self.host.row.nbytes, "the layout of the rows differs between the CPU and the device"
         self.bounds: Indices = self.host.bounds
         self.data: torch.Tensor = self.host.seen["rows"].view(torch.int64)
         self.guard: Guard = Guard(self.num_envs, self.device)
         self._sent: Indices = self.bounds.copy()
-        self._quiet = 0  # number of steps that can be written without a look at the guard
+        self._quiet = 0  # number of steps that can be written before the guard is checked again
 
     # What the device sees
 
     @property
     def device_bounds(self) -> torch.Tensor:
-        """The bounds on the device, up to date unless the program is recording a graph."""
+        """The bounds on the device. They are up to date, unless the program is recording a graph."""
         self.refresh()
         return self._device_bounds
 
@@ -79,7 +79,7 @@ class PinnedStorage(DeviceStorage):
 
     @property
     def tables(self) -> torch.Tensor:  # type: ignore[override]
-        """The table of episodes, which grows once lanes are out of step."""
+        """The table of episodes. It grows when lanes have different numbers of steps."""
         return self.host.seen["tables"]
 
     def refresh(self) -> None:
@@ -88,7 +88,7 @@ class PinnedStorage(DeviceStorage):
             self._device_bounds.copy_(self.backend.array(self.bounds.copy()))
 
     def _is_recording(self) -> bool:
-        """Whether the program records a graph, in which a copy would be repeated with the same values."""
+        """Whether the program is recording a graph. A recorded copy would always send the same values."""
         return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     # Writing
@@ -110,10 +110,10 @@ class PinnedStorage(DeviceStorage):
         return self.host.write(block, steps, mask)
 
     def _prepare(self, steps: Any) -> None:
-        """Wait until as many steps of each lane can be written, and find out how many more can be."""
+        """Wait until `steps` steps of each lane can be written, and compute how many more can follow."""
         guard, cursor, slots = self.guard, self.bounds[1], self.row_slots // self.num_envs
         overwritten = cursor + steps - slots
-        if (overwritten > self.bounds[0]).any():  # a stretch that is longer than what is to spare
+        if (overwritten > self.bounds[0]).any():  # there are more steps than spare slots
             self.host.retire(np.minimum(cursor + steps - self.length, cursor))
         self._mark()
         guard.wait_for(np.minimum(overwritten, guard.retired))
@@ -121,7 +121,7 @@ class PinnedStorage(DeviceStorage):
         self._quiet = max(int(np.max(steps)), min(room, self._spare // _MARKS))
 
     def _mark(self) -> None:
-        """Send the bounds to the device, and note which steps it cannot read any more afterwards."""
+        """Send the bounds to the device, and mark the retired steps, which later operations cannot read."""
         self.refresh()
         self.call_followers()
         self.guard.mark(self.bounds[0])
@@ -179,7 +179,7 @@ class PinnedStorage(DeviceStorage):
         self._begin_again()
 
     def _finish(self) -> None:
-        """Wait for everything that is queued."""
+        """Wait until the device has executed all queued operations."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

@@ -1,4 +1,4 @@
-"""Memory of the CPU that a device reads where it is."""
+"""CPU memory that a device reads in place."""
 
 import weakref
 from typing import Any
@@ -9,10 +9,10 @@ import torch
 
 
 def as_seen_by(device: torch.device, array: npt.NDArray[Any]) -> torch.Tensor:
-    """A tensor on `device` over the memory of a contiguous array, which stays where it is.
+    """A tensor on `device` that shares the memory of a contiguous array, without copying.
 
     On CUDA, the memory is page-locked and registered with the driver until the array is freed. Operations read it
-    through the bus. On torch's CPU device the tensor is a view.
+    through the bus. On torch's CPU device, the tensor is a view.
 
     Raises
     ------
@@ -31,7 +31,7 @@ def as_seen_by(device: torch.device, array: npt.NDArray[Any]) -> torch.Tensor:
 
 
 class _Memory:
-    """The memory of an array, in the interface from which torch makes a tensor without a copy."""
+    """The memory of an array, in the interface from which torch creates a tensor without copying."""
 
     def __init__(self, array: npt.NDArray[Any]) -> None:
         self._array = array  # the tensor keeps this object, and so the array

@@ -1,4 +1,4 @@
-"""Packed rows of bytes as tensors: the layout of the CPU's row, and views of its leaves."""
+"""Packed rows as tensors of bytes. The layout is that of the rows on the CPU. Leaves are views."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ def torch_dtype(dtype: np.dtype[Any], name: str) -> torch.dtype:
         return torch.from_numpy(np.empty(0, dtype)).dtype
     except TypeError as error:
         raise TypeError(
-            f"{name} has dtype {dtype}, which a device cannot store; expected another in the spec"
+            f"{name} has dtype {dtype}, which a device cannot store; choose a dtype of at most 8 bytes that torch has"
         ) from error
 
 
@@ -32,14 +32,14 @@ class Rows:
     ----------
     spec : Spec
     apart : sequence of int
-        The positions of the leaves that are not in the rows.
+        The positions of the leaves that are stored outside the rows.
 
     Attributes
     ----------
     nbytes : int
         Bytes of a row, a multiple of 8.
     end : int
-        The place of the byte that is 1 where an episode ends.
+        The position of the byte that is 1 where an episode ends.
     positions : dict of str to int
         The position of each leaf in the spec, by name.
     reward, flags : int, and tuple of int
@@ -65,19 +65,19 @@ class Rows:
         return torch.cat((*parts, _bytes_of(ended), padding), dim=1).view(torch.int64)
 
     def bytes_of(self, rows: torch.Tensor) -> torch.Tensor:
-        """The bytes (rows, nbytes) of rows, a view."""
+        """The bytes of rows, as a view of shape (rows, nbytes)."""
         return rows.view(torch.uint8)
 
     def ended(self, rows: torch.Tensor) -> torch.Tensor:
-        """Whether each row ends its episode, bool, in a new tensor."""
+        """Whether each row ends its episode, as a new bool tensor."""
         return self.end_flags(rows) != 0
 
     def end_flags(self, rows: torch.Tensor) -> torch.Tensor:
-        """The byte of each row that is 1 where an episode ends, a view."""
+        """A view of the byte of each row that is 1 where an episode ends."""
         return self.bytes_of(rows)[:, self.end]
 
     def column(self, rows: torch.Tensor, position: int) -> torch.Tensor:
-        """The values (rows, ...) of a leaf, a view."""
+        """The values (rows, ...) of a leaf, as a view."""
         leaf, values = self._leaves[position], rows.view(self._dtypes[position])
         size, shape = leaf.dtype.itemsize, leaf.shape
         place = self._row.place[position] // size + values.storage_offset()
@@ -85,9 +85,9 @@ class Rows:
         return torch.as_strided(values, (len(rows), *shape), (self.nbytes // size, *strides), place)
 
     def leaves(self, first: torch.Tensor, last: torch.Tensor) -> list[torch.Tensor]:
-        """The value of each leaf, from the rows of the first or the last step of each window. Views.
+        """Views of the value of each leaf, from the rows of the first or the last step of each window.
 
-        The places of leaves that are not in the rows are left for the caller to fill.
+        The caller fills in the leaves that are stored outside the rows.
         """
         found = list[torch.Tensor]([first] * len(self._leaves))
         for i in self._row.packed:
@@ -100,7 +100,7 @@ def _bytes_of(values: torch.Tensor) -> torch.Tensor:
     if values.is_complex():
         values = torch.view_as_real(values)
     flat = values.reshape(-1)
-    flat = flat if flat.stride(0) == 1 else flat.new_empty(flat.shape).copy_(flat)  # of at most one element
+    flat = flat if flat.stride(0) == 1 else flat.new_empty(flat.shape).copy_(flat)  # at most one element
     size = math.prod(values.shape[1:]) * values.element_size()
     return flat.view(torch.uint8).view(len(values), size)
 

@@ -1,4 +1,4 @@
-"""The contents of a `DeviceStorage`, which a storage on the CPU takes over or provides."""
+"""Copies the contents of a `DeviceStorage` to a storage on the CPU, and back."""
 
 import functools
 from collections.abc import Callable

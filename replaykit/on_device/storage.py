@@ -38,12 +38,12 @@ class Pair(NamedTuple):
 
 
 class DeviceStorage(Storage):
-    """Stores transitions as packed rows in one tensor on a device. Tensors in, tensors out.
+    """Stores transitions as packed rows in one tensor on a device. Its methods take and return tensors.
 
-    The bounds of the lanes are known on the CPU, as every call of `write` says which lanes it writes. Everything that
-    depends on the stored values is on the device, so that neither writing nor sampling waits for it. Errors that only
-    the device can see, such as an index that is not stored, are recorded there and raised by `check`, `stats` and
-    `save`.
+    The CPU knows the bounds of the lanes, because each call of `write` specifies the lanes that it writes. Everything
+    that depends on stored values is on the device. Therefore neither writing nor sampling waits for the device. Errors
+    that only the device can detect, such as an index that is not stored, are recorded on the device. `check`, `stats`
+    and `save` raise them.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class DeviceStorage(Storage):
     stack, padding, share
         As in `replaykit.ReplayBuffer`.
     device : torch.device or str
-        Any device of torch with float64.
+        Any torch device that supports float64.
 
     Attributes
     ----------
@@ -101,7 +101,7 @@ class DeviceStorage(Storage):
             frames.allocate()
 
     def place_rows(self, pairs: dict[tuple[int, int], int]) -> None:
-        """Allocate the bounds, the rows and the table of episodes, with one more row, which is for nothing.
+        """Allocate the bounds, the rows and the table of episodes. The additional last row takes writes to ignore.
 
         `pairs` are the observations to store as frames.
         """
@@ -149,8 +149,8 @@ class DeviceStorage(Storage):
     ) -> tuple[torch.Tensor, torch.Tensor, list[Pair]]:
         """The packed rows (entries, words) of steps, whether each ends its episode, and the values of the frames.
 
-        All are tensors on the device. Tensors on the device stay there. Other values are checked and packed on the CPU,
-        and sent in one copy, and one for each observation in frames.
+        All results are on the device. Tensors on the device stay there. Other values are checked and packed on the CPU.
+        One copy sends the packed rows to the device, and one more copy sends each observation stored as frames.
         """
         leaves = super().encode(values, extras, lead, mask)
         devices = {leaf.device for leaf in leaves}
@@ -169,7 +169,7 @@ class DeviceStorage(Storage):
         return indices
 
     def follow_writes(self, method: Callable[[], None]) -> None:
-        """Call a method after each write, so that a graph that draws never has to look at the bounds on the CPU."""
+        """Call a method after each write. It keeps tensors up to date, so that a graph never reads the CPU's bounds."""
         self._followers.append(weakref.WeakMethod(method))
 
     def call_followers(self) -> None:
@@ -184,7 +184,7 @@ class DeviceStorage(Storage):
         lanes, is_in_step = self.num_envs, bool((self.bounds[1] == self.bounds[1, 0]).all())
         if mask is not None and not (lanes == 1 and is_in_step):
             return self._write_some(rows, ended, pairs, steps, mask)
-        if mask is not None:  # the only lane is always in step with itself
+        if mask is not None:  # there is only one lane
             indices = torch.full((steps,), -1, dtype=torch.int64, device=self.device)
             indices[self.backend.array(np.flatnonzero(mask))] = self._write(block, int(mask.sum()), None)
             return indices
@@ -195,14 +195,14 @@ class DeviceStorage(Storage):
         for frames, pair in zip(self.frames, pairs, strict=True):
             moved.append(frames.moved(indices.view(steps, lanes), *pair))
             frames.reserve(steps * lanes, moved[-1])
-        for start in range(0, steps, self.length):  # parts that fit in the lanes
+        for start in range(0, steps, self.length):  # at most one lane length at a time
             part = slice(start * lanes, min(start + self.length, steps) * lanes)
             values = [(*(value[part] for value in pair), flags[part]) for pair, flags in zip(pairs, moved, strict=True)]
             self._write_lockstep(rows[part], ended[part], values, indices[part])
         return indices
 
     def _write_lockstep(self, rows: torch.Tensor, ended: torch.Tensor, values: Any, indices: torch.Tensor) -> None:
-        """Store some steps of all lanes, which are in step."""
+        """Store some steps of all lanes. All lanes must have the same number of steps."""
         lanes, count = self.num_envs, len(rows)
         steps, begin = count // lanes, int(self.bounds[1, 0]) * lanes
         self._retire(np.arange(lanes), steps)
@@ -242,7 +242,7 @@ class DeviceStorage(Storage):
         return self.backend.array(indices.reshape(-1))
 
     def _retire(self, lanes: Indices, steps: int) -> None:
-        """Retire the steps of these lanes that `steps` new ones replace."""
+        """Retire the steps of these lanes that `steps` new steps will overwrite."""
         first = np.maximum(self.bounds[0, lanes], self.bounds[1, lanes] + steps - self.length)
         self._set_bounds(0, lanes, first)
 
@@ -250,7 +250,7 @@ class DeviceStorage(Storage):
         self._set_bounds(1, lanes, self.bounds[1, lanes] + steps)
 
     def _set_bounds(self, which: int, lanes: Indices, values: Indices) -> None:
-        """Change the bounds of some lanes, here and on the device."""
+        """Change the bounds of some lanes, on the CPU and on the device."""
         if (self.bounds[which, lanes] == values).all():
             return
         self.bounds[which, lanes] = values
@@ -260,12 +260,12 @@ class DeviceStorage(Storage):
             self.device_bounds[which] = self.backend.array(self.bounds[which].copy())
 
     def _number(self, indices: torch.Tensor, ended: torch.Tensor, lanes: Any) -> None:
-        """Enter new steps (T, K) of K lanes into the table of episodes."""
+        """Add T new steps of K lanes to the table of episodes. `indices` and `ended` have shape (T, K)."""
         is_first = torch.cat((self.is_over[None, lanes], ended[:-1]))
         numbers = self.numbers[lanes] + self.num_envs * is_first.cumsum(0)
         places, (of_slots, starts, stops) = numbers % self.capacity, self.tables
         of_slots[indices % self.capacity] = numbers
-        starts[torch.where(is_first, places, self.capacity)] = indices  # the last place is for the others
+        starts[torch.where(is_first, places, self.capacity)] = indices  # the last place takes the other steps
         stops.scatter_reduce_(0, places.view(-1), indices.view(-1), "amax")
         self.numbers[lanes] = numbers[-1]
         self.is_over[lanes] = ended[-1]
@@ -291,7 +291,7 @@ class DeviceStorage(Storage):
                 refuse_replacing_frames(name)
 
     def overwrite(self, entries: Any, values: Mapping[str, Any]) -> Any:
-        """Overwrite these leaves of the transitions that are still stored. Returns their number, a tensor."""
+        """Overwrite these leaves of the transitions that are still stored. Returns their number as a tensor."""
         step, lanes = entries // self.num_envs, entries % self.num_envs
         first, cursor = self.device_bounds[:, lanes]
         self.late.note("never returned", (entries < -1) | (step >= cursor))
@@ -307,7 +307,7 @@ class DeviceStorage(Storage):
         return is_stored.sum()
 
     def column(self, position: int) -> torch.Tensor:
-        """The values of a leaf in all rows, a view that can be written."""
+        """The values of a leaf in all rows, as a writable view."""
         return self.rows.column(self.data, position)
 
     # Reading
@@ -320,7 +320,7 @@ class DeviceStorage(Storage):
         """`window` for indices that were just drawn."""
         flat, lanes = indices.reshape(-1), self.num_envs
         block = self.data[flat % self.row_slots]
-        left = self.device_bounds[1, flat % lanes] - flat // lanes  # the steps up to the newest
+        left = self.device_bounds[1, flat % lanes] - flat // lanes  # number of steps up to the newest
         steps = torch.arange(n, device=self.device)
         at = torch.where(steps < left[:, None], flat[:, None] + steps * lanes, flat[:, None]) % self.row_slots
         ended = self.rows.end_flags(self.data)[at] if n > 1 else self.rows.end_flags(block)[:, None]
@@ -337,7 +337,7 @@ class DeviceStorage(Storage):
         return Window(flat, shape, lanes, reward, length, terminated, truncated, block)  # type: ignore[arg-type]
 
     def _note_not_stored(self, indices: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-        """Record the indices that are not stored, or those of them that are in the mask."""
+        """Record an error for each index that is not stored, only where the mask is True if there is one."""
         step, (first, cursor) = indices // self.num_envs, self.device_bounds[:, indices % self.num_envs]
         wrong = (indices < 0) | (step < first) | (step >= cursor)
         self.late.note("not stored", wrong if mask is None else wrong & mask)
@@ -347,7 +347,7 @@ class DeviceStorage(Storage):
         return indices % self.capacity
 
     def select(self, indices: Any, values: Any, name: str, largest: float, eps: float) -> tuple[Any, Any]:
-        """The slots and priorities of all indices. An entry to be ignored has the slot C. Invalid ones are recorded."""
+        """The slots and priorities of all indices. Ignored entries get slot C. Invalid entries are recorded."""
         step, (first, cursor) = indices // self.num_envs, self.device_bounds[:, indices % self.num_envs]
         is_wrong, is_unknown = ~(values.abs() <= largest), (indices < -1) | (step >= cursor)
         is_stale = ~is_unknown & (step < first) & (indices != -1)
@@ -441,20 +441,20 @@ class DeviceStorage(Storage):
         return torch.where(step < cursor, step, step - self.length) * self.num_envs + lanes
 
     def starts_of(self, indices: torch.Tensor) -> torch.Tensor:
-        """The index of the first step of the episode of each stored index. It may have been overwritten."""
+        """The index of the first step of each stored index's episode. That step may have been overwritten."""
         numbers, starts = self.tables[:2]
         found: torch.Tensor = starts[numbers[indices % self.row_slots] % self.row_slots]
         return found
 
     def refresh(self) -> None:
-        """Send to the device what a graph reads there. Here it is always up to date."""
+        """Update the tensors that a graph reads. In this class they are always up to date."""
 
     def raise_late(self) -> None:
         """Raise the recorded errors. Waits for the device."""
         self.late.raise_first()
 
     def size_on_device(self) -> torch.Tensor:
-        """The number of stored transitions, N, a tensor without axes."""
+        """The number of stored transitions, N, as a tensor without axes."""
         return (self.device_bounds[1] - self.device_bounds[0]).sum()
 
     def fuse(self, distribution: Any, powers: Floats, rng: Any) -> tuple[Serve, Open] | None:
@@ -473,7 +473,7 @@ class DeviceStorage(Storage):
         return self.on_host().state()
 
     def complete_state(self, state: dict[str, Any]) -> None:
-        state.pop("running")  # the state is that of a copy, in which nothing was retired in the meantime
+        state.pop("running")  # the state comes from a copy, in which nothing is retired meanwhile
 
     def check_state(self, state: dict[str, Any]) -> None:
         LocalStorage(self.num_envs, self.spec, self.num_envs, **self.frame_options).check_state(state)
@@ -506,7 +506,7 @@ class DeviceStorage(Storage):
     def check(self) -> None:
         self.raise_late()
         super().check()
-        assert np.array_equal(self.device_bounds.cpu().numpy(), self.bounds), "the device has other bounds"
+        assert np.array_equal(self.device_bounds.cpu().numpy(), self.bounds), "the device has other bounds than the CPU"
         for frames in self.frames:
             frames.check()
         self.on_host().check()

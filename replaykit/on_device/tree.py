@@ -1,4 +1,4 @@
-"""The sum tree of a device: wide, with few levels, since a device does little work for each operation."""
+"""The sum tree of a device. It has few levels, because each level is an operation, and operations take time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +14,9 @@ _BELOW_ONE = 1.0 - 2.0**-52
 class DeviceTree:
     """A tree over C leaves in which every node is the sum of its 128 children.
 
-    `draw` and `find` have the meaning of those of `SumTree <replaykit.SumTree>`. Sums are float64, and
-    `set` recomputes all of them from the leaves: a pass over 8 C bytes, which takes a device microseconds. So the sums
-    are always those of a new tree with the same leaves. A leaf of value 0 is never found. Nothing here waits for the
-    device.
+    `draw` and `find` work as in `SumTree <replaykit.SumTree>`. Sums are float64. `set` recomputes all sums from the
+    leaves: one pass over 8 C bytes, which takes a device microseconds. Therefore the sums always equal those of a new
+    tree with the same leaves. A leaf of value 0 is never found. Only `check` waits for the device.
 
     Parameters
     ----------
@@ -29,7 +28,7 @@ class DeviceTree:
 
     def __init__(self, capacity: int, allocate: Callable[..., torch.Tensor]) -> None:
         self.capacity: int = capacity
-        rows = -(-(capacity + 1) // WIDTH)  # one more leaf, for the values of indices that are not stored
+        rows = -(-(capacity + 1) // WIDTH)  # an additional leaf takes the values of indices that are not stored
         self.levels: list[torch.Tensor] = [allocate("leaves", (rows, WIDTH), torch.float64)]
         while rows > 1:
             rows = -(-rows // WIDTH)
@@ -40,7 +39,7 @@ class DeviceTree:
         self.limit: float = float(np.finfo(np.float64).max) / (2 * len(self.leaves))
 
     def set(self, slots: torch.Tensor, values: torch.Tensor) -> None:
-        """Set leaves (B,) to values (B,). If a leaf occurs twice, its last value counts. The leaf C stays 0. O(C)."""
+        """Set leaves (B,) to values (B,). If a leaf occurs twice, its last value is kept. Leaf C stays 0. O(C)."""
         self.leaves[slots] = values[last_of(slots, self.last, self.stamp)]
         self.leaves[self.capacity] = 0.0
         self.add_up()
@@ -60,7 +59,7 @@ class DeviceTree:
         for level in reversed(self.levels):
             values = level[found]
             running = values.cumsum(1)
-            points = torch.minimum(points, running[:, -1] * _BELOW_ONE)  # in case rounding goes past the last child
+            points = torch.minimum(points, running[:, -1] * _BELOW_ONE)  # rounding could go past the last child
             child = torch.searchsorted(running, points[:, None], right=True).clamp_(max=WIDTH - 1)
             points = (points - running.gather(1, child)[:, 0] + values.gather(1, child)[:, 0]).clamp_(min=0.0)
             found = found * WIDTH + child[:, 0]
@@ -76,17 +75,17 @@ class DeviceTree:
 
     @property
     def total(self) -> torch.Tensor:
-        """The sum of all values, a tensor without axes."""
+        """The sum of all values, as a tensor without axes."""
         return self.levels[-1].sum()
 
     @property
     def largest(self) -> torch.Tensor:
-        """The largest value, a tensor without axes. O(C)."""
+        """The largest value, as a tensor without axes. O(C)."""
         return self.leaves.max()
 
     @property
     def smallest(self) -> torch.Tensor:
-        """The smallest positive value, a tensor without axes; inf if there is none. O(C)."""
+        """The smallest positive value, as a tensor without axes. It is inf if there is none. O(C)."""
         return torch.where(self.leaves > 0.0, self.leaves, torch.inf).min()
 
     def check(self) -> None:
@@ -102,7 +101,7 @@ class DeviceTree:
 def last_of(slots: torch.Tensor, last: torch.Tensor, stamp: torch.Tensor) -> torch.Tensor:
     """For each entry of `slots` (B,), the position of the last entry with the same slot.
 
-    ``last`` (C + 1,) and ``stamp`` () are state: the largest stamp of each slot, and the next stamp.
+    ``last`` (C + 1,) and ``stamp`` () are kept between calls: the largest stamp of each slot, and the next stamp.
     """
     stamps = stamp + torch.arange(len(slots), device=slots.device)
     last.scatter_reduce_(0, slots, stamps, "amax")

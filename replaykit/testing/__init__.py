@@ -1,9 +1,9 @@
 """The test tools of replaykit, for your own storages, distributions and wrappers.
 
 - `NaiveReplay` is the model: a simple implementation of every buffer with lists and loops.
-- `configurations` and `build` draw a buffer, any stack of wrappers around it, and its model.
-- `ReplayMachine` lets Hypothesis drive both through adds, masks, updates and samples, and compares them.
-- `assert_lawful` checks any replay against the laws that need no model.
+- `configurations` draws a buffer and any stack of wrappers around it. `build` builds them and their model.
+- `ReplayMachine` lets Hypothesis call adds, masks, updates and samples on both, and compares them.
+- `assert_lawful` checks any replay against laws that need no model.
 - `assert_freed` checks that a deleted replay frees its memory at once.
 
 Pass your own storage or distribution to `build`.

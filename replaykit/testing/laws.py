@@ -1,4 +1,4 @@
-"""Laws that every replay obeys, with any storage, distribution and wrappers. They need no model."""
+"""Laws that hold for every replay, with any storage, distribution and wrappers. They need no model."""
 
 import copy
 import gc
@@ -20,10 +20,10 @@ from replaykit.trees import leaves_of
 def assert_lawful(replay: Replay, batch_size: int) -> Batch:
     """Sample a batch, check it against the laws of a replay, and return it.
 
-    - Every index is stored, and its probability equals that of `probability`. `least` is also correct, if it is given.
-      This is skipped if `probability` raises an error, as that of a ``LargeBatchReplay`` does.
+    - Every index is stored. Its probability equals the result of `probability`, and `least` of the draw is correct if
+      it is given. This is skipped if `probability` raises an error, as in a ``LargeBatchReplay``.
     - The batch is identical to that of a copy which calls `draw`, `window`, `reduce` and `weigh` separately.
-    - The discount is 0 exactly where terminated, else ``gamma**length`` with a length from 1 to `n_step`.
+    - The discount is 0 exactly where the window terminated, otherwise ``gamma**length`` with 1 <= length <= `n_step`.
     - Weights are positive.
     - If rows are sequences, padding is 0 in every field of the spec.
     - Every field has B rows, and no array shares memory with the storage.
@@ -40,7 +40,7 @@ def assert_lawful(replay: Replay, batch_size: int) -> Batch:
     global_state = pickle.dumps(np.random.get_state())  # noqa: NPY002
     batch = replay.sample(batch_size).to_numpy()
     assert pickle.dumps(np.random.get_state()) == global_state, "global random state was used"  # noqa: NPY002
-    assert pickle.dumps([part.copied_state() for part in storages]) == before, "sampling changed what is stored"
+    assert pickle.dumps([part.copied_state() for part in storages]) == before, "sampling changed the stored data"
     is_stored = np.isin(batch.indices, replay.stored())
     assert is_stored.all(), f"index {batch.indices[~is_stored][:1]} of the batch is not stored"
     if not replay.is_conditional:
@@ -48,18 +48,18 @@ def assert_lawful(replay: Replay, batch_size: int) -> Batch:
             batch.probabilities,
             numbers(replay.probability(batch.indices, batch_size)),
             rtol=1e-12,
-            err_msg="the probabilities of a draw are not those that `probability` gives",
+            err_msg="the probabilities of a draw differ from those of `probability`",
         )
-    assert bits_of(by_verbs(twin, batch_size)) == bits_of(batch), "a batch is not what the verbs make one by one"
+    assert bits_of(by_verbs(twin, batch_size)) == bits_of(batch), "a batch differs from that of the verbs"
     least = twin.draw(batch_size).least
     if least is not None:
         least = numbers(least)
         right = numbers(twin.least_probability(batch_size, twin.backend.indices("none", np.zeros(0, np.int64))))
-        right = np.where(np.isnan(least), np.nan, right)  # a source of a mixture need not know it
+        right = np.where(np.isnan(least), np.nan, right)  # a source of a mixture may not know it
         np.testing.assert_allclose(least, right, rtol=1e-9, err_msg="`least` of a draw is not the least probability")
     is_real = batch.mask if "mask" in batch else np.ones(batch.length.shape, np.bool_)
     length, discount = batch.length[is_real], batch.discount[is_real]
-    assert ((length >= 1) & (length <= replay.n_step)).all(), "a window has no step, or too many"
+    assert ((length >= 1) & (length <= replay.n_step)).all(), "the length of a window is not between 1 and n_step"
     powers = np.array([replay.gamma**k for k in range(int(length.max()) + 1)])
     expected = np.where(batch.terminated[is_real], 0.0, powers[length]).astype(discount.dtype)
     assert (discount == expected).all(), "the discount is not gamma**length * (1 - terminated)"
@@ -70,7 +70,7 @@ def assert_lawful(replay: Replay, batch_size: int) -> Batch:
     held = [array for part in storages for array in (*part.arrays.values(), *_arrays_in(part.state()))]
     arrays = [numbers(array) for array in held]
     for path, array in leaves_of(dict(batch.items())):
-        assert array.shape[0] == batch_size, f"{path} has not one row for each transition"
+        assert array.shape[0] == batch_size, f"{path} does not have one row for each transition"
         assert array.flags.writeable, f"{path} is read-only"
         for stored in arrays:
             assert not np.may_share_memory(array, stored), f"{path} shares memory with the storage"
@@ -120,7 +120,7 @@ def _memory_of(replay: Replay) -> "dict[str, weakref.ref[Any]]":
 
 
 def by_verbs(replay: Replay, batch_size: int) -> Batch:
-    """A batch of `batch_size` made by separate calls of the verbs."""
+    """A batch of `batch_size`, made by separate calls of the verbs."""
     draw = replay.draw(batch_size)
     fields = replay.reduce(replay.window(draw.indices))
     fields |= {"weights": replay.weigh(draw), "probabilities": draw.probabilities, "indices": draw.indices}

@@ -1,4 +1,4 @@
-"""The state machine: Hypothesis drives a replay and its model side by side."""
+"""The state machine with which Hypothesis calls the same operations on a replay and its model."""
 
 import copy
 import pickle
@@ -56,7 +56,7 @@ class ReplayMachine(RuleBasedStateMachine):
     # -- Writing ---------------------------------------------------------------------------------------------
 
     def _fields(self, lane: int, move: str, end: int) -> dict[str, Tree]:
-        """A step that continues from the last observation of the lane, or from another one."""
+        """A step that begins at the last observation of the lane, or at another observation."""
         self.number += 7
         fields: dict[str, Tree] = {name: values_of(self.spec[name], self.number) for name in self.spec}
         new = values_of(self.spec["obs"], self.number + 3)
@@ -71,7 +71,7 @@ class ReplayMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), with_error=rarely)
     def add(self, data: st.DataObject, with_error: bool) -> None:
-        """Add one step of every lane, or of some."""
+        """Add one step of every lane, or of some lanes."""
         self._write(data, None, with_error)
 
     @rule(data=st.data(), steps=st.integers(0, 12), with_error=rarely)
@@ -137,7 +137,7 @@ class ReplayMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.issued)
     @rule(data=st.data(), direct=flags)
     def update(self, data: st.DataObject, direct: bool) -> None:
-        """Set priorities of any indices ever returned: stored, stale, repeated."""
+        """Set the priorities of any indices that were ever returned: stored, stale or repeated."""
         indices = data.draw(st.lists(st.sampled_from(self.issued[-30:]), max_size=12))
         values = [data.draw(st.sampled_from([0.0, 0.5, -2.0, 1e-3, 30.0])) for _ in indices]
         before = pickle.dumps(self.replay)
@@ -157,7 +157,7 @@ class ReplayMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.steps)
     @rule(extra=st.integers(0, 20))
     def sample(self, extra: int) -> None:
-        """Sample a batch. It equals the model's, and a copy draws the same one."""
+        """Sample a batch. It equals the model's batch, and a copy of the replay draws the same batch."""
         batch_size = 1 + extra + sum(self.model.combined)
         if not self.is_comparable(batch_size):
             return
@@ -168,7 +168,7 @@ class ReplayMachine(RuleBasedStateMachine):
             except ValueError as error:
                 assert refusal in str(error)  # noqa: PT017
                 return
-            raise AssertionError(f"drew a batch instead of raising: {refusal}")
+            raise AssertionError(f"drew a batch; expected an error with the text: {refusal}")
         rng = self.numbers_of(self.replay)
         twin = copy.deepcopy(self.replay)
         after_draw = copy.deepcopy(self.replay)
@@ -177,7 +177,7 @@ class ReplayMachine(RuleBasedStateMachine):
         self.model.assert_drawn(batch.indices, batch_size, rng)
         self.model.assert_batch(batch, batch_size, self.numbers_of(after_draw))
         again = pickle.loads(pickle.dumps(twin)).sample(batch_size).to_numpy()
-        assert bits_of(again) == bits_of(batch), "a copy drew another batch"
+        assert bits_of(again) == bits_of(batch), "a copy drew a different batch"
 
     def is_comparable(self, batch_size: int) -> bool:
         """Whether the model knows if a batch of this size can be drawn."""
@@ -237,7 +237,7 @@ class ReplayMachine(RuleBasedStateMachine):
     def same_size(self) -> None:
         """Length, bounds and the newest indices equal the model's.
 
-        Unlike `sample` and `look`, this does not make the replay settle postponed work.
+        Unlike `sample` and `look`, this does not make the replay do postponed work.
         """
         model = self.model
         assert len(self.replay) == len(model.steps)
@@ -255,7 +255,7 @@ def _shifted(stack: Any, new: Any) -> Any:
 
 
 def stack_of(grid: list[list[Tree]], tree: Tree, lead: tuple[int, ...]) -> Tree:
-    """A T x E grid of values of a tree of fields, as arrays with the leading axes `lead`."""
+    """The values of a tree of fields for T steps of E lanes, as arrays with the leading axes `lead`."""
     if isinstance(tree, dict):
         return {
             key: stack_of([[value[key] for value in row] for row in grid], entry, lead) for key, entry in tree.items()

@@ -1,4 +1,4 @@
-"""Mixtures: the model of a `MixedReplay`, and the state machine that drives both."""
+"""Mixtures: the model of a `MixedReplay`, and the state machine that tests both."""
 
 import copy
 import dataclasses
@@ -35,7 +35,7 @@ class Mixture:
 
 
 class NaiveMixture(NaiveReplay):
-    """Several models as one. Each contributes its share of a batch. Indices are those of its lanes in a wider ring."""
+    """Several models as one. Each contributes its share of a batch. The lanes of all sources form one ring."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class NaiveMixture(NaiveReplay):
         return step * self.num_envs + self.lanes_before(k) + lane
 
     def origin(self, index: int) -> tuple[int, int]:
-        """The source of an index of the mixture, and its index there."""
+        """The source of an index of the mixture, and the index in that source."""
         step, lane = divmod(index, self.num_envs)
         (k,) = (k for k, s in enumerate(self.sources) if 0 <= lane - self.lanes_before(k) < s.num_envs)
         return k, step * self.sources[k].num_envs + lane - self.lanes_before(k)
@@ -88,11 +88,11 @@ class NaiveMixture(NaiveReplay):
     # -- Writing ---------------------------------------------------------------------------------------------
 
     def add(self, lane: int, fields: dict[str, Any], scaled: float) -> int:
-        """Store a step in the source that is written to."""
+        """Store a step in the source that the mixture adds to."""
         return self.index(self.add_to, self.sources[self.add_to].add(lane, fields, scaled))
 
     def initial(self) -> float:
-        """The initial priority in the source that is written to."""
+        """The initial priority in the source that the mixture adds to."""
         return self.sources[self.add_to].initial()
 
     def update(self, indices: list[int], scaled: list[float]) -> int:
@@ -105,7 +105,7 @@ class NaiveMixture(NaiveReplay):
         return applied
 
     def end_episode(self, lanes: list[int]) -> None:
-        """End episodes in the source that is written to."""
+        """End episodes in the source that the mixture adds to."""
         self.sources[self.add_to].end_episode(lanes)
 
     def clear(self) -> None:
@@ -116,7 +116,7 @@ class NaiveMixture(NaiveReplay):
     # -- Reading ---------------------------------------------------------------------------------------------
 
     def newest(self, count: int) -> list[int]:
-        """The newest indices of the source that is written to."""
+        """The newest indices of the source that the mixture adds to."""
         return [self.index(self.add_to, own) for own in self.sources[self.add_to].newest(count)]
 
     def counted(self) -> list[NaiveStep]:
@@ -177,7 +177,7 @@ class NaiveMixture(NaiveReplay):
         return None
 
     def is_certain(self, batch_size: int) -> bool:
-        """Whether every source that may raise an error contributes at least one row, so that it certainly raises."""
+        """Whether an error is certain: every source that may raise an error contributes at least one row."""
         drawn = self.drawn(batch_size)
         refusing = [k for k, s in enumerate(self.sources) if drawn and s.steps and s.refusal(1) and self.given[k]]
         return all(min(self.may_give(k, drawn)) > 0 for k in refusing)
@@ -200,7 +200,7 @@ class NaiveMixture(NaiveReplay):
             begin += count
 
     def uniforms(self, rng: Any, rows: list[int], batch_size: int) -> Any:
-        """The numbers (2, R) with which a ``HindsightReplay`` inside of a source chooses goals for its R rows."""
+        """The numbers (2, R) with which a ``HindsightReplay`` inside a source chooses goals for its R rows."""
         return rng.random((2, len(rows)))
 
     def assert_batch(self, batch: Any, batch_size: int, rng: Any) -> None:
@@ -263,7 +263,7 @@ def _mixture(sources: list[Configuration], cuts: list[int], filled: list[int], a
     edges = [0, *sorted(cuts)[: count - 1], 10]
     alike = {
         name: getattr(first, name) for name in ("n_step", "gamma", "stack", "padding", "alpha", "eps")
-    }  # so that the model has one of each
+    }  # the model has at most one of each
     hindsight = [None if is_around else source.hindsight for source in sources]
     return Mixture(
         tuple(

@@ -36,7 +36,7 @@ class NaiveHindsight:
     desired_goal: str | tuple[str, ...] = "desired_goal"
 
     def keys(self) -> dict[str, str]:
-        """The desired goals' keys, each with that of the achieved goal that takes its place."""
+        """The key of each desired goal, with the key of the achieved goal that replaces it."""
         if isinstance(self.achieved_goal, str) or isinstance(self.desired_goal, str):
             return {str(self.desired_goal): str(self.achieved_goal)}
         return dict(zip(self.desired_goal, self.achieved_goal, strict=True))
@@ -87,13 +87,13 @@ class NaiveReplay:
     priority_fn: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
-        self.rows: list[tuple[int, float, float]] = []  # of the last batch from a large one
-        self.steps: list[NaiveStep] = []  # alive, in the order in which they were added
+        self.rows: list[tuple[int, float, float]] = []  # the rows of the last batch that was chosen from a large batch
+        self.steps: list[NaiveStep] = []  # the stored steps, in the order in which they were added
         self.added: list[int] = [0] * self.num_envs
         self.episodes: list[int] = [0] * self.num_envs
         self.begins: list[bool] = [True] * self.num_envs
         self.starts: list[int] = [0] * self.num_envs
-        self.observed: list[list[Tree]] = [[] for _ in range(self.num_envs)]  # each obs of the running episodes
+        self.observed: list[list[Tree]] = [[] for _ in range(self.num_envs)]  # all observations of the running episodes
 
     # -- Writing ---------------------------------------------------------------------------------------------
 
@@ -134,7 +134,7 @@ class NaiveReplay:
         return map_tree(stack, newest)
 
     def initial(self) -> float:
-        """The scaled priority of a new transition: the largest stored one; 1 if there is none."""
+        """The scaled priority of a new transition: the largest stored one, or 1 if the buffer is empty."""
         return max((step.scaled for step in self.steps), default=0.0) or 1.0
 
     def scaled(self, td_error: float) -> float:
@@ -159,7 +159,7 @@ class NaiveReplay:
                 step.ends_episode = True
 
     def clear(self) -> None:
-        """Remove every transition, but keep their count."""
+        """Remove every transition. The number of added transitions is kept."""
         self.steps.clear()
         self.begins = [True] * self.num_envs
 
@@ -174,7 +174,7 @@ class NaiveReplay:
         return [step.index for step in self.steps[-count:]]
 
     def window(self, index: int) -> list[NaiveStep]:
-        """Up to `n_step` steps from `index` on, until the episode's end or the newest step."""
+        """Up to `n_step` steps from `index` on, up to the episode's end or the newest step."""
         (start,) = (step for step in self.steps if step.index == index)
         window = [start]
         for step in self.lane(start.lane):
@@ -183,7 +183,7 @@ class NaiveReplay:
         return window
 
     def goal(self, index: int, uniform: float) -> dict[str, Any]:
-        """The goals that replace the desired ones at `index`, all of a step that a number in [0, 1) chooses."""
+        """The goals that replace the desired goals at `index`. All come from one step, chosen by a number in [0, 1)."""
         assert self.hindsight is not None
         (step,) = (step for step in self.steps if step.index == index)
         episode = [other for other in self.lane(step.lane) if other.episode == step.episode]
@@ -211,7 +211,7 @@ class NaiveReplay:
         return step.index in [other.index for other in self.lane(step.lane)[-count:]]
 
     def relabelled(self, index: int, goal: dict[str, Any]) -> list[NaiveStep]:
-        """The window from `index` on, as if `goal`, a value for each key, had been desired."""
+        """The window from `index` on, with `goal` as the desired goal. `goal` has a value for each key."""
         hindsight, window = self.hindsight, []
         assert hindsight is not None
         for step in self.window(index):
@@ -256,7 +256,7 @@ class NaiveReplay:
         }
 
     def shares(self, batch_size: int, wrappers: int | None = None) -> dict[int, float]:
-        """The expected fraction of a batch for each stored index, under the `wrappers` innermost wrappers (all)."""
+        """The expected share of each stored index in a batch, with the `wrappers` innermost wrappers (default: all)."""
         wrappers = len(self.combined) if wrappers is None else wrappers
         indices = [step.index for step in self.steps]
         if wrappers:
@@ -288,7 +288,7 @@ class NaiveReplay:
         return None
 
     def drawn(self, batch_size: int) -> int:
-        """The number of drawn rows in a batch: all except the newest, which each ``CombinedReplay`` adds at the end."""
+        """The number of drawn rows in a batch. Each ``CombinedReplay`` adds the newest transitions after them."""
         return batch_size * (self.large or 1) - sum(len(self.newest(count)) for count in self.combined)
 
     def points(self, count: int, rng: np.random.Generator) -> Any:
@@ -307,7 +307,7 @@ class NaiveReplay:
         return (np.arange(count) + uniforms) / count if self.draws == "stratified" else uniforms
 
     def line(self) -> list[tuple[int, float]]:
-        """Every stored index and its length on the line from which points are drawn, in the order of the line."""
+        """Every stored index, in its order on the line from which points are drawn, with its length on that line."""
         if self.recent is not None:
             by_lane = [step for lane in range(self.num_envs) for step in self.lane(lane)]
             return [(step.index, 1.0) for step in by_lane if self.is_recent(step)]
@@ -321,7 +321,7 @@ class NaiveReplay:
         return [(step.index, step.scaled) for step in by_slot]
 
     def assert_drawn(self, indices: Any, batch_size: int, rng: np.random.Generator) -> None:
-        """Compare the indices of a batch with those at the points of the draw, up to rounding.
+        """Compare the indices of a batch with the indices at the points of the draw, up to rounding.
 
         `rng` is the buffer's generator before the draw. Its numbers are drawn again here.
         """
@@ -346,7 +346,7 @@ class NaiveReplay:
                 stretches[index] = start / total, stop / total
         for row, point in enumerate(points.tolist()):
             index = indices[row]
-            assert index in stretches, f"index {index} was drawn, whose probability is 0"
+            assert index in stretches, f"index {index} was drawn, but its probability is 0"
             start, stop = stretches[index]
             assert start - _ROUNDING <= point <= stop + _ROUNDING, (
                 f"index {index} was drawn in row {row}, but the point {point} is not in [{start}, {stop})"
@@ -381,7 +381,7 @@ class NaiveReplay:
     def assert_batch(self, batch: Any, batch_size: int, rng: np.random.Generator) -> None:
         """Compare a batch with the model: stored values exactly, probabilities and weights up to rounding.
 
-        `rng` is the buffer's generator after the draw. The relabelling was drawn from it.
+        `rng` is the buffer's generator after the draw. Relabelling uses its next numbers.
         """
         indices = [int(index) for index in batch.indices]
         assert len(indices) == batch_size

@@ -1,4 +1,4 @@
-"""Sequences: the model of a `SequenceReplay`, and the state machine that drives both."""
+"""Sequences: the model of a `SequenceReplay`, and the state machine that tests both."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ class NaiveSequences:
         return list(starts)[:count][::-1]
 
     def shares(self, batch_size: int) -> dict[int, float]:
-        """The expected fraction of a batch for each stored index; 0 unless a row begins there."""
+        """The expected share of each stored index in a batch. It is 0 unless a row begins at the index."""
         newest = [index for count in self.rows.combined for index in self.newest(count)]
         drawn = batch_size - len(newest)
         shares = dict.fromkeys((step.index for step in self.inner.steps), 0.0)
@@ -83,7 +83,7 @@ class NaiveSequences:
         return self.inner.refusal(batch_size - sum(len(self.newest(count)) for count in self.rows.combined))
 
     def update_rows(self, indices: list[int], scaled: list[float], masks: Any) -> int:
-        """Set the scaled priorities of the steps of each row's span. Returns how many rows still had one stored."""
+        """Set the scaled priorities of the steps of each row's span. Returns the number of rows with stored steps."""
         applied, num_envs = 0, self.inner.num_envs
         stored = {step.index: step for step in self.inner.steps}
         for index, value, mask in zip(indices, scaled, masks, strict=True):
@@ -105,7 +105,7 @@ class NaiveSequences:
         assert found[drawn:] == tail, "the newest are not at the end of the batch"
         count = self.inner.drawn(drawn)
         newest = [self.start(index) for k in self.inner.combined for index in self.inner.newest(k)]
-        assert found[count:drawn] == newest, "the newest inside are not after what was drawn"
+        assert found[count:drawn] == newest, "the newest of the inner wrappers are not after the drawn rows"
         points = self.inner.points(count, rng) if count and self.inner.kind != "latest" else None
         if points is None:
             return
@@ -118,7 +118,7 @@ class NaiveSequences:
                 for (index, length), stop in zip(line, stops, strict=True)
                 if length > 0.0 and stop - length <= high and stop >= low
             }
-            assert found[row] in near, f"a row begins at {found[row]}, where the point {point} is not"
+            assert found[row] in near, f"a row begins at {found[row]}, but the point {point} is elsewhere"
 
     def assert_batch(self, batch: Any, batch_size: int, rng: np.random.Generator) -> None:
         """Compare a batch field by field. `rng` is the generator after the draw."""
@@ -164,7 +164,7 @@ def _row(tree: Any, row: int) -> Any:
 
 
 def sequences(inside: st.SearchStrategy[Configuration] | None = None) -> st.SearchStrategy[Sequences]:
-    """Sequences around every kind of buffer and wrapper, or those of `inside`, and inside a ``CombinedReplay``."""
+    """Sequences around every kind of buffer and wrapper, or around `inside`, with or without a ``CombinedReplay``."""
     return st.builds(
         _sequences,
         inside=configurations() if inside is None else inside,

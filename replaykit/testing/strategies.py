@@ -54,8 +54,8 @@ SPECS = {
         cost=Field((), np.float64),
     ),
 }
-"""Specs that together have every kind of field: packed and large, nested, of every word size, frames, single and
-already stacked, rewards of several numbers, and goals of several fields."""
+"""Specs that together have every kind of field: packed, large and nested fields, every word size, single and stacked
+frames, rewards of several numbers, and goals of several fields."""
 
 
 def reward_of_goal(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
@@ -65,7 +65,7 @@ def reward_of_goal(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) 
 
 
 def rewards_of_goal(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
-    """Three such rewards, each of other numbers."""
+    """Three such rewards, each with different numbers."""
     first = reward_of_goal(achieved_goal, desired_goal, info)
     rewards = first, achieved_goal[:, 1] - desired_goal[:, 0] + 0.0 * first, 0.3 * first
     if isinstance(first, np.ndarray):
@@ -91,14 +91,14 @@ def size_of_reward(batch: Any) -> Any:
 
 
 def reward_of_goals(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
-    """A reward that tells all it was made from, of goals of two fields."""
+    """A reward that identifies its arguments, for goals of two fields."""
     (place, speed), (target, target_speed) = achieved_goal, desired_goal
     reached = (place == target).all(axis=-1) & (speed == target_speed)
     return place[:, 0] - 2 * target[:, -1] + 3 * speed - 4 * target_speed + info["cost"] + 1000 * reached
 
 
 def are_near(achieved_goal: Any, desired_goal: Any, info: dict[str, Any]) -> Any:
-    """Whether both are near."""
+    """Whether both goals are near."""
     (place, speed), (target, target_speed) = achieved_goal, desired_goal
     return (abs(place - target)[:, 0] < 1.5) & (abs(speed - target_speed) < 1.5)
 
@@ -118,8 +118,8 @@ _GOALS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Relabelling:
-    """The ``HindsightReplay`` of a configuration. It has a `terminated_fn` if it `terminates`. It is around every
-    ``CombinedReplay`` if it `is_outermost`, otherwise inside all of them.
+    """The ``HindsightReplay`` of a configuration. If `terminates`, it has a `terminated_fn`. If `is_outermost`, it is
+    around every ``CombinedReplay``, otherwise inside all of them.
     """
 
     strategy: Any
@@ -166,7 +166,7 @@ def configurations(
     recent: tuple[int | None, ...] = (None,),
     large: tuple[int | None, ...] = (None,),
 ) -> st.SearchStrategy[Configuration]:
-    """Any buffer of these kinds and specs, small enough to wrap around often, and any wrappers that suit its spec.
+    """Any buffer of these kinds and specs, small enough to be overwritten often, and any wrappers that suit its spec.
 
     Uniform buffers draw with replacement by default; see `replace`. If `recent` or `large` has a number, a
     ``RecentReplay`` or a ``LargeBatchReplay`` with this argument is around the buffer, inside all other wrappers. A
@@ -296,7 +296,7 @@ def build(
 
 
 def values_of(tree: Tree, number: int) -> Tree:
-    """A value for a tree of fields that identifies its `number`, so that the tests detect a mix-up."""
+    """A value for a tree of fields that identifies its `number`, so that tests detect values in the wrong place."""
     if isinstance(tree, dict):
         return {key: values_of(value, number + i) for i, (key, value) in enumerate(tree.items())}
     if isinstance(tree, tuple):

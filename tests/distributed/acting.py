@@ -1,4 +1,4 @@
-"""What the processes of these tests do, in a module that is imported fast."""
+"""The code that the processes of these tests run, in a module that is imported fast."""
 
 import os
 
@@ -27,7 +27,7 @@ def act_for_ever(writer):
 
 
 def report_end(writer, directory):
-    """Add until the learner is gone, and write down what was raised."""
+    """Add steps until the learner has ended, and write the error to a file."""
     try:
         act_for_ever(writer)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Shards in this process, in place of an engine: everything that is sent is pickled, and shards can be killed."""
+"""Shards in this process, without an engine. Everything that is sent is pickled, and shards can be killed."""
 
 import pickle
 from typing import Any
@@ -9,7 +9,7 @@ from replaykit.distributed.sharded import ShardedReplay
 
 
 class Cluster:
-    """Some shards. `answers` is False for a shard that does not answer now; None in `shards` is a dead one."""
+    """Some shards. `answers` is False for a shard that does not answer now. A dead shard is None in `shards`."""
 
     def __init__(self, make_buffer: Any, shards: int) -> None:
         self.make, self.count = make_buffer, shards
@@ -35,7 +35,7 @@ class Cluster:
 
 
 class LocalHost:
-    """One of them. Two pickles of it are of the same cluster, as if it were elsewhere."""
+    """The handle of one shard. Pickled copies refer to the same cluster, as if they were in other processes."""
 
     def __init__(self, cluster: Cluster, k: int) -> None:
         self.cluster, self.k = cluster, k
@@ -68,7 +68,7 @@ def _found(number: int, k: int) -> LocalHost:
 
 
 class LocalReplay(ShardedReplay):
-    """A sharded replay without an engine."""
+    """A sharded replay whose shards are in this process."""
 
     def __init__(self, make_buffer: Any, shards: int = 4, seed: Any = None, block: int = 64, limit: Any = None) -> None:
         self._cluster = Cluster(make_buffer, shards)

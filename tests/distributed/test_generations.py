@@ -1,4 +1,4 @@
-"""Indices of shards: one ring of all lanes, and a new stretch of steps after each restart."""
+"""Indices of shards: one ring for all lanes, and a new range of steps after each restart."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from replaykit.distributed.generations import STEPS, Generations
 
 @given(st.integers(1, 6), st.integers(1, 4), st.data())
 def test_indices_go_to_their_shard_and_back(shards, lanes, data):
-    """In every generation, each index of a shard differs from all others, and is found again."""
+    """In every generation, each index of a shard differs from all others, and is mapped back to its shard."""
     ring = Generations(shards, lanes)
     for k in data.draw(st.lists(st.integers(0, shards - 1), max_size=5)):
         ring.restart(k)
@@ -43,14 +43,14 @@ def test_a_restart_makes_older_indices_stale_and_never_gives_them_again(shards, 
 
 
 def test_padding_stays_padding():
-    """The entry -1 of `step_indices` is that of every shard."""
+    """The entry -1 of `step_indices` is the same in every shard."""
     ring = Generations(2, 2)
     ring.restart(1)
     np.testing.assert_array_equal(ring.mapped(1, np.array([[0, -1]])), [[2 + STEPS * 4, -1]])
 
 
 def test_indices_run_out_with_an_error():
-    """After about eight million restarts of one lane no index is given twice either."""
+    """After about eight million restarts of a single lane, the next one raises an error. No index is reused."""
     ring = Generations(1, 1)
     ring.each = [ring.most]
     assert ring.mapped(0, np.array([STEPS - 1]))[0] == (ring.most + 1) * STEPS - 1 < 2**63

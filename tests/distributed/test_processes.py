@@ -1,4 +1,4 @@
-"""Process writers: what several processes of one machine add is what one would have added, whoever dies."""
+"""Process writers: several processes on one machine add the same steps as one process would, even if one dies."""
 
 import contextlib
 import glob
@@ -52,7 +52,7 @@ def until(condition):
         time.sleep(0.002)
 
 
-# -- What is written is what is stored -----------------------------------------------------------------------------
+# -- Stored values -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
@@ -60,7 +60,7 @@ def until(condition):
 @settings(max_examples=settings().max_examples // 3)
 @given(data=st.data())
 def test_what_is_sent_is_what_add_and_extend_store(name, lanes, data):
-    """Steps, masks, initial priorities, cuts and blocks longer than the segment, bit for bit."""
+    """Steps, masks, initial priorities, ended episodes and long blocks are stored bit for bit, as by a buffer."""
     spec = SPECS[name]
     direct, sent = (PrioritizedBuffer(20 * lanes, spec, num_envs=lanes, n_step=3, seed=0) for _ in range(2))
     number, lead = 0, (lanes,) if lanes > 1 else ()
@@ -100,7 +100,7 @@ def test_what_is_sent_is_what_add_and_extend_store(name, lanes, data):
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_processes_add_to_lanes_of_their_own(method):
-    """In order, with the episodes of each, and not one step less."""
+    """Each process adds to its own lanes. All steps arrive, in order and in their episodes."""
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip("the system has no fork")
     lanes = 2 if method == "spawn" else 4
@@ -122,7 +122,7 @@ def test_processes_add_to_lanes_of_their_own(method):
 
 
 def test_record_writes_what_happens_to_the_segment():
-    """Single and vector environments, as in a buffer of the same process."""
+    """`record` stores single and vector environments through a writer, as in a buffer of the same process."""
     for count in (1, 2):
         make = lambda n=count: gymnasium.make_vec("CartPole-v1", n) if n > 1 else gymnasium.make("CartPole-v1")  # noqa: E731
         env = make()
@@ -139,11 +139,11 @@ def test_record_writes_what_happens_to_the_segment():
         assert bits_of(direct.sample(50)) == bits_of(sent.sample(50))
 
 
-# -- Who dies ------------------------------------------------------------------------------------------------------
+# -- Processes that die --------------------------------------------------------------------------------------------
 
 
 def test_a_writer_that_is_killed_loses_at_most_a_step():
-    """All others go on, what it has added is moved, and a new process takes the writer with a new episode."""
+    """If a writer is killed, others continue, its steps are kept, and a new process can use it for a new episode."""
     buffer = ReplayBuffer(100_000, FLAT, num_envs=2, seed=0)
     with ProcessWriters(buffer, 2, room=8) as writers:
         process = SPAWN.Process(target=act_for_ever, args=(writers[0],))
@@ -167,7 +167,7 @@ def test_a_writer_that_is_killed_loses_at_most_a_step():
 
 
 def test_a_step_that_was_not_published_is_not_there(monkeypatch):
-    """As after a death between the copy of a step and its publication; the next one is written over it."""
+    """If a writer dies before it publishes a step, the step does not exist, and the next step overwrites it."""
     buffer, calls = ReplayBuffer(100, FLAT, seed=0), []
 
     def order(segment):
@@ -215,7 +215,7 @@ if __name__ == "__main__":
 
 @on_linux
 def test_when_the_learner_is_killed_writers_stop_and_nothing_is_left(tmp_path):
-    """Neither in /dev/shm nor among temporary files; writers raise an error that says what happened."""
+    """If the learner is killed, writers raise an error that says so, and no shared memory or file is left."""
     script = tmp_path / "learner.py"
     script.write_text(textwrap.dedent(LEARNER))
     results, scratch = tmp_path / "results", tmp_path / "scratch"
@@ -238,7 +238,7 @@ def test_when_the_learner_is_killed_writers_stop_and_nothing_is_left(tmp_path):
 
 
 def test_memory_and_descriptors_are_given_back():
-    """By `close`, and when writers are forgotten."""
+    """Memory and file descriptors are released by `close`, and when writers are garbage-collected."""
     before = descriptors()
     with ProcessWriters(ReplayBuffer(100, FLAT), 1) as writers:
         act(writers[0], 5)
@@ -247,7 +247,7 @@ def test_memory_and_descriptors_are_given_back():
 
 
 def test_without_anonymous_memory_a_temporary_file_is_used(monkeypatch, tmp_path):
-    """And deleted."""
+    """Without anonymous memory, a segment is a temporary file, which is deleted at the end."""
     monkeypatch.delattr(os, "memfd_create", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     buffer = ReplayBuffer(100, FLAT)
@@ -262,11 +262,11 @@ def test_without_anonymous_memory_a_temporary_file_is_used(monkeypatch, tmp_path
 
 
 def test_a_full_segment_waits_for_the_learner():
-    """For `timeout` seconds; what was sent before is stored, and end_episode and flush work on."""
+    """`add` waits `timeout` seconds for room. Sent steps are stored, and `end_episode` and `flush` still work."""
     buffer = ReplayBuffer(100, FLAT)
     with ProcessWriters(buffer, 1, room=4, timeout=0.05) as writers:
         with buffer.lock, ThreadPoolExecutor() as threads:  # so that nothing is moved
-            with pytest.raises(TimeoutError, match="6 of 10 steps found no room in 0.05 seconds") as raised:
+            with pytest.raises(TimeoutError, match="6 of 10 steps found no room within 0.05 seconds") as raised:
                 threads.submit(writers[0].extend, **stretch(10)).result()
             assert raised.value.sent == 4
         writers[0].flush()
@@ -275,7 +275,7 @@ def test_a_full_segment_waits_for_the_learner():
 
 
 def test_a_limit_of_the_replay_holds_for_processes():
-    """Actors are held up by segments that are full, and go on as the learner samples, or when the limit is closed."""
+    """With a rate limit, writers wait for room, and continue when the learner samples or the limit is closed."""
     limit = RateLimit(1.0, 10, 16.0)
     replay = RateLimitedReplay(PrioritizedBuffer(1000, FLAT, num_envs=2, seed=0), limit)
     with ProcessWriters(replay, 2, room=4) as writers, ThreadPoolExecutor() as threads:
@@ -294,7 +294,7 @@ def test_a_limit_of_the_replay_holds_for_processes():
 
 
 def test_after_close_writers_raise():
-    """Also one that waits; the lanes are free again."""
+    """After `close`, writers raise an error, even one that is waiting. The lanes are free again."""
     buffer = ReplayBuffer(100, FLAT)
     writers = ProcessWriters(buffer, 1, room=4)
     with ThreadPoolExecutor() as threads:
@@ -306,11 +306,11 @@ def test_after_close_writers_raise():
     writers.close()
     buffer.add(**step(0))
     assert "closed" in repr(writers)
-    with pytest.raises(RuntimeError, match="writer 0 is closed; send another copy"):
+    with pytest.raises(RuntimeError, match="writer 0 is closed; pass another copy"):
         writers[0].add(**step(0))
 
 
-# -- What is refused -----------------------------------------------------------------------------------------------
+# -- Invalid arguments ---------------------------------------------------------------------------------------------
 
 
 def test_wrong_arguments_are_refused():
@@ -351,7 +351,7 @@ def test_wrong_arguments_are_refused():
     ],
 )
 def test_wrong_values_are_refused_where_they_are_added(changes, error, message):
-    """With the error of a buffer, and nothing is sent."""
+    """An invalid value raises the error of a buffer in the writing process, and nothing is sent."""
     buffer = PrioritizedBuffer(100, FLAT)
     with ProcessWriters(buffer, 1) as writers:
         for _ in range(2):  # the first step of an episode goes another way than the others
@@ -364,7 +364,7 @@ def test_wrong_values_are_refused_where_they_are_added(changes, error, message):
 
 
 def test_an_error_of_the_replay_is_raised_in_the_learner(monkeypatch):
-    """The next call raises the error, and writers learn that no steps are taken any more."""
+    """An error while steps are moved is raised by the learner's next call, and writers raise an error too."""
     buffer = ReplayBuffer(100, FLAT)
     writers = ProcessWriters(buffer, 1)
     with buffer.lock:
@@ -379,7 +379,7 @@ def test_an_error_of_the_replay_is_raised_in_the_learner(monkeypatch):
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="the system has no fork")
 def test_a_forked_child_leaves_the_writers_of_its_parent_alone():
-    """It cannot use them; the parent goes on."""
+    """A forked child cannot use its parent's writers, and the parent continues to use them."""
     buffer = ReplayBuffer(100, FLAT)
     context = multiprocessing.get_context("fork")
     with ProcessWriters(buffer, 1) as writers:

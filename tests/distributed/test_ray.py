@@ -1,4 +1,4 @@
-"""RayReplay on Ray itself, on this machine: what an engine adds to the logic that `test_sharded` tests.
+"""RayReplay on Ray, on this machine: the parts that `test_sharded` does not test, because they need an engine.
 
 Ray takes seconds to start, so all tests share one. They run apart with ``-m ray``, and without them ``-m "not ray"``.
 """
@@ -31,7 +31,7 @@ _PATIENCE = 60.0
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A Ray of this machine for this module, with a free port; its address."""
+    """The address of a Ray cluster on this machine, for this module, with a free port."""
     options = {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -41,13 +41,13 @@ def cluster():
 
 
 def make_buffer():
-    """A shard."""
+    """The buffer of a shard."""
     return PrioritizedBuffer(300, FLAT, num_envs=3, alpha=1.0)
 
 
 @pytest.fixture(scope="module")
 def shared(cluster):
-    """Three shards for several tests, since each takes seconds to start."""
+    """Three shards for several tests, because each shard takes seconds to start."""
     with RayReplay(make_buffer, 3, seed=0, block=8) as replay:
         yield replay
 
@@ -65,7 +65,7 @@ def replay(shared):
 
 
 class Actor:
-    """A worker that acts: it adds steps to a writer."""
+    """A worker that adds steps to a writer."""
 
     def __init__(self, writer):
         self.writer = writer
@@ -82,17 +82,17 @@ class Actor:
 
 
 def worker(writer):
-    """An actor of Ray with a copy of the writer."""
+    """A Ray actor with a copy of the writer."""
     return ray.remote(num_cpus=0)(Actor).remote(writer)
 
 
 def pid_of(handle):
-    """The process of a shard."""
+    """The process id of a shard."""
     return ray.get(handle.__ray_call__.remote(lambda _shard: os.getpid()))
 
 
 def until(condition):
-    """Wait for something that another process does."""
+    """Wait for an event in another process."""
     deadline = time.monotonic() + _PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "waited for too long"
@@ -100,7 +100,7 @@ def until(condition):
 
 
 def test_a_replay_in_actors_learns_like_a_buffer(replay, tmp_path):
-    """Batches, updates, frequencies, prefetching, stats, and a checkpoint that goes on bit for bit."""
+    """Batches, updates, frequencies, prefetching and stats work, and a loaded checkpoint continues bit for bit."""
     indices = replay.stored()
     assert len(replay) == len(indices) == 60 and len(replay.shards) == 3
     assert replay.update_priorities(indices, priorities=np.arange(1.0, 61.0)) == 60
@@ -128,7 +128,7 @@ def test_a_replay_in_actors_learns_like_a_buffer(replay, tmp_path):
 
 
 def test_a_shard_that_is_killed_costs_its_rows_and_nothing_else(replay, tmp_path):
-    """`kill -9`: the learner and the writers go on, and the shard comes back from its checkpoint with new indices."""
+    """If a shard is killed, learner and writers continue, and it returns from its checkpoint with new indices."""
     replay.save(tmp_path / "replay")
     writers = [replay.writer() for _ in range(3)]
     former, pid = replay.stored(), pid_of(replay.shards[1])
@@ -160,7 +160,7 @@ def test_a_shard_that_is_killed_costs_its_rows_and_nothing_else(replay, tmp_path
 
 
 def test_a_writer_that_is_killed_loses_at_most_its_block(replay):
-    """`kill -9` of a worker in the middle of acting; another one takes its writer over."""
+    """If a worker is killed while it acts, another worker takes over its writer."""
     writer = replay.writer()
     first, size = worker(writer), len(replay)
     ray.get(first.act.remote(21))  # two blocks of 8, and 5 steps that were not sent
@@ -192,7 +192,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_learner_that_is_killed_leaves_the_data(cluster):
-    """`kill -9` of a driver: another one connects to the shards by their name, and counts the batches on."""
+    """If the learner is killed, another one connects to the shards by their name, and continues the batch count."""
     ended = subprocess.run([sys.executable, "-c", _LEARNER, cluster], capture_output=True, text=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     with RayReplay.connect("survivor") as replay:
@@ -207,12 +207,12 @@ def test_a_learner_that_is_killed_leaves_the_data(cluster):
 
 
 def broken():
-    """A factory that raises."""
+    """A `make_buffer` that raises an error."""
     raise ZeroDivisionError("no memory")
 
 
 def test_a_factory_that_raises_is_named_and_no_actor_is_left(cluster):
-    """With the error; the name is free again."""
+    """An error in `make_buffer` is raised by the constructor, no actor is left, and the name is free again."""
     with pytest.raises(RuntimeError, match="make_buffer raised an error in shard 0: ZeroDivisionError: no memory"):
         RayReplay(broken, 2, name="broken")
 
@@ -228,7 +228,7 @@ def test_a_factory_that_raises_is_named_and_no_actor_is_left(cluster):
 
 @ray.remote(num_cpus=0)
 def add_until_full(writer, steps):
-    """Add steps in another process until the limit makes it wait for samples. Returns how many were added."""
+    """Add steps in another process until the limit makes it wait for samples. Returns the number of added steps."""
     number = 0
     with contextlib.suppress(TimeoutError):
         while number < steps:
@@ -239,7 +239,7 @@ def add_until_full(writer, steps):
 
 
 def test_a_limit_holds_across_processes(cluster):
-    """A writer in another process is stopped by the learner's samples, and the learner by what it has added."""
+    """A writer in another process waits for the learner's samples, and the learner waits for its steps."""
     limit = RateLimit(2.0, min_size=8, tolerance=16.0, timeout=0.2)
     with RayReplay(make_buffer, 2, seed=0, block=1, rate_limit=limit) as replay:
         with pytest.raises(TimeoutError, match="4 transitions cannot be sampled after 0 inserted"):
@@ -266,7 +266,7 @@ def test_a_limit_holds_across_processes(cluster):
     ],
 )
 def test_wrong_arguments_are_refused_before_an_actor_starts(monkeypatch, args, options, error, match):
-    """Each is named, with what was expected."""
+    """An invalid argument raises an error that names it and what was expected."""
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "remote", None)
     with pytest.raises(error, match=match):
@@ -274,7 +274,7 @@ def test_wrong_arguments_are_refused_before_an_actor_starts(monkeypatch, args, o
 
 
 def test_without_ray_the_error_says_what_to_do(monkeypatch):
-    """Not started, or not installed."""
+    """If Ray is not installed or not started, the error says what to do."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(RuntimeError, match=r"Ray is not started; call ray.init\(\)"):
         RayReplay(make_buffer)

@@ -31,7 +31,7 @@ ALPHA = 0.7
 
 
 def per(capacity=1000, **options):
-    """A factory of prioritized buffers."""
+    """A `make_buffer` for prioritized buffers."""
     return lambda: PrioritizedBuffer(capacity, FLAT, alpha=ALPHA, **options)
 
 
@@ -60,7 +60,7 @@ def with_priorities(replay, priorities):
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=5), st.integers(1, 40), st.integers(0, 99))
 def test_four_shards_have_the_probabilities_of_one_buffer(sizes, batch_size, seed):
-    """Prioritized: what `probability` gives, what a batch reports, and its weights, are those of one buffer."""
+    """Probabilities and weights of a prioritized replay in four shards are those of one buffer."""
     sizes = [*sizes, 3]
     priorities = np.random.default_rng(seed).exponential(size=sum(sizes)) + 0.01
     replay = filled(per(beta=0.6, weights="none"), sizes)
@@ -77,7 +77,7 @@ def test_four_shards_have_the_probabilities_of_one_buffer(sizes, batch_size, see
 
 @pytest.mark.parametrize("weights", ["batch", "buffer", "none"])
 def test_weights_are_those_of_one_buffer(weights):
-    """With each normalisation, from the exponent that a schedule gives for the learner's batches."""
+    """Weights are those of one buffer, with each normalisation and with a schedule for beta."""
     options = {"weights": weights, "beta": replaykit.LinearSchedule(0.4, 1.0, 2)}
     replay, one = filled(per(**options), [5, 9]), PrioritizedBuffer(1000, FLAT, alpha=ALPHA, **options)
     own, priorities = one.extend(**stretch(14)), np.arange(1.0, 15.0)
@@ -92,7 +92,7 @@ def test_weights_are_those_of_one_buffer(weights):
 
 
 def test_uniform_shards_weigh_nothing_and_have_equal_probabilities():
-    """N transitions in shards of any size: each has 1/N, and the weight 1."""
+    """With uniform replay in shards of any size, each of N transitions has probability 1/N and weight 1."""
     replay = filled(lambda: ReplayBuffer(100, FLAT), [3, 40, 0, 7])
     batch = replay.sample(32)
     np.testing.assert_allclose(batch.probabilities, 0.02)
@@ -103,7 +103,7 @@ def test_uniform_shards_weigh_nothing_and_have_equal_probabilities():
 
 @pytest.mark.parametrize("changes", [False, True], ids=["before updates", "after updates"])
 def test_frequencies_of_unequal_shards_are_the_probabilities(changes):
-    """A chi-square test at 1e-4 of draws of three unequal shards; the seed is fixed."""
+    """Transitions of three unequal shards are drawn as often as they should (chi-square test at 1e-4, fixed seed)."""
     replay = filled(per(draws="iid"), [3, 11, 6], seed=4)
     indices = with_priorities(replay, np.arange(1.0, 21.0))
     if changes:
@@ -122,7 +122,7 @@ def test_frequencies_of_unequal_shards_are_the_probabilities(changes):
 
 
 def test_probabilities_are_those_of_the_draw_while_shards_grow():
-    """Though totals are stale, the mean of 1/P is the number of transitions at the draw: exact at 4 sigma."""
+    """Even if sums are out of date, the mean of 1/P is the number of transitions at the draw, within 4 sigma."""
     replay = LocalReplay(per(draws="iid"), 3, 7)
     writers = [replay.writer() for _ in range(3)]
     for writer in writers:
@@ -141,7 +141,7 @@ def test_probabilities_are_those_of_the_draw_while_shards_grow():
 
 
 def test_a_batch_is_one_round_trip():
-    """Also when totals are stale; all calls go out together."""
+    """All calls for a batch are sent together, even if the last known sums are out of date."""
     replay = filled(per(), [5, 5, 5])
     before = replay.cluster.calls
     for _ in range(5):
@@ -150,7 +150,7 @@ def test_a_batch_is_one_round_trip():
 
 
 def test_a_shard_that_was_empty_is_noticed():
-    """Shards without rows in a batch are asked for their totals, too."""
+    """Shards that contribute no rows to a batch are also asked for their sums."""
     replay = LocalReplay(per(), 2, 0)
     first, second = replay.writer(), replay.writer()
     first.extend(**stretch(4))
@@ -175,13 +175,13 @@ def test_same_seed_same_batches():
 
 
 def combined():
-    """Wrappers whose probabilities depend on the number of rows."""
+    """A `make_buffer` for wrappers whose probabilities depend on the number of rows."""
     return CombinedReplay(PrioritizedBuffer(100, FLAT, alpha=ALPHA))
 
 
 @pytest.mark.parametrize("make", [combined, lambda: LatestBuffer(100, FLAT)], ids=["combined", "latest"])
 def test_probabilities_that_depend_on_the_number_of_rows_are_exact(make):
-    """Over the numbers that rounding may give: those of a batch are those of `probability`, and sum to 1."""
+    """Probabilities average over the possible numbers of rows, equal those of `probability`, and sum to 1."""
     replay = filled(make, [5, 8])
     assert replay.probability(replay.stored(), 7).sum() == pytest.approx(1.0)
     for _ in range(20):
@@ -190,7 +190,7 @@ def test_probabilities_that_depend_on_the_number_of_rows_are_exact(make):
 
 
 def test_fields_are_those_of_a_buffer():
-    """In the same order, with the same dtypes, in arrays that the caller owns; the values are those of the rows."""
+    """A batch has a buffer's fields, in the same order and dtypes, in arrays that the caller owns."""
     replay, buffer = filled(per(), [9, 9]), PrioritizedBuffer(10, FLAT)
     buffer.extend(**stretch(9))
     batch, expected = replay.sample(5), buffer.sample(5)
@@ -203,7 +203,7 @@ def test_fields_are_those_of_a_buffer():
 
 
 def test_sequences_of_shards():
-    """`make_buffer` returns a SequenceReplay: rows, step indices and updates with a mask."""
+    """With a SequenceReplay in each shard, rows, step indices and updates with a mask work."""
     replay = filled(lambda: SequenceReplay(PrioritizedBuffer(100, FLAT), 6, burn_in=2, stride=2), [20, 30])
     batch = replay.sample(8)
     assert batch.obs.shape == (8, 6, 3) and batch.step_indices.shape == (8, 6)
@@ -216,7 +216,7 @@ def test_sequences_of_shards():
 
 
 def test_hindsight_in_shards():
-    """Goals come from the shard, with the wrapper inside."""
+    """With a HindsightReplay in each shard, goals come from the same shard."""
     goal = np.zeros(2)
 
     def make():
@@ -238,7 +238,7 @@ def test_hindsight_in_shards():
 
 
 def test_stale_updates_are_dropped_and_not_counted():
-    """What was overwritten meanwhile, in any shard."""
+    """Updates of transitions that were overwritten in any shard are ignored and not counted."""
     replay = LocalReplay(per(4), 2, 0)
     writers = [replay.writer(), replay.writer()]
     for writer in writers:
@@ -263,7 +263,7 @@ def test_stale_updates_are_dropped_and_not_counted():
     ],
 )
 def test_wrong_updates_are_refused_before_anything_is_sent(indices, options, error, match):
-    """The same errors as those of a buffer."""
+    """Invalid updates raise the same errors as in a buffer, before anything is sent."""
     replay = filled(per(), [5, 5])
     before, calls = replay.probability(replay.stored()), replay.cluster.calls
     with pytest.raises(error, match=match):
@@ -273,7 +273,7 @@ def test_wrong_updates_are_refused_before_anything_is_sent(indices, options, err
 
 
 def test_the_last_duplicate_wins_and_overwrite_goes_to_the_shards():
-    """As in one buffer."""
+    """As in a buffer, the last value of a repeated index is kept, and `overwrite` reaches the right shard."""
     replay = filled(per(), [4, 4])
     assert replay.update_priorities([2, 2], priorities=[5.0, 1.0]) == 2
     p = replay.probability([2, 0])
@@ -290,7 +290,7 @@ def test_the_last_duplicate_wins_and_overwrite_goes_to_the_shards():
 
 
 def test_a_shard_that_dies_costs_its_rows_and_nothing_else():
-    """The learner goes on with the others, says so once, and drops updates of what is lost."""
+    """If a shard dies, the learner continues with the others, warns once, and ignores updates of lost rows."""
     replay = filled(per(), [10, 10, 10])
     batch = replay.sample(30)
     replay.cluster.kill(1)
@@ -306,7 +306,7 @@ def test_a_shard_that_dies_costs_its_rows_and_nothing_else():
 
 
 def come_back(replay, k):
-    """Start a shard again, and let the learner notice."""
+    """Restart a shard, and let the learner notice it."""
     replay.cluster.start_again(k)
     for status in list(replay._all._away):
         pending, _ = replay._all._away[status]
@@ -316,13 +316,13 @@ def come_back(replay, k):
 
 
 def sample_some(replay):
-    """So that the learner looks for shards that are back, and then for their beginning."""
+    """Sample a few batches, so that the learner looks for shards that are back, and begins them."""
     for _ in range(3):
         replay.sample(4)
 
 
 def test_a_shard_that_is_started_again_gives_no_index_twice():
-    """It comes back empty; former indices are stale, and new ones are 2**40 steps later."""
+    """A restarted shard is empty. Its earlier indices are stale, and its new indices are 2**40 steps later."""
     replay = filled(per(), [10, 10])
     former = replay.stored()
     replay.cluster.kill(0)
@@ -344,17 +344,17 @@ def test_a_shard_that_is_started_again_gives_no_index_twice():
 
 
 def test_a_shard_that_is_started_again_between_two_calls_is_noticed():
-    """Even if no call failed: a shard that has not begun serves nothing."""
+    """A restart is noticed even if no call failed, because a shard serves nothing before `begin`."""
     replay = filled(per(), [10, 10])
     replay.cluster.start_again(1)
-    with pytest.warns(RuntimeWarning, match="shard 1 is lost.*started again"):
+    with pytest.warns(RuntimeWarning, match="shard 1 is lost.*restarted"):
         assert set(replay.sample(8).indices % 2) == {0}
     with pytest.warns(RuntimeWarning, match="shard 1 is back, with 0"):
         sample_some(replay)
 
 
 def test_a_shard_comes_back_from_its_last_checkpoint(tmp_path):
-    """With the transitions that it had then, under new indices."""
+    """A restarted shard has the transitions of its last checkpoint, with new indices."""
     replay = filled(per(), [10, 10])
     with_priorities(replay, np.arange(1.0, 21.0))
     replay.save(tmp_path)
@@ -370,7 +370,7 @@ def test_a_shard_comes_back_from_its_last_checkpoint(tmp_path):
 
 
 def test_a_damaged_checkpoint_leaves_the_shard_empty_and_is_named(tmp_path):
-    """The learner goes on."""
+    """If the checkpoint of a restarted shard is damaged, a warning names it, and the learner continues."""
     replay = filled(per(), [10, 10])
     replay.save(tmp_path)
     (tmp_path / "shard-1" / "manifest.json").write_text("{}")
@@ -382,7 +382,7 @@ def test_a_damaged_checkpoint_leaves_the_shard_empty_and_is_named(tmp_path):
 
 
 def test_a_shard_that_is_late_comes_back_with_what_it_has():
-    """It is not asked to begin again, and its indices stay."""
+    """A shard that answers late is not restarted. It keeps its transitions and its indices."""
     replay = filled(per(), [10, 10])
     former = replay.stored()
     replay.cluster.answers[0] = False
@@ -396,7 +396,7 @@ def test_a_shard_that_is_late_comes_back_with_what_it_has():
 
 
 def test_without_any_shard_the_error_names_the_last_that_was_lost():
-    """A learner that catches it can go on when one is back."""
+    """Without any shard, sampling raises an error. It works again when a shard is back."""
     replay = filled(per(), [10])
     replay.cluster.kill(0)
     with (
@@ -408,7 +408,7 @@ def test_without_any_shard_the_error_names_the_last_that_was_lost():
 
 
 def test_an_error_in_a_shard_is_raised_with_its_number():
-    """It is no loss: the shard lives."""
+    """An error in a shard is raised with the shard's number. The shard is not lost."""
     replay = filled(lambda: ReplayBuffer(100, FLAT, replace=False), [3, 3])
     with pytest.raises(ValueError, match="shard [01]: batch_size is 5; expected at most 3"):
         replay.sample(10)
@@ -420,7 +420,7 @@ def test_an_error_in_a_shard_is_raised_with_its_number():
 
 @given(st.integers(1, 3), st.integers(1, 5), st.data())
 def test_a_writer_stores_what_a_writer_of_a_buffer_stores(lanes, block, data):
-    """Adds, stretches, masks and cut episodes, in blocks of any size."""
+    """Single steps, several steps, masks and ended episodes are stored as in a buffer, in blocks of any size."""
     replay = LocalReplay(lambda: ReplayBuffer(60 * lanes, FLAT, num_envs=lanes, n_step=3), 1, 0, block)
     buffer = ReplayBuffer(60 * lanes, FLAT, num_envs=lanes, n_step=3)
     writer, direct = replay.writer(lanes), buffer.writer(range(lanes))
@@ -449,7 +449,7 @@ def test_a_writer_stores_what_a_writer_of_a_buffer_stores(lanes, block, data):
 
 
 def test_steps_are_sent_in_blocks():
-    """Nothing arrives before a block is full, and the rest with `flush`."""
+    """Steps are sent when a block is full, and the remaining steps with `flush`."""
     replay = LocalReplay(per(), 1, 0, block=4)
     writer = replay.writer()
     for number in range(7):
@@ -460,7 +460,7 @@ def test_steps_are_sent_in_blocks():
 
 
 def test_initial_td_errors_are_sent():
-    """A block has them for all steps, or for none."""
+    """Initial TD errors are sent. A block has them for all of its steps or for none."""
     replay = LocalReplay(per(eps=0.0), 1, 0, block=8)
     writer = replay.writer()
     for number in range(6):
@@ -482,7 +482,7 @@ def test_initial_td_errors_are_sent():
     ],
 )
 def test_wrong_values_are_refused_at_once_and_nothing_is_added(changes, error, match):
-    """Where they are added, not later where they are stored."""
+    """Invalid values raise an error when they are added, not later when they are stored."""
     replay = LocalReplay(per(), 1, 0)
     writer = replay.writer()
     writer.add(**step(0))
@@ -493,7 +493,7 @@ def test_wrong_values_are_refused_at_once_and_nothing_is_added(changes, error, m
 
 
 def test_writers_are_spread_evenly_until_lanes_run_out():
-    """Which lanes a writer has is fixed; closed ones give theirs back."""
+    """Writers are spread evenly over the shards. A closed writer releases its lanes."""
     replay = LocalReplay(per(num_envs=3), 2, 0)
     writers = [replay.writer() for _ in range(4)]
     assert [writer.shard for writer in writers] == [0, 1, 0, 1]
@@ -508,7 +508,7 @@ def test_writers_are_spread_evenly_until_lanes_run_out():
 
 
 def test_a_copy_takes_a_writer_over():
-    """A worker that takes the place of a dead one gets the same writer: the running episode ends."""
+    """A worker that replaces a dead one can use the same writer. The running episode ends."""
     replay = LocalReplay(per(), 1, 0, block=2)
     writer = replay.writer()
     first = pickle.loads(pickle.dumps(writer))
@@ -524,7 +524,7 @@ def test_a_copy_takes_a_writer_over():
 
 
 def test_a_writer_goes_on_when_its_shard_dies():
-    """What was sent is lost and counted, with one warning; a new shard takes what follows."""
+    """If a shard dies, its sent steps are lost and counted, with one warning. A new shard gets the next steps."""
     replay = LocalReplay(per(), 1, 0, block=2)
     writer = replay.writer()
     writer.extend(**stretch(2))
@@ -545,7 +545,7 @@ def test_a_writer_goes_on_when_its_shard_dies():
 
 
 def test_record_through_a_writer():
-    """As into a buffer; an environment of another spec is refused."""
+    """`record` stores steps through a writer as in a buffer. An environment with another spec raises an error."""
     gymnasium = pytest.importorskip("gymnasium")
     env = gymnasium.make("CartPole-v1")
     replay = LocalReplay(lambda: ReplayBuffer.from_env(env, 1000), 1, 0)
@@ -565,11 +565,11 @@ def test_record_through_a_writer():
         replaykit.record(gymnasium.make_vec("CartPole-v1", 2), writer)
 
 
-# -- Keeping -----------------------------------------------------------------------------------------------------
+# -- Saving ------------------------------------------------------------------------------------------------------
 
 
 def test_after_load_batches_go_on_bit_for_bit(tmp_path):
-    """Shards, their generators, the choice between them and the number of batches."""
+    """A checkpoint contains the shards, their generators, the learner's generator and the number of batches."""
     replay = filled(per(beta=replaykit.LinearSchedule(0.4, 1.0, 10)), [20, 30], seed=1)
     replay.sample(9)
     replay.save(tmp_path)
@@ -587,7 +587,7 @@ def test_after_load_batches_go_on_bit_for_bit(tmp_path):
 
 
 def test_checkpoints_of_another_replay_are_refused(tmp_path):
-    """Of another number of shards, damaged, or missing: nothing changes."""
+    """A checkpoint that is damaged, missing or has another number of shards raises an error. Nothing changes."""
     replay = filled(per(), [5, 5])
     replay.save(tmp_path)
     other = filled(per(), [1, 1, 1])
@@ -610,7 +610,7 @@ def test_checkpoints_of_another_replay_are_refused(tmp_path):
 
 
 def test_batches_are_made_in_a_thread():
-    """Also small ones, since the round trip is what takes time."""
+    """`batches` samples in a thread, even for small batches, because the round trip takes most of the time."""
     replay = filled(per(), [50, 50])
     with replay.batches(4) as batches:
         for _, batch in zip(range(5), batches, strict=False):
@@ -621,7 +621,7 @@ def test_batches_are_made_in_a_thread():
 
 
 def test_what_shards_cannot_do_is_refused_with_the_reason():
-    """Rather than done wrongly, or by bringing all transitions to one place."""
+    """Methods that would need all transitions in one place raise an error with the reason."""
     replay = filled(per(), [5, 5])
     for call in (
         lambda: replay.add(**step(0)),
@@ -645,7 +645,7 @@ def test_what_shards_cannot_do_is_refused_with_the_reason():
 
 
 def test_settings_are_those_of_all_shards():
-    """As if they were one ring."""
+    """The settings of the replay are those of one ring with the lanes of all shards."""
     replay = filled(per(10, n_step=3, num_envs=2), [2, 2])
     assert (replay.capacity, replay.num_envs, replay.n_step, replay.successor) == (20, 4, 3, 4)
     assert isinstance(replay, replaykit.Replay) and not replay.is_full
@@ -657,7 +657,7 @@ def test_settings_are_those_of_all_shards():
 
 
 def raises():
-    """A factory that raises."""
+    """A `make_buffer` that raises an error."""
     raise ZeroDivisionError("no memory")
 
 
@@ -674,20 +674,20 @@ def raises():
     ids=["raises", "no buffer", "mixture"],
 )
 def test_a_factory_that_is_wrong_is_named(make, match):
-    """With the error and the shard."""
+    """An error in `make_buffer` is raised with its message and the number of the shard."""
     with pytest.raises(RuntimeError, match=match):
         LocalReplay(make, 2)
 
 
 def test_shards_that_differ_are_refused():
-    """All come from one factory, and must be alike."""
+    """If `make_buffer` returns buffers with different settings, the constructor raises an error."""
     sizes = iter([5, 6])
     with pytest.raises(ValueError, match=r"make_buffer returned ReplayBuffer\(0 of 6.*in shard 1"):
         LocalReplay(lambda: ReplayBuffer(next(sizes), FLAT), 2)
 
 
 def test_nested_fields_and_extras_arrive():
-    """Dicts and tuples of any depth, and extra fields."""
+    """Extra fields, and dicts and tuples of any depth, are stored."""
     spec = Spec(obs={"x": Field((2,)), "y": (Field(), Field((3,), "uint8"))}, action=Field(), note=Field((), "int32"))
     replay = LocalReplay(lambda: ReplayBuffer(10, spec), 1, 0)
     obs = {"x": np.ones(2), "y": (0.5, np.arange(3, dtype=np.uint8))}
@@ -701,7 +701,7 @@ def test_nested_fields_and_extras_arrive():
 
 
 def test_a_limit_keeps_samples_for_each_insert():
-    """Writers of all shards and the learner share one count; the slower side is waited for, here without time."""
+    """All writers and the learner share one rate limit. The faster side waits for the slower one."""
     limit = RateLimit(2.0, min_size=16, tolerance=24.0, timeout=0.0)
     replay = LocalReplay(per(), 2, 0, 4, limit)
     one, two = replay.writer(), replay.writer()
@@ -732,7 +732,7 @@ def test_a_limit_keeps_samples_for_each_insert():
 
 
 def test_a_limit_goes_on_when_the_shard_that_counts_dies():
-    """Nothing is limited meanwhile; then it continues with the counts last known."""
+    """If shard 0 dies, there is no limit until it is back. Then the last known counts continue."""
     limit = RateLimit(1.0, min_size=4, tolerance=40.0, timeout=0.0)
     replay = LocalReplay(per(), 2, 0, 4, limit)
     writers = [replay.writer(), replay.writer()]
@@ -758,7 +758,7 @@ def test_a_limit_goes_on_when_the_shard_that_counts_dies():
     ],
 )
 def test_limits_that_cannot_work_are_refused(limit, error, match):
-    """Before anybody waits."""
+    """A limit with which inserts and samples would wait forever raises an error immediately."""
     with pytest.raises(error, match=match):
         LocalReplay(per(), 2, 0, 64, limit)
     replay = LocalReplay(per(), 2, 0, 1, RateLimit(1.0, tolerance=16.0))

@@ -1,4 +1,4 @@
-"""The agents in single files, in CleanRL's shape: targets, seeds, options, and what is reported."""
+"""The single-file agents in the style of CleanRL: targets, seeds, options, and reported numbers."""
 
 import sys
 from dataclasses import replace
@@ -28,7 +28,7 @@ def _one_thread():
 
 @pytest.fixture
 def reported(monkeypatch):
-    """What is reported, instead of printing it: a list of pairs of the step and the numbers."""
+    """The reported numbers, as a list of pairs of the step and the numbers, instead of printed lines."""
     seen = []
 
     def report(args, step, start, returns, numbers, writer):
@@ -40,14 +40,14 @@ def reported(monkeypatch):
 
 
 def short(agent, **options):
-    """Arguments of a run of a few hundred steps."""
+    """The arguments of a run of a few hundred steps."""
     defaults = {"total_timesteps": 420, "learning_starts": 220, "train_frequency": 8, "batch_size": 8, "log_every": 100}
     defaults |= {} if agent is dqn else {"hidden": 16}
     return agent.Args(**(defaults | options))
 
 
 def run(args, agent):
-    """Returns of a run, and all weights of its networks as bytes."""
+    """The returns of a run, and all weights of its networks as bytes."""
     *networks, returns = agent.train(args)
     return returns, [value.numpy().tobytes() for network in networks for value in network.state_dict().values()]
 
@@ -58,7 +58,7 @@ def run(args, agent):
 @AGENTS
 @pytest.mark.parametrize(("per", "num_envs"), [(False, 1), (True, 3)], ids=["uniform", "prioritized"])
 def test_the_same_seed_gives_the_same_run(agent, per, num_envs, reported):
-    """Returns and weights, bit for bit, and another seed other ones."""
+    """The same seed gives the same returns and weights, bit for bit. Another seed gives others."""
     args = short(agent, per=per, num_envs=num_envs, total_timesteps=420 if num_envs == 1 else 640)
     returns, weights = run(args, agent)
     assert (returns, weights) == run(args, agent)
@@ -78,14 +78,14 @@ def test_the_number_of_updates_depends_on_the_steps_only(agent, num_envs, steps,
 
 @AGENTS
 def test_returns_are_the_sums_of_each_episode(agent, reported):
-    """Each with the step at which its episode ended."""
+    """Each return is the sum of an episode's rewards, with the step at which the episode ended."""
     register("Counting-v0", terminates=False, steps=7, is_discrete=agent is dqn)
     *_, returns = agent.train(short(agent, env_id="Counting-v0", num_envs=2, total_timesteps=43))
     assert returns == [(14, 7.0), (14, 7.0), (28, 7.0), (28, 7.0), (42, 7.0), (42, 7.0)]
 
 
 class Ones(gymnasium.Env):
-    """Random observations, and rewards of 1; an episode terminates after so many steps, or never."""
+    """Random observations, and rewards of 1. An episode terminates after a fixed number of steps, or never."""
 
     observation_space = gymnasium.spaces.Box(0.0, 1.0, (1,))
 
@@ -131,7 +131,7 @@ def test_only_a_terminated_episode_has_no_value_after_its_end(agent, per, n_step
 
 @CONTINUOUS
 def test_actions_are_scaled_to_the_bounds_of_the_environment(agent, reported, monkeypatch):
-    """Random ones at first and the actor's later: in [-1, 1] in the buffer, and in [-3, 1] in the environment."""
+    """Actions are in [-1, 1] in the buffer, and in the environment's bounds, here [-3, 1]."""
     played, step = [], Ones.step
     monkeypatch.setattr(Ones, "step", lambda env, action: played.append(float(action[0])) or step(env, action))
     register("Wide-v0", terminates=True, steps=5, is_discrete=False)
@@ -143,7 +143,7 @@ def test_actions_are_scaled_to_the_bounds_of_the_environment(agent, reported, mo
 
 @AGENTS
 def test_priorities_and_weights_are_used(agent, reported):
-    """Priorities of TD errors reach the buffer, and beta is 1 in the last batch."""
+    """TD errors become priorities in the buffer, and beta is 1 in the last batch."""
     agent.train(short(agent, per=True))
     step, numbers = reported[-1]
     assert step == 420
@@ -153,7 +153,7 @@ def test_priorities_and_weights_are_used(agent, reported):
 
 @AGENTS
 def test_weights_scale_the_loss(agent, reported, monkeypatch):
-    """With weights of 0 the critics learn nothing."""
+    """With weights of 0, the critics learn nothing."""
     sample = agent.ReplayBuffer.sample
 
     def without_weights(buffer, size):
@@ -223,7 +223,7 @@ def test_tensorboard_is_needed_for_a_log_only(agent, monkeypatch, capsys):
 
 @AGENTS
 def test_progress_is_printed_and_logged(agent, tmp_path, capsys):
-    """A line every `log_every` steps and at the end; TensorBoard gets the same steps, and the buffer's statistics."""
+    """Progress is printed every `log_every` steps and at the end. TensorBoard also gets the buffer's stats."""
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     agent.train(short(agent, log_dir=str(tmp_path), per=True))
     lines = capsys.readouterr().out.splitlines()

@@ -20,7 +20,7 @@ from replay_study.measures import correlation_count
     threshold=st.sampled_from([0.0, 0.5, 0.8, 0.95]),
 )
 def test_correlation_count_is_that_of_the_original_study(rows, threshold):
-    """Pair by pair, by the formula of the standard library."""
+    """The count equals a loop over pairs with the correlation of the standard library."""
     expected = 0
     for x, y in itertools.combinations(rows, 2):
         if len(set(x)) > 1 and len(set(y)) > 1:
@@ -31,7 +31,7 @@ def test_correlation_count_is_that_of_the_original_study(rows, threshold):
 
 
 def test_correlation_count_is_the_same_for_every_batch_of_one_or_two_features():
-    """Every pair of two-feature states counts, of independent noise too; of one-feature and constant states none."""
+    """Every pair of two-feature states counts, even of independent noise. States of one feature never count."""
     rng = np.random.default_rng(0)
     assert correlation_count(rng.normal(size=(64, 2))) == 64 * 63 // 2 == 2016
     assert correlation_count(rng.normal(size=(64, 1))) == 0
@@ -42,7 +42,7 @@ def test_correlation_count_is_the_same_for_every_batch_of_one_or_two_features():
 
 
 def test_correlation_count_does_not_distinguish_consecutive_states_of_cartpole_from_independent_ones():
-    """What was measured of the study: about 1449 ± 133 of 2016 and 1467 ± 181, and 403 for noise of four features."""
+    """The counts measured for the study: 1449 ± 133 and 1467 ± 181 of 2016, and 403 for noise of four features."""
     gymnasium = pytest.importorskip("gymnasium")
     env = gymnasium.make("CartPole-v1")
     env.action_space.seed(0)
@@ -60,6 +60,6 @@ def test_correlation_count_does_not_distinguish_consecutive_states_of_cartpole_f
 
 
 def test_a_threshold_of_1_is_refused():
-    """Rounding would decide then."""
+    """A threshold of 1 raises an error, because rounding would decide."""
     with pytest.raises(ValueError, match=r"threshold is 1.0; expected a correlation in \[0, 1\)"):
         correlation_count(np.eye(3), 1.0)

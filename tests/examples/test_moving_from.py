@@ -1,4 +1,4 @@
-"""The programs of the pages about moving from other libraries."""
+"""The programs on the pages about moving from other libraries."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ BUFFERS = {"cleanrl": "rb", "cpprb": "buffer", "sb3_loop": "buffer", "tianshou":
 
 
 def run(name, directory, monkeypatch):
-    """The variables of a program after a few steps in another directory."""
+    """The variables of a program after a few steps, run in another directory."""
     source, replaced = re.subn(r"^STEPS = .*$", f"STEPS = {STEPS[name]}", read(name, "after"), flags=re.MULTILINE)
     assert replaced == 1
     monkeypatch.chdir(directory)
@@ -29,7 +29,7 @@ def read(name, moment):
 
 @pytest.mark.parametrize("name", sorted(BUFFERS))
 def test_each_program_stores_every_step_and_learns_from_them(name, tmp_path, monkeypatch):
-    """A program of these pages runs as it is printed, stores each of its steps, and has learned finite weights."""
+    """Each program runs as printed, stores each of its steps, and learns finite weights."""
     variables = run(name, tmp_path, monkeypatch)
     buffer, env = variables[BUFFERS[name]], variables.get("envs", variables.get("env"))
     assert STEPS[name] * buffer.num_envs * 0.8 < len(buffer) <= STEPS[name] * buffer.num_envs
@@ -41,7 +41,7 @@ def test_each_program_stores_every_step_and_learns_from_them(name, tmp_path, mon
 
 
 def test_the_program_for_sb3_saves_what_it_has_learned(tmp_path, monkeypatch):
-    """The program of Stable-Baselines3 sets priorities, and saves its model and its buffer."""
+    """The program for Stable-Baselines3 sets priorities, and saves its model and its buffer."""
     pytest.importorskip("stable_baselines3")
     model = run("sb3", tmp_path, monkeypatch)["model"]
     stats = model.replay_buffer.replay.stats()
@@ -54,7 +54,7 @@ def test_the_program_for_sb3_saves_what_it_has_learned(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(STEPS))
 def test_both_programs_of_a_page_have_the_same_settings(name):
-    """Two programs that are shown side by side learn the same task in as many steps, and fit into half a page."""
+    """The two programs of a page learn the same task in the same number of steps, and fit side by side."""
     sources = [read(name, moment) for moment in ("before", "after")]
     settings = [re.findall(r"^STEPS = \S+|\w+-v1", source, flags=re.MULTILINE) for source in sources]
     assert settings[0] == settings[1]

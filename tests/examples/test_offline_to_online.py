@@ -52,7 +52,7 @@ def test_the_demonstrator_reaches_the_flag_in_every_episode(demos):
 
 
 def test_the_share_of_a_batch_is_of_demonstrations(demos):
-    """Without a share, there is no mixture."""
+    """The share of a batch comes from the demonstrations. Without a share, there is no mixture."""
     env = gymnasium.make(ENV_ID)
     replay = make_replay(env, demos, 0.25, SHORT, np.random.SeedSequence(0))
     obs, _ = env.reset(seed=0)
@@ -63,14 +63,14 @@ def test_the_share_of_a_batch_is_of_demonstrations(demos):
 
 
 def test_the_same_seed_gives_the_same_agent(demos):
-    """Another seed gives another agent, and evaluations happen when they are due."""
+    """The same seed gives the same agent, another seed another one. Evaluations happen when they are due."""
     runs = [train(demos, 0.5, SHORT, seed) for seed in (1, 1)]
     assert runs[0] == runs[1]
     assert runs[0].steps == [30, 60]
 
 
 def test_the_demonstrations_are_learned_from(demos, monkeypatch):
-    """Every batch but none of the first steps has the rows of the demonstrations."""
+    """From the first update on, every batch has rows of the demonstrations."""
     seen = []
 
     def update(q_net, target_net, optimizer, replay, settings):
@@ -106,7 +106,7 @@ def test_a_short_run_prints_a_table_and_saves_a_picture(tmp_path, monkeypatch, c
     ],
 )
 def test_wrong_options_are_refused(arguments, message, monkeypatch, capsys):
-    """Before anything is recorded."""
+    """Invalid options raise an error before anything is recorded."""
     monkeypatch.setattr(sys, "argv", ["offline_to_online.py", *arguments])
     with pytest.raises(SystemExit):
         main()

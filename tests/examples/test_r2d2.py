@@ -1,4 +1,4 @@
-"""The R2D2 example: rows repeat what acting computed, the target at each kind of end, and what is learned from."""
+"""The R2D2 example: stored states, targets at each kind of end, and the steps that are learned from."""
 
 import sys
 from dataclasses import asdict, replace
@@ -60,7 +60,7 @@ def _one_thread(monkeypatch):
 
 
 class Played:
-    """A replay that an untrained network has filled, and the values that it computed meanwhile, by index."""
+    """A replay filled by an untrained network, and the values that the network computed, by index."""
 
     def __init__(self, settings, steps=90):
         torch.manual_seed(0)
@@ -151,7 +151,7 @@ def test_rows_repeat_the_values_that_acting_computed(n_step, burn_in):
 @pytest.mark.parametrize("n_step", [1, 3, 8])
 @pytest.mark.usefixtures("_time_limit")
 def test_targets_bootstrap_from_the_memory_of_the_whole_window(n_step):
-    """At a time limit from the true last observation, at the end of a running episode, and never after termination."""
+    """Targets bootstrap at time limits and in running episodes, and never after termination."""
     played = Played(replace(SETTINGS, n_step=n_step))
     ends = set()
     for batch in played.batches():
@@ -196,7 +196,7 @@ def test_the_zero_state_agent_ignores_what_is_stored():
 
 
 def test_training_stores_the_state_before_each_step(monkeypatch):
-    """Zero at an episode's first step, and then what the network made of the one before, with random actions, too."""
+    """The stored state is 0 at an episode's first step, and then the network's state after the previous step."""
     batches, learn = [], Learner.learn
 
     def learning(learner, batch):
@@ -218,7 +218,7 @@ def test_training_stores_the_state_before_each_step(monkeypatch):
 
 
 def learned(played, batch):
-    """The weights after learning from a batch, by an agent that has learned nothing before."""
+    """The weights of a new agent after it has learned from one batch."""
     learner = Learner(played.settings, 3, 2)
     learner.q_net.load_state_dict(played.learner.q_net.state_dict())
     learner.target_net.load_state_dict(played.learner.target_net.state_dict())
@@ -227,7 +227,7 @@ def learned(played, batch):
 
 
 def test_the_burn_in_and_the_padding_are_not_learned_from():
-    """Wrong rewards there change TD errors there and nothing else: no loss, no weight and no priority."""
+    """Wrong rewards in the burn-in and the padding change no loss, no weight and no priority."""
     played = Played(SETTINGS)
     for batch in played.batches(5):
         assert (batch.mask & ~batch.loss_mask).any()

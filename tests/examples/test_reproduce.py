@@ -1,4 +1,4 @@
-"""The papers' experiments in small: what each claims holds, by a margin that a wrong sampler does not reach."""
+"""Small versions of the papers' experiments: each claim holds by a margin that a wrong sampler does not reach."""
 
 import itertools
 import sys
@@ -46,7 +46,7 @@ def test_the_memory_is_every_sequence_of_actions_played_to_its_end():
 
 
 def test_the_true_values_are_where_learning_ends():
-    """No transition has a TD error there, and the loss that is kept is the mean squared distance to them."""
+    """With the true values, no transition has a TD error, and the loss is the mean squared distance to them."""
     walk = cliffwalk.Cliffwalk(5)
     rng = np.random.default_rng(0)
     learner = cliffwalk.Learner(walk, rng)
@@ -83,7 +83,7 @@ def test_priorities_speed_up_the_blind_cliffwalk():
 
 
 def shortest(world):
-    """Steps from the start to the goal, by breadth first."""
+    """The number of steps from the start to the goal, by breadth-first search."""
     reached, steps = {world.start}, 0
     while world.goal not in reached:
         reached |= {there for here in reached for there in world.moves[here]}
@@ -92,7 +92,7 @@ def shortest(world):
 
 
 def test_the_grid_world_is_the_papers():
-    """The only way out of the room is its far corner: 54 steps, and no wall is ever stood on."""
+    """The only way out of the room is its far corner, after 54 steps, and walls cannot be entered."""
     world = combined_grid_world.GridWorld()
     assert shortest(world) == 54
     cells = {divmod(there, 20) for moves in world.moves for there in moves}
@@ -153,7 +153,7 @@ def test_hindsight_solves_bit_flip_and_plain_replay_does_not():
 
 
 def test_results_do_not_depend_on_the_number_of_processes():
-    """Each run is told by its task alone."""
+    """The result of a run depends only on its task, not on the number of processes."""
     seconds = {("oracle", states, seed, 1e-3): float(states) for states in (3, 4) for seed in (0, 1)}
     alone = harness.run_all(cliffwalk.updates, seconds, jobs=1)
     assert list(alone) == list(seconds)
@@ -161,7 +161,7 @@ def test_results_do_not_depend_on_the_number_of_processes():
 
 
 def test_claims_fail_where_nothing_is_gained(capsys):
-    """Each of them, and the program ends with an error."""
+    """If nothing is gained, each claim fails, and the program ends with an error."""
     medians = {(method, states): 4.0**states for method in cliffwalk.METHODS for states in (8, 10)}
     claims = cliffwalk.claims(medians, [8, 10])
     never = dict.fromkeys(medians, np.inf)
@@ -177,7 +177,7 @@ def test_claims_fail_where_nothing_is_gained(capsys):
 
 
 def test_tables_are_printed_and_written(tmp_path, capsys):
-    """In columns, and as CSV."""
+    """Tables are printed in columns and written as CSV."""
     harness.show([["bits", "success"], ["5", "1.000"]], tmp_path / "table.csv")
     assert capsys.readouterr().out == "bits  success\n   5    1.000\n"
     assert (tmp_path / "table.csv").read_text() == "bits,success\n5,1.000\n"

@@ -1,4 +1,4 @@
-"""The DQN example, stopped and resumed: the same bits as a run that was never stopped."""
+"""The DQN example, stopped and resumed, gives the same bits as an uninterrupted run."""
 
 import argparse
 import os
@@ -40,7 +40,7 @@ def _one_thread(monkeypatch):
 
 
 def run(path, kind="prioritized", num_envs=1, steps=SETTINGS.total_timesteps):
-    """Train with a checkpoint in `path`, until `steps` or the end: all numbers of the run, and of the next batch."""
+    """Train with a checkpoint in `path`, until `steps` or the end. Returns all numbers, also of the next batch."""
     env = gymnasium.make("CartPole-v1") if num_envs == 1 else gymnasium.make_vec("CartPole-v1", num_envs=num_envs)
     buffer = make_buffer(kind, env, Task(settings=SETTINGS, capacity=150), 3, np.random.SeedSequence(0))
     settings = Settings(**(asdict(SETTINGS) | {"total_timesteps": steps}))
@@ -57,7 +57,7 @@ def run(path, kind="prioritized", num_envs=1, steps=SETTINGS.total_timesteps):
 @pytest.mark.parametrize("num_envs", [1, 3])
 @pytest.mark.parametrize("kind", ["uniform", "prioritized", "combined"])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, kind, num_envs):
-    """Returns, losses, evaluations, weights, stored transitions and all generators, bit for bit."""
+    """Returns, losses, evaluations, weights, stored transitions and all generators are equal bit for bit."""
     expected = run(tmp_path / "whole", kind, num_envs)
     for steps in (99, 180):
         history, _, _ = run(tmp_path / "stopped", kind, num_envs, steps)
@@ -132,7 +132,7 @@ def test_a_checkpoint_is_not_overwritten_by_mistake(tmp_path):
 
 
 def test_the_script_survives_a_kill(tmp_path):
-    """Killed after its first checkpoint and resumed, it says the same and draws the same picture."""
+    """A script that is killed after its first checkpoint and resumed has the same output and the same picture."""
     options = ["--total-timesteps", "1200", "--save-every", "300"]
     script = [sys.executable, str(EXAMPLES / "dqn_cartpole.py"), *options]
     whole, killed = ([*script, "--checkpoint", str(tmp_path / name)] for name in ("a", "b"))

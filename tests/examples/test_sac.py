@@ -1,4 +1,4 @@
-"""The SAC example: its formulas, its log, and that a resumed run is the run that was never stopped."""
+"""The SAC example: its formulas and its log. A resumed run equals an uninterrupted one."""
 
 import sys
 from dataclasses import asdict, replace
@@ -46,7 +46,7 @@ def _one_thread(monkeypatch):
 
 
 def a_batch(settings, steps=80):
-    """A batch of random steps as the example takes it, and an agent for it."""
+    """A batch of random steps in the format of the example, and an agent for it."""
     env = make_env(settings.env, settings.num_envs)
     buffer = make_buffer(env, settings, np.random.SeedSequence(0))
     recorded = record(env, buffer)
@@ -64,7 +64,7 @@ def a_batch(settings, steps=80):
 
 
 def test_densities_are_those_of_a_squashed_gaussian():
-    """Compared with the numerical derivative of the distribution function, in one dimension, and summed over three."""
+    """Densities equal the numerical derivative of the distribution function. Logarithms are summed over axes."""
     torch.manual_seed(0)
     actor, obs = Actor(4, 3, 16).double(), torch.randn(50, 4, dtype=torch.float64)
     mean, log_std = actor.net(obs).chunk(2, -1)
@@ -87,7 +87,7 @@ def test_densities_are_finite_where_actions_touch_the_bound():
 
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_td_errors_are_those_of_the_soft_target(n_step):
-    """Mean of both critics: rewards of the window, and the discounted soft value of the state after it."""
+    """The TD error is the mean over both critics. The target has the window's rewards and the soft value after it."""
     agent, batch = a_batch(replace(SETTINGS, n_step=n_step))
     agent.log_temperature.data.fill_(0.3)
     assert (batch.length.max(), batch.discount.shape) == (n_step, (8, 1))
@@ -107,7 +107,7 @@ def test_td_errors_are_those_of_the_soft_target(n_step):
 
 @pytest.mark.parametrize(("log_std", "sign"), [(-4.0, 1.0), (0.0, -1.0)])
 def test_the_temperature_drives_the_entropy_to_its_target(log_std, sign):
-    """It rises while actions are less random than the target, and falls while they are more."""
+    """The temperature rises while actions are less random than the target, and falls while they are more random."""
     agent, batch = a_batch(SETTINGS)
     torch.nn.init.zeros_(agent.actor.net[-1].weight)
     agent.actor.net[-1].bias.data = torch.tensor([0.0, log_std])
@@ -117,7 +117,7 @@ def test_the_temperature_drives_the_entropy_to_its_target(log_std, sign):
 
 
 def test_critics_learn_only_from_td_errors():
-    """The actor's loss moves no critic, and nothing moves the targets but the critics."""
+    """The actor's loss does not change the critics. Only the critics change the target critics."""
     agent, batch = a_batch(SETTINGS)
     for group in agent.optimizers["critics"].param_groups:
         group["lr"] = 0.0
@@ -153,7 +153,7 @@ def saved(path, settings, history):
 
 
 def run(path, settings=SETTINGS):
-    """Train with a checkpoint and a log in `path`: all that the last checkpoint has, and the next batch."""
+    """Train with a checkpoint and a log in `path`. Returns the contents of the last checkpoint, and the next batch."""
     _, history = train(settings, 7, CPU, Checkpoint(path / "checkpoint", asdict(settings)), path / "log")
     buffer, agent, rng = saved(path, settings, history)
     batch = buffer.sample(8)
@@ -165,7 +165,7 @@ def run(path, settings=SETTINGS):
 
 
 def logged(path):
-    """What TensorBoard reads: the steps and values of each tag."""
+    """The steps and values of each tag, as TensorBoard reads them."""
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = event_accumulator.EventAccumulator(str(path)).Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -173,7 +173,7 @@ def logged(path):
 
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, monkeypatch, num_envs):
-    """Returns, losses, weights, optimizers, replay, generators and TensorBoard's curves, bit for bit."""
+    """Returns, losses, weights, optimizers, replay, generators and TensorBoard's curves are equal bit for bit."""
     pytest.importorskip("tensorboard")
     settings = replace(SETTINGS, num_envs=num_envs)
     expected = run(tmp_path / "whole", settings)
@@ -199,7 +199,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, monkeypatch, 
 
 
 def test_other_episodes_begin_after_each_checkpoint(tmp_path):
-    """Each reset has a seed of its own, and ends the episodes before it."""
+    """After each checkpoint, environments are reset with a new seed, which ends the running episodes."""
     settings = replace(SETTINGS, capacity=300)
     _, history = train(settings, 7, CPU, Checkpoint(tmp_path / "checkpoint", asdict(settings)))
     buffer, _, _ = saved(tmp_path, settings, history)
@@ -231,7 +231,7 @@ def test_tensorboard_finds_returns_losses_and_the_replay(tmp_path):
 
 
 def test_a_new_run_takes_the_place_of_a_former_log(tmp_path):
-    """Its curves are shown, and not both."""
+    """TensorBoard shows the curves of the new run only."""
     pytest.importorskip("tensorboard")
     train(SETTINGS, 0, CPU, log=tmp_path)
     first = logged(tmp_path)
@@ -251,7 +251,7 @@ def script(monkeypatch, *options):
 
 
 def test_the_script_runs_without_tensorboard(tmp_path, monkeypatch, capsys):
-    """It says so once, draws its picture, and does not overwrite a checkpoint by mistake."""
+    """Without TensorBoard, the script says so once and draws its picture. It overwrites no checkpoint by mistake."""
     monkeypatch.setattr(sac_pendulum, "find_spec", lambda name: None)
     options = ("--output", tmp_path / "curve.png", "--checkpoint", tmp_path / "saved")
     script(monkeypatch, *options, "--seeds", 3, 4)

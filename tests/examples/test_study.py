@@ -1,4 +1,4 @@
-"""The study: its samplers' probabilities, its learner's gradient, what a run is, and that results keep."""
+"""The study: the probabilities of its samplers, the gradient of its learner, its runs, and its saved results."""
 
 import json
 import sys
@@ -42,10 +42,10 @@ def fill(buffer, steps, first=0):
 @pytest.mark.parametrize("steps", [3, 20, 33])
 @pytest.mark.parametrize("length", [1, 4, 16])
 def test_runs_of_blocks_draw_each_transition_as_often(steps, length):
-    """Over every possible start, each stored transition is equally often in a batch, at the seam too."""
+    """Over every possible start, each stored transition is equally often in a batch, also where the ring wraps."""
 
     class Starts(np.random.Generator):
-        """Draws the start that is set instead of a random one."""
+        """A generator that returns a given start instead of a random one."""
 
         start = None
 
@@ -70,7 +70,7 @@ def test_runs_of_blocks_draw_each_transition_as_often(steps, length):
 
 
 def test_runs_of_blocks_are_independent_of_each_other_only():
-    """A batch of 64 in runs of 8 has 8 starts; the last run is shorter where 8 does not divide the batch."""
+    """A batch of 64 in runs of 8 has 8 starts. The last run is shorter if 8 does not divide the batch size."""
     replay = BlockReplay(fill(ReplayBuffer(1000, SPEC, seed=0), 1000), 8)
     steps = np.diff(replay.sample(60).indices)
     assert (np.delete(steps, np.arange(7, 59, 8)) % 1000 == 1).all()
@@ -78,7 +78,7 @@ def test_runs_of_blocks_are_independent_of_each_other_only():
 
 
 def test_a_recency_window_is_the_newest_share():
-    """A quarter of 30 is the newest 8, each an eighth; nothing else has a probability."""
+    """A window of a quarter of 30 has the newest 8, each with probability 1/8. Others have probability 0."""
     replay = newest_share(fill(ReplayBuffer(30, SPEC, seed=0), 45), 0.25)
     probabilities = replay.probability(np.arange(15, 45))
     np.testing.assert_array_equal(probabilities, np.where(np.arange(15, 45) >= 37, 1 / 8, 0.0))
@@ -113,7 +113,7 @@ def test_dealt_probabilities_are_those_of_prioritized_replay_in_another_order(st
 
 
 def test_a_deal_is_kept_and_what_is_new_keeps_its_own_place():
-    """Between two deals nothing changes hands, and a transition that came since has its own, largest, priority."""
+    """Until the next deal, assignments do not change, and a new transition has its own priority, the largest."""
     inner = fill(PrioritizedBuffer(100, SPEC, seed=0), 20)
     inner.update_priorities(np.arange(20), np.arange(20.0))
     replay = DealtReplay(inner, every=20)
@@ -132,14 +132,14 @@ def test_a_deal_is_kept_and_what_is_new_keeps_its_own_place():
     ],
 )
 def test_samplers_refuse_what_they_cannot_do(make, message):
-    """The error names the argument and the expected value."""
+    """An unsupported argument raises an error with its name and the expected value."""
     with pytest.raises(ValueError, match=message):
         make(ReplayBuffer(10, SPEC))
 
 
 @pytest.mark.parametrize("make", [lambda inner: BlockReplay(inner, 4), DealtReplay])
 def test_samplers_of_one_stream_refuse_lanes(make):
-    """Consecutive steps are of one environment."""
+    """A sampler of consecutive steps needs a single environment."""
     with pytest.raises(ValueError, match="num_envs=2; expected 1"):
         make(ReplayBuffer(10, SPEC, num_envs=2))
 
@@ -184,7 +184,7 @@ def test_the_gradient_is_that_of_the_weighted_loss(huber, hidden):
 
 
 def test_adam_steps_as_the_paper_has_it():
-    """Algorithm 1 of Kingma and Ba, in double precision, on the same gradients."""
+    """Adam's steps are those of algorithm 1 of Kingma and Ba, in double precision, on the same gradients."""
     rng = np.random.default_rng(0)
     network = Network((2, 3, 2), rng)
     optimizer = Adam(network, 0.01)
@@ -198,7 +198,7 @@ def test_adam_steps_as_the_paper_has_it():
 
 
 def test_a_double_target_rates_the_online_choice():
-    """The online network chooses, the target network rates; without double the target network does both."""
+    """The online network chooses, and the target network evaluates. Without double, the target network does both."""
     rng = np.random.default_rng(0)
     network, target = Network((2, 4, 3), rng), Network((2, 4, 3), rng)
     features = rng.normal(size=(50, 2)).astype(np.float32)
@@ -287,7 +287,7 @@ def test_the_compiled_learner_is_the_plain_one(hidden):
 
 
 def tiny(protocol="sound", env="CartPole-v1", replay="uniform", seed=0, **changes):
-    """A run of a moment."""
+    """The settings of a very short run."""
     short = {"hidden": (8,), "batch_size": 8, "learning_starts": 16, "snapshots": 2, "greedy_episodes": 1}
     short |= {"steps": 120, "episodes": None} if protocol == "sound" else {"episodes": 4}
     settings = replace(PROTOCOLS[protocol][env], **(short | changes))
@@ -325,7 +325,7 @@ def test_all_replays_see_the_same_luck():
 
 @pytest.mark.parametrize(("protocol", "terminated", "reward"), [("sound", False, -1.0), ("original", True, -10.0)])
 def test_what_a_time_limit_is_depends_on_the_protocol(protocol, terminated, reward):
-    """The sound one tells it from an end of the task; the original does not, and punishes it."""
+    """The sound protocol bootstraps at time limits. The original protocol treats them as the end of the task."""
     changes = {"time_limit": 20, "steps": 20} if protocol == "sound" else {"time_limit": 20, "episodes": 1}
     agent = Agent(tiny(protocol, "MountainCar-v0", **changes))
     agent.train()
@@ -337,7 +337,7 @@ def test_what_a_time_limit_is_depends_on_the_protocol(protocol, terminated, rewa
 
 
 def test_the_original_protocol_has_the_td_errors_of_insertion_for_good():
-    """They are the stored field, the priorities, and what its statistics are of."""
+    """In the original protocol, priorities and statistics always use the TD errors from the time of insertion."""
     agent = Agent(tiny("original", replay="prioritized"))
     errors = []
     find = agent._error
@@ -363,7 +363,7 @@ def test_statistics_of_a_batch_are_those_of_the_original_study():
 
 
 def test_measures_tell_what_the_samplers_do():
-    """On a slow drift: runs raise the design effect and nothing else, windows the age, priorities the TD-lift."""
+    """On a slow drift, runs raise the design effect only, windows change the age, and priorities the TD lift."""
     settings = replace(PROTOCOLS["sound"]["CartPole-v1"], capacity=2_000)
     env = make_env(settings)
     agent = Agent(tiny())
@@ -391,7 +391,7 @@ def test_measures_tell_what_the_samplers_do():
 
 
 def test_a_discounted_return():
-    """1 + 0.5 x 2 + 0.25 x 4."""
+    """The discounted return of 1, 2, 4 with discount 0.5 is 1 + 0.5 x 2 + 0.25 x 4."""
     assert discounted([1.0, 2.0, 4.0], 0.5) == 3.0
 
 
@@ -403,7 +403,7 @@ def contents(directory):
 
 
 def test_interrupted_and_resumed_is_the_same_as_run_through(tmp_path, monkeypatch):
-    """Byte for byte, and nothing is run twice."""
+    """An interrupted and resumed study gives the same bytes as an uninterrupted one, and repeats no run."""
     runs = [tiny(replay=name, seed=seed) for seed in (0, 1) for name in ("uniform", "prioritized")]
     through, broken = plan.Store(tmp_path / "through"), plan.Store(tmp_path / "broken")
     seconds = {"CartPole-v1": 1.0}
@@ -437,7 +437,7 @@ def test_processes_give_the_same_results(tmp_path):
 
 
 def test_a_damaged_or_foreign_result_is_missing(tmp_path):
-    """A file that was cut off, or that another configuration wrote, is not taken for a result."""
+    """A damaged file, or one of another configuration, does not count as a result."""
     run, store = tiny(), plan.Store(tmp_path)
     store.write(run, train(run))
     text = store.path(run).read_text()
@@ -450,7 +450,7 @@ def test_a_damaged_or_foreign_result_is_missing(tmp_path):
 
 @pytest.mark.parametrize("change", [{"learning_rate": 2e-3}, {"gamma": 0.98}, {"steps": 121}, {"loss": "squared"}])
 def test_other_settings_are_other_results(tmp_path, change):
-    """They never mix: each result is named by all that it depends on."""
+    """Results of different settings have different names, so they are never mixed."""
     run, store = tiny(), plan.Store(tmp_path)
     other = replace(run, settings=replace(run.settings, **change))
     store.write(run, train(run))
@@ -458,7 +458,7 @@ def test_other_settings_are_other_results(tmp_path, change):
 
 
 def test_the_plan_has_whole_seeds_first():
-    """An interrupted study can then still be compared."""
+    """Runs are ordered by seed, so that an interrupted study can still be compared."""
     runs = plan.plan("sound", ["CartPole-v1", "MountainCar-v0"], 3, 0.5)
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
     assert len(runs) == len(set(runs)) == 3 * (9 + 10)
@@ -483,7 +483,7 @@ def test_the_plan_has_whole_seeds_first():
     ],
 )
 def test_bad_options_are_refused_by_name(words, message, monkeypatch, capsys):
-    """Before anything is run."""
+    """Invalid options raise an error with their name before anything is run."""
     monkeypatch.setattr(sys, "argv", ["study.py", *words])
     with pytest.raises(SystemExit, match="2"):
         study.parse_arguments()

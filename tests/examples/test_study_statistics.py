@@ -1,4 +1,4 @@
-"""The statistics of the study against independent ones and known answers, and the answer where it is known."""
+"""The statistics of the study, compared with independent computations and with known answers."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ from replay_study.report import as_text, tables, verdict
 
 
 def test_the_interquartile_mean_is_the_trimmed_mean():
-    """As SciPy has it, whether or not four divides the number of scores."""
+    """It equals SciPy's trimmed mean, whether or not four divides the number of scores."""
     trim_mean = pytest.importorskip("scipy.stats").trim_mean
     rng = np.random.default_rng(0)
     for size in (1, 2, 3, 4, 5, 10, 21, 40):
@@ -30,7 +30,7 @@ def test_the_interquartile_mean_is_the_trimmed_mean():
 
 
 def test_probability_of_improvement_counts_pairs():
-    """Every run against every other, ties half, tasks alike; as the U statistic has it."""
+    """Every pair of runs counts, ties count half, and tasks count equally, as in the U statistic."""
     first, second = np.array([1.0, 2.0, 2.0]), np.array([0.0, 2.0])
     assert statistics.probability_of_improvement([(first, second)]) == pytest.approx((1 + 0 + 1 + 0.5 + 1 + 0.5) / 6)
     both = [(first, second), (second, second)]
@@ -42,14 +42,14 @@ def test_probability_of_improvement_counts_pairs():
 
 
 def test_holm_adjusts_as_the_book_does():
-    """0.01, 0.03, 0.04 of three: 3 x 0.01, 2 x 0.03, and not less than the one before."""
+    """0.01, 0.03 and 0.04 become 3 x 0.01, 2 x 0.03 and, because values cannot decrease, 2 x 0.03."""
     assert statistics.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert statistics.holm([0.5, 0.9]) == [1.0, 1.0]
     assert statistics.holm([0.02]) == [0.02]
 
 
 def test_partial_rank_correlation_is_that_of_residuals():
-    """It equals the correlation of the ranks' residuals, and a common cause leaves nothing."""
+    """It equals the correlation of the ranks' residuals. A common cause gives no correlation."""
     scipy = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(0)
     x, y, z = rng.normal(size=(3, 50)).round(1)
@@ -82,7 +82,7 @@ def test_bootstrap_intervals_cover_the_truth():
 
 @pytest.mark.parametrize("scale", [(1.0, 1.0, 1.0), (0.1, 0.1, 5.0), (5.0, 5.0, 0.1)])
 def test_a_verdict_is_rarely_wrong(scale):
-    """With no effect at all, and whichever is the noisiest, at most 5 % of 200 experiments find one but for chance.
+    """Without any effect, at most 5 % of 200 experiments find one.
 
     And the three intervals hold together in 95 % of them, effects or none.
     """
@@ -112,7 +112,7 @@ def test_a_verdict_is_rarely_wrong(scale):
     ],
 )
 def test_the_verdict_follows_from_the_intervals(effects, verdict):
-    """Magnitudes count, and a difference within the noise is none."""
+    """The verdict depends on magnitudes. A difference within the noise does not count."""
     noise = np.random.default_rng(0).standard_normal((30, 3))
     noise -= noise.mean(axis=0)
     found = statistics.compare_effects([effects + 0.5 * noise])
@@ -128,13 +128,13 @@ def test_the_verdict_follows_from_the_intervals(effects, verdict):
 
 
 def test_a_factor_that_did_not_vary_settles_nothing():
-    """Its effect is unknown, and so is the answer."""
+    """If a factor did not vary, its effect is unknown, and the verdict is open."""
     found = statistics.compare_effects([np.array([[5.0, 4.0, np.nan], [5.1, 4.1, np.nan], [5.0, 4.0, np.nan]])])
     assert found.verdict == "unresolved" and found.p_value == 1.0
 
 
 def test_two_seeds_settle_nothing():
-    """With two seeds, intervals are practically unbounded instead of wrong."""
+    """With two seeds, intervals are practically unbounded, so the verdict is open."""
     found = statistics.compare_effects([np.array([[5.0, 0.0, 0.0], [5.5, 0.1, 0.1]])])
     assert found.verdict == "unresolved" and np.isfinite(found.difference).all()
 
@@ -143,7 +143,7 @@ def test_two_seeds_settle_nothing():
 
 
 def rows_of(slopes, seeds=12, noise=1.0, envs=("CartPole-v1", "Acrobot-v1")):
-    """Rows of runs in which each factor has a known effect for each doubling."""
+    """Rows of runs in which each factor has a known effect per doubling."""
     rng = np.random.default_rng(0)
     doublings = {"blocks-8": (2.0, 0.0, 0.0), "blocks-64": (5.0, 0.0, 0.0), "newest-4th": (0.0, 2.0, 0.0)}
     doublings |= {"newest-16th": (0.0, 4.0, 0.0), "prioritized": (0.0, 0.0, 3.0)}
@@ -167,7 +167,7 @@ def rows_of(slopes, seeds=12, noise=1.0, envs=("CartPole-v1", "Acrobot-v1")):
     [((-4.0, 1.0, 0.5), "supported"), ((0.1, 0.1, 5.0), "refuted"), ((0.0, 0.0, 0.0), "unresolved")],
 )
 def test_the_answer_is_found_where_it_is_known(slopes, verdict):
-    """Effects for each doubling, whatever luck seeds have in common, and the verdict in the report's words."""
+    """Known effects per doubling are found despite the noise that seeds share, with the right verdict."""
     summary = analysis.summarise(rows_of(slopes))
     together = summary["effects"]["together"]
     assert [together[name]["estimate"] for name in analysis.FACTORS] == pytest.approx(slopes, abs=0.35)
@@ -177,14 +177,14 @@ def test_the_answer_is_found_where_it_is_known(slopes, verdict):
 
 
 def test_without_noise_effects_are_exact():
-    """Least squares through the origin: no dose, no effect."""
+    """Without noise, effects are exact: least squares through the origin."""
     table = analysis.Table(rows_of((-4.0, 1.0, 0.5), noise=0.0))
     np.testing.assert_allclose(table.effects("Acrobot-v1"), np.tile([-4.0, 1.0, 0.5], (12, 1)))
     np.testing.assert_allclose(table.strongest("Acrobot-v1"), np.tile([-20.0, 4.0, 1.5], (12, 1)))
 
 
 def test_tables_are_read_as_they_were_written(tmp_path):
-    """To six digits, missing numbers too, and the same rows make the same bytes."""
+    """Tables are read as written, to six digits, with missing numbers. Equal rows give equal bytes."""
     rows = [{"env": "a", "replay": "b", "protocol": "c", "seed": 1, "x": 1 / 3, "y": float("nan")}]
     for name in ("table.csv", "table.csv.gz"):
         analysis.write_csv(tmp_path / name, rows)
@@ -197,7 +197,7 @@ def test_tables_are_read_as_they_were_written(tmp_path):
 
 
 def test_the_page_says_what_its_runs_say():
-    """The tables and the verdict of the documentation follow from the runs beside them, which have six digits."""
+    """The tables and the verdict in the documentation follow from the saved runs, which have six digits."""
     figures = Path(__file__).resolve().parents[2] / "docs" / "figures"
     summary = analysis.summarise(analysis.read_csv(figures / "study-sound-runs.csv.gz"))
     for name, (header, rows) in tables(summary).items():

@@ -1,4 +1,4 @@
-"""The replays that every fault is tried on, the ways in that data take, and the check of a refusal."""
+"""The replays and the ways to add on which every fault is tested, and the check of an error."""
 
 import pickle
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ class Stack(NamedTuple):
         return self.make(capacity, self.spec, seed=0, **options)
 
     def steps(self, lead: tuple[int, ...] = (), **changes: Any) -> dict[str, Any]:
-        """Values of all fields, with leading axes. A change of `obs` is one of the achieved goal, if there is one."""
+        """Values of all fields, with leading axes. A change of `obs` changes the achieved goal, if there is one."""
         obs = np.arange(3 * np.prod(lead, dtype=int), dtype=np.float32).reshape(*lead, 3)
         none = np.zeros(lead, np.bool_)
         fields = {"obs": obs, "action": np.ones(lead, np.int64), "reward": np.ones(lead, np.float32)}
@@ -47,7 +47,7 @@ class Stack(NamedTuple):
         return fields
 
     def name_of(self, field: str) -> str:
-        """How errors call a field."""
+        """The name of a field in errors."""
         return f"{field}.achieved_goal" if self.spec is GOALS and field in ("obs", "next_obs") else field
 
 
@@ -62,7 +62,7 @@ STACKS = {
 
 
 class Way(NamedTuple):
-    """A way in: `add` or `extend`, with some lanes, and with a mask or TD errors or neither."""
+    """A way to add: `add` or `extend`, for some lanes, with a mask, with TD errors, or with neither."""
 
     verb: str
     lanes: int = 1
@@ -92,7 +92,7 @@ WAYS = {
 
 
 class WayIn(NamedTuple):
-    """A stack and a way into it."""
+    """A stack and a way to add to it."""
 
     stack: Stack
     way: Way

@@ -1,4 +1,4 @@
-"""Arguments and input: what is refused, with which error, and what is stored as it was given."""
+"""Arguments and values: which errors are raised, and what is stored unchanged."""
 
 import inspect
 import itertools
@@ -444,7 +444,7 @@ def swapped(array):
 
 
 def stored_as(way_in, changed):
-    """Assert that `changed` values are stored as the plain ones are."""
+    """Assert that `changed` values are stored like the plain ones."""
     values = np.random.default_rng(0).normal(size=(*way_in.way.lead, 3)).astype(np.float32)
     batches = []
     for obs in (values, changed(values)):
@@ -672,7 +672,7 @@ def rows(numbers):
 
 
 def interrupt_everywhere(call):
-    """Interrupt `call` of a full buffer at each of its lines in turn; no row is torn, and the buffer goes on."""
+    """Interrupt `call` of a full buffer at each of its lines. No row is torn, and the buffer still works."""
     at, interrupts = 0, True
     while interrupts:
         at += 1

@@ -1,4 +1,4 @@
-"""Checkpoints that are forged, with right checksums: each is refused and changes nothing, or it works."""
+"""Forged checkpoints with valid checksums: each raises an error and changes nothing, or gives a replay that works."""
 
 import copy
 import hashlib
@@ -41,7 +41,7 @@ DTYPES = ["<i8", "<f8", "|u1", "|b1", "<i4", "|O", "|S3", "<M8[s]", ">i8", "|V4"
 
 
 def forge(path, rng):
-    """Change a checkpoint here and there; what is forged, for the message of a failure."""
+    """Change a checkpoint in a few places. Returns a description for the message of a failure."""
     content, ways = manifest_of(path), [forge_value, forge_array, forge_array, forge_array]
     notes = [rng.choice(ways)(path, content, rng) for _ in range(rng.choice([1, 1, 1, 2, 3]))]
     seal(path, content)
@@ -59,7 +59,7 @@ def places_in(node, found=None):
 
 
 def forge_value(path, content, rng):
-    """Another value, a value from elsewhere, one entry less or twice, or another key."""
+    """Another value, a value from elsewhere, an entry removed or repeated, or another key."""
     container, key = rng.choice(places_in(content))
     former, action = copy.deepcopy(container[key]), rng.randrange(6)
     if action == 0:
@@ -87,7 +87,7 @@ def places(container):
 
 
 def forge_array(path, content, rng):
-    """Another array in a file, of which the manifest knows the size and the checksum."""
+    """Replace an array in a file, with its size and checksum in the manifest."""
     reference = rng.choice(references_in(content) or [None])
     try:
         name, _, _ = reference
@@ -147,7 +147,7 @@ def test_a_forged_checkpoint_is_refused_or_works(tmp_path, make):
 
 
 def tried(make, path, is_exact):
-    """Load a forged checkpoint into a replay in use; what came of it."""
+    """Load a forged checkpoint into a replay in use. Returns the result."""
     replay = make()
     Learner(3).act(replay, 10)
     before = content_of(replay)

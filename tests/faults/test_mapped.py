@@ -1,4 +1,4 @@
-"""Buffers in mapped files: the same batches, whole after the death of a process at any moment, and errors by name."""
+"""Buffers in mapped files: the same batches, intact files after a process dies, and errors that name the file."""
 
 import copy
 import gc
@@ -49,7 +49,7 @@ def values(rng, spec, lead):
 
 
 def step(replay, rng, count):
-    """Do `count` random things with a replay; the bits of its batches."""
+    """Take `count` random actions with a replay. Returns the bits of its batches."""
     found = []
     for _ in range(count):
         lead = (replay.num_envs,) if replay.num_envs > 1 else ()
@@ -330,7 +330,7 @@ def test_checkpoints_of_mapped_buffers_are_those_of_others(tmp_path):
 
 
 def test_the_order_of_writing_is_right_after_a_load_and_a_restart(tmp_path):
-    """After a load and after reopening the files, lanes that are out of step are overwritten in the right order."""
+    """After a load or a reopening of files, lanes with different numbers of steps keep the order of writing."""
     one = {"obs": np.zeros((2, 3)), "action": [0, 0], "reward": [0.0] * 2, "next_obs": np.zeros((2, 3))}
     one |= {"terminated": [False] * 2, "truncated": [False] * 2, "note": np.zeros((2, 2), np.bool_)}
     twin, mapped = ReplayBuffer(20, FLAT, num_envs=2), ReplayBuffer(20, FLAT, num_envs=2, storage=tmp_path / "files")

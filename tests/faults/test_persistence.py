@@ -1,4 +1,4 @@
-"""Crashes, full disks, damage and forgery: a path has one whole checkpoint, and a refused load changes nothing."""
+"""Crashes, full disks, damage and forgery: a path has one complete checkpoint, and a failed load changes nothing."""
 
 import contextlib
 import errno
@@ -31,7 +31,7 @@ FRAMES = Spec(obs=Field((4, 20), np.uint8), action=Field((), np.int64), big=Fiel
 
 
 def make(seed=0, capacity=20):
-    """A buffer with rows, frames, columns, priorities, and lanes out of step."""
+    """A buffer with rows, frames, columns, priorities, and lanes of different lengths."""
     return PrioritizedBuffer(capacity, FRAMES, num_envs=2, n_step=2, stack=2, share="all", seed=seed)
 
 
@@ -47,7 +47,7 @@ def learned(count, seed=0, make=make):
 
 
 def content_at(path, make=make):
-    """The content of the checkpoint at a path, which must be whole."""
+    """The content of the checkpoint at a path. The checkpoint must be complete."""
     buffer = make(99)
     buffer.load(path)
     content = content_of(buffer)
@@ -67,7 +67,7 @@ def saved(tmp_path):
 
 
 class Calls:
-    """Stands for `os` and `open` in the module that writes files; counts what they do, and stops at one of them."""
+    """A replacement for `os` and `open` in the module that writes files. It counts calls, and stops at one of them."""
 
     def __init__(self, stop, at, stops_after=False):
         self.stop, self.at, self.stops_after, self.done = stop, at, stops_after, []
@@ -118,7 +118,7 @@ class CountedFile:
 
 @contextlib.contextmanager
 def watched(calls):
-    """Let the saving module use these."""
+    """Let the module for saving use these replacements."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "os", calls)
         patch.setattr(files, "open", calls.open_file, raising=False)
@@ -126,7 +126,7 @@ def watched(calls):
 
 
 def saved_in_child(buffer, path, calls):
-    """Save in a forked child that may exit early; whether it did."""
+    """Save in a forked child that may exit early. Returns whether it did."""
     child = os.fork()
     if child == 0:
         try:
@@ -246,7 +246,7 @@ def test_a_full_disk_leaves_the_former_checkpoint(tmp_path, is_new):
 
 @pytest.fixture
 def unlocked(monkeypatch):
-    """Directories are not locked: a tracer interrupts between bytecodes where no signal does, and the lock stays."""
+    """Directories are not locked in this context, because a tracer could leave the lock behind."""
     monkeypatch.setattr(files.Directory, "_locked", lambda self, exclusive: contextlib.nullcontext())
 
 
@@ -402,7 +402,7 @@ def test_a_read_only_directory_is_refused(saved):
 
 
 def refused(path, match=None, error=(ValueError, OSError)):
-    """Load into a buffer that is in use, which must refuse it, name a file in it, and stay as it was."""
+    """Check that loading raises an error that names a file, and leaves a buffer in use unchanged."""
     buffer = learned(30, seed=5)
     with unchanged(buffer, error, match or str(path)):
         buffer.load(path)
@@ -410,7 +410,7 @@ def refused(path, match=None, error=(ValueError, OSError)):
 
 
 def open_files(path):
-    """The files in a directory that this process has open, where that can be known."""
+    """The files in a directory that this process has open, if the system shows them."""
     found = []
     for descriptor in os.listdir("/proc/self/fd") if sys.platform == "linux" else []:
         with contextlib.suppress(OSError):

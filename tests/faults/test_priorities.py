@@ -1,4 +1,4 @@
-"""Priorities: what is refused, what is ignored, and that draws follow the priorities exactly."""
+"""Priorities: which are refused, which are ignored, and draws that follow them exactly."""
 
 import pickle
 
@@ -16,7 +16,7 @@ SIGNIFICANCE = 1e-6
 
 
 def shares(replay, indices):
-    """The probability of each index in the buffer inside any wrappers."""
+    """The probability of each index in the buffer inside all wrappers."""
     while hasattr(replay, "inner"):
         replay = replay.inner
     return replay.probability(indices)

@@ -1,4 +1,4 @@
-"""Other processes: forked ones, killed ones, and several that start at once.
+"""Other processes: forked and killed processes, and several that start at the same time.
 
 A buffer belongs to one process. ``tests/laws/test_locks.py`` and its neighbours have the promises about threads.
 """

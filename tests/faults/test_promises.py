@@ -1,4 +1,4 @@
-"""The list of promises in the documentation is that of the tests."""
+"""The documentation's list of promises is that of the tests."""
 
 import runpy
 from pathlib import Path
@@ -11,7 +11,7 @@ PROMISES = runpy.run_path(str(SCRIPT))
 
 @pytest.mark.parametrize("group", PROMISES["GROUPS"])
 def test_every_promise_is_a_sentence_that_no_other_test_makes(group):
-    """Each test of a fault has a docstring of whole sentences, which is the row in the documentation."""
+    """Each test of a fault has a docstring of whole sentences, which is its row in the documentation."""
     rows = PROMISES["promises"](group)
     assert all(promise and promise[0] not in " abcdefghijklmnopqrstuvwxyz" for promise, _ in rows)
     assert all(promise.endswith(".") for promise, _ in rows)
@@ -19,6 +19,6 @@ def test_every_promise_is_a_sentence_that_no_other_test_makes(group):
 
 
 def test_the_tables_in_the_documentation_are_up_to_date():
-    """After a change of these tests run ``python docs/figures/promises.py``."""
+    """If this fails after a change of these tests, run ``python docs/figures/promises.py``."""
     for path, content in PROMISES["files"]().items():
         assert path.read_text(encoding="utf-8") == content, f"{path.name} is out of date: run docs/figures/promises.py"

@@ -1,4 +1,4 @@
-"""Memory, descriptors and compilation: what a long run costs, and what happens without a compiler."""
+"""Memory, descriptors and compilation: the cost of long runs, and running without a compiler."""
 
 import copy
 import gc

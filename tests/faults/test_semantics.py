@@ -1,4 +1,4 @@
-"""Episodes, windows, goals and stacks where they end, wrap, pause or are partly overwritten."""
+"""Episodes, windows, goals and stacks that end, wrap, pause or are partly overwritten."""
 
 import itertools
 import pickle
@@ -24,7 +24,7 @@ def lane(rewards, *, capacity=None, n_step=3, terminated=(), truncated=()):
 
 
 def expected(rewards, *, first, n_step=3, terminated=(), truncated=()):
-    """Length, return, discount and next_obs of each transition from `first` on, one by one from the definition."""
+    """Length, return, discount and next_obs of each transition from `first` on, computed from the definition."""
     rows = []
     for start in range(first, len(rewards)):
         last = start
@@ -52,7 +52,7 @@ def rows_of(fields):
 
 
 def assert_as_defined(count, *, capacity=None, **ends):
-    """Every window of a lane is what the definition says."""
+    """Check every window of a lane against the definition."""
     rewards = [float(2**t) for t in range(count)]
     replay, fields = lane(rewards, capacity=capacity, **ends)
     assert rows_of(fields) == expected(rewards, first=count - len(replay), **ends)
@@ -236,7 +236,7 @@ def test_indices_beyond_two_to_the_53_are_exact():
 
 
 def relabelled(lengths, *, capacity=100, num_envs=2, ends="truncated", strategy="future", n_step=1):
-    """Rows with new goals: the lane and moment of the observation, and those of the goal."""
+    """Rows with new goals: the lane and the moment of the observation, and those of the goal."""
     buffer = ReplayBuffer(capacity, GOAL_SPEC, num_envs=num_envs, n_step=n_step, seed=0)
     goal_episodes(buffer, lengths, ends)
     replay = HindsightReplay(buffer, sparse, strategy=strategy, ratio=1.0)
@@ -248,7 +248,7 @@ def relabelled(lengths, *, capacity=100, num_envs=2, ends="truncated", strategy=
 
 
 def assert_goals_are_of_the_future(lengths, **options):
-    """Each later step of the episode is a goal of each step, and nothing else is."""
+    """Check that each later step of the episode is a goal of each step, and that no other step is."""
     obs, goals = relabelled(lengths, **options)
     last_of = np.repeat(np.cumsum(np.array(lengths) + 1) - 1, np.array(lengths) + 1)
     assert (obs[:, 0] == goals[:, 0]).all(), "a goal of another lane"
@@ -300,7 +300,7 @@ def test_hindsight_leaves_what_is_stored_as_it_was():
 
 
 def assert_stacks(capacity, count, ends, padding):
-    """Every stored stack is made of the last three frames of its episode, as the whole history says."""
+    """Check every stored stack against the last three frames of its episode in the whole history."""
     frames = np.arange(1, count + 2, dtype=np.uint8)[:, None, None].repeat(2, 1).repeat(3, 2)
     replay = ReplayBuffer(capacity, Spec(Field((2, 3), np.uint8), Field(())), stack=3, padding=padding, seed=0)
     starts = []

@@ -1,4 +1,4 @@
-"""The buffers for Stable-Baselines3 sample what its own do, and its algorithms learn from them as from its own."""
+"""The buffers for Stable-Baselines3 sample like its own buffers, and its algorithms learn the same from them."""
 
 import copy
 import io
@@ -39,7 +39,7 @@ BOX, ACTION = spaces.Box(-9.0, 9.0, (3,)), spaces.Box(-1.0, 1.0, (2,))
 
 
 def tiny():
-    """Options of a small model, anew each time: models add to `policy_kwargs`."""
+    """New options of a small model for each call, because models change `policy_kwargs`."""
     options = {"learning_starts": 20, "buffer_size": 200, "batch_size": 16, "seed": 0}
     return options | {"policy_kwargs": {"net_arch": [8]}}
 
@@ -50,7 +50,7 @@ def one_thread():
 
 
 def steps_of(observation_space, action_space, count, envs=1, ends=()):
-    """Steps as `OffPolicyAlgorithm` stores them; `ends` says after which ones an episode ends, and whether in time."""
+    """Steps as `OffPolicyAlgorithm` stores them. `ends` maps the last steps of episodes to whether time ran out."""
     observation_space.seed(0)
     action_space.seed(0)
 
@@ -82,7 +82,7 @@ SPACES = [
 
 
 def assert_same(found, expected):
-    """Samples with the same tensors, of the same kinds. Discounts are compared where they count."""
+    """Check that samples have equal tensors of the same kinds. Discounts are compared where they matter."""
     assert type(found) is type(expected)
     for name in ("observations", "actions", "next_observations", "dones", "rewards"):
         one, other = getattr(found, name), getattr(expected, name)
@@ -99,7 +99,7 @@ def assert_same(found, expected):
 @pytest.mark.parametrize(("observation_space", "action_space"), SPACES, ids=lambda space: type(space).__name__)
 @pytest.mark.parametrize("count", [7, 30])
 def test_samples_are_those_of_sb3(observation_space, action_space, count):
-    """Every step has the same tensors, before and after the oldest steps are overwritten."""
+    """Every step gives the same tensors, before and after the oldest steps are overwritten."""
     kind = buffers.DictReplayBuffer if isinstance(observation_space, spaces.Dict) else buffers.ReplayBuffer
     ours, theirs = (cls(20, observation_space, action_space, device="cpu") for cls in (SB3ReplayBuffer, kind))
     for step in steps_of(observation_space, action_space, count, ends=ENDS):
@@ -118,7 +118,7 @@ def test_samples_are_those_of_sb3(observation_space, action_space, count):
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("count", [7, 19, 30])
 def test_n_step_and_normalized_samples_are_those_of_sb3(n_steps, normalized, count):
-    """Windows stop where an episode or what is stored ends, and each reward is normalised before it is added."""
+    """Windows end with their episode or the newest step, and each reward is normalised before the sum."""
     options = {"n_steps": n_steps, "gamma": 0.9} if n_steps > 1 else {}
     kind = buffers.NStepReplayBuffer if n_steps > 1 else buffers.ReplayBuffer
     ours, theirs = (cls(20, BOX, ACTION, device="cpu", **options) for cls in (SB3ReplayBuffer, kind))
@@ -137,7 +137,7 @@ def test_n_step_and_normalized_samples_are_those_of_sb3(n_steps, normalized, cou
 
 
 def test_environments_keep_to_themselves():
-    """Steps of several environments are all drawn, and no n-step window goes from one to another."""
+    """Steps of all environments are drawn, and no n-step window crosses environments."""
     buffer = SB3ReplayBuffer(100, BOX, ACTION, device="cpu", n_envs=3, n_steps=2, gamma=0.5)
     lanes = np.arange(3)
     for step in range(50):
@@ -155,7 +155,7 @@ def test_environments_keep_to_themselves():
 
 
 def test_time_limits_do_not_stop_the_bootstrap():
-    """`dones` is 1 only where an episode terminated, also if the time ran out in the same step elsewhere."""
+    """`dones` is 1 only where an episode terminated, also if another environment reaches its time limit."""
     buffer = SB3ReplayBuffer(10, BOX, ACTION, device="cpu", n_envs=3)
     infos = [{"TimeLimit.truncated": True}, {"TimeLimit.truncated": False}, {}]
     zeros = np.zeros((3, 3), np.float32)
@@ -167,7 +167,7 @@ def test_time_limits_do_not_stop_the_bootstrap():
 
 @pytest.mark.parametrize("reopen", [None, pickle, "directory"])
 def test_windows_do_not_cross_a_reset(reopen, tmp_path):
-    """An `obs` that does not follow from the step before begins an episode, also in a buffer that was saved."""
+    """An `obs` that differs from the previous `next_obs` begins an episode, also after saving and loading."""
     buffer = SB3ReplayBuffer(50, BOX, ACTION, device="cpu", n_envs=2, n_steps=3, gamma=0.9)
 
     def add(step, jump=0.0):
@@ -195,7 +195,7 @@ def test_windows_do_not_cross_a_reset(reopen, tmp_path):
 
 @pytest.mark.parametrize("jump", [0.0, 0.5])
 def test_a_reset_is_recognised_while_another_episode_ends(jump):
-    """Of two environments one ends its episode, and the other is reset, or goes on."""
+    """A reset is recognised, even if the episode of another environment ends in the same step."""
     buffer = SB3ReplayBuffer(50, BOX, ACTION, device="cpu", n_envs=2, n_steps=2, gamma=0.9)
     for step in range(6):
         obs = np.full((2, 3), step, np.float32)
@@ -207,7 +207,7 @@ def test_a_reset_is_recognised_while_another_episode_ends(jump):
 
 
 def test_states_are_pickled_and_saved_exactly(tmp_path):
-    """After either, the same batches follow."""
+    """After pickling or saving, the same batches follow."""
     options = {"n_steps": 3, "gamma": 0.9, "buffer_class": PrioritizedBuffer}
     buffer = SB3ReplayBuffer(40, BOX, ACTION, "cpu", 2, **options)
     for step in steps_of(BOX, ACTION, 30, 2, ENDS):
@@ -230,7 +230,7 @@ def test_states_are_pickled_and_saved_exactly(tmp_path):
 
 
 def stored_in_pieces(model, path):
-    """The bytes that `save_replay_buffer` of Stable-Baselines3 writes to a file, in the pieces of each write."""
+    """The bytes that `save_replay_buffer` of Stable-Baselines3 writes to a file, one piece for each write."""
     pieces = []
 
     class Noted(io.BytesIO):
@@ -245,14 +245,14 @@ def stored_in_pieces(model, path):
 
 @pytest.fixture
 def model(tmp_path):
-    """A prioritized model whose buffer is in ``replay.pkl``, and which has learned a little since."""
+    """A prioritized model whose buffer is saved in ``replay.pkl``, and which has learned since."""
     made = PrioritizedDQN("MlpPolicy", "CartPole-v1", **tiny()).learn(30)
     made.save_replay_buffer(tmp_path / "replay")
     return made
 
 
 def assert_continues(path, model, expected):
-    """The buffer in a file serves these batches, one after another."""
+    """Check that the buffer in a file returns these batches in order."""
     model = copy.copy(model)
     model.load_replay_buffer(path)
     for samples in expected:
@@ -261,7 +261,7 @@ def assert_continues(path, model, expected):
 
 @pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt])
 def test_an_interrupted_save_leaves_the_former_file(kind, model, tmp_path, monkeypatch):
-    """Whichever write fails, nothing else is left behind; after a whole save the file is the new one."""
+    """If any write fails, the previous file is intact, and no other file is left."""
     path = tmp_path / "replay.pkl"
     former, count = [copy.deepcopy(model.replay_buffer).sample(16)], len(stored_in_pieces(model, path))
     model.learn(10)
@@ -292,7 +292,7 @@ def test_an_interrupted_save_leaves_the_former_file(kind, model, tmp_path, monke
 
 
 def test_a_killed_save_leaves_the_former_file(model, tmp_path):
-    """And the next one deletes what the killed one has written."""
+    """If a save is killed, the previous file is intact. The next save deletes the unfinished file."""
     path = tmp_path / "replay.pkl"
     former = [copy.deepcopy(model.replay_buffer).sample(16)]
     program = """
@@ -316,7 +316,7 @@ save_replay_buffer(model, path)
 
 
 def test_a_damaged_file_is_refused(model, tmp_path):
-    """Cut at any byte, or with any bit flipped, it raises an error, or is still exact; the model keeps its buffer."""
+    """A file that is cut or has a flipped bit raises an error or is exact. The model keeps its buffer."""
     data, buffer = (tmp_path / "replay.pkl").read_bytes(), model.replay_buffer
     expected = copy.deepcopy(buffer).sample(200)
     for stop in [*range(300), *range(300, len(data), 97), *range(len(data) - 100, len(data))]:
@@ -339,7 +339,7 @@ def test_a_damaged_file_is_refused(model, tmp_path):
 
 
 def test_a_file_is_saved_as_stable_baselines3_names_it(tmp_path):
-    """With its suffix, in folders that are made; links stay links, and open files are written as they are."""
+    """Suffix and folders are added. Links are kept, and open files are written directly."""
     options = {"replay_buffer_class": SB3ReplayBuffer} | tiny()
     model = sb3.DQN("MlpPolicy", "CartPole-v1", **options).learn(30)
     save_replay_buffer(model, tmp_path / "a" / "b" / "replay")
@@ -368,7 +368,7 @@ def test_a_file_is_saved_as_stable_baselines3_names_it(tmp_path):
     ],
 )
 def test_algorithms_learn_from_it(algorithm, env, options, tmp_path):
-    """With several environments, normalised; the replay buffer and the model are saved and loaded as SB3 does."""
+    """Algorithms learn with several normalised environments, and save and load as usual."""
     env = VecNormalize(make_vec_env(env, 2, seed=0))
     options = {"replay_buffer_class": SB3ReplayBuffer, "replay_buffer_kwargs": options} | tiny()
     model = algorithm("MlpPolicy", env, **options).learn(60)
@@ -385,7 +385,7 @@ def test_algorithms_learn_from_it(algorithm, env, options, tmp_path):
 
 
 class SameDraws(SB3ReplayBuffer):
-    """Draws the positions and the environments that the buffer of Stable-Baselines3 draws."""
+    """A distribution that draws the same positions and environments as the buffer of Stable-Baselines3."""
 
     def sample(self, batch_size, env=None):
         places = np.random.randint(0, self.buffer_size if self.full else self.pos, size=batch_size)  # noqa: NPY002
@@ -395,7 +395,7 @@ class SameDraws(SB3ReplayBuffer):
 
 @pytest.mark.parametrize(("algorithm", "env"), [(sb3.DQN, "CartPole-v1"), (sb3.SAC, "Pendulum-v1")])
 def test_training_is_that_of_sb3_bit_for_bit(algorithm, env):
-    """If both buffers draw the same transitions: two environments, normalised, steps overwritten, time limits."""
+    """With the same draws, training gives the same bits as with the buffer of Stable-Baselines3."""
 
     def weights(**options):
         vector = VecNormalize(make_vec_env(env, 2, seed=0))
@@ -407,7 +407,7 @@ def test_training_is_that_of_sb3_bit_for_bit(algorithm, env):
 
 
 def test_the_seed_of_the_model_seeds_the_buffer():
-    """Two models with one seed learn the same; a seed of the buffer's own counts instead."""
+    """Models with the same seed learn the same. A seed of the buffer takes precedence."""
 
     def weights(**options):
         kwargs = {"replay_buffer_class": SB3ReplayBuffer, "replay_buffer_kwargs": options}
@@ -422,7 +422,7 @@ def test_the_seed_of_the_model_seeds_the_buffer():
 
 
 class Line(gymnasium.Env):
-    """Steps along a line from a random place; episodes have 6 steps. Info dicts have the place."""
+    """An environment on a line from a random place. Episodes have 6 steps, and info dicts have the place."""
 
     observation_space = spaces.Dict({name: spaces.Box(-1e4, 1e4, (1,)) for name in ("achieved_goal", "desired_goal")})
     action_space = ACTION
@@ -469,7 +469,7 @@ def hindsight(env, steps=40, **options):
 @pytest.mark.parametrize("strategy", ["future", "final", "EPISODE", *GoalSelectionStrategy])
 @pytest.mark.parametrize("copy_info_dict", [False, True])
 def test_hindsight_goals_are_of_the_same_episode(strategy, copy_info_dict):
-    """Their share is that of SB3, and the environment computes the rewards, with the info dicts if asked for."""
+    """The share of relabelled rows is that of SB3. The environment computes rewards, with info dicts if asked."""
     env = lines()
     buffer = hindsight(env, goal_selection_strategy=strategy, n_sampled_goal=3, copy_info_dict=copy_info_dict)
     samples = buffer.sample(2000)
@@ -492,7 +492,7 @@ def test_hindsight_goals_are_of_the_same_episode(strategy, copy_info_dict):
 
 
 def test_hindsight_needs_an_environment_after_unpickling():
-    """As in SB3: the environment is not pickled, and `set_env` gives it back, once."""
+    """The environment is not pickled, as in SB3. `set_env` sets it once."""
     env = lines()
     buffer = hindsight(env, n_steps=2, gamma=0.5, copy_info_dict=True)
     twin = pickle.loads(pickle.dumps(buffer))
@@ -509,7 +509,7 @@ def test_hindsight_needs_an_environment_after_unpickling():
 
 
 def test_a_refused_step_leaves_the_info_dicts():
-    """Also if the step would have replaced the oldest."""
+    """A step that raises an error does not change the info dicts, even if it would overwrite the oldest."""
     env = lines(1)
     buffer = hindsight(env, steps=400, n_sampled_goal=1000, copy_info_dict=True)
     obs, action = env.reset(), np.zeros((1, 2), np.float32)
@@ -519,7 +519,7 @@ def test_a_refused_step_leaves_the_info_dicts():
 
 
 def test_truncating_the_last_trajectory_ends_it():
-    """A new episode begins with the next step, even if its observation would follow. Another begins one anyway."""
+    """A new episode begins with the next step, even if its observation follows from the previous one."""
     env = lines(1)
     buffer = hindsight(env, steps=8)
     replay = buffer.replay
@@ -539,7 +539,7 @@ def test_truncating_the_last_trajectory_ends_it():
 
 @pytest.mark.parametrize("kind", [DummyVecEnv, SubprocVecEnv])
 def test_algorithms_learn_with_hindsight(kind, tmp_path):
-    """With environments in this process and in others, normalised, prioritized, saved and loaded."""
+    """Algorithms learn with hindsight: environments in processes, normalised, prioritized, saved and loaded."""
     env = make_vec_env(lambda: BitFlippingEnv(4, continuous=False), 2, vec_env_cls=kind)
     env = VecNormalize(env, norm_obs=False)
     options = {"n_sampled_goal": 2, "n_steps": 2, "alpha": 0.5}
@@ -594,7 +594,7 @@ def test_dqn_is_weighted_and_feeds_td_errors_back():
     ],
 )
 def test_without_priorities_nothing_changes(prioritized, plain, env, tmp_path):
-    """With weights of 1 and an alpha of 0, the algorithm learns what SB3's does from the same batches."""
+    """With weights of 1 and alpha 0, the algorithm learns the same as SB3's from the same batches."""
     options = {"alpha": 0.0, "beta": 0.0, "buffer_class": PrioritizedBuffer}
     models = [
         algorithm("MlpPolicy", env, replay_buffer_class=SB3ReplayBuffer, replay_buffer_kwargs=options, **tiny()).learn(
@@ -612,7 +612,7 @@ def test_without_priorities_nothing_changes(prioritized, plain, env, tmp_path):
 
 @pytest.mark.parametrize("algorithm", [PrioritizedSAC, PrioritizedTD3])
 def test_critics_share_a_priority(algorithm):
-    """With two critics the mean magnitude of their TD errors becomes the priority."""
+    """With two critics, the mean of their absolute TD errors sets the priority."""
     beta = LinearSchedule(0.4, 1.0, 100)
     options = {"beta": beta, "eps": 0.0, "alpha": 1.0}
     model = algorithm("MlpPolicy", "Pendulum-v1", replay_buffer_kwargs=options, **tiny()).learn(40)
@@ -633,7 +633,7 @@ def test_critics_share_a_priority(algorithm):
 
 
 def test_td_errors_are_those_of_the_last_batch():
-    """The mean of its losses so far counts; a loss of other shapes or another reduction is as it was."""
+    """The mean of a batch's losses sets priorities. Losses of other shapes or reductions are unchanged."""
     buffer = SB3ReplayBuffer(4, BOX, ACTION, "cpu", buffer_class=PrioritizedBuffer, alpha=1.0, eps=0.0, seed=0)
     for step in steps_of(BOX, ACTION, 4):
         buffer.add(*step)
@@ -660,7 +660,7 @@ def test_td_errors_are_those_of_the_last_batch():
 
 
 def test_an_algorithm_without_such_a_loss_is_refused():
-    """It would be trained without weights."""
+    """An algorithm without a suitable loss raises an error. Otherwise it would train without weights."""
 
     class Base(sb3.DQN):
         def train(self, gradient_steps, batch_size=100):
@@ -701,14 +701,14 @@ def test_an_algorithm_without_such_a_loss_is_refused():
     ],
 )
 def test_what_cannot_be_honoured_is_refused(options, error, message):
-    """With the argument, what was expected, and what to do instead."""
+    """An unsupported option raises an error with its name, what was expected, and the remedy."""
     arguments = {"buffer_size": 10, "observation_space": BOX, "action_space": ACTION} | options
     with pytest.raises(error, match=message):
         SB3ReplayBuffer(**arguments)
 
 
 def test_other_refusals():
-    """Of wrong strategies, foreign buffers, other discounts, wrong values, and arrays that are not there."""
+    """Invalid strategies, buffers, discounts, values and attributes raise an error."""
     env = lines(1)
     with pytest.raises(ValueError, match="goal_selection_strategy is 'best'; expected one of 'future'"):
         hindsight(env, goal_selection_strategy="best")
@@ -741,7 +741,7 @@ def test_other_refusals():
 
 
 def test_without_sb3_the_error_names_the_extra():
-    """`replaykit` itself never imports it."""
+    """Without Stable-Baselines3, the error names the extra. `replaykit` itself never imports it."""
     program = """
 import sys
 sys.modules["stable_baselines3"] = None

@@ -1,4 +1,4 @@
-"""The kernels in two forms: compiled, and as the plain Python that they are compiled from."""
+"""The kernels in two forms: compiled, and as the plain Python from which they are compiled."""
 
 from types import FunctionType, SimpleNamespace
 
@@ -12,7 +12,7 @@ MODULES = [lanes, store, windows, goals, tree, ranks, frames, sequences, fused]
 
 
 def _plain():
-    """Every module with the Python function in place of each kernel, all the way down."""
+    """All modules of kernels, with the Python function in place of each compiled function."""
     spaces = {module.__name__: dict(vars(module)) for module in MODULES}
     made = {}
     for space in spaces.values():
@@ -37,7 +37,7 @@ both = pytest.mark.parametrize("kernels", FORMS.values(), ids=FORMS)
 
 
 def random_bounds(rng, num_envs, length):
-    """Bounds of lanes that hold up to `length` steps each: all the same in every third case, and none in some."""
+    """Bounds of lanes that hold up to `length` steps. In every third case all are equal, and some are empty."""
     cursor = rng.integers(0, 4 * length, num_envs)
     if rng.random() < 0.35:
         cursor[:] = cursor[0]
@@ -48,7 +48,7 @@ def random_bounds(rng, num_envs, length):
 
 
 def indices_in(bounds):
-    """Every stored index, lane after lane."""
+    """Every stored index, one lane after the other."""
     num_envs = bounds.shape[1]
     lanes = [[step * num_envs + e for step in range(*bounds[:, e])] for e in range(num_envs)]
     return np.array([index for lane in lanes for index in lane], np.int64)

@@ -1,4 +1,4 @@
-"""Compiled kernels are kept where they may be, and nothing that happens to the files is worse than compiling again."""
+"""Compiled kernels are cached where this is safe. A problem with the files costs at most another compilation."""
 
 import builtins
 import errno
@@ -59,13 +59,13 @@ def run(directory, program=TRIPLE):
 
 
 def files(directory):
-    """The cached kernels."""
+    """The files of the cached kernels."""
     return sorted(Path(directory).rglob("*.kernel"))
 
 
 @pytest.fixture
 def directory(tmp_path, monkeypatch):
-    """The cache's directory of this process, in a test."""
+    """The cache directory of this process, in a test."""
     monkeypatch.setenv("REPLAYKIT_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(jit, "_KEEPS_KERNELS", True)
     cache.cache_directory.cache_clear()
@@ -74,14 +74,14 @@ def directory(tmp_path, monkeypatch):
 
 
 def hits():
-    """Whether a new dispatcher finds its kernel on disk: 1, or 0 if it compiles it."""
+    """Whether a new dispatcher finds its kernel on disk: 1, or 0 if it is compiled."""
     kernel = jit.jit(triple.py_func)
     assert kernel(2) == 6
     return sum(kernel.stats.cache_hits.values())
 
 
 def test_the_second_process_compiles_nothing(tmp_path):
-    """It finds one file for each kernel that was used."""
+    """A second process compiles nothing. The cache has one file for each used kernel."""
     assert run(tmp_path, TREE) == ["[2]", "0"]
     kept = files(tmp_path)
     assert kept
@@ -91,7 +91,7 @@ def test_the_second_process_compiles_nothing(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="modes are of other platforms")
 def test_directories_and_files_are_private(tmp_path, directory, monkeypatch):
-    """It also holds if new files are public by default, and for directories created on the way."""
+    """Cache directories and files are private, even if new files are public by default."""
     monkeypatch.setenv("REPLAYKIT_CACHE_DIR", str(tmp_path / "made" / "too"))
     before = os.umask(0)
     try:
@@ -114,7 +114,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_files_are_replaced(directory, damage):
-    """A truncated file, a flipped bit or anything else is a miss, and heals where it can."""
+    """A damaged file is not used. The kernel is compiled again, and the file is replaced if possible."""
     assert hits() == 0
     assert hits() == 1
     (file,) = files(directory)
@@ -127,7 +127,7 @@ def test_damaged_files_are_replaced(directory, damage):
 
 
 def test_damaged_files_are_replaced_in_another_process(tmp_path):
-    """Without a warning, too."""
+    """Another process replaces a damaged file without a warning."""
     assert run(tmp_path) == ["6", "0"]
     for file in files(tmp_path):
         file.write_bytes(file.read_bytes()[:-1])
@@ -136,7 +136,7 @@ def test_damaged_files_are_replaced_in_another_process(tmp_path):
 
 
 def test_the_file_of_another_kernel_is_damage(directory):
-    """A whole file under a wrong name is not run."""
+    """A valid file with the name of another kernel is not run."""
     assert hits() == 0
     (file,) = files(directory)
     other = jit.jit(lambda number: 5 * number)
@@ -149,7 +149,7 @@ def test_the_file_of_another_kernel_is_damage(directory):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
 def test_a_named_pipe_is_not_waited_for(tmp_path):
-    """It counts as damage."""
+    """A named pipe counts as a damaged file."""
     assert run(tmp_path) == ["6", "0"]
     (file,) = files(tmp_path)
     file.unlink()
@@ -159,7 +159,7 @@ def test_a_named_pipe_is_not_waited_for(tmp_path):
 
 
 def test_directories_that_cannot_be_used_are_done_without(tmp_path):
-    """Without a word: a file in the place of the directory, a path that cannot exist, and none at all."""
+    """Without a usable directory, kernels are compiled without a warning."""
     file = tmp_path / "file"
     file.write_text("")
     for directory in (file, file / "below", "/proc/nowhere", ""):
@@ -169,7 +169,7 @@ def test_directories_that_cannot_be_used_are_done_without(tmp_path):
 
 
 def test_a_read_only_directory_is_read(directory, monkeypatch):
-    """Kernels that are there are used. Others are compiled, and nothing fails."""
+    """Kernels in a read-only directory are used. Others are compiled without an error."""
     assert hits() == 0
     kept = files(directory)
     directory.chmod(0o500)
@@ -190,7 +190,7 @@ def test_a_read_only_directory_is_read(directory, monkeypatch):
 
 @pytest.mark.parametrize("step", ["write", "replace"])
 def test_a_full_disk_costs_the_cache_and_leaves_nothing(directory, monkeypatch, step):
-    """The kernel works, and no part of a file stays."""
+    """With a full disk, the kernel works, and no partial file is left."""
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -210,7 +210,7 @@ def test_a_full_disk_costs_the_cache_and_leaves_nothing(directory, monkeypatch, 
 
 
 def test_an_interrupt_leaves_no_part_of_a_file(directory, monkeypatch):
-    """The interrupt reaches the user."""
+    """An interrupt is raised to the user and leaves no partial file."""
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -222,7 +222,7 @@ def test_an_interrupt_leaves_no_part_of_a_file(directory, monkeypatch):
 
 
 def test_no_descriptor_stays_open(directory):
-    """Neither used nor refused files and directories leave an open descriptor."""
+    """No file descriptor stays open, for accepted and for refused files and directories."""
 
     def lowest_free():
         descriptor = os.open(os.devnull, os.O_RDONLY)
@@ -244,7 +244,7 @@ def test_no_descriptor_stays_open(directory):
 
 
 def test_processes_that_start_at_once_share_a_directory(tmp_path):
-    """Each writes whole files or none."""
+    """Processes that start at the same time write complete files."""
     with ThreadPoolExecutor(4) as pool:
         outputs = list(pool.map(lambda _: run(tmp_path / "made by each"), range(4)))
     assert [output[0] for output in outputs] == ["6"] * 4
@@ -252,7 +252,7 @@ def test_processes_that_start_at_once_share_a_directory(tmp_path):
 
 
 def test_threads_may_use_a_kernel_for_the_first_time_at_once(tmp_path):
-    """It holds with an empty cache and with a warm one."""
+    """Several threads can use a kernel for the first time, with an empty and a filled cache."""
     for _ in range(2):
         assert process(tmp_path, THREADS).stderr == ""
     assert run(tmp_path) == ["6", "1"]
@@ -260,7 +260,7 @@ def test_threads_may_use_a_kernel_for_the_first_time_at_once(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="modes are of other platforms")
 def test_an_unsafe_directory_costs_one_warning_and_no_error(tmp_path):
-    """It also holds with six threads. If warnings are errors, the warning is printed."""
+    """An unsafe directory gives one warning, also with six threads. It is never an error."""
     shared = tmp_path / "shared" / "replaykit"
     shared.mkdir(parents=True)
     shared.chmod(0o777)
@@ -272,7 +272,7 @@ def test_an_unsafe_directory_costs_one_warning_and_no_error(tmp_path):
 
 
 def test_without_a_home_kernels_are_compiled(tmp_path):
-    """An unset HOME is no error."""
+    """Without HOME, kernels are compiled without an error."""
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "REPLAYKIT_CACHE_DIR")}
     environment |= {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     environment.pop("NUMBA_CACHE_DIR", None)
@@ -284,7 +284,7 @@ def test_without_a_home_kernels_are_compiled(tmp_path):
 
 
 def test_the_name_of_a_file_depends_on_the_sources_of_both(monkeypatch):
-    """Those of replaykit, and those beside a kernel of your own that may call replaykit's."""
+    """A file's name depends on the sources of replaykit, and on those beside a user's own kernel."""
     of = {Path(cache.__file__).parent: "package", Path(__file__).parent: "mine"}
     monkeypatch.setattr(cache, "_sources", of.__getitem__)
     versions = {cache.KernelCache(triple.py_func)._version}

@@ -1,4 +1,4 @@
-"""Code is loaded only from files that no other user can have written."""
+"""Compiled code is loaded only from files that no other user can have written."""
 
 import os
 import stat
@@ -17,14 +17,14 @@ NAME = "kernel"
 
 @pytest.fixture
 def home(tmp_path):
-    """A directory of our own."""
+    """A directory of this user."""
     home = tmp_path.resolve() / "home"
     home.mkdir(mode=0o700)
     return home
 
 
 def look(monkeypatch, chosen):
-    """The directory that is used if the user chooses `chosen`, and the warnings."""
+    """The directory that is used for the choice `chosen`, and the warnings."""
     monkeypatch.setenv("REPLAYKIT_CACHE_DIR", str(chosen))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -34,7 +34,7 @@ def look(monkeypatch, chosen):
 
 
 def refused(monkeypatch, chosen, reason):
-    """Check that `chosen` is not used, for this reason, with a warning that names it and what helps."""
+    """Check that `chosen` is not used for this reason, with a warning that names it and the remedy."""
     directory, messages = look(monkeypatch, chosen)
     assert directory is None
     (message,) = messages
@@ -44,14 +44,14 @@ def refused(monkeypatch, chosen, reason):
 
 
 def used(monkeypatch, chosen):
-    """The directory that is used if the user chooses `chosen`, which must be fine."""
+    """The directory that is used for the valid choice `chosen`."""
     directory, messages = look(monkeypatch, chosen)
     assert directory is not None, messages
     return directory
 
 
 def pretend(monkeypatch, owner_of, me=None):
-    """Let files belong to other users: `owner_of` maps paths to their owners; `me`: who we are, and what is ours is."""
+    """Pretend that files belong to other users. `owner_of` maps paths to owners, and `me` is this user."""
     us = os.geteuid()
     me = us if me is None else me
     owner_of = {(status.st_dev, status.st_ino): owner for path, owner in owner_of.items() for status in [path.lstat()]}
@@ -72,7 +72,7 @@ def pretend(monkeypatch, owner_of, me=None):
 @owners
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o757, 0o1777])
 def test_a_directory_that_others_can_write_to_is_refused(home, monkeypatch, mode):
-    """A sticky directory is also refused: others could add files."""
+    """A directory that others can write to is refused, even a sticky one, because others could add files."""
     (home / "replaykit").mkdir()
     (home / "replaykit").chmod(mode)
     refused(monkeypatch, home, f"can write to {home / 'replaykit'}. Run `chmod go-w '{home / 'replaykit'}'`")
@@ -81,7 +81,7 @@ def test_a_directory_that_others_can_write_to_is_refused(home, monkeypatch, mode
 @owners
 @pytest.mark.parametrize("mode", [0o700, 0o755, 0o500])
 def test_a_directory_that_others_can_only_read_is_used(home, monkeypatch, mode):
-    """Only writing is dangerous."""
+    """A directory that others can only read is used."""
     (home / "replaykit").mkdir()
     (home / "replaykit").chmod(mode)
     assert used(monkeypatch, home) == home / "replaykit"
@@ -90,7 +90,7 @@ def test_a_directory_that_others_can_only_read_is_used(home, monkeypatch, mode):
 @owners
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
 def test_a_parent_that_others_can_write_to_is_refused(home, monkeypatch, mode):
-    """They could put another directory in the place of ours. That the group is often the user's alone is not known."""
+    """A parent that others can write to is refused, because they could replace the directory."""
     (home / "cache").mkdir()
     assert used(monkeypatch, home / "cache")
     home.chmod(mode)
@@ -99,7 +99,7 @@ def test_a_parent_that_others_can_write_to_is_refused(home, monkeypatch, mode):
 
 @owners
 def test_nothing_is_made_below_an_unsafe_parent(home, monkeypatch):
-    """An unsafe parent is detected before anything is written."""
+    """Nothing is created below an unsafe parent."""
     home.chmod(0o777)
     refused(monkeypatch, home / "cache", f"can write to {home}")
     assert not list(home.iterdir())
@@ -107,7 +107,7 @@ def test_nothing_is_made_below_an_unsafe_parent(home, monkeypatch):
 
 @owners
 def test_a_directory_that_another_process_makes_meanwhile_is_used(home, monkeypatch):
-    """Several processes may start at once on an empty cache."""
+    """A directory that another process creates at the same time is used."""
     (home / "replaykit").mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(os.path, "lexists", lambda path: False)
@@ -116,14 +116,14 @@ def test_a_directory_that_another_process_makes_meanwhile_is_used(home, monkeypa
 
 @owners
 def test_a_sticky_parent_is_safe_for_what_is_ours(home, monkeypatch):
-    """As in /tmp, others cannot replace our directory there."""
+    """A sticky parent such as /tmp is safe, because others cannot replace this user's directory there."""
     home.chmod(0o1777)
     assert used(monkeypatch, home) == home / "replaykit"
 
 
 @owners
 def test_what_another_user_has_in_a_sticky_parent_is_refused(home, monkeypatch):
-    """Anyone can make a directory in /tmp with the name of the cache."""
+    """In a sticky parent, a directory of another user is refused. Anyone can create one in /tmp."""
     home.chmod(0o1777)
     (home / "cache").mkdir()
     pretend(monkeypatch, {home / "cache": 4711})
@@ -133,14 +133,14 @@ def test_what_another_user_has_in_a_sticky_parent_is_refused(home, monkeypatch):
 @owners
 @pytest.mark.parametrize("me", [1000, 0])
 def test_parents_of_another_user_are_refused(home, monkeypatch, me):
-    """For root, too, as after sudo with the home of the user."""
+    """A parent that belongs to another user is refused, also for root, as with sudo in a user's home."""
     pretend(monkeypatch, {home: 1001}, me=me)
     refused(monkeypatch, home, f"{home} belongs to user 1001")
 
 
 @owners
 def test_parents_of_root_are_safe(home, monkeypatch):
-    """Root can do everything anyway."""
+    """A parent that belongs to root is safe, because root can do everything anyway."""
     pretend(monkeypatch, {home: 0}, me=1000)
     assert used(monkeypatch, home) == home / "replaykit"
 
@@ -148,7 +148,7 @@ def test_parents_of_root_are_safe(home, monkeypatch):
 @owners
 @pytest.mark.parametrize(("me", "other"), [(1000, 0), (1000, 1001), (0, 1000)])
 def test_a_directory_of_another_user_is_refused(home, monkeypatch, me, other):
-    """Root's, too, as after a first use with sudo: nothing could be kept there."""
+    """A directory of another user is refused, even of root, because this user could not write to it."""
     (home / "replaykit").mkdir()
     pretend(monkeypatch, {home / "replaykit": other}, me=me)
     refused(monkeypatch, home, f"{home / 'replaykit'} belongs to user {other}")
@@ -156,7 +156,7 @@ def test_a_directory_of_another_user_is_refused(home, monkeypatch, me, other):
 
 @owners
 def test_a_link_is_followed_if_both_sides_are_safe(home, monkeypatch):
-    """The path that is used has no links, and two dots mean the parent of where a link leads."""
+    """A link is followed if both ends are safe. The resulting path has no links."""
     (home / "disk" / "cache").mkdir(parents=True)
     (home / "link").symlink_to(home / "disk" / "cache")
     (home / "relative").symlink_to("disk/../link")
@@ -167,7 +167,7 @@ def test_a_link_is_followed_if_both_sides_are_safe(home, monkeypatch):
 
 @owners
 def test_a_link_as_the_directory_is_followed(home, monkeypatch):
-    """The directory that it leads to is checked."""
+    """A link to a directory is followed, and its target is checked."""
     (home / "elsewhere").mkdir()
     (home / "replaykit").symlink_to("elsewhere")
     assert used(monkeypatch, home) == home / "elsewhere"
@@ -178,7 +178,7 @@ def test_a_link_as_the_directory_is_followed(home, monkeypatch):
 @owners
 @pytest.mark.parametrize("unsafe", ["beside the link", "beside the target"])
 def test_both_ends_of_a_link_are_checked(home, monkeypatch, unsafe):
-    """Others could replace the link, or the directory that it leads to."""
+    """Both ends of a link are checked, because others could replace the link or its target."""
     (home / "beside the target" / "cache").mkdir(parents=True)
     (home / "beside the link").mkdir()
     (home / "beside the link" / "link").symlink_to(home / "beside the target" / "cache")
@@ -188,7 +188,7 @@ def test_both_ends_of_a_link_are_checked(home, monkeypatch, unsafe):
 
 @owners
 def test_a_link_of_another_user_is_refused(home, monkeypatch):
-    """In a sticky directory, its owner can replace it."""
+    """A link of another user in a sticky directory is refused, because its owner can replace it."""
     home.chmod(0o1777)
     (home / "cache").mkdir()
     (home / "link").symlink_to("cache")
@@ -198,7 +198,7 @@ def test_a_link_of_another_user_is_refused(home, monkeypatch):
 
 @owners
 def test_a_link_that_leads_nowhere_is_no_directory(home, monkeypatch):
-    """A link to itself is also refused."""
+    """A link without a target, or to itself, is refused."""
     (home / "circle").symlink_to("circle")
     (home / "nowhere").symlink_to("missing")
     for link in ("circle", "nowhere"):
@@ -206,7 +206,7 @@ def test_a_link_that_leads_nowhere_is_no_directory(home, monkeypatch):
 
 
 def test_the_directory_is_the_first_that_is_set(home, monkeypatch):
-    """An empty REPLAYKIT_CACHE_DIR means no cache."""
+    """The first variable that is set decides. An empty REPLAYKIT_CACHE_DIR means no cache."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(home / "numba"))
     assert look(monkeypatch, "") == (None, [])
     assert not list(home.iterdir())
@@ -216,7 +216,7 @@ def test_the_directory_is_the_first_that_is_set(home, monkeypatch):
 
 
 def test_a_missing_home_is_no_directory(monkeypatch):
-    """Without a word."""
+    """Without a home, there is no directory and no warning."""
 
     def missing():
         raise RuntimeError("Could not determine home directory.")
@@ -232,13 +232,13 @@ def test_a_missing_home_is_no_directory(monkeypatch):
 
 
 def test_a_relative_directory_stays_where_it_was(home, monkeypatch):
-    """A program that changes its directory later does not lose its kernels."""
+    """A relative directory does not change if the program changes its working directory."""
     monkeypatch.chdir(home)
     assert used(monkeypatch, "cache").is_absolute()
 
 
 def test_what_is_written_is_read(home):
-    """A second file of the same name replaces the first."""
+    """A file is read as it was written. A second file with the same name replaces the first."""
     for content in (b"first", b"second"):
         cache._write(home, NAME, content)
         assert cache._read(home, NAME) == content
@@ -248,7 +248,7 @@ def test_what_is_written_is_read(home):
 @owners
 @pytest.mark.parametrize("mode", [0o666, 0o620, 0o602])
 def test_a_file_that_others_can_write_to_is_refused(home, mode):
-    """Its group counts as others."""
+    """A file that others or its group can write to is refused."""
     cache._write(home, NAME, b"code")
     (home / NAME).chmod(mode)
     with pytest.raises(OSError, match="can write to"):
@@ -258,7 +258,7 @@ def test_a_file_that_others_can_write_to_is_refused(home, mode):
 @owners
 @pytest.mark.parametrize(("me", "other"), [(1000, 0), (1000, 1001), (0, 1000)])
 def test_a_file_of_another_user_is_refused(home, monkeypatch, me, other):
-    """Root's, too: we write the files ourselves."""
+    """A file of another user is refused, even of root, because each user writes their own files."""
     cache._write(home, NAME, b"code")
     pretend(monkeypatch, {home / NAME: other}, me=me)
     with pytest.raises(OSError, match=f"belongs to user {other}"):
@@ -268,7 +268,7 @@ def test_a_file_of_another_user_is_refused(home, monkeypatch, me, other):
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
 @pytest.mark.parametrize("platform", ["this one", "without owners"])
 def test_a_link_in_the_place_of_a_file_is_refused(home, monkeypatch, platform):
-    """A link to a valid file is also refused."""
+    """A link in place of a file is refused, even if its target is valid."""
     if platform == "without owners":
         monkeypatch.delattr(os, "geteuid", raising=False)
     cache._write(home, "real", b"code")
@@ -301,7 +301,7 @@ def test_a_directory_or_link_in_its_place_is_refused_at_each_use(home):
 @owners
 @pytest.mark.parametrize("swapped", ["file", "directory"])
 def test_what_is_swapped_after_the_check_is_not_read(home, monkeypatch, swapped):
-    """The checked file is read, since it is already open."""
+    """A file that is replaced after the check is not read, because the checked file is already open."""
     directory = home / "replaykit"
     directory.mkdir()
     cache._write(directory, NAME, b"ours")
@@ -325,7 +325,7 @@ def test_what_is_swapped_after_the_check_is_not_read(home, monkeypatch, swapped)
 @owners
 @pytest.mark.parametrize("made", ["link", "pipe", "directory"])
 def test_what_is_swapped_before_the_file_is_opened_is_refused(home, monkeypatch, made):
-    """A pipe does not block."""
+    """A file that is replaced before it is opened is refused. A pipe does not block."""
     cache._write(home, NAME, b"ours")
     (home / "theirs").write_bytes(b"theirs")
     real = os.fstat
@@ -347,7 +347,7 @@ def test_what_is_swapped_before_the_file_is_opened_is_refused(home, monkeypatch,
 
 @pytest.fixture
 def without_owners(monkeypatch):
-    """A platform as Windows: no owners of files, and no descriptors of directories."""
+    """A platform like Windows, without owners of files and without descriptors of directories."""
     monkeypatch.delattr(os, "geteuid", raising=False)
     real = os.open
 
@@ -361,7 +361,7 @@ def without_owners(monkeypatch):
 
 @pytest.mark.usefixtures("without_owners")
 def test_without_owners_files_are_kept(home, monkeypatch):
-    """The directory is made, and modes mean nothing."""
+    """Without owners, the directory is created, and permissions are ignored."""
     directory = used(monkeypatch, home / "cache")
     directory.chmod(0o777)
     cache._write(directory, NAME, b"code")
@@ -372,7 +372,7 @@ def test_without_owners_files_are_kept(home, monkeypatch):
 @pytest.mark.usefixtures("without_owners")
 @pytest.mark.parametrize("tag", [0, 0xA0000003])
 def test_without_owners_junctions_are_refused(home, monkeypatch, tag):
-    """A directory with the tag of a junction leads elsewhere."""
+    """Without owners, a junction is refused, because it leads elsewhere."""
     junction = types.SimpleNamespace(st_mode=stat.S_IFDIR | 0o777, st_reparse_tag=tag)
     with monkeypatch.context() as patch:
         patch.setattr(os, "lstat", lambda path: junction)
@@ -381,7 +381,7 @@ def test_without_owners_junctions_are_refused(home, monkeypatch, tag):
 
 @pytest.mark.usefixtures("without_owners")
 def test_without_owners_other_things_are_refused(home, monkeypatch):
-    """A file in the place of the directory, and a directory in the place of a file."""
+    """Without owners, a file in place of the directory, or a directory in place of a file, is refused."""
     (home / "replaykit").write_bytes(b"")
     assert look(monkeypatch, home) == (None, [])
     (home / NAME).mkdir()
@@ -392,7 +392,7 @@ def test_without_owners_other_things_are_refused(home, monkeypatch):
 @pytest.mark.usefixtures("without_owners")
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
 def test_without_owners_links_are_refused(home, monkeypatch):
-    """In the place of the directory, and of a file."""
+    """Without owners, a link in place of the directory or of a file is refused."""
     (home / "elsewhere").mkdir()
     (home / "replaykit").symlink_to("elsewhere")
     assert look(monkeypatch, home) == (None, [])

@@ -1,4 +1,4 @@
-"""The kernel that writes frames, against lists of the observations of each episode."""
+"""The kernel that writes frames, compared with lists of the observations of each episode."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.kernels.forms import both
 
 
 class Pool:
-    """The arrays of the frames of a ring, and the stacks that each slot should read as, in lists of bytes."""
+    """The arrays of a ring's frames, and the expected stacks of each slot, in lists of bytes."""
 
     def __init__(self, kernels, num_envs, length, given, kept, size, is_zero=False, shares=True, room=1000):
         self.kernels, self.num_envs, self.capacity = kernels.frames, num_envs, num_envs * length
@@ -51,7 +51,7 @@ class Pool:
             self.stacks[lane] = now
 
     def check(self):
-        """Every slot reads as it was written, and every frame is either free or in a row."""
+        """Check that every slot reads as it was written, and every frame is either free or used by a row."""
         rows = self.table.reshape(self.capacity, -1)
         memory = np.concatenate((self.pool, self.overflow)).reshape(-1, self.size)
         for slot, frames in self.expected.items():
@@ -79,7 +79,7 @@ CASES = [  # lanes, slots of each, frames given and kept, bytes
 @both
 @pytest.mark.parametrize(("num_envs", "length", "given", "kept", "size"), CASES)
 def test_what_is_written_is_read_and_no_frame_is_lost(kernels, num_envs, length, given, kept, size):
-    """Streams that go on, shift, stand still and jump; laps, episodes, growth, zeros, sharing or not."""
+    """All kinds of streams are read as written, through wrapping, growth and clears, and no frame is lost."""
     rng = np.random.default_rng(size)
     for trial in range(14):
         is_zero, shares, room = bool(trial % 2) and kept > given, trial % 3 > 0, 1000 if trial % 4 else 2 * given + 1
@@ -111,7 +111,7 @@ def test_what_is_written_is_read_and_no_frame_is_lost(kernels, num_envs, length,
 @both
 @pytest.mark.parametrize(("given", "kept"), [(1, 1), (1, 4), (4, 4)])
 def test_a_stream_takes_one_frame_a_step(kernels, given, kept):
-    """An episode takes one more frame, or as many as an observation has. Without sharing, all frames are stored."""
+    """With sharing, a step takes one frame, and an episode one stack more. Without sharing, all are stored."""
     for shares in (True, False):
         pool = Pool(kernels, 1, 20, given, kept, 40, shares=shares)
         stream = [frame(number, 40) for number in range(1, 50)]
@@ -128,7 +128,7 @@ def test_a_stream_takes_one_frame_a_step(kernels, given, kept):
 
 @both
 def test_repeated_frames_of_one_observation_are_kept_once(kernels):
-    """As a stack at the start of an episode has them, in obs and in next_obs."""
+    """Repeated frames of a stack, as at the start of an episode, are stored once."""
     pool = Pool(kernels, 1, 4, 4, 4, 30)
     first, second = frame(1, 30), frame(2, 30)
     pool.write([(0, [first] * 4, [*[first] * 3, second], True)])
@@ -142,7 +142,7 @@ def test_repeated_frames_of_one_observation_are_kept_once(kernels):
 @both
 @pytest.mark.parametrize("room", [3, 6, 1000])
 def test_frames_are_shared_wherever_they_are_kept(kernels, room):
-    """In the memory set aside and in the overflow."""
+    """Frames are shared in the reserved memory and in the overflow."""
     pool, stream = Pool(kernels, 1, 9, 1, 1, 40, room=room), [frame(number, 40) for number in range(1, 12)]
     for i in range(9):
         pool.write([(i, stream[i : i + 1], stream[i + 1 : i + 2], i == 0)])
@@ -151,7 +151,7 @@ def test_frames_are_shared_wherever_they_are_kept(kernels, room):
 
 @both
 def test_a_frame_of_zeros_is_stored_as_any_other(kernels):
-    """Number 0 stands for no frame, so it is not given to an observation."""
+    """A frame of zeros is stored like any other. Number 0 stands for no frame."""
     pool, zeros = Pool(kernels, 1, 4, 1, 1, 8), np.zeros(8, np.uint8)
     pool.write([(0, [zeros], [zeros], True), (1, [zeros], [zeros], False)])
     assert pool.check() == 1
@@ -160,7 +160,7 @@ def test_a_frame_of_zeros_is_stored_as_any_other(kernels):
 
 @both
 def test_an_observation_shares_with_the_nearest_place_ahead(kernels):
-    """A stack that stands still soon consists of as few frames as it has different ones side by side."""
+    """A stack that does not change soon has as few frames as it has different neighbours."""
     pool = Pool(kernels, 1, 2, 4, 4, 20)
     still = [frame(number, 20) for number in (1, 2, 1, 3)]
     for i in range(4):
@@ -170,7 +170,7 @@ def test_an_observation_shares_with_the_nearest_place_ahead(kernels):
 
 @both
 def test_a_frame_that_differs_in_one_bit_is_not_shared(kernels):
-    """In the first byte, in the last, and beyond whole parts of what is compared at a time."""
+    """A frame that differs in one bit is not shared, wherever that bit is."""
     for size in (1, 255, 256, 257, 600):
         one = frame(3, size)
         for place in {0, size - 1, size // 2}:
@@ -183,7 +183,7 @@ def test_a_frame_that_differs_in_one_bit_is_not_shared(kernels):
 @both
 @pytest.mark.parametrize("num_envs", [1, 2])
 def test_rows_that_were_not_published_are_taken_back(kernels, num_envs):
-    """A write of a step that was written before frees what later rows of the lane held."""
+    """Writing a step again first frees the frames of unpublished rows of the lane."""
     pool = Pool(kernels, num_envs, 6, 1, 3, 20)
     pool.write([(i * num_envs, [frame(i + 1, 20)], [frame(i + 2, 20)], i == 0) for i in range(4)])
     pool.check()
@@ -201,7 +201,7 @@ def test_rows_that_were_not_published_are_taken_back(kernels, num_envs):
 
 @both
 def test_new_frames_are_taken_lowest_first(kernels):
-    """After those that are free already; number 0 stands for none."""
+    """Free frames are used first, and then new ones with the lowest numbers. Number 0 is not used."""
     free = np.zeros(names.NUMBERS + 9, np.int32)
     kernels.frames.add_free_frames(free, 4)
     assert free[: names.NUMBERS + 3].tolist() == [3, 4, 3, 2, 1]
@@ -228,7 +228,7 @@ def test_a_write_stops_where_no_frame_is_free(kernels):
 
 
 def arrays_of(kernels, num_envs):
-    """The arrays of a storage, and those of its frames, with room for many."""
+    """The arrays of a storage and of its frames, with room for many frames."""
     storage = LocalStorage(3 * num_envs, Spec(Field((2, 3), np.uint8), action=Field(())), num_envs, stack=2)
     pool = Pool(kernels, num_envs, 3, 1, 2, 6)
     frames = [pool.shape, pool.written, pool.table, pool.pool, pool.overflow, pool.free]
@@ -244,7 +244,7 @@ def stretch(rng, num_envs, count):
 @both
 @pytest.mark.parametrize("num_envs", [1, 2])
 def test_stored_at_once_is_as_in_stages(kernels, num_envs):
-    """Steps of all lanes and of some; every array is the same bit for bit."""
+    """Steps of all or some lanes give the same bits in every array, at once and in stages."""
     rng = np.random.default_rng(0)
     (one, frames), (two, other) = arrays_of(kernels, num_envs), arrays_of(kernels, num_envs)
     for turn in range(40):
@@ -345,7 +345,7 @@ def random_rows(rng, num_envs, length, width):
 @both
 @pytest.mark.parametrize("seed", range(30))
 def test_codes_say_where_frames_are_found(kernels, seed):
-    """In the row before or in the same row; decoded, equal frames of a chunk have the same number again."""
+    """Codes refer to frames in the previous row or the same row. Decoded, equal frames are shared again."""
     rng = np.random.default_rng(seed)
     num_envs, length, width = (int(rng.integers(1, most)) for most in (4, 7, 6))
     table, begin, indices, first = random_rows(rng, num_envs, length, width)
@@ -362,7 +362,7 @@ def test_codes_say_where_frames_are_found(kernels, seed):
 @both
 @pytest.mark.parametrize("seed", range(60))
 def test_wrong_codes_are_found(kernels, seed):
-    """Codes of nothing, of later frames, of the row before where there is none, and of numbers far out."""
+    """Codes that refer to no frame, a later frame, a missing row or a huge number are detected."""
     rng = np.random.default_rng(seed)
     num_envs, length, width = (int(rng.integers(1, most)) for most in (4, 7, 6))
     table, begin, indices, first = random_rows(rng, num_envs, length, width)

@@ -1,4 +1,4 @@
-"""The kernels of hindsight and of the combined draw, against loops, and whole batches against their parts."""
+"""The kernels of hindsight and of the combined draw, compared with loops, and combined calls with their parts."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ SPECS = [
 
 
 class Episodes(Ring):
-    """A ring with the tables of its episodes; the oldest of a lane may have begun before its oldest step."""
+    """A ring with the tables of its episodes. The oldest episode may have begun before the oldest step."""
 
     def __init__(self, rng, spec, num_envs, length, n):
         super().__init__(rng, spec, num_envs, length, n)
@@ -36,7 +36,7 @@ class Episodes(Ring):
                     number, run = number + num_envs, []
 
     def allowed(self, index, scope):
-        """The steps that a goal for the window at an index may come from, in order."""
+        """The steps from which a goal for the window at an index may come, in order."""
         episode = self.episode_of[index]
         return {
             names.FUTURE: [step for step in episode if step >= index],
@@ -46,7 +46,7 @@ class Episodes(Ring):
         }[scope]
 
     def all_stored(self):
-        """In the order in which stored steps are counted."""
+        """All stored steps, in the order in which they are counted."""
         order, is_full = self.stored.tolist(), self.stored.size == self.capacity
         if (self.bounds == self.bounds[:, :1]).all():
             order.sort(key=lambda index: index % self.capacity if is_full else index)
@@ -54,12 +54,12 @@ class Episodes(Ring):
 
 
 def room_of(groups, count, n, leaves):
-    """The bytes that the answer takes."""
+    """The size of the answer in bytes."""
     return 16 + 8 * (groups + count * (n + 1)) + 3 * sum(count * n * leaf.field.nbytes + 8 for leaf in leaves)
 
 
 def answer_of(out, groups, count, n, leaves, found):
-    """The arrays in the memory that `look_ahead` has filled."""
+    """The arrays that `look_ahead` has written to the memory."""
     chosen, steps = found
     at, parts = (groups + 7) // 8 * 8, [np.ndarray(groups, np.bool_, out)]
     for length, room in ((chosen, count), (steps, count * n)):
@@ -76,7 +76,7 @@ def answer_of(out, groups, count, n, leaves, found):
 @every_size
 @pytest.mark.parametrize("scope", [names.FUTURE, names.FINAL, names.EPISODE, names.RANDOM])
 def test_goals_are_those_of_the_chosen_steps(kernels, num_envs, n, scope):
-    """In rows of one window and of two, with any share of them chosen; shortened windows ask about fewer steps."""
+    """Goals are those of the chosen steps, in rows of one window or two, for any share of chosen rows."""
     rng = np.random.default_rng(100 * scope + 10 * num_envs + n)
     for trial in range(16):
         ring = Episodes(rng, SPECS[trial % 2], num_envs, 5, n)
@@ -119,7 +119,7 @@ def test_goals_are_those_of_the_chosen_steps(kernels, num_envs, n, scope):
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_rewards_are_put_in_their_places(kernels, dtype):
-    """Rounded to float32 where that is stored; the first that is not finite then is named."""
+    """New rewards are rounded to the stored dtype. The first that is not finite is reported."""
     for is_short in (True, False):
         reward, rewards = np.full(8, 5.0), np.array([0.1, -3.0, 2.0**60], dtype)
         assert kernels.goals.put_rewards(rewards, np.array([6, 0, 3]), 1, reward, is_short) == -1
@@ -141,7 +141,7 @@ def test_rewards_are_put_in_their_places(kernels, dtype):
 
 @both
 def test_draws_and_the_newest_are_combined(kernels):
-    """The probabilities are those of the mixture, also of draws that are among the newest."""
+    """The probabilities include the newest transitions, also for draws of them."""
     rng = np.random.default_rng(0)
     for k, newest in ((5, [7]), (1, [3, 4]), (8, [9, 2, 5])):
         drawn, shares, of_newest = rng.integers(0, 10, k), rng.random(k), rng.random(len(newest))
@@ -157,7 +157,7 @@ def test_draws_and_the_newest_are_combined(kernels):
 
 
 def tree_over(kernels, ring, rng):
-    """The arrays of a tree with priorities of what a ring holds."""
+    """The arrays of a tree with the priorities of a ring's transitions."""
     size = 1 << (ring.capacity - 1).bit_length()
     nodes, extremes = np.zeros(2 * size), np.zeros(4 + 2 * (1 << (size.bit_length() - 1) // 2))
     extremes[2] = np.inf
@@ -170,7 +170,7 @@ def tree_over(kernels, ring, rng):
 @pytest.mark.parametrize("num_envs", [1, 3])
 @pytest.mark.parametrize("is_prioritized", [False, True])
 def test_a_batch_at_once_is_its_parts_one_after_another(kernels, num_envs, is_prioritized):
-    """Drawn, opened, reduced and looked ahead, in one call or in several; the bits of the blocks are the same."""
+    """One call or several calls to draw, open, reduce and look ahead give the same bits."""
     rng, kind = np.random.default_rng(num_envs), "proportional" if is_prioritized else "uniform"
     for trial in range(12):
         ring = Episodes(rng, SPECS[trial % 2], num_envs, 5, 3)
@@ -212,7 +212,7 @@ def test_a_batch_at_once_is_its_parts_one_after_another(kernels, num_envs, is_pr
 
 
 def test_bounds_of_the_tests_are_of_every_kind():
-    """In step and not, full and not, empty lanes: the tests above need them all."""
+    """The bounds in these tests include equal and unequal, full, partly filled and empty lanes."""
     rng = np.random.default_rng(0)
     found = [random_bounds(rng, 3, 4) for _ in range(300)]
     in_step = [bool((bounds == bounds[:, :1]).all()) for bounds in found]

@@ -1,4 +1,4 @@
-"""Indices, slots and the kernels between them, against the definitions."""
+"""Indices, slots and the kernels that convert them, compared with their definitions."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ NONE = np.zeros(0, np.int64)
 
 
 def cases(num_envs):
-    """Bounds of lanes of five slots, empty and full, in step and not."""
+    """Bounds of lanes of five slots, empty and full, of equal and different lengths."""
     rng = np.random.default_rng(num_envs)
     for _ in range(60):
         yield rng, random_bounds(rng, num_envs, 5), 5 * num_envs
@@ -19,7 +19,7 @@ def cases(num_envs):
 @both
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_slots_are_indices_modulo_the_capacity(kernels, num_envs):
-    """The first index that is not stored stops: a stale one, one that comes next, and a negative one."""
+    """The kernel stops at the first index that is not stored: stale, future or negative."""
     for rng, bounds, capacity in cases(num_envs):
         stored = rng.permutation(indices_in(bounds))
         slots = np.empty(stored.size, np.int64)
@@ -35,7 +35,7 @@ def test_slots_are_indices_modulo_the_capacity(kernels, num_envs):
 @both
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_indices_are_found_from_slots(kernels, num_envs):
-    """The inverse of the slots, far from zero, too."""
+    """Indices are computed from slots, also for huge indices."""
     for rng, bounds, capacity in cases(num_envs):
         bounds = bounds + 2**40
         stored = rng.permutation(indices_in(bounds))
@@ -47,7 +47,7 @@ def test_indices_are_found_from_slots(kernels, num_envs):
 @both
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_the_nth_stored_index_is_counted_in_order(kernels, num_envs):
-    """In order of indices while lanes are in step, of slots once they are full, and otherwise lane by lane."""
+    """Stored indices are counted by index, by slot in full lanes, and otherwise lane by lane."""
     for _, bounds, capacity in cases(num_envs):
         order = indices_in(bounds)
         if (bounds == bounds[:, :1]).all():
@@ -90,7 +90,7 @@ def test_stale_entries_are_left_out(kernels, num_envs):
 
 @both
 def test_loading_a_row_ahead_changes_nothing(kernels):
-    """It includes the last row, whose end is the end of the memory."""
+    """Prefetching a row changes nothing, also for the last row of the memory."""
     for row_bytes in (8, 64, 200):
         rows = np.arange(3 * row_bytes).astype(np.uint8)
         for slot in range(3):
@@ -101,7 +101,7 @@ def test_loading_a_row_ahead_changes_nothing(kernels):
 @both
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_the_first_number_that_rounds_to_infinity_is_found(kernels):
-    """Others are rounded as NumPy does; NaN, infinities and -0.0 stay."""
+    """Numbers are rounded as NumPy does. The first that becomes infinite is reported."""
     largest = float(np.finfo(np.float32).max)
     fine = np.array([0.1, -0.0, np.nan, np.inf, -np.inf, largest, 1e-320, -largest - 2.0**102])
     narrowed = np.empty(fine.size, np.float32)
@@ -115,7 +115,7 @@ def test_the_first_number_that_rounds_to_infinity_is_found(kernels):
 
 
 def test_kernel_modules_are_found_by_name():
-    """One that does not exist is an error at the first kernel; names of the language are not looked for in it."""
+    """Kernel modules are imported by name. A missing one raises an error at the first kernel."""
     with pytest.raises(ModuleNotFoundError, match="nothing"):
         _ = lazy("nothing").draw
     with pytest.raises(AttributeError, match="__wrapped__"):

@@ -1,4 +1,4 @@
-"""The order by priority against a sorted list."""
+"""The order of priorities, compared with a sorted list."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ PRIORITIES = [0.0, 0.5, 1.0, 1.0, 2.0, 7.0]
 
 
 class Order:
-    """The arrays of an order of this many slots, in blocks of `span` entries, and what it should hold."""
+    """The arrays of an order of this many slots, in blocks of `span` entries, and its expected contents."""
 
     def __init__(self, kernels, capacity, num_envs, span):
         self.kernels, self.capacity = kernels.ranks, capacity
@@ -32,7 +32,7 @@ class Order:
         self.kernels.fill(*self.arrays, self.capacity, self.priorities, np.array(self.expected(), np.int64))
 
     def settle(self, bounds):
-        """Move on to these bounds, in the kernel and in the dict."""
+        """Advance to these bounds, in the kernel and in the dict."""
         stale = self.kernels.settle(*self.arrays, self.priorities, self.settled, bounds, self.capacity)
         stored = set(indices_in(bounds).tolist())
         slots = {index % self.capacity for index in stored - set(self.of)}
@@ -51,7 +51,7 @@ class Order:
         return stale
 
     def check(self):
-        """Every rank is that of the sorted list, and two neighbouring blocks do not fit into one."""
+        """Check that every rank is that of the sorted list, and that no two neighbouring blocks fit into one."""
         expected, span = self.expected(), int(self.table[names.HEADER, names.SPAN])
         places = [self.kernels.position_of(self.table, rank) for rank in range(len(expected))]
         assert self.members[places].tolist() == expected
@@ -111,7 +111,7 @@ def test_blocks_are_split_and_joined_through_many_single_changes(kernels):
 @both
 @pytest.mark.parametrize("stratified", [True, False])
 def test_draws_are_where_points_lie_on_the_masses(kernels, stratified):
-    """At the edges of each rank, too."""
+    """Draws are the ranks whose masses contain the points, also at the edges of ranks."""
     for count in (1, 2, 5, 37):
         order, bounds = Order(kernels, count, 1, 8), np.array([[3 * count], [4 * count]])
         order.settle(bounds)

@@ -1,4 +1,4 @@
-"""Rows of sequences, against their definitions in lists."""
+"""Rows of sequences, compared with definitions in lists."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tests.kernels.forms import both
 @both
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_spans_begin_with_their_first_stored_step(kernels, num_envs):
-    """Counted from the first step of the episode, which may have been overwritten, to its last stored step."""
+    """Spans are counted from the first step of the episode, which may have been overwritten."""
     rng = np.random.default_rng(num_envs)
     for _ in range(100):
         stride, count = int(rng.integers(1, 6)), int(rng.integers(1, 9))
@@ -31,7 +31,7 @@ def test_spans_begin_with_their_first_stored_step(kernels, num_envs):
 @both
 @pytest.mark.parametrize("successor", [1, 4])
 def test_rows_end_with_their_episodes(kernels, successor):
-    """Past the end the last step is served, and an end under a new goal makes the row shorter."""
+    """Past the end of an episode, the last step is repeated. An end under a new goal shortens the row."""
     rng = np.random.default_rng(successor)
     for _ in range(60):
         count, width, burn_in = int(rng.integers(1, 5)), int(rng.integers(1, 7)), int(rng.integers(0, 3))

@@ -1,4 +1,4 @@
-"""The kernel that writes, against lists of the steps of each lane."""
+"""The kernel that writes, compared with lists of the steps of each lane."""
 
 import sys
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ class Model:
         self.rows = np.zeros((self.capacity, ROW_BYTES), np.uint8)
 
     def retire(self, lane, steps):
-        """Drop what `steps` more steps of a lane leave no room for."""
+        """Remove the steps of a lane that `steps` new steps will overwrite."""
         while self.lanes[lane] and len(self.lanes[lane]) + steps > self.length:
             self.lanes[lane].pop(0)
 
@@ -55,7 +55,7 @@ class Model:
 
 
 def state_of(num_envs, length, has_stamps):
-    """Arrays of an empty storage, as the module describes them."""
+    """The arrays of an empty storage, as the module describes them."""
     header = np.zeros(names.LANES + names.LANE_ROWS * num_envs + 2 * len(LEAVES), np.int64)
     header[[names.NUM_ENVS, names.LENGTH, names.ROW_BYTES, names.END]] = num_envs, length, ROW_BYTES, END
     header[[names.REWARD, names.REWARD_BYTES, names.REWARD_NUMBERS]] = 24 + 5, 4, 1  # behind the leaves before it
@@ -70,7 +70,7 @@ def state_of(num_envs, length, has_stamps):
 
 
 def assert_same(kernels, model, header, rows, tables, lanes):
-    """Every number that means something is that of the model."""
+    """Check that every number with a meaning equals that of the model."""
     capacity = model.capacity
     np.testing.assert_array_equal(rows.reshape(-1, ROW_BYTES), model.rows)
     assert lanes[names.FIRST].tolist() == [model.first(e) for e in range(model.num_envs)]
@@ -100,14 +100,14 @@ def assert_same(kernels, model, header, rows, tables, lanes):
 
 
 def random_leaves(rng, count):
-    """Bytes of each leaf for `count` entries; both flags are rare."""
+    """The bytes of each leaf for `count` entries. Both flags are rarely True."""
     leaves = [rng.integers(0, 256, (count, size), np.uint8) for _, size in LEAVES[:-2]]
     leaves[2][:, -1] &= 0x3F  # a finite float32
     return [*leaves, *((rng.random((2, count, 1)) < 0.25).astype(np.uint8))]
 
 
 def joined(leaves):
-    """One leaf after another, as a block of bytes."""
+    """All leaves, one after the other, as a block of bytes."""
     return b"".join(leaf.tobytes() for leaf in leaves)
 
 
@@ -116,7 +116,7 @@ def joined(leaves):
     ("num_envs", "length", "has_stamps"), [(1, 5, False), (1, 1, False), (3, 4, False), (3, 4, True), (2, 1, True)]
 )
 def test_steps_are_retired_written_and_published(kernels, num_envs, length, has_stamps):
-    """Steps of all lanes or of some, at once or in two stages, ends of episodes, clears, and tables made anew."""
+    """Steps are stored correctly: of all lanes or some, at once or in stages, with ends and clears."""
     rng = np.random.default_rng(num_envs * 10 + length)
     for _ in range(12):
         model = Model(num_envs, length)
@@ -175,7 +175,7 @@ def test_steps_are_retired_written_and_published(kernels, num_envs, length, has_
 @pytest.mark.parametrize("some", [False, True])
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_what_counts_as_stored_is_whole_at_every_line(num_envs, some):
-    """The oldest are retired first, then rows and episodes are written, and then they are published."""
+    """Steps that count as stored are complete at every line: first retire, then write, then publish."""
     rng, length = np.random.default_rng(num_envs), 4
     capacity = num_envs * length
     header, rows, tables, lanes = state_of(num_envs, length, has_stamps=True)
@@ -219,7 +219,7 @@ def test_what_counts_as_stored_is_whole_at_every_line(num_envs, some):
 
 
 def assert_retired(model, header, rows, lanes):
-    """The oldest are gone, and nothing else has changed."""
+    """Check that the oldest steps are retired and nothing else has changed."""
     np.testing.assert_array_equal(rows.reshape(-1, ROW_BYTES), model.rows)
     assert lanes[names.FIRST].tolist() == [model.first(e) for e in range(model.num_envs)]
     assert lanes[names.CURSOR].tolist() == model.cursor
@@ -227,7 +227,7 @@ def assert_retired(model, header, rows, lanes):
 
 
 def begins_in(model, chosen, ends):
-    """Whether an episode begins at each of the next entries of these lanes, which end episodes or do not."""
+    """Whether an episode begins at each of the next entries of these lanes."""
     over, begins = list(model.over), []
     for lane, end in zip(chosen, ends.tolist(), strict=True):
         begins.append(over[lane])
@@ -239,7 +239,7 @@ def begins_in(model, chosen, ends):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("numbers", [1, 3])
 def test_a_reward_that_is_not_finite_is_found_before_anything_changes(kernels, dtype, numbers):
-    """The first of them, wherever it is, also among entries of some lanes and before the step is retired."""
+    """The first reward that is not finite is reported, before a step is retired."""
     size = np.dtype(dtype).itemsize * numbers
     leaves, row_bytes = [(0, 16), (16, size), (16 + size, 1), (17 + size, 1)], 48
     largest = np.finfo(dtype).max

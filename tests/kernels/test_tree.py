@@ -1,4 +1,4 @@
-"""The kernels of the sum tree against sums written out, and priorities against a dict of them."""
+"""The kernels of the sum tree, compared with plain sums, and priorities, compared with a dict."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.kernels.forms import both, indices_in
 
 
 def empty(capacity):
-    """The arrays of a tree of this many leaves: nodes and extremes."""
+    """The arrays of an empty tree with this many leaves: nodes and extremes."""
     depth = (capacity - 1).bit_length()
     nodes, extremes = np.zeros(2 << depth), np.zeros(names.BLOCKS + (2 << depth // 2))
     extremes[names.MIN] = np.inf
@@ -18,7 +18,7 @@ def empty(capacity):
 
 
 def assert_tree(kernels, nodes, extremes, leaves):
-    """Every node is the sum of its children, and the extremes are those of the leaves."""
+    """Check that every node is the sum of its children, and that the extremes are those of the leaves."""
     size = nodes.size // 2
     np.testing.assert_array_equal(nodes[size : size + len(leaves)], leaves)
     assert not nodes[size + len(leaves) :].any()
@@ -39,7 +39,7 @@ def assert_tree(kernels, nodes, extremes, leaves):
     seed=st.integers(0, 999),
 )
 def test_leaves_are_set_one_by_one_and_in_runs(kernels, capacity, calls, seed):
-    """Sorted or not, with duplicates, of which the last counts."""
+    """Leaves can be sorted or not. Of repeated leaves, the last value is kept."""
     rng = np.random.default_rng(seed)
     (nodes, extremes), leaves = empty(capacity), [0.0] * capacity
     for number, values in enumerate(calls):
@@ -80,7 +80,7 @@ def test_draws_fall_where_the_running_sum_exceeds_them(kernels, values, seed):
 
 @both
 def test_a_mass_that_runs_off_a_rounded_sum_finds_the_last_positive_leaf(kernels):
-    """A sum that was rounded up leaves a remainder that no leaf covers; leaves of zero are passed over."""
+    """A mass that rounding places beyond all leaves finds the last positive leaf."""
     nodes, extremes = empty(8)
     kernels.tree.assign(nodes, extremes, np.arange(8), np.array([0.0, 0.3, 0.0, 0.0, 0.1, 0.0, 0.0, 0.0]))
     for mass, expected in ((0.4, 4), (10.0, 4), (0.35, 4), (0.0, 1), (0.29, 1)):
@@ -98,7 +98,7 @@ def test_a_mass_that_runs_off_a_rounded_sum_finds_the_last_positive_leaf(kernels
 
 @both
 def test_what_is_drawn_has_a_positive_probability(kernels):
-    """It also holds if the quotient underflows."""
+    """A drawn leaf has a positive probability, even if the quotient underflows."""
     nodes, extremes = empty(2)
     kernels.tree.assign(nodes, extremes, np.arange(2), np.array([1e-300, 1e300]))
     cursors, probabilities = np.empty(1, np.int64), np.empty(1)
@@ -108,13 +108,13 @@ def test_what_is_drawn_has_a_positive_probability(kernels):
 
 
 class Priorities:
-    """A dict of index to priority, told of bounds as a distribution is: late."""
+    """A dict of index to priority, which learns of new bounds late, like a distribution."""
 
     def __init__(self, capacity):
         self.capacity, self.values = capacity, {}
 
     def settle(self, stored):
-        """New steps get the largest priority just before they came, so of those that they replace, too; or 1.
+        """Give new steps the largest priority just before they were added, or 1.
 
         Steps that were retired and not replaced do not count.
         """
@@ -126,7 +126,7 @@ class Priorities:
 @both
 @pytest.mark.parametrize(("num_envs", "length"), [(1, 1), (1, 6), (1, 16), (3, 1), (3, 4), (2, 8)])
 def test_priorities_follow_the_bounds(kernels, num_envs, length):
-    """Lanes in step and not, seldom and often asked, longer than a lap, cleared; all but `settle` settle first."""
+    """Priorities follow the bounds of lanes, after many or few adds, wrapping and clears."""
     rng, capacity = np.random.default_rng(num_envs * length), num_envs * length
     for _ in range(12):
         (nodes, extremes), model = empty(capacity), Priorities(capacity)

@@ -1,4 +1,4 @@
-"""The kernels that make batches, against loops over the rows."""
+"""The kernels that make batches, compared with loops over the rows."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ SPECS = [
 
 
 class Ring:
-    """Rows of random bytes, of lanes with random ends of episodes, and the block that a batch of them is made in."""
+    """Rows of random bytes in lanes with random episodes, and the block in which a batch of them is made."""
 
     def __init__(self, rng, spec, num_envs, length, n):
         self.rng, self.n, self.num_envs, self.capacity = rng, n, num_envs, num_envs * length
@@ -45,7 +45,7 @@ class Ring:
         return str(self.names.index(name))
 
     def block(self, indices):
-        """A block for these indices: its plan, its memory, and its fields by name. Indices and slots are in it."""
+        """A block for these indices: its plan, its memory, and its fields by name, with indices and slots."""
         layout = self.row.layout(len(indices), self.n)
         block = np.full(layout.nbytes, 0xAB, np.uint8)
         places = layout.plan[names.START]
@@ -57,7 +57,7 @@ class Ring:
         return layout.plan, block, found
 
     def steps(self, index):
-        """The indices of a window: up to n, to the end of its episode or the newest of the lane."""
+        """The indices of a window: up to n steps, to the end of its episode or the newest step."""
         window = [index]
         while len(window) < self.n and not self.ends[window[-1] % self.capacity]:
             if window[-1] + self.num_envs not in self.stored:
@@ -66,11 +66,11 @@ class Ring:
         return window
 
     def value(self, index, name):
-        """A leaf of a stored step."""
+        """The value of a leaf of a stored step."""
         return self.records[self.key(name)][index % self.capacity]
 
     def assert_opened(self, fields):
-        """Rewards, lengths and flags are those of the windows."""
+        """Check that rewards, lengths and flags are those of the windows."""
         for i, index in enumerate(fields["indices"].tolist()):
             steps = self.steps(index)
             rewards = [self.value(step, "reward").tolist() for step in steps]
@@ -81,7 +81,7 @@ class Ring:
                 assert fields[flag][i] == self.value(steps[-1], flag)
 
     def assert_reduced(self, fields, rewards, lengths, terminated):
-        """Fields of the first step, next_obs of the last, and the sum and the discount of these."""
+        """Check the fields of the first step, the next_obs of the last, the return and the discount."""
         dtype = fields["reward"].dtype.type
         for i, index in enumerate(fields["indices"].tolist()):
             last = index + (lengths[i] - 1) * self.num_envs
@@ -98,7 +98,7 @@ class Ring:
 
 
 def rings(num_envs, n):
-    """Rings of all specs, that hold something."""
+    """Rings of all specs with stored steps."""
     rng = np.random.default_rng(10 * num_envs + n)
     for trial in range(40):
         ring = Ring(rng, SPECS[trial % 4], num_envs, 5, n)
@@ -112,7 +112,7 @@ every_size = pytest.mark.parametrize(("num_envs", "n"), [(1, 1), (1, 3), (3, 1),
 @both
 @every_size
 def test_windows_are_opened_and_reduced(kernels, num_envs, n):
-    """At once or one after the other, with what a wrapper has changed in between; rows and bounds stay as they are."""
+    """Windows are opened and reduced in one call or two, with changes of a wrapper in between."""
     for rng, ring in rings(num_envs, n):
         indices = rng.choice(ring.stored, rng.integers(1, 150))
         before = ring.rows.tobytes(), ring.bounds.tobytes()
@@ -146,7 +146,7 @@ def test_windows_are_opened_and_reduced(kernels, num_envs, n):
 @both
 @every_size
 def test_transitions_at_indices_that_are_not_stored_are_refused(kernels, num_envs, n):
-    """The position of the first is returned, and the block is not made."""
+    """The position of the first index that is not stored is returned, and no batch is made."""
     for rng, ring in rings(num_envs, n):
         indices = rng.choice(ring.stored, 5)
         plan, block, fields = ring.block(indices)
@@ -167,7 +167,7 @@ def test_transitions_at_indices_that_are_not_stored_are_refused(kernels, num_env
 
 @both
 def test_uniform_draws_are_the_nth_stored(kernels):
-    """Each has the probability 1/N."""
+    """Each stored transition is drawn with probability 1/N."""
     rng = np.random.default_rng(0)
     for _ in range(30):
         bounds = random_bounds(rng, 3, 4)
@@ -184,7 +184,7 @@ def test_uniform_draws_are_the_nth_stored(kernels):
 
 @both
 def test_fields_are_gathered_in_words_of_any_number(kernels):
-    """Few words and many, a part of the rows at a time; nothing beside them is touched."""
+    """Fields of any number of words are gathered. Memory beside them is unchanged."""
     rng = np.random.default_rng(0)
     for words in (0, 1, 4, 5, 17):
         rows, slots = rng.integers(0, 256, (6, 24), np.uint8), rng.integers(0, 6, 10)
@@ -199,7 +199,7 @@ def test_fields_are_gathered_in_words_of_any_number(kernels):
 @both
 @every_size
 def test_rewrites_replace_some_rows_of_some_fields(kernels, num_envs, n):
-    """In both fields alike, after the reduction; other rows and fields stay."""
+    """Rewrites replace rows in obs and next_obs after the reduction. Other rows and fields are unchanged."""
     for rng, ring in rings(num_envs, n):
         both_obs = ["obs", "next_obs"] if "obs" in ring.names else ["obs.a", "next_obs.a"]
         for pair in (both_obs, ["z"] if "z" in ring.names else ["action"]):

@@ -1,4 +1,4 @@
-"""Rows that follow from their indices and carry a checksum, so that a torn one shows; and threads that run together."""
+"""Rows computed from their indices, with a checksum that shows torn rows, and threads that run at the same time."""
 
 import sys
 import threading
@@ -15,7 +15,7 @@ PERIODS = 11, 7
 
 
 class Stream:
-    """The transitions that are added to a buffer of E lanes: step t of lane e is numbered t E + e, as its index is.
+    """The transitions that are added to a buffer of E lanes. Step t of lane e has the number t E + e, like its index.
 
     Each field is computed from this number. The extra field `checksum` is that of all others.
     """
@@ -47,7 +47,7 @@ class Stream:
         return (numbers[..., None] * PRIMES[:3] % 1009).astype(np.int32)
 
     def rows(self, numbers):
-        """All fields of the steps of these numbers."""
+        """All fields of the steps with these numbers."""
         numbers = np.asarray(numbers, np.int64)
         terminated, truncated = self.ends(numbers)
         fields = {
@@ -107,7 +107,7 @@ def checksum(fields):
 
 
 def run_together(leader, *others, seconds=0.3, interval=1e-6, least=20):
-    """Run functions in threads, switching so often: `leader` for so long, and then the others to their next end.
+    """Run functions in threads that switch often: `leader` for some time, and the others until their next end.
 
     Each is called again and again, at least so many times, with the number of the call. Raises the first error of any,
     and fails if a thread does not end.

@@ -1,4 +1,4 @@
-"""Laws of every buffer: identities, copies, seeds, and fast ways that give the same bits as the verbs."""
+"""Laws of every buffer: identities, copies, seeds, and fast paths that give the same bits as the verbs."""
 
 import copy
 import dataclasses
@@ -23,7 +23,7 @@ from tests.helpers import FLAT, StepByStep, arrays_of, every_buffer, filled, sta
 )
 @settings(max_examples=50)
 def test_adds_one_by_one_equal_an_extend(steps, lanes, capacity, ends):
-    """A stretch is stored as T calls of add would store it, and the next batches are the same bits."""
+    """`extend` by T steps stores the same as T calls of `add`, and the next batches have the same bits."""
     made = []
     values = stretch(steps, lanes)
     for end in ends:
@@ -48,7 +48,7 @@ def test_alpha_zero_is_uniform_replay_bit_for_bit():
 
 
 def test_one_step_windows_are_the_transitions_as_stored():
-    """n_step=1 is the identity, up to the discount."""
+    """With n_step=1, a batch has the stored transitions, with a discount."""
     buffer = filled(ReplayBuffer(20, FLAT, seed=0), 20)
     longer = filled(ReplayBuffer(20, FLAT, n_step=2, seed=0), 20)
     batch, other = buffer.sample(50), longer.sample(50)
@@ -59,7 +59,7 @@ def test_one_step_windows_are_the_transitions_as_stored():
 
 @pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer, LatestBuffer])
 def test_one_step_one_lane_and_one_frame_are_identities(make):
-    """n_step=1, num_envs=1 and stack=1 change nothing, nor does gamma change the reward of one step."""
+    """n_step=1, num_envs=1 and stack=1 change nothing. Gamma does not change the reward of one step."""
     spec = Spec(obs=Field((3, 5), np.uint8), action=Field(()))
     batches = []
     for options in ({}, {"n_step": 1, "num_envs": 1, "stack": 1, "padding": "zero"}, {"share": "all"}):
@@ -72,7 +72,7 @@ def test_one_step_one_lane_and_one_frame_are_identities(make):
 
 @every_buffer
 def test_same_seed_same_bits_whatever_the_global_generators_do(make):
-    """All randomness is the buffer's own, and it leaves the global generators alone."""
+    """A buffer uses only its own generator, and does not change the global generators."""
     one, two = filled(make(9, FLAT, seed=4), 9), filled(make(9, FLAT, seed=4), 9)
     np.random.seed(0)  # noqa: NPY002
     random.seed(0)
@@ -93,7 +93,7 @@ def test_spawned_seeds_differ():
 @every_buffer
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))], ids=["deepcopy", "pickle"])
 def test_copies_go_on_alone_with_the_same_draws(make, copied):
-    """A copy draws what the original would have, and neither changes the other."""
+    """A copy draws the same batches as the original would, and the two are independent."""
     buffer = filled(make(7, FLAT, n_step=2, seed=0), 5)
     buffer.sample(3)
     twin = copied(buffer)
@@ -124,7 +124,7 @@ def test_batches_are_fresh(make):
 
 @every_buffer
 def test_every_buffer_speaks_the_same_language(make):
-    """Agent code never asks which buffer it holds."""
+    """An agent's code is the same for every buffer."""
     buffer = filled(make(8, FLAT, seed=0), 8)
     assert isinstance(buffer, Replay)
     batch = buffer.sample(4)
@@ -140,7 +140,7 @@ def test_every_buffer_speaks_the_same_language(make):
 
 @given(configuration=configurations(), steps=st.integers(1, 40), masked=st.booleans(), batch_size=st.integers(1, 150))
 def test_a_batch_made_at_once_is_the_one_made_step_by_step(configuration, steps, masked, batch_size):
-    """Bit for bit, for every buffer, spec, n_step and number of lanes: the fast ways change nothing."""
+    """The fast paths give the bits of the verbs, for every buffer, spec, n_step and number of lanes."""
     configuration = dataclasses.replace(configuration, combined=(), hindsight=None)
     (fast, _), (slow, _) = build(configuration), build(configuration)
     lanes = configuration.num_envs
@@ -160,7 +160,7 @@ def test_a_batch_made_at_once_is_the_one_made_step_by_step(configuration, steps,
 
 @pytest.mark.filterwarnings("ignore:overflow")  # without compilation, NumPy says so
 def test_a_return_beyond_float32_is_infinite_either_way():
-    """At once and step by step."""
+    """It is infinite in the fast path and with the verbs."""
     for wrap in (lambda b: b, StepByStep):
         buffer = ReplayBuffer(9, FLAT, n_step=3, gamma=1.0, seed=0)
         for _ in range(5):

@@ -1,4 +1,4 @@
-"""A replay that was saved and loaded goes on bit for bit, whatever it is made of and whenever it was saved."""
+"""A replay that was saved and loaded continues bit for bit, whatever its parts are and whenever it was saved."""
 
 import dataclasses
 import io
@@ -20,7 +20,7 @@ from tests.laws.streams import GAMMA, Stream, run_together
 
 
 def smaller_chunks(patch, nbytes):
-    """Chunks of so many bytes, so that small buffers have many."""
+    """Limit chunks to this number of bytes, so that small buffers have many."""
     patch.setattr(chunks_module, "CHUNK_BYTES", nbytes)
     patch.setattr(checkpoint, "CHUNK_BYTES", nbytes)
 
@@ -33,7 +33,7 @@ def through_torch(source, target):
     target.load_state_dict(torch.load(file, weights_only=True))
 
 
-# -- Going on ------------------------------------------------------------------------------------------------------
+# -- Continuing after a load ---------------------------------------------------------------------------------------
 
 
 @given(
@@ -41,7 +41,7 @@ def through_torch(source, target):
     st.sampled_from([1 << 22, 4000, 60, 1]), st.sampled_from(["path", "state_dict", "load"]), st.booleans(),
 )  # fmt: skip
 def test_what_was_loaded_goes_on_as_what_was_saved(tmp_path_factory, configuration, seed, count, nbytes, way, is_used):
-    """The same batches, priorities, episodes and counters, from any moment; and saving changes nothing."""
+    """A loaded replay has the same batches, priorities, episodes and counters. Saving changes nothing."""
     path = tmp_path_factory.mktemp("checkpoint")
     saved, twin, loaded = (build(configuration)[0] for _ in range(3))
     for replay in (saved, twin):
@@ -70,7 +70,7 @@ def test_what_was_loaded_goes_on_as_what_was_saved(tmp_path_factory, configurati
 
 @given(configurations(), st.integers(0, 1 << 30), st.sampled_from([1 << 22, 1000, 60, 1]))
 def test_a_path_that_is_saved_to_again_has_what_a_new_one_has(tmp_path_factory, configuration, seed, nbytes):
-    """Only changed data is written, and nothing is missing."""
+    """A second save to a path gives the same checkpoint as a save to a new path."""
     replay, learner = build(configuration)[0], Learner(seed)
     path = tmp_path_factory.mktemp("checkpoint")
     with pytest.MonkeyPatch.context() as patch:
@@ -87,7 +87,7 @@ def test_a_path_that_is_saved_to_again_has_what_a_new_one_has(tmp_path_factory, 
 
 
 def test_a_second_save_writes_only_what_has_changed(tmp_path, monkeypatch):
-    """Rows that were neither added nor retired stay in their files, also after loading; nothing is written twice."""
+    """A second save writes only changed rows. The others stay in their files, also after a load."""
     stream = Stream()
     smaller_chunks(monkeypatch, 2000)
     buffer = PrioritizedBuffer(400, stream.spec, gamma=GAMMA, seed=0)
@@ -125,7 +125,7 @@ def counted(function, calls):
 
 @given(configurations(), st.integers(1, 30), st.integers(0, 1 << 30), st.integers(0, 60))
 def test_another_capacity_keeps_the_newest_that_fit(configuration, capacity, seed, count):
-    """They keep their values, priorities, episodes and order."""
+    """With another capacity, the newest transitions are kept, with values, priorities, episodes and order."""
     pytest.importorskip("torch")
     saved = build(configuration)[0]
     Learner(seed).act(saved, count)
@@ -157,7 +157,7 @@ def test_another_capacity_keeps_the_newest_that_fit(configuration, capacity, see
     alpha=st.sampled_from([0.3, 1.0]), seed=st.integers(0, 1 << 30),
 )  # fmt: skip
 def test_what_was_added_last_has_the_same_priority_in_another_capacity(variant, num_envs, before, after, alpha, seed):
-    """It holds even if the transition with that priority has been overwritten or no longer fits."""
+    """New transitions get the same priority, even if the transition with the largest one does not fit."""
     pytest.importorskip("torch")
     rng, stream = np.random.default_rng(seed), Stream(num_envs, (1,), np.float32)
     options = {"num_envs": num_envs, "alpha": alpha, "seed": 0, "variant": variant}
@@ -184,7 +184,7 @@ def test_what_was_added_last_has_the_same_priority_in_another_capacity(variant, 
 @pytest.mark.parametrize("share", ["none", "all"])
 @pytest.mark.parametrize("capacity", [40, 400])
 def test_a_checkpoint_is_one_moment_beside_threads(tmp_path, monkeypatch, capacity, share):
-    """Rows are whole, and those that were overwritten meanwhile are left out; the threads go on."""
+    """A checkpoint beside threads has whole rows. Those that are overwritten during the save are left out."""
     stream = Stream(2, (3, 30), np.uint8)
     options = {"num_envs": 2, "gamma": GAMMA, "share": share}
     buffer = PrioritizedBuffer(capacity, stream.spec, seed=0, **options)
@@ -232,7 +232,7 @@ def test_a_checkpoint_is_one_moment_beside_threads(tmp_path, monkeypatch, capaci
 
 
 def test_what_is_done_in_the_middle_of_a_save_is_left_out(tmp_path, monkeypatch):
-    """Steps, cuts and `clear` between any two chunks: steps of the moment of the save, in the episodes they had."""
+    """A checkpoint shows the buffer at the start of the save, whatever is added or ended between two chunks."""
     for at in range(30):
         stream = Stream()
         buffer = ReplayBuffer(30, stream.spec, gamma=GAMMA, seed=0)
@@ -280,7 +280,7 @@ def test_what_is_done_in_the_middle_of_a_save_is_left_out(tmp_path, monkeypatch)
 
 
 def test_others_wait_at_most_for_one_chunk(tmp_path, monkeypatch):
-    """The lock is released between any two chunks, and never held while a file is written."""
+    """A save releases the lock between chunks, and never holds it while a file is written."""
     stream = Stream()
     buffer = ReplayBuffer(200, stream.spec, gamma=GAMMA, seed=0)
     buffer.extend(**stream.rows(np.arange(200)))
@@ -309,7 +309,7 @@ def test_others_wait_at_most_for_one_chunk(tmp_path, monkeypatch):
 
 
 def test_two_savers_and_a_loader_of_one_path(tmp_path):
-    """Each load finds one whole checkpoint of either, and no file is left behind."""
+    """Each load finds a complete checkpoint of one of the savers, and no additional file is left."""
     stream = Stream()
     buffers = [CombinedReplay(ReplayBuffer(50, stream.spec, gamma=GAMMA, seed=seed)) for seed in range(2)]
     for buffer in buffers:

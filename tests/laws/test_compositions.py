@@ -1,4 +1,4 @@
-"""Every wrapper around every other: what can mean something is lawful, and the rest is refused with the reason."""
+"""Every wrapper around every other: a useful combination is lawful, and others raise an error with the reason."""
 
 import functools
 import itertools
@@ -39,7 +39,7 @@ def priorities_of(batch):
 
 
 def filled(make=ReplayBuffer, **options):
-    """Forty of sixty steps, in episodes of eleven."""
+    """A buffer with forty of sixty steps, in episodes of eleven."""
     buffer = make(40, SPEC, seed=0, **options)
     for t in range(60):
         obs, next_obs = ({"achieved_goal": [x], "desired_goal": [9]} for x in (t, t + 1))
@@ -101,7 +101,7 @@ PLACES = [(kind, None) for kind in BUFFERS] + [(kind, DEVICE) for kind in BUFFER
 @pytest.mark.parametrize(("kind", "device"), PLACES)
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_every_order_is_lawful_or_refused_with_the_reason(kind, device, depth):
-    """Samples, updates, episodes and epochs of every stack of different wrappers."""
+    """Batches, updates, episodes and epochs of every stack of different wrappers are lawful."""
     for layers in itertools.permutations([name for name in LAYERS if not device or name not in NOT_ON_DEVICE], depth):
         reasons = reasons_against(kind, layers)
         if reasons:

@@ -1,4 +1,4 @@
-"""Copies and pickles carry what is stored and no more, and go on bit for bit."""
+"""Copies and pickles contain only stored data, and continue bit for bit."""
 
 import copy
 import pickle
@@ -51,7 +51,7 @@ FRAME = Spec(obs=Field((84, 84), np.uint8), action=Field(()))
     ),
 )
 def test_a_copy_at_any_moment_goes_on_bit_for_bit(configuration, actions, parts):
-    """Lanes out of step, running episodes, pending priorities, after clears, copies of copies, of every kind."""
+    """A copy at any moment continues bit for bit, with any lanes, clears, and copies of copies."""
     replay, _ = build(configuration, **parts)
     replays, lanes = [replay, replay], replay.num_envs
     rng = np.random.default_rng(configuration.seed)
@@ -107,7 +107,7 @@ def test_a_nearly_empty_buffer_pickles_to_a_few_kilobytes(name):
 
 
 def test_a_cleared_buffer_pickles_to_a_few_kilobytes():
-    """Full before, in lanes that are in step and in lanes that are not."""
+    """A cleared buffer pickles to a few kilobytes, even if it was full before."""
     for lanes in (1, 4):
         buffer = PrioritizedBuffer(20_000, FLAT, num_envs=lanes, seed=0)
         buffer.extend(**stretch(20_000 // lanes + 7, lanes))
@@ -124,7 +124,7 @@ def test_a_cleared_buffer_pickles_to_a_few_kilobytes():
 
 @pytest.mark.parametrize("stack", [1, 3])
 def test_a_pickle_holds_each_stored_frame_once(stack):
-    """A stream of T frames is T + 1 of them, and a cleared buffer has none."""
+    """A pickle has T + 1 frames for T steps, and none for a cleared buffer."""
     buffer = ReplayBuffer(60, FRAME, stack=stack, seed=0)
     frames = np.random.default_rng(0).integers(0, 255, (101, 84, 84), np.uint8)
     zeros, none = np.zeros(100), np.zeros(100, np.bool_)
@@ -143,7 +143,7 @@ def test_a_pickle_holds_each_stored_frame_once(stack):
 
 
 def test_a_copy_shares_nothing_with_its_original():
-    """No array, no generator and no lock."""
+    """A copy shares no array, generator or lock with its original."""
     buffer = CombinedReplay(filled(PrioritizedBuffer(50, FLAT, seed=0), 30))
     twin = copy.deepcopy(buffer)
     storage, other = (replay.parts()["storage"] for replay in (buffer, twin))
@@ -157,7 +157,7 @@ def test_a_copy_shares_nothing_with_its_original():
 
 @copied
 def test_a_buffer_that_was_given_its_parts_takes_them_along(copied):
-    """The copy of a `Buffer` draws from the copy of its storage."""
+    """A copied `Buffer` has copies of its storage and its distribution, which belong together."""
     storage = ListStorage(8, FLAT)
     buffer = filled(Buffer(storage, ListedPriorities(storage), seed=0), 11)
     buffer.update_priorities([9, 10], [4.0, 5.0])
@@ -169,7 +169,7 @@ def test_a_buffer_that_was_given_its_parts_takes_them_along(copied):
 
 @copied
 def test_what_was_set_later_is_carried(copied):
-    """Beta as a number and as a schedule, with its count of batches; the ratio of hindsight."""
+    """A copy keeps attributes that were set later: beta, its schedule with the batch count, and the hindsight ratio."""
     buffer = prioritized([1.0, 2.0], beta=0.1)
     buffer.beta = LinearSchedule(0.4, 1.0, steps=10)
     buffer.sample(2)
@@ -201,7 +201,7 @@ def test_counters_go_on(copied):
 
 
 def test_a_generator_that_was_given_is_copied_as_it_is_now():
-    """The copy has its current state, and the original generator stays with the buffer."""
+    """The copy has the generator's current state. The original generator stays with the buffer."""
     rng = np.random.default_rng(5)
     buffer = filled(ReplayBuffer(9, FLAT, seed=rng), 9)
     buffer.sample(4)
@@ -212,7 +212,7 @@ def test_a_generator_that_was_given_is_copied_as_it_is_now():
 
 @pytest.mark.parametrize("make", [lambda: PrioritizedBuffer(5, FLAT, seed=0), lambda: joined(0, 5)])
 def test_adding_while_a_copy_is_made_does_not_change_it(make):
-    """The state is of the moment in which the copy begins, and so are those of a storage and a distribution."""
+    """A copy shows the moment at which it begins, in the buffer, its storage and its distribution."""
     buffer = filled(make(), 7)
     before = copy.deepcopy(buffer)
     build_again, arguments, state, *moment = buffer.__reduce__()
@@ -227,7 +227,7 @@ def test_adding_while_a_copy_is_made_does_not_change_it(make):
 
 
 def test_what_is_copied_together_stays_together():
-    """A buffer, its parts and a wrapper around it, in any order."""
+    """A buffer, its parts and its wrapper that are copied together belong together, in any order."""
     buffer = filled(joined(0), 60)
     wrapper = CombinedReplay(buffer)
     for things in ([buffer.storage, buffer.distribution, wrapper, buffer], [buffer, wrapper, buffer.storage]):
@@ -252,7 +252,7 @@ every_stack = pytest.mark.parametrize("make", STACKS.values(), ids=STACKS)
 
 
 def joined(seed, capacity=50):
-    """A buffer of parts in plain Python."""
+    """A buffer with parts in plain Python."""
     storage = ListStorage(capacity, FLAT)
     return Buffer(storage, ListedPriorities(storage), seed=seed)
 
@@ -260,7 +260,7 @@ def joined(seed, capacity=50):
 @every_stack
 @copied
 def test_copies_with_spawned_seeds_draw_differently_and_again_the_same(make, copied):
-    """Each copy has a stream of its own, and the original goes on as if nothing had happened."""
+    """Copies with spawned seeds draw different batches, the same in every run. The original continues."""
     buffer = filled(make(0), 60)
     untouched = copied(buffer)
 
@@ -280,7 +280,7 @@ def test_copies_with_spawned_seeds_draw_differently_and_again_the_same(make, cop
 
 @every_stack
 def test_a_new_seed_is_as_good_as_one_given_at_first(make):
-    """The next batches are those of a buffer that was built with it, also after a pickle."""
+    """After `reseed`, batches are those of a buffer that was built with this seed, also after a pickle."""
     one, other = filled(make(0), 60), filled(make(5), 60)
     one.sample(9)
     other.sample(9)
@@ -293,7 +293,7 @@ def test_a_new_seed_is_as_good_as_one_given_at_first(make):
 
 
 def test_any_kind_of_generator_is_given_another_seed():
-    """It stays the same object of the same kind, and None takes a seed from the system."""
+    """`reseed` keeps the generator object and its kind. None takes a seed from the system."""
     rng = np.random.Generator(np.random.MT19937(3))
     buffer = filled(ReplayBuffer(50, FLAT, seed=rng), 60)
     buffer.reseed(8)
@@ -319,14 +319,14 @@ def test_any_kind_of_generator_is_given_another_seed():
     ],
 )
 def test_a_wrong_seed_is_refused(seed, error, match):
-    """The generator is unchanged."""
+    """An invalid seed raises an error, and the generator is unchanged."""
     buffer = CombinedReplay(filled(ReplayBuffer(50, FLAT, seed=0), 60))
     with unchanged(buffer, error, match):
         buffer.reseed(seed)
 
 
 class Diary(ReplayWrapper):
-    """A wrapper that keeps arrays and lists within lists and dicts."""
+    """A wrapper with arrays and lists in nested lists and dicts."""
 
     def __init__(self, inner):
         super().__init__(inner)
@@ -340,7 +340,7 @@ class Diary(ReplayWrapper):
 
 
 def test_a_copied_state_shares_no_container_with_its_original():
-    """A state may be nested, and is one moment of its object at every depth."""
+    """A copied state shares no container with its object, at any depth."""
     diary = Diary(filled(ReplayBuffer(9, FLAT), 3))
     moment = diary.copied_state()
     before = pickle.dumps(moment)

@@ -23,7 +23,7 @@ from tests.helpers import frame
 @settings(max_examples=2 * settings().max_examples)
 @pytest.mark.filterwarnings("ignore:.* contains NaN or:RuntimeWarning")
 def test_batches_do_not_depend_on_sharing(shape, dtype, lanes, length, n_step, stack, padding, data):
-    """Bit for bit, whatever wrapper made the stream: moved on, still, changed after the fact, skipped, reset unseen.
+    """Batches are the same bits with and without shared frames, for every kind of stream.
 
     Frames are equal only if their bits are: NaN is, and 0.0 and -0.0 are not.
     """

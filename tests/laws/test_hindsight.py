@@ -1,4 +1,4 @@
-"""Hindsight replay: it commutes with other wrappers, and its fast way gives the same bits as the verbs."""
+"""Hindsight replay: it commutes with other wrappers, and its fast path gives the same bits as the verbs."""
 
 import copy
 
@@ -29,7 +29,7 @@ from tests.helpers import GOAL_SPEC, STRATEGIES, StepByStep, goal_episodes, reac
     seed=st.integers(0, 99),
 )
 def test_wrappers_on_different_verbs_commute(n_step, lanes, strategy, terminates, seed):
-    """Hindsight in combined replay or around it: the same bits."""
+    """Hindsight inside combined replay and around it gives the same bits."""
     batches = []
     for order in ((HindsightReplay, CombinedReplay), (CombinedReplay, HindsightReplay)):
         buffer = PrioritizedBuffer(12 * lanes, GOAL_SPEC, num_envs=lanes, n_step=n_step, seed=seed)
@@ -46,7 +46,7 @@ def test_wrappers_on_different_verbs_commute(n_step, lanes, strategy, terminates
 
 @given(n_step=st.integers(1, 4), strategy=st.sampled_from(STRATEGIES))
 def test_a_ratio_of_0_changes_nothing(n_step, strategy):
-    """Bit for bit, batch after batch; only that `relabelled` is there, and False."""
+    """With a ratio of 0, batches are the same bits, with an additional field `relabelled` that is False."""
     plain = PrioritizedBuffer(12, GOAL_SPEC, n_step=n_step, seed=4)
     goal_episodes(plain, [5, 3, 8])
     wrapped = HindsightReplay(copy.deepcopy(plain), sparse, strategy=strategy, ratio=0.0)
@@ -57,7 +57,7 @@ def test_a_ratio_of_0_changes_nothing(n_step, strategy):
 
 
 class Doubled(ReplayWrapper):
-    """Doubles the rewards when a window is opened, before goals are replaced."""
+    """A wrapper that doubles the rewards when a window is opened, before goals are replaced."""
 
     def change(self, window):
         window.reward *= 2
@@ -65,7 +65,7 @@ class Doubled(ReplayWrapper):
 
 
 class Negated(ReplayWrapper):
-    """Negates the rewards when a window is reduced."""
+    """A wrapper that negates the rewards when a window is reduced."""
 
     def reduce(self, window):
         fields = self.inner.reduce(window)
@@ -74,7 +74,7 @@ class Negated(ReplayWrapper):
 
 
 def goals_of(field, seed=0, make=ReplayBuffer, wrap=lambda buffer: buffer, n_step=1, **options):
-    """A replay with goals of this field, of episodes of seven steps that wrap around."""
+    """A replay with goals of this field, and episodes of seven steps in a ring that has wrapped."""
     spec = Spec(obs={"x": Field((3,)), "achieved_goal": field, "desired_goal": field}, action=Field((), np.int8))
     buffer = make(40, spec, seed=seed, n_step=n_step)
     rng = np.random.default_rng(1)
@@ -91,7 +91,7 @@ def goals_of(field, seed=0, make=ReplayBuffer, wrap=lambda buffer: buffer, n_ste
 
 
 def told(achieved_goal, desired_goal, info):
-    """A reward that tells both goals."""
+    """A reward that identifies both goals."""
     rows = achieved_goal.shape[0]
     achieved, desired = (goal.reshape(rows, -1).astype(np.float64) for goal in (achieved_goal, desired_goal))
     return achieved @ np.arange(1.0, achieved.shape[1] + 1) - 100.0 * desired.sum(axis=1)
@@ -103,7 +103,7 @@ def first_is_equal(achieved_goal, desired_goal, info):
 
 
 def assert_skips_the_verbs(replay):
-    """The fast way opens no window; otherwise a comparison with `StepByStep` would compare one way with itself."""
+    """Check that the fast path opens no window. Otherwise a comparison with `StepByStep` would prove nothing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HindsightReplay, "window", lambda *_: pytest.fail("a window was opened"))
         copy.deepcopy(replay).sample(5)
@@ -124,7 +124,7 @@ WIDTHS = [
 @pytest.mark.parametrize("field", WIDTHS, ids=str)
 @pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer, LatestBuffer])
 def test_relabelled_at_once_is_relabelled_step_by_step(make, field, strategy):
-    """Bit for bit, for goals of every width, inside and outside of CombinedReplay."""
+    """The fast path gives the same bits, for goals of every size, inside and outside CombinedReplay."""
     for terminated_fn in (None, first_is_equal):
         options = {"strategy": strategy, "ratio": 0.7, "terminated_fn": terminated_fn}
         fast = goals_of(field, make=make, **options)
@@ -146,7 +146,7 @@ def test_relabelled_at_once_is_relabelled_step_by_step(make, field, strategy):
 
 
 def test_the_discount_is_0_where_a_new_goal_terminates():
-    """Elsewhere it is a power of gamma, independent of the stored flag."""
+    """The discount is 0 where a new goal terminates. Elsewhere it is a power of gamma, whatever the stored flag is."""
     batch = goals_of(Field((2,)), terminated_fn=first_is_equal, ratio=0.8).sample(200)
     assert set(batch.terminated.tolist()) == {True, False}
     np.testing.assert_array_equal(batch.discount, np.where(batch.terminated, 0.0, 0.99).astype(np.float32))
@@ -154,7 +154,7 @@ def test_the_discount_is_0_where_a_new_goal_terminates():
 
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_what_wrappers_change_is_not_passed_over(n_step):
-    """A window or a reduction of one's own counts, inside of hindsight and around it."""
+    """Overrides of `window` and `reduce` take effect, inside hindsight and around it."""
     for wrap in (Doubled, Negated):
         inside = goals_of(Field((2,)), wrap=wrap, n_step=n_step, ratio=0.5)
         plain = goals_of(Field((2,)), n_step=n_step, ratio=0.5)

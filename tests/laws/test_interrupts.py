@@ -57,12 +57,12 @@ CALLS = {
 }
 
 
-# -- A stream of steps in which every value tells the index --------------------------------------------------------
+# -- A stream of steps in which every value shows the index --------------------------------------------------------
 
 
 @functools.cache
 def fields_of(spec, num_envs, index):
-    """The step with this index. Episodes have five steps, and go on from one observation to the next."""
+    """The step with this index. Episodes have five steps. Each step begins at the previous observation."""
     lane, step = index % num_envs, index // num_envs
     episode, place = divmod(step + lane, 5)
     moment = 100 * lane + step + episode  # of the observation: an episode has one more of these than steps
@@ -75,7 +75,7 @@ def fields_of(spec, num_envs, index):
 
 
 def observation(field, moment):
-    """An observation; a stack overlaps with that of the next moment."""
+    """An observation. A stack overlaps with that of the next step."""
     if len(field.shape) < 3:
         return values_of(field, 3 * moment)
     return np.stack([values_of(Field(field.shape[1:], field.dtype), 3 * (moment + k)) for k in range(field.shape[0])])
@@ -92,7 +92,7 @@ def arguments(spec, num_envs, indices, lead):
 
 
 class Stream:
-    """A replay and its model, which are given the same steps. Lanes get out of step unless they are `in_step`."""
+    """A replay and its model, which get the same steps. Lanes have different lengths unless they are `in_step`."""
 
     def __init__(self, configuration, in_step=False):
         self.spec, self.in_step = configuration.spec, in_step
@@ -102,7 +102,7 @@ class Stream:
         self.fresh: list[int] = []  # steps that were stored since priorities were set
 
     def refill(self):
-        """More than a lap, other priorities, a batch, a cut, and something pending."""
+        """Fill the ring more than once, change priorities, sample, end an episode, and leave some work postponed."""
         self.write(self.length + 2)
         if self.lanes > 1 and not self.in_step:
             self.write(1, is_masked=True)
@@ -135,14 +135,14 @@ class Stream:
         return lambda: function(**values, **options), indices[chosen].tolist(), scaled
 
     def note(self, written, scaled=None):
-        """Let the model store these steps."""
+        """Store these steps in the model."""
         for index in written:
             initial = self.model.initial() if scaled is None else scaled
             assert self.model.add(index % self.lanes, fields_of(self.spec, self.lanes, index), initial) == index
             self.fresh.append(index)
 
     def prioritize(self):
-        """Give all stored steps other priorities, a 0 among them."""
+        """Give all stored steps new priorities, including a 0."""
         indices = [step.index for step in self.model.steps]
         priorities = (np.arange(len(indices)) * 3 + 1) % 7 * 1.0
         self.replay.update_priorities(indices, priorities=priorities)
@@ -150,7 +150,7 @@ class Stream:
         self.fresh.clear()
 
     def sample(self):
-        """A batch is the one that the model draws from the numbers of the generator."""
+        """Sample a batch, and compare it with the model's batch from the same random numbers."""
         numbers = copy.deepcopy(self.replay.rng)
         batch = self.replay.sample(self.batch_size)
         self.model.assert_drawn(batch.indices, self.batch_size, numbers)
@@ -162,7 +162,7 @@ class Stream:
 
 @pytest.fixture(scope="module")
 def elsewhere():
-    """Another thread."""
+    """Run a call in another thread."""
     with ThreadPoolExecutor(1) as pool:
         yield pool
 
@@ -170,7 +170,7 @@ def elsewhere():
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("stack", STACKS)
 def test_an_interrupt_anywhere_leaves_a_whole_buffer(stack, name, elsewhere):
-    """Steps are stored whole or not at all, at worst the oldest are gone early, and the buffer goes on working."""
+    """After an interrupt, steps are stored completely or not at all, and the buffer still works."""
     in_step = stack == "lanes in step"
     renewed, start = 1 if in_step else 50, 1 + sum(map(ord, stack + name)) % STRIDE
     stream, places = Stream(STACKS[stack], in_step), []
@@ -193,7 +193,7 @@ def test_an_interrupt_anywhere_leaves_a_whole_buffer(stack, name, elsewhere):
 
 
 def interrupt(stream, name, at, elsewhere, places):
-    """Interrupt a call, compare what it leaves with the model, and finish it."""
+    """Interrupt a call, compare the result with the model, and finish the call."""
     replay = stream.replay
     numbers, bounds, batches = copy.deepcopy(replay.rng), replay.bounds.copy(), replay.stats()["batches"]
     call, written, models = prepare(stream, name)
@@ -208,7 +208,7 @@ def interrupt(stream, name, at, elsewhere, places):
 
 
 def prepare(stream, name):
-    """The call, the indices that it stores, and the models of what may be stored after the first of them are."""
+    """The call, the indices that it stores, and the models of the possible results."""
     replay, before = stream.replay, stream.model
     if CALLS[name] is not None:
         call, written, scaled = stream.writing(**CALLS[name])
@@ -229,7 +229,7 @@ def prepare(stream, name):
 
 
 def models_of_writing(stream, written, scaled):
-    """The model after these steps were stored, with each priority that they may have.
+    """The models after these steps were stored, for each priority that they may have.
 
     Steps whose priority has never been set have the largest, which may be gone early, as the oldest steps may.
     """
@@ -246,7 +246,7 @@ def models_of_writing(stream, written, scaled):
 
 
 def assert_bounds(stream, before, written):
-    """The first of the written steps are stored, and no step is gone that would stay; how many are stored."""
+    """Check that the first written steps are stored, and that no other step is missing. Returns their number."""
     bounds, counts = stream.replay.bounds, np.bincount(np.array(written, int) % stream.lanes, minlength=stream.lanes)
     is_stored = [index // stream.lanes < bounds[1, index % stream.lanes] for index in written]
     done = sum(is_stored)
@@ -259,7 +259,7 @@ def assert_bounds(stream, before, written):
 
 
 def assert_holds_one_of(replay, models):
-    """One of the models says what the replay holds; that model."""
+    """Check that the replay equals one of the models. Returns that model."""
     first, *others = models
     try:
         assert_holds(replay, first)
@@ -271,7 +271,7 @@ def assert_holds_one_of(replay, models):
 
 
 def assert_holds(replay, model):
-    """All that is stored, its windows, episodes and probabilities are those of the model."""
+    """Check that stored steps, windows, episodes and probabilities are those of the model."""
     replay.check()
     steps = sorted(model.steps, key=lambda step: (step.lane, step.index))
     indices = np.array([step.index for step in steps], np.int64)
@@ -303,14 +303,14 @@ def assert_equal(values, expected):
 
 
 def copied(model):
-    """A model that can be changed without the other."""
+    """An independent copy of a model."""
     model = copy.copy(model)
     model.steps, model.begins = [copy.copy(step) for step in model.steps], list(model.begins)
     return model
 
 
 def is_free(lock):
-    """Whether this thread can take the lock."""
+    """Whether this thread can acquire the lock."""
     taken = lock.acquire(blocking=False)
     if taken:
         lock.release()
@@ -318,7 +318,7 @@ def is_free(lock):
 
 
 def finish(stream, name, missing):
-    """Do the rest of an interrupted call after another step, or all of it again."""
+    """Finish an interrupted call after another step, or repeat it."""
     if missing:
         stream.write(1)
         counts = np.bincount(np.array(missing) % stream.lanes, minlength=stream.lanes)

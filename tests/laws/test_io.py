@@ -1,4 +1,4 @@
-"""What is written comes back: round trips through files, for any buffer and any stack of wrappers."""
+"""Round trips through files, for any buffer and any stack of wrappers."""
 
 import tempfile
 from pathlib import Path
@@ -18,7 +18,7 @@ EVENTS = ("go on", "terminate", "truncate", "both", "end without a flag", "wait"
 
 @st.composite
 def filled_replays(draw):
-    """A replay after some steps, each of which goes on from the one before it in its lane, unless the episode ended."""
+    """A replay after some steps. In each lane, a step begins at the previous observation, unless the episode ended."""
     replay, _ = build(draw(configurations()))
     lanes, spec = replay.num_envs, replay.spec
     moments = np.arange(lanes) * 1000
@@ -64,7 +64,7 @@ def assert_same(one, other):
 
 @given(filled_replays(), st.booleans(), st.integers(1, 3))
 def test_a_file_of_arrays_holds_all_steps_episodes_and_lanes(replay, compress, num_envs):
-    """They come back in the same lanes; in a buffer with other lanes, as the same episodes. Nothing else changes."""
+    """A file restores all steps in their lanes, or as the same episodes in other lanes."""
     before = episodes_in(replay)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "steps.npz")
@@ -90,7 +90,7 @@ def test_a_file_of_arrays_holds_all_steps_episodes_and_lanes(replay, compress, n
 
 @given(filled_replays())
 def test_a_data_set_of_minari_holds_all_episodes(replay):
-    """True last observations and both flags are read back. An episode without a flag gets none."""
+    """True last observations and both flags are restored. An episode without a flag gets none."""
     minari = pytest.importorskip("minari")
     before = [fields for _, fields in episodes_in(replay)]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:

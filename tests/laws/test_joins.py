@@ -1,4 +1,4 @@
-"""Methods that do several verbs at once give the bits of the verbs, whatever wrappers are around a buffer."""
+"""Joins give the same bits as the verbs, whatever wrappers are around a buffer."""
 
 import copy
 import dataclasses
@@ -39,14 +39,14 @@ STRATEGIES = ("future", "final", "episode", "random")
 
 
 class Combined:
-    """CombinedReplay with two of the newest."""
+    """A CombinedReplay with the two newest transitions."""
 
     def __new__(cls, inner):
         return CombinedReplay(inner, latest=2)
 
 
 class Hindsight:
-    """HindsightReplay with every strategy in turn, with and without ends of its own."""
+    """A HindsightReplay with each strategy in turn, with and without `terminated_fn`."""
 
     number = itertools.count()
 
@@ -87,7 +87,7 @@ def layers_of(replay):
 
 
 def assert_joined(replay, batch_size):
-    """Three batches are those that a copy makes by its verbs, and every override was called for each."""
+    """Check that three batches equal those of a copy that calls the verbs, and that every override was called."""
     twin = copy.deepcopy(replay)
     for _ in range(3):
         for layer in layers_of(replay):
@@ -108,7 +108,7 @@ def assert_joined(replay, batch_size):
     batch_size=st.integers(8, 40),
 )
 def test_a_batch_is_what_the_verbs_make_one_by_one(configuration, layers, masked, parts, batch_size):
-    """Bit for bit, for stacks of up to three wrappers around any buffer; no override is passed over."""
+    """Batches of up to three wrappers around any buffer have the bits of the verbs. No override is bypassed."""
     replay = filled(dataclasses.replace(configuration, combined=(), hindsight=None), masked, **parts)
     for layer in layers:
         replay = layer(replay)
@@ -117,7 +117,7 @@ def test_a_batch_is_what_the_verbs_make_one_by_one(configuration, layers, masked
 
 @pytest.mark.parametrize("kind", ["uniform", "prioritized", "rank"])
 def test_every_pair_of_wrappers_is_joined_as_its_verbs(kind):
-    """Each inside of each, with three steps a window and one, in one lane and three."""
+    """Each wrapper inside each gives the bits of the verbs, with three steps and one, in one lane and three."""
     bases = []
     for n_step, num_envs in ((1, 1), (3, 1), (3, 3)):
         configuration = dataclasses.replace(BASE, kind=kind, n_step=n_step, num_envs=num_envs)
@@ -132,7 +132,7 @@ def test_every_pair_of_wrappers_is_joined_as_its_verbs(kind):
 @pytest.mark.parametrize("around", [None, *WRAPPERS, Hindsight])
 @pytest.mark.parametrize("kind", ["uniform", "prioritized", "rank"])
 def test_recent_and_large_batches_are_joined_as_their_verbs(kind, around):
-    """They are tested around each kind of buffer, and inside every wrapper that does not change their draws."""
+    """Recent and large batches have the bits of the verbs, with each buffer and each suitable wrapper."""
     replay = filled(dataclasses.replace(BASE, kind=kind), masked=False)
     if kind == "uniform":
         replay = RecentReplay(replay, newest=7)
@@ -143,7 +143,7 @@ def test_recent_and_large_batches_are_joined_as_their_verbs(kind, around):
 
 
 def test_a_large_batch_is_of_what_its_wrappers_make():
-    """The function sees the changed rewards, and its batch is that of the verbs."""
+    """The priority function gets the rewards that wrappers have changed."""
     seen = []
 
     def priority_fn(batch):
@@ -158,7 +158,7 @@ def test_a_large_batch_is_of_what_its_wrappers_make():
 
 @pytest.mark.parametrize("wrapper", [Scaled, Shorter, OldestToo, Negated, Squared])
 def test_wrappers_that_keep_the_promises_are_lawful(wrapper):
-    """Their batches obey every law that needs no model."""
+    """Wrappers that keep the promises of the interface obey every law that needs no model."""
     replay = wrapper(filled(BASE, masked=False))
     if wrapper is Negated:
         replay = CombinedReplay(replay)
@@ -180,7 +180,7 @@ def test_a_change_is_made_before_goals_are_replaced_around_it_and_after_inside()
     np.testing.assert_allclose(batch.reward[full] - other.reward[full], lost, rtol=1e-3)
 
 
-# -- What is refused when a class is defined -----------------------------------------------------------------------
+# -- Errors when a class is defined --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("join", ["serve", "open", "fetch", "look_ahead"])
@@ -193,7 +193,7 @@ def test_a_wrapper_cannot_override_several_verbs_at_once(join):
 
 
 def test_sample_is_final():
-    """In a wrapper and in any other replay."""
+    """`sample` cannot be overridden, in a wrapper or in any other replay."""
     for base in (Replay, ReplayWrapper, Scaled):
         with pytest.raises(TypeError, match="Mine overrides sample, which wrappers around it would bypass"):
             type("Mine", (base,), {"sample": lambda self, batch_size: None})
@@ -201,7 +201,7 @@ def test_sample_is_final():
 
 @pytest.mark.parametrize("verb", ["draw", "probability"])
 def test_a_draw_and_its_probabilities_are_overridden_together(verb):
-    """Else weights would be of another distribution than the draws."""
+    """`draw` and `probability` must be overridden together. Otherwise weights would not match the draws."""
     missing = "probability" if verb == "draw" else "draw"
     with pytest.raises(TypeError, match=f"Mine overrides only one of draw and probability; override {missing}, too"):
         type("Mine", (ReplayWrapper,), {verb: lambda self, *arguments: None})
@@ -222,7 +222,7 @@ def test_a_subclass_of_a_wrapper_adds_its_own_verbs():
 
 
 def test_windows_of_two_axes_pass_through_every_change():
-    """Rows of T windows each are changed as T rows of one would be."""
+    """Rows of T windows are changed like T rows of one window."""
     for layer in (Counting, Scaled, Replaced, Shorter, FromTheStart):
         replay = layer(filled(BASE, masked=False))
         indices = replay.stored()[:6]

@@ -1,4 +1,4 @@
-"""The one lock: threads see whole moments of a buffer, children of a fork are free, and a sample does not write."""
+"""The lock: threads see a buffer at one moment, forked children have a free lock, and sampling does not write."""
 
 import copy
 import os
@@ -40,7 +40,7 @@ WRITES = {
 
 
 class Meddling(ReplayWrapper):
-    """Calls a function of the replay in one of its verbs."""
+    """A wrapper that calls a function of the replay in one of its verbs."""
 
     def __init__(self, inner, verb, call):
         super().__init__(inner)
@@ -71,7 +71,7 @@ class Meddling(ReplayWrapper):
 
 
 def state_of(replay):
-    """All that is stored, and the counters and the generator; priorities are settled, as sampling does."""
+    """All stored data, the counters and the generator. Postponed priorities are settled, as sampling does."""
     replay.stats()
     return pickle.dumps([part.copied_state() for name, part in replay.parts().items() if "Meddling" not in name])
 
@@ -80,7 +80,7 @@ def state_of(replay):
 @pytest.mark.parametrize("name", WRITES)
 @pytest.mark.parametrize("make", [PrioritizedBuffer, ReplayBuffer, "lists"])
 def test_a_wrapper_cannot_write_in_the_middle_of_a_sample(make, name, verb):
-    """The error says so, the buffer is unchanged, and the next batch is the one that this would have been."""
+    """Writing during a sample raises an error. The buffer is unchanged, and the next batch is the same."""
     if make == "lists":
         storage = ListStorage(9, FLAT)
         buffer = Buffer(storage, Proportional(storage), seed=0)
@@ -101,7 +101,7 @@ def test_a_wrapper_cannot_write_in_the_middle_of_a_sample(make, name, verb):
 @pytest.mark.parametrize("name", ["reward_fn", "terminated_fn"])
 @pytest.mark.parametrize("call", ["add", "clear", "end_episode", "update_priorities"])
 def test_a_function_of_goals_cannot_write_in_the_middle_of_a_sample(name, call):
-    """The error names the function, and what it was caused by."""
+    """The error names the function, and has the original error as its cause."""
 
     def meddle(function):
         def meddling(achieved_goal, desired_goal, info):
@@ -135,7 +135,7 @@ def goal(moment):
 
 
 def test_sampling_and_looking_in_the_middle_of_a_sample_is_allowed():
-    """The inner sample is whole, and writing is refused until the outer one is done, too."""
+    """A sample inside a sample is allowed. Writing is refused until the outer sample is done."""
     found = []
 
     def look(replay):
@@ -151,14 +151,14 @@ def test_sampling_and_looking_in_the_middle_of_a_sample_is_allowed():
 
 
 def test_another_buffer_may_be_written_in_the_middle_of_a_sample():
-    """The flag belongs to the lock of one storage."""
+    """During a sample, another buffer can be written to, because it has another lock."""
     other = ReplayBuffer(9, FLAT, seed=0)
     Meddling(filled(ReplayBuffer(9, FLAT, seed=0), 12), "reduce", lambda _: other.add(**step(0))).sample(4)
     assert len(other) == 1
 
 
 def test_what_fails_in_a_wrapper_leaves_the_generator_as_it_was():
-    """Whichever verb raises, in a stack."""
+    """If any verb of a stack raises an error, the generator is unchanged."""
 
     def fail(_):
         raise KeyError("mine")
@@ -180,7 +180,7 @@ LITTLE = Spec(obs=Field((3,), np.float32), action=Field((), np.int64))
 
 
 def run_together(*functions):
-    """Run functions in threads, switching often, until the first is done; raises the first error of any."""
+    """Run functions in threads that switch often, until the first has ended. Raises the first error."""
     errors, done = [], threading.Event()
 
     def run(function):
@@ -220,7 +220,7 @@ def run_together(*functions):
 )
 @pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer, LatestBuffer])
 def test_no_row_is_torn_while_another_thread_writes(make, spec, options):
-    """One adds, in laps round a small ring, one samples and updates, and one looks: every row is of one step."""
+    """While threads add, sample, update and read in a small ring, every row belongs to one step."""
     buffer = CombinedReplay(make(24, spec, seed=0, **options))
     lanes, shape, dtype = buffer.num_envs, spec["obs"].shape, spec["obs"].dtype
     lead = (lanes,) if lanes > 1 else ()
@@ -268,7 +268,7 @@ def test_no_row_is_torn_while_another_thread_writes(make, spec, options):
 
 
 def test_a_sample_waits_for_a_writer_that_holds_the_lock():
-    """Every public method does, apart from those that do several verbs for a sample."""
+    """Every public method waits for the lock, except the joins."""
     calls = [
         lambda b: b.sample(2), lambda b: b.add(**step(0)), lambda b: b.add(**step(0), td_error=1.0),
         lambda b: b.extend(**stretch(2)), lambda b: b.clear(), lambda b: b.end_episode(),
@@ -290,7 +290,7 @@ def test_a_sample_waits_for_a_writer_that_holds_the_lock():
 
 
 def test_hindsight_gets_another_ratio_between_batches():
-    """The ratio cannot change in the middle of a batch, which reads it several times."""
+    """The ratio cannot change during a batch, which reads it several times."""
     replay = HindsightReplay(ReplayBuffer(9, GOAL_SPEC, seed=0), sparse, ratio=0.5)
     thread = threading.Thread(target=setattr, args=(replay, "ratio", 1.0))
     with replay.lock:
@@ -308,7 +308,7 @@ def test_hindsight_gets_another_ratio_between_batches():
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 @pytest.mark.parametrize("is_sampling", [False, True])
 def test_a_forked_child_has_a_free_lock(is_sampling, monkeypatch):
-    """It holds even if another thread of the parent keeps the lock, in a sample or elsewhere."""
+    """A forked child has a free lock, even if another thread of the parent holds it."""
     monkeypatch.setattr("replaykit.storage.lock._LONGEST_WAIT", 0.1)
     buffer = filled(PrioritizedBuffer(9, FLAT, seed=0), 5)
     held, release = threading.Event(), threading.Event()
@@ -340,7 +340,7 @@ def test_a_forked_child_has_a_free_lock(is_sampling, monkeypatch):
 
 
 def test_a_lock_is_not_pickled():
-    """A copy that is made while the lock is held, or in the middle of a sample, is free and may write."""
+    """A copy has a free lock, even if it is made during a sample or while the lock is held."""
     copies = []
     buffer = filled(ReplayBuffer(9, FLAT, seed=0), 9)
     Meddling(buffer, "reduce", lambda replay: copies.append(pickle.loads(pickle.dumps(replay.inner)))).sample(4)
@@ -356,7 +356,7 @@ def test_a_lock_is_not_pickled():
 
 
 def test_wrappers_share_the_lock_of_their_storage():
-    """The order of a stack therefore does not matter to threads."""
+    """All wrappers share the lock of their storage, so their order does not matter to threads."""
     storage = LocalStorage(9, FLAT)
     buffer = Buffer(storage, Uniform(storage))
     assert CombinedReplay(CombinedReplay(buffer)).lock is buffer.lock is storage.lock

@@ -1,4 +1,4 @@
-"""Every stack of buffer and wrappers, driven against the model."""
+"""Every stack of buffer and wrappers, compared with the model."""
 
 from hypothesis import settings
 from hypothesis.stateful import initialize
@@ -8,7 +8,7 @@ from replaykit.testing import ReplayMachine, build, configurations
 
 
 class HindsightMachine(ReplayMachine):
-    """The same with goals, which a third of the configurations have: of one field, of two, and with three rewards."""
+    """Every operation with goals: of one field, of two, and with three rewards."""
 
     @initialize(configuration=configurations(specs=("goal", "goals", "objectives")))
     def start(self, configuration):
@@ -16,7 +16,7 @@ class HindsightMachine(ReplayMachine):
 
 
 class DistinctMachine(ReplayMachine):
-    """Uniform draws without replacement."""
+    """Every operation with uniform draws without replacement."""
 
     @initialize(configuration=configurations(kinds=("uniform",), replace=(False,)))
     def start(self, configuration):
@@ -24,7 +24,7 @@ class DistinctMachine(ReplayMachine):
 
 
 class RecentMachine(ReplayMachine):
-    """The newest of uniform buffers, with and without replacement."""
+    """Every operation with a RecentReplay, with and without replacement."""
 
     @initialize(configuration=configurations(kinds=("uniform",), replace=(True, False), recent=(1, 3, 8)))
     def start(self, configuration):
@@ -32,7 +32,7 @@ class RecentMachine(ReplayMachine):
 
 
 class LargeMachine(ReplayMachine):
-    """Batches from large batches of any buffer, also of its newest."""
+    """Every operation with a LargeBatchReplay around any buffer."""
 
     @initialize(configuration=configurations(kinds=("uniform", "prioritized", "rank"), large=(1, 3)))
     def start(self, configuration):
@@ -40,7 +40,7 @@ class LargeMachine(ReplayMachine):
 
 
 class LimitedMachine(ReplayMachine):
-    """A limit around any stack, too wide to be reached: what counts is neither seen in batches nor lost on the way."""
+    """Every operation with a rate limit that is never reached. It changes no batch, and its counts are exact."""
 
     def make(self, configuration):
         replay, model = build(configuration)

@@ -25,7 +25,7 @@ TestMixed.settings = settings(max_examples=settings().max_examples // 2)  # each
 
 
 def mixed(configurations, layers, tenths, add_to=0, masked=False, **parts):
-    """A mixture of filled buffers in the layers of each, which are equal in what must be."""
+    """A mixture of filled buffers, each in its own wrappers, with equal specs and settings."""
     first, sources = configurations[0], {}
     for k, (configuration, inside) in enumerate(zip(configurations, layers, strict=True)):
         alike = {"n_step": first.n_step, "gamma": first.gamma, "combined": (), "hindsight": None, "stack": 1}
@@ -39,7 +39,7 @@ def mixed(configurations, layers, tenths, add_to=0, masked=False, **parts):
 
 
 def assert_nothing_is_bypassed(replay, batch_size):
-    """`assert_joined`, and the overrides of the wrappers inside of the mixture are called, too."""
+    """`assert_joined`, and a check that the overrides of the wrappers inside the mixture are called."""
     assert_joined(replay, batch_size)
     mixture = replay
     while isinstance(mixture, ReplayWrapper):
@@ -64,7 +64,7 @@ def assert_nothing_is_bypassed(replay, batch_size):
     batch_size=st.sampled_from([40, 50, 33]),
 )
 def test_a_batch_is_what_the_verbs_make_one_by_one(sources, inside, around, tenths, add_to, masked, parts, batch_size):
-    """Bit for bit, for up to three sources in up to two wrappers each, and up to two wrappers around the mixture."""
+    """Batches of up to three wrapped sources, with up to two wrappers around them, have the bits of the verbs."""
     inside = [[layer for layer in layers if layer is not Hindsight or Hindsight not in around] for layers in inside]
     if any(layers.count(Hindsight) > 1 for layers in (*inside, around)):
         return
@@ -94,7 +94,7 @@ def test_every_wrapper_is_joined_around_every_other_inside(around):
 @pytest.mark.parametrize("weights", ["batch", "buffer", "none"])
 @pytest.mark.parametrize("batch_size", [20, 17])
 def test_mixtures_are_lawful(weights, batch_size):
-    """Every law that needs no model, also around sources whose draws depend on the size of the batch."""
+    """Mixtures obey every law that needs no model, also if draws of a source depend on the batch size."""
     kinds = [dataclasses.replace(BASE, kind=kind, weights=weights) for kind in ("prioritized", "latest", "prioritized")]
     for layers in ([[], [], []], [[Combined], [], [Hindsight]]):
         replay = mixed(kinds, layers, [3, 6], add_to=2)
@@ -106,7 +106,7 @@ def test_mixtures_are_lawful(weights, batch_size):
 
 
 def test_a_mixture_of_one_is_its_source():
-    """Apart from `source`."""
+    """A mixture of one source gives the batches of that source, with an additional field `source`."""
     for make in (ReplayBuffer, PrioritizedBuffer, LatestBuffer):
         alone = filled(make(9, FLAT, n_step=3, seed=2), 20)
         replay = MixedReplay({"all": copy.deepcopy(alone)}, shares={"all": 1.0}, add_to="all")
@@ -130,7 +130,7 @@ def test_the_order_of_the_sources_changes_the_order_of_the_rows_only():
 
 
 def online_and_demos():
-    """Two buffers, the one that is written to made last, and their mixtures in both orders."""
+    """Two buffers, of which the last one is added to, and their mixtures in both orders."""
     demos = filled(PrioritizedBuffer(30, FLAT, seed=0), 30)
     online = ReplayBuffer(40, FLAT, num_envs=2, seed=1)
     online.extend(**stretch(20, 2))
@@ -141,7 +141,7 @@ def online_and_demos():
 
 
 def test_mixtures_and_their_sources_can_be_used_in_threads_at_once():
-    """Nobody waits for ever, and every batch is of one moment, while the sources are used by themselves."""
+    """Threads can use mixtures and sources without deadlocks, and every batch shows one moment."""
     demos, online, one, two = online_and_demos()
     lanes = {name: np.array([value] * 2) for name, value in step(1.0).items()}
 
@@ -173,7 +173,7 @@ def test_mixtures_and_their_sources_can_be_used_in_threads_at_once():
 
 
 def test_a_copy_of_a_mixture_is_one_moment_of_all_sources():
-    """Each source has sampled as many batches as the mixture, in every copy that is made meanwhile."""
+    """In every copy, each source has sampled as many batches as the mixture."""
     _, _, one, _ = online_and_demos()
     end = threading.Event()
 

@@ -19,7 +19,7 @@ from tests.helpers import stacked_lanes
     masked=st.booleans(),
 )
 def test_batches_are_the_same_with_and_without_it(configuration, actions, every, masked):
-    """Bit for bit, over every stack of buffer and wrappers, through updates, masks, wrap-around and clears."""
+    """Batches are the same bits with and without a monitor, in every stack, through every operation."""
     configuration = dataclasses.replace(configuration, alpha=0.7, eps=0.01)
     (watched, _), (alone, _) = build(configuration), build(configuration)
     rng = np.random.default_rng(configuration.seed)

@@ -1,4 +1,4 @@
-"""Known faults, put into a copy of the package: each must be found by the law that guards against it."""
+"""Known faults, inserted into a copy of the package. Each must be detected by the law that guards against it."""
 
 import ast
 import os
@@ -50,7 +50,7 @@ LAWS = {"machine": MACHINE, "order": ORDER, "columns": COLUMNS}
 
 
 def replaced(pattern, replacement):
-    """A change of the one place that a pattern matches."""
+    """A change of the only place that matches a pattern."""
 
     def change(source):
         changed, count = re.subn(pattern, lambda _: replacement, source)
@@ -88,13 +88,13 @@ def place_of(tree, function, text):
 
 
 def leave_out_episodes(tree):
-    """New steps are not noted in the tables of episodes."""
+    """A mutant in which new steps are not added to the tables of episodes."""
     statements, place = place_of(tree, "store", "_advance_episodes(")
     del statements[place]
 
 
 def write_before_retiring(tree):
-    """The oldest steps are retired when the rows that replace them are written."""
+    """A mutant in which the oldest steps are retired after their rows are overwritten."""
     statements, place = place_of(tree, "store", "first, cursor = ")
     statements[place + 1 : place + 1] = ast.parse("actual, first = first, first.copy()").body
     statements, place = place_of(tree, "store", "_write(view(")
@@ -102,7 +102,7 @@ def write_before_retiring(tree):
 
 
 def publish_before_writing(tree):
-    """New steps count as stored before their rows are written."""
+    """A mutant in which new steps count as stored before their rows are written."""
     statements, place = place_of(tree, "store", "_write(view(")
     moved = [statements.pop(place)]
     statements, place = place_of(tree, "store", "_advance_episodes(")
@@ -111,7 +111,7 @@ def publish_before_writing(tree):
 
 
 def publish_before_columns(tree):
-    """New steps count as stored before what is not in their rows is written."""
+    """A mutant in which new steps count as stored before their columns are written."""
     statements, place = place_of(tree, "_write_block", "kernels.PUBLISH")
     publish = statements.pop(place)
     statements, place = place_of(tree, "_write_block", "kernels.begins_of(")
@@ -119,7 +119,7 @@ def publish_before_columns(tree):
 
 
 def publish_before_frames(tree):
-    """New steps count as stored before their frames are written in the same kernel."""
+    """A mutant in which new steps count as stored before the same kernel has written their frames."""
     statements, place = place_of(tree, "store_at_once", "PUBLISH")
     publish = statements.pop(place)
     statements, place = place_of(tree, "store_at_once", "write(")
@@ -148,14 +148,14 @@ MUTANTS = {
 
 @pytest.mark.parametrize("law", LAWS)
 def test_the_package_itself_is_lawful(law, tmp_path):
-    """A mutant therefore fails because of its own fault."""
+    """The unchanged package obeys all laws, so a mutant fails because of its fault."""
     result = judged(law, tmp_path)
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mutant_is_found(name, tmp_path):
-    """It fails with an assertion, not with a crash."""
+    """A mutant fails with an assertion, not with a crash."""
     path, change, law = MUTANTS[name]
     result = judged(law, tmp_path, path, change)
     assert result.returncode == 1, f"{law} does not find that {name}"
@@ -163,7 +163,7 @@ def test_a_mutant_is_found(name, tmp_path):
 
 
 def judged(law, directory, path=None, change=None):
-    """The process in which a law was run on a copy of the package with a change, without compilation."""
+    """The process that runs a law on a changed copy of the package, without compilation."""
     copy = directory / "replaykit"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     if change is not None:

@@ -1,4 +1,4 @@
-"""Buffers on a device obey the laws of the others. The device is torch's CPU, and a GPU where there is one."""
+"""Buffers on a device obey the same laws as others. The device is torch's CPU, and also a GPU if there is one."""
 
 import copy
 
@@ -47,12 +47,12 @@ class Numbers:
 
 
 def relabelled(replay, c):
-    """The hindsight of a configuration around a replay on a device."""
+    """The HindsightReplay of a configuration, around a replay on a device."""
     return HindsightReplay(replay, **c.hindsight.options(c.spec))
 
 
 def build(c, device, pin_memory=False):
-    """The buffer and the wrappers of a configuration, on a device, and their model."""
+    """The buffer and the wrappers of a configuration on a device, and their model."""
     common = {"num_envs": c.num_envs, "n_step": c.n_step, "gamma": c.gamma, "stack": c.stack, "padding": c.padding}
     priorities = {"alpha": c.alpha, "beta": c.beta, "eps": c.eps, "weights": c.weights}
     place = {"device": device, "pin_memory": pin_memory}
@@ -75,7 +75,7 @@ def build(c, device, pin_memory=False):
 
 
 class DeviceMachine(ReplayMachine):
-    """Every operation on a buffer on a device, with every wrapper that works there."""
+    """Every operation on a buffer on a device, with every wrapper that supports devices."""
 
     @initialize(configuration=CONFIGURATIONS)
     def start(self, configuration):
@@ -89,14 +89,14 @@ class DeviceMachine(ReplayMachine):
 
 
 class PinnedMachine(DeviceMachine):
-    """The same with transitions in the memory of the CPU."""
+    """Every operation on a buffer with transitions in pinned CPU memory."""
 
     def make(self, configuration):
         return build(configuration, DEVICES[-1], pin_memory=True)
 
 
 class DeviceSequenceMachine(SequenceMachine):
-    """The same with sequences around them."""
+    """Every operation on sequences around a buffer on a device."""
 
     @initialize(configuration=sequences(CONFIGURATIONS))
     def start(self, configuration):
@@ -115,7 +115,7 @@ class DeviceSequenceMachine(SequenceMachine):
 
 
 class DeviceMixedMachine(MixedMachine):
-    """The same with mixtures of sources on one device, with every wrapper inside of them and around them."""
+    """Every operation on mixtures of sources on one device, with wrappers inside and around them."""
 
     @initialize(configuration=mixtures(SPEC_NAMES))
     def start(self, configuration):

@@ -1,4 +1,4 @@
-"""Sequences through every operation, against their model."""
+"""Every operation on sequences, compared with their model."""
 
 from hypothesis import settings
 

@@ -1,4 +1,4 @@
-"""Storages, distributions and wrappers of a third party pass the machine, in every stack and in every combination."""
+"""Storages, distributions and wrappers of third parties pass the state machine in every combination."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ class ListMachine(ReplayMachine):
 
 
 class RecencyMachine(ReplayMachine):
-    """A distribution of one's own on the storage of replaykit."""
+    """A user's distribution on replaykit's storage."""
 
     @initialize(configuration=configurations(kinds=("uniform",)))
     def start(self, configuration):
@@ -39,7 +39,7 @@ class RecencyMachine(ReplayMachine):
 
 
 class PrioritiesMachine(ReplayMachine):
-    """Priorities of one's own on a storage of one's own, and no line of the library's in either."""
+    """A user's priorities on a user's storage, without any code of replaykit in them."""
 
     @initialize(configuration=configurations(kinds=("prioritized",)))
     def start(self, configuration):
@@ -50,7 +50,7 @@ class PrioritiesMachine(ReplayMachine):
 
 
 class DoubtfulMachine(ReplayMachine):
-    """A wrapper that draws otherwise, around every kind of buffer."""
+    """A wrapper with different draws, around every kind of buffer."""
 
     def make(self, configuration):
         replay, model = build(dataclasses.replace(configuration, combined=()), NaiveDoubtful)
@@ -64,7 +64,7 @@ TestDoubtful = DoubtfulMachine.TestCase
 
 
 def test_a_wrong_least_probability_of_a_draw_is_found():
-    """Such as that of the replay inside, which ``weights="buffer"`` would divide by."""
+    """A wrapper that keeps the wrong `least` of the inner draw is detected."""
     buffer = filled(PrioritizedBuffer(20, FLAT, weights="buffer", seed=0), 20)
     buffer.update_priorities(buffer.stored(), priorities=np.arange(20) + 1.0)
     assert_lawful(Doubtful(buffer), 6)

@@ -1,4 +1,4 @@
-"""Threads that add, sample, update, look and copy at once: no torn row, no lost priority, no error, no deadlock."""
+"""Threads that add, sample, update, read and copy: no torn row, no lost priority, no error, no deadlock."""
 
 import copy
 import os
@@ -34,7 +34,7 @@ class Priorities:
         self.replay, self.which, self.threads, self.last = replay, which, threads, {}
 
     def update(self, indices):
-        """Give the indices that are this thread's other priorities; each of them was once returned."""
+        """Give this thread's indices new priorities."""
         own = np.unique(indices[indices // self.replay.num_envs % self.threads == self.which])
         values = 1.0 + (own * 13 + len(self.last)) % 50
         applied = self.replay.update_priorities(own, priorities=values)
@@ -65,7 +65,7 @@ def adder(replay, stream):
 
 
 def sampler(replay, stream, *, batch_size=16, n=1, update=None):
-    """A function that samples, looks at every row, and updates what it has drawn."""
+    """A function that samples, checks every row, and updates the drawn transitions."""
 
     def sample(_number):
         batch = replay.sample(batch_size)
@@ -76,13 +76,13 @@ def sampler(replay, stream, *, batch_size=16, n=1, update=None):
     return sample
 
 
-# -- The eight hunts -----------------------------------------------------------------------------------------------
+# -- Threads on one buffer -----------------------------------------------------------------------------------------
 
 
 @every_interval
 @pytest.mark.parametrize("capacity", [1, 16, 1000])
 def test_one_adds_and_one_samples(capacity, interval):
-    """Uniformly, from a ring that turns quickly and from one that only fills."""
+    """One thread adds and one samples uniformly, from a ring that wraps often and from one that fills."""
     stream = Stream()
     buffer = ReplayBuffer(capacity, stream.spec, gamma=GAMMA, seed=0)
     add = adder(buffer, stream)
@@ -93,7 +93,7 @@ def test_one_adds_and_one_samples(capacity, interval):
 
 @every_interval
 def test_no_priority_is_lost(interval):
-    """Two learners sample and update beside an actor, each its own indices."""
+    """Two learners sample and update their own indices while an actor adds. No priority is lost."""
     stream = Stream()
     buffer = PrioritizedBuffer(40, stream.spec, gamma=GAMMA, alpha=1.0, eps=0.0, seed=0)
     add = adder(buffer, stream)
@@ -120,7 +120,7 @@ def test_no_priority_is_lost(interval):
     ids=["columns", "vectors kept once", "stacks made", "stacks given"],
 )
 def test_large_observations_are_whole(shape, dtype, options, interval):
-    """In columns, and as frames that are shared, freed and used again."""
+    """Large observations are never torn, in columns and in frames that are shared and reused."""
     stream = Stream(1, shape, dtype)
     buffer = PrioritizedBuffer(24, stream.spec, gamma=GAMMA, seed=0, **options)
     add = adder(buffer, stream)
@@ -132,7 +132,7 @@ def test_large_observations_are_whole(shape, dtype, options, interval):
 
 @every_interval
 def test_windows_goals_and_the_newest_are_of_one_moment(interval):
-    """Three steps, hindsight and combined replay on priorities: a goal is achieved later in the same episode."""
+    """With three steps, hindsight and combined replay, goals are achieved later in the same episode."""
     buffer = PrioritizedBuffer(60, GOAL_SPEC, n_step=3, gamma=GAMMA, seed=0)
     replay = CombinedReplay(HindsightReplay(buffer, sparse, ratio=0.5), latest=2)
 
@@ -168,7 +168,7 @@ def test_windows_goals_and_the_newest_are_of_one_moment(interval):
 @every_interval
 @pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer])
 def test_each_actor_writes_to_its_own_lanes(make, interval):
-    """Writers of one lane and of two, at different speeds, by steps and by stretches, beside two learners."""
+    """Writers add to their own lanes at different speeds, while two learners sample."""
     stream = Stream(4)
     buffer = make(80, stream.spec, num_envs=4, n_step=3, gamma=GAMMA, seed=0)
 
@@ -200,7 +200,7 @@ def test_each_actor_writes_to_its_own_lanes(make, interval):
 
 
 def joined(capacity, spec, **options):
-    """A buffer that was given its storage and its distribution."""
+    """A buffer built from a storage and a distribution."""
     storage = LocalStorage(capacity, spec)
     return Buffer(storage, Proportional(storage), **options)
 
@@ -208,7 +208,7 @@ def joined(capacity, spec, **options):
 @every_interval
 @pytest.mark.parametrize("make", [PrioritizedBuffer, joined, lambda *a, **o: CombinedReplay(joined(*a, **o))])
 def test_looking_and_copying_see_one_moment(make, interval):
-    """Beside stretches of different lengths: counters, the newest, episodes, and copies that are whole."""
+    """Counters, the newest, episodes and copies show one moment while other threads add."""
     stream = Stream()
     buffer = make(50, stream.spec, gamma=GAMMA, seed=0)
     buffer.extend(**stream.rows(np.arange(60)))
@@ -245,7 +245,7 @@ def test_looking_and_copying_see_one_moment(make, interval):
 
 @every_interval
 def test_clearing_and_ending_episodes(interval):
-    """A sampler finds the buffer empty, or whole rows of what came after; no window crosses a cut."""
+    """While another thread clears and ends episodes, a sampler finds no torn row and no window across an end."""
     stream = Stream()
     buffer = PrioritizedBuffer(30, stream.spec, n_step=3, gamma=GAMMA, seed=0)
     add = adder(buffer, stream)
@@ -279,7 +279,7 @@ def test_clearing_and_ending_episodes(interval):
 @every_interval
 @pytest.mark.parametrize("replace", [True, False])
 def test_lanes_out_of_step(replace, interval):
-    """Two threads add with masks, each to other lanes, one of them with TD errors."""
+    """Two threads add with masks to different lanes, one of them with TD errors."""
     stream = Stream(3)
     buffer = CombinedReplay(ReplayBuffer(60, stream.spec, num_envs=3, n_step=3, gamma=GAMMA, replace=replace, seed=0))
 
@@ -314,14 +314,14 @@ def test_lanes_out_of_step(replace, interval):
 
 
 def sampling_goals(reward_fn, seed=0):
-    """A replay whose reward function is this one, full of goals."""
+    """A full replay with goals, with this reward function."""
     replay = HindsightReplay(ReplayBuffer(30, GOAL_SPEC, seed=seed), reward_fn, ratio=1.0)
     goal_episodes(replay, [7, 7])
     return replay
 
 
 def test_a_thread_that_a_reward_function_starts_waits_for_the_batch():
-    """Its sample is made when that of the function is done; the function must not wait for it."""
+    """A thread that a reward function starts waits for the batch, so the function must not wait for it."""
     started, batches = [], []
 
     def reward_fn(achieved_goal, desired_goal, info):
@@ -385,7 +385,7 @@ def test_two_buffers_are_sampled_crosswise(interval):
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 @pytest.mark.parametrize("is_wide", [False, True], ids=["rows", "frames"])
 def test_a_forked_child_has_a_whole_buffer(is_wide):
-    """Another thread of the parent may be in the middle of a write. Parent and child continue independently."""
+    """A forked child has an intact buffer, even if a thread of the parent is writing. Both continue."""
     stream = Stream(1, (20, 20), np.uint8) if is_wide else Stream()
     size = 40 if config.DISABLE_JIT else 600
     buffer = PrioritizedBuffer(size, stream.spec, gamma=GAMMA, share="all", seed=0)
@@ -448,7 +448,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_draw_from_copies_with_seeds_of_their_own(method, tmp_path):
-    """A buffer that is handed to a process is a copy there, by both ways of starting it."""
+    """A process gets a copy of a buffer, whether it is forked or spawned."""
     if method == "fork" and not hasattr(os, "fork"):
         pytest.skip("processes are not forked here")
     script = tmp_path / "processes.py"
@@ -497,7 +497,7 @@ print(sorted(results), errors)
 @pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
 @pytest.mark.parametrize("cache", ["cold", "warm"])
 def test_the_first_use_may_be_in_six_threads_at_once(cache, tmp_path):
-    """In a new process, in which all of them import and compile the kernels, or load what was compiled before."""
+    """Six threads of a new process can import replaykit and compile or load kernels at the same time."""
     environment = dict(os.environ)
     if cache == "cold":  # of fewer kernels, since to compile them all takes long
         environment["REPLAYKIT_CACHE_DIR"] = str(tmp_path)

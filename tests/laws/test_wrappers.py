@@ -1,4 +1,4 @@
-"""Wrappers: one that overrides nothing changes nothing, and the order of those on different verbs is free."""
+"""Wrappers: one without overrides changes nothing, and the order of wrappers on different verbs does not matter."""
 
 from replaykit import CombinedReplay, PrioritizedBuffer, ReplayWrapper
 from replaykit.testing import bits_of
@@ -6,7 +6,7 @@ from tests.helpers import FLAT, filled
 
 
 def test_a_wrapper_that_overrides_nothing_is_the_identity():
-    """Bit for bit, around and inside a wrapper that does."""
+    """A wrapper without overrides changes no bit, around and inside other wrappers."""
 
     class Plain(ReplayWrapper):
         pass

@@ -1,4 +1,4 @@
-"""A storage, distributions and wrappers as somebody else would write them: from the docstrings, in plain Python."""
+"""A storage, distributions and wrappers as a user would write them: from the docstrings, in plain Python."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from replaykit.testing import NaiveReplay
 
 
 class Step(NamedTuple):
-    """A stored step: its leaves, whether its episode ends after it, and the number and the first index of that."""
+    """A stored step: its leaves, whether its episode ends after it, and the episode's number and first index."""
 
     leaves: list
     ends: bool
@@ -259,7 +259,7 @@ class ListedPriorities(Distribution):
 
 
 class Counting(ReplayWrapper):
-    """Overrides nothing; the overrides of its subclasses are counted in `calls`."""
+    """A wrapper that counts the calls of its subclasses' overrides in `calls`."""
 
     def __init__(self, inner):
         super().__init__(inner)
@@ -267,7 +267,7 @@ class Counting(ReplayWrapper):
 
 
 class Scaled(Counting):
-    """Rewards minus three quarters."""
+    """A wrapper that subtracts three quarters from rewards."""
 
     def change(self, window):
         self.calls.add("change")
@@ -277,7 +277,7 @@ class Scaled(Counting):
 
 
 class Replaced(Counting):
-    """New arrays in place of the window's: rewards in float32, and truncated where the index is even."""
+    """A wrapper that replaces arrays of the window: float32 rewards, and truncated at even indices."""
 
     def change(self, window):
         self.calls.add("change")
@@ -288,7 +288,7 @@ class Replaced(Counting):
 
 
 class Shorter(Counting):
-    """Windows of two steps at most."""
+    """A wrapper with windows of at most two steps."""
 
     def change(self, window):
         self.calls.add("change")
@@ -300,7 +300,7 @@ class Shorter(Counting):
 
 
 class OtherActions(Counting):
-    """Actions of every second row are 7."""
+    """A wrapper in which actions of every second row are 7."""
 
     def change(self, window):
         self.calls.add("change")
@@ -310,7 +310,7 @@ class OtherActions(Counting):
 
 
 class FromTheStart(Counting):
-    """Windows that begin one step later, where the episode goes on."""
+    """A wrapper with windows that begin one step later, if the episode continues."""
 
     def window(self, indices):
         self.calls.add("window")
@@ -320,7 +320,7 @@ class FromTheStart(Counting):
 
 
 class Negated(Counting):
-    """Rewards with the other sign, after they are summed."""
+    """A wrapper that negates the summed rewards."""
 
     def reduce(self, window):
         self.calls.add("reduce")
@@ -329,7 +329,7 @@ class Negated(Counting):
 
 
 class Squared(Counting):
-    """Weights squared."""
+    """A wrapper that squares weights."""
 
     def weigh(self, draw):
         self.calls.add("weigh")
@@ -337,7 +337,7 @@ class Squared(Counting):
 
 
 class OldestToo(Counting):
-    """The last of a batch is the oldest of lane 0 that is stored, or of the next lane that is not empty."""
+    """A wrapper whose last row is the oldest stored transition of the first lane that is not empty."""
 
     def oldest_index(self):
         return self.oldest[self.oldest >= 0][0]
@@ -357,7 +357,7 @@ class OldestToo(Counting):
 
 
 class Doubtful(ReplayWrapper):
-    """A quarter of the draws, at random, are uniform."""
+    """A wrapper in which a quarter of the draws, at random, are uniform."""
 
     def draw(self, batch_size):
         with self.lock:
@@ -381,7 +381,7 @@ class NaiveDoubtful(NaiveReplay):
 
 
 class Stale(Doubtful):
-    """The draw of the replay inside is changed, and keeps its least probability."""
+    """A wrapper that changes the inner draw, but wrongly keeps its least probability."""
 
     def draw(self, batch_size):
         draw = self.inner.draw(batch_size)

@@ -31,7 +31,7 @@ from tests.helpers import FLAT, random_walk
 
 @pytest.mark.parametrize("sizes", [[4], [1, 4], [1, 1, 2]])
 def test_expectations_are_the_average_over_every_batch_that_can_be_drawn(sizes):
-    """Duplicates, overlap, pairs of an episode, distance in time, age: over all N**B batches, on average exactly."""
+    """Duplicates, overlap, pairs, distances and ages have exact expectations, averaged over all N**B batches."""
     stored = [(lane, age) for lane, size in enumerate(sizes) for age in range(size)]
     size, lengths = len(stored), sizes  # each lane is an episode
     measured = {name: [] for name in ("duplicates", "overlap", "episode", "distance", "age")}
@@ -48,7 +48,7 @@ def test_expectations_are_the_average_over_every_batch_that_can_be_drawn(sizes):
 
 
 def test_expectations_hold_for_any_values_on_average_exactly():
-    """Design effect, autocorrelation, mean shift, energy distance: over every order in which values can be drawn."""
+    """Design effect, autocorrelation, mean shift and energy distance have exact expectations over all orders."""
     values = np.array([[0.0, 1.0], [1.0, 1.0], [5.0, -2.0], [2.0, 0.0], [-3.0, 1.0], [1.0, 8.0]])
     orders = np.array(list(itertools.permutations(range(6))))
     effects = [design_effect(values[order].reshape(3, 2, 2)) for order in orders]
@@ -63,7 +63,7 @@ def test_expectations_hold_for_any_values_on_average_exactly():
 
 
 def test_the_error_of_batch_means_is_unbiased_exactly():
-    """Over every way to draw two batches of two from three: variance 1, squared bias 0."""
+    """Over every way to draw two batches of two from three, the variance is 1 and the squared bias 0."""
     stored = np.array([1.0, 2.0, 6.0])
     errors = [
         batch_mean_error(stored[list(draws)].reshape(2, 2), stored) for draws in itertools.product(range(3), repeat=4)
@@ -98,7 +98,7 @@ def measures_of(buffer, batches):
 
 
 def test_every_measure_of_uniform_draws_is_that_of_iid_draws():
-    """Over 1,500 batches of a ReplayBuffer each mean is within 4.5 standard errors of 1: at a rate of 1e-4 in all."""
+    """The mean of each measure over 1,500 batches is within 4.5 standard errors of 1 (error rate 1e-4)."""
     buffer = random_walk(ReplayBuffer(2000, FLAT, seed=1), 2000, seed=7)
     found, states, stored = measures_of(buffer, [buffer.sample(32).indices for _ in range(1500)])
     for name, values in found.items():
@@ -112,7 +112,7 @@ def test_every_measure_of_uniform_draws_is_that_of_iid_draws():
 
 
 def test_every_measure_of_a_correlated_stream_says_so():
-    """Runs of 32 neighbours from uniform starts: independence is lost, identity is not."""
+    """Runs of 32 neighbours from uniform starts are not independent, but have the right distribution."""
     buffer = random_walk(ReplayBuffer(2000, FLAT, seed=1), 2000, seed=7)
     rng = np.random.default_rng(2)
     runs = [np.arange(start, start + 32) % 2000 for start in rng.integers(2000, size=400)]
@@ -130,7 +130,7 @@ def test_every_measure_of_a_correlated_stream_says_so():
 
 
 def test_every_measure_of_the_newest_transitions_says_so():
-    """A LatestBuffer while steps are added: its batches repeat each other, and its variance of 0 is no virtue."""
+    """Batches of a LatestBuffer repeat each other. Their variance is 0, and their bias is large."""
     buffer = random_walk(LatestBuffer(2000, FLAT), 2000, seed=7)
     batches = [np.arange(1900 + 8 * (k // 4), 1932 + 8 * (k // 4)) for k in range(32)]
     found, states, stored = measures_of(buffer, batches)
@@ -145,7 +145,7 @@ def test_every_measure_of_the_newest_transitions_says_so():
 
 
 def test_draws_by_priority_lift_the_td_error():
-    """The lift is Σ P abs(δ) / mean abs(δ), measured with the buffer and with the batch's own probabilities."""
+    """The lift is Σ P abs(δ) / mean abs(δ), from the buffer and from the batch's own probabilities."""
     buffer = random_walk(PrioritizedBuffer(2000, FLAT, alpha=1.0, eps=0.0, seed=0), 2000, seed=7)
     errors = np.random.default_rng(5).exponential(size=2000) + 0.1
     buffer.update_priorities(np.arange(2000), errors)

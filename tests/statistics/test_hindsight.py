@@ -10,7 +10,7 @@ from tests.helpers import GOAL_SPEC, STRATEGIES, UNREACHABLE, goal_episodes, spa
 
 
 def allowed_outcomes(buffer, index, strategy):
-    """The numbers (lane, moment) of the outcomes that `index` may be given as a goal, from the stored flags alone."""
+    """The (lane, moment) of each outcome that may be the goal of `index`, from the stored flags alone."""
     stored = stored_indices(buffer)
     outcome = dict(zip(stored.tolist(), map(tuple, buffer.read(stored, "next_obs.achieved_goal")), strict=True))
     if strategy == "random":
@@ -74,7 +74,7 @@ def test_goals_are_uniform_over_the_allowed_outcomes(strategy, stream, lanes):
 
 @pytest.mark.parametrize("strategy", ["future", "final", "episode"])
 def test_share_of_successes(strategy):
-    """Goals all distinct: future H_T / T, final and episode 1 / T; at the last step future always succeeds."""
+    """With distinct goals, the share of successes is H_T / T for future, and 1 / T for final and episode."""
     stats = pytest.importorskip("scipy.stats")
     steps = 10
     buffer = HindsightReplay(ReplayBuffer(steps, GOAL_SPEC, seed=0), sparse, strategy=strategy, ratio=1.0)

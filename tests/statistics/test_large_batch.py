@@ -17,7 +17,7 @@ SIZE = 4
 
 
 class Chosen(Distribution):
-    """Draws given indices, which a distribution with these probabilities could have drawn."""
+    """A distribution that draws given indices, with given probabilities."""
 
     def __init__(self, storage, shares):
         super().__init__(storage)
@@ -34,7 +34,7 @@ class Chosen(Distribution):
 
 
 def outcomes(buffer, rows):
-    """Every row that can be drawn from a large batch: index, probability, weight; each as often as the batch has it."""
+    """Every row that can be drawn from a large batch: index, probability and weight, as often as the batch has it."""
     found = {}
     while found.keys() != set(rows):
         batch = buffer.sample(1)

@@ -12,7 +12,7 @@ from tests.helpers import FLAT, random_walk
 @pytest.mark.parametrize("size", [2000, 6000])
 @pytest.mark.parametrize("lanes", [1, 4])
 def test_uniform_draws_are_iid(size, lanes):
-    """Every measure within 4.5 standard errors of its expectation, with a buffer looked at in whole and in part."""
+    """Each measure of uniform draws is within 4.5 standard errors of its expectation, with and without sampling."""
     buffer = ReplayBuffer(size, FLAT, num_envs=lanes, seed=3)
     if lanes == 1:
         random_walk(buffer, size)
@@ -51,7 +51,7 @@ def test_uniform_draws_are_iid(size, lanes):
 
 
 def test_successive_batches_are_compared_as_if_with_all_that_is_stored():
-    """The few states that stand for the buffer are the same for both, which would make independent batches alike."""
+    """Independent batches do not look correlated, although both are compared with the same few states."""
     rng = np.random.default_rng(0)
     draws = rng.normal(size=(2000, 96, 2))
     shifts = [MeanShift.between(draw[:32], draw[32:64], draw[64:]) for draw in draws]

@@ -1,4 +1,4 @@
-"""The shape of the package: imports go one way, public names are kept, no hidden state."""
+"""The structure of the package: imports go one way, public names are listed, and there is no hidden state."""
 
 import ast
 import inspect
@@ -96,7 +96,7 @@ HEAVY = {
 
 
 def name_of(path):
-    """How the parameters of a test name a source file."""
+    """The name of a source file in the parameters of a test."""
     return str(path.relative_to(PACKAGE))
 
 
@@ -147,7 +147,7 @@ def test_imports_inside_the_storage_go_one_way(path):
 
 
 def test_only_constructors_know_the_local_storage():
-    """Everything else asks the interface `Storage`, so that another storage takes its place everywhere."""
+    """All other code uses the interface `Storage`, so that another storage can be used everywhere."""
     for path in SOURCES:
         if part_of(path) in ("storage", "buffers", "testing", "on_device"):  # a device saves through one on the CPU
             continue
@@ -159,7 +159,7 @@ def test_only_constructors_know_the_local_storage():
 
 @every_source
 def test_private_names_are_those_of_the_module(path):
-    """Outside of `storage`, private attributes are reached from `self`, `cls` and the module's own classes only.
+    """Outside `storage`, only `self`, `cls` and the module's own classes are asked for private attributes.
 
     Not those of a storage, a distribution or a wrapped replay. Exceptions are other objects of the same class, and
     Numba's and torch's, whose interfaces for caches and for subclasses have such names.
@@ -182,7 +182,7 @@ def test_private_names_are_those_of_the_module(path):
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "on_device").glob("*.py")), ids=name_of)
 def test_one_method_copies_to_a_device(path):
-    """`TorchBackend.send`, since most ways to copy wait for all that the device has to do."""
+    """Only `TorchBackend.send` copies to a device, because most other ways wait for the device."""
     tree = ast.parse(path.read_text())
     allowed = {
         inner
@@ -199,7 +199,7 @@ def test_one_method_copies_to_a_device(path):
 
 
 def test_the_core_stays_small():
-    """A module is read at a sitting, and the core, without diagnostics and testing kit, in a day."""
+    """A module can be read in one sitting, and the core, without diagnostics and test tools, in one day."""
     lengths = {
         name_of(path): sum(1 for line in path.read_text().splitlines() if line.strip())
         for path in SOURCES
@@ -262,7 +262,7 @@ def test_public_names_are_listed_sorted_and_documented():
 
 
 def test_documented_parameters_are_the_signature():
-    """Every parameter of a constructor stands in its class's docstring."""
+    """The docstring of a class describes every parameter of its constructor."""
     monitor = replaykit.diagnostics.ReplayMonitor
     for cls in (ReplayBuffer, PrioritizedBuffer, LatestBuffer, *WRAPPERS, MixedReplay, monitor):
         section = inspect.getdoc(cls).split("Parameters\n----------")[1].split("\n\n")[0]
@@ -274,14 +274,14 @@ def test_documented_parameters_are_the_signature():
 
 
 def test_no_constructor_swallows_options():
-    """A misspelt option is an error, since no constructor takes arbitrary ones."""
+    """A misspelt option raises an error, because no constructor accepts arbitrary options."""
     for cls in (ReplayBuffer, PrioritizedBuffer, LatestBuffer, *WRAPPERS):
         kinds = {parameter.kind for parameter in inspect.signature(cls).parameters.values()}
         assert inspect.Parameter.VAR_KEYWORD not in kinds
 
 
 def test_every_class_of_replay_is_abstract_or_final():
-    """Nothing inherits from a class that can be used."""
+    """No class inherits from a class that is not abstract."""
     for cls in (ReplayBuffer, PrioritizedBuffer, LatestBuffer, *WRAPPERS):
         assert getattr(cls, "__final__", sys.version_info < (3, 11))  # typing.final leaves no trace before 3.11
         assert cls.__bases__[0] in (Buffer, ReplayWrapper)
@@ -291,7 +291,7 @@ def test_every_class_of_replay_is_abstract_or_final():
 
 
 def test_buffers_refuse_subclasses():
-    """A single call of a buffer therefore cannot bypass an override. `Buffer` joins other parts."""
+    """Buffers cannot be subclassed, because a combined call would bypass an override. `Buffer` joins other parts."""
     for cls in (Buffer, ReplayBuffer, PrioritizedBuffer, LatestBuffer):
         with pytest.raises(TypeError, match="Mine is a subclass of a buffer.*write a ReplayWrapper"):
             type("Mine", (cls,), {})
@@ -299,7 +299,7 @@ def test_buffers_refuse_subclasses():
 
 @every_source
 def test_no_global_random_state(path):
-    """No call of np.random's global functions or of `random`, except to look that nobody calls them.
+    """The package never uses the global functions of np.random and `random`, except to check that they are unused.
 
     A seed is drawn from them where the program around replaykit seeds them: Stable-Baselines3 does.
     """
@@ -328,7 +328,7 @@ assert not {HEAVY - {"numba", "llvmlite", "scipy"}} & set(sys.modules)
 
 
 def test_recording_without_gymnasium_tells_what_to_install():
-    """The core works without it, and `from replaykit import *`, too."""
+    """Without Gymnasium, the core works, and `record` raises an error that names the package to install."""
     program = """
 import sys
 sys.modules["gymnasium"] = None
@@ -343,7 +343,7 @@ except ModuleNotFoundError as error:
 
 
 def test_kernels_are_compiled_only_with_the_allowed_options():
-    """No parallel, no fastmath, no signatures, no bare cache: kernels go through `jit` and `inlined`."""
+    """Kernels are compiled by `jit` and `inlined` only: without parallel, fastmath, signatures or a plain cache."""
     for path in (PACKAGE / "_kernels").glob("*.py"):
         source = path.read_text()
         for word in ("parallel=True", "fastmath=True", "prange", "cache=True)"):

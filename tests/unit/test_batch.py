@@ -1,4 +1,4 @@
-"""What a batch is."""
+"""The contents of a batch, and its conversions."""
 
 import copy
 import pickle
@@ -27,7 +27,7 @@ def batch_of(spec, count=5):
 
 
 def test_fields_are_attributes_and_keys():
-    """The same object either way; an unknown one names those there are."""
+    """A field is the same object as attribute and as key. An unknown name raises an error that lists the fields."""
     batch = batch_of(NESTED)
     assert batch.obs is batch["obs"]
     assert batch["obs"]["pair"][1].shape == (5, 1)
@@ -47,7 +47,7 @@ def test_fields_are_attributes_and_keys():
 
 
 def test_repr_is_short():
-    """Shapes and dtypes, no numbers."""
+    """The repr shows shapes and dtypes, but no numbers."""
     assert repr(batch_of(NESTED)) == (
         "Batch(5: obs.image (2, 2) uint8, obs.pair.0 float32, obs.pair.1 (1,) float64, action.0 (2,) float16, "
         "action.1 bool, reward float32, next_obs.image (2, 2) uint8, next_obs.pair.0 float32, "
@@ -58,7 +58,7 @@ def test_repr_is_short():
 
 
 def test_arrays_are_contiguous_and_of_their_dtypes():
-    """What a network is fed with needs no further copy."""
+    """Arrays are contiguous and have the dtypes of their fields, so a network needs no further copy."""
     for array in arrays_of(batch_of(NESTED)).values():
         assert array.flags.c_contiguous
         assert array.flags.aligned
@@ -67,7 +67,7 @@ def test_arrays_are_contiguous_and_of_their_dtypes():
 
 @pytest.mark.parametrize("dtype", ["?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", "c8", "c16"])
 def test_to_torch_shares_memory_for_every_dtype(dtype):
-    """On the CPU nothing is copied, and nothing warns."""
+    """On the CPU, `to_torch` copies nothing and issues no warning."""
     torch = pytest.importorskip("torch")
     batch = batch_of(Spec(obs=Field((3,), dtype), action=Field(())))
     with warnings.catch_warnings():
@@ -85,7 +85,7 @@ def test_to_torch_shares_memory_for_every_dtype(dtype):
 
 
 def test_to_torch_keeps_the_structure_and_moves_to_a_device():
-    """Dicts and tuples of tensors; meta stands in for a device here."""
+    """`to_torch` returns dicts and tuples of tensors on a device, here the device "meta"."""
     pytest.importorskip("torch")
     tensors = batch_of(NESTED).to_torch("meta")
     assert tensors.obs["pair"][1].device.type == "meta"
@@ -93,7 +93,7 @@ def test_to_torch_keeps_the_structure_and_moves_to_a_device():
 
 
 def test_to_torch_names_a_dtype_that_torch_lacks():
-    """The field is named."""
+    """A dtype that torch does not have raises an error that names the field."""
     pytest.importorskip("torch")
     if np.dtype(np.longdouble) == np.dtype(np.float64):
         pytest.skip("long double is double here")
@@ -102,7 +102,7 @@ def test_to_torch_names_a_dtype_that_torch_lacks():
 
 
 def test_batches_copy_and_pickle():
-    """Like any container."""
+    """A batch can be copied and pickled."""
     batch = batch_of(NESTED)
     for twin in (copy.deepcopy(batch), pickle.loads(pickle.dumps(batch))):
         for path, array in arrays_of(twin).items():

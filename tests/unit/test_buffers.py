@@ -26,7 +26,7 @@ from tests.helpers import FLAT, every_buffer, filled, step, stretch, unchanged
     [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError), ("2", TypeError), (None, TypeError)],
 )
 def test_batch_size_must_be_a_positive_int(make, batch_size, error):
-    """A batch size that is none is refused by name."""
+    """A batch size that is not a positive int raises an error that names it."""
     buffer = filled(make(4, FLAT, seed=0), 3)
     with unchanged(buffer, error, "batch_size"):
         buffer.sample(batch_size)
@@ -34,7 +34,7 @@ def test_batch_size_must_be_a_positive_int(make, batch_size, error):
 
 @every_buffer
 def test_sampling_an_empty_buffer_is_refused(make):
-    """Before anything is stored, and again after a clear."""
+    """Sampling raises an error before the first add, and again after a clear."""
     buffer = make(4, FLAT, seed=0)
     with unchanged(buffer, ValueError, "the buffer is empty"):
         buffer.sample(1)
@@ -60,7 +60,7 @@ def test_sampling_an_empty_buffer_is_refused(make):
     ],
 )
 def test_constructor_arguments_are_checked(make, options, error):
-    """Each is refused by its name."""
+    """Each invalid argument raises an error that names it."""
     options = {"capacity": 4} | options
     with pytest.raises(error, match=next(name for name in options if name != "capacity" or len(options) == 1)):
         make(options.pop("capacity"), FLAT, **options)
@@ -69,7 +69,7 @@ def test_constructor_arguments_are_checked(make, options, error):
 @every_buffer
 @pytest.mark.parametrize("capacity", [1, 3, 7, 1000])
 def test_any_capacity_works(make, capacity):
-    """Capacities of 1 and those that are no power of two hold exactly as many."""
+    """Buffers whose capacity is 1 or no power of two hold exactly that many transitions."""
     buffer = make(capacity, FLAT, seed=0)
     for number in range(2 * capacity + 1):
         buffer.add(**step(number))
@@ -89,7 +89,7 @@ def test_capacity_is_rounded_up_to_the_lanes():
 
 
 def test_more_memory_than_the_machine_has_is_refused():
-    """The bytes needed are named, and nothing is allocated."""
+    """The error names the needed bytes, and nothing is allocated."""
     with pytest.raises(MemoryError, match="GiB"):
         ReplayBuffer(10**15, FLAT)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**50
@@ -99,7 +99,7 @@ def test_more_memory_than_the_machine_has_is_refused():
 
 @every_buffer
 def test_an_add_shows_at_once(make):
-    """The index of what was just added is stored and newest."""
+    """After an add, its index is stored and is the newest."""
     buffer = make(4, FLAT, seed=0)
     for number in range(9):
         (index,) = buffer.add(**step(number))
@@ -109,7 +109,7 @@ def test_an_add_shows_at_once(make):
 
 
 def test_masked_lanes_get_minus_one_and_pause():
-    """Lanes move at any pace; what a masked lane is given does not matter."""
+    """Lanes advance independently. The values for a masked lane are ignored."""
     buffer = ReplayBuffer(6, FLAT, num_envs=3, seed=0)
     values = {name: value[0] for name, value in stretch(1, 3).items()}
     values["obs"] = values["obs"].astype(np.float64)
@@ -135,7 +135,7 @@ def test_a_mask_works_for_one_lane():
 
 
 def test_the_newest_are_those_added_last_at_any_pace():
-    """With lanes out of step, the order of the adds counts, and the higher lane within one."""
+    """If lanes have different lengths, the newest are those added last, and in one add, the higher lanes."""
     buffer = LatestBuffer(40, FLAT, num_envs=2)
     both = {name: value[0] for name, value in stretch(1, 2).items()}
     order = []
@@ -146,7 +146,7 @@ def test_the_newest_are_those_added_last_at_any_pace():
 
 
 def test_latest_buffer_repeats_while_it_holds_too_few():
-    """A batch of B is the newest B, in turn while fewer are stored; its shares add up."""
+    """A batch has the newest B transitions, repeated in turn while fewer are stored. Its shares sum to 1."""
     buffer = filled(LatestBuffer(8, FLAT), 3)
     batch = buffer.sample(7)
     assert batch.indices.tolist() == [0, 1, 2, 0, 1, 2, 0]
@@ -156,7 +156,7 @@ def test_latest_buffer_repeats_while_it_holds_too_few():
 
 @given(batch_size=st.integers(1, 9), seed=st.integers(0, 1000))
 def test_without_replacement_nothing_is_drawn_twice(batch_size, seed):
-    """And a batch larger than the buffer is refused."""
+    """Without replacement, no index is drawn twice, and a batch larger than the buffer raises an error."""
     buffer = filled(ReplayBuffer(9, FLAT, replace=False, seed=seed), 13)
     batch = assert_lawful(buffer, batch_size)
     assert len(set(batch.indices.tolist())) == batch_size
@@ -170,7 +170,7 @@ def test_without_replacement_nothing_is_drawn_twice(batch_size, seed):
 
 
 def windows(rewards, terminated=(), truncated=(), n_step=3, capacity=None, gamma=0.5):
-    """The newest-first batch of every stored transition of one lane."""
+    """A batch of every stored transition of one lane, newest first."""
     count = len(rewards)
     buffer = ReplayBuffer(capacity or count, FLAT, n_step=n_step, gamma=gamma)
     for t, reward in enumerate(rewards):
@@ -180,7 +180,7 @@ def windows(rewards, terminated=(), truncated=(), n_step=3, capacity=None, gamma
 
 
 def test_windows_end_with_their_episode():
-    """Worked by hand: 3 steps, discount 1/2, terminated at 2, truncated at 4, running from 5 on."""
+    """An example by hand: 3 steps, discount 1/2, terminated at 2, truncated at 4, running from 5 on."""
     _, got = windows([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0], terminated=[2], truncated=[4])
     assert got["length"].tolist() == [3, 2, 1, 2, 1, 2, 1]
     assert got["reward"].tolist() == [3.0, 4.0, 4.0, 16.0, 16.0, 64.0, 64.0]
@@ -191,7 +191,7 @@ def test_windows_end_with_their_episode():
 
 
 def test_windows_cross_the_end_of_the_array_and_not_the_newest_step():
-    """The ring's end is no boundary; the newest step is."""
+    """A window crosses the end of the arrays, but not the newest step."""
     buffer, got = windows([1.0] * 11, n_step=4, capacity=8, gamma=1.0)
     assert got["length"].tolist() == [4, 4, 4, 4, 4, 3, 2, 1]
     assert got["next_obs"][:, 0].tolist() == [6.5, 7.5, 8.5, 9.5, 10.5, 10.5, 10.5, 10.5]
@@ -200,26 +200,26 @@ def test_windows_cross_the_end_of_the_array_and_not_the_newest_step():
 
 
 def test_terminated_and_truncated_may_both_be_true():
-    """Then nothing is bootstrapped."""
+    """If a step is both terminated and truncated, the target does not bootstrap."""
     _, got = windows([1.0, 1.0], terminated=[0], truncated=[0])
     assert got["discount"].tolist() == [0.0, 0.5]
 
 
 def test_a_window_longer_than_anything_stored_is_fine():
-    """n_step above the capacity, and above the length of an episode."""
+    """`n_step` can be larger than the capacity and than the length of an episode."""
     _, got = windows([1.0] * 5, n_step=50, capacity=3, gamma=1.0, truncated=[3])
     assert got["length"].tolist() == [2, 1, 1]
 
 
 def test_an_absurd_n_step_costs_no_memory():
-    """No window is longer than a lane."""
+    """No window is longer than a lane, so a huge `n_step` takes no memory."""
     buffer = filled(ReplayBuffer(4, FLAT, n_step=2**62, gamma=1.0, seed=0), 9)
     assert buffer.sample(100).length.max() == 4
     assert buffer.n_step == 2**62
 
 
 def test_a_cut_separates_episodes_without_changing_their_flags():
-    """end_episode stops windows; what is stored stays a fact."""
+    """`end_episode` ends windows, but does not change stored flags."""
     buffer = ReplayBuffer(10, FLAT, n_step=5, gamma=1.0)
     buffer.add(**step(0, reward=1.0))
     buffer.end_episode()
@@ -234,7 +234,7 @@ def test_a_cut_separates_episodes_without_changing_their_flags():
 
 @every_buffer
 def test_reading_what_is_not_stored_is_refused(make):
-    """Stale and unissued indices are told apart."""
+    """A stale index and an index that was never returned raise different errors."""
     buffer = filled(make(4, FLAT, seed=0), 6)
     calls = (buffer.window, lambda i: buffer.probability(i, 2), buffer.episode, lambda i: buffer.read(i, "obs"))
     for call in calls:
@@ -256,7 +256,7 @@ def test_reading_what_is_not_stored_is_refused(make):
 @every_buffer
 @pytest.mark.parametrize("start", [2**31 - 3, 2**53 - 3, 2**60])
 def test_indices_count_beyond_any_power(make, start):
-    """Whatever the counter has reached, indices stay exact."""
+    """Indices stay exact, however many transitions were added."""
     buffer = make(5, FLAT, n_step=2, gamma=0.5, seed=0)
     storage = buffer.parts()["storage"]
     state = storage.state()
@@ -273,7 +273,7 @@ def test_indices_count_beyond_any_power(make, start):
 
 @every_buffer
 def test_arguments_of_the_verbs_are_checked(make):
-    """Indices must be of shape (B,) and batch sizes counts, in probability, window and episode, too."""
+    """`probability`, `window` and `episode` check that indices have shape (B,) and batch sizes are counts."""
     buffer = filled(make(4, FLAT, seed=0), 6)
     for call in (buffer.window, buffer.probability, buffer.episode):
         with unchanged(buffer, ValueError, r"indices has shape \(1, 1\); expected \(B,\)"):
@@ -290,7 +290,7 @@ def test_arguments_of_the_verbs_are_checked(make):
 
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_fields_of_no_size_are_stored(lanes):
-    """A shape with a 0 in it is a shape."""
+    """A field can have a shape with a 0."""
     buffer = ReplayBuffer(4, Spec(obs=Field((0,)), action=Field((2, 0))), num_envs=lanes, n_step=2, seed=0)
     lead = (3, lanes) if lanes > 1 else (3,)
     none = np.zeros(lead, np.bool_)
@@ -328,7 +328,7 @@ def test_no_priority_survives_a_clear(look):
 
 
 def test_extras_come_back_under_their_names():
-    """Extra fields are given by keyword and are fields of the batch."""
+    """Extra fields are passed as keywords, and are fields of the batch."""
     spec = Spec(obs=Field(()), action=Field(()), log_prob=Field(()), info={"hint": Field((2,), np.int8)})
     buffer = ReplayBuffer(4, spec, n_step=2)
     buffer.add(0, 0, 0.0, 1, False, False, log_prob=-0.5, info={"hint": [1, 2]})
@@ -339,7 +339,7 @@ def test_extras_come_back_under_their_names():
 
 
 def test_zero_steps_are_no_change():
-    """An empty stretch stores nothing and returns no indices."""
+    """`extend` by zero steps stores nothing and returns no indices."""
     buffer = filled(ReplayBuffer(4, FLAT, num_envs=1), 2)
     before = pickle.dumps(buffer)
     assert buffer.extend(**stretch(0)).shape == (0,)
@@ -349,7 +349,7 @@ def test_zero_steps_are_no_change():
 
 
 def test_a_refused_add_leaves_the_row_under_the_cursor_whole():
-    """In a full buffer, too."""
+    """An add that raises an error does not damage the oldest transition of a full buffer."""
     buffer = filled(ReplayBuffer(3, FLAT, seed=0), 7)
     with unchanged(buffer, TypeError, "truncated"):
         buffer.add(**step(9, truncated="no"))
@@ -361,7 +361,7 @@ def test_a_refused_add_leaves_the_row_under_the_cursor_whole():
 @pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer])
 @pytest.mark.parametrize("size", [3, 600])
 def test_an_extra_of_the_last_step_is_that_of_next_obs(make, size, tmp_path):
-    """Small fields in the row and large ones in columns; saved, pickled and shown as such."""
+    """An extra field can be taken from the last step of a window, also after saving and pickling."""
     last = Field((size,), np.int16, step="last")
     spec = Spec(obs=Field(()), action=Field(()), legal={"next": last, "now": Field((size,), np.int16)})
     buffer = make(20, spec, n_step=3, gamma=0.5, seed=0)
@@ -380,7 +380,7 @@ def test_an_extra_of_the_last_step_is_that_of_next_obs(make, size, tmp_path):
 
 
 def test_only_an_extra_can_be_of_the_last_step():
-    """The others are of the first by what they mean."""
+    """Only an extra field can be taken from the last step. The meaning of the other fields is fixed."""
     last = Field((), step="last")
     with pytest.raises(ValueError, match="obs.x is .*step='last'.*; expected step='first'"):
         Spec(obs={"x": last}, action=Field(()))

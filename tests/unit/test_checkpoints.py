@@ -1,4 +1,4 @@
-"""What `save` and `load` take, refuse and leave alone."""
+"""What `save` writes, what `load` accepts and refuses, and what it leaves unchanged."""
 
 import builtins
 import copy
@@ -51,7 +51,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("difference", OTHERS)
 def test_what_was_built_differently_is_refused_by_name(tmp_path, difference):
-    """The error contains the remedy."""
+    """A checkpoint of a replay that was built differently raises an error with the remedy."""
     saved(ReplayBuffer(9, FLAT, seed=1), tmp_path)
     other = OTHERS[difference]()
     with unchanged(
@@ -88,7 +88,7 @@ def test_other_wrappers_and_their_arguments_are_refused(tmp_path):
     ],
 )
 def test_what_fits_is_taken_if_that_is_asked_for(tmp_path, make):
-    """The transitions, counters and the generator; priorities start anew where they do not fit."""
+    """With `exact=False`, everything that fits is loaded. Other priorities start anew."""
     source = saved(PrioritizedBuffer(9, FLAT, num_envs=2, n_step=2, seed=3), tmp_path, 40)
     other = make(num_envs=2)
     Learner(1).act(other, 10)
@@ -105,7 +105,7 @@ def test_what_fits_is_taken_if_that_is_asked_for(tmp_path, make):
 
 
 def test_priorities_are_taken_by_another_buffer_with_the_same_alpha(tmp_path):
-    """Its other arguments may differ."""
+    """Priorities are loaded if alpha is the same, even if other arguments differ."""
     source = saved(PrioritizedBuffer(9, FLAT, seed=3), tmp_path, 40)
     other = PrioritizedBuffer(9, FLAT, n_step=3, weights="buffer", eps=0.5)
     other.load(tmp_path, exact=False)
@@ -122,7 +122,7 @@ def test_priorities_are_taken_by_another_buffer_with_the_same_alpha(tmp_path):
     ],
 )
 def test_another_spec_or_number_of_lanes_is_always_refused(tmp_path, other, exact):
-    """Nothing changes."""
+    """A checkpoint with another spec or number of lanes raises an error, and nothing changes."""
     saved(ReplayBuffer(9, FLAT), tmp_path)
     buffer = other()
     with unchanged(buffer, ValueError, str(tmp_path)):
@@ -137,7 +137,7 @@ def half(batches):
 
 
 def test_functions_are_left_alone_by_load(tmp_path):
-    """A schedule of the library's is saved, and so is a number; another function is the user's."""
+    """A schedule of replaykit is saved like a number. Other functions are not saved, and `load` keeps them."""
     spec, path = FLAT, tmp_path
     for beta, expected in [(half, half), (0.7, 0.7), (LinearSchedule(0.1, 0.9, 7), LinearSchedule(0.1, 0.9, 7))]:
         saved(PrioritizedBuffer(9, spec, beta=beta), path)
@@ -154,7 +154,7 @@ def test_functions_are_left_alone_by_load(tmp_path):
 
 
 def test_the_innermost_buffer_is_built_as_it_was(tmp_path):
-    """It has all arguments, for each kind of buffer, without the wrappers."""
+    """`replaykit.load` builds each kind of buffer with all its arguments, without wrappers."""
     for buffer in [
         ReplayBuffer(9, GOAL_SPEC, num_envs=2, n_step=3, gamma=0.5, seed=1),
         PrioritizedBuffer(9, GOAL_SPEC, alpha=0.3, eps=0.5, draws="iid", weights="none", beta=0.9),
@@ -173,7 +173,7 @@ def test_the_innermost_buffer_is_built_as_it_was(tmp_path):
 
 
 def test_classes_of_the_user_must_be_built(tmp_path):
-    """A distribution of theirs, and a storage."""
+    """A buffer with a user's storage or distribution must be built by the user before loading."""
     storage = LocalStorage(9, FLAT)
     saved(Buffer(storage, Recency(storage)), tmp_path)
     with pytest.raises(ValueError, match="was saved from a Buffer, which this function does not build; build it, and"):
@@ -185,7 +185,7 @@ def test_classes_of_the_user_must_be_built(tmp_path):
 
 
 class Odd(ReplayWrapper):
-    """Has a state of any kind."""
+    """A part with any state."""
 
     def __init__(self, inner, value=None):
         super().__init__(inner)
@@ -215,7 +215,7 @@ VALUES = [
 @pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
 @pytest.mark.parametrize("way", ["path", "state_dict"])
 def test_states_of_ones_own_are_saved(tmp_path, value, way):
-    """Numbers, strings and arrays, in lists, tuples and dicts."""
+    """A part's state can have numbers, strings and arrays, in lists, tuples and dicts."""
     replay, other = Odd(filled(ReplayBuffer(9, FLAT), 3), value), Odd(ReplayBuffer(9, FLAT))
     other._arguments = replay._arguments
     for _ in range(2):
@@ -255,7 +255,7 @@ def assert_equal(got, expected):
     ],
 )
 def test_states_that_cannot_be_saved_are_refused(tmp_path, value, kind):
-    """The error names the entry; the former checkpoint stays."""
+    """A state that cannot be saved raises an error that names the entry. The previous checkpoint is kept."""
     replay = Odd(filled(ReplayBuffer(9, FLAT), 3), 1)
     replay.save(tmp_path)
     files = sorted(tmp_path.iterdir())
@@ -268,7 +268,7 @@ def test_states_that_cannot_be_saved_are_refused(tmp_path, value, kind):
     assert other.value == 1
 
 
-# -- Moments at which nothing is saved or loaded -------------------------------------------------------------------
+# -- Saving and loading during other calls -------------------------------------------------------------------------
 
 
 def calls_of(replay, path, state):
@@ -281,7 +281,7 @@ def calls_of(replay, path, state):
 
 
 def test_a_reward_function_cannot_save_or_load(tmp_path):
-    """The batch that it is called for is half made. It is refused before it waits for files."""
+    """A reward function cannot save or load, because its batch is unfinished. The error comes before any waiting."""
     pytest.importorskip("torch")
     errors = []
 
@@ -304,7 +304,7 @@ def test_a_reward_function_cannot_save_or_load(tmp_path):
 
 
 def test_an_interrupt_in_a_batch_does_not_keep_a_replay_from_being_saved(tmp_path):
-    """The mark that a batch is being made may be left."""
+    """After an interrupt while a batch is made, the replay can still be saved."""
     pytest.importorskip("torch")
     buffer = filled(ReplayBuffer(9, FLAT), 4)
     buffer.save(tmp_path)
@@ -327,7 +327,7 @@ def test_lanes_with_writers_cannot_be_loaded(tmp_path):
 
 
 def test_a_recorder_of_before_is_refused_after_load(tmp_path):
-    """Its environment is in another episode."""
+    """After a load, an existing recorder raises an error, because its environment is in another episode."""
     env = gymnasium.make("CartPole-v1")
     buffer = ReplayBuffer.from_env(env, 50)
     recorder = record(env, buffer)
@@ -344,13 +344,13 @@ def test_a_recorder_of_before_is_refused_after_load(tmp_path):
     assert buffer.episode([0, 1])[0].tolist() == [0, 1]
 
 
-# -- States that no replay has -------------------------------------------------------------------------------------
+# -- Invalid states ------------------------------------------------------------------------------------------------
 
 LANES = Spec(obs=Field((4, 5), np.uint8), action=Field((2,), np.bool_), big=Field((400,)), on=Field((1200,), np.bool_))
 
 
 def in_lanes():
-    """A buffer of two lanes out of step, the first of which is in the middle of an episode."""
+    """A buffer of two lanes of different lengths. The first is in the middle of an episode."""
     buffer = PrioritizedBuffer(8, LANES, num_envs=2, share="all", seed=0)
     Learner(4).act(buffer, 40)
     fields = Learner(5).fields(LANES, 5, 2)
@@ -363,7 +363,7 @@ def in_lanes():
 
 
 def put(name, place, value):
-    """A change of one number of an array."""
+    """A function that changes one number of an array."""
 
     def change(state):
         state[name] = np.array(state[name])
@@ -373,7 +373,7 @@ def put(name, place, value):
 
 
 def put_rows(name, change):
-    """A change of the rows of all chunks."""
+    """A function that changes the rows of all chunks."""
 
     def change_rows(state):
         state[name] = copy.copy(state[name])
@@ -383,7 +383,7 @@ def put_rows(name, change):
 
 
 def put_byte(place, value, row=slice(None)):
-    """A change of a byte of rows."""
+    """A function that changes a byte of rows."""
 
     def change(rows):
         rows = rows.copy()
@@ -487,7 +487,7 @@ def test_an_impossible_state_of_a_storage_is_refused(problem, change):
     ],
 )
 def test_impossible_priorities_are_refused(problem, change):
-    """The error names the problem."""
+    """Invalid priorities in a checkpoint raise an error that names the problem."""
     buffer = in_lanes()
     state = buffer.distribution.copied_state()
     buffer.distribution.check_state(state)
@@ -499,7 +499,7 @@ def test_impossible_priorities_are_refused(problem, change):
 @pytest.mark.parametrize("name", ["batches", "stale_updates"])
 @pytest.mark.parametrize("value", [-1, 1.0, True, 1 << 63, None])
 def test_impossible_counters_are_refused(name, value):
-    """They are ints of at least 0."""
+    """Counters in a checkpoint must be ints of at least 0."""
     buffer = in_lanes()
     with unchanged(buffer, ValueError, f"{name} is {value}; expected an int of at least 0"):
         buffer.check_state(buffer.state() | {name: value})
@@ -509,7 +509,7 @@ def test_impossible_counters_are_refused(name, value):
 
 
 def test_a_state_dict_is_shared_with_nothing(tmp_path):
-    """It stays as it was, and so does what was loaded from it."""
+    """A state_dict shares no memory with the replay that made it or that loaded it."""
     torch = pytest.importorskip("torch")
     buffer = filled(PrioritizedBuffer(9, FLAT, seed=0), 6)
     state, other = buffer.state_dict(), PrioritizedBuffer(9, FLAT)
@@ -525,7 +525,7 @@ def test_a_state_dict_is_shared_with_nothing(tmp_path):
 
 
 def test_other_state_dicts_are_refused():
-    """Those of a network, without a manifest, with a tensor less or another."""
+    """A state_dict of a network, without a manifest, or with missing or additional tensors raises an error."""
     torch = pytest.importorskip("torch")
     buffer = filled(ReplayBuffer(9, FLAT), 4)
     state = buffer.state_dict()
@@ -549,7 +549,7 @@ def test_other_state_dicts_are_refused():
 
 
 def test_a_bar_is_shown_if_it_can_be(tmp_path, monkeypatch, capsys):
-    """The bar counts chunks. Without tqdm there is a warning."""
+    """The progress bar counts chunks. Without tqdm, there is a warning."""
     buffer = filled(ReplayBuffer(9, FLAT), 4)
     pytest.importorskip("tqdm")
     buffer.save(tmp_path, progress=True)

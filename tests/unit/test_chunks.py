@@ -1,4 +1,4 @@
-"""Which index is in which slot, what has changed since, and large arrays chunk by chunk, against lists and loops."""
+"""The index in each slot, changes since a moment, and large arrays in chunks, compared with lists and loops."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from replaykit.chunks import CopiedChunks, LiveChunks, Slots, pieces
 
 
 class Ring:
-    """The index that each slot holds, in a dict, and when the row of each slot was last written."""
+    """The index in each slot, and when each row was last written, in dicts."""
 
     def __init__(self, num_envs, length):
         self.num_envs, self.length, self.capacity = num_envs, length, num_envs * length
@@ -56,7 +56,7 @@ def apply(ring, moves, in_step):
 
 @given(rings, st.integers(0, 30), st.integers(0, 30))
 def test_slots_say_which_index_they_hold(ring, one, other):
-    """It holds for lanes in and out of step, after laps and after `clear`."""
+    """The index in each slot is known, with any lengths of lanes, after wrapping and after `clear`."""
     ring = ring_of(*ring)
     slots = ring.slots()
     begin, stop = sorted((min(one, ring.capacity), min(other, ring.capacity)))
@@ -69,7 +69,7 @@ def test_slots_say_which_index_they_hold(ring, one, other):
 
 
 def test_a_stretch_of_slots_is_selected_as_a_slice():
-    """It is then copied at once: while the ring fills, in its middle, and when it is full."""
+    """Consecutive slots are selected as a slice, so they are copied in one piece."""
     for first, cursor, expected in [
         (0, 5, slice(2, 5)),
         (3, 9, slice(3, 7)),
@@ -97,7 +97,7 @@ def test_rows_that_changed_are_never_taken_for_unchanged(ring, moves):
 
 @given(rings, st.integers(0, 9))
 def test_chunks_that_were_not_touched_count_as_unchanged(ring, count):
-    """Apart from the newest row of a lane, whose episode may be ended later."""
+    """Chunks without a written row are unchanged, except the newest row of a lane, whose episode may end later."""
     ring = ring_of(*ring)
     former = ring.slots()
     before = dict(ring.content)
@@ -110,7 +110,7 @@ def test_chunks_that_were_not_touched_count_as_unchanged(ring, count):
 
 
 def test_slots_that_were_overwritten_count_as_changed():
-    """In groups of slots; and slots of another capacity are always others."""
+    """Overwritten slots count as changed, in groups. With another capacity, all slots count as changed."""
     bounds = np.array([[0], [5000]])
     former, now = Slots(bounds, 5000), Slots(bounds, 5000)
     assert now.is_unchanged(former, 0, 4990)
@@ -123,7 +123,7 @@ def test_slots_that_were_overwritten_count_as_changed():
 
 
 def test_a_moment_does_not_follow_the_bounds():
-    """The bounds are copied."""
+    """A moment copies the bounds, so it does not change with them."""
     bounds = np.array([[0], [3]])
     slots = Slots(bounds, 4)
     bounds[1] = 4
@@ -132,7 +132,7 @@ def test_a_moment_does_not_follow_the_bounds():
 
 @given(rings, st.integers(1, 40))
 def test_chunks_have_all_rows_in_the_order_of_their_slots(ring, chunk_bytes):
-    """It holds for any number of rows per chunk. Copied chunks do not change."""
+    """Chunks have all rows in the order of their slots, for any number of rows per chunk. Copies do not change."""
     ring = ring_of(*ring)
     array = np.arange(3 * ring.capacity, dtype=np.int32).reshape(ring.capacity, 3)
     with pytest.MonkeyPatch.context() as patch:
@@ -153,7 +153,7 @@ def test_chunks_have_all_rows_in_the_order_of_their_slots(ring, chunk_bytes):
 
 
 def test_an_empty_chunk_has_no_rows():
-    """Asking for them is an error."""
+    """Reading the rows of an empty chunk raises an error."""
     chunks = LiveChunks.of_array(np.zeros((4, 1)), Slots(np.array([[0], [0]]), 4)).copy()
     assert isinstance(chunks, CopiedChunks)
     with pytest.raises(IndexError, match="chunk 0 is empty"):
@@ -161,7 +161,7 @@ def test_an_empty_chunk_has_no_rows():
 
 
 def test_a_chunk_has_at_least_the_shortest_span():
-    """It holds even if a row is larger than a chunk, or has no bytes."""
+    """A chunk has a minimum number of rows, even if a row is larger than a chunk, or has no bytes."""
     slots = Slots(np.array([[0], [4]]), 4)
     assert LiveChunks(slots, 1 << 40, lambda begin, stop: np.zeros(0), shortest=3).span == 3
     assert LiveChunks(slots, 0, lambda begin, stop: np.zeros(0)).span == module.CHUNK_BYTES

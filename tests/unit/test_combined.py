@@ -1,4 +1,4 @@
-"""Combined replay: the newest are in every batch, and probabilities are those of the mixture."""
+"""Combined replay: the newest transitions are in every batch, and probabilities include them."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_a_batch_smaller_than_the_newest_is_refused():
 
 
 def test_a_wrapper_passes_everything_else_on():
-    """Adds, updates, episodes, clears, beta and numbers are the wrapped buffer's."""
+    """Adds, updates, episodes, clears, beta and stats are those of the wrapped buffer."""
     inner = PrioritizedBuffer(8, FLAT, alpha=1.0, beta=0.3, eps=0.0, seed=0)
     buffer = CombinedReplay(CombinedReplay(inner), latest=2)
     buffer.add(**step(0), td_error=3.0)
@@ -73,7 +73,7 @@ def test_a_wrapper_passes_everything_else_on():
 
 
 def test_combined_over_latest_counts_the_newest_twice():
-    """The newest is drawn once as one of the newest, and once more."""
+    """Around a LatestBuffer, the newest transition is in the batch twice."""
     buffer = CombinedReplay(filled(LatestBuffer(9, FLAT), 9))
     batch = assert_lawful(buffer, 4)
     assert batch.indices.tolist() == [6, 7, 8, 8]

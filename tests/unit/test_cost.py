@@ -1,4 +1,4 @@
-"""What a call costs besides its data, counted rather than timed: calls of Python, and memory that stays."""
+"""The cost of a call apart from its data, counted instead of timed: Python calls and retained memory."""
 
 import gc
 import os
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") == "1", reas
 
 
 def filled(make, **options):
-    """A buffer of a thousand transitions, every kernel compiled."""
+    """A buffer of a thousand transitions, with every kernel compiled."""
     buffer = make(1024, SPEC, seed=0, **options)
     for _ in range(1024 // buffer.num_envs):
         if buffer.num_envs > 1:
@@ -33,7 +33,7 @@ def filled(make, **options):
 
 
 def calls_of(function):
-    """How many functions are called, of Python and of C, once everything has been seen."""
+    """The number of functions that are called, of Python and of C, after everything has been compiled."""
     function()
     count = -2  # the function itself, and the end of counting
 
@@ -64,7 +64,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_no_more_calls_than(name):
-    """At a batch of 32 most of the time goes into calls, so that they do not grow unnoticed."""
+    """A batch of 32 makes a limited number of calls, because they take most of its time."""
     make, options, call, most = CASES[name]
     buffer = filled(make, **options)
     if np.__version__.startswith("1."):
@@ -74,7 +74,7 @@ def test_no_more_calls_than(name):
 
 @pytest.mark.parametrize(("shape", "options"), [((84, 84), {"stack": 4}), ((4, 84, 84), {}), ((30, 30, 3), {})])
 def test_an_add_of_frames_makes_few_calls(shape, options):
-    """As a small row does, also where the observation is one of several fields; one of the calls is the kernel."""
+    """An add of frames makes as few calls as an add of a small row. One of them is the kernel."""
     spec = Spec(obs={"image": Field(shape, np.uint8), "speed": Field((3,))}, action=Field((), np.int64))
     buffer = ReplayBuffer(64, spec, **options)
     obs = {"image": np.ones(shape, np.uint8), "speed": np.ones(3, np.float32)}
@@ -83,7 +83,7 @@ def test_an_add_of_frames_makes_few_calls(shape, options):
 
 
 def test_an_add_to_an_unpickled_buffer_makes_no_more_calls():
-    """Dtypes are compared by identity, and a pickle makes new ones."""
+    """Unpickling makes new dtype objects. An add still compares dtypes as fast."""
     buffers = filled(ReplayBuffer), pickle.loads(pickle.dumps(filled(ReplayBuffer)))
     calls = [calls_of(lambda buffer=buffer: buffer.add(OBS, 1, 1.0, OBS, False, False)) for buffer in buffers]
     assert calls[0] == calls[1]
@@ -91,7 +91,7 @@ def test_an_add_to_an_unpickled_buffer_makes_no_more_calls():
 
 @pytest.mark.parametrize("make", [ReplayBuffer, PrioritizedBuffer])
 def test_batches_leave_nothing_behind(make):
-    """A thousand batches, forgotten, take no memory."""
+    """A thousand batches leave no memory behind."""
     buffer = filled(make)
     for _ in range(20):
         buffer.sample(32)

@@ -42,7 +42,7 @@ class Watch(TorchDispatchMode):
 
 @contextlib.contextmanager
 def nothing_waits():
-    """A context in which waiting for the device is an error."""
+    """A context in which an operation that waits for the device raises an error."""
     if DEVICE == "cuda":
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -57,7 +57,7 @@ def nothing_waits():
 
 
 def to_the_cpu(_backend, _name, value):
-    """`TorchBackend.host`, which must not get a tensor."""
+    """A replacement of `TorchBackend.host`, which must not get a tensor."""
     assert isinstance(value, np.ndarray), "a tensor was copied to the CPU"
     return value
 
@@ -114,7 +114,7 @@ def test_a_training_loop_never_waits(make, pin_memory):
 @pytest.mark.parametrize("pin_memory", [False, True])
 @pytest.mark.parametrize("options", [{"share": "all"}, {"stack": 3}])
 def test_observations_that_are_stored_once_do_not_wait(options, pin_memory):
-    """Once there are enough places for the last observations of episodes."""
+    """With frames, nothing waits when there are enough places for the last observations of episodes."""
     stream = Stream(FRAME, 2, seed=0)
     buffer = ReplayBuffer(200, spec_of(FRAME), num_envs=2, device=DEVICE, pin_memory=pin_memory, seed=0, **options)
     data = [stream.steps(5) for _ in range(100)]
@@ -131,7 +131,7 @@ def test_observations_that_are_stored_once_do_not_wait(options, pin_memory):
 
 
 def test_the_watch_finds_what_waits():
-    """The test above can fail."""
+    """The watch detects an operation that waits, so the test above can fail."""
     values = torch.arange(4.0)
     for wait in (lambda: values[values > 1.0], lambda: float(values.sum()), lambda: values.unique()):
         with Watch() as watch:

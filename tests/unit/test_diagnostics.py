@@ -1,4 +1,4 @@
-"""The measures, against independent computations. Their expectations are in `tests/statistics`."""
+"""The measures, compared with independent computations. Their expectations are tested in `tests/statistics`."""
 
 import itertools
 import math
@@ -63,14 +63,14 @@ def test_the_top_decile_is_counted_in_parts(values):
 
 @given(value=st.floats(0.0, 1e300), size=st.integers(1, 99))
 def test_equal_errors_have_a_tenth_of_the_total_in_their_top_tenth(value, size):
-    """For every batch size, one included, and for errors that are all 0; and nothing of them is spread."""
+    """The top tenth of equal TD errors has a tenth of their sum, for every batch size, even if all are 0."""
     stats = td_error_stats(np.full(size, value))
     assert stats["top_decile_share"] == pytest.approx(0.1)
     assert stats["mean"] == pytest.approx(stats["max"]) and stats["median"] == stats["q10"] == value
 
 
 def test_nan_errors_are_counted_and_not_spread():
-    """The rest is what it would be without them; with nothing left all is nan."""
+    """NaN TD errors do not affect other numbers. If all are NaN, all numbers are nan."""
     stats = td_error_stats([1.0, float("nan"), -3.0, float("inf")])
     assert stats.pop("nonfinite") == 2.0
     assert stats == {name: value for name, value in td_error_stats([1.0, -3.0]).items() if name != "nonfinite"}
@@ -84,7 +84,7 @@ def test_nan_errors_are_counted_and_not_spread():
 
 @given(st.integers(1, 400))
 def test_the_expected_distance_of_one_lane_is_a_third_of_it(size):
-    """(N² - 1) / (3 N), whatever the numbering; and that of equal lanes in step is the same."""
+    """The expected distance is (N² - 1) / (3 N), for one lane and for equal lanes."""
     expected = (size**2 - 1) / (3 * size)
     assert temporal_distance([5, 7], size).expected == pytest.approx(expected)
     assert temporal_distance([5, 7], [size, 0, size, size]).expected == pytest.approx(expected)
@@ -104,7 +104,7 @@ states = st.integers(1, 3).flatmap(
 
 @given(states)
 def test_energy_distance_and_mean_shift_are_what_loops_make_of_them(pair):
-    """Over all pairs of different draws, of the features that vary, standardised over both."""
+    """Both measures equal loops over all pairs of different draws, with standardised features."""
     batch, reference = pair
     both = batch + reference
     columns = [column for column in zip(*both, strict=True) if len(set(column)) > 1]
@@ -125,7 +125,7 @@ def test_energy_distance_and_mean_shift_are_what_loops_make_of_them(pair):
 
 @given(st.lists(st.integers(0, 30), min_size=2, max_size=12))
 def test_pairs_are_counted_one_by_one(values):
-    """Distance in time and pairs of the same episode; duplicates as what a set leaves out."""
+    """Distances in time, pairs of the same episode and duplicates equal counts by loops."""
     pairs = list(itertools.combinations(values, 2))
     assert temporal_distance(values, 31).value == pytest.approx(statistics.fmean(abs(a - b) for a, b in pairs))
     assert same_episode_pairs(values, [4, 2]).value == pytest.approx(statistics.fmean(a == b for a, b in pairs))
@@ -135,7 +135,7 @@ def test_pairs_are_counted_one_by_one(values):
 
 
 def test_design_effect_and_autocorrelation_are_their_formulas():
-    """B Var(batch mean) / Var(one draw), and the corrected correlation of neighbours, by the standard library."""
+    """Both measures equal their formulas, computed with the standard library."""
     rng = np.random.default_rng(3)
     batches = rng.exponential(size=(5, 4))
     means = [statistics.fmean(batch) for batch in batches]
@@ -150,7 +150,7 @@ def test_design_effect_and_autocorrelation_are_their_formulas():
 
 @given(st.lists(positive, min_size=1, max_size=30))
 def test_effective_sample_size_is_the_square_of_the_sum_by_the_sum_of_squares(weights):
-    """It is between 1 and B and does not depend on the scale."""
+    """The effective sample size is between 1 and B, and does not depend on the scale of the weights."""
     size = effective_sample_size(weights)
     assert size == pytest.approx(math.fsum(weights) ** 2 / math.fsum(w * w for w in weights))
     assert 1.0 - 1e-12 <= size <= len(weights) * (1 + 1e-12)
@@ -163,7 +163,7 @@ def test_effective_sample_size_is_the_square_of_the_sum_by_the_sum_of_squares(we
 
 @given(st.lists(st.one_of(st.just(0.0), positive), min_size=1, max_size=40).filter(any))
 def test_the_distribution_of_draws_is_what_logarithms_make_of_it(probabilities):
-    """Entropy in units of log N, its perplexity, the largest, and those that are never drawn."""
+    """Entropy, perplexity, the largest probability and the undrawable share equal their formulas."""
     total = math.fsum(probabilities)
     shares = [p / total for p in probabilities if p]
     entropy = -math.fsum(share * math.log(share) for share in shares)
@@ -178,7 +178,7 @@ def test_the_distribution_of_draws_is_what_logarithms_make_of_it(probabilities):
 
 
 def test_uniform_probabilities_are_healthy_whatever_their_scale():
-    """Entropy and perplexity 1, one hundredth of the mass in the top hundredth, nothing undrawable."""
+    """For uniform probabilities of any scale, entropy and perplexity are 1, and none is undrawable."""
     for size in (1, 7, 1000):
         health = draw_distribution(np.full(size, 1e-300))
         assert health == pytest.approx(
@@ -193,7 +193,7 @@ def test_uniform_probabilities_are_healthy_whatever_their_scale():
 
 
 def test_td_lift_of_draws_by_priority_is_told_by_their_probabilities():
-    """A batch that holds each transition in proportion to its probability knows the buffer's mean exactly."""
+    """If a batch has each transition in proportion to its probability, its estimate of the lift is exact."""
     errors, times = np.array([4.0, -1.0, 2.0]), np.array([4, 1, 3])
     drawn, q = np.repeat(errors, times), np.repeat(times / 8.0, times)
     assert td_lift(drawn, errors) == pytest.approx((16 + 1 + 6) / 8 / (7 / 3))
@@ -203,7 +203,7 @@ def test_td_lift_of_draws_by_priority_is_told_by_their_probabilities():
 
 
 def test_the_expected_share_of_what_is_never_drawn_is_poisson_s():
-    """exp(-e) on average, and a dispersion of 1 for counts that scatter as Poisson's do."""
+    """The expected share of undrawn transitions is the mean of exp(-e). Poisson counts have dispersion 1."""
     stats = draw_count_stats([0, 2, 5], [0.0, 2.0, 1.0])
     assert stats["never_expected"] == pytest.approx((1.0 + math.exp(-2.0) + math.exp(-1.0)) / 3)
     assert stats["never_share"] == pytest.approx(1 / 3) and (stats["mean"], stats["max"]) == (7 / 3, 5.0)
@@ -219,7 +219,7 @@ def test_the_expected_share_of_what_is_never_drawn_is_poisson_s():
 
 
 def test_batches_of_one_and_constant_states_have_an_answer():
-    """Nan where a pair is needed or nothing varies, and no warning; 0 where everything is alike."""
+    """Batches of one and constant states give nan or 0, without a warning."""
     assert math.isnan(same_episode_pairs([3], [5]).value) and math.isnan(temporal_distance([3], 5).value)
     assert duplicates([3], 5) == (0.0, 0.0) and math.isnan(duplicates([3], 5).ratio)
     assert duplicates([0, 0], 1) == (0.5, 0.5) and overlap([0], [0], 1) == (1.0, 1.0)
@@ -242,7 +242,7 @@ def test_batches_of_one_and_constant_states_have_an_answer():
 
 
 def test_nested_image_and_complex_states_are_laid_side_by_side():
-    """Dicts and tuples of arrays, of any dtype and shape, as if they were one table."""
+    """Dicts and tuples of arrays of any dtype and shape are treated as one table of features."""
     rng = np.random.default_rng(0)
     image, flags = rng.integers(0, 256, (9, 2, 3)).astype(np.uint8), rng.random((9, 2)) < 0.5
     waves = rng.normal(size=9) + 1j * rng.normal(size=9)

@@ -1,4 +1,4 @@
-"""Frames kept once: the same batches as when everything is stored, in a fraction of the memory."""
+"""Frames stored once: the same batches as when everything is stored, with a fraction of the memory."""
 
 import pickle
 import tracemalloc
@@ -15,7 +15,7 @@ STACKED = Spec(obs=Field((4, 84, 84), np.uint8), action=Field((), np.int64))
 
 
 def test_stacks_keep_what_has_been_overwritten_since():
-    """The first living step's stack goes back beyond it; another lane and the episode before do not show."""
+    """The stack of the oldest step contains overwritten frames of its episode, but none of other lanes or episodes."""
     buffer = ReplayBuffer(8, FRAME, num_envs=2, stack=4)
     for i in range(10):
         obs, next_obs = (np.stack([frame(i + d), frame(100 + i + d)]) for d in (0, 1))
@@ -45,7 +45,7 @@ def test_only_frames_are_stacked():
 
 @pytest.mark.parametrize("extra", [{}, {"big": Field((2000,), np.uint8)}])
 def test_a_stack_begins_with_its_episode(extra):
-    """It also holds if other fields have their own columns."""
+    """A stack begins with its episode, also if other fields have their own columns."""
     buffer = ReplayBuffer(9, Spec(obs=Field((2, 3), np.uint8), action=Field(()), **extra), stack=3, padding="zero")
     for i in range(6):
         big = {name: np.full(2000, i) for name in extra}
@@ -56,7 +56,7 @@ def test_a_stack_begins_with_its_episode(extra):
 
 
 def test_frames_in_any_layout_are_stored_by_their_values():
-    """In Fortran order, with steps between rows, reversed, and read-only."""
+    """Frames in Fortran order, strided, reversed or read-only are stored correctly."""
     buffer, plain = ReplayBuffer(9, FRAME, seed=0), frame(3)
     read_only = plain.copy()
     read_only.flags.writeable = False
@@ -65,11 +65,11 @@ def test_frames_in_any_layout_are_stored_by_their_values():
         assert (buffer.read([index], "obs")[0] == plain).all()
 
 
-# -- What it costs -----------------------------------------------------------------------------------------------
+# -- Cost --------------------------------------------------------------------------------------------------------
 
 
 def play(buffer, steps, episode, stacked):
-    """Fill with a stream like Atari's; yields nothing but the truth."""
+    """Fill a buffer with steps like those of Atari games. Yields the expected values."""
     history = []
     for i in range(steps):
         if i % episode == 0:
@@ -85,7 +85,7 @@ def play(buffer, steps, episode, stacked):
 
 @pytest.mark.parametrize("stacked", [False, True])
 def test_memory_is_that_of_one_frame_a_step(stacked):
-    """At most 1.1x in episodes of 1000 steps. `nbytes` reports it beforehand, and filling the buffer takes no more."""
+    """Memory is at most 1.1 frames per step in episodes of 1000 steps. `nbytes` reports it in advance."""
 
     def make(capacity):
         return ReplayBuffer(capacity, STACKED) if stacked else ReplayBuffer(capacity, FRAME, stack=4)
@@ -106,7 +106,7 @@ def test_memory_is_that_of_one_frame_a_step(stacked):
 
 
 def test_single_observations_are_kept_once():
-    """Without stacks too: one image or long vector a step, not two."""
+    """Without stacks, an image or a long vector is also stored once per step, not twice."""
     for shape in ((84, 84), (2000,), (84, 84, 3)):
         spec = Spec(obs=Field(shape, np.uint8), action=Field(()))
         assert ReplayBuffer(1000, spec).nbytes <= 1.1 * 1000 * np.prod(shape)
@@ -141,7 +141,7 @@ def test_obs_and_next_obs_are_views_of_one_block():
 
 
 def test_a_stream_that_shares_nothing_is_stored_all_the_same():
-    """The memory grows as needed, never for frames that are free, and is told."""
+    """If no frames are shared, the memory grows as needed, and `nbytes` shows it."""
     buffer = ReplayBuffer(20, STACKED, seed=0)
     told = buffer.nbytes
     for i in range(60):
@@ -163,7 +163,7 @@ def test_a_stream_that_shares_nothing_is_stored_all_the_same():
 
 @pytest.mark.parametrize("share", ["large", "none"])
 def test_no_frame_is_lost_over_many_episodes_and_clears(share):
-    """Episodes of one step, ends without a flag, clears and interrupted writes free what they held."""
+    """Short episodes, `end_episode`, `clear` and interrupted writes free the frames that they no longer need."""
     buffer = PrioritizedBuffer(12, Spec(FRAME["obs"], FRAME["action"]), num_envs=3, stack=3, share=share, seed=0)
     told = buffer.nbytes
     rng = np.random.default_rng(0)
@@ -179,7 +179,7 @@ def test_no_frame_is_lost_over_many_episodes_and_clears(share):
     assert buffer.nbytes <= 1.6 * told
 
 
-# -- What is refused ---------------------------------------------------------------------------------------------
+# -- Invalid arguments -------------------------------------------------------------------------------------------
 
 
 def test_more_than_the_machine_has_is_refused_before_anything_is_taken():
@@ -193,7 +193,7 @@ def test_more_than_the_machine_has_is_refused_before_anything_is_taken():
 
 
 def test_a_stream_that_outgrows_the_machine_is_refused_and_nothing_is_lost(monkeypatch):
-    """Frames that share nothing need more memory than was set aside, and there is none."""
+    """If unshared frames need more memory than the machine has, adding raises an error. Nothing is lost."""
     buffer = ReplayBuffer(20, STACKED, num_envs=2, seed=0)
     for i in range(3):
         obs, next_obs = (np.stack([frame(8 * i + d + e, (4, 84, 84)) for e in (0, 3)]) for d in (0, 1))
@@ -219,7 +219,7 @@ def test_a_stream_that_outgrows_the_machine_is_refused_and_nothing_is_lost(monke
 
 
 def test_an_add_that_outgrows_the_machine_is_refused_and_nothing_is_lost(monkeypatch):
-    """Before the step that it would replace is retired."""
+    """An add that needs too much memory raises an error before the oldest step is retired."""
     buffer, number = ReplayBuffer(6, STACKED, seed=0), 0
     limit_memory(monkeypatch, 1000)
     while buffer._storage.arrays["frames.obs.free"][0] >= 2 * 4 * 2:
@@ -250,7 +250,7 @@ def test_an_extend_longer_than_the_ring_is_refused_as_a_whole(monkeypatch):
 
 
 def test_an_interrupt_while_the_memory_grows_loses_nothing():
-    """At every line: what was stored is there, and the next add goes well."""
+    """After an interrupt at any line, the stored frames are intact, and the next add works."""
     at = 0
     while True:
         at += 1
@@ -295,7 +295,7 @@ def test_wrong_options_are_refused(make):
 
 
 def test_a_frame_of_another_shape_is_refused():
-    """A stack where single frames are expected, too; and nothing changes."""
+    """A frame of another shape, or a stack in place of a frame, raises an error. Nothing changes."""
     buffer = ReplayBuffer(10, FRAME, stack=4, seed=0)
     play(buffer, 6, 9, stacked=False)
     for wrong in (frame(0, (84, 83)), frame(0, (4, 84, 84)), frame(0, (84, 84, 1)), frame(0)[None]):
@@ -306,7 +306,7 @@ def test_a_frame_of_another_shape_is_refused():
 
 
 def test_the_callers_arrays_are_copied_and_stay_as_they_are():
-    """In any memory layout; changing them afterwards, or a batch, changes nothing else."""
+    """Later changes of the caller's arrays, or of a batch, do not change the buffer."""
     for spec, stack in ((FRAME, 3), (STACKED, 1), (FRAME, 1)):
         shape = spec["obs"].shape
         buffer = ReplayBuffer(10, spec, stack=stack, seed=0)
@@ -324,7 +324,7 @@ def test_the_callers_arrays_are_copied_and_stay_as_they_are():
 
 
 def test_large_fields_of_a_batch_are_aligned_in_one_piece_of_memory():
-    """Two pieces of some megabytes would be given back to the system each time, and every page be a page fault."""
+    """Large fields share one block of memory, because separate blocks would cause page faults in each batch."""
     spec = Spec(obs=Field((700,), np.int16), action=Field((300,), np.float64), noise=Field((1500,), np.uint8))
     buffer = ReplayBuffer(5, spec, share="none", seed=0)
     for number in range(7):

@@ -1,4 +1,4 @@
-"""Observations that a device stores once: the same batches as on the CPU, and about half of the memory."""
+"""Observations that a device stores once: batches are those of the CPU, with about half of the memory."""
 
 import copy
 
@@ -24,7 +24,7 @@ def spec_of(obs):
 
 
 def values_like(field, rng, lanes):
-    """Random values of an observation for each lane, with few different ones, NaN and zeros of both signs."""
+    """Random values of an observation for each lane: few different values, with NaN and zeros of both signs."""
     if isinstance(field, dict):
         return {name: values_like(entry, rng, lanes) for name, entry in field.items()}
     some = [0.0, 1.0] if field.dtype.kind in "iub" else [0.0, -0.0, np.nan, 1.0, 2.0]
@@ -52,14 +52,14 @@ def without_lanes(tree):
 
 
 class Stream:
-    """Steps of some lanes. An obs is the next_obs of the step before, but for ends of episodes and some others."""
+    """Steps of some lanes. An obs is the previous next_obs, except after the end of an episode and in a few steps."""
 
     def __init__(self, obs, lanes, seed, ends=0.1, odd=0.1):
         self.obs, self.lanes, self.rng, self.ends, self.odd = obs, lanes, np.random.default_rng(seed), ends, odd
         self.now = values_like(obs, self.rng, lanes)
 
     def steps(self, count, mask=None):
-        """The next steps, as keywords of `extend`. Lanes outside of the mask do not move."""
+        """The next steps, as keywords of `extend`. Lanes outside the mask do not move."""
         rng, rows = self.rng, []
         for t in range(count):
             after = values_like(self.obs, rng, self.lanes)
@@ -82,7 +82,7 @@ def tensors(tree):
 
 
 def assert_same(device, cpu):
-    """Every stored transition and both observations of it are those of the CPU, bit for bit."""
+    """Every stored transition, and both of its observations, equal those of the CPU bit for bit."""
     indices = cpu.stored()
     there = torch.from_numpy(indices).to(DEVICE)
     np.testing.assert_array_equal(device.stored(), indices)
@@ -109,7 +109,7 @@ def _arrays(tree):
 
 @pytest.fixture(scope="module")
 def few_to_spare():
-    """Pinned buffers with few slots to spare, so that they are overwritten soon."""
+    """Pinned buffers with few spare slots, so that they are overwritten soon."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("replaykit.on_device.pinned._ROWS_TO_SPARE", 1)
         yield
@@ -137,7 +137,7 @@ operations = st.sampled_from(["add"] * 4 + ["extend"] * 3 + ["masked"] * 2 + ["e
 def test_transitions_are_bit_for_bit_those_of_the_cpu(
     few_to_spare, tmp_path_factory, obs, stack, lanes, options, capacity, seed, calls, place
 ):
-    """After any operations, with obs that differ from the next_obs before them also within an episode."""
+    """After any operations, transitions equal those of the CPU, even if next_obs is not the obs of the next step."""
     stack = stack if obs in (FRAME, LARGE, BOTH) else 1
     options = options | {"stack": stack, "num_envs": lanes}
     spec, stream = spec_of(obs), Stream(obs, lanes, seed)
@@ -195,7 +195,7 @@ def test_a_batch_has_stacks(kind):
 @pytest.mark.parametrize("padding", ["reset", "zero"])
 @pytest.mark.parametrize("steps", [2, 3, 5, 7, 30])
 def test_stacks_of_the_oldest_steps_are_complete_after_a_load(way, padding, steps, tmp_path):
-    """Their first frames belong to steps that are not stored, in an episode that began before or just then."""
+    """After a load, stacks of the oldest steps are complete, although steps with their first frames are not stored."""
     options = {"num_envs": 2, "stack": 4, "padding": padding}
     source, target = (ReplayBuffer(4, spec_of(FRAME), device=device, **options) for device in way)
     cpu, stream = ReplayBuffer(4, spec_of(FRAME), **options), Stream(FRAME, 2, steps, ends=0.0)
@@ -220,7 +220,7 @@ def test_stacks_of_the_oldest_steps_are_complete_after_a_load(way, padding, step
 
 
 def test_observations_take_about_half_of_the_memory():
-    """`nbytes` shows it, and does not change while the buffer is filled several times."""
+    """Frames take about half of the memory. `nbytes` shows it, and does not change while the buffer fills."""
     spec = spec_of(Field((100,)))
     shared, plain = (ReplayBuffer(4096, spec, num_envs=4, share=share, device=DEVICE) for share in ("all", "none"))
     assert shared.nbytes < 0.6 * plain.nbytes
@@ -246,14 +246,14 @@ def test_without_sharing_there_is_room_for_every_next_obs():
 
 
 def test_small_observations_are_in_the_rows_by_default():
-    """Above 1 KB they are stored once, as on the CPU."""
+    """Observations above 1 KB are stored once, as on the CPU. Smaller ones are in the rows by default."""
     assert ReplayBuffer(400, spec_of(VECTOR), device=DEVICE).storage.frames == []
     assert len(ReplayBuffer(400, spec_of(LARGE), device=DEVICE).storage.frames) == 1
     assert ReplayBuffer(400, spec_of(LARGE), share="none", device=DEVICE).storage.frames == []
 
 
 def test_a_stream_that_shares_nothing_is_stored_all_the_same():
-    """Room is made for one next_obs in each slot, never for more, and graphs are recorded again."""
+    """If no frame is shared, there is room for one next_obs per slot, not more, and graphs are recorded again."""
     cpu, device = (ReplayBuffer(200, spec_of(VECTOR), num_envs=2, share="all", device=d) for d in (None, DEVICE))
     stream, told = Stream(VECTOR, 2, 0, odd=1.0), device.nbytes
     for _ in range(40):
@@ -267,7 +267,7 @@ def test_a_stream_that_shares_nothing_is_stored_all_the_same():
 
 
 def test_tensors_that_move_are_recorded_again(monkeypatch):
-    """A graph would go on to read the former tensors."""
+    """Graphs are recorded again when tensors move. Otherwise they would read the old tensors."""
     moved = []
     monkeypatch.setattr(Graphs, "forget", lambda graphs: moved.append(graphs))
     buffer = ReplayBuffer(200, spec_of(VECTOR), share="all", device=DEVICE)
@@ -280,7 +280,7 @@ def test_tensors_that_move_are_recorded_again(monkeypatch):
 
 
 def test_a_long_stretch_makes_room_only_for_what_differs():
-    """The CPU waits for their number, instead of making room for all steps."""
+    """Before many steps, the CPU waits for the number of frames that need room. It makes no room for the others."""
     buffer = ReplayBuffer(1600, spec_of(VECTOR), share="all", device=DEVICE)
     told = buffer.nbytes
     buffer.extend(**Stream(VECTOR, 1, 0, ends=0.005, odd=0.0).steps(1600))
@@ -289,14 +289,14 @@ def test_a_long_stretch_makes_room_only_for_what_differs():
 
 
 def known_numbers(monkeypatch):
-    """The list of the numbers of used places that the CPU has waited for."""
+    """The numbers of used places that the CPU has waited for."""
     waited, know = [], Frames._know
     monkeypatch.setattr(Frames, "_know", lambda frames, used: (waited.append(used), know(frames, used)))
     return waited
 
 
 def test_the_cpu_does_not_wait_while_few_places_are_used(monkeypatch):
-    """Their number is asked for long before the limit that the CPU knows reaches the size."""
+    """The CPU asks for the number of used places long before its upper limit reaches the size of `others`."""
     buffer, stream = (
         ReplayBuffer(800, spec_of(VECTOR), num_envs=2, share="all", device="cpu"),
         Stream(VECTOR, 2, 0, 0.01, 0.0),
@@ -310,7 +310,7 @@ def test_the_cpu_does_not_wait_while_few_places_are_used(monkeypatch):
 
 
 def test_a_number_that_never_arrives_is_waited_for(monkeypatch):
-    """As if the device were far behind. Nothing grows, since few places are used."""
+    """If the device is far behind, the CPU waits for the number. Few places are used, so nothing grows."""
     monkeypatch.setattr(Later, "answer", lambda _: None)
     cpu, device = (ReplayBuffer(320, spec_of(VECTOR), num_envs=2, share="all", device=d) for d in (None, DEVICE))
     stream, told, waited = Stream(VECTOR, 2, 0, ends=0.01, odd=0.0), device.nbytes, known_numbers(monkeypatch)
@@ -325,7 +325,7 @@ def test_a_number_that_never_arrives_is_waited_for(monkeypatch):
 
 @pytest.mark.parametrize(("odd", "size"), [(4, 20), (16, 40)])
 def test_there_is_more_room_once_more_than_half_is_used(odd, size, monkeypatch):
-    """Otherwise the CPU would soon have to wait again."""
+    """`others` grows when more than half of it is used. Otherwise the CPU would soon have to wait again."""
     monkeypatch.setattr(Later, "answer", lambda _: None)
     buffer, stream = ReplayBuffer(320, spec_of(VECTOR), share="all", device=DEVICE), Stream(VECTOR, 1, 0, 0.0, 1.0)
     buffer.extend(**stream.steps(odd))
@@ -337,7 +337,7 @@ def test_there_is_more_room_once_more_than_half_is_used(odd, size, monkeypatch):
 
 
 def test_a_late_answer_counts_what_was_written_since(monkeypatch):
-    """The limit of the CPU is never below the true number, which `check` verifies."""
+    """The CPU's upper limit is never below the true number, which `check` verifies."""
     answer, calls = Later.answer, []
     monkeypatch.setattr(
         Later, "answer", lambda later: calls.append(1) or (answer(later) if len(calls) % 5 == 0 else None)
@@ -349,7 +349,7 @@ def test_a_late_answer_counts_what_was_written_since(monkeypatch):
 
 
 def test_a_stream_that_outgrows_the_memory_is_refused_and_nothing_is_lost(monkeypatch):
-    """Also one that is longer than the buffer, and one of some lanes only."""
+    """Steps that do not fit in the device's memory raise an error, and the buffer is unchanged."""
     spec = spec_of(Field((4000,)))
     buffer = ReplayBuffer(100, spec, num_envs=2, device=DEVICE, seed=0)
     stream = Stream(spec["obs"], 2, 0, odd=1.0)
@@ -374,14 +374,14 @@ def test_a_stream_that_outgrows_the_memory_is_refused_and_nothing_is_lost(monkey
 
 
 def limit(monkeypatch, available):
-    """Let the device report that this many bytes are free."""
+    """Let the device report this number of free bytes."""
     if DEVICE == "cpu":
         limit_memory(monkeypatch, available)
     else:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (available, available))
 
 
-# -- What is refused
+# -- Invalid arguments
 
 
 def test_wrong_options_are_refused_as_on_the_cpu():
@@ -396,7 +396,7 @@ def test_wrong_options_are_refused_as_on_the_cpu():
 
 @pytest.mark.parametrize("name", ["obs", "next_obs"])
 def test_frames_cannot_be_overwritten(name):
-    """A step shares them with the next one."""
+    """`overwrite` refuses frames, because a step shares them with the next step."""
     buffer = ReplayBuffer(10, spec_of(VECTOR), share="all", device=DEVICE)
     buffer.extend(**Stream(VECTOR, 1, 0).steps(5))
     with unchanged(buffer, ValueError, f"{name} cannot be overwritten, since its frames are shared"):
@@ -405,7 +405,7 @@ def test_frames_cannot_be_overwritten(name):
 
 
 def test_tensors_that_a_graph_of_the_user_reads_do_not_move(monkeypatch):
-    """The user's graph cannot be recorded again from here, so the stream is refused."""
+    """If a graph of the user reads tensors that must move, adding raises an error. The graph stays valid."""
     buffer = ReplayBuffer(400, spec_of(VECTOR), share="all", device=DEVICE)
     stream = Stream(VECTOR, 1, 0, odd=1.0)
     buffer.extend(**stream.steps(5))
@@ -424,7 +424,7 @@ def test_tensors_that_a_graph_of_the_user_reads_do_not_move(monkeypatch):
 
 
 def test_an_own_graph_is_not_one_of_the_user(monkeypatch):
-    """It is recorded again."""
+    """A graph that replaykit records does not prevent tensors from moving. It is recorded again."""
     recorded = Recorded()
     recorded.own.append(Graphs(lambda size: [], None))
     recorded.own[0].is_recording = True
@@ -434,7 +434,7 @@ def test_an_own_graph_is_not_one_of_the_user(monkeypatch):
 
 
 def test_sampling_looks_for_graphs_of_the_user(monkeypatch):
-    """Only a buffer with frames has tensors that move."""
+    """Sampling checks whether the user records a graph, only in buffers whose tensors can move."""
     looked = []
     monkeypatch.setattr(Recorded, "look", lambda recorded, device: looked.append(device))
     for share in ("none", "all"):
@@ -451,8 +451,8 @@ BROKEN = {
     "used twice": lambda frames: frames.free[0].copy_(frames.free[1]),
     "not stored": lambda frames: frames.places[-1].copy_(frames.free[frames.count.sub_(1)]),
     "a newest step": lambda frames: frames.places[19].copy_(frames.free[frames.count.sub_(1)]),
-    "than the CPU knows": lambda frames: frames._know(0),
-    "the frame of zeros": lambda frames: frames.ring[-1].fill_(1.0),
+    "upper limit": lambda frames: frames._know(0),
+    "not all zeros": lambda frames: frames.ring[-1].fill_(1.0),
 }
 
 

@@ -1,4 +1,4 @@
-"""Hindsight replay: which goals are taken, what follows from them, and what is refused."""
+"""Hindsight replay: the choice of goals, their effects, and invalid arguments."""
 
 import copy
 
@@ -21,7 +21,7 @@ from tests.helpers import FLAT, GOAL, GOAL_SPEC, UNREACHABLE, filled, goal_episo
 
 
 def test_by_hand():
-    """One episode of three steps and its last outcome: goal, reward and end of a window of two steps."""
+    """An example by hand: one episode of three steps, its last goal, and windows of two steps."""
     buffer = HindsightReplay(
         ReplayBuffer(10, GOAL_SPEC, n_step=2, gamma=0.5, seed=0), sparse, strategy="final", ratio=1.0
     )
@@ -138,7 +138,7 @@ def both_reached(achieved_goal, desired_goal, info):
 @pytest.mark.parametrize("strategy", ["future", "final", "episode", "random"])
 @pytest.mark.parametrize("inner", [ReplayBuffer, PrioritizedBuffer])
 def test_goals_of_several_fields_come_from_one_step(strategy, camera, inner):
-    """In the order of the keys, also where one of them is in the rows and the other is not."""
+    """Goals of several fields come from one step, in the order of the keys, in rows or in columns."""
     batch = assert_lawful(pairs(strategy=strategy, camera=camera, inner=inner), 60)
     for obs in (batch.obs, batch.next_obs):
         assert (obs["wish"] == -obs["target"][:, 0]).all(), "of two steps"
@@ -154,7 +154,7 @@ def test_goals_of_several_fields_come_from_one_step(strategy, camera, inner):
 
 
 def test_ends_under_goals_of_several_fields():
-    """A window stops where both are reached, and functions that are not vectorised are found."""
+    """A window ends where all goals are reached. Functions that are not vectorised are detected."""
 
     def at_both(achieved_goal, desired_goal, info):
         return both_reached(achieved_goal, desired_goal, info) == 0.0
@@ -172,7 +172,7 @@ def test_ends_under_goals_of_several_fields():
 
 
 def test_one_key_in_a_tuple_is_a_goal_of_one_field():
-    """The functions get tuples then; the batch is the same."""
+    """If one key is passed in a tuple, the functions get tuples, and the batch is the same."""
     batches = []
     functions = (lambda a, d, i: a - 1.0 * d), (lambda a, d, i: a[0] - 1.0 * d[0] if len(a) == len(d) == 1 else None)
     for reward_fn, keys in zip(functions, (("speed", "wish"), (("speed",), ("wish",))), strict=True):
@@ -182,7 +182,7 @@ def test_one_key_in_a_tuple_is_a_goal_of_one_field():
 
 
 def test_goals_of_several_fields_are_saved_by_their_keys(tmp_path):
-    """A replay goes on from a checkpoint or a copy bit for bit; one with keys in another order is refused."""
+    """A replay continues bit for bit from a checkpoint. Keys in another order raise an error."""
     replay = pairs()
     replay.save(tmp_path / "saved")
     again = pairs(0)
@@ -221,7 +221,7 @@ def test_goals_of_several_fields_are_saved_by_their_keys(tmp_path):
     ],
 )
 def test_wrong_keys_of_several_goals_are_refused(achieved, desired, error, match):
-    """Other numbers of keys, unknown ones, fields that differ, a field twice, and what is no tuple."""
+    """Keys that are unknown, repeated, of different fields or numbers, or not in a tuple raise an error."""
     with pytest.raises(error, match=match):
         pairs(0, achieved_goal=achieved, desired_goal=desired)
 
@@ -233,7 +233,7 @@ def test_a_wrong_reward_of_several_goals_is_refused():
 
 
 def test_goal_keys_can_be_chosen():
-    """Keys of nested observations contain dots."""
+    """The keys of goals can be chosen. Keys of nested observations contain dots."""
     spec = Spec(obs={"task": {"goal": GOAL}, "now": GOAL}, action=Field(()))
     buffer = ReplayBuffer(10, spec, seed=0)
     for i in range(5):
@@ -248,7 +248,7 @@ def test_goal_keys_can_be_chosen():
 
 
 def test_images_as_goals():
-    """Goals that are kept among the frames, plain and as stacks, are read and replaced like any other."""
+    """Goals that are stored as frames, with or without stacks, are read and replaced like any other goal."""
     for shape in ((40, 40), (4, 20, 20)):
         image = Field(shape, np.uint8)
         spec = Spec(obs={"achieved_goal": image, "desired_goal": image}, action=Field(()))
@@ -276,7 +276,7 @@ def test_images_as_goals():
 
 
 def test_over_a_buffer_without_replay():
-    """The newest transitions, relabelled."""
+    """Around a LatestBuffer, the newest transitions are relabelled."""
     buffer = HindsightReplay(LatestBuffer(20, GOAL_SPEC, seed=0), sparse, strategy="final", ratio=1.0)
     goal_episodes(buffer, [4, 4])
     batch = assert_lawful(buffer, 4)
@@ -285,7 +285,7 @@ def test_over_a_buffer_without_replay():
 
 
 def test_a_function_may_change_what_it_is_given():
-    """The goals of the batch and what is stored stay as they were."""
+    """A function can change its arguments. The goals of the batch and the stored values do not change."""
 
     def careless(achieved_goal, desired_goal, info):
         rewards = sparse(achieved_goal, desired_goal, info)
@@ -301,11 +301,11 @@ def test_a_function_may_change_what_it_is_given():
     assert batches[0] == batches[1]
 
 
-# -- What is refused ---------------------------------------------------------------------------------------------
+# -- Invalid arguments -------------------------------------------------------------------------------------------
 
 
 def goals(inner=None, reward_fn=sparse, **options):
-    """A hindsight replay that is ready to be sampled."""
+    """A hindsight replay with stored transitions."""
     inner = PrioritizedBuffer(10, GOAL_SPEC, n_step=2, seed=5) if inner is None else inner
     goal_episodes(inner, [5, 9])
     inner.update_priorities([12], [3.0])
@@ -335,7 +335,7 @@ WRONG_REWARDS = {
 
 @pytest.mark.parametrize("case", WRONG_REWARDS)
 def test_a_wrong_reward_function_changes_nothing(case):
-    """The error names the function, and the next batch is the one that this would have been."""
+    """The error names the function, and the next batch is the same as without the error."""
     reward_fn, error, match = WRONG_REWARDS[case]
     twin = goals()
     buffer = goals(reward_fn=reward_fn)
@@ -373,7 +373,7 @@ WRONG_ENDS = {
 
 @pytest.mark.parametrize("case", WRONG_ENDS)
 def test_a_terminated_function_that_is_not_vectorised_is_detected(case):
-    """It is detected by its shape, or because a row has another result among other rows."""
+    """It is detected by the shape of its result, or because a row's result depends on other rows."""
     terminated_fn, error, match = WRONG_ENDS[case]
     buffer = goals(terminated_fn=terminated_fn)
     with pytest.raises(error, match=match):
@@ -383,7 +383,7 @@ def test_a_terminated_function_that_is_not_vectorised_is_detected(case):
 
 
 def test_a_scalar_terminated_function_works_when_wrapped_as_the_error_says():
-    """One row at a time."""
+    """A function for one row works when it is wrapped as the error suggests."""
 
     def terminated_fn(achieved_goal, desired_goal, info):
         return bool(np.linalg.norm(achieved_goal - desired_goal) < 0.5)
@@ -423,7 +423,7 @@ def test_wrong_options_are_refused(options, error, match):
 
 
 def test_specs_without_goals_are_refused():
-    """Flat observations, goals of another shape or dtype, goals that are stacked, and a second wrapper."""
+    """Observations without goals, with unequal or stacked goals, and a second HindsightReplay raise an error."""
     with pytest.raises(TypeError, match=r"obs is Field\(\(3,\), float32\); expected a dict with the goals"):
         HindsightReplay(filled(ReplayBuffer(9, FLAT), 3), sparse)
     for other in (Field((3,), np.float64), Field((2,), np.float32)):
@@ -478,13 +478,13 @@ def test_each_function_has_its_own_info():
 
 
 def test_one_key_for_both_goals_is_refused():
-    """It is a misprint."""
+    """The same key for both goals raises an error, because it must be a mistake."""
     with pytest.raises(ValueError, match="achieved_goal and desired_goal name 'desired_goal' twice"):
         HindsightReplay(ReplayBuffer(9, GOAL_SPEC), sparse, achieved_goal="desired_goal")
 
 
 def test_a_batch_that_cannot_be_drawn_draws_nothing_at_random():
-    """The next batch is then the same under a wrapper that restores the generator."""
+    """If a batch cannot be drawn, no random number is used, so the next batch is the same."""
     batches = []
     for wrap in (lambda b: b, lambda b: HindsightReplay(b, sparse, ratio=0.0)):
         buffer = PrioritizedBuffer(9, GOAL_SPEC, eps=0.0, seed=0)
@@ -498,7 +498,7 @@ def test_a_batch_that_cannot_be_drawn_draws_nothing_at_random():
 
 
 class Signs(ReplayWrapper):
-    """Rewards by their signs."""
+    """A wrapper that replaces rewards by their signs."""
 
     def change(self, window):
         window.reward = np.sign(window.reward)
@@ -515,7 +515,7 @@ class Signs(ReplayWrapper):
     ],
 )
 def test_the_storage_looks_ahead_in_every_stack(stack, monkeypatch):
-    """If another wrapper prevents the single call, one kernel still finds the goals."""
+    """If another wrapper prevents the combined call, one kernel still finds the goals."""
     calls = []
     look_ahead = LocalStorage.look_ahead
     monkeypatch.setattr(LocalStorage, "look_ahead", lambda *given: calls.append(1) or look_ahead(*given))

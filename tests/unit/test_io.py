@@ -1,4 +1,4 @@
-"""Data sets of Minari in and out, what is refused, and what an interrupt leaves behind."""
+"""Reading and writing of Minari data sets, invalid arguments, and interrupts."""
 
 import sys
 import warnings
@@ -33,7 +33,7 @@ def root(tmp_path, monkeypatch):
 
 
 def dataset_of(episodes, observation_space, action_space, name="test/given-v0"):
-    """A data set that Minari's own function wrote, of dicts of the fields of its episodes."""
+    """A data set written by Minari itself, from dicts of the fields of its episodes."""
     buffers = [minari.data_collector.EpisodeBuffer(**episode) for episode in episodes]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Minari asks for an author and more
@@ -59,7 +59,7 @@ LINE = spaces.Box(-np.inf, np.inf, (), np.float32), spaces.Discrete(2)
 
 
 def line(*lengths, **changes):
-    """A data set of episodes of these lengths. Observations count on from one episode to the next."""
+    """A data set of episodes of these lengths. Observations count all steps of all episodes."""
     numbers, ends = np.arange(100, dtype=np.float32), np.cumsum([length + 1 for length in lengths])
     return dataset_of([episode(part, **changes) for part in np.split(numbers, ends)[:-1]], *LINE)
 
@@ -68,7 +68,7 @@ def line(*lengths, **changes):
 
 
 def test_every_step_has_its_true_next_observation():
-    """The last observation of an episode is the next_obs of its last step; flags stay apart."""
+    """The last observation of an episode is the next_obs of its last step. Both flags are kept."""
     ends = {"terminations": np.array([False, True]), "truncations": np.array([False, False])}
     data = dataset_of([episode([0.0, 1.0, 2.0]), episode([5.0, 6.0, 7.0], **ends)], *LINE)
     buffer = from_minari(data)
@@ -82,7 +82,7 @@ def test_every_step_has_its_true_next_observation():
 
 
 def test_nested_spaces_come_back():
-    """Dicts and tuples of spaces, to any depth, whatever the order of their keys."""
+    """Dicts and tuples of spaces of any depth and key order are read as written."""
     observation_space = spaces.Dict(
         {"z": spaces.Box(0, 255, (2, 3), np.uint8), "a": spaces.Tuple([spaces.Discrete(9), spaces.MultiBinary(2)])}
     )
@@ -102,7 +102,7 @@ def test_nested_spaces_come_back():
 
 
 def test_an_episode_without_a_flag_is_one():
-    """Windows do not cross its end, and `terminated` and `truncated` are not invented."""
+    """Windows do not cross the end of an episode without a flag, and no flag is added."""
     none = np.zeros(2, bool)
     data = line(2, 2, terminations=none, truncations=none)
     buffer = from_minari(data, n_step=5)
@@ -128,7 +128,7 @@ def test_a_buffer_of_another_kind_is_filled():
 
 
 def test_new_lanes_have_room_for_all_steps():
-    """The capacity is that of the fullest lane, times the lanes; a smaller one keeps the newest of each."""
+    """By default, each lane has room for the fullest one. With a smaller capacity, each lane keeps its newest steps."""
     buffer = from_minari(line(5, 1, 1, 1), num_envs=2)
     assert len(buffer) == 8 and buffer.capacity == 10
     small = from_minari(minari.load_dataset("test/given-v0"), capacity=2)
@@ -136,7 +136,7 @@ def test_new_lanes_have_room_for_all_steps():
 
 
 def test_infos_become_extra_fields():
-    """An entry for each step, or one more for the reset, as Minari records them."""
+    """Infos with one entry per step become extra fields. Minari's additional entry for the reset is skipped."""
     infos = {"cost": np.array([0.0, 1.0, 2.0]), "speed": {"_index_0": np.array([3, 4])}}
     data = dataset_of([episode([0.0, 1.0, 2.0], infos=infos)], *LINE)
     spec = Spec(Field(()), Field((), np.int64), cost=Field(()), speed=(Field((), np.int64),))
@@ -211,7 +211,7 @@ def test_a_recorded_environment_is_recovered():
 
 
 def test_spaces_of_a_vector_environment_are_those_of_one():
-    """As the spec of a buffer is."""
+    """For a vector environment, the spaces are those of a single environment."""
     envs = gymnasium.make_vec("CartPole-v1", num_envs=2)
     buffer = ReplayBuffer.from_env(envs, 100)
     recorded = record(envs, buffer)
@@ -223,7 +223,7 @@ def test_spaces_of_a_vector_environment_are_those_of_one():
 
 
 def episodes_that_are_not_whole():
-    """A buffer of four episodes: one without its beginning, a whole one, one that was ended, and a running one."""
+    """A buffer of four episodes: one without its beginning, a complete one, an ended one, and a running one."""
     buffer = ReplayBuffer(8, Spec(Field(()), Field((), np.int64)))
     for number in range(10):
         buffer.add(number, 0, 1.0, number + 1, number == 3, number == 5)
@@ -242,7 +242,7 @@ def episodes_that_are_not_whole():
     ],
 )
 def test_episodes_that_are_not_whole_are_written_as_asked(options, starts, ends, added):
-    """By default they are unchanged. A flag is set only on request, and the metadata show it."""
+    """Incomplete episodes are written unchanged by default. A flag is only set on request, and the metadata show it."""
     buffer = episodes_that_are_not_whole()
     data = to_minari(buffer, "test/parts-v0", **options)
     assert [each.observations.tolist() for each in data] == [[start, start + 1, start + 2] for start in starts]
@@ -255,7 +255,7 @@ def test_episodes_that_are_not_whole_are_written_as_asked(options, starts, ends,
 
 
 def test_images_are_written_without_loss():
-    """Minari would compress them as JPEG by default; stacked frames are written one by one."""
+    """Images are written losslessly, although Minari's default is JPEG. Stacked frames are written one by one."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (6, 40, 40, 3), np.uint8)
     buffer = ReplayBuffer(10, Spec(Field((40, 40, 3), np.uint8), Field((), np.int64)), stack=4)
@@ -268,7 +268,7 @@ def test_images_are_written_without_loss():
 
 
 def test_wrappers_do_not_change_what_is_written(tmp_path):
-    """Relabelled goals are not written, but those that were given."""
+    """The original goals are written, not the relabelled ones."""
     buffer = HindsightReplay(ReplayBuffer(20, GOAL_SPEC, seed=0), sparse, ratio=1.0)
     goal_episodes(buffer, [3, 2])
     buffer.sample(10)
@@ -280,7 +280,7 @@ def test_wrappers_do_not_change_what_is_written(tmp_path):
 
 
 def test_what_minari_cannot_hold_is_refused_and_nothing_is_left(root):
-    """Every refusal names what does not fit. There is no directory of a data set afterwards."""
+    """Data that Minari cannot represent raises an error that names it. No directory is left."""
 
     def refused(error, match, buffer, name="test/bad-v0", **options):
         with unchanged(buffer, error, match):
@@ -311,7 +311,7 @@ def test_what_minari_cannot_hold_is_refused_and_nothing_is_left(root):
 
 
 def test_a_data_set_is_never_overwritten():
-    """A name that exists is refused, and what has it stays whole."""
+    """An existing name raises an error, and the existing data set is unchanged."""
     buffer = episodes_that_are_not_whole()
     to_minari(buffer, "test/parts-v0")
     with unchanged(buffer, ValueError, r"'test/parts-v0', which exists.*minari.delete_dataset\('test/parts-v0'\)"):
@@ -345,7 +345,7 @@ def test_an_interrupted_writer_leaves_nothing_behind(error, root, tmp_path, monk
 
 @pytest.mark.parametrize("call", [lambda: from_minari(None), lambda: to_minari(ReplayBuffer(5, FLAT), "test/x-v0")])
 def test_without_minari_the_error_names_the_extra(call, monkeypatch):
-    """Nothing else of `replaykit.io` needs it."""
+    """Without Minari, its functions raise an error that names the extra. The rest of `replaykit.io` works."""
     monkeypatch.setitem(sys.modules, "minari", None)
     with pytest.raises(ImportError, match=r"pip install 'replaykit-rl\[minari\]'"):
         call()
@@ -353,7 +353,7 @@ def test_without_minari_the_error_names_the_extra(call, monkeypatch):
 
 @pytest.mark.parametrize("write", ["minari", "npz"])
 def test_progress_is_shown(write, tmp_path, capsys):
-    """As a bar of episodes, arrays or steps."""
+    """Progress bars count episodes, arrays or steps."""
     buffer = episodes_that_are_not_whole()
     if write == "minari":
         from_minari(to_minari(buffer, "test/parts-v0", progress=True), progress=True)

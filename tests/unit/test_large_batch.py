@@ -1,4 +1,4 @@
-"""Large-batch replay: a batch from a large batch, by priorities that a function of the user gives."""
+"""Large-batch replay: a batch is chosen from a large batch, by priorities from a function of the user."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from tests.helpers import FLAT, GOAL_SPEC, filled, goal_episodes, prioritized, s
 
 
 def rewards(batch):
-    """The reward of each row, which is its index here, and a little more."""
+    """The priority of each row: its reward, which is its index here, and a constant."""
     return batch.reward + 0.5
 
 
@@ -28,7 +28,7 @@ def large(inner, factor=4, priority_fn=rewards):
     seed=st.integers(0, 99),
 )
 def test_a_batch_is_drawn_from_the_large_batch_by_its_priorities(batch_size, factor, kind, seed):
-    """The rows on which points of the priorities lie; w = mean(p) / p times the weights of the large batch."""
+    """Rows are chosen by priority. Their weights are mean(p) / p, times the weights of the large batch."""
     options = {"seed": seed} if kind == "uniform" else {"seed": seed, "variant": kind}
     inner = filled((ReplayBuffer if kind == "uniform" else PrioritizedBuffer)(30, FLAT, **options), 40)
     seen = []
@@ -51,7 +51,7 @@ def test_a_batch_is_drawn_from_the_large_batch_by_its_priorities(batch_size, fac
 
 
 def test_weights_make_means_over_the_batch_those_over_the_large_batch():
-    """sum_j P_j w_j f_j = mean(f) over its M rows, for any f, since P_j w_j = 1 / M: exactly, without statistics."""
+    """P_j w_j = 1 / M, so weighted means over a batch estimate the mean over the large batch without bias."""
     rng = np.random.default_rng(0)
     buffer = large(filled(ReplayBuffer(50, FLAT, seed=0), 50), 5, lambda batch: rng.exponential(size=len(batch)))
     for batch_size in (1, 8, 30):
@@ -60,7 +60,7 @@ def test_weights_make_means_over_the_batch_those_over_the_large_batch():
 
 
 def test_the_whole_estimate_is_unbiased():
-    """The mean over many batches is that over the buffer, within 5 standard errors; unweighted it is not."""
+    """The weighted mean over many batches is that of the buffer, within 5 standard errors; the plain mean is not."""
     buffer = large(filled(ReplayBuffer(20, FLAT, seed=0), 20))
     f = np.arange(20.0)
     batches = [buffer.sample(16) for _ in range(1500)]
@@ -110,7 +110,7 @@ class _Once:
 
 
 def test_rows_with_priority_zero_are_not_drawn_at_any_scale():
-    """Priorities of 600 decades, subnormal ones and integers, too."""
+    """Rows with priority 0 are not chosen, for priorities of 600 decades, subnormal numbers and integers."""
     inner = filled(ReplayBuffer(40, FLAT, seed=0), 40)
     for scale in (1e-300, 5e-324, 1.0, 1e308):
         batch = large(inner, 8, lambda batch, scale=scale: (batch.indices % 2) * scale).sample(20)
@@ -121,7 +121,7 @@ def test_rows_with_priority_zero_are_not_drawn_at_any_scale():
 
 
 def test_tensors_with_a_history_are_accepted():
-    """Those of a network."""
+    """Priorities can be tensors that require grad, as from a network."""
     torch = pytest.importorskip("torch")
     buffer = large(filled(ReplayBuffer(9, FLAT, seed=0), 9), 2, lambda b: torch.ones(len(b), requires_grad=True) * 2)
     assert (buffer.sample(3).weights == 1.0).all()
@@ -147,7 +147,7 @@ def test_probabilities_of_single_transitions_are_refused_with_the_reason():
 
 
 class unchanged_calls:  # noqa: N801
-    """Context after which the generator is as before."""
+    """A context that must not change the generator."""
 
     def __init__(self, replay):
         self.rng = replay.rng
@@ -160,7 +160,7 @@ class unchanged_calls:  # noqa: N801
 
 
 def test_orders_that_mean_nothing_are_refused():
-    """Goals that the function has not seen, and newest transitions that may not be chosen."""
+    """Wrappers in an order without meaning raise an error, such as goals that the function has not seen."""
     goals = HindsightReplay(ReplayBuffer(9, GOAL_SPEC), sparse)
     with pytest.raises(ValueError, match="inner has a HindsightReplay; .*put the HindsightReplay around"):
         large(goals)
@@ -175,7 +175,7 @@ def test_orders_that_mean_nothing_are_refused():
 
 
 def test_goals_in_hindsight_are_given_to_the_chosen():
-    """A HindsightReplay is around a large batch of a prioritized buffer with three-step windows."""
+    """A HindsightReplay around a large batch relabels the chosen rows, with windows of three steps."""
     replay = HindsightReplay(large(PrioritizedBuffer(60, GOAL_SPEC, n_step=3, seed=0), 3, lambda b: b.length), sparse)
     goal_episodes(replay, [5, 9, 12])
     batch = assert_lawful(replay, 20)
@@ -184,7 +184,7 @@ def test_goals_in_hindsight_are_given_to_the_chosen():
 
 
 def test_a_function_that_writes_to_the_buffer_is_refused():
-    """It runs while a batch is made."""
+    """A priority function that writes to the buffer raises an error, because a batch is being made."""
     inner = filled(ReplayBuffer(9, FLAT, seed=0), 9)
     buffer = large(inner, 2, lambda batch: inner.clear())
     with pytest.raises(RuntimeError, match="raised RuntimeError"):
@@ -193,7 +193,7 @@ def test_a_function_that_writes_to_the_buffer_is_refused():
 
 
 def test_a_large_batch_of_the_newest():
-    """Everything about `inner` stays as it is."""
+    """Around a LatestBuffer, batches are chosen from the newest transitions."""
     recent = RecentReplay(filled(ReplayBuffer(50, FLAT, seed=0), 50), newest=5)
     buffer = large(recent, 3)
     assert set(buffer.sample(30).indices.tolist()) <= set(range(45, 50))

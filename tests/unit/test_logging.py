@@ -1,4 +1,4 @@
-"""Numbers for loggers: their names, and that the lines of the docs log them."""
+"""Numbers for loggers: their names, and the code in the documentation that logs them."""
 
 import csv
 import doctest
@@ -29,7 +29,7 @@ every_source = pytest.mark.parametrize("make", SOURCES.values(), ids=list(SOURCE
 
 @every_source
 def test_a_prefix_is_put_before_every_name(make):
-    """Nothing else changes. By default there is no prefix."""
+    """A prefix is put before every name. By default there is none."""
     source = make()
     plain, prefixed = source.stats(), source.stats(prefix="replay/")
     assert list(prefixed) == [f"replay/{name}" for name in plain]
@@ -40,7 +40,7 @@ def test_a_prefix_is_put_before_every_name(make):
 
 
 def test_a_monitor_that_has_examined_batches_takes_a_prefix():
-    """As before the first one."""
+    """A monitor accepts a prefix, before and after it has examined a batch."""
     buffer = filled(ReplayBuffer(8, FLAT, seed=0), 8)
     watcher = ReplayMonitor(buffer, every=1)
     names = list(watcher.stats("a."))
@@ -49,13 +49,13 @@ def test_a_monitor_that_has_examined_batches_takes_a_prefix():
 
 
 def test_no_name_of_a_buffer_is_one_of_the_monitor():
-    """Both can use one log with the same prefix."""
+    """A buffer and its monitor have different names, so both can be logged with one prefix."""
     buffer = PrioritizedBuffer(8, FLAT)
     assert not buffer.stats().keys() & ReplayMonitor(buffer).stats().keys()
 
 
 def test_every_name_is_documented():
-    """Those of buffers in the docstring of `stats`, those of the monitor on its reference page."""
+    """Names of buffers are documented in the docstring of `stats`, and names of the monitor on its reference page."""
     known = re.findall(r"`(\w+)`", inspect.getdoc(Replay.stats))
     names = PrioritizedBuffer(8, FLAT).stats()
     assert set(names) <= set(known)
@@ -69,14 +69,14 @@ def test_every_name_is_documented():
 
 
 def _beginnings(name):
-    """What a name in a list such as ``td_error_mean``, ``_max`` may share with the next."""
+    """The beginnings that names in a list such as ``td_error_mean``, ``_max`` may share."""
     parts = name.split("_")
     return ["_".join(parts[:i]) for i in range(1, len(parts))]
 
 
 @pytest.fixture(scope="module")
 def page():
-    """The names that the page of the docs has defined when its lines have run."""
+    """The names that exist after the code of the documentation page has run."""
     pytest.importorskip("tensorboard")
     test = doctest.DocTestParser().get_doctest(PAGE.read_text(), {}, PAGE.name, str(PAGE), 0)
     assert doctest.DocTestRunner().run(test, clear_globs=False).failed == 0
@@ -84,7 +84,7 @@ def page():
 
 
 def test_tensorboard_reads_what_was_logged(page):
-    """Every number at every step, and the figure of the monitor."""
+    """TensorBoard has every number at every step, and the figure of the monitor."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(page["log_dir"])

@@ -1,4 +1,4 @@
-"""``python -m replaykit`` prints what a bug report needs, and clears the cache of kernels."""
+"""``python -m replaykit`` prints a report for bug reports, and clears the cache of kernels."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ NAMES = "triple-" + "0" * 32 + ".kernel", "find-" + "a" * 32 + ".kernel." + "b" 
 
 @pytest.fixture
 def directory(tmp_path, monkeypatch):
-    """A cache with two kernels, one of which was never completed, and what else may lie in such a directory."""
+    """A cache with two kernels, one of them incomplete, and other files that such a directory may have."""
     monkeypatch.setenv("REPLAYKIT_CACHE_DIR", str(tmp_path))
     directory = tmp_path / "replaykit"
     directory.mkdir(mode=0o700)
@@ -31,7 +31,7 @@ def directory(tmp_path, monkeypatch):
 
 
 def report(*options, **environment):
-    """What the command prints, with an error for each warning."""
+    """The output of the command. A warning is an error."""
     command = [sys.executable, "-W", "error", "-m", "replaykit", *options]
     result = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -40,7 +40,7 @@ def report(*options, **environment):
 
 
 def test_the_report_has_versions_the_machine_and_the_cache(directory):
-    """And the environment variables that change what Numba does."""
+    """The report has versions, the machine, the cache, and the environment variables that change Numba."""
     lines = report(NUMBA_OPT="2").splitlines()
     values = {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
     assert values["replaykit"].startswith(f"{replaykit.__version__} in ")
@@ -55,7 +55,7 @@ def test_the_report_has_versions_the_machine_and_the_cache(directory):
 
 
 def test_the_report_imports_none_of_what_it_names(directory):
-    """Versions are read from the metadata of what is installed, since to import torch takes seconds."""
+    """The report reads versions from package metadata, because an import of torch takes seconds."""
     program = (
         "import sys; from replaykit.__main__ import main; main([]);"
         "assert not {'torch', 'gymnasium', 'minari', 'stable_baselines3', 'hypothesis'} & set(sys.modules)"
@@ -64,7 +64,7 @@ def test_the_report_imports_none_of_what_it_names(directory):
 
 
 def test_a_package_that_is_missing_is_not_listed(directory, monkeypatch, capsys):
-    """Except for those without which nothing works."""
+    """A missing package is only listed if replaykit requires it."""
     monkeypatch.setattr("replaykit.__main__.OPTIONAL", ("no-such-package",))
     monkeypatch.setattr("replaykit.__main__.REQUIRED", ("nor-this-one",))
     assert main([]) == 0
@@ -74,7 +74,7 @@ def test_a_package_that_is_missing_is_not_listed(directory, monkeypatch, capsys)
 
 
 def test_clearing_the_cache_deletes_kernels_and_nothing_else(directory):
-    """Also those whose process died before they were complete."""
+    """Clearing the cache deletes kernels only, including incomplete ones of dead processes."""
     assert report("--clear-cache").startswith(f"Deleted 2 kernels in {directory}.")
     assert sorted(path.name for path in directory.iterdir()) == ["folder-" + "0" * 32 + ".kernel", "notes.kernel"]
     assert report("--clear-cache").startswith(f"Deleted 0 kernels in {directory}.")
@@ -82,7 +82,7 @@ def test_clearing_the_cache_deletes_kernels_and_nothing_else(directory):
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
 def test_clearing_the_cache_follows_no_link(directory, tmp_path):
-    """The link is deleted, and what it leads to stays."""
+    """A link in the cache is deleted, but not its target."""
     kept = tmp_path / "precious"
     kept.write_text("mine")
     (directory / ("link-" + "0" * 32 + ".kernel")).symlink_to(kept)
@@ -98,7 +98,7 @@ def test_kernels_that_another_process_deletes_first_are_no_error(directory, monk
 
 
 def test_a_kernel_that_cannot_be_deleted_is_named(directory, monkeypatch, capsys):
-    """And the others are deleted."""
+    """If a kernel cannot be deleted, it is named, and the others are deleted."""
     stuck = "folder-" + "0" * 32 + ".kernel"  # a directory
     monkeypatch.setattr("replaykit.__main__._kernels", lambda directory: dict.fromkeys([stuck, *NAMES], 1))
     assert clear_cache() == 1
@@ -108,7 +108,7 @@ def test_a_kernel_that_cannot_be_deleted_is_named(directory, monkeypatch, capsys
 
 
 def test_without_a_cache_the_report_says_why(tmp_path):
-    """REPLAYKIT_CACHE_DIR may be empty, or lead to a directory that others can write to."""
+    """Without a cache, the report says why: REPLAYKIT_CACHE_DIR is empty, or others can write to the directory."""
     assert "REPLAYKIT_CACHE_DIR is empty" in report(REPLAYKIT_CACHE_DIR="")
     assert "REPLAYKIT_CACHE_DIR is empty" in report("--clear-cache", REPLAYKIT_CACHE_DIR="")
     if hasattr(os, "geteuid"):
@@ -118,7 +118,7 @@ def test_without_a_cache_the_report_says_why(tmp_path):
 
 
 def test_the_report_is_printed_although_numba_cannot_be_imported(directory, monkeypatch):
-    """Since this may be the bug."""
+    """The report works if Numba cannot be imported, because this may be the bug."""
     monkeypatch.setitem(sys.modules, "replaykit._kernels.cache", None)
     (line,) = cache_lines()
     assert line.startswith("kernel cache       unknown: ")

@@ -40,7 +40,7 @@ SHARES = {"demos": 0.25, "online": 0.75}
 
 
 def mixture(shares=None, seed=2, demos=12, online=20, **options):
-    """Demonstrations of uniform replay in two lanes, and steps of prioritized replay in one."""
+    """Two lanes of demonstrations with uniform replay, and one lane of steps with prioritized replay."""
     first = ReplayBuffer(12, FLAT, num_envs=2, seed=0, **options)
     second = PrioritizedBuffer(20, FLAT, seed=1, **options)
     if demos:
@@ -52,11 +52,11 @@ def mixture(shares=None, seed=2, demos=12, online=20, **options):
     return MixedReplay({"demos": first, "online": second}, shares=shares or SHARES, add_to="online", seed=seed)
 
 
-# -- What a batch has ----------------------------------------------------------------------------------------------
+# -- The fields of a batch -----------------------------------------------------------------------------------------
 
 
 def test_every_field_probability_and_index_is_that_of_its_source():
-    """Compared with lists in which every step that was added is kept, over many random mixtures."""
+    """Fields, probabilities and indices equal those of lists with every added step, for many random mixtures."""
     rng = np.random.default_rng(0)
     for trial in range(25):
         count = int(rng.integers(1, 5))
@@ -93,7 +93,7 @@ def test_every_field_probability_and_index_is_that_of_its_source():
 
 
 def test_probabilities_of_everything_stored_sum_to_one():
-    """Whether the sources give whole numbers of rows or not, and whatever they draw by."""
+    """Probabilities sum to 1 for all kinds of sources, also if shares of a batch are not whole numbers."""
     for inner in (lambda b: b, CombinedReplay):
         replay = mixture()
         sources = {name: inner(source) for name, source in replay.sources.items()}
@@ -119,7 +119,7 @@ def test_a_source_whose_draws_depend_on_their_number_has_true_probabilities():
 
 
 def test_weights_are_those_of_the_source_alone():
-    """The weights of the rows of a source are normalised among themselves, with each way of normalising."""
+    """Weights are normalised within each source, with each kind of normalisation."""
     for weights in ("batch", "none", "buffer"):
         for batch_size in (8, 10, 13):
             alone = filled(PrioritizedBuffer(20, FLAT, seed=1, beta=0.7, weights=weights), 20)
@@ -136,7 +136,7 @@ def test_weights_are_those_of_the_source_alone():
 
 
 def test_each_source_draws_as_it_would_alone():
-    """The rows of a source are those that a copy of it draws by itself, with the same generator."""
+    """Each source draws the same rows as a copy of it with the same generator."""
     replay = mixture()
     twins = copy.deepcopy(dict(replay.sources))
     for batch_size in (8, 20, 8):
@@ -148,7 +148,7 @@ def test_each_source_draws_as_it_would_alone():
 
 
 def test_a_field_that_only_one_source_has_is_false_elsewhere():
-    """Hindsight around the demonstrations alone; also in batches in which they have no row."""
+    """If only one source has hindsight, `relabelled` is False in all other rows, also if it has no rows."""
     buffers = [ReplayBuffer(20, GOAL_SPEC, seed=seed) for seed in range(2)]
     for buffer in buffers:
         goal_episodes(buffer, [5, 5])
@@ -161,7 +161,7 @@ def test_a_field_that_only_one_source_has_is_false_elsewhere():
 
 
 def test_windows_stay_in_the_lanes_of_their_source():
-    """Three steps a window, with lanes that are shorter than a window in one of the sources."""
+    """Windows of three steps stay in their source, also if its lanes are shorter than a window."""
     short = ReplayBuffer(2, FLAT, n_step=3, gamma=0.5, seed=0)
     wide = ReplayBuffer(24, FLAT, num_envs=3, n_step=3, gamma=0.5, seed=1)
     filled(short, 5)
@@ -180,7 +180,7 @@ def test_windows_stay_in_the_lanes_of_their_source():
 
 
 def test_rows_of_several_windows_are_of_one_source_each():
-    """Indices (B, T) give windows (B, T), in any order of the rows; a row of two sources is refused."""
+    """Indices (B, T) give windows (B, T). A row with indices of two sources raises an error."""
     replay = mixture(n_step=2)
     lanes = [replay.stored()[replay.stored() % 3 == lane] for lane in range(3)]
     rows = np.array([lanes[2][3:6], lanes[0][:3], lanes[2][:3], lanes[1][1:4]])
@@ -201,7 +201,7 @@ def test_rows_of_several_windows_are_of_one_source_each():
 
 
 def test_whole_shares_of_a_batch_are_exact():
-    """It also holds if batch size times share is not exact in floating point."""
+    """Whole shares are exact, also if batch size times share is inexact in floating point."""
     for tenths in range(11):
         shares = {"demos": tenths / 10, "online": 1.0 - tenths / 10}
         replay = mixture(shares)
@@ -226,7 +226,7 @@ def test_other_shares_are_rounded_without_bias():
 
 
 def test_shares_follow_schedules_and_can_be_set():
-    """A schedule counts batches; so do the schedules of the sources."""
+    """Shares can be set, and can be schedules. Schedules of shares and of sources count batches."""
     schedules = {"demos": LinearSchedule(1.0, 0.0, steps=10), "online": LinearSchedule(0.0, 1.0, steps=10)}
     replay = mixture(schedules)
     found = [int((replay.sample(10).source == 0).sum()) for _ in range(12)]
@@ -240,7 +240,7 @@ def test_shares_follow_schedules_and_can_be_set():
 
 
 def test_a_source_without_a_share_may_be_empty():
-    """It contributes nothing."""
+    """A source with share 0 contributes no rows, and may be empty."""
     replay = mixture({"demos": 1.0, "online": 0.0}, online=0)
     assert (replay.sample(5).source == 0).all()
     assert (CombinedReplay(replay).sample(5).source == 0).all()
@@ -254,7 +254,7 @@ def test_a_source_without_a_share_may_be_empty():
 
 
 def test_what_is_added_goes_to_one_source():
-    """The other ones keep what they have, however much is added."""
+    """Steps are added to one source. The others do not change."""
     replay = mixture()
     demos = pickle.dumps(replay.sources["demos"])
     indices = replay.extend(**stretch(100))
@@ -272,7 +272,7 @@ def test_what_is_added_goes_to_one_source():
 
 
 def test_priorities_find_their_source():
-    """TD errors of a batch become the priorities of the source that each row is of."""
+    """TD errors of a batch update the priorities of each row's source."""
     replay = mixture()
     batch = replay.sample(16)
     rows, online = batch.source == 1, replay.sources["online"]
@@ -309,7 +309,7 @@ def test_wrong_updates_change_no_source(indices, options, error, match):
 
 
 def test_a_wrong_index_or_value_overwrites_nothing_in_any_source():
-    """Padding before it is ignored."""
+    """An invalid index or value changes no source, also after padding."""
     replay = mixture()
     with unchanged(replay, IndexError, "contains 62, which the buffer never returned"):
         replay.overwrite([0, -1, 62], reward=[5.0, 5.0, 5.0])
@@ -318,7 +318,7 @@ def test_a_wrong_index_or_value_overwrites_nothing_in_any_source():
 
 
 def test_stale_indices_are_dropped():
-    """As by a buffer."""
+    """Stale indices are ignored and counted, as by a buffer."""
     replay = mixture()
     replay.extend(**stretch(5))
     assert replay.update_priorities([2, 5, 17, 62, 0], np.ones(5)) == 2
@@ -336,7 +336,7 @@ def test_stale_indices_are_dropped():
 
 
 def test_padding_is_read_as_zeros_in_any_place():
-    """Its episode is -1."""
+    """Padding reads as zeros, and its episode is -1."""
     replay = mixture()
     np.testing.assert_array_equal(replay.read([-1, 59, 1, -1], "reward"), [0.0, 19.0, 1.0, 0.0])
     numbers, first, last = replay.episode(np.array([-1, 59, 1, 0]))
@@ -344,11 +344,11 @@ def test_padding_is_read_as_zeros_in_any_place():
     assert len(set(numbers.tolist())) == 4
 
 
-# -- Looking, writing and keeping ----------------------------------------------------------------------------------
+# -- Reading, writing and saving -----------------------------------------------------------------------------------
 
 
 def test_stats_are_of_all_and_of_each():
-    """Names of a source come before those of its numbers."""
+    """`stats` has numbers of the mixture, and of each source with the source's name as a prefix."""
     replay = mixture()
     replay.sample(8)
     stats = replay.stats("replay/")
@@ -361,7 +361,7 @@ def test_stats_are_of_all_and_of_each():
 
 
 def test_clear_empties_all_sources():
-    """The mixture then accepts new steps."""
+    """`clear` empties all sources. The mixture then accepts new steps."""
     replay = mixture()
     replay.clear()
     assert len(replay) == 0
@@ -373,7 +373,7 @@ def test_clear_empties_all_sources():
 
 
 def test_beta_is_set_for_all_that_have_one():
-    """One number is asked of all; sources without priorities have none."""
+    """Setting beta sets it in all sources with priorities."""
     replay = mixture()
     replay.beta = 0.9
     assert replay.beta == replay.sources["online"].beta == CombinedReplay(replay).beta == 0.9
@@ -391,7 +391,7 @@ def test_beta_is_set_for_all_that_have_one():
 
 
 def test_a_writer_of_a_mixture_writes_to_its_source():
-    """It returns indices of the mixture. The lanes are those of the source."""
+    """A writer returns indices of the mixture, and has lanes of the source that is added to."""
     buffers = ReplayBuffer(12, FLAT, num_envs=3, seed=0), filled(ReplayBuffer(9, FLAT, seed=1), 9)
     replay = MixedReplay(dict(zip("ab", buffers, strict=True)), shares={"a": 0.5, "b": 0.5}, add_to="a")
     with replay.writer([0, 2]) as writer:
@@ -406,7 +406,7 @@ def test_a_writer_of_a_mixture_writes_to_its_source():
 
 
 def test_an_environment_is_recorded_into_a_mixture():
-    """Into the source that is written to, which has one recorder."""
+    """A recorder adds to one source of the mixture. That source has one recorder."""
     env = gymnasium.make("CartPole-v1")
     online, demos = (ReplayBuffer.from_env(env, 100, seed=seed) for seed in range(2))
     recorded = record(env, demos)
@@ -430,7 +430,7 @@ def test_an_environment_is_recorded_into_a_mixture():
 
 
 def test_everything_goes_on_after_a_load(tmp_path):
-    """Bit for bit, from a directory, a state_dict, a pickle and a copy; with a wrapper around and one inside."""
+    """Batches continue bit for bit from a directory, a state_dict, a pickle or a copy, with wrappers."""
 
     def make(seed=2):
         replay = mixture(seed=seed)
@@ -458,7 +458,7 @@ def test_everything_goes_on_after_a_load(tmp_path):
 
 
 def test_a_load_takes_other_capacities_and_refuses_what_else_differs(tmp_path):
-    """The error names the difference, and nothing has changed."""
+    """Capacities may differ in a load. Any other difference raises an error that names it, and nothing changes."""
     replay = mixture()
     replay.save(tmp_path)
     online = PrioritizedBuffer(8, FLAT, seed=1)
@@ -488,7 +488,7 @@ def test_a_load_takes_other_capacities_and_refuses_what_else_differs(tmp_path):
 
 
 def test_functions_as_shares_are_not_saved(tmp_path):
-    """Those of the mixture that loads stay."""
+    """Functions as shares are not saved. A load keeps those of the mixture."""
     shares = {"demos": _falling, "online": _rising}
     replay = mixture(shares)
     replay.save(tmp_path)
@@ -507,7 +507,7 @@ def _rising(batches):
 
 
 def test_a_mixture_goes_through_a_file(tmp_path):
-    """All lanes are written, and read into a buffer with as many."""
+    """A file has all lanes of a mixture, and can be read into a buffer with as many lanes."""
     replay = mixture()
     to_npz(replay, tmp_path / "steps.npz")
     buffer = from_npz(tmp_path / "steps.npz")
@@ -533,7 +533,7 @@ def test_a_new_seed_reaches_every_generator():
 
 
 def test_a_monitor_watches_a_mixture():
-    """Its numbers are those of all sources together."""
+    """A monitor of a mixture reports numbers of all sources together."""
     replay = mixture()
     monitor = ReplayMonitor(replay, every=1)
     for number in range(30):
@@ -545,7 +545,7 @@ def test_a_monitor_watches_a_mixture():
     assert stats["stale_share"] == 0.0
 
 
-# -- What is refused -----------------------------------------------------------------------------------------------
+# -- Invalid arguments ---------------------------------------------------------------------------------------------
 
 ONE, TWO = filled(ReplayBuffer(9, FLAT, seed=0), 9), filled(PrioritizedBuffer(9, FLAT, seed=1), 9)
 BOTH = {"a": ONE, "b": TWO}
@@ -598,7 +598,7 @@ def test_wrong_arguments_are_refused(sources, shares, add_to, error, match):
 
 
 def test_frames_must_be_stacked_alike():
-    """The number of stacked frames changes the shape of the observations; without frames it does not."""
+    """Sources with frames must have the same `stack`, because it changes the shape of observations."""
     frames = Spec(obs=Field((4, 4), np.uint8), action=Field(()))
     sources = {"a": ReplayBuffer(9, frames, stack=2), "b": ReplayBuffer(9, frames, stack=3)}
     with pytest.raises(ValueError, match="differ in stack: 2 and 3"):
@@ -606,13 +606,13 @@ def test_frames_must_be_stacked_alike():
 
 
 def test_a_field_with_the_name_of_what_is_added_is_refused():
-    """The batch of a mixture has `source` already."""
+    """A spec with a field `source` raises an error, because a mixture adds this field."""
     with pytest.raises(ValueError, match="extra field 'source' has a name that replaykit uses itself"):
         Spec(obs=Field(()), action=Field(()), source=Field(()))
 
 
 def test_wrong_shares_are_refused_later_too():
-    """As in the constructor; what is read-only stays so."""
+    """Setting invalid shares raises the errors of the constructor. Read-only attributes stay read-only."""
     replay = mixture()
     for shares, match in (({"demos": 0.5, "online": 0.4}, "expected a sum of 1"), ({"demos": 1.0}, "lacks 'online'")):
         with unchanged(replay, ValueError, match):
@@ -633,7 +633,7 @@ def test_wrong_shares_are_refused_later_too():
 @pytest.mark.parametrize("shares", [SHARES, {"demos": 0.3, "online": 0.7}])
 @pytest.mark.parametrize("call", ["sample", "draw", "serve"])
 def test_a_batch_that_cannot_be_made_changes_no_generator(shares, call):
-    """A source that comes later can refuse after the ones before it have drawn."""
+    """If a source cannot draw, no generator changes, even those of sources that have drawn."""
     cases = [
         (mixture(shares, online=0), "source 'online' is empty, but its share is not 0"),
         (mixture(shares, demos=0), "source 'demos' is empty, but its share is not 0"),
@@ -653,7 +653,7 @@ def test_a_batch_that_cannot_be_made_changes_no_generator(shares, call):
 
 
 def test_a_failing_function_of_a_source_changes_no_generator():
-    """A `reward_fn` that raises is asked after all sources have drawn."""
+    """If a source's `reward_fn` raises an error, no generator changes."""
     buffers = [ReplayBuffer(20, GOAL_SPEC, seed=seed) for seed in range(2)]
     for buffer in buffers:
         goal_episodes(buffer, [5, 5])
@@ -671,7 +671,7 @@ def _failing(achieved_goal, desired_goal, info):
 
 
 def test_a_function_of_one_source_cannot_write_to_another():
-    """A batch is one moment of all sources."""
+    """A function of one source cannot write to another, because a batch shows all sources at one moment."""
     buffers = [ReplayBuffer(20, GOAL_SPEC, seed=seed) for seed in range(2)]
     for buffer in buffers:
         goal_episodes(buffer, [5, 5])
@@ -691,7 +691,7 @@ def test_a_function_of_one_source_cannot_write_to_another():
 
 
 def test_locks_are_taken_in_the_order_of_their_creation():
-    """The order of the sources does not matter."""
+    """Locks are acquired in the order of their creation, whatever the order of the sources."""
     made = [filled(ReplayBuffer(9, FLAT, seed=seed), 9) for seed in range(3)]
     for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
         sources = {f"b{k}": made[k] for k in order}
@@ -701,7 +701,7 @@ def test_locks_are_taken_in_the_order_of_their_creation():
 
 
 def test_a_source_that_is_in_use_is_waited_for():
-    """The thread that holds it can still write to other sources."""
+    """A batch waits for a source in use. The thread that uses it can still write to other sources."""
     replay = mixture()
     online, found = replay.sources["online"], []
     with online.lock:
@@ -714,14 +714,14 @@ def test_a_source_that_is_in_use_is_waited_for():
 
 
 def test_a_forked_child_has_free_locks():
-    """The child samples by itself."""
+    """A forked child has free locks and can sample."""
     replay = mixture()
     with replay.lock:
         run_in_child(lambda: replay.sample(8))
 
 
 def test_two_priorities_of_one_source_are_not_mixed_up():
-    """The last of duplicates counts, as in a buffer."""
+    """The last priority of a repeated index is kept, as in a buffer."""
     replay = MixedReplay({"a": prioritized([1.0, 1.0])}, shares={"a": 1.0}, add_to="a")
     assert replay.update_priorities([0, 1, 0], priorities=[5.0, 1.0, 3.0]) == 3
     np.testing.assert_allclose(replay.probability([0, 1]), [0.75, 0.25])
@@ -729,7 +729,7 @@ def test_two_priorities_of_one_source_are_not_mixed_up():
 
 @pytest.mark.parametrize("device", [None, "cpu"])
 def test_weights_are_normalised_by_the_buffer_also_if_its_source_drew_nothing(device):
-    """A wrapper around the mixture adds the newest transition of a source that drew no row."""
+    """Weights are normalised by the buffer, also if only a wrapper takes rows from a source."""
     spec = Spec(obs=Field(()), action=Field(()))
     options = {"alpha": 1.0, "beta": 1.0, "eps": 0.0, "device": device}
     sources = {

@@ -1,4 +1,4 @@
-"""ReplayMonitor: what it records, that it changes nothing, and what it says when something is wrong."""
+"""ReplayMonitor: its numbers and warnings. It changes nothing in the buffer."""
 
 import copy
 import gc
@@ -32,11 +32,11 @@ from replaykit.diagnostics.state_features import StateReader
 from replaykit.diagnostics.symptoms import SYMPTOMS, warnings_for
 from tests.helpers import FLAT, filled, random_walk, step, stored_indices, stretch
 
-# -- It changes nothing --------------------------------------------------------------------------------------
+# -- No change of the buffer ---------------------------------------------------------------------------------
 
 
 def test_it_keeps_no_batch_alive():
-    """It keeps only copies of the indices, and no more than the next examination needs."""
+    """A monitor keeps copies of indices only, until the next examination."""
     buffer = filled(ReplayBuffer(100, FLAT, seed=0), 100)
     watcher = ReplayMonitor(buffer, every=5)
     for _ in range(4):
@@ -57,7 +57,7 @@ def test_it_keeps_no_batch_alive():
 
 
 def test_a_copy_goes_on_by_itself():
-    """Deep copies and pickles, with the buffer they watch."""
+    """A deepcopy or pickle of a monitor includes its buffer, and continues independently."""
     buffer = random_walk(PrioritizedBuffer(200, FLAT, seed=0), 200)
     watcher = ReplayMonitor(buffer, every=2)
     watcher.record(buffer.sample(8))
@@ -68,7 +68,7 @@ def test_a_copy_goes_on_by_itself():
     assert others[1].stats() == pytest.approx(watcher.stats(), nan_ok=True)
 
 
-# -- What it counts ------------------------------------------------------------------------------------------
+# -- Counts --------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -79,7 +79,7 @@ def test_a_copy_goes_on_by_itself():
     seed=st.integers(0, 99),
 )
 def test_draws_are_counted_by_transition(lanes, length, actions, every, seed):
-    """As a dict of every index ever drawn has it, through wrap-around, masks and clears; stale draws count for none."""
+    """Draws are counted for each transition, through wrapping, masks and clears. Stale draws are not counted."""
     buffer = ReplayBuffer(lanes * length, FLAT, num_envs=lanes, seed=seed)
     counter, rng, batches, drawn = DrawCounts(buffer.capacity, lanes), np.random.default_rng(seed), 0, {}
     values = step(1.0) if lanes == 1 else {name: value[0] for name, value in stretch(1, lanes).items()}
@@ -133,7 +133,7 @@ def test_what_uniform_draws_would_have_drawn_is_added_up_after_a_clear():
 
 
 def test_an_episode_longer_than_the_buffer_counts_as_what_is_stored_of_it():
-    """Then every pair is of the same episode, as chance has it."""
+    """If one episode fills the buffer, all pairs are of the same episode, as expected."""
     buffer = filled(ReplayBuffer(10, FLAT, seed=0), 35)
     watcher = ReplayMonitor(buffer, every=1)
     watcher.record(buffer.sample(8))
@@ -141,7 +141,7 @@ def test_an_episode_longer_than_the_buffer_counts_as_what_is_stored_of_it():
 
 
 def test_what_uniform_draws_would_have_drawn_is_added_up_exactly():
-    """B/N summed over the batches since a transition came, while adds and batches take turns."""
+    """Expected draws are the sum of B/N since the add, if adds and batches alternate."""
     buffer = ReplayBuffer(50, FLAT, seed=0)
     filled(buffer, 20)
     watcher, expected, counts = ReplayMonitor(buffer, every=10), np.zeros(220), np.zeros(220)
@@ -160,11 +160,11 @@ def test_what_uniform_draws_would_have_drawn_is_added_up_exactly():
     assert stats["draws_mean"] == counts[stored].mean()
 
 
-# -- What it measures ----------------------------------------------------------------------------------------
+# -- Measures ------------------------------------------------------------------------------------------------
 
 
 def test_large_stratified_batches_are_compared_in_whole():
-    """They come in order of time, so of a stream that drifts the first half alone would look like another one."""
+    """Large stratified batches are compared as a whole, because their first half has only the oldest transitions."""
     buffer = PrioritizedBuffer(2000, FLAT, seed=0)
     states = np.random.default_rng(0).normal(size=(2000, 3)) + np.linspace(0.0, 9.0, 2000)[:, None]
     buffer.extend(**stretch(2000, obs=states))
@@ -175,7 +175,7 @@ def test_large_stratified_batches_are_compared_in_whole():
 
 
 def test_what_can_be_drawn_may_be_too_little_for_the_sample():
-    """Only the newest of 30,000 can be drawn. This is reported whether or not the sample contains it."""
+    """If few of 30,000 transitions can be drawn, this is reported, whether or not the sample has them."""
     for seed in range(4):
         buffer = random_walk(LatestBuffer(30_000, FLAT), 30_000)
         watcher = ReplayMonitor(buffer, every=1, seed=seed)
@@ -185,7 +185,7 @@ def test_what_can_be_drawn_may_be_too_little_for_the_sample():
 
 
 def test_numbers_of_a_batch_are_averaged_over_the_window():
-    """TD errors and weights as their functions give them; what is older than the window is out."""
+    """Numbers of batches are averaged over the window. Older batches have no effect."""
     buffer = random_walk(PrioritizedBuffer(200, FLAT, seed=0), 200)
     buffer.update_priorities(np.arange(200), np.arange(200) * 0.1)
     watcher, rng = ReplayMonitor(buffer, every=3, window=2), np.random.default_rng(0)
@@ -208,7 +208,7 @@ def test_numbers_of_a_batch_are_averaged_over_the_window():
 
 
 def test_priorities_are_judged_from_the_buffer():
-    """Mass, entropy and starved transitions as the priorities have them, and the rest of a beta of 1 from weights."""
+    """Concentration, entropy and starved transitions are computed from the buffer's priorities."""
     buffer = random_walk(PrioritizedBuffer(1000, FLAT, alpha=1.0, eps=0.0, beta=1.0, seed=0), 1000)
     buffer.update_priorities(np.arange(1000), priorities=np.where(np.arange(1000) < 10, 99.0, 1.0))
     watcher = ReplayMonitor(buffer, every=1)
@@ -226,7 +226,7 @@ def test_priorities_are_judged_from_the_buffer():
 
 
 def test_stacks_of_wrappers_and_goals_are_watched():
-    """Hindsight's goals are derived, so states are compared as they are stored; the newest show as what they are."""
+    """States are compared as stored, without changes by wrappers."""
     goal = Field((2,))
     spec = Spec(obs={"achieved_goal": goal, "desired_goal": goal}, action=Field(()))
     inner = PrioritizedBuffer(300, spec, n_step=3, seed=0)
@@ -249,7 +249,7 @@ def test_stacks_of_wrappers_and_goals_are_watched():
 
 
 def test_of_images_a_selection_of_features_is_compared():
-    """The same at all times, and `stats` says how many of how many; fewer states are read where they are large."""
+    """Of images, a fixed selection of features is compared. `stats` reports its size."""
     spec = Spec(obs={"image": Field((84, 84), np.uint8), "speed": Field((2,))}, action=Field(()))
     buffer = ReplayBuffer(60, spec, stack=2, seed=0)
     rng = np.random.default_rng(0)
@@ -268,7 +268,7 @@ def test_of_images_a_selection_of_features_is_compared():
 
 @given(most=st.integers(1, 40), seed=st.integers(0, 9))
 def test_features_are_those_of_the_stored_states_in_their_order(most, seed):
-    """All of them, or as many as asked for, each once: of nested, stacked and complex observations."""
+    """Features are those of nested, stacked and complex observations, in order, all or a selection."""
     spec = Spec(
         obs={"a": Field((2, 3), np.uint8), "b": (Field((), np.complex64), Field((4,))), "c": Field((), np.bool_)},
         action=Field(()),
@@ -316,7 +316,7 @@ def test_tensors_on_the_cpu_are_taken():
 
 
 def test_nothing_is_known_at_first():
-    """An empty buffer may be watched; numbers are nan until a batch is examined, and nothing is wrong."""
+    """A monitor accepts an empty buffer. Before the first examination, numbers are nan, without warnings."""
     watcher = ReplayMonitor(ReplayBuffer(10, FLAT))
     stats = watcher.stats()
     assert stats.pop("recorded_batches") == 0.0
@@ -325,7 +325,7 @@ def test_nothing_is_known_at_first():
 
 
 def test_the_first_batch_may_be_stale():
-    """After a clear, before anything is stored anew; but an index that was never returned is refused then too."""
+    """After a clear, a stale batch is accepted, but an index that was never returned raises an error."""
     buffer = filled(ReplayBuffer(10, FLAT, seed=0), 10)
     batch = buffer.sample(4)
     buffer.clear()
@@ -357,7 +357,7 @@ def test_one_transition_and_batches_of_one_are_enough(cls):
 
 
 def test_nan_errors_and_states_are_reported_and_not_spread():
-    """Their share is told, in words too; the other numbers are those of the rest."""
+    """The share of NaN TD errors and states is reported. They do not affect other numbers."""
     buffer = random_walk(ReplayBuffer(400, FLAT, seed=0), 300)
     buffer.extend(**stretch(100, obs=np.full((100, 3), np.nan)))
     watcher = ReplayMonitor(buffer, every=1)
@@ -373,7 +373,7 @@ def test_nan_errors_and_states_are_reported_and_not_spread():
 
 
 def test_infinite_weights_leave_nothing_of_the_others():
-    """As undivided weights of tiny probabilities are in float32; learning is in trouble, recording is not."""
+    """Infinite weights are accepted. They are possible without normalisation, and other weights then count as 0."""
     buffer = random_walk(PrioritizedBuffer(50, FLAT, alpha=1.0, beta=1.0, eps=0.0, weights="none", seed=0), 50)
     watcher = ReplayMonitor(buffer, every=1)
     batch = buffer.sample(8)
@@ -383,7 +383,7 @@ def test_infinite_weights_leave_nothing_of_the_others():
 
 
 def test_observations_without_numbers_are_watched_too():
-    """Nothing can be said of states then; all the rest is."""
+    """If observations have no numbers, numbers of states are nan, and all others are computed."""
     buffer = ReplayBuffer(50, Spec(obs=Field((0,)), action=Field(())), seed=0)
     for number in range(50):
         buffer.add(np.zeros(0), 0.0, 0.0, np.zeros(0), number % 10 == 9, False)
@@ -395,7 +395,7 @@ def test_observations_without_numbers_are_watched_too():
 
 
 def test_after_a_clear_stale_batches_count_for_nothing():
-    """They are recorded, and their share is told; what is stored anew starts at 0."""
+    """After a clear, stale batches are counted as stale, and counts of new transitions start at 0."""
     buffer = random_walk(PrioritizedBuffer(50, FLAT, seed=0), 50)
     watcher = ReplayMonitor(buffer, every=1)
     batch = buffer.sample(8)
@@ -411,7 +411,7 @@ def test_after_a_clear_stale_batches_count_for_nothing():
 
 
 def test_bad_input_is_refused_by_name():
-    """A batch that is none, of another buffer, or with errors of another shape; options out of range."""
+    """A wrong batch, TD errors of another shape, and options out of range raise an error that names them."""
     buffer = filled(ReplayBuffer(10, FLAT, seed=0), 10)
     batch = buffer.sample(4)
     for call, error, message in (
@@ -435,7 +435,7 @@ def test_bad_input_is_refused_by_name():
 
 
 def test_the_history_is_thinned_before_it_is_long(monkeypatch):
-    """Every other row goes, so that it spans all of training at bounded memory."""
+    """When the history is full, every second row is dropped, so it spans the whole training."""
     monkeypatch.setattr(monitor, "MAX_HISTORY", 8)
     buffer = random_walk(ReplayBuffer(100, FLAT, seed=0), 100)
     watcher = ReplayMonitor(buffer, every=1)
@@ -445,11 +445,11 @@ def test_the_history_is_thinned_before_it_is_long(monkeypatch):
     assert len(batches) <= 8 and batches[-1] == 50.0 and batches[0] < 20.0 and batches == sorted(set(batches))
 
 
-# -- Words ---------------------------------------------------------------------------------------------------
+# -- Warnings ------------------------------------------------------------------------------------------------
 
 
 def test_no_replay_is_called_sick():
-    """A LatestBuffer: runs of neighbours, the same again and again, of the newest only."""
+    """A LatestBuffer gets warnings: its batches are runs of neighbours, and always the newest."""
     buffer = LatestBuffer(2000, FLAT)
     random_walk(buffer, 2000)
     watcher = ReplayMonitor(buffer, every=10)
@@ -462,7 +462,7 @@ def test_no_replay_is_called_sick():
 
 
 def test_collapsed_priorities_are_called_sick():
-    """A tiny eps and a few large errors: little is drawn, and little of the batch is left by its weights."""
+    """A tiny eps with a few large TD errors gets warnings about draws and weights."""
     buffer = random_walk(PrioritizedBuffer(2000, FLAT, alpha=1.0, beta=1.0, eps=1e-6, weights="buffer", seed=0), 2000)
     buffer.update_priorities(np.arange(2000), np.arange(2000) < 20)
     watcher = ReplayMonitor(buffer, every=10)
@@ -481,7 +481,7 @@ def test_collapsed_priorities_are_called_sick():
 
 
 def test_late_updates_and_hasty_adds_are_called_sick():
-    """Batches that are learned from after their transitions were overwritten, or too seldom drawn at all."""
+    """Updates after transitions were overwritten, and too few draws, get warnings."""
     buffer = random_walk(PrioritizedBuffer(100, FLAT, seed=0), 100)
     watcher = ReplayMonitor(buffer, every=1)
     for _ in range(5):
@@ -495,7 +495,7 @@ def test_late_updates_and_hasty_adds_are_called_sick():
 
 
 def test_every_symptom_can_show_and_is_told_with_its_number():
-    """Each by some numbers, in words that can be filled in; none where everything is i.i.d."""
+    """Each warning can occur, and contains its number. I.i.d. draws give none."""
     healthy = dict.fromkeys(ReplayMonitor(ReplayBuffer(5, FLAT)).stats(), 1.0) | dict.fromkeys(
         (
             "td_error_nonfinite_share", "state_nonfinite_share", "squared_bias", "energy_distance", "stale_share",
@@ -527,7 +527,7 @@ def watched():
 
 
 def test_the_figure_shows_every_panel_and_what_iid_draws_give(watched):
-    """On a figure of its own, on axes that are given, and before anything was measured."""
+    """A figure shows every panel, on new or given axes, also before anything was measured."""
     matplotlib = pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
@@ -558,7 +558,7 @@ def test_the_figure_shows_every_panel_and_what_iid_draws_give(watched):
 
 
 def test_figures_refuse_panels_that_do_not_exist(watched):
-    """Fewer axes than panels are also refused."""
+    """Unknown panels, and fewer axes than panels, raise an error."""
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
@@ -589,7 +589,7 @@ assert not {"torch", "matplotlib", "gymnasium"} & set(sys.modules)
 
 
 def test_sequences_are_examined_by_their_transitions():
-    """Without padding; rows that cannot begin at most steps are no symptom, but correlated batches show."""
+    """Sequences are examined as transitions without padding. Correlated batches are reported."""
     spec = Spec(obs={"x": Field((2,))}, action=Field(()))
     buffer = PrioritizedBuffer(500, spec, num_envs=2, seed=0)
     replay = SequenceReplay(buffer, 10, stride=10, burn_in=2)

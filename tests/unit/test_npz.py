@@ -1,4 +1,4 @@
-"""Files of plain arrays in and out, and what is refused."""
+"""Reading and writing of files of plain arrays, and invalid files."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from tests.helpers import FLAT, filled, stretch, unchanged
 
 
 def test_a_plain_file_needs_only_the_fields(tmp_path):
-    """One lane, with episodes that end at the flags; dtypes and shapes are those of the arrays."""
+    """A file needs only the fields. It gives one lane, with episodes that end at the flags."""
     fields = stretch(6, terminated=np.arange(6) == 2)
     np.savez(tmp_path / "plain.npz", **fields | {"reward": np.ones(6)})
     buffer = from_npz(tmp_path / "plain.npz", n_step=9)
@@ -25,7 +25,7 @@ def test_a_plain_file_needs_only_the_fields(tmp_path):
 
 
 def test_lanes_and_episodes_come_back(tmp_path):
-    """An episode that was ended without a flag, too."""
+    """Lanes and episodes are restored, including episodes that ended without a flag."""
     buffer = ReplayBuffer(12, FLAT, num_envs=3)
     buffer.extend(**stretch(2, 3), mask=np.array([True, False, True]))
     buffer.end_episode(np.array([True, False, False]))
@@ -37,7 +37,7 @@ def test_lanes_and_episodes_come_back(tmp_path):
 
 
 def test_lanes_of_writers_are_left_alone(tmp_path):
-    """Nothing is added to the other lanes either."""
+    """If a lane has a writer, reading raises an error and adds nothing to any lane."""
     to_npz(filled(ReplayBuffer(5, FLAT), 3), tmp_path / "file.npz")
     buffer = ReplayBuffer(10, FLAT, num_envs=2)
     with buffer.writer([1]), pytest.raises(ValueError, match="lanes contains 1, which already has a writer"):
@@ -53,7 +53,7 @@ def test_an_empty_buffer_is_written_and_read(tmp_path):
 
 
 def test_files_that_do_not_fit_are_refused_by_name(tmp_path):
-    """The buffer is unchanged, and no code of a file is run."""
+    """A file that does not fit raises an error. The buffer is unchanged, and no code in the file is run."""
     path, buffer, fields = tmp_path / "file.npz", filled(ReplayBuffer(9, FLAT), 2), stretch(3)
 
     def refused(error, match, **options):
@@ -92,7 +92,7 @@ def test_files_that_do_not_fit_are_refused_by_name(tmp_path):
 
 
 def test_a_given_spec_decides_how_arrays_are_nested(tmp_path):
-    """A tuple is guessed from names that are numbers; a spec says where it is a dict instead."""
+    """Names that are numbers give a tuple, unless the given spec has a dict there."""
     spec = Spec(obs={"0": Field(()), "1": Field(())}, action=(Field(()), Field(())))
     buffer = ReplayBuffer(5, spec)
     buffer.add({"0": 1.0, "1": 2.0}, (3.0, 4.0), 0.0, {"0": 5.0, "1": 6.0}, False, True)
@@ -102,7 +102,7 @@ def test_a_given_spec_decides_how_arrays_are_nested(tmp_path):
 
 
 def test_without_tqdm_a_warning_names_it(tmp_path, monkeypatch):
-    """It points to the line that asked for a bar, and the file is written."""
+    """Without tqdm, a warning points to the line that asked for a bar, and the file is written."""
     monkeypatch.setitem(sys.modules, "tqdm", None)
     with pytest.warns(RuntimeWarning, match="progress=True needs tqdm: pip install tqdm") as warned:
         to_npz(filled(ReplayBuffer(5, FLAT), 3), tmp_path / "file.npz", progress=True)

@@ -1,4 +1,4 @@
-"""Buffers on a device: tensors in and out, the same numbers as on the CPU, late errors, and what is refused."""
+"""Buffers on a device: tensors in and out, the same numbers as on the CPU, late errors, and invalid arguments."""
 
 import copy
 import types
@@ -71,7 +71,7 @@ def numbers(tree):
     here=st.booleans(),
 )
 def test_transitions_are_bit_for_bit_those_of_the_cpu(lanes, n_step, steps, here):
-    """For every stored index, whether the steps came as tensors or as arrays."""
+    """Every stored transition equals that of the CPU, whether the steps were added as tensors or as arrays."""
     options = {"num_envs": lanes, "n_step": n_step, "gamma": 0.9}
     cpu, device = ReplayBuffer(11, SPEC, **options), ReplayBuffer(11, SPEC, device=DEVICE, **options)
     for k, count in enumerate(steps):
@@ -105,7 +105,7 @@ def test_a_batch_consists_of_new_tensors_on_the_device():
 
 
 def test_a_device_may_be_named_with_or_without_its_number():
-    """Tensors are on "cuda:0" when the device is called "cuda"."""
+    """If the device is called "cuda", tensors are on "cuda:0"."""
     buffer = ReplayBuffer(20, SPEC, device=f"{DEVICE}:0")
     data = tensors(stretch(9, 1))
     buffer.extend(**data)
@@ -128,7 +128,7 @@ values = st.sampled_from([0.0, 0.0, 1.0, 0.5, 3.0, 1e-12, 1e12, 5e-324, 1e-300, 
 
 @given(st.data())
 def test_the_tree_of_the_device_finds_what_the_sum_tree_finds(data):
-    """After updates with repeated leaves, of which the last counts. Leaves of value 0 are never found."""
+    """The tree finds the same leaves as a SumTree, also after updates of repeated leaves, and none of value 0."""
     capacity = data.draw(st.sampled_from([1, 2, 5, 127, 128, 129, 300, 20_000]))
     made = []
 
@@ -168,7 +168,7 @@ def test_the_tree_of_the_device_finds_what_the_sum_tree_finds(data):
 
 
 def test_stratified_draws_follow_the_priorities():
-    """Each transition is drawn as often as its probability says, up to one draw; those of priority 0 never."""
+    """The count of each transition differs from its expectation by at most one, and is 0 if the priority is 0."""
     buffer = PrioritizedBuffer(300, SPEC, device=DEVICE, alpha=1.0, eps=0.0, seed=0)
     buffer.extend(**stretch(300, 1))
     priorities = np.arange(300) % 7 * (np.arange(300) > 40) * 1.0
@@ -213,7 +213,7 @@ def test_combined_replay_has_the_newest_and_exact_probabilities():
     ],
 )
 def test_a_checkpoint_of_either_place_loads_in_the_other(kind, way, tmp_path):
-    """The same rows, episodes and priorities, and running episodes go on."""
+    """A checkpoint of a device loads on the CPU and the reverse, with rows, running episodes and priorities."""
     places = {"cpu": {}, "device": {"device": DEVICE}, "pinned": {"device": DEVICE, "pin_memory": True}}
     made = [kind(12, SPEC, num_envs=2, n_step=2, seed=0, **places[place]) for place in way]
     assert [replay.backend.is_numpy for replay in made] == [place == "cpu" for place in way]
@@ -240,14 +240,14 @@ def test_a_checkpoint_of_either_place_loads_in_the_other(kind, way, tmp_path):
 
 
 def _row(tree):
-    """The first step of a stretch."""
+    """The first step of several."""
     if isinstance(tree, dict):
         return {name: _row(value) for name, value in tree.items()}
     return tree[0]
 
 
 def test_load_builds_a_buffer_on_the_cpu(tmp_path):
-    """The device may not exist where the checkpoint is loaded."""
+    """`replaykit.load` builds a buffer on the CPU, because the device may not exist on this machine."""
     buffer = ReplayBuffer(12, SPEC, device=torch.device(DEVICE))
     buffer.extend(**stretch(3, 1))
     buffer.save(tmp_path)
@@ -258,7 +258,7 @@ def test_load_builds_a_buffer_on_the_cpu(tmp_path):
 
 @pytest.mark.parametrize("way", [(None, DEVICE), (DEVICE, None)])
 def test_the_generator_of_another_place_gives_a_seed(way, tmp_path):
-    """Batches after a load are the same each time, though not those that the saved buffer would have drawn."""
+    """After a load from another device, batches are reproducible, but differ from those of the saved buffer."""
     source, *targets = (ReplayBuffer(50, SPEC, device=device, seed=3) for device in (way[0], way[1], way[1]))
     source.extend(**stretch(50, 1))
     source.save(tmp_path)
@@ -285,7 +285,7 @@ def test_files_of_arrays_are_those_of_the_cpu(place, tmp_path):
 
 
 def test_overwrite_replaces_the_values_of_what_is_stored():
-    """Stale indices are ignored, and of a repeated index the last value counts."""
+    """`overwrite` ignores stale indices. The last value of a repeated index is kept."""
     buffer = ReplayBuffer(4, SPEC, device=DEVICE)
     buffer.extend(**stretch(6, 1))
     given = torch.tensor([1, 2, 5, 2], device=DEVICE)
@@ -297,7 +297,7 @@ def test_overwrite_replaces_the_values_of_what_is_stored():
 
 @pytest.mark.parametrize("is_empty", [True, False])
 def test_padding_is_no_error_even_in_an_empty_buffer(is_empty):
-    """The index -1 reads zeros, and belongs to no episode."""
+    """The index -1 reads zeros and belongs to no episode."""
     buffer = ReplayBuffer(4, SPEC, device=DEVICE)
     if not is_empty:
         buffer.extend(**stretch(6, 1))
@@ -307,7 +307,7 @@ def test_padding_is_no_error_even_in_an_empty_buffer(is_empty):
 
 
 def test_the_index_of_padding_changes_no_priority():
-    """Sequences pass -1 for steps outside of a row's span."""
+    """An update of the index -1 is ignored. Sequences use it for steps outside a row's span."""
     buffer = filled(num_envs=1)
     before = buffer.probability(buffer.stored()).tolist()
     applied = buffer.update_priorities(
@@ -320,7 +320,7 @@ def test_the_index_of_padding_changes_no_priority():
 
 
 class Doubled(ReplayWrapper):
-    """A user's wrapper, which sees tensors."""
+    """A wrapper of a user, which gets tensors."""
 
     def change(self, window):
         assert isinstance(window.reward, torch.Tensor)
@@ -374,7 +374,7 @@ LATE = {
 @pytest.mark.parametrize("name", LATE)
 @pytest.mark.parametrize("where", ["check", "save", "stats"])
 def test_what_only_the_device_can_see_is_raised_later(name, where, tmp_path):
-    """Once, when the CPU waits for the device anyway. The buffer then goes on."""
+    """An error that only the device detects is raised once, when the CPU waits. Then the buffer still works."""
     call, kind, text = LATE[name]
     buffer = filled()
     before = buffer.probability(buffer.stored()[-3:]).tolist()
@@ -440,7 +440,7 @@ def test_bad_input_is_refused_at_once(name):
 
 
 def test_views_of_a_block_are_the_tensors():
-    """As a graph writes and a batch reads them."""
+    """The views that a graph writes are the tensors that a batch returns."""
     given = [torch.rand(3, 2), torch.arange(5), torch.tensor([True, False, True]), torch.rand((), dtype=torch.float64)]
     places, nbytes = places_of(given)
     block = torch.zeros(nbytes, dtype=torch.uint8)
@@ -480,7 +480,7 @@ def test_graphs_of_the_last_used_batch_sizes_are_kept(monkeypatch):
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="graphs exist on CUDA only")
 def test_a_graph_serves_a_growing_buffer():
-    """Batches through a graph equal those of the verbs, while the buffer fills and laps."""
+    """Batches through a graph equal those of the verbs while the buffer fills and its ring wraps."""
     buffers = [PrioritizedBuffer(50, SPEC, device=DEVICE, seed=0) for _ in range(2)]
     for k in range(30):
         for buffer in buffers:
@@ -495,7 +495,7 @@ def test_a_graph_serves_a_growing_buffer():
 @pytest.mark.skipif(DEVICE != "cuda", reason="graphs exist on CUDA only")
 @pytest.mark.parametrize("pin_memory", [False, True])
 def test_a_graph_of_the_user_follows_a_buffer_that_fills_and_laps(pin_memory):
-    """A learner's step is recorded once: it samples and updates priorities. Adding goes on beside it."""
+    """A user's recorded graph can sample and update priorities while other steps are added."""
     spec = Spec(obs=Field((), np.int64), action=Field(()))
     buffer = PrioritizedBuffer(3000, spec, device=DEVICE, pin_memory=pin_memory, seed=0)
 

@@ -1,4 +1,4 @@
-"""Fields of stored transitions that are replaced, and passes over everything that is stored."""
+"""Replacing fields of stored transitions, and passes over everything that is stored."""
 
 import pickle
 
@@ -35,7 +35,7 @@ NAMES = [leaf.name for leaf in SPEC.leaves if leaf.name not in ("terminated", "t
 
 
 def values_at(rng, shape):
-    """Values of every field but the flags."""
+    """Values of every field except the flags."""
 
     def obs():
         pair = rng.random(shape, np.float32), rng.integers(-9, 9, (*shape, 1), np.int16)
@@ -53,7 +53,7 @@ def values_at(rng, shape):
 
 
 def filled(num_envs=2, steps=9, capacity=12, storage=None, **options):
-    """A buffer that has wrapped."""
+    """A buffer whose ring has wrapped."""
     rng = np.random.default_rng(1)
     place = {} if storage is None else {"storage": storage}
     buffer = PrioritizedBuffer(capacity, SPEC, num_envs=num_envs, seed=0, **place, **options)
@@ -69,7 +69,7 @@ def filled(num_envs=2, steps=9, capacity=12, storage=None, **options):
     seed=st.integers(0, 99),
 )
 def test_fields_are_replaced_where_they_are_still_stored(indices, names, seed):
-    """The last of duplicates counts, stale indices and padding are left out, and nothing else changes."""
+    """The last value of a repeated index is kept. Stale indices and padding are ignored."""
     buffer, given_values = filled(), values_at(np.random.default_rng(seed), (len(indices),))
     stored = buffer.stored()
     before = {name: buffer.read(stored, name) for name in NAMES}
@@ -90,7 +90,7 @@ def test_fields_are_replaced_where_they_are_still_stored(indices, names, seed):
 
 
 def test_states_are_replaced_at_the_steps_of_sequences():
-    """Indices (B, T) with -1 for padding, through any wrappers."""
+    """Indices of shape (B, T), with -1 for padding, work through any wrappers."""
     replay = CombinedReplay(SequenceReplay(filled(), 4))
     batch = replay.sample(3)
     states = np.random.default_rng(2).random((3, 4, 2), np.float32)
@@ -133,7 +133,7 @@ def test_a_wrong_field_changes_nothing(make, fields, error, message):
     ],
 )
 def test_a_wrong_index_changes_nothing(indices, error, message):
-    """It holds even if other indices are valid."""
+    """An invalid index raises an error, and nothing changes, even if other indices are valid."""
     buffer = filled()
     before = pickle.dumps(buffer)
     with pytest.raises(error, match=message):
@@ -142,7 +142,7 @@ def test_a_wrong_index_changes_nothing(indices, error, message):
 
 
 def test_frames_are_not_replaced():
-    """Several transitions have each."""
+    """Frames cannot be replaced, because several transitions share them."""
     spec = Spec(obs=Field((40, 40), np.uint8), action=Field(()))
     frames = np.zeros((1, 40, 40), np.uint8)
     shared, whole = ReplayBuffer(9, spec), ReplayBuffer(9, spec, share="none")
@@ -156,7 +156,7 @@ def test_frames_are_not_replaced():
 
 
 def test_a_storage_without_replace_says_so():
-    """A storage of somebody else need not have it."""
+    """A user's storage without `overwrite` raises an error that says so."""
     buffer = replaykit.Buffer(storage := ListStorage(9, Spec(obs=Field(()), action=Field(()))), uniform(storage))
     buffer.add(0.0, 0, 0.0, 1.0, False, False)
     with pytest.raises(NotImplementedError, match="a ListStorage cannot overwrite stored fields"):
@@ -168,7 +168,7 @@ def uniform(storage):
 
 
 def test_nothing_is_overwritten_while_a_batch_is_made():
-    """A function of the user that tries gets an error."""
+    """A user's function that overwrites while a batch is made raises an error."""
     buffer = of_goals(kind=ReplayBuffer)
 
     def reward_fn(achieved, desired, info):
@@ -181,7 +181,7 @@ def test_nothing_is_overwritten_while_a_batch_is_made():
 
 @pytest.mark.parametrize("place", ["memory", "files"])
 def test_a_second_save_writes_what_was_overwritten(tmp_path, place):
-    """An incremental save keeps the rest, and both checkpoints of the same path are exact."""
+    """An incremental save writes the overwritten values, so both checkpoints are exact."""
     spec, count = Spec(obs=Field((500,)), action=Field(()), state=Field(())), 4000
     options = ({"storage": tmp_path / "rows"} if place == "files" else {}) | {"share": "none"}
     buffer = ReplayBuffer(count, spec, seed=0, **options)
@@ -205,7 +205,7 @@ def test_a_second_save_writes_what_was_overwritten(tmp_path, place):
 
 
 def test_episodes_are_whole_and_marked():
-    """In the order of lanes and time; a half-overwritten one and a running one are marked."""
+    """Episodes come in the order of lanes and time. Partly overwritten and running ones are marked."""
     buffer = counted(steps=17, capacity=12, ends=[3, 9, 13])
     found = [(e.obs.tolist(), bool(e.has_beginning), bool(e.is_running)) for e in buffer.episodes()]
     assert found == [
@@ -219,7 +219,7 @@ def test_episodes_are_whole_and_marked():
 
 @given(num_envs=st.integers(1, 3), n_step=st.integers(1, 3), steps=st.integers(0, 30), seed=st.integers(0, 99))
 def test_episodes_have_every_transition_once(num_envs, n_step, steps, seed):
-    """As `fetch` serves them."""
+    """Every stored transition is in exactly one episode, as `fetch` returns it."""
     buffer = filled(num_envs, steps, 15, n_step=n_step)
     episodes = list(buffer.episodes())
     assert np.concatenate([e.indices for e in episodes] or [buffer.stored()]).tolist() == buffer.stored().tolist()
@@ -234,7 +234,7 @@ def test_episodes_have_every_transition_once(num_envs, n_step, steps, seed):
 
 
 def test_what_is_overwritten_during_a_pass_is_left_out():
-    """An iterator goes on over what was stored when it was made, and still is."""
+    """A pass covers the transitions that were stored at its start and still are."""
     buffer = counted(steps=12, capacity=12, ends=[3, 7])
     episodes, parts = buffer.episodes(), buffer.epoch(5)
     first, part = next(episodes), next(parts)
@@ -249,7 +249,7 @@ def test_what_is_overwritten_during_a_pass_is_left_out():
 
 
 def test_hindsight_gives_an_episode_one_goal():
-    """Either all of its transitions are marked as relabelled, or none."""
+    """In an episode, either all transitions are relabelled or none."""
     replay = HindsightReplay(of_goals(kind=ReplayBuffer, n_step=2), reward_of_goal, ratio=0.5)
     kinds = set()
     for episode in replay.episodes():
@@ -263,7 +263,7 @@ def test_hindsight_gives_an_episode_one_goal():
 
 @pytest.mark.parametrize("wrap", [lambda b: b, CombinedReplay, lambda b: SequenceReplay(b, 4, stride=3)])
 def test_an_epoch_has_each_row_once(wrap):
-    """In random order, all parts but the last of one size; the same generator gives the same order."""
+    """An epoch has each row once, in random order and equal parts. The same generator gives the same order."""
     replay, twin = wrap(counted(steps=20, ends=[6])), wrap(counted(steps=20, ends=[6]))
     expected = [i for i in replay.stored() if replay.begins_row(np.array([i]))[0]]
     parts = list(replay.epoch(3))
@@ -286,7 +286,7 @@ def test_a_wrong_size_of_an_epoch_is_refused_at_once():
 
 
 def test_is_full():
-    """It is True from the step that fills the last slot."""
+    """`is_full` is True from the step that fills the last slot."""
     buffer = counted(steps=9, capacity=10)
     assert not buffer.is_full
     buffer.add(9, 0, 1.0, 10, False, False)

@@ -1,4 +1,4 @@
-"""Buffers whose transitions stay in the CPU's memory while a device draws and reads them."""
+"""Buffers whose transitions stay in the CPU's memory, while a device draws and reads them."""
 
 import copy
 from collections import deque
@@ -39,7 +39,7 @@ def assert_same(expected, got):
     does=st.lists(st.sampled_from(["nothing", "mask", "clear", "end"]), min_size=5, max_size=5),
 )
 def test_transitions_and_priorities_are_those_of_the_cpu(lanes, n_step, capacity, stretches, does):
-    """Also after stretches that are longer than the slots to spare, and when lanes are out of step."""
+    """Transitions and priorities are those of the CPU, also after more steps than spare slots and with masks."""
     options = {"num_envs": lanes, "n_step": n_step, "gamma": 0.9, "seed": 0}
     cpu = PrioritizedBuffer(capacity, SPEC, **options)
     pinned = PrioritizedBuffer(capacity, SPEC, device=DEVICE, pin_memory=True, **options)
@@ -68,7 +68,7 @@ def test_transitions_and_priorities_are_those_of_the_cpu(lanes, n_step, capacity
 
 
 class Queue:
-    """Operations that a device has not executed yet, and the events among them."""
+    """The operations that a device has not executed yet, with their events."""
 
     def __init__(self):
         self.waiting, self.done, self.waits = deque(), 0, 0
@@ -95,7 +95,7 @@ class Event:
 
 
 def torn_rows(lanes, guarded, seed=0):
-    """The rows that a slow device reads wrongly while the CPU writes, of how many, and how often the CPU waited.
+    """The number of rows that a slow device reads wrongly while the CPU writes, of all rows, and the CPU's waits.
 
     The device draws from the bounds that it has, and reads the rows later, just before it must or at random.
     """
@@ -138,14 +138,14 @@ def test_the_cpu_never_overwrites_a_row_that_a_queued_operation_reads(lanes):
 
 
 def test_without_the_guard_rows_would_be_torn():
-    """The test above can fail."""
+    """Without the guard, rows are read wrongly, so the test above can fail."""
     torn, _, _ = torn_rows(1, guarded=False)
     assert torn > 100
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="only a GPU lags behind the CPU")
 def test_no_row_is_torn_on_a_gpu_under_load():
-    """The queue is kept full of slow operations, so that reads are executed long after they were queued."""
+    """No row is torn if slow operations keep the queue full, so that reads run long after they are queued."""
     buffer = ReplayBuffer(3000, NUMBERED, device=DEVICE, pin_memory=True, seed=0)
     flags, large, wrong = np.zeros(50, np.bool_), torch.rand(4096, 4096, device=DEVICE), []
     for k in range(2000):
@@ -159,7 +159,7 @@ def test_no_row_is_torn_on_a_gpu_under_load():
 
 
 def test_few_steps_ask_for_a_look_at_the_guard(monkeypatch):
-    """Adding costs what it costs on the CPU, except once in a while."""
+    """Most adds do not check the guard, so they take as long as on the CPU."""
     buffer, looks = ReplayBuffer(3000, NUMBERED, device=DEVICE, pin_memory=True), []
     prepare = buffer.storage._prepare
     monkeypatch.setattr(buffer.storage, "_prepare", lambda steps: looks.append(steps) or prepare(steps))
@@ -169,7 +169,7 @@ def test_few_steps_ask_for_a_look_at_the_guard(monkeypatch):
 
 
 def test_a_device_sees_new_steps_without_a_call_of_the_buffer():
-    """As a graph does that the program has recorded: the bounds there are at most 256 steps old."""
+    """A graph of the user sees new steps, because the bounds on the device are at most 256 steps old."""
     buffer = ReplayBuffer(3000, NUMBERED, device=DEVICE, pin_memory=True)
     for step in range(1000):
         buffer.add(step, np.full(8, step), 0.0, step, False, False)
@@ -187,7 +187,7 @@ def test_memory_is_shared_with_the_device_and_counted():
 
 
 def test_a_checkpoint_of_more_transitions_keeps_the_newest(tmp_path):
-    """The slots to spare stay free, and adding goes on safely."""
+    """After a load of a larger checkpoint, the newest transitions are kept, and the spare slots are free."""
     source = ReplayBuffer(4000, NUMBERED, seed=0)
     pinned = ReplayBuffer(1000, NUMBERED, device=DEVICE, pin_memory=True, seed=0)
     flags = np.zeros(4000, np.bool_)
@@ -216,7 +216,7 @@ def test_a_copy_is_independent():
 
 
 def test_a_refused_stretch_that_is_longer_than_the_slots_to_spare_loses_nothing():
-    """Old steps are retired to make room only after the rewards were checked."""
+    """Invalid rewards raise an error before old steps are retired to make room, so nothing is lost."""
     buffer = ReplayBuffer(1500, NUMBERED, device=DEVICE, pin_memory=True)
     number, flags = np.arange(1500), np.zeros(1500, np.bool_)
     fields = [number, np.repeat(number[:, None], 8, axis=1), flags.astype(np.float32), number, flags, flags]

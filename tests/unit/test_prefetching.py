@@ -1,4 +1,4 @@
-"""Batches without end: what they are, when they are made, errors in their places, and no thread that stays."""
+"""`batches`: their contents, when they are made, errors in order, and no remaining threads."""
 
 import gc
 import os
@@ -34,7 +34,7 @@ def threads():
 @pytest.mark.parametrize("prefetch", [0, 2])
 @pytest.mark.parametrize("spec", [SPEC, WIDE], ids=["small", "large"])
 def test_batches_are_those_of_sample(make, prefetch, spec):
-    """Their order is the same, with or without a thread, if the buffer does not change."""
+    """Batches are those of `sample`, with or without a thread, if the buffer does not change."""
     twin, buffer = filled(spec, make), CombinedReplay(filled(spec, make))
     with buffer.batches(64, prefetch=prefetch) as batches:
         for _, batch in zip(range(6), batches, strict=False):
@@ -105,7 +105,7 @@ def test_an_iterator_ends_without_a_thread(end):
 
 @pytest.mark.parametrize("spec", [SPEC, WIDE], ids=["small", "large"])
 def test_an_error_is_raised_in_place_of_the_batch(spec):
-    """The next call tries again."""
+    """An error is raised in place of its batch. The next call tries again."""
     buffer, before = filled(spec, count=0), threads()
     batches = buffer.batches(64)
     for _ in range(2):

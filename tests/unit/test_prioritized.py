@@ -1,4 +1,4 @@
-"""Prioritized replay: five quantities, each exact."""
+"""Prioritized replay: five quantities, and each is exact."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ positive = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20)
 
 @given(values=positive, alpha=st.floats(0, 2), batch_size=st.integers(1, 40), seed=st.integers(0, 99))
 def test_probabilities_are_scaled_priorities_over_their_sum(values, alpha, batch_size, seed):
-    """P = p**alpha / sum(p**alpha), in the batch and asked for."""
+    """P = p**alpha / sum(p**alpha), in a batch and from `probability`."""
     buffer = prioritized(values, alpha=alpha, seed=seed)
     scaled = np.asarray(values) ** alpha
     batch = buffer.sample(batch_size)
@@ -23,7 +23,7 @@ def test_probabilities_are_scaled_priorities_over_their_sum(values, alpha, batch
 
 @given(values=positive, seed=st.integers(0, 99))
 def test_weights_make_the_mean_unbiased(values, seed):
-    """At beta = 1, unnormalised, sum_i P_i w_i f_i is the plain mean of f, exactly."""
+    """With beta = 1 and no normalisation, sum_i P_i w_i f_i is exactly the mean of f."""
     buffer = prioritized(values, beta=1.0, weights="none", seed=seed)
     p = buffer.probability(np.arange(len(values)))
     from replaykit.batch import Draw
@@ -40,7 +40,7 @@ def test_weights_make_the_mean_unbiased(values, seed):
     mode=st.sampled_from(["batch", "buffer", "none"]),
 )
 def test_weights_by_their_formula(values, alpha, beta, mode):
-    """(N P)**-beta over the largest of the batch, of the buffer, or over nothing."""
+    """Weights are (N P)**-beta, divided by the largest of the batch, of the buffer, or not at all."""
     buffer = prioritized(values, alpha=alpha, beta=beta, weights=mode)
     batch = buffer.sample(7)
     weights = (len(values) * batch.probabilities) ** -beta
@@ -50,7 +50,7 @@ def test_weights_by_their_formula(values, alpha, beta, mode):
 
 
 def test_weights_times_scaled_priorities_are_constant():
-    """Weight x p**(alpha beta) is one number in a batch."""
+    """In a batch, weight times p**(alpha beta) is constant."""
     values = np.random.default_rng(0).uniform(0.1, 9.0, 100)
     batch = (buffer := prioritized(values, alpha=0.7, beta=0.5)).sample(64)
     products = batch.weights * values[batch.indices] ** (0.7 * 0.5)
@@ -59,7 +59,7 @@ def test_weights_times_scaled_priorities_are_constant():
 
 
 def test_new_transitions_get_the_largest_priority_now_in_the_buffer():
-    """An outlier that falls again rules no longer; a zero buffer starts at 1."""
+    """New transitions get the largest current priority, or 1 if all are 0. Former outliers have no effect."""
     buffer = prioritized([1.0, 1.0, 1.0, 1.0])
     buffer.update_priorities([2], priorities=[100.0])
     (new,) = buffer.add(**step(4))
@@ -73,7 +73,7 @@ def test_new_transitions_get_the_largest_priority_now_in_the_buffer():
 
 
 def test_a_known_td_error_sets_the_first_priority():
-    """For each row of a stretch, masked or longer than the buffer."""
+    """A TD error passed to an add sets the initial priority of its step, also with masks and long extends."""
     buffer = PrioritizedBuffer(4, FLAT, alpha=1.0, eps=0.5, seed=0)
     buffer.add(**step(0), td_error=-1.5)
     buffer.add(**step(1), td_error=[0.5])
@@ -121,7 +121,7 @@ def test_bad_updates_are_refused_before_anything_changes(indices, errors, error,
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, -1e-300, 1e308])
 def test_bad_priorities_are_refused(value):
-    """NaN, inf, negative ones, and those whose sum would overflow."""
+    """NaN, infinite, negative or too large priorities raise an error."""
     buffer = filled(PrioritizedBuffer(6, FLAT, alpha=1.0, seed=0), 6)
     with unchanged(buffer, ValueError, "priorities contains"):
         buffer.update_priorities([0, 1], priorities=[1.0, value])
@@ -130,7 +130,7 @@ def test_bad_priorities_are_refused(value):
 
 
 def test_stale_updates_are_ignored_and_counted():
-    """The new occupant of a slot keeps its priority."""
+    """Stale updates are ignored and counted. The new transition in the slot keeps its priority."""
     buffer = PrioritizedBuffer(3, FLAT, alpha=1.0, eps=0.0, seed=0)
     filled(buffer, 5)
     before = buffer.probability([2, 3, 4])
@@ -142,7 +142,7 @@ def test_stale_updates_are_ignored_and_counted():
 
 
 def test_of_duplicates_the_last_wins():
-    """In any order of the others."""
+    """The last value of a repeated index is kept, wherever the others are."""
     buffer = prioritized([1.0] * 4)
     assert buffer.update_priorities([1, 0, 1, 1], priorities=[9.0, 2.0, 8.0, 5.0]) == 4
     np.testing.assert_allclose(buffer.probability([0, 1, 2, 3]), np.array([2, 5, 1, 1]) / 9)
@@ -151,7 +151,7 @@ def test_of_duplicates_the_last_wins():
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int8, np.uint32, np.float64, list])
 def test_priorities_of_any_dtype_are_the_same(dtype):
-    """float16 to float64, integers and lists; a CPU tensor, too."""
+    """Priorities as floats of any size, integers, lists and CPU tensors give the same result."""
     values = np.array([1, 2, 4, 9])
     given_values = values.tolist() if dtype is list else values.astype(dtype)
     expected = prioritized(values.astype(float)).probability(np.arange(4))
@@ -159,7 +159,7 @@ def test_priorities_of_any_dtype_are_the_same(dtype):
 
 
 def test_tensors_may_be_given_back():
-    """The indices and errors of a torch batch go straight in, with their history and in any floating-point dtype."""
+    """Indices and TD errors can be tensors of any floating dtype, also with a gradient history."""
     torch = pytest.importorskip("torch")
     buffer = prioritized([1.0] * 4, eps=0.0)
     batch = buffer.sample(4).to_torch()
@@ -173,7 +173,7 @@ def test_tensors_may_be_given_back():
 
 @pytest.mark.parametrize("weights", ["batch", "buffer", "none"])
 def test_weights_are_positive_at_every_scale_of_priorities(weights):
-    """600 decades apart, plain and combined."""
+    """Weights are positive for priorities over 600 decades, with and without combined replay."""
     buffer = prioritized([1e-300, 1e300, 1.0], beta=0.5, weights=weights)
     assert (buffer.sample(5).weights > 0.0).all()
     assert (CombinedReplay(buffer, latest=1).sample(5).weights > 0.0).all()
@@ -182,7 +182,7 @@ def test_weights_are_positive_at_every_scale_of_priorities(weights):
 
 
 def test_every_priority_zero_is_a_clear_error():
-    """There is neither a hang nor a draw."""
+    """If all priorities are 0, sampling raises an error."""
     buffer = prioritized([0.0, 0.0, 0.0])
     assert buffer.least_probability(2, np.array([0])) == np.inf
     with pytest.raises(ValueError, match="every priority is 0"):
@@ -209,13 +209,13 @@ def test_every_priority_zero_is_a_clear_error():
     ],
 )
 def test_options_are_checked_by_name(options, error):
-    """Each option that is out of its range is named."""
+    """Each option out of its range raises an error that names it."""
     with pytest.raises(error, match=next(iter(options))):
         PrioritizedBuffer(4, FLAT, **options)
 
 
 def test_beta_is_settable_and_schedulable():
-    """A number at any time, or a function of the number of batches sampled."""
+    """Beta can be set at any time, to a number or to a function of the number of sampled batches."""
     buffer = prioritized([1.0, 2.0], beta=LinearSchedule(0.4, 1.0, steps=4))
     assert [round((buffer.sample(2), buffer.beta)[1], 12) for _ in range(6)] == [0.55, 0.7, 0.85, 1.0, 1.0, 1.0]
     buffer.beta = 0.0
@@ -232,7 +232,7 @@ def test_beta_is_settable_and_schedulable():
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_nothing_from_before_a_clear_is_drawn(lanes):
-    """It includes priorities of paused lanes, even if the buffer was not used in between."""
+    """After a clear, no earlier transition is drawn, including those of paused lanes."""
     buffer = PrioritizedBuffer(10 * lanes, FLAT, num_envs=lanes, seed=0)
     buffer.extend(**stretch(9, lanes))
     buffer.sample(5)
@@ -243,7 +243,7 @@ def test_nothing_from_before_a_clear_is_drawn(lanes):
 
 
 def test_lanes_that_pause_are_drawn_at_once():
-    """The first sample after a mask knows what each lane has."""
+    """The first batch after a masked add draws from all lanes correctly."""
     buffer = PrioritizedBuffer(30, FLAT, num_envs=3, seed=0)
     added = []
     for number in range(7):

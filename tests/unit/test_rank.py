@@ -1,4 +1,4 @@
-"""Rank-based prioritized replay: probabilities of the order of priorities, exact after every change."""
+"""Rank-based prioritized replay: probabilities follow the order of priorities, exactly after every change."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.helpers import FLAT, filled, prioritized, step, stretch, unchanged
 
 
 def powers(count, alpha):
-    """The probabilities of the ranks from 1 on."""
+    """The probabilities of the ranks, from rank 1 on."""
     powers = np.arange(1.0, count + 1.0) ** -alpha
     return powers / powers.sum()
 
@@ -36,7 +36,7 @@ def test_probabilities_and_weights_follow_from_ranks(values, alpha, weights, dra
 
 
 def test_a_new_transition_has_the_first_rank_at_once():
-    """Before anything is sorted, and in place of the one that it overwrote."""
+    """A new transition has the first rank before anything is sorted, and replaces the overwritten one."""
     buffer = prioritized(np.arange(100.0), variant="rank", alpha=1.0)
     first = powers(100, 1.0)
     for number in range(100, 105):
@@ -50,7 +50,7 @@ def test_a_new_transition_has_the_first_rank_at_once():
 
 
 def test_the_size_of_a_priority_does_not_count():
-    """An outlier, and another unit of the TD errors, change no batch."""
+    """An outlier or another unit of the TD errors does not change batches."""
     errors = np.random.default_rng(0).normal(size=50)
     batches = []
     for scale in (1.0, 1e-6, 1e6):
@@ -61,7 +61,7 @@ def test_the_size_of_a_priority_does_not_count():
 
 
 def test_a_priority_of_zero_has_the_last_rank_and_is_drawn():
-    """Unlike one of proportional priorities; a buffer with nothing else works, too."""
+    """A transition of priority 0 has the last rank and can be drawn, unlike with proportional priorities."""
     buffer = prioritized([0.0, 0.0, 2.0], variant="rank", alpha=1.0)
     np.testing.assert_allclose(buffer.probability([2, 1, 0]), powers(3, 1.0))
     buffer.update_priorities([2], [0.0])
@@ -72,7 +72,7 @@ def test_a_priority_of_zero_has_the_last_rank_and_is_drawn():
 
 
 def test_many_changes_at_once_give_the_order_of_few():
-    """Priorities that are sorted anew, and those that are put in their places one by one."""
+    """Sorting all priorities again gives the same order as moving them one by one."""
     rng = np.random.default_rng(0)
     one, two = (prioritized(np.ones(300), variant="rank") for _ in range(2))
     for _ in range(5):
@@ -86,7 +86,7 @@ def test_many_changes_at_once_give_the_order_of_few():
 
 
 def test_numbers_for_a_logger():
-    """The largest and the median priority; all 0 in an empty buffer."""
+    """`stats` has the largest and the median priority. Both are 0 in an empty buffer."""
     empty = PrioritizedBuffer(4, FLAT, variant="rank")
     assert {empty.stats()[name] for name in ("priority_max", "priority_median")} == {0.0}
     stats = prioritized([5.0, 1.0, 2.0, 9.0, 3.0], variant="rank", beta=0.3).stats()
@@ -94,7 +94,7 @@ def test_numbers_for_a_logger():
 
 
 def test_the_least_probability_is_that_of_the_last_rank():
-    """Without some indices, and combined with the newest."""
+    """The least probability is that of the last rank, also without some indices or in combined replay."""
     buffer = prioritized([4.0, 1.0, 3.0, 2.0], variant="rank", alpha=1.0, weights="buffer")
     p = powers(4, 1.0)
     assert buffer.least_probability(2, np.array([0, 1])) == p[2]
@@ -104,7 +104,7 @@ def test_the_least_probability_is_that_of_the_last_rank():
 
 @pytest.mark.parametrize("eps", [0.0, 1e-2, 0.5])
 def test_options_that_mean_nothing_are_refused(eps):
-    """A rank does not depend on eps, and there are two variants."""
+    """`eps` raises an error, because ranks do not depend on it, and so does an unknown variant."""
     with pytest.raises(ValueError, match=r'eps is .* with variant="rank"; leave it out, since'):
         PrioritizedBuffer(4, FLAT, variant="rank", eps=eps)
     with pytest.raises(ValueError, match="variant is 'ranks'; expected one of 'proportional', 'rank'"):
@@ -117,7 +117,7 @@ def test_options_that_mean_nothing_are_refused(eps):
 
 
 def test_refused_updates_and_indices_change_nothing():
-    """As with proportional priorities."""
+    """Invalid updates and indices change nothing, as with proportional priorities."""
     buffer = filled(PrioritizedBuffer(6, FLAT, variant="rank", seed=0), 9)
     with unchanged(buffer, IndexError, "indices contains 2, which is stale"):
         buffer.probability([3, 2])
@@ -128,7 +128,7 @@ def test_refused_updates_and_indices_change_nothing():
 
 
 def test_ranks_are_there_after_mapped_files_are_opened_again(tmp_path):
-    """The order is made anew from the priorities."""
+    """After mapped files are opened again, the order is computed from the priorities."""
     buffer = filled(PrioritizedBuffer(40, FLAT, variant="rank", storage=tmp_path, seed=0), 60)
     buffer.update_priorities(buffer.stored(), np.random.default_rng(0).normal(size=40).round(1))
     expected = buffer.probability(buffer.stored())
@@ -139,7 +139,7 @@ def test_ranks_are_there_after_mapped_files_are_opened_again(tmp_path):
 
 
 def test_another_alpha_takes_the_priorities_of_a_checkpoint():
-    """They are kept as they are, without the exponent."""
+    """A checkpoint can be loaded with another alpha, because priorities are saved without the exponent."""
     saved = prioritized([3.0, 1.0, 2.0], variant="rank", alpha=1.0)
     other = PrioritizedBuffer(3, FLAT, variant="rank", alpha=0.5)
     pytest.importorskip("torch")
@@ -149,7 +149,7 @@ def test_another_alpha_takes_the_priorities_of_a_checkpoint():
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_nothing_from_before_a_clear_is_drawn(lanes):
-    """It includes lanes that paused."""
+    """After a clear, no earlier transition is drawn, including those of paused lanes."""
     buffer = PrioritizedBuffer(10 * lanes, FLAT, num_envs=lanes, variant="rank", seed=0)
     buffer.extend(**stretch(9, lanes))
     buffer.sample(5)

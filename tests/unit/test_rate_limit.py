@@ -1,4 +1,4 @@
-"""Flow control: which side waits, for how long, and how waiting ends."""
+"""Rate limits: which side waits, for how long, and how a wait ends."""
 
 import contextlib
 import copy
@@ -51,7 +51,7 @@ def has_waiter(limit):
         time.sleep(0.001)
 
 
-# -- What is allowed -----------------------------------------------------------------------------------------------
+# -- Allowed calls -------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -61,7 +61,7 @@ def has_waiter(limit):
     moves=st.lists(st.tuples(st.sampled_from(["insert", "sample"]), st.integers(0, 6)), max_size=60),
 )
 def test_the_difference_stays_in_the_corridor(ratio, min_size, width, moves):
-    """An insert or a sample passes exactly if it ends inside, and until the first `min_size`, inserts do."""
+    """An insert or a sample passes exactly if it ends in the corridor. Before `min_size`, all inserts pass."""
     tolerance = width * max(1.0, ratio)
     limit = RateLimit(ratio, min_size, tolerance, timeout=0)
     exact, center, inserted, sampled = Fraction(str(ratio)), Fraction(str(ratio)) * min_size, 0, 0
@@ -91,7 +91,7 @@ def test_the_difference_stays_in_the_corridor(ratio, min_size, width, moves):
     ratio=st.sampled_from([0.1, 1.0, 3.0]), block=st.integers(1, 9), batch=st.integers(1, 9), seed=st.integers(0, 99)
 )
 def test_never_do_both_sides_wait(ratio, block, batch, seed):
-    """For sizes that are not refused, one side can always go on."""
+    """For accepted sizes, one side can always continue."""
     limit = RateLimit(ratio, 3, max(1.0, ratio, (block * ratio + batch) / 2), timeout=0)
     rng = np.random.default_rng(seed)
     for _ in range(100):
@@ -128,7 +128,7 @@ def test_the_default_tolerance_grows_with_the_other_numbers():
 
 
 def test_a_block_or_batch_beyond_the_corridor_is_refused():
-    """Alone, or beside the largest of the other side."""
+    """A block or batch that is too large raises an error, alone or with the largest of the other side."""
     replay = limited(tolerance=8.0)
     replay.extend(**stretch(50))  # before min_size any number
     with unchanged(replay, ValueError, "17 transitions are too many to sample at once.*fewer at a time.*at least 9.5"):
@@ -147,7 +147,7 @@ def test_a_block_or_batch_beyond_the_corridor_is_refused():
 
 
 def test_adds_and_samples_wait_and_the_replay_is_unchanged():
-    """With the timeout 0 they raise at once instead."""
+    """With timeout 0, adds and samples raise an error instead of waiting, and change nothing."""
     replay = limited(tolerance=8.0)
     with unchanged(replay, TimeoutError, "4 transitions cannot be sampled after 0 inserted"):
         replay.sample(4)
@@ -165,7 +165,7 @@ def test_adds_and_samples_wait_and_the_replay_is_unchanged():
 
 
 def test_what_raises_does_not_count():
-    """Neither adds with wrong values nor batches that cannot be made."""
+    """Adds of invalid values and batches that cannot be made are not counted."""
     replay = limited(inner=HindsightReplay(ReplayBuffer(9, GOAL, seed=0), fails), min_size=1)
     replay.add(GOAL_OBS, 0, 0.0, GOAL_OBS, False, False)
     for call in (lambda: replay.add(1, 0, 0.0, 1, False, False), lambda: replay.sample(2)):
@@ -227,7 +227,7 @@ def test_rows_of_masks_and_writers_are_counted():
     ids=["combined", "recent", "sequences", "large"],
 )
 def test_inside_and_outside_of_wrappers_it_is_the_same(wrap):
-    """Batches are those without a limit, bit for bit, and every level of a stack waits."""
+    """A limit works at every level of a stack, and batches are those without a limit, bit for bit."""
     plain = wrap(filled(ReplayBuffer(50, FLAT, seed=1), 40))
     for make in (lambda b: limited(inner=wrap(b)), lambda b: wrap(limited(inner=b))):
         replay = make(filled(ReplayBuffer(50, FLAT, seed=1), 40))
@@ -269,7 +269,7 @@ def test_only_one_limit_fits_in_a_stack():
 
 
 def test_recorded_steps_wait_without_the_lock():
-    """While a recorder waits, another thread samples; the step is stored afterwards."""
+    """While a recorder waits, another thread can sample. The step is then stored."""
     env = gymnasium.make("CartPole-v1")
     replay = limited(1.0, 1, 8.0, ReplayBuffer.from_env(env, 100, seed=0), timeout=None)
     env = record(env, replay)
@@ -304,11 +304,11 @@ def test_batches_in_a_thread_end_while_they_wait():
     assert replay.limit.sampled == 64
 
 
-# -- How waiting ends ----------------------------------------------------------------------------------------------
+# -- The end of a wait ---------------------------------------------------------------------------------------------
 
 
 def test_two_threads_keep_the_ratio():
-    """An actor and a learner that go as fast as they can; the limit is closed by the one that ends."""
+    """An actor and a learner at full speed keep the ratio. The one that ends closes the limit."""
     replay, differences = limited(4.0, 10, 64.0, timeout=60), []
 
     def act():
@@ -398,7 +398,7 @@ def test_ctrl_c_ends_a_wait():
 
 
 def test_a_function_of_the_user_may_sample_inside_of_a_sample():
-    """What it samples is part of the batch that is made, so it neither waits nor counts."""
+    """A user's function can sample while a batch is made. Its samples neither wait nor count."""
     inside = limited(inner=filled_with_goals(), min_size=1)
 
     def reward_fn(achieved, desired, info):
@@ -430,7 +430,7 @@ def filled_with_goals():
 
 
 def test_counts_are_copied_and_saved(tmp_path):
-    """And loaded; a replay that is wrapped, cleared or loaded without counts begins in the middle of the corridor."""
+    """Counts are copied, saved and loaded. Without counts, they begin in the middle of the corridor."""
     replay = limited(inner=PrioritizedBuffer(100, FLAT, seed=0))
     replay.extend(**stretch(20))
     replay.sample(8)
@@ -460,7 +460,7 @@ def in_child(replay, result):
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="the system has no fork")
 def test_a_forked_child_has_a_free_limit():
-    """Although a thread of the parent waits for it."""
+    """A forked child has a free limit, although a thread of the parent waits for it."""
     replay = limited(timeout=30)
     replay.extend(**stretch(10))
     replay.limit.begin(0)

@@ -25,7 +25,7 @@ from tests.helpers import FLAT, GOAL_SPEC, filled, goal_episodes, sparse, step, 
     seed=st.integers(0, 99),
 )
 def test_only_the_newest_of_each_lane_are_drawn(count, newest, lanes, seed):
-    """ceil(newest / E) of each, or all that a lane has, each with the same probability."""
+    """The newest ceil(newest / E) transitions of each lane, or all, are drawn with equal probability."""
     rng = np.random.default_rng(seed)
     buffer = RecentReplay(ReplayBuffer(8 * lanes, FLAT, num_envs=lanes, seed=0), newest)
     buffer.extend(**stretch(count, lanes), mask=rng.random((count, lanes) if lanes > 1 else count) < 0.6)
@@ -46,7 +46,7 @@ def test_only_the_newest_of_each_lane_are_drawn(count, newest, lanes, seed):
 
 
 def test_a_schedule_is_asked_about_the_batches_so_far():
-    """It also follows the buffer through a checkpoint."""
+    """A schedule gets the number of batches so far, also after a load."""
     buffer = RecentReplay(filled(ReplayBuffer(50, FLAT, seed=0), 50), newest=lambda batches: 1 + batches)
     for number in range(1, 6):
         assert buffer.newest_count == number
@@ -88,13 +88,13 @@ def test_emphasis_on_recent_experience_is_the_papers():
     ],
 )
 def test_draws_that_would_have_no_effect_are_refused(make):
-    """Priorities inside, for example."""
+    """A buffer whose draws would be ignored, such as a prioritized one, raises an error."""
     with pytest.raises(ValueError, match="inner contains a .*; expected a replay that draws uniformly"):
         RecentReplay(make(), newest=5)
 
 
 def test_wrong_numbers_are_refused():
-    """In the constructor, and from a schedule when a batch is drawn."""
+    """Invalid numbers raise an error: in the constructor, and from a schedule when a batch is drawn."""
     inner = ReplayBuffer(9, FLAT, seed=0)
     for newest, error, words in (
         (0, ValueError, "newest is 0; expected a number of at least 1, or a schedule"),
@@ -123,7 +123,7 @@ def _short_after_two(batches):
 
 
 def test_without_replacement_the_newest_are_drawn_once():
-    """A batch of more than are recent is refused."""
+    """Without replacement, a batch larger than the recent transitions raises an error."""
     buffer = RecentReplay(filled(ReplayBuffer(20, FLAT, replace=False, seed=0), 20), newest=5)
     assert sorted(assert_lawful(buffer, 5).indices.tolist()) == [15, 16, 17, 18, 19]
     with unchanged(buffer, ValueError, "batch_size is 6; expected at most 5, the number of recent transitions"):
@@ -131,7 +131,7 @@ def test_without_replacement_the_newest_are_drawn_once():
 
 
 def test_the_order_around_hindsight_is_free():
-    """Bit for bit; the newest of a combined replay come on top."""
+    """The order of the wrapper and hindsight does not matter. A combined replay adds its newest."""
     batches = []
     for order in (
         lambda b: RecentReplay(HindsightReplay(b, sparse), 6),
@@ -147,7 +147,7 @@ def test_the_order_around_hindsight_is_free():
 
 
 def test_what_is_added_next_is_recent_at_once():
-    """It also holds at the seam of the ring."""
+    """A new transition is recent immediately, also where the ring wraps."""
     buffer = RecentReplay(filled(ReplayBuffer(10, FLAT, seed=0), 10), newest=1)
     for number in range(10, 25):
         (index,) = buffer.add(**step(number))

@@ -1,4 +1,4 @@
-"""Environments of Gymnasium are recorded exactly: each stored row equals the notes of a diary inside the recorder."""
+"""Environments of Gymnasium are recorded exactly: each stored row equals the entry of a diary in the environment."""
 
 import copy
 
@@ -50,7 +50,7 @@ def diary(name, lane=0):
 
 
 def assert_stored(buffer, diaries):
-    """Every lane holds the notes of its diary, and nothing else; its episodes are those of the diary."""
+    """Every lane holds exactly the steps of its diary, in the same episodes."""
     indices = stored_indices(buffer)
     for lane, notes in enumerate(diaries):
         own = indices[indices % buffer.num_envs == lane]
@@ -73,7 +73,7 @@ MODES = list(AutoresetMode)
 @pytest.mark.parametrize("autoreset", [False, True])
 @pytest.mark.parametrize("name", SINGLE)
 def test_single_environments(name, autoreset):
-    """To terminations and time limits, with resets in the middle of episodes."""
+    """Single environments are recorded until terminations and time limits, with resets during episodes."""
     inside = diary(name)
     env = gymnasium.wrappers.Autoreset(inside) if autoreset else inside
     buffer = ReplayBuffer.from_env(env, 1000, n_step=3)
@@ -89,7 +89,7 @@ def test_single_environments(name, autoreset):
 
 
 def played(envs, mode, steps, interrupt=29):
-    """Step recorded environments with random actions, and reset them as the mode asks for, and in between."""
+    """Step recorded environments with random actions. Reset them as the mode requires, and sometimes in episodes."""
     envs.action_space.seed(0)
     envs.reset(seed=0)
     for step in range(steps):
@@ -104,7 +104,7 @@ def played(envs, mode, steps, interrupt=29):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", [name for name in SINGLE if name != "MountainCar"])
 def test_vector_environments(name, mode):
-    """Three lanes, whose episodes end at different times, in each autoreset mode."""
+    """Three lanes, whose episodes end at different times, are recorded in each autoreset mode."""
     inside = [diary(name, lane) for lane in range(3)]
     envs = SyncVectorEnv([lambda env=env: env for env in inside], autoreset_mode=mode)
     buffer = ReplayBuffer.from_env(envs, 3000, n_step=3)
@@ -117,7 +117,7 @@ def test_vector_environments(name, mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["CartPole", "Blackjack", "nested CartPole"])
 def test_environments_in_processes(name, mode, shared_memory):
-    """The same through processes. Without shared memory, NEXT_STEP resets lanes again that were just reset."""
+    """Environments in other processes are recorded, also if NEXT_STEP resets a lane twice."""
     envs = AsyncVectorEnv(
         [lambda lane=lane: diary(name, lane) for lane in range(2)], autoreset_mode=mode, shared_memory=shared_memory
     )
@@ -136,7 +136,7 @@ def test_environments_in_processes(name, mode, shared_memory):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_vector_of_one_environment(mode):
-    """Its leading axis of 1 is taken off, in nested observations, too."""
+    """The leading axis of a vector of one environment is removed, also in nested observations."""
     inside = diary("nested CartPole")
     envs = SyncVectorEnv([lambda: inside], autoreset_mode=mode)
     buffer = ReplayBuffer.from_env(envs, 1000)

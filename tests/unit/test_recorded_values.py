@@ -1,4 +1,4 @@
-"""Last observations, tensors and extra fields are read right in every form, or refused."""
+"""Last observations, tensors and extra fields are read correctly in every form, or raise an error."""
 
 import functools
 import warnings
@@ -65,7 +65,7 @@ FORMS = {
 @pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("final", FORMS)
 def test_last_observations_are_read_in_every_form(final, lanes, space, form):
-    """They may be masked or not, one array or one per lane, under the current or the older key."""
+    """They can be masked or not, one array or one per lane, under the current or the older key."""
     env = SameStep(lanes, FORMS[final], space, form)
     buffer = ReplayBuffer.from_env(env, 100)
     env = record(env, buffer)
@@ -126,7 +126,7 @@ def test_last_observations_of_another_form_are_refused(info, match):
 
 
 def test_flags_of_another_form_are_refused():
-    """Those of a vector environment have shape (E,)."""
+    """Flags of a vector environment must have the shape (E,)."""
 
     class Column(VectorWrapper):
         def step(self, actions):
@@ -151,7 +151,7 @@ def tensor(value):
 
 
 class Tensors(VectorWrapper):
-    """Everything but object arrays as tensors; takes tensors as actions, and as masks of a reset."""
+    """An environment with tensors in place of all arrays except object arrays. Actions and reset masks are tensors."""
 
     def reset(self, *, seed=None, options=None):
         options = {key: np.asarray(value) for key, value in (options or {}).items()}
@@ -181,7 +181,7 @@ class TensorsOfOne(gymnasium.Wrapper):
 @pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("mode", MODES)
 def test_tensors_are_stored_like_arrays(mode, lanes):
-    """Observations, rewards, flags, actions, extra fields and masks, in every mode; the caller gets the tensors."""
+    """Tensors are stored like arrays, in every mode and for every value. The caller gets the tensors."""
     torch = pytest.importorskip("torch")
     buffers = []
     for make in (lambda env: env, Tensors):
@@ -206,7 +206,7 @@ def test_tensors_are_stored_like_arrays(mode, lanes):
 
 
 def test_tensors_of_a_single_environment():
-    """Flags and rewards are tensors without dimensions, and a reused tensor is copied."""
+    """Flags and rewards can be tensors without dimensions. A reused tensor is copied."""
     torch = pytest.importorskip("torch")
     env = TensorsOfOne(Walk())
     buffer = ReplayBuffer.from_env(env, 100)
@@ -223,7 +223,7 @@ def test_tensors_of_a_single_environment():
 
 @pytest.mark.parametrize("form", ["final_obs full", "final_obs for each lane"])
 def test_last_observations_may_be_tensors(form):
-    """As one tensor of all lanes, as simulators give them, and one by one; the masks, too."""
+    """Last observations and their masks can be one tensor of all lanes, or one tensor for each lane."""
 
     def final(values, over):
         values = tensor(values)
@@ -273,7 +273,7 @@ def test_tensors_that_require_grad_are_refused(place):
 
 
 def test_wrong_actions_do_not_disturb_the_episode():
-    """An action that cannot be read is refused before the environment is stepped."""
+    """An action that cannot be read raises an error before the environment is stepped."""
     torch = pytest.importorskip("torch")
     env = Walk()
     buffer = ReplayBuffer.from_env(env, 100)
@@ -316,7 +316,7 @@ def assert_extras_are_those_of_the_step(buffer, action):
 @pytest.mark.parametrize("lanes", [1, 2])
 @pytest.mark.parametrize("mode", [None, *MODES])
 def test_extra_fields_come_from_info_and_from_functions(mode, lanes, kind):
-    """They may have any shape. They belong to the stored step, even if SAME_STEP has already reset the lane."""
+    """Extra fields have any shape, and belong to the stored step, even if SAME_STEP has reset the lane."""
     if mode is None and (lanes > 1 or kind is AsyncVectorEnv):
         pytest.skip("a single environment")
     env = Walk() if mode is None else walks(lanes, mode, kind)
@@ -338,7 +338,7 @@ def test_extra_fields_come_from_info_and_from_functions(mode, lanes, kind):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_info_of_a_reset_needs_no_extra_field(mode):
-    """It belongs to no step, so a key may be missing there, however lanes are reset."""
+    """The info of a reset belongs to no step, so it can lack an extra field."""
 
     class Quiet(Walk):
         def reset(self, **options):
@@ -352,7 +352,7 @@ def test_the_info_of_a_reset_needs_no_extra_field(mode):
 
 
 def test_a_function_gets_what_the_agent_computed():
-    """Such as the log-probability of the action: it is called after the environment's step, once for each step."""
+    """A function for an extra field is called once per step, after the environment's step."""
     env = Walk()
     buffer = ReplayBuffer(100, Spec.from_env(env, log_prob=Field(())))
     agent = {}
@@ -374,7 +374,7 @@ def test_a_function_gets_what_the_agent_computed():
     ([], TypeError, r"extras is \[\]; expected a dict"),
 ])  # fmt: skip
 def test_extras_are_checked_when_record_is_called(extras, error, match):
-    """Each extra field has a source, and nothing else has."""
+    """Each extra field must have a source, and each source must belong to an extra field."""
     env = Walk()
     with pytest.raises(error, match=match):
         record(env, ReplayBuffer(10, Spec.from_env(env, hint=NUMBER)), extras=extras)
@@ -383,7 +383,7 @@ def test_extras_are_checked_when_record_is_called(extras, error, match):
 
 
 class Changed(gymnasium.Wrapper):
-    """An environment whose info, from its third step on, is changed by a function."""
+    """An environment whose info is changed by a function from its third step on."""
 
     def __init__(self, env, change):
         super().__init__(env)
@@ -424,7 +424,7 @@ def test_a_wrong_extra_field_is_refused(change, error, match):
 ])  # fmt: skip
 @pytest.mark.parametrize("mode", MODES)
 def test_a_lane_without_its_extra_field_is_refused(mode, change, match):
-    """Gymnasium fills the array of the lanes that have it with zeros; its mask tells the difference."""
+    """If a lane's info lacks an extra field, its mask shows it, and an error is raised instead of storing 0."""
     env = SyncVectorEnv([lambda: Walk(0), lambda: Changed(Walk(1), change)], autoreset_mode=mode)
     buffer = ReplayBuffer(100, Spec.from_env(env, number=NUMBER, nested=EXTRA_FIELDS["nested"]), num_envs=2)
     env = record(env, buffer, extras={"number": "number", "nested": "nested"})
@@ -437,7 +437,7 @@ def test_a_lane_without_its_extra_field_is_refused(mode, change, match):
 
 
 def test_extra_fields_in_same_step_mode_need_the_last_info():
-    """At an episode's end, `info` describes the next episode, so its value is not taken."""
+    """At an episode's end in SAME_STEP mode, the value comes from the last info, not from the next episode's."""
 
     class NoFinalInfo(VectorWrapper):
         def step(self, actions):
@@ -473,7 +473,7 @@ def test_extra_fields_in_same_step_mode_need_the_last_info():
 
 
 def test_a_wrong_field_of_a_vector_of_one_environment_is_named():
-    """The error shows the leading axis of all fields."""
+    """The error shows the leading axis that all fields have."""
     env = walks(1)
     buffer = ReplayBuffer(100, Spec.from_env(env, hint=NUMBER))
     env = record(env, buffer, extras={"hint": lambda step: np.zeros((1, 2))})
@@ -484,7 +484,7 @@ def test_a_wrong_field_of_a_vector_of_one_environment_is_named():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_function_that_raises_asks_for_a_reset(mode):
-    """As any error in a step does."""
+    """If a function for an extra field raises an error, all lanes must be reset, as after any error in a step."""
     env = walks(2, mode)
     buffer, values = ReplayBuffer(100, Spec.from_env(env, hint=NUMBER), num_envs=2), iter([np.zeros(2), None])
     env = record(env, buffer, extras={"hint": lambda step: next(values) / 1})
@@ -497,7 +497,7 @@ def test_a_function_that_raises_asks_for_a_reset(mode):
 
 
 class Overwriting(gymnasium.Env):
-    """Episodes of two steps, whose observations are one array, or a new one each time."""
+    """Episodes of two steps, whose observations are one reused array, or new arrays."""
 
     observation_space, action_space = spaces.Box(-9, 9, (1,)), spaces.Discrete(2)
 
@@ -515,7 +515,7 @@ class Overwriting(gymnasium.Env):
 
 @pytest.mark.parametrize("copies", [True, False])
 def test_observations_that_a_reset_overwrites_are_warned_of(copies):
-    """Once, when the third episode has ended in the first observation of the next; not if one of them has not."""
+    """If resets overwrite the last observations, there is one warning after the third episode."""
     envs = [functools.partial(Overwriting, copies) for _ in range(2)]
     vector = gymnasium.vector.SyncVectorEnv(envs, autoreset_mode=AutoresetMode.SAME_STEP)
     buffer = ReplayBuffer.from_env(vector, 100)

@@ -1,4 +1,4 @@
-"""A buffer has one recorder at a time, which can be paused, and survives faults of the environment."""
+"""A buffer has one recorder at a time. It can be paused, and it handles errors of the environment."""
 
 import copy
 import pickle
@@ -27,14 +27,14 @@ from gymnasium import spaces  # noqa: E402
 from gymnasium.error import ResetNeeded  # noqa: E402
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper  # noqa: E402
 
-# -- One recorder a buffer ---------------------------------------------------------------------------------------
+# -- One recorder for each buffer --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrap_first", [lambda b: b, CombinedReplay])
 @pytest.mark.parametrize("wrap_second", [lambda b: b, CombinedReplay])
 @pytest.mark.parametrize("count", [None, 1, 2])
 def test_a_new_recorder_takes_the_buffer_over(count, wrap_first, wrap_second):
-    """The running episodes end. The former recorder raises before its environment is touched; it can come back."""
+    """The running episodes end. The previous recorder raises an error before it steps its environment."""
     first, second = [Walk(0), Walk(5)] if count is None else [walks(count), walks(count)]
     base = first if count is None else first.envs[0]
     buffer = ReplayBuffer.from_env(first, 100, n_step=3, gamma=1.0)
@@ -58,7 +58,7 @@ def test_a_new_recorder_takes_the_buffer_over(count, wrap_first, wrap_second):
 
 @pytest.mark.parametrize("end", ["record", "paused"])
 def test_running_episodes_end_at_once(end):
-    """When a buffer is taken over or a pause begins: what is added by hand then begins an episode."""
+    """When a buffer is taken over or paused, running episodes end, so steps added by hand begin new ones."""
     env = Walk()
     buffer = ReplayBuffer.from_env(env, 100, n_step=3)
     recorder = record(env, buffer)
@@ -73,7 +73,7 @@ def test_running_episodes_end_at_once(end):
 
 
 def test_a_new_recorder_must_be_reset_first():
-    """It also holds if its environment is in the middle of an episode."""
+    """A new recorder must be reset first, even if its environment is in the middle of an episode."""
     env = Walk()
     buffer = ReplayBuffer.from_env(env, 100)
     play(record(env, buffer), 1)
@@ -82,7 +82,7 @@ def test_a_new_recorder_must_be_reset_first():
 
 
 def test_a_refused_record_takes_nothing_over():
-    """The recorder of the buffer goes on."""
+    """If `record` raises an error, the existing recorder continues."""
     env = Walk()
     buffer = ReplayBuffer.from_env(env, 100)
     env = record(env, buffer)
@@ -95,7 +95,7 @@ def test_a_refused_record_takes_nothing_over():
 
 
 def test_a_buffer_is_recorded_once_by_an_environment():
-    """Other wrappers in between, and around the buffer, change nothing. Two buffers both get every step."""
+    """An environment records once to a buffer, also through wrappers. Two buffers both get every step."""
     env, spec = Walk(), {"achieved_goal": BOX, "desired_goal": BOX}
     one, other = ReplayBuffer.from_env(env, 100), ReplayBuffer.from_env(env, 100)
     inner = record(env, one)
@@ -121,7 +121,7 @@ def test_a_buffer_is_recorded_once_by_an_environment():
 
 
 def test_copies_have_recorders_of_their_own():
-    """A copied buffer is free; a copied recorder takes over the buffer that was copied with it, once it is reset."""
+    """A copied buffer has no recorder. A copied recorder records to the buffer that was copied with it."""
     env = Walk()
     buffer = ReplayBuffer.from_env(env, 100, n_step=3)
     env = record(env, buffer)
@@ -139,7 +139,7 @@ def test_copies_have_recorders_of_their_own():
 
 
 def test_a_recorder_and_its_environment_are_freed():
-    """The buffer keeps neither alive."""
+    """A buffer keeps neither its recorder nor the environment alive."""
     import gc
     import weakref
 
@@ -154,7 +154,7 @@ def test_a_recorder_and_its_environment_are_freed():
 
 @pytest.mark.parametrize("call", ["step", "reset"])
 def test_a_call_that_is_under_way_changes_nothing_after_the_takeover(call):
-    """The buffer is taken over while another thread is inside `step` or `reset` of the former recorder."""
+    """A buffer can be taken over while another thread is in `step` or `reset`. That call stores nothing."""
     inside, taken = threading.Event(), threading.Event()
 
     class Slow(Walk):
@@ -196,7 +196,7 @@ def test_a_call_that_is_under_way_changes_nothing_after_the_takeover(call):
 
 @pytest.mark.parametrize("mode", [None, *MODES])
 def test_nothing_is_stored_in_a_pause(mode):
-    """A pause separates the episodes before and after it: all lanes must be reset."""
+    """A pause separates the episodes before and after it. All lanes must be reset afterwards."""
     env = Walk() if mode is None else walks(2, mode)
     buffer = ReplayBuffer.from_env(env, 200, n_step=3)
     env = record(env, buffer)
@@ -248,7 +248,7 @@ def test_pauses_can_be_nested_and_interrupted():
 
 
 def test_a_pause_through_other_wrappers():
-    """Gymnasium's way to an attribute of an inner wrapper."""
+    """`pause` can be called through other wrappers of the environment."""
     env = Walk()
     buffer = ReplayBuffer.from_env(env, 100)
     env = gymnasium.wrappers.TimeLimit(record(env, buffer), 50)
@@ -258,7 +258,7 @@ def test_a_pause_through_other_wrappers():
 
 
 def test_a_takeover_in_a_pause_ends_the_evaluation():
-    """The former recorder raises in its pause, and leaving it does not touch the buffer."""
+    """After a takeover in a pause, the old recorder raises an error. The end of the pause changes nothing."""
     first = Walk()
     buffer = ReplayBuffer.from_env(first, 100)
     former = record(first, buffer)
@@ -276,7 +276,7 @@ def test_a_takeover_in_a_pause_ends_the_evaluation():
 
 
 class OldGym(Walk):
-    """The interface of OpenAI Gym: reset returns the observation, step four values."""
+    """The interface of OpenAI Gym: `reset` returns the observation, and `step` four values."""
 
     old_reset = True
 
@@ -290,7 +290,7 @@ class OldGym(Walk):
 
 
 def test_the_interface_of_openai_gym_is_refused():
-    """The error names Gymnasium's five values, and how to convert the environment; no pair is unpacked by chance."""
+    """The error names Gymnasium's five values, and how to convert the environment."""
     env = OldGym()
     buffer = ReplayBuffer.from_env(env, 100)
     recorder = record(env, buffer)
@@ -316,7 +316,7 @@ def test_the_interface_of_openai_gym_is_refused():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_after_an_error_all_lanes_must_be_reset(mode):
-    """A lane may have ended in the step that raised, so none goes on with a part of the others reset."""
+    """After an error in a step, all lanes must be reset, because any lane may have ended in that step."""
 
     class Failing(Walk):
         def step(self, action):
@@ -342,7 +342,7 @@ def test_after_an_error_all_lanes_must_be_reset(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_reset_of_some_lanes_leaves_the_others_alone(mode):
-    """A lane that has ended, and is not reset by hand, is reset by the next step in NEXT_STEP mode."""
+    """In NEXT_STEP mode, a lane that has ended is reset by hand or by the next step."""
     env = walks(2, mode)
     buffer = ReplayBuffer.from_env(env, 200, n_step=3)
     env = record(env, buffer)
@@ -357,7 +357,7 @@ def test_a_reset_of_some_lanes_leaves_the_others_alone(mode):
 
 
 def test_a_lane_that_has_ended_waits_for_its_reset():
-    """In DISABLED mode, also if the environment goes on to step it, as simulators do."""
+    """In DISABLED mode, steps of a lane that has ended are not stored before its reset."""
 
     class GoesOn(SameStep):
         metadata = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012
@@ -377,7 +377,7 @@ def test_a_lane_that_has_ended_waits_for_its_reset():
 
 
 def test_a_time_limit_outside_ends_the_episode():
-    """The recorder does not see its flag, but the reset that follows."""
+    """A time limit outside the recorder ends the episode: the recorder sees the reset, but not the flag."""
     env = Walk()
     buffer = ReplayBuffer.from_env(env, 100, n_step=3)
     env = gymnasium.wrappers.TimeLimit(record(env, buffer), 2)

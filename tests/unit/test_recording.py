@@ -48,7 +48,7 @@ def expected(name, episode, count):
 
 
 def stored(buffer):
-    """Every stored transition as it was recorded, lane after lane: obs, next_obs, terminated and truncated."""
+    """Every stored transition as it was recorded, one lane after the other: obs, next_obs, terminated and truncated."""
     indices, columns = stored_indices(buffer), []
     for name in ("obs", "next_obs"):
         if isinstance(buffer.spec[name], dict):
@@ -62,7 +62,7 @@ def stored(buffer):
 
 
 def truth(name, steps):
-    """The first transitions of an environment whose every episode is played to its end."""
+    """The first transitions of an environment in which every episode is played to its end."""
     rows, episode, count = [], 1, 0
     while len(rows) < steps:
         rows.append(expected(name, episode, count))
@@ -73,7 +73,7 @@ def truth(name, steps):
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("autoreset", [False, True])
 def test_a_single_environment(nested, autoreset):
-    """Reset by hand, or by Gymnasium's Autoreset wrapper, whose resetting steps are not stored."""
+    """A single environment can be reset by hand, or by Autoreset, whose resetting steps are not stored."""
     env = Counting(3, nested)
     env = gymnasium.wrappers.Autoreset(env) if autoreset else env
     buffer = ReplayBuffer.from_env(env, 1000)
@@ -95,7 +95,7 @@ def test_a_single_environment(nested, autoreset):
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize("vector", [SyncVectorEnv, AsyncVectorEnv])
 def test_vector_environments_in_every_mode_store_the_same(vector, mode, nested):
-    """The same transitions whichever way lanes are reset; the dummies of NEXT_STEP are not stored."""
+    """The transitions are the same in every mode. The dummy steps of NEXT_STEP are not stored."""
     reuses = mode != AutoresetMode.SAME_STEP  # there Gymnasium itself hands out the array that the reset overwrote
     env = vector([lambda i=i: Counting(i, nested, reuses) for i in range(3)], autoreset_mode=mode)
     buffer = CombinedReplay(ReplayBuffer.from_env(env, 3000, n_step=3))
@@ -117,7 +117,7 @@ def test_vector_environments_in_every_mode_store_the_same(vector, mode, nested):
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_a_vector_of_one_environment(mode):
-    """Its leading axis of 1 is taken off."""
+    """The leading axis of a vector of one environment is removed."""
     env = SyncVectorEnv([lambda: Counting(2, reuses=mode != AutoresetMode.SAME_STEP)], autoreset_mode=mode)
     buffer = ReplayBuffer.from_env(env, 100)
     env = record(env, buffer)
@@ -130,7 +130,7 @@ def test_a_vector_of_one_environment(mode):
 
 
 def test_the_mode_is_that_of_the_environment_and_not_of_its_class():
-    """Environments of one class share their metadata, which tell the mode of the last one made."""
+    """The mode is that of the environment. The shared metadata of its class may have another mode."""
     one = SyncVectorEnv([lambda: Counting(0, reuses=False)] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
     SyncVectorEnv([lambda: Counting(0)] * 2, autoreset_mode=AutoresetMode.NEXT_STEP)
     buffer = ReplayBuffer.from_env(one, 100)
@@ -142,7 +142,7 @@ def test_the_mode_is_that_of_the_environment_and_not_of_its_class():
 
 
 def test_a_reset_in_the_middle_ends_the_episode():
-    """Windows do not cross it, in single and in vector environments; the flags stay as they were."""
+    """A reset during an episode ends it. Windows do not cross the reset, and flags do not change."""
     env = Counting(0)
     buffer = ReplayBuffer.from_env(env, 100, n_step=5)
     env = record(env, buffer)
@@ -162,7 +162,7 @@ def test_a_reset_in_the_middle_ends_the_episode():
 
 
 def test_a_real_environment_is_recorded_step_by_step():
-    """CartPole's transitions, exactly, to the end of its episodes."""
+    """CartPole's transitions are recorded exactly, to the end of its episodes."""
     env = gymnasium.make("CartPole-v1")
     buffer = ReplayBuffer.from_env(env, 500)
     env = record(env, buffer)
@@ -183,7 +183,7 @@ def test_a_real_environment_is_recorded_step_by_step():
 
 
 def test_mistakes_are_told():
-    """Wrong types, numbers of environments and fields, and steps without a reset."""
+    """Wrong types, numbers of environments and fields, and steps without a reset raise an error."""
     env = Counting(0)
     buffer = ReplayBuffer.from_env(env, 10)
     with pytest.raises(TypeError, match="buffer is a list"):
@@ -216,7 +216,7 @@ def test_mistakes_are_told():
 
 
 def test_after_a_step_that_raised_nothing_false_is_stored():
-    """The transition across the gap is not one: the environment must be reset, and the episode ends there."""
+    """After an error in a step, the episode ends, and the environment must be reset."""
 
     class Failing(Counting):
         def step(self, action):
@@ -275,7 +275,7 @@ def test_an_action_array_that_the_environment_changes_is_stored_as_it_was():
 
 
 class Lists(gymnasium.Env):
-    """Gives lists where its space has tuples, which Gymnasium takes for members of the space; `parts` may differ."""
+    """An environment with lists where its space has tuples, which Gymnasium accepts. `parts` may differ."""
 
     action_space = spaces.Tuple((spaces.Discrete(3), spaces.Box(0.0, 1.0, (2,))))
 
@@ -300,7 +300,7 @@ class Lists(gymnasium.Env):
 
 @pytest.mark.parametrize("shapes", [((2,), (2,)), ((2,), (3,))])
 def test_a_list_in_place_of_a_tuple_is_recorded_as_add_stores_it(shapes):
-    """Whether or not NumPy could make one array of it, and though the environment uses its list again."""
+    """A list in place of a tuple is copied and stored as `add` does, even if the environment reuses it."""
     env = Lists([np.zeros(shape, np.float32) for shape in shapes])
     buffer = ReplayBuffer.from_env(env, 10)
     env = record(env, buffer)
@@ -314,7 +314,7 @@ def test_a_list_in_place_of_a_tuple_is_recorded_as_add_stores_it(shapes):
 
 
 def test_after_a_reset_that_raised_nothing_false_is_stored():
-    """The environment must be reset again before it is stepped."""
+    """After an error in a reset, the environment must be reset again before it is stepped."""
 
     class Failing(Counting):
         fails = False
@@ -343,7 +343,7 @@ def test_after_a_reset_that_raised_nothing_false_is_stored():
 
 
 class Pictures(gymnasium.Env):
-    """Observations that are never the same; episodes of 1 to 9 steps."""
+    """An environment with unique observations, and episodes of 1 to 9 steps."""
 
     observation_space = gymnasium.spaces.Box(0, 255, (36, 36), np.uint8)
     action_space = gymnasium.spaces.Discrete(2)
@@ -368,7 +368,7 @@ class Pictures(gymnasium.Env):
 @pytest.mark.parametrize("padding", ["reset", "zero"])
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_stacks_are_those_of_gymnasium(padding, n_step):
-    """Single frames that the buffer stacks, and stacks of FrameStackObservation: the same batches, both kept once."""
+    """Single frames that the buffer stacks give the same batches as stacks of FrameStackObservation."""
     stacked_env = gymnasium.wrappers.FrameStackObservation(Pictures(), 4, padding_type=padding)
     batches = []
     for env, options in (

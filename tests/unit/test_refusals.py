@@ -1,4 +1,4 @@
-"""What is refused, by an error that names the argument, what is expected and what was given; nothing changes."""
+"""Errors name the argument, what was expected and what was given. Nothing changes."""
 
 import re
 import warnings
@@ -48,7 +48,7 @@ WRONG_REWARDS = [
 @pytest.mark.parametrize(("reward", "error", "got"), WRONG_REWARDS)
 @pytest.mark.parametrize("options", [{}, {"td_error": 1.0}, {"mask": np.array([True])}], ids=["plain", "error", "mask"])
 def test_a_reward_that_is_no_finite_number_of_the_dtype_is_refused(make, reward, error, got, options):
-    """`add` refuses it for one step of one lane, with and without a leading axis."""
+    """`add` of one step raises an error, with and without a leading axis."""
     buffer = filled(make(10, FLAT, seed=0), 15)
     for one in (step(1), {name: np.asarray(value)[None] for name, value in step(1).items()}):
         given = np.asarray(reward)[None] if isinstance(one["action"], np.ndarray) else reward
@@ -60,7 +60,7 @@ def test_a_reward_that_is_no_finite_number_of_the_dtype_is_refused(make, reward,
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, object])
 @pytest.mark.parametrize("place", [0, 1, 5, 11])
 def test_one_reward_of_many_that_is_not_finite_is_refused(make, dtype, place):
-    """`add` of several lanes and `extend` refuse it, in any memory layout."""
+    """`add` of several lanes and `extend` raise an error, in any memory layout."""
     buffer = make(12, FLAT, num_envs=3, seed=0)
     buffer.extend(**stretch(5, lanes=3))
     for value in (NAN, INF, -INF):
@@ -81,7 +81,7 @@ def test_one_reward_of_many_that_is_not_finite_is_refused(make, dtype, place):
 
 
 def test_rewards_that_a_mask_leaves_out_are_ignored():
-    """A lane that waits may give anything."""
+    """The reward of a masked lane is ignored, even NaN."""
     buffer = ReplayBuffer(8, FLAT, num_envs=2)
     one = {name: leaf[0] for name, leaf in stretch(1, lanes=2).items()}
     one["reward"] = np.array([1.0, NAN])
@@ -92,7 +92,7 @@ def test_rewards_that_a_mask_leaves_out_are_ignored():
 
 @pytest.mark.filterwarnings("ignore:overflow")  # without compilation, NumPy says so
 def test_the_largest_rewards_are_stored_and_their_sum_may_overflow():
-    """Only values that cannot be stored are refused."""
+    """Only a reward that cannot be stored raises an error."""
     buffer = ReplayBuffer(4, FLAT, n_step=2, gamma=1.0)
     largest = np.finfo(np.float32).max
     for reward in (float(largest), largest, np.float64(largest), -float(largest)):
@@ -102,7 +102,7 @@ def test_the_largest_rewards_are_stored_and_their_sum_may_overflow():
 
 
 def test_nan_in_observations_is_stored_and_reported():
-    """`check` warns, naming the field and where; `ReplayMonitor` counts them."""
+    """NaN in observations is stored. `check` warns with the field and the index, and the monitor counts it."""
     buffer = ReplayBuffer(8, FLAT, seed=0)
     filled(buffer, 4)
     buffer.add(**step(0, obs=np.array([0.0, NAN, 0.0], np.float32)))
@@ -121,7 +121,7 @@ def test_nan_in_observations_is_stored_and_reported():
     "name", ["alpha", "eps", "weights", "draws", "n_step", "gamma", "capacity", "num_envs", "stack", "spec"]
 )
 def test_what_cannot_be_set_later_says_so(name):
-    """The attribute is unchanged, also in the distribution."""
+    """Setting a fixed attribute raises an error, also in the distribution, and the attribute is unchanged."""
     buffer = filled(PrioritizedBuffer(10, FLAT), 5)
     for target in (buffer, CombinedReplay(buffer)) if name not in ("alpha", "eps", "weights", "draws") else (buffer,):
         before = getattr(target, name)
@@ -132,7 +132,7 @@ def test_what_cannot_be_set_later_says_so(name):
 
 @pytest.mark.parametrize("name", ["alpha", "eps", "draws", "weights"])
 def test_the_distribution_of_a_buffer_is_as_fixed_as_the_buffer(name):
-    """Setting only half of what follows from a hyperparameter would be silent."""
+    """A hyperparameter cannot be set later, because values derived from it would not change."""
     buffer = filled(PrioritizedBuffer(10, FLAT), 5)
     with refused(AttributeError, name):
         setattr(buffer.distribution, name, 0.5)
@@ -141,7 +141,7 @@ def test_the_distribution_of_a_buffer_is_as_fixed_as_the_buffer(name):
 
 
 def test_a_misspelt_attribute_is_refused_with_the_nearest_name():
-    """It would otherwise be set, and do nothing."""
+    """Setting a misspelt attribute raises an error. Otherwise it would have no effect."""
     with refused(AttributeError, "bata", "did you mean 'beta'"):
         PrioritizedBuffer(10, FLAT).bata = 0.5
     with refused(AttributeError, "Ratio", "did you mean 'ratio'"):
@@ -187,14 +187,14 @@ def test_a_schedule_that_ends_is_taken():
     ("start", "end", "steps", "name"), [("a", 1.0, 9, "start"), (0.0, NAN, 9, "end"), (0, 1, 0, "steps")]
 )
 def test_a_linear_schedule_of_no_numbers_is_refused(start, end, steps, name):
-    """Named when it is made."""
+    """An invalid schedule raises an error when it is created."""
     with refused((TypeError, ValueError), name, "expected"):
         LinearSchedule(start, end, steps)
 
 
 @pytest.mark.parametrize("ratio", [1.1, -0.1, NAN, "0.5", True, None])
 def test_a_ratio_is_checked_when_it_is_set(ratio):
-    """As in the constructor."""
+    """Setting an invalid ratio raises the error of the constructor."""
     replay = HindsightReplay(ReplayBuffer(10, GOAL_SPEC), sparse)
     with refused((TypeError, ValueError), "ratio", "expected"):
         replay.ratio = ratio
@@ -207,7 +207,7 @@ def test_a_ratio_is_checked_when_it_is_set(ratio):
 @every_buffer
 @pytest.mark.parametrize("batch_size", [10**10, 10**13, 10**25])
 def test_a_batch_larger_than_memory_is_refused_before_anything_is_drawn(make, batch_size):
-    """Named with the bytes that it needs, by `sample` and by `draw`."""
+    """`sample` and `draw` raise an error with the needed bytes."""
     buffer = filled(make(10, FLAT, seed=0), 12)
     for verb in (buffer.sample, buffer.draw):
         with unchanged(buffer, MemoryError, r"batch_size \d+ .*needs .*GiB"):
@@ -217,7 +217,7 @@ def test_a_batch_larger_than_memory_is_refused_before_anything_is_drawn(make, ba
 
 @pytest.mark.parametrize("options", [{}, {"stack": 4}, {"share": "none"}])
 def test_the_bytes_of_a_batch_decide_whether_it_is_larger_than_memory(options, monkeypatch):
-    """Few large images are as much as many numbers."""
+    """The size in bytes counts: a few large images are as much as many numbers."""
     from replaykit.storage import memory_limit
 
     buffer = ReplayBuffer(10, Spec(obs=Field((2048, 2048), np.uint8), action=Field(())), seed=0, **options)
@@ -233,7 +233,7 @@ def test_the_bytes_of_a_batch_decide_whether_it_is_larger_than_memory(options, m
 
 
 def test_a_window_that_is_longer_than_a_lane_takes_no_memory(monkeypatch):
-    """The estimate of a batch does not count steps that no window has."""
+    """The estimated size of a batch does not count steps beyond a lane's length."""
     from replaykit.storage import memory_limit
 
     buffer = filled(ReplayBuffer(10, FLAT, n_step=10**6), 5)
@@ -246,7 +246,7 @@ def test_a_window_that_is_longer_than_a_lane_takes_no_memory(monkeypatch):
 
 @pytest.mark.parametrize("seed", ["0", 1.5, -1, True, NAN, object(), [1, 2], np.random.RandomState(0)])
 def test_a_seed_of_another_kind_is_refused(seed):
-    """A RandomState would be shared and reseeded by others."""
+    """A RandomState raises an error, because other code could share and reseed it."""
     with refused((TypeError, ValueError), "seed", "expected None, a non-negative int, a SeedSequence or a Generator"):
         ReplayBuffer(10, FLAT, seed=seed)
 
@@ -259,21 +259,21 @@ def test_every_documented_seed_is_taken(seed):
 
 @pytest.mark.parametrize("dtype", ["float33", None, object, "U5", "M8[s]", np.void, str, [("a", int)], 3])
 def test_a_dtype_that_cannot_be_stored_is_refused(dtype):
-    """None is no dtype here, though NumPy takes it for float64."""
+    """None is not a valid dtype, although NumPy reads it as float64."""
     with refused(TypeError, "Field dtype is", "expected"):
         Field((3,), dtype)
 
 
 @pytest.mark.parametrize("capacity", ["10", 1.5, 0, -1, True, None, NAN, [5], 1e6])
 def test_a_capacity_of_another_kind_is_refused(capacity):
-    """Floats, too, even whole ones."""
+    """A float capacity raises an error, even a whole one."""
     with refused((TypeError, ValueError), "capacity is", "expected an int of at least 1"):
         ReplayBuffer(capacity, FLAT)
 
 
 @pytest.mark.parametrize("capacity", [2**34, 2**62, 10**30])
 def test_a_sum_tree_larger_than_memory_is_refused(capacity, monkeypatch):
-    """Named with the bytes that it needs, as a buffer is."""
+    """The error names the needed bytes, as for a buffer."""
     from replaykit.storage import memory_limit
 
     monkeypatch.setattr(memory_limit, "_available_bytes", lambda: 2**36)
@@ -282,7 +282,7 @@ def test_a_sum_tree_larger_than_memory_is_refused(capacity, monkeypatch):
 
 
 def test_counts_of_the_latest_may_be_larger_than_any_int64():
-    """All that are stored are meant."""
+    """A huge count returns all stored transitions."""
     buffer = ReplayBuffer(8, FLAT, num_envs=2)
     one = {name: leaf[0] for name, leaf in stretch(1, lanes=2).items()}
     for mask in ([True, True], [True, False]):
@@ -291,7 +291,7 @@ def test_counts_of_the_latest_may_be_larger_than_any_int64():
 
 
 def test_names_that_collide_in_a_spec_are_refused():
-    """A path names one leaf, and an extra field is not a method of the batch."""
+    """Each path must name one leaf, and an extra field must not have the name of a method of a batch."""
     with refused(ValueError, "obs.a.b"):
         Spec(obs={"a.b": Field(), "a": {"b": Field()}}, action=Field())
     with refused(ValueError, "action.1.0"):
@@ -303,7 +303,7 @@ def test_names_that_collide_in_a_spec_are_refused():
 
 
 def test_spaces_in_place_of_fields_are_pointed_to_from_spaces():
-    """A newcomer's first mistake."""
+    """A space in place of a field raises an error that points to `Spec.from_spaces`."""
     spaces = pytest.importorskip("gymnasium").spaces
     box, discrete = spaces.Box(-1, 1, (3,)), spaces.Discrete(2)
     with refused(TypeError, "obs", "expected a Field", "Spec.from_spaces"):
@@ -325,13 +325,13 @@ MISSPELT = [
 
 @pytest.mark.parametrize(("build", "name", "nearest"), MISSPELT)
 def test_a_misspelt_option_is_refused_with_the_nearest_name(build, name, nearest):
-    """It is never ignored."""
+    """A misspelt option raises an error with the most similar name. It is never ignored."""
     with refused(TypeError, name, f"did you mean {nearest!r}"):
         build()
 
 
 def test_a_misspelt_option_of_from_env_is_refused_with_the_nearest_name():
-    """It goes the way of the constructor's."""
+    """A misspelt option of `from_env` raises the error of the constructor."""
     env = pytest.importorskip("gymnasium").make("CartPole-v1")
     with refused(TypeError, "sede", "did you mean 'seed'"):
         ReplayBuffer.from_env(env, 10, sede=3)
@@ -352,14 +352,14 @@ FOREIGN = {
 
 @pytest.mark.parametrize("build", FOREIGN.values(), ids=FOREIGN)
 def test_a_constructor_in_another_order_is_refused_with_ours(build):
-    """The error shows how a buffer is built here."""
+    """Arguments in another library's order raise an error that shows replaykit's order."""
     with refused(TypeError, "(capacity, spec"):
         build()
 
 
 @pytest.mark.parametrize("value", ["text", [[1.0], [1.0, 2.0]], None])
 def test_an_example_that_is_no_array_is_refused_by_the_name_of_its_field(value):
-    """Lists of several lengths, too."""
+    """The error names the field, also for lists of different lengths."""
     for name, example in (
         ("obs.x", {"obs": {"x": value}, "action": 1}),
         ("hint", {"obs": 1, "action": 1, "hint": value}),
@@ -373,7 +373,7 @@ def test_an_example_that_is_no_array_is_refused_by_the_name_of_its_field(value):
 
 @every_buffer
 def test_done_is_refused_and_told_apart(make):
-    """One flag cannot say whether an episode terminated or was truncated."""
+    """`done` raises an error, because it does not show whether an episode terminated or was truncated."""
     buffer = filled(make(10, FLAT, seed=0), 3)
     one = {name: value for name, value in step(1).items() if name not in ("terminated", "truncated")}
     many = {name: value for name, value in stretch(4).items() if name not in ("terminated", "truncated")}
@@ -397,7 +397,7 @@ LEAVES = ["obs", "action", "reward", "next_obs", "terminated", "truncated"]
 @pytest.mark.parametrize("wrong", LEAVES)
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_extend_blames_the_field_of_another_length(make, wrong, lanes):
-    """Whichever it is, the reward included."""
+    """The error names the field whose length differs, even if it is the reward."""
     buffer = make(30, FLAT, num_envs=lanes, seed=0)
     for length in (3, 5, 1, 0):
         many = stretch(4, lanes=lanes)
@@ -427,7 +427,7 @@ def test_extend_blames_a_reward_of_another_length_also_with_options(option):
 @every_buffer
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_extend_names_the_field_whose_rows_have_several_lengths(make, lanes):
-    """A list of these is no array, and NumPy's error alone would not say which."""
+    """If rows of a field have different lengths, the error names the field. NumPy's error would not."""
     buffer = make(30, FLAT, num_envs=lanes, seed=0)
     for wrong in LEAVES:
         many = stretch(3, lanes=lanes)
@@ -451,7 +451,7 @@ def test_add_blames_the_field_that_lacks_the_axis_of_the_others(make, wrong):
 @every_buffer
 @pytest.mark.parametrize("value", [2**64, -(2**63) - 1, 10**50])
 def test_an_int_of_too_many_digits_is_the_same_error_in_a_list(make, value):
-    """NumPy makes objects of these."""
+    """A huge int raises the same error alone and in a list, of which NumPy makes an object array."""
     buffer, lanes = filled(make(10, FLAT, seed=0), 3), make(10, FLAT, num_envs=2, seed=0)
     for name in ("reward", "action"):
         message = f"^{name} contains {value}; expected .* of at most 64 bits"
@@ -466,7 +466,7 @@ def test_an_int_of_too_many_digits_is_the_same_error_in_a_list(make, value):
 
 
 def test_the_monitor_reports_nan_in_observations():
-    """As a share of the states, and as a warning."""
+    """The monitor reports the share of states with NaN, and a warning."""
     buffer = ReplayBuffer(8, FLAT, seed=0)
     for number in range(4):
         buffer.add(**step(0, obs=np.array([0.0, NAN if number == 2 else 1.0, number], np.float32)))
@@ -480,7 +480,7 @@ def test_the_monitor_reports_nan_in_observations():
 @pytest.mark.parametrize("name", ["obs", "next_obs"])
 @pytest.mark.parametrize("value", [NAN, INF])
 def test_the_monitor_reports_one_number_that_is_not_finite(shape, name, value):
-    """It includes the last observation of an episode, which is not an `obs`, and any pixel of an image."""
+    """One number that is not finite is reported, also in a last observation, and in any pixel of an image."""
     buffer = ReplayBuffer(8, Spec(obs={"x": Field(shape)}, action=Field(())), seed=0)
     wrong = np.ones(shape, np.float32)
     wrong[(-1,) * len(shape)] = value
@@ -497,7 +497,7 @@ def test_the_monitor_reports_one_number_that_is_not_finite(shape, name, value):
 
 @every_buffer
 def test_a_ragged_reward_is_named_by_every_way_in(make):
-    """The error is not NumPy's, which does not name the field."""
+    """The error names the reward, for every way to add. NumPy's error would not."""
     buffer = filled(make(10, FLAT, seed=0), 3)
     for options in ({}, {"mask": [True]}, {"td_error": 1.0}):
         with unchanged(buffer, (TypeError, ValueError), "^reward "):

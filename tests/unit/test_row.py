@@ -1,4 +1,4 @@
-"""The packed row: every way in gives the same block of bytes, or the same error, as one check after another does."""
+"""The packed row: every way to add gives the same bytes, or the same error, as checking each field separately."""
 
 import functools
 import itertools
@@ -88,12 +88,12 @@ def outcome(function, *arguments, **options):
 
 
 def naive(storage, values, extras, lead, mask=None):
-    """The bytes that one check after another gives."""
+    """The bytes when each field is checked separately."""
     return bytes_in(storage.row.join(Storage.encode(storage, values, extras, lead, mask)))
 
 
 def bytes_in(block):
-    """The bytes of a block, those of the leaves in columns included."""
+    """The bytes of a block, including those of leaves in columns."""
     if isinstance(block, bytes):
         return block
     data, *groups = block
@@ -101,14 +101,14 @@ def bytes_in(block):
 
 
 def written(storage, encode, *arguments):
-    """The bytes that a way in gives. Whether rewards are finite is found when they are written."""
+    """The bytes of a way to add. Rewards are checked when they are written."""
     block = encode(*arguments)
     storage.write(block, 1)
     return bytes_in(block)
 
 
 def blocks(storage, fields):
-    """The bytes of one step of every lane by each way in: the naive one first."""
+    """The bytes of one step of every lane for each way to add, the naive one first."""
     values, lead = tuple(fields[name] for name in CORE), storage.lanes
     extras = {name: value for name, value in fields.items() if name not in CORE}
     mask = np.ones(lead, np.bool_)
@@ -138,14 +138,14 @@ def the_only(outcomes):
 
 @functools.cache
 def ways(spec, lanes, share):
-    """A storage, and buffers that all get the same steps, each in another way."""
+    """A storage, and buffers that get the same steps in different ways."""
     storages = [LocalStorage(3, spec, lanes, share=share) for _ in range(4)]
     buffers = [Buffer(storage, Uniform(storage), seed=0) for storage in (*storages[1:], ListStorage(3, spec, lanes))]
     return storages[0], buffers
 
 
 def by_every_way(spec, fields, lanes=1, share="large"):
-    """What adding some fields comes to, by every way in. Observations are in columns if `share` is "all"."""
+    """The outcomes of adding some fields in every way. Observations are in columns if `share` is "all"."""
     storage, (plain, masked, with_error, own) = ways(spec, lanes, share)
     block = the_only(blocks(storage, fields))
     after = the_only({
@@ -167,7 +167,7 @@ def by_every_way(spec, fields, lanes=1, share="large"):
 @pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("spec", [DEEP, FLAT], ids=["deep", "flat"])
 def test_a_row_has_every_leaf_at_its_place(spec, lanes):
-    """One leaf after another, each value at its place in the record, and nothing at another."""
+    """Each leaf is at its position in the record, and nowhere else."""
     storage = LocalStorage(4, spec, lanes)
     values = [{name: values_of(spec[name], number + 3) for name in spec} for number in range(lanes)]
     fields = {name: stacked([one[name] for one in values]) if lanes > 1 else values[0][name] for name in spec}
@@ -193,7 +193,7 @@ def test_a_row_has_every_leaf_at_its_place(spec, lanes):
 
 
 def stacked(values):
-    """Values of lanes, stacked in the structure that each has."""
+    """Values of lanes, stacked in their nested structure."""
     if isinstance(values[0], dict):
         return {key: stacked([value[key] for value in values]) for key in values[0]}
     if isinstance(values[0], tuple):
@@ -202,7 +202,7 @@ def stacked(values):
 
 
 def test_usual_values_are_not_checked_one_after_another(monkeypatch):
-    """Otherwise the tests below compare one way with itself."""
+    """Usual values take the fast path. Otherwise the tests below would compare one path with itself."""
     used = []
     monkeypatch.setattr(Storage, "encode", lambda *arguments: used.append(arguments))
     for spec, lanes, share in itertools.product((DEEP, FLAT), (1, 3), ("large", "all")):
@@ -226,13 +226,13 @@ def test_usual_values_are_not_checked_one_after_another(monkeypatch):
     assert not used
 
 
-# -- Unusual values and wrong ones ---------------------------------------------------------------------------------
+# -- Unusual and invalid values ------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dtype", ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "c8"])
 def test_any_scalar_is_stored_or_refused_alike(dtype):
-    """For a field of any dtype, of one lane and of two."""
+    """All ways agree on any scalar, for fields of any dtype, with one lane and two."""
     spec = Spec(obs=Field((2,)), action=Field((), dtype))
     obs = np.ones(2, np.float32)
     stored = 0
@@ -251,7 +251,7 @@ def test_any_scalar_is_stored_or_refused_alike(dtype):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dtype", ["?", "u1", "i8", "f2", "f4", "c8"])
 def test_any_number_in_columns_is_stored_or_refused_alike(dtype):
-    """An observation may be a single number that is not in the row, of one lane and of two."""
+    """All ways agree on observations of a single number in a column, with one lane and two."""
     spec = Spec(obs=Field((), dtype), action=Field(()))
     for value in NUMBERS:
         fields = {"obs": value, "action": 0.5, "reward": 1.0, "next_obs": 1, "terminated": False, "truncated": True}
@@ -261,7 +261,7 @@ def test_any_number_in_columns_is_stored_or_refused_alike(dtype):
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_observations_in_columns_are_not_copied_until_they_are_written(lanes):
-    """If they have the shape and dtype of the spec."""
+    """An observation in a column is not copied early, if it has the shape and dtype of the spec."""
     spec = Spec(obs=Field((40, 40), np.uint8), action=Field(()))
     storage, lead = LocalStorage(4, spec, lanes), (lanes,) if lanes > 1 else ()
     obs, next_obs = np.ones((2, *lead, 40, 40), np.uint8)
@@ -275,7 +275,7 @@ def test_observations_in_columns_are_not_copied_until_they_are_written(lanes):
 @pytest.mark.parametrize("share", ["large", "all"])
 @pytest.mark.parametrize("name", ["reward", "terminated", "truncated"])
 def test_any_reward_and_flag_is_stored_or_refused_alike(name, share):
-    """The fields that every transition has."""
+    """All ways agree on any reward and flag."""
     obs = np.ones(3, np.float32)
     for reward in ("f4", "f8"):
         spec = Spec(obs=Field((3,)), action=Field(()), reward=Field((), reward))
@@ -287,7 +287,7 @@ def test_any_reward_and_flag_is_stored_or_refused_alike(name, share):
 
 
 def spoilt(tree, draw):
-    """A tree with, perhaps, something else in one place."""
+    """A tree in which one value may be replaced by a wrong one."""
     choice = draw(st.integers(0, 9))
     if choice == 0:
         return draw(st.sampled_from([None, {}, (), 1.0, np.zeros((2, 3)), {"pair": 1}, (1, 2)]))
@@ -313,7 +313,7 @@ def spoilt(tree, draw):
     data=st.data(), number=st.integers(0, 99), lanes=st.sampled_from([1, 3]), share=st.sampled_from(["large", "all"])
 )
 def test_any_tree_is_stored_or_refused_alike(data, number, lanes, share):
-    """Keys that lack, keys too many, other structures, other layouts in memory; single steps and steps of lanes."""
+    """All ways agree on missing and additional keys, other structures and other memory layouts."""
     values = {name: values_of(DEEP[name], number) for name in DEEP}
     if lanes > 1:
         values = {name: stacked([value] * lanes) for name, value in values.items()}
@@ -331,7 +331,7 @@ WRONG = {
 @pytest.mark.parametrize("lanes", [1, 2])
 @pytest.mark.parametrize("first", CORE)
 def test_of_two_wrong_fields_the_first_is_named(first, lanes, share):
-    """In the order of the spec, by every way in, whatever is wrong with each."""
+    """Of two invalid fields, every way names the first one in the order of the spec."""
     for second in CORE[CORE.index(first) :]:
         for changes in ({first: WRONG[first], second: WRONG[second]}, {second: WRONG[second], first: WRONG[first]}):
             fields = step(3, **changes)
@@ -343,7 +343,7 @@ def test_of_two_wrong_fields_the_first_is_named(first, lanes, share):
 
 
 def test_wrong_names_are_refused_before_wrong_values():
-    """A field that lacks or is unknown, by every way in."""
+    """Every way reports missing and unknown fields before invalid values."""
     fields = {name: values_of(DEEP[name], 1) for name in DEEP}
     for wrong, match in (({}, "cost"), ({"cost": 1, "surplus": 2}, "surplus"), ({"cots": 1}, "cots")):
         given_fields = {name: value for name, value in fields.items() if name != "cost"} | wrong | {"reward": "much"}
@@ -364,7 +364,7 @@ def test_wrong_names_are_refused_before_wrong_values():
 @pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("spec", [DEEP, FLAT], ids=["deep", "flat"])
 def test_stretches_are_stored_as_steps_and_masks_are(spec, lanes):
-    """`extend` gives the same result at once, with a full mask, with TD errors, in parts, and as `add`."""
+    """`extend` gives the result of `add`: at once, in parts, with a full mask, and with TD errors."""
     rng = np.random.default_rng(0)
     steps = [
         [{name: values_of(spec[name], int(rng.integers(99))) for name in spec} for _ in range(lanes)] for _ in range(9)
@@ -391,7 +391,7 @@ def test_stretches_are_stored_as_steps_and_masks_are(spec, lanes):
 
 
 def test_a_stretch_larger_than_a_block_is_encoded_in_parts():
-    """One million bytes give the same result in one call and in halves."""
+    """Steps of more than a million bytes give the same result in one call and in two."""
     spec = Spec(obs=Field((100,)), action=Field(()))
     rng = np.random.default_rng(0)
     obs, zeros, none = rng.random((2000, 100), np.float32), np.zeros(2000, np.float32), np.zeros(2000, np.bool_)

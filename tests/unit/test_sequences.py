@@ -123,7 +123,7 @@ def only(tree):
 
 @st.composite
 def cases(draw):
-    """A buffer of one kind, options of a sequence, and where the newest are added."""
+    """The kind of buffer, the options of the sequences, and where the newest are added."""
     num_envs, length = draw(st.sampled_from([1, 1, 2, 3])), draw(st.integers(3, 14))
     rows = draw(st.integers(1, length))
     return {
@@ -143,7 +143,7 @@ def cases(draw):
 
 
 def built(case):
-    """The buffer, and what is around it."""
+    """The buffer, and the wrappers around it."""
     kind, capacity = KINDS[case["kind"]], case["length"] * case["num_envs"]
     options = {"num_envs": case["num_envs"], "n_step": case["n_step"], "stack": case["stack"], "seed": case["seed"]}
     buffer = top = kind(capacity, SPEC, gamma=0.9, **options)
@@ -155,7 +155,7 @@ def built(case):
 
 @given(case=cases(), steps=st.integers(1, 40))
 def test_rows_are_those_of_lists(case, steps):
-    """Every field, start, mask and probability, and the priorities that updates set, whatever is around and inside."""
+    """Fields, starts, masks, probabilities and priorities equal those of lists, with wrappers around and inside."""
     buffer, top = built(case)
     lists, rng = Lists(case["num_envs"], case["length"]), np.random.default_rng(case["seed"])
     sampled = None
@@ -248,7 +248,7 @@ def hold_to_update(case, buffer, top, lists, rng, batch):
 
 
 def batch_place(lists, index, stored):
-    """The place in its episode of an index that may be stale: told from a later step of the same row."""
+    """The position in its episode of an index that may be stale, from a later step of the same row."""
     for step, _, place in itertools.chain(*lists.lanes):
         if stored and step == stored[0]:
             return place - (step - index) // lists.num_envs
@@ -264,7 +264,7 @@ def counted(make=ReplayBuffer, steps=20, ends=(), **options):
 
 
 def test_a_mask_that_is_missing_is_that_of_the_batch():
-    """The result is the same unless steps were added or overwritten in the meantime."""
+    """Without a mask, an update uses that of the batch, as long as no steps were added or overwritten."""
     one, two = (SequenceReplay(counted(PrioritizedBuffer, ends=[6]), 5, burn_in=2, stride=3) for _ in range(2))
     batch = one.sample(8)
     errors = np.random.default_rng(0).normal(size=(8, 5))
@@ -274,7 +274,7 @@ def test_a_mask_that_is_missing_is_that_of_the_batch():
 
 
 def test_steps_added_after_the_batch_keep_their_priority():
-    """A row showed the running episode as it was."""
+    """An update does not change steps that were added to a row's episode after the batch."""
     replay = SequenceReplay(counted(PrioritizedBuffer, steps=3), 6, stride=6)
     batch = replay.sample(1)
     replay.add(3, 0, 1.0, 4, False, False)
@@ -284,7 +284,7 @@ def test_steps_added_after_the_batch_keep_their_priority():
 
 
 def test_priorities_can_be_given_for_whole_rows():
-    """Each for all the steps of the span that are stored."""
+    """One priority per row sets the priorities of all stored steps of its span."""
     replay = SequenceReplay(counted(PrioritizedBuffer, steps=8, alpha=1.0), 4, stride=4)
     assert replay.update_priorities([0, 4], priorities=[1.0, 3.0]) == 2
     np.testing.assert_allclose(replay.inner.probability(range(8)), [1 / 16] * 4 + [3 / 16] * 4)
@@ -292,7 +292,7 @@ def test_priorities_can_be_given_for_whole_rows():
 
 
 def test_a_stale_row_is_not_applied_and_is_counted():
-    """Like a stale transition of any buffer."""
+    """An update of a stale row is ignored and counted, like one of a stale transition."""
     replay = SequenceReplay(counted(PrioritizedBuffer, steps=8, capacity=8), 4, stride=4)
     for step in range(8, 14):
         replay.add(step, 0, 1.0, step + 1, False, False)
@@ -312,7 +312,7 @@ GOALS = Spec(
 
 
 def of_goals(n_step=1, kind=PrioritizedBuffer, episode=9, **options):
-    """A buffer of two lanes, whose achieved goals count the steps."""
+    """A buffer of two lanes, in which achieved goals count the steps."""
     buffer = kind(60, GOALS, num_envs=2, n_step=n_step, gamma=0.9, seed=3, **options)
     for t in range(40):
         goals = [
@@ -327,7 +327,7 @@ def of_goals(n_step=1, kind=PrioritizedBuffer, episode=9, **options):
 @pytest.mark.parametrize("n_step", [1, 3])
 @pytest.mark.parametrize("terminated_fn", [None, is_near])
 def test_a_sequence_has_one_goal_and_the_order_of_the_wrappers_is_free(n_step, terminated_fn):
-    """Hindsight inside or outside gives the same bits. Each row has one goal, and ends where that ends the episode."""
+    """Each row has one goal, and ends where it is reached. Hindsight inside or outside gives the same bits."""
     options = {"terminated_fn": terminated_fn, "ratio": 0.7}
     one = SequenceReplay(HindsightReplay(of_goals(n_step), reward_of_goal, **options), 6, burn_in=2, stride=2)
     two = HindsightReplay(SequenceReplay(of_goals(n_step), 6, burn_in=2, stride=2), reward_of_goal, **options)
@@ -356,7 +356,7 @@ def test_a_sequence_has_one_goal_and_the_order_of_the_wrappers_is_free(n_step, t
 
 
 def test_sequences_are_copied_pickled_and_saved(tmp_path):
-    """They continue bit for bit."""
+    """Copies, pickles and checkpoints of sequences continue bit for bit."""
     replay = SequenceReplay(counted(PrioritizedBuffer, ends=[4, 11]), 5, stride=2, burn_in=1)
     replay.sample(4)
     replay.save(tmp_path)
@@ -368,7 +368,7 @@ def test_sequences_are_copied_pickled_and_saved(tmp_path):
 
 
 def test_weights_of_the_whole_buffer_are_divided_by_the_largest_of_any_row():
-    """`least` is that of starts, not of transitions."""
+    """`least` is the smallest probability of a start, not of a transition."""
     replay = SequenceReplay(counted(PrioritizedBuffer, weights="buffer", beta=1.0), 4, stride=4)
     replay.update_priorities([0, 4, 8, 12, 16], priorities=[1.0, 5.0, 2.0, 3.0, 4.0])
     batch = assert_lawful(replay, 10)
@@ -376,7 +376,7 @@ def test_weights_of_the_whole_buffer_are_divided_by_the_largest_of_any_row():
 
 
 def test_a_window_of_two_axes_has_the_transitions_that_are_named():
-    """As in any other replay: only indices (B,) are starts of rows."""
+    """Indices (B, T) are single transitions, as in other replays. Only indices (B,) are starts of rows."""
     replay = SequenceReplay(counted(), 4)
     indices = np.array([[1, 5], [7, 2]])
     fields = replay.reduce(replay.window(indices))
@@ -385,7 +385,7 @@ def test_a_window_of_two_axes_has_the_transitions_that_are_named():
 
 
 class Plain(ReplayWrapper):
-    """Does nothing."""
+    """A wrapper that changes nothing."""
 
 
 @pytest.mark.parametrize(
@@ -402,13 +402,13 @@ class Plain(ReplayWrapper):
     ],
 )
 def test_wrong_options_are_named(options, error, message):
-    """The error shows the expected value."""
+    """An invalid option raises an error that names it and the expected value."""
     with pytest.raises(error, match=message):
         SequenceReplay(counted(), **({"length": 4} | options))
 
 
 def test_what_serves_sequences_already_is_refused():
-    """At any depth."""
+    """A replay that already returns sequences raises an error, at any depth of wrappers."""
     with pytest.raises(ValueError, match="inner already returns sequences; expected a replay of single transitions"):
         SequenceReplay(Plain(SequenceReplay(counted(), 4)), 4)
     with pytest.raises(TypeError, match="inner is a list; expected a buffer or another wrapper"):
@@ -444,7 +444,7 @@ def test_a_wrong_update_changes_nothing(make, arguments, options, error, message
 
 
 def test_a_batch_larger_than_memory_counts_whole_rows():
-    """T transitions for each row."""
+    """The estimated size of a batch counts T transitions for each row."""
     replay = SequenceReplay(counted(capacity=5000), 4000)
     with pytest.raises(MemoryError, match="batch_size 1000000000 at"):
         replay.sample(10**9)
@@ -452,13 +452,13 @@ def test_a_batch_larger_than_memory_counts_whole_rows():
 
 
 def test_an_empty_buffer_says_so():
-    """As without sequences."""
+    """Sampling an empty buffer raises the same error as without sequences."""
     with pytest.raises(ValueError, match="the buffer is empty"):
         SequenceReplay(counted(steps=0), 4).sample(1)
 
 
 def test_sequences_become_tensors():
-    """As columns, (B, T, 1); weights (B, 1)."""
+    """`to_torch` with columns gives tensors of shape (B, T, 1), and weights of shape (B, 1)."""
     pytest.importorskip("torch")
     batch = SequenceReplay(counted(), 4).sample(3)
     tensors = batch.to_torch(column=True)

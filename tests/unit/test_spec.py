@@ -1,4 +1,4 @@
-"""What a transition is made of, and what is refused on its way in."""
+"""The fields of a transition, and the checks of values that are added."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def one(dtype, shape=()):
 
 
 def stored(buffer, value):
-    """`value` as the buffer gives it back as obs."""
+    """`value` as the obs that the buffer returns."""
     buffer.add(value, 0, 0.0, value, False, False)
     return buffer.sample(1).obs[0]
 
@@ -70,14 +70,14 @@ def test_values_that_do_not_fit_are_refused_by_name(dtype, value, error, words):
     ],
 )
 def test_values_that_fit_are_cast(dtype, value, expected):
-    """Casts that lose nothing but precision are done on write."""
+    """Values are cast when they are added, if only precision is lost."""
     got = stored(one(dtype), value)
     assert got == expected
     assert got.dtype == dtype
 
 
 def test_nan_observations_are_facts():
-    """NaN is stored where a float belongs, but in the reward."""
+    """NaN can be stored in every floating-point field except the reward."""
     buffer = one(np.float32)
     buffer.add(np.nan, 0, 0.0, np.nan, False, False)
     batch = buffer.sample(1)
@@ -96,7 +96,7 @@ def test_nan_observations_are_facts():
     ],
 )
 def test_any_layout_is_stored_right(value):
-    """Fortran-ordered, strided, byte-swapped arrays and lists arrive as what they are."""
+    """Fortran-ordered, strided and byte-swapped arrays and lists are stored correctly."""
     np.testing.assert_array_equal(stored(one(np.float64, (2, 3)), value), np.asarray(value))
 
 
@@ -128,14 +128,14 @@ def test_read_only_input_is_accepted_and_nothing_is_aliased():
     ],
 )
 def test_shapes_are_never_broadcast(changes, words):
-    """A value of another shape is refused, even one that would broadcast."""
+    """A value of another shape raises an error, even if it could be broadcast."""
     buffer = ReplayBuffer(4, FLAT, seed=0)
     with unchanged(buffer, ValueError, words):
         buffer.add(**step(0, **changes))
 
 
 def test_a_column_for_a_vector_is_refused():
-    """(E, 1) where (E,) belongs names both shapes."""
+    """A value of shape (E, 1) in place of (E,) raises an error that names both shapes."""
     buffer = ReplayBuffer(8, Spec(obs=Field((3,)), action=Field(())), num_envs=4)
     zeros = np.zeros(4)
     with unchanged(buffer, ValueError, r"reward has shape \(4, 1\); expected \(4,\)"):
@@ -143,7 +143,7 @@ def test_a_column_for_a_vector_is_refused():
 
 
 def test_fields_of_different_lengths_are_refused():
-    """In a stretch every field has as many steps as reward."""
+    """In `extend`, every field must have as many steps as the reward."""
     from tests.helpers import stretch
 
     buffer = ReplayBuffer(8, FLAT)
@@ -152,7 +152,7 @@ def test_fields_of_different_lengths_are_refused():
 
 
 def test_unknown_and_missing_fields_are_named():
-    """A misspelt field or option is an error that suggests the right one."""
+    """A misspelt field or option raises an error that suggests the right one."""
     buffer = ReplayBuffer(4, Spec(obs={"a": Field(())}, action=Field(()), log_prob=Field(())))
     obs = {"a": 1.0}
     ok = (obs, 0, 0.0, obs, False, False)
@@ -173,7 +173,7 @@ def test_unknown_and_missing_fields_are_named():
 
 
 def test_torch_tensors_with_grad_are_refused_with_the_remedy():
-    """A tensor that requires grad is not detached silently."""
+    """A tensor that requires grad raises an error. It is not detached silently."""
     torch = pytest.importorskip("torch")
     buffer = ReplayBuffer(4, FLAT)
     with unchanged(buffer, TypeError, r"obs is a torch tensor that requires grad.*\.detach\(\)\.cpu\(\)"):
@@ -192,7 +192,7 @@ def test_torch_tensors_with_grad_are_refused_with_the_remedy():
 
 
 def test_spec_from_spaces_covers_dense_spaces_and_names_the_others():
-    """Dict and Tuple nest to any depth; a space without a fixed shape and dtype is refused by name."""
+    """Dict and Tuple can be nested to any depth. A space without a fixed shape and dtype raises an error."""
     spaces = pytest.importorskip("gymnasium").spaces
     space = spaces.Dict({
         "b": spaces.Tuple((spaces.Box(0, 255, (4, 4), np.uint8), spaces.Discrete(3, start=-1))),
@@ -214,7 +214,7 @@ def test_spec_from_spaces_covers_dense_spaces_and_names_the_others():
 
 
 def test_spec_from_env_is_of_a_single_environment():
-    """A vector environment has the spec of one of its environments."""
+    """A vector environment gives the spec of one of its environments."""
     gymnasium = pytest.importorskip("gymnasium")
     env = gymnasium.make("CartPole-v1")
     vector = gymnasium.make_vec("CartPole-v1", 2)
@@ -226,7 +226,7 @@ def test_spec_from_env_is_of_a_single_environment():
 
 
 def test_spec_from_example():
-    """An example tells shapes and dtypes; its next_obs and flags say nothing new."""
+    """An example gives shapes and dtypes. Its next_obs and flags are ignored."""
     example = {"obs": {"x": np.zeros((2,), np.int8)}, "action": (1, 0.5), "reward": np.float64(1), "mu": [1, 2]}
     spec = Spec.from_example(example | {"next_obs": None, "terminated": False})
     expected = Spec(
@@ -241,7 +241,7 @@ def test_spec_from_example():
 
 
 def test_keys_with_dots_are_nested():
-    """A plain dict of arrays is an example, too; what it has as values is left as it is."""
+    """A plain dict of arrays can be an example. Dots in its keys separate nested fields."""
     row = {"obs.x": 1.0, "obs.parts.1": 2, "obs.parts.0": 1.0, "action": {"a.b": True}, "note.z": 3, "observation": 1}
     expected = Spec(
         obs={"x": Field(()), "parts": (Field(()), Field((), np.int64))},
@@ -256,7 +256,7 @@ def test_keys_with_dots_are_nested():
 
 
 def test_a_row_of_lerobot_is_an_example():
-    """Observations and rewards get their names here; places in the data set and the done flag are no fields."""
+    """A row of a LeRobot data set can be an example, with names for observation and reward."""
     torch = pytest.importorskip("torch")
     row = {
         "observation.state": torch.zeros(6),
@@ -281,7 +281,7 @@ def test_a_row_of_lerobot_is_an_example():
 
 
 def test_bad_specs_are_refused():
-    """Fields must be dense and named as nothing else is."""
+    """Fields must be dense, and their names must not be used otherwise."""
     with pytest.raises(TypeError, match="object"):
         Field((), object)
     with pytest.raises(TypeError, match="U3"):
@@ -310,7 +310,7 @@ def test_bad_specs_are_refused():
     target=st.sampled_from(["?", "i1", "u1", "i4", "u8", "i8", "f2", "f4", "f8", "c8"]),
 )  # fmt: skip
 def test_what_is_stored_is_what_was_given_or_an_error(value, target):
-    """A value comes back as NumPy's own cast, unless the cast would change it by more than rounding."""
+    """A value is stored as NumPy casts it. If the cast changes it by more than rounding, it is an error."""
     buffer = one(np.dtype(target), value.shape)
     with np.errstate(all="ignore"):
         cast = value.astype(target)

@@ -1,4 +1,4 @@
-"""Storages: where their arrays are, what padding reads as, and what windows may be asked to replace."""
+"""Storages: the place of their arrays, the values of padding, and rewrites of windows."""
 
 import pickle
 
@@ -29,7 +29,7 @@ from tests.laws.third_party import ListStorage
 both_storages = pytest.mark.parametrize("make", [LocalStorage, ListStorage])
 
 
-# -- Where arrays are ----------------------------------------------------------------------------------------------
+# -- The place of arrays -------------------------------------------------------------------------------------------
 
 
 def test_an_array_allocated_again_keeps_its_rows():
@@ -45,7 +45,7 @@ def test_an_array_allocated_again_keeps_its_rows():
 
 
 class MappedStorage(LocalStorage):
-    """Every array in a file of its own, in a new directory."""
+    """A storage with every array in a file, in a new directory."""
 
     directory = None
 
@@ -96,7 +96,7 @@ def test_arrays_may_be_in_files(tmp_path, monkeypatch, spec, stack, num_envs):
 @both_storages
 @pytest.mark.parametrize("spec", ["nested", "large", "frames"])
 def test_padding_reads_as_zeros(make, spec):
-    """It has no episode: among stored indices, alone, and in an empty buffer."""
+    """Padding reads as zeros and has no episode: among stored indices, alone, and in an empty buffer."""
     storage = make(5, SPECS[spec], 1)
     buffer = Buffer(storage, Uniform(storage), seed=0)
     for leaf in storage.spec.leaves:
@@ -117,11 +117,11 @@ def test_padding_reads_as_zeros(make, spec):
         buffer.read([4], "nothing")
 
 
-# -- What windows replace ------------------------------------------------------------------------------------------
+# -- Rewrites of windows -------------------------------------------------------------------------------------------
 
 
 def rewritten(make, rewrite, spec=FLAT):
-    """The fields of four windows, some of whose rows are replaced."""
+    """The fields of four windows, with some rows replaced."""
     storage = make(9, spec, 1)
     buffer = filled(Buffer(storage, Uniform(storage), seed=0), 6)
     window = buffer.window(np.arange(4))
@@ -132,7 +132,7 @@ def rewritten(make, rewrite, spec=FLAT):
 @both_storages
 @pytest.mark.parametrize("values", [np.int64(7), np.array([7]), np.array([7, 7]), np.array([7, 7], np.int16)])
 def test_values_of_a_rewrite_are_broadcast(make, values):
-    """One value for every row, in a dtype that casts to the field's."""
+    """One value can replace all rows, in a dtype that casts to that of the field."""
     rows = np.array([0, 3])
     assert rewritten(make, Rewrite(("action",), rows, values))["action"].tolist() == [7, 1, 1, 7]
 
@@ -148,13 +148,13 @@ def test_values_of_a_rewrite_are_broadcast(make, values):
     ],
 )
 def test_rewrites_that_do_not_fit_are_refused(make, rows, values, error):
-    """Nothing beyond the values is read, and nothing beyond the batch is written."""
+    """A rewrite that does not fit raises an error, before anything outside the arrays is read or written."""
     with pytest.raises(error):
         rewritten(make, Rewrite(("action",), np.array(rows), values))
 
 
 def test_no_row_of_a_rewrite_counts_from_the_end():
-    """The row -1 is refused, too, in the first rewrite and in a later one."""
+    """The row -1 of a rewrite raises an error, in the first rewrite and in later ones."""
     storage = LocalStorage(9, FLAT)
     buffer = filled(Buffer(storage, Uniform(storage)), 6)
     right, wrong = (Rewrite(("action",), np.array(rows), np.array([7, 7])) for rows in ([0, 3], [0, -1]))
@@ -167,7 +167,7 @@ def test_no_row_of_a_rewrite_counts_from_the_end():
 
 @pytest.mark.parametrize("name", ["reward", "length", "terminated", "truncated"])
 def test_what_replaces_an_array_of_a_window_has_its_shape(name):
-    """Nothing is broadcast: one reward for each window is not the reward of each step."""
+    """An array that replaces an array of a window must have its shape. Nothing is broadcast."""
     buffer = filled(ReplayBuffer(9, FLAT, n_step=3), 6)
     window = buffer.window(np.arange(4))
     setattr(window, name, getattr(window, name)[:1])
@@ -179,7 +179,7 @@ def test_what_replaces_an_array_of_a_window_has_its_shape(name):
 @pytest.mark.parametrize("length", [-1, 0, 4, 2**40])
 @pytest.mark.parametrize("in_place", [False, True])
 def test_windows_of_an_impossible_length_are_refused(length, in_place):
-    """Nothing beyond the rows and beyond what hindsight has room for is read or written."""
+    """A window of an impossible length raises an error, before anything outside the arrays is read."""
     buffer = ReplayBuffer(9, GOAL_SPEC, n_step=3)
     goal_episodes(buffer, [6])
     window = buffer.window(np.arange(4))
@@ -194,7 +194,7 @@ def test_windows_of_an_impossible_length_are_refused(length, in_place):
 
 
 def test_fields_of_a_rewrite_may_lie_in_different_places():
-    """One in the rows and one in a column of its own, in either order."""
+    """One rewrite can replace a field in the rows and a field in a column, in either order."""
     spec = Spec(obs=Field((), np.float32), action=Field((), np.float32))
     for names in (("obs", "action"), ("action", "obs")):
         buffer = ReplayBuffer(9, spec, share="all", seed=0)
@@ -213,7 +213,7 @@ def test_fields_of_a_rewrite_may_lie_in_different_places():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @both_storages
 def test_a_negative_zero_survives(make, n_step, dtype):
-    """Returns are summed from their first term, not from 0.0."""
+    """Returns are summed from their first term, not from 0.0, so -0.0 is kept."""
     storage = make(9, Spec(obs=Field(()), action=Field(()), reward=Field((), dtype)), 1)
     buffer = Buffer(storage, Uniform(storage), n_step=n_step, seed=0)
     for number in range(6):
@@ -244,11 +244,11 @@ def test_values_of_one_lane_may_have_a_leading_axis(make):
         given.add(**{name: np.asarray(value)[None].repeat(2, axis=0) for name, value in step(1).items()})
 
 
-# -- What a buffer is made of --------------------------------------------------------------------------------------
+# -- The parts of a buffer -----------------------------------------------------------------------------------------
 
 
 def test_a_buffer_joins_a_storage_and_a_distribution_of_it():
-    """Other arguments raise an error with their name. Both parts are attributes."""
+    """`Buffer` needs a storage and a distribution of it. Other arguments raise an error that names them."""
     storage = LocalStorage(5, FLAT)
     buffer = Buffer(storage, Proportional(storage, alpha=0.5), seed=0)
     assert buffer.storage is storage
@@ -265,7 +265,7 @@ def test_a_buffer_joins_a_storage_and_a_distribution_of_it():
 
 
 def test_a_buffer_and_its_constructor_give_the_same_bits():
-    """`Buffer(storage, distribution)` is what the three constructors make."""
+    """`Buffer(storage, distribution)` gives the same bits as the three constructors."""
     storage = LocalStorage(7, FLAT, stack=1)
     one = Buffer(storage, Proportional(storage, alpha=0.5, draws="iid"), n_step=2, seed=3)
     two = PrioritizedBuffer(7, FLAT, alpha=0.5, draws="iid", n_step=2, seed=3)
@@ -293,7 +293,7 @@ def test_settings_are_read_only_but_for_beta():
 
 
 def test_capacities_and_specs_are_checked():
-    """Every storage checks them."""
+    """Every storage checks capacities and specs."""
     for make in (LocalStorage, ListStorage):
         with pytest.raises(ValueError, match="capacity is 0"):
             make(0, FLAT)
@@ -304,7 +304,7 @@ def test_capacities_and_specs_are_checked():
 
 
 def test_interfaces_have_no_more_than_their_abstract_methods():
-    """These are the methods that the class docstrings list."""
+    """The abstract methods are those that the class docstrings list."""
     assert Storage.__abstractmethods__ == {
         "write", "end_episode", "clear", "window", "reduce", "read", "episode", "latest",
     }  # fmt: skip
@@ -342,7 +342,7 @@ def test_rows_of_frames_that_were_never_published_are_written_again():
 @pytest.mark.parametrize("num_envs", [1, 2])
 @pytest.mark.parametrize("spec", ["frames", "large"])
 def test_columns_are_written_between_retiring_and_publishing(spec, num_envs, monkeypatch):
-    """While they are written, no index that counts as stored is among the new ones, or has a slot of theirs."""
+    """While columns are written, no index of the new steps counts as stored, and no stored index has their slots."""
     storage = LocalStorage(6, SPECS[spec], num_envs, share="all")
     buffer, calls = Buffer(storage, Uniform(storage), seed=0), []
     lead = (num_envs,) if num_envs > 1 else ()

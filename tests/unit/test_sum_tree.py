@@ -1,4 +1,4 @@
-"""The sum tree: exact at every scale, whatever has happened to it."""
+"""The sum tree is exact at every scale and after any updates."""
 
 from fractions import Fraction
 
@@ -12,7 +12,7 @@ from tests.helpers import priorities, tree_of
 
 
 def test_the_example_of_the_docs():
-    """The tree that the docs draw, and the query that they walk."""
+    """The tree and the query of the documentation are correct."""
     tree = tree_of([3.0, 0.0, 1.0, 2.0])
     assert tree.nodes.tolist() == [0.0, 6.0, 3.0, 3.0, 3.0, 0.0, 1.0, 2.0]
     assert tree.find([3.5]).tolist() == [2]
@@ -21,7 +21,7 @@ def test_the_example_of_the_docs():
 
 @given(values=st.lists(priorities, min_size=1, max_size=40))
 def test_boundary_masses_never_find_a_zero_leaf(values):
-    """At each prefix sum and one ulp beside it, a positive leaf is found, and the right one up to rounding."""
+    """At each prefix sum, and one ulp beside it, the right positive leaf is found, up to rounding."""
     tree = tree_of(values)
     if tree.total == 0.0:
         with pytest.raises(ValueError, match="every priority is 0"):
@@ -39,7 +39,7 @@ def test_boundary_masses_never_find_a_zero_leaf(values):
 
 
 def textbook(nodes, mass):
-    """The descent that every textbook has, and where it ends."""
+    """The usual descent from textbooks, and the leaf where it ends."""
     node = 1
     while node < len(nodes) // 2:
         node *= 2
@@ -50,7 +50,7 @@ def textbook(nodes, mass):
 
 
 def test_where_rounding_leads_a_textbook_to_a_zero_leaf_a_positive_one_is_found():
-    """The sums that mislead are rare, so many trees are tried, and some must be among them."""
+    """Where rounding leads the usual descent to a zero leaf, this tree finds a positive one."""
     rng = np.random.default_rng(0)
     misled = 0
     for _ in range(600):
@@ -175,14 +175,14 @@ def test_bad_arguments_leave_the_tree_unchanged():
 
 
 def test_a_tree_is_printed_with_its_size_and_sum():
-    """In one line."""
+    """The repr shows the size and the sum in one line."""
     tree = tree_of([1.0, 2.0, 3.0, 4.0, 5.0])
     assert repr(tree) == "SumTree(5, total=15)"
     assert len(tree) == 5
 
 
 def test_arrays_may_come_from_elsewhere():
-    """An allocator gives the arrays; a tree on arrays that hold one already goes on with it."""
+    """An allocator can provide the arrays. A tree on arrays of another tree continues with its values."""
     arrays = {}
 
     def allocate(name, shape, dtype):

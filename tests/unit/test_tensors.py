@@ -20,7 +20,7 @@ NESTED = Spec(
 
 
 def filled(spec, count=20, make=PrioritizedBuffer, **options):
-    """A buffer with noise."""
+    """A buffer with random values."""
     rng, buffer = np.random.default_rng(0), make(50, spec, seed=0, **options)
 
     def values(tree):
@@ -49,7 +49,7 @@ def assert_equal(tensors, batch):
 
 @pytest.mark.parametrize("options", [{}, {"n_step": 3}, {"stack": 3}, {"share": "none"}])
 def test_a_block_on_a_device_has_the_same_numbers(options):
-    """All tensors are views of one block; stacks that share memory are in it once."""
+    """All tensors on a device are views of one block. Stacks that share memory are copied once."""
     for buffer in (filled(NESTED, **options), CombinedReplay(filled(NESTED, **options))):
         batch = buffer.sample(8)
         tensors = _moved(dict(batch.items()), torch.device("cpu"), torch)
@@ -76,7 +76,7 @@ def test_stacks_are_copied_once():
 
 @given(st.data())
 def test_any_arrays_are_packed(data):
-    """Views of one another, with steps, in Fortran order, empty, and of all sizes."""
+    """Arrays can be views of one another, strided, in Fortran order, empty, and of any size."""
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     arrays = []
     for _ in range(data.draw(st.integers(1, 5))):

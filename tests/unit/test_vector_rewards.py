@@ -1,4 +1,4 @@
-"""Rewards of shape (k,): every way in and out, against sums of each of the k, and what is refused."""
+"""Rewards of shape (k,), compared with sums of each of the k numbers, and invalid rewards."""
 
 import gymnasium
 import numpy as np
@@ -36,7 +36,7 @@ def spec_of(dtype="float32", obs=OBS, k=K):
 
 
 def steps(count, lanes=1, k=K, obs=(2,)):
-    """Steps whose rewards are other numbers everywhere; every fifth ends an episode."""
+    """Steps in which all reward numbers differ. Every fifth step ends an episode."""
     lead = (count, lanes) if lanes > 1 else (count,)
     rewards = np.random.default_rng(0).normal(size=(*lead, k))
     ends = (np.arange(count) % 5 == 4).reshape(count, *(1,) * (len(lead) - 1)).repeat(lanes, axis=-1).reshape(lead)
@@ -45,7 +45,7 @@ def steps(count, lanes=1, k=K, obs=(2,)):
 
 
 def assert_returns(replay, indices, found):
-    """Each number of a reward is the discounted sum of those in its place, of the steps of the window."""
+    """Each number of the return is the discounted sum of that number over the steps of the window."""
     stored, stride = set(replay.stored().tolist()), replay.successor
     dtype = replay.spec["reward"].dtype
     for row, index in enumerate(indices.tolist()):
@@ -81,7 +81,7 @@ WITH = {
 @pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("kind", WITH)
 def test_rewards_are_summed_one_by_one(kind, lanes, dtype):
-    """In every kind of replay; discount, length and flags are those of a scalar reward."""
+    """In every kind of replay, each number is summed separately. Other fields are those of a scalar reward."""
     replay = WITH[kind](30, spec_of(dtype), num_envs=lanes, n_step=N, gamma=GAMMA, seed=0)
     replay.extend(*steps(17, lanes))
     replay.add(*(values[0] for values in steps(1, lanes)))
@@ -95,7 +95,7 @@ def test_rewards_are_summed_one_by_one(kind, lanes, dtype):
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_the_first_of_several_rewards_is_that_of_a_scalar_bit_for_bit(lanes):
-    """So are all other fields: a reward of k numbers is k buffers of one."""
+    """Each of k numbers, and all other fields, are those of a buffer with a scalar reward."""
     given = steps(40, lanes)
     several = ReplayBuffer(60, spec_of(), num_envs=lanes, n_step=N, gamma=GAMMA, seed=0)
     several.extend(*given)
@@ -110,7 +110,7 @@ def test_the_first_of_several_rewards_is_that_of_a_scalar_bit_for_bit(lanes):
 
 
 def test_sequences_have_them_at_each_step():
-    """Of shape (B, T, k), with zeros past the end."""
+    """Sequences have rewards of shape (B, T, k), with zeros past the end."""
     replay = SequenceReplay(ReplayBuffer(30, spec_of(), n_step=N, gamma=GAMMA, seed=0), 4)
     replay.extend(*steps(23))
     batch = assert_lawful(replay, 9)
@@ -120,7 +120,7 @@ def test_sequences_have_them_at_each_step():
 
 
 def test_with_stacks_of_frames_and_a_mask():
-    """And written one by one, with values as lists, in a batch of one and for some lanes."""
+    """They work with stacks of frames, masks, single steps, lists, and batches of one."""
     options = {"num_envs": 2, "n_step": N, "gamma": GAMMA, "stack": 2, "seed": 0}
     replay = PrioritizedBuffer(20, spec_of(obs=Field((5, 4), "uint8")), **options)
     frames, actions, rewards, _, ends, no = steps(20, 2, obs=(5, 4))
@@ -135,7 +135,7 @@ def test_with_stacks_of_frames_and_a_mask():
 
 @pytest.mark.parametrize("k", [1, 2, 300])
 def test_any_number_of_them(k):
-    """Also more than a field of a packed row would otherwise have, and with a leading axis of length 1."""
+    """A reward can have any number of entries, also with a leading axis of length 1."""
     replay = ReplayBuffer(10, spec_of(k=k), n_step=N, gamma=GAMMA, seed=0)
     for t in range(12):
         one = [values[t] for values in steps(12, k=k)]
@@ -145,7 +145,7 @@ def test_any_number_of_them(k):
 
 
 def test_integers_and_overwriting():
-    """Integers are converted as for a scalar, and what is overwritten is what is summed."""
+    """Integers are converted as for a scalar, and overwritten rewards are summed."""
     replay = ReplayBuffer(10, spec_of(), n_step=N, gamma=GAMMA, seed=0)
     for t in range(6):
         replay.add([0, 0], 0, np.array([t, 2 * t, 3 * t]), [0, 0], False, False)
@@ -158,7 +158,7 @@ def test_integers_and_overwriting():
 
 
 def test_saving_and_files_of_arrays(tmp_path):
-    """A checkpoint goes on bit for bit, and a file of arrays comes back with its spec."""
+    """A checkpoint continues bit for bit, and a file of arrays is read with its spec."""
     replay = PrioritizedBuffer(30, spec_of("float64"), n_step=N, gamma=GAMMA, seed=0)
     replay.extend(*steps(23))
     replay.save(tmp_path / "saved")
@@ -174,7 +174,7 @@ def test_saving_and_files_of_arrays(tmp_path):
 
 
 def test_a_spec_of_an_example_has_its_shape():
-    """And says so; scalars stay scalars."""
+    """An example gives the shape of the reward, and the repr shows it."""
     spec = Spec.from_example({"obs": 0.0, "action": 0, "reward": np.zeros(2)})
     assert repr(spec) == "Spec(obs=Field((), float32), action=Field((), int64), reward=Field((2,), float64))"
     assert Spec.from_example({"obs": 0.0, "action": 0, "reward": 1.0})["reward"] == Field(())
@@ -182,13 +182,13 @@ def test_a_spec_of_an_example_has_its_shape():
 
 @pytest.mark.parametrize("field", [Field((2, 2)), Field((0,)), Field((2,), "int64"), Field((2,), step="last"), 3])
 def test_other_fields_of_a_reward_are_refused(field):
-    """One axis at most, with something in it, of float32 or float64."""
+    """A reward must have at most one axis, which is not empty, and be float32 or float64."""
     with pytest.raises(ValueError, match=r"reward is .*; expected Field\(\(\), 'float32'\).*the shape \(k,\)"):
         Spec(obs=Field(()), action=Field(()), reward=field)
 
 
 def test_wrong_rewards_are_refused():
-    """By name, with the shape that is expected; nothing changes."""
+    """An invalid reward raises an error with its name and the expected shape. Nothing changes."""
     replay = ReplayBuffer(20, spec_of(), num_envs=2, seed=0)
     given = [list(values) for values in zip(*steps(8, 2), strict=True)]
     replay.extend(*steps(4, 2))
@@ -213,7 +213,7 @@ def test_wrong_rewards_are_refused():
 
 
 def test_as_tensors():
-    """A column is made of what is a number for each row; TorchRL gets the k rewards as they are."""
+    """With columns, only scalar rewards get a second axis. TorchRL gets the k rewards unchanged."""
     pytest.importorskip("torch")
     replay = ReplayBuffer(20, spec_of(), n_step=N, seed=0)
     replay.extend(*steps(20))
@@ -225,7 +225,7 @@ def test_as_tensors():
 
 
 class Team(gymnasium.vector.VectorEnv):
-    """Two copies of a game in which three agents get a reward each; the k-th of lane e is 100 t + 10 e + k."""
+    """Two copies of a game with three agents. The reward of agent k in lane e is 100 t + 10 e + k."""
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
     num_envs = 2
@@ -244,7 +244,7 @@ class Team(gymnasium.vector.VectorEnv):
 
 
 def test_a_vector_environment_is_recorded():
-    """Whose rewards have the shape (E, k)."""
+    """A vector environment with rewards of shape (E, k) can be recorded."""
     replay = ReplayBuffer(20, Spec.from_env(Team(), reward=Field((3,))), num_envs=2, n_step=1, seed=0)
     env = record(Team(), replay)
     env.reset()
@@ -269,7 +269,7 @@ def distances(achieved_goal, desired_goal, info):
 
 
 def walk(reward_fn=distances, **options):
-    """Steps along a line, to a goal at 99."""
+    """Steps along a line to a goal at 99."""
     replay = ReplayBuffer(20, GOALS, n_step=2, gamma=GAMMA, seed=0)
     replay = HindsightReplay(replay, reward_fn, strategy="final", ratio=1.0, **options)
     for x in range(6):
@@ -279,7 +279,7 @@ def walk(reward_fn=distances, **options):
 
 
 def test_hindsight_gives_several_rewards():
-    """Of shape (M, k); a window that is shortened sums only what is left."""
+    """`reward_fn` returns shape (M, k). A shortened window sums only its remaining steps."""
     assert_lawful(walk(), 9)
     fields = walk().fetch(np.arange(6))
     np.testing.assert_array_equal(fields["reward"][:, 0], [-5 - 2, -4 - 1.5, -3 - 1, -2 - 0.5, -1, 0])
@@ -302,7 +302,7 @@ def test_hindsight_gives_several_rewards():
     ],
 )
 def test_wrong_rewards_of_hindsight_are_refused(reward_fn, match):
-    """By the shape or the number, and the next batch is the one that this would have been."""
+    """An invalid shape or number raises an error, and the next batch is the same as without it."""
     replay = walk(reward_fn)
     state = replay.rng.bit_generator.state
     with pytest.raises(ValueError, match=match):

@@ -1,4 +1,4 @@
-"""Hindsight and mixtures on a device: the numbers of the CPU for the same draws, late errors, and nothing waits."""
+"""Hindsight and mixtures on a device: the same numbers as on the CPU, late errors, and no waiting."""
 
 import copy
 import pickle
@@ -43,7 +43,7 @@ def numbers(tree):
 
 
 def assert_same(got, expected, rtol=0.0):
-    """Equal trees, bit for bit unless there is a tolerance."""
+    """Two trees are equal, bit for bit unless a tolerance is given."""
     assert got.keys() == expected.keys()
     for name, value in expected.items():
         if isinstance(value, dict):
@@ -56,7 +56,7 @@ def assert_same(got, expected, rtol=0.0):
 
 
 def told(achieved_goal, desired_goal, info):
-    """A reward that tells all it was made from, of arrays or of tensors."""
+    """A reward that identifies its arguments, which are arrays or tensors."""
     (place, speed), (target, wish) = achieved_goal, desired_goal
     return place[:, 0] + 3.0 * speed - 7.0 * target[:, 1] + 11.0 * wish + info["cost"] + info["deep"]["x"][:, 1]
 
@@ -87,7 +87,7 @@ def pairs(device, lanes=1, n_step=3, capacity=24, steps=20, make=ReplayBuffer, *
 
 
 def relabelled(replay, indices, uniforms):
-    """The transitions at these indices, with goals that are chosen by these numbers, and the rewards of each step."""
+    """The transitions at these indices with goals chosen by these numbers, and the rewards of each step."""
     put = replay.backend.array
     window = replay.inner.window(put(indices))
     window.ahead = replay.inner.look_ahead(window, replay.look, put(uniforms))
@@ -100,7 +100,7 @@ def relabelled(replay, indices, uniforms):
 @pytest.mark.parametrize("terminated_fn", [None, near])
 @pytest.mark.parametrize("n_step", [1, 4])
 def test_the_same_numbers_choose_the_goals_of_the_cpu(strategy, lanes, terminated_fn, n_step):
-    """Bit for bit: goals, rewards, ends and flags, for rows of one window and of several."""
+    """The same random numbers give the goals, rewards, ends and flags of the CPU, bit for bit."""
     options = {"strategy": strategy, "terminated_fn": terminated_fn, "lanes": lanes, "n_step": n_step}
     if strategy != "random" or lanes == 1:  # transitions of several lanes are counted in another order
         options |= {"capacity": 24 if strategy == "random" else 16}
@@ -122,7 +122,7 @@ def test_the_same_numbers_choose_the_goals_of_the_cpu(strategy, lanes, terminate
 
 
 def test_reward_fn_gets_tensors_of_every_step_of_every_row():
-    """Their number does not depend on the draw. Goals have their own dtypes, and extra fields are nested."""
+    """The number of steps that `reward_fn` gets does not depend on the draw. Goals have their own dtypes."""
     calls = []
 
     def reward_fn(achieved_goal, desired_goal, info):
@@ -149,7 +149,7 @@ def reached(achieved_goal, desired_goal, info):
 
 
 def goals(reward_fn=sparse, make=PrioritizedBuffer, lengths=(5, 9), **options):
-    """Goals on a device, with windows of two steps."""
+    """Hindsight replay on a device, with windows of two steps."""
     buffer = make(20, GOAL_SPEC, n_step=2, seed=5, device=DEVICE)
     goal_episodes(buffer, lengths)
     return HindsightReplay(buffer, reward_fn, **options)
@@ -173,14 +173,14 @@ def learned(achieved_goal, desired_goal, info):
 @pytest.mark.parametrize("reward_fn", [careless, in_numpy, learned])
 @pytest.mark.parametrize("terminated_fn", [None, reached])
 def test_a_function_may_change_its_arguments_and_return_other_arrays(reward_fn, terminated_fn):
-    """A NumPy array is copied to the device, and a tensor is detached."""
+    """If `reward_fn` returns a NumPy array, it is copied to the device. A tensor is detached."""
     batches = [bits_of(assert_lawful(goals(each, terminated_fn=terminated_fn), 20)) for each in (sparse, reward_fn)]
     assert batches[0] == batches[1]
     assert not goals(reward_fn, terminated_fn=terminated_fn).sample(20).reward.requires_grad
 
 
 def test_a_ratio_of_0_changes_nothing_on_a_device():
-    """No random numbers are drawn."""
+    """With a ratio of 0, batches do not change and no random numbers are drawn."""
     replay = goals(ratio=0.0)
     plain = copy.deepcopy(replay.inner)
     for _ in range(3):
@@ -190,7 +190,7 @@ def test_a_ratio_of_0_changes_nothing_on_a_device():
 
 
 def test_rewards_of_several_numbers_are_relabelled_on_a_device():
-    """As on the CPU."""
+    """Rewards of several numbers are relabelled as on the CPU."""
     spec = Spec(GOAL_SPEC["obs"], GOAL_SPEC["action"], reward=Field((2,)))
     found = []
     for device in PLACES:
@@ -206,7 +206,7 @@ def test_rewards_of_several_numbers_are_relabelled_on_a_device():
 
 @pytest.mark.parametrize(("value", "dtype"), [(np.nan, torch.float64), (np.inf, torch.float32), (1e300, torch.float64)])
 def test_a_reward_that_is_not_finite_is_raised_later(value, dtype):
-    """Once, with the number of them; those of rows that keep their goals do not count."""
+    """New rewards that are not finite raise an error once, with their number. Original rewards do not count."""
 
     def reward_fn(achieved_goal, desired_goal, info):
         return torch.full((len(achieved_goal),), value, dtype=dtype, device=DEVICE)
@@ -234,7 +234,7 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_reward_function_on_a_device_changes_nothing(case):
-    """Shapes and dtypes are known at once, and the next batch is the one that this would have been."""
+    """A wrong shape or dtype from `reward_fn` raises an error immediately, and the next batch is unchanged."""
     reward_fn, error, match = WRONG[case]
     replay = goals(reward_fn)
     with pytest.raises(error, match=match):
@@ -253,7 +253,7 @@ def at_one(achieved_goal, desired_goal, info):
 
 
 def test_a_terminated_function_that_is_not_vectorised_is_detected_on_a_device():
-    """It works in torch.vmap, as the error says."""
+    """A `terminated_fn` that is not vectorised raises an error, which suggests torch.vmap."""
     with pytest.raises(ValueError, match=r"at_any returns another value.*wrap it: torch.vmap\(terminated_fn\)"):
         goals(terminated_fn=at_any).sample(30)
     with pytest.raises(TypeError, match="returned dtype torch.float64; expected bool"):
@@ -265,7 +265,7 @@ def test_a_terminated_function_that_is_not_vectorised_is_detected_on_a_device():
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("terminated_fn", [None, reached])
 def test_relabelling_does_not_wait_for_the_device(strategy, terminated_fn):
-    """After the check of `terminated_fn`, which does so once."""
+    """Relabelling does not wait for the device, except once, when it checks `terminated_fn`."""
     replay = goals(strategy=strategy, terminated_fn=terminated_fn)
     replay.sample(30)
     with nothing_waits():
@@ -279,7 +279,7 @@ SHARES = {"demos": 0.25, "online": 0.75}
 
 
 def mixture(device=DEVICE, shares=None, demos=6, online=20, seed=2, n_step=2, wrap=lambda replay: replay, **options):
-    """Demonstrations of uniform replay in two lanes, and steps of prioritized replay in one."""
+    """Two lanes of demonstrations with uniform replay, and one lane of steps with prioritized replay."""
     first = ReplayBuffer(12, FLAT, num_envs=2, n_step=n_step, device=device, seed=0)
     second = PrioritizedBuffer(20, FLAT, n_step=n_step, device=device, seed=1, **options)
     if demos:
@@ -293,7 +293,7 @@ def mixture(device=DEVICE, shares=None, demos=6, online=20, seed=2, n_step=2, wr
 
 
 def test_everything_but_the_draws_is_that_of_a_mixture_on_the_cpu():
-    """For every stored index, in any order, with padding where it is allowed, and for rows of several windows."""
+    """For any indices, windows, fields and updates equal those of the same mixture on the CPU."""
     replays = [mixture(device, demos=8, online=27) for device in PLACES]
     shuffled = np.random.default_rng(0).permutation(replays[0].stored())
     padded = np.concatenate((shuffled, [-1, -1]))
@@ -317,7 +317,7 @@ def test_everything_but_the_draws_is_that_of_a_mixture_on_the_cpu():
 @pytest.mark.parametrize("weights", ["batch", "none", "buffer"])
 @pytest.mark.parametrize("batch_size", [8, 10, 13])
 def test_each_source_draws_and_weighs_as_it_would_alone(weights, batch_size):
-    """A copy of it with the same generator draws the same rows."""
+    """Each source draws the same rows as a copy of it with the same generator."""
     replay = mixture(weights=weights, beta=0.7)
     twins = copy.deepcopy(dict(replay.sources))
     for _ in range(3):
@@ -335,7 +335,7 @@ def test_each_source_draws_and_weighs_as_it_would_alone(weights, batch_size):
 
 @pytest.mark.parametrize("batch_size", [8, 9])
 def test_the_least_probabilities_are_those_of_the_cpu(batch_size):
-    """Without some indices of either source, also if these are all that a source has."""
+    """The least probability is that of the CPU, with or without some or all indices of a source."""
     replays = [mixture(device, weights="buffer") for device in PLACES]
     stored = replays[0].stored()
     for without in ([], [0, 1, 5], [62 - 3, 2], stored[stored % 3 == 2], stored[stored % 3 != 2], stored):
@@ -347,7 +347,7 @@ def test_the_least_probabilities_are_those_of_the_cpu(batch_size):
 
 
 def test_rows_of_a_source_that_drew_nothing_are_weighed_among_themselves():
-    """Only a CombinedReplay takes rows from it."""
+    """If a source draws nothing, only a CombinedReplay takes rows from it, with weights among themselves."""
     weights = []
     for device in PLACES:
         sources = {name: PrioritizedBuffer(9, FLAT, weights="buffer", device=device, seed=0) for name in "ab"}
@@ -360,7 +360,7 @@ def test_rows_of_a_source_that_drew_nothing_are_weighed_among_themselves():
 
 
 def test_shares_on_a_device_are_rounded_without_bias_and_follow_schedules():
-    """With numbers of the CPU, so that the sizes of the draws are known there."""
+    """Shares are rounded without bias, with random numbers on the CPU, so that it knows the sizes of the draws."""
     replay, batches = mixture(), 400
     counts = np.array([int((replay.draw(7).indices % 3 == 2).sum()) for _ in range(batches)])
     assert set(counts.tolist()) == {5, 6}
@@ -373,7 +373,7 @@ def test_shares_on_a_device_are_rounded_without_bias_and_follow_schedules():
 @pytest.mark.parametrize("wrap", [lambda replay: replay, CombinedReplay], ids=["plain", "combined"])
 @pytest.mark.parametrize("name", ["td_errors", "priorities"])
 def test_updates_find_their_source(wrap, name):
-    """Of repeated indices the last value counts. Stale ones, padding, and those of uniform replay are ignored."""
+    """Updates reach their source. The last value of a repeated index counts, and stale indices are ignored."""
     replays = [wrap(mixture(device, online=23)) for device in PLACES]
     indices = np.array([59, 0, 2, 17, 59, 5, 62])
     for replay in replays:
@@ -388,7 +388,7 @@ def test_updates_find_their_source(wrap, name):
 
 
 def test_overwritten_fields_find_their_source():
-    """As on the CPU, and a wrong value changes no source."""
+    """`overwrite` works as on the CPU. An invalid value changes no source."""
     replays = [mixture(device, online=23) for device in PLACES]
     indices = np.array([59, 0, 2, 17, 59, -1])
     for replay in replays:
@@ -405,7 +405,7 @@ def test_overwritten_fields_find_their_source():
 
 
 def test_what_is_added_on_a_device_goes_to_one_source():
-    """With the mixture's indices, from single steps, stretches and masks."""
+    """Steps, with or without a mask, are added to one source, and the mixture's indices are returned."""
     replay = mixture(online=0)
     assert replay.extend(**stretch(4)).tolist() == [2, 5, 8, 11]
     first = {name: value[0] for name, value in stretch(1).items()}
@@ -419,7 +419,7 @@ def test_what_is_added_on_a_device_goes_to_one_source():
 
 
 def test_a_source_without_a_share_may_be_empty_on_a_device():
-    """Also one that has a share, while only others are read."""
+    """A source may be empty if it has no share, or if only indices of other sources are read."""
     replay = mixture(shares={"demos": 1.0, "online": 0.0}, online=0)
     assert_lawful(replay, 5)
     batch = assert_lawful(CombinedReplay(replay), 5)
@@ -431,7 +431,7 @@ def test_a_source_without_a_share_may_be_empty_on_a_device():
 
 
 def test_a_field_that_only_one_source_has_is_false_elsewhere_on_a_device():
-    """Hindsight around one source."""
+    """If only one source has hindsight, `relabelled` is False in the rows of the others."""
     plain, relabelling = goals().inner, goals(ratio=1.0, make=ReplayBuffer)
     replay = MixedReplay({"a": plain, "b": relabelling}, shares={"a": 0.75, "b": 0.25}, add_to="a", seed=0)
     assert assert_lawful(replay, 8).relabelled.tolist() == [False] * 6 + [True] * 2
@@ -439,7 +439,7 @@ def test_a_field_that_only_one_source_has_is_false_elsewhere_on_a_device():
 
 
 def test_lanes_on_a_device_may_be_shorter_than_a_window():
-    """The rewards of the sources then have different lengths."""
+    """If a source's lanes are shorter than a window, rewards of different lengths are joined."""
     short, wide = (ReplayBuffer(size, FLAT, n_step=3, device=DEVICE, seed=0) for size in (2, 24))
     filled(short, 5)
     filled(wide, 20)
@@ -450,7 +450,7 @@ def test_lanes_on_a_device_may_be_shorter_than_a_window():
 
 
 class Halved(ReplayWrapper):
-    """A user's wrapper inside of a mixture."""
+    """A wrapper of a user inside a mixture."""
 
     def change(self, window):
         window.reward = window.reward / 2.0
@@ -481,7 +481,7 @@ LATE = {
 
 @pytest.mark.parametrize("case", LATE)
 def test_wrong_input_of_a_mixture_is_raised_later(case):
-    """Once, by the source that it would belong to."""
+    """An invalid value is raised once, by the source to which it would belong."""
     call, text = LATE[case]
     replay = mixture(online=23)
     call(replay)
@@ -492,7 +492,7 @@ def test_wrong_input_of_a_mixture_is_raised_later(case):
 
 @pytest.mark.parametrize("call", ["fetch", "probability"])
 def test_indices_of_an_empty_source_are_raised_later(call):
-    """There is nothing that could be read in their place."""
+    """Indices of an empty source raise an error, because no values can be read in their place."""
     replay = mixture(online=0)
     getattr(replay, call)(replay.backend.array(np.array([0, 2])))
     with pytest.raises(IndexError, match="1 indices that were read are not stored"):
@@ -501,7 +501,7 @@ def test_indices_of_an_empty_source_are_raised_later(call):
 
 @pytest.mark.parametrize("weights", ["batch", "buffer", "none"])
 def test_a_mixture_does_not_wait_for_the_device(weights):
-    """Not to draw with whole or rounded shares, to update, or to look."""
+    """A mixture does not wait for the device to draw, to round shares, to update or to read."""
     replay = mixture(weights=weights)
     stored = replay.backend.array(replay.stored())
     goal = MixedReplay({"a": goals(strategy="episode")}, shares={"a": 1.0}, add_to="a")
@@ -522,7 +522,7 @@ def test_a_mixture_does_not_wait_for_the_device(weights):
 
 
 def test_a_mixture_on_a_device_goes_on_after_a_load(tmp_path):
-    """Bit for bit, from a directory, a state_dict, a pickle and a copy, also with the rounding of shares."""
+    """After a load, batches continue bit for bit: from a directory, a state_dict, a pickle or a copy."""
 
     def make(seed=2):
         return CombinedReplay(mixture(seed=seed, wrap=CombinedReplay), 2)
@@ -544,7 +544,7 @@ def test_a_mixture_on_a_device_goes_on_after_a_load(tmp_path):
 
 
 def test_a_state_without_the_generator_on_the_cpu_is_accepted():
-    """Only mixtures use that generator, so what was saved before they worked on a device lacks it."""
+    """An older state without the generator on the CPU is accepted. Only mixtures use that generator."""
     source, target = (ReplayBuffer(9, FLAT, device=DEVICE, seed=seed) for seed in range(2))
     state = {name: value for name, value in source.rng.state.items() if name != "host"}
     target.backend.check_generator_state(target.rng, state)
@@ -554,7 +554,7 @@ def test_a_state_without_the_generator_on_the_cpu_is_accepted():
 
 @pytest.mark.parametrize("way", [PLACES, PLACES[::-1]])
 def test_a_checkpoint_of_a_mixture_loads_in_the_other_place(way, tmp_path):
-    """Random numbers start from a seed that depends on it."""
+    """A checkpoint of a mixture loads on another device. The saved generator gives a seed for the new one."""
     source, *targets = (mixture(device, seed=seed) for seed, device in enumerate((way[0], way[1], way[1])))
     source.sample(9)
     source.save(tmp_path)
@@ -568,7 +568,7 @@ def test_a_checkpoint_of_a_mixture_loads_in_the_other_place(way, tmp_path):
 
 @pytest.mark.parametrize("wrap", [lambda replay: replay, CombinedReplay], ids=["plain", "combined"])
 def test_sources_in_different_places_are_refused(wrap):
-    """The error names both places."""
+    """Sources on different devices raise an error that names both devices."""
     sources = {"demos": ReplayBuffer(9, FLAT), "online": wrap(LatestBuffer(9, FLAT, device=DEVICE))}
     match = f"source 'demos' is in NumPy arrays and source 'online' on the device {DEVICE}.*build both buffers"
     with pytest.raises(ValueError, match=match):

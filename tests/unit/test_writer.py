@@ -1,4 +1,4 @@
-"""A writer adds to its own lanes of a buffer, as a buffer of these lanes would, and keeps others out of them."""
+"""A writer adds to its own lanes of a buffer, like a buffer of these lanes. Nothing else can add to them."""
 
 import copy
 import gc
@@ -34,7 +34,7 @@ every_spec = pytest.mark.parametrize(("spec", "options"), SPECS.values(), ids=SP
 
 
 def values_of(spec, numbers, ends=False):
-    """One transition for each of some numbers, stacked as `numbers` is."""
+    """One transition for each of `numbers`, stacked in the shape of `numbers`."""
     numbers = np.asarray(numbers)
 
     def leaf(tree):
@@ -59,7 +59,7 @@ def buffers(spec, options, make=PrioritizedBuffer):
 @every_spec
 @pytest.mark.parametrize("lanes", [1, [1], [0, 2], slice(1, 4), range(4), np.array([0, 3])])
 def test_an_add_of_a_writer_is_an_add_with_a_mask(spec, options, lanes):
-    """Bit for bit, with and without a mask and TD errors, of every kind of values; steps in its lanes only."""
+    """An add of a writer equals an add with a mask bit for bit, with any values, masks and TD errors."""
     one, other = buffers(spec, options)
     writer = one.writer(lanes)
     own, lead = list(writer.lanes), () if isinstance(lanes, int) else (writer.num_envs,)
@@ -96,7 +96,7 @@ def test_an_add_of_a_writer_is_an_add_with_a_mask(spec, options, lanes):
 @pytest.mark.parametrize("lanes", [1, [1], [0, 2], range(4)])
 @pytest.mark.parametrize("steps", [1, 4, 6, 7, 20])
 def test_a_stretch_of_a_writer_is_as_many_adds(spec, options, lanes, steps):
-    """It may be longer than the lanes, have a mask of lanes or of entries, and have TD errors."""
+    """An extend of a writer equals as many adds, with any length, masks and TD errors."""
     one, other = buffers(spec, options)
     writer, single = one.writer(lanes), other.writer(lanes)
     k = writer.num_envs
@@ -124,10 +124,10 @@ def test_a_stretch_of_a_writer_is_as_many_adds(spec, options, lanes, steps):
 
 
 def test_wrappers_have_writers_and_see_their_adds():
-    """The wrapper changes added steps. It is around a wrapper with another storage."""
+    """A wrapper's writer passes its steps through the wrapper."""
 
     class Doubling(ReplayWrapper):
-        """Doubles rewards when they are added."""
+        """A wrapper that doubles rewards when they are added."""
 
         def add(self, obs, action, reward, *values, **options):
             return self.inner.add(obs, action, 2.0 * np.asarray(reward), *values, **options)
@@ -142,7 +142,7 @@ def test_wrappers_have_writers_and_see_their_adds():
 
 
 def test_a_writer_of_a_buffer_with_one_lane_adds_as_the_buffer():
-    """The leading axis is optional."""
+    """With one lane, the leading axis is optional."""
     one, other = ReplayBuffer(9, FLAT, seed=0), ReplayBuffer(9, FLAT, seed=0)
     writer = one.writer(0)
     for number in range(12):
@@ -169,7 +169,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("lanes", "error", "match"), WRONG.values(), ids=WRONG)
 def test_wrong_lanes_are_refused(lanes, error, match):
-    """The error says which are expected, and the buffer is unchanged."""
+    """Invalid lanes raise an error with the expected ones, and the buffer is unchanged."""
     buffer = ReplayBuffer(12, FLAT, num_envs=4)
     buffer.extend(**stretch(2, 4))
     with unchanged(buffer, error, match):
@@ -178,7 +178,7 @@ def test_wrong_lanes_are_refused(lanes, error, match):
 
 
 def test_a_lane_has_one_writer_at_a_time():
-    """A writer is open until it is closed, its block ends, or it is no longer referenced. Every wrapper sees it."""
+    """A writer keeps its lane until it is closed, its block ends, or it is no longer referenced."""
     inner = ReplayBuffer(12, FLAT, num_envs=4)
     buffer = CombinedReplay(inner)
     writer = buffer.writer([0, 1])
@@ -198,7 +198,7 @@ def test_a_lane_has_one_writer_at_a_time():
 
 
 def test_a_closed_writer_writes_nothing():
-    """It holds even after another writer has taken the lane."""
+    """A closed writer raises an error, also after another writer has taken the lane."""
     buffer = ReplayBuffer(12, FLAT, num_envs=4)
     with buffer.writer(2) as writer:
         writer.add(**step(0))
@@ -241,7 +241,7 @@ def test_nothing_else_is_added_to_a_lane_with_a_writer():
 
 @pytest.mark.parametrize("end", ["close", "forget"])
 def test_episodes_do_not_run_on_from_one_writer_to_the_next(end):
-    """They also do not continue in an add of the whole buffer."""
+    """A new writer begins a new episode, and so does an add of the whole buffer."""
     buffer = ReplayBuffer(24, FLAT, num_envs=2, n_step=3)
     for _ in range(2):
         writer = buffer.writer(0)
@@ -260,7 +260,7 @@ def test_episodes_do_not_run_on_from_one_writer_to_the_next(end):
 
 
 def test_wrong_values_of_a_writer_are_refused_in_its_terms():
-    """The shapes that are expected are those of its lanes."""
+    """The error shows the shapes that are expected for the writer's lanes."""
     buffer = PrioritizedBuffer(24, FLAT, num_envs=4)
     writer, single = buffer.writer([0, 1]), buffer.writer(3)
     two, one = {n: v[0] for n, v in stretch(1, 2).items()}, step(1)
@@ -287,7 +287,7 @@ def test_wrong_values_of_a_writer_are_refused_in_its_terms():
 
 
 def test_a_writer_stays_with_its_buffer():
-    """It is neither copied nor pickled, but a copy of the buffer has free lanes."""
+    """A writer cannot be copied or pickled. A copy of the buffer has free lanes."""
     buffer = ReplayBuffer(12, FLAT, num_envs=2)
     writer = buffer.writer([0, 1])
     for call in (copy.copy, copy.deepcopy, pickle.dumps):
@@ -297,10 +297,10 @@ def test_a_writer_stays_with_its_buffer():
 
 
 def test_a_writer_is_not_made_or_closed_in_the_middle_of_a_sample():
-    """Since both end episodes."""
+    """A writer cannot be created or closed while a batch is made, because both end episodes."""
 
     class Meddling(ReplayWrapper):
-        """Calls a function when a batch is reduced."""
+        """A wrapper that calls a function when a batch is reduced."""
 
         def __init__(self, inner, call):
             super().__init__(inner)
@@ -331,7 +331,7 @@ def cart_poles(lanes):
 
 
 def assert_joined(buffer, lane):
-    """In a lane, each step begins where the one before ended, unless an episode ended there."""
+    """In a lane, each step begins where the previous one ended, unless an episode ended there."""
     stored = buffer.stored()
     own = stored[stored % 4 == lane]
     obs, next_obs = buffer.read(own, "obs"), buffer.read(own, "next_obs")
@@ -344,7 +344,7 @@ def assert_joined(buffer, lane):
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_each_writer_has_a_recorder_of_its_own(wrapped):
-    """Environments that are stepped in turn, at different paces; each fills its lane."""
+    """Each writer can have a recorder. Environments are stepped at different speeds, and each fills its lane."""
     env, buffer = cart_poles(None)
     replay = CombinedReplay(buffer) if wrapped else buffer
     first, second = record(env, replay.writer(1)), record(cart_poles(None)[0], replay.writer([3]))
@@ -376,7 +376,7 @@ def test_a_vector_environment_is_recorded_into_the_lanes_of_a_writer(lanes):
 
 
 def test_a_new_recorder_takes_over_its_writer_alone():
-    """The former recorder of the writer raises; that of another writer goes on."""
+    """The previous recorder of the writer raises an error. The recorder of another writer continues."""
     env, buffer = cart_poles(None)
     writer = buffer.writer(0)
     former, other = record(env, writer), record(cart_poles(None)[0], buffer.writer(1))
@@ -395,7 +395,7 @@ def test_a_new_recorder_takes_over_its_writer_alone():
 
 
 def test_a_writer_may_extend_by_nothing():
-    """As a buffer may."""
+    """A writer can extend by zero steps, as a buffer can."""
     buffer = ReplayBuffer(40, FLAT, num_envs=4)
     with buffer.writer([0, 2]) as several, buffer.writer(1) as one:
         assert several.extend(**{name: value[:0] for name, value in stretch(1, 2).items()}).shape == (0, 2)

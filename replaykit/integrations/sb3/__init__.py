@@ -2,7 +2,7 @@
 
     model = SAC("MlpPolicy", env, replay_buffer_class=SB3ReplayBuffer)
 
-Importing this package requires Stable-Baselines3: ``pip install "replaykit-rl[sb3]"``. The modules, in reading order:
+To import this package, install Stable-Baselines3: ``pip install "replaykit-rl[sb3]"``. The modules, in reading order:
 `spaces` defines the fields of a transition, `options` checks arguments, and `buffers` has the buffer. `hindsight`
 relabels goals, `prioritized` weights the losses of the algorithms, and `saving` writes a buffer to a file.
 """

@@ -33,18 +33,18 @@ _BOOL = np.dtype(np.bool_)
 
 
 class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
-    """A buffer of replaykit, for `replay_buffer_class` of DQN, SAC, TD3 and DDPG of Stable-Baselines3.
+    """A replaykit buffer for the argument `replay_buffer_class` of DQN, SAC, TD3 and DDPG in Stable-Baselines3.
 
     By default it samples like the buffers of Stable-Baselines3. Observations can be a Dict. With `VecNormalize`,
-    observations and rewards are stored unnormalised, and are normalised when they are sampled. A time limit, that is
-    ``infos["TimeLimit.truncated"]`` where `done` is True, is stored as `truncated`, and the target still bootstraps.
+    observations and rewards are stored unnormalised, and are normalised when they are sampled. Where `done`
+    and ``infos["TimeLimit.truncated"]`` are True, a time limit is stored as `truncated`, and the target bootstraps.
 
     Parameters
     ----------
     buffer_size, observation_space, action_space, device, n_envs
         As in Stable-Baselines3's `ReplayBuffer`. The model passes them.
     optimize_memory_usage, handle_timeout_termination : bool
-        Must be False and True, the defaults.
+        Must have their defaults, False and True.
     n_steps : int
         Number of steps that a sampled transition spans.
     gamma : float, optional
@@ -73,7 +73,7 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
     """
 
     mark_rewards: Callable[[Any], Any] | None = None
-    """A function that a training loop applies to the rewards of each batch, to recognise results computed from them."""
+    """A function that is applied to the rewards of each batch, so that results computed from them can be recognised."""
 
     def __init__(
         self, buffer_size: int, observation_space: Any, action_space: Any, device: Any = "auto", n_envs: int = 1,
@@ -123,8 +123,8 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
     def add(self, obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: Any) -> None:
         """Store one step of every environment. At the end of an episode, `next_obs` is its last observation.
 
-        If `obs` differs from the `next_obs` of the previous step, the environment was reset during an episode. The
-        episode is then ended, so that no n-step window and no hindsight goal crosses the reset.
+        If `obs` differs from the `next_obs` of the previous step, the environment was reset during the episode. The
+        buffer then ends the episode, so that no n-step window and no hindsight goal crosses the reset.
         """
         if self._is_reshaped:
             obs, next_obs = self._in_rows(obs), self._in_rows(next_obs)
@@ -157,7 +157,7 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         expected = self._expected
         if not len(self.replay):
             return
-        if len(found) == len(expected) and 1 in self._ended:  # usually, `obs` differs only after an episode's end
+        if len(found) == len(expected) and 1 in self._ended:  # `obs` usually differs only after an end
             goes_on = ~np.frombuffer(self._ended, np.bool_)
             pairs = zip(found, expected, strict=True)
             if 0 not in self._ended or all(_are_equal(*pair, goes_on) for pair in pairs):
@@ -181,9 +181,9 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         self._expected = []
 
     def sample(self, batch_size: int, env: Any = None) -> Any:
-        """Sample a batch in the format of Stable-Baselines3. With `env`, a `VecNormalize`, it is normalised.
+        """Sample a batch in the format of Stable-Baselines3. If `env` is a `VecNormalize`, it normalises the batch.
 
-        With `n_steps` larger than 1, `discounts` has the discount of each transition, 0 where the episode terminated.
+        If `n_steps` is larger than 1, `discounts` has the discount of each transition. It is 0 after termination.
         The rewards of a window are normalised before they are summed.
         """
         if env is not None and self._has_windows:
@@ -225,7 +225,7 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
     def update_priorities(self, td_errors: Any) -> int:
         """Set the priorities of the last sampled batch. Does nothing if the buffer has no priorities."""
         if self.batch is None:
-            raise RuntimeError("no batch was sampled, so there is none to update; call sample first")
+            raise RuntimeError("no batch was sampled, so no priorities can be updated; call sample first")
         return self.replay.update_priorities(self.batch.indices, td_errors)
 
     def size(self) -> int:
@@ -239,11 +239,11 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
 
     @property
     def full(self) -> bool:
-        """Whether the next step replaces the oldest."""
+        """Whether the buffer is full, so that the next step overwrites the oldest one."""
         return self.size() == self.buffer_size
 
     def save(self, path: Path, *, progress: bool = False) -> None:
-        """Write a checkpoint to a directory. A crash during the save keeps the previous one; see `Replay.save`."""
+        """Write a checkpoint to a directory. If it crashes, the previous checkpoint is kept; see `Replay.save`."""
         self.replay.save(path, progress=progress)
 
     def load(self, path: Path, *, exact: bool = True, progress: bool = False) -> None:
@@ -264,7 +264,7 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         message = f"a {type(self).__name__} has no {name!r}"
         if name in _ARRAYS:
             example = "replay.read(replay.stored(), 'reward')"
-            message += f", since its transitions are in its replay; read a field by {example}"
+            message += f", because its transitions are in its replay; read a field with {example}"
         raise AttributeError(message)
 
 
@@ -286,7 +286,7 @@ def _bytes_of(obs: Any) -> list[bytes]:
 
 
 def _are_equal(one: bytes, other: bytes, lanes: Array) -> bool:
-    """Whether the bytes of some of the lanes are equal."""
+    """Whether the bytes of these lanes are equal."""
     rows, others = (np.frombuffer(data, np.uint8).reshape(len(lanes), -1) for data in (one, other))
     return rows.shape == others.shape and bool((rows == others)[lanes].all())
 

@@ -24,8 +24,8 @@ Array = npt.NDArray[Any]
 class SB3HindsightBuffer(SB3ReplayBuffer, HerReplayBuffer):  # type: ignore[misc]
     """A `HindsightReplay` of replaykit that replaces the `HerReplayBuffer` of Stable-Baselines3.
 
-    All stored transitions can be drawn, including those of running episodes. Their goals are taken from the steps so
-    far, so training can start before the first episode ends. Each transition is relabelled with the probability
+    All stored transitions can be drawn, including those of running episodes, whose goals come from the steps so far.
+    Training can therefore start before the first episode ends. Each transition is relabelled with the probability
     ``n_sampled_goal / (n_sampled_goal + 1)``. Stable-Baselines3 relabels exactly this share of every batch.
 
     Parameters
@@ -86,14 +86,14 @@ class SB3HindsightBuffer(SB3ReplayBuffer, HerReplayBuffer):  # type: ignore[misc
 
     @property
     def env(self) -> Any:
-        """The environments that compute rewards. None after unpickling, until `set_env` is called."""
+        """The environments that compute rewards. It is None after unpickling, until `set_env` is called."""
         return self._compute_reward.env
 
     def set_env(self, env: Any) -> None:
         """Set the environments that compute rewards. Required after unpickling."""
         if self.env is not None:
             raise ValueError(
-                "env is already set: it was passed to the constructor; build another buffer for another env"
+                "env is already set, because it was passed to the constructor; build a new buffer for another env"
             )
         self._compute_reward.env = env
 
@@ -105,7 +105,7 @@ class SB3HindsightBuffer(SB3ReplayBuffer, HerReplayBuffer):  # type: ignore[misc
         """Write a checkpoint to a directory; see `SB3ReplayBuffer.save`. Not supported with `copy_info_dict`."""
         if self.copy_info_dict:
             remedy = "call save_replay_buffer of the model, which pickles the buffer, or leave copy_info_dict out"
-            raise ValueError(f"copy_info_dict is True; expected False, since a checkpoint cannot store infos; {remedy}")
+            raise ValueError(f"copy_info_dict is True; expected False: a checkpoint cannot store infos; {remedy}")
         super().save(path, progress=progress)
 
 

@@ -16,10 +16,10 @@ Array = npt.NDArray[Any]
 
 
 class WeightedLoss:
-    """A context in which mean losses of the buffer's last batch are weighted, and their TD errors become priorities.
+    """Weights the mean losses of the buffer's last batch within a `with` block, and sets priorities from its TD errors.
 
     A loss is weighted if it is computed by a known function, has the shape (B, 1), and its targets are computed from
-    the rewards of the batch. With several critics, each has a loss, and the mean absolute TD error sets the priority.
+    the rewards of the batch. With several critics, each has a loss. The mean absolute TD error sets the priority.
     """
 
     def __init__(self, buffer: SB3ReplayBuffer) -> None:
@@ -52,7 +52,7 @@ class WeightedLoss:
 
 
 class _Targets(torch.Tensor):
-    """The rewards of a batch, or a tensor computed from them. `loss` weights mean losses of these tensors."""
+    """The rewards of a batch, or a tensor computed from them. `loss` weights the mean losses of such tensors."""
 
     loss: WeightedLoss
 
@@ -98,7 +98,7 @@ class _Prioritized:
             raise TypeError(f"replay_buffer_class is {self.replay_buffer_class.__name__}; {wanted}")
         given, n_steps = self.replay_buffer_kwargs, self.n_steps
         self.replay_buffer_kwargs = self._options()
-        self.n_steps = 1  # for other values, Stable-Baselines3 warns that it ignores them
+        self.n_steps = 1  # for any other value, Stable-Baselines3 warns that it is ignored
         try:
             super()._setup_model()  # type: ignore[misc]
         finally:
@@ -126,7 +126,7 @@ class _Prioritized:
             raise RuntimeError(f"train of {type(self).__name__} computed no loss that can be weighted; {wanted}")
 
     def save_replay_buffer(self, path: Any) -> None:
-        """Write the replay buffer to a file; see `save_replay_buffer`. A crash during the save keeps the old file."""
+        """Write the replay buffer to a file; see `save_replay_buffer`. If the save crashes, the old file is kept."""
         save_replay_buffer(self, path)
 
 

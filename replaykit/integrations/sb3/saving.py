@@ -1,4 +1,4 @@
-"""Replay buffers of Stable-Baselines3 in one pickle file. It is replaced atomically, and verified on loading."""
+"""Saves a Stable-Baselines3 replay buffer as one pickle file. It is replaced atomically and verified when loaded."""
 
 import contextlib
 import hashlib
@@ -18,8 +18,8 @@ from replaykit.saving.directory import sync
 def save_replay_buffer(model: Any, path: Any) -> None:
     """Write the replay buffer of a model to a file, like ``model.save_replay_buffer(path)``, but atomically.
 
-    The new file is first written completely to the disk, and then replaces the existing file. If the disk is full or
-    the process crashes before that, the existing file is unchanged. Use ``model.load_replay_buffer(path)`` to load it.
+    The new file is written completely to the disk, and then replaces the existing file. If the disk is full, or the
+    process crashes before then, the existing file is unchanged. ``model.load_replay_buffer(path)`` loads the file.
 
     Parameters
     ----------
@@ -71,8 +71,8 @@ def _delete_unfinished(place: pathlib.Path) -> None:
 def verified(reduced: tuple[Any, ...], protocol: int) -> tuple[Any, ...]:
     """Add a checksum to the result of ``__reduce_ex__``. It is verified before the object is rebuilt.
 
-    Pickle protocols below 5, which ``copy.deepcopy`` also uses, would need another copy of all arrays, so they get no
-    checksum. Stable-Baselines3 uses the latest protocol.
+    Pickle protocols below 5, as in ``copy.deepcopy``, get no checksum, because it would need a copy of all arrays.
+    Stable-Baselines3 uses the latest protocol.
     """
     if protocol < 5:
         return reduced

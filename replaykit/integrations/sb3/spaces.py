@@ -33,6 +33,6 @@ def _field(space: Any, name: str) -> Field:
 
 
 def reshaped(value: Any, shape: tuple[int, ...]) -> Any:
-    """Reshape an array if the number of entries fits. Otherwise return it as it is; the buffer then raises an error."""
+    """Reshape an array if the number of entries fits. Otherwise return it unchanged, and the buffer raises an error."""
     array = np.asarray(value)
     return array.reshape(shape) if array.shape != shape and array.size == math.prod(shape) else array
