@@ -44,7 +44,7 @@ class DeviceGenerator:
 
     @property
     def bit_generator(self) -> "DeviceGenerator":
-        """This generator. Its `state` can be read and set, like that of a NumPy bit generator."""
+        """The generator itself, whose `state` can be read and set, like that of a NumPy bit generator."""
         return self
 
     @property
