@@ -32,7 +32,7 @@ if os.environ.get("REPLAYKIT_DOCS_LINKS"):
         "gymnasium": ("https://gymnasium.farama.org", None),
     }
 
-# Types are told in the docstrings, with shapes and units, so signatures go without
+# The docstrings give types with shapes and units, so signatures have none
 autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
@@ -41,7 +41,7 @@ napoleon_use_param = False
 napoleon_use_rtype = False
 napoleon_custom_sections = [("Attributes", "params_style")]
 
-# Error messages are compared too, which Sphinx leaves out unless told
+# Compare error messages, too, which Sphinx does not do by default
 doctest_default_flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.DONT_ACCEPT_TRUE_FOR_1
 # The names that docstrings use without importing them
 doctest_global_setup = """

@@ -93,7 +93,7 @@ def run_row(run: Run, result: Result) -> Row:
     }
     row |= {name: _mean(values) for name, values in columns.items() if name not in ("snapshot", "step", "episodes")}
     with np.errstate(divide="ignore", invalid="ignore"):
-        return row | {told: _mean(np.log2(columns[name])) for name, told in LOGS.items()}
+        return row | {column: _mean(np.log2(columns[name])) for name, column in LOGS.items()}
 
 
 def _mean(values: npt.NDArray[Any]) -> float:
@@ -104,13 +104,13 @@ def _mean(values: npt.NDArray[Any]) -> float:
 
 def long_rows(run: Run, rows: Iterable[dict[str, float]]) -> list[Row]:
     """Rows for a table of all runs, with the columns that identify the run."""
-    told = {"protocol": run.protocol, "env": run.settings.env, "replay": run.replay, "seed": run.seed}
-    return [told | row for row in rows]
+    known = {"protocol": run.protocol, "env": run.settings.env, "replay": run.replay, "seed": run.seed}
+    return [known | row for row in rows]
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write a table with the columns of its first row, compressed if the name ends in .gz. It is reproducible."""
-    lines = [list(rows[0])] + [[_told(value) for value in row.values()] for row in rows]
+    lines = [list(rows[0])] + [[_written(value) for value in row.values()] for row in rows]
     with path.open("wb") as raw:
         if path.suffix == ".gz":
             with gzip.GzipFile(fileobj=raw, filename="", mode="wb", mtime=0) as packed:
@@ -119,7 +119,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
             raw.write(_csv_text(lines))
 
 
-def _told(value: Any) -> str:
+def _written(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

@@ -44,8 +44,8 @@ class Store:
 
     def path(self, run: Run) -> Path:
         """The path of a run's result."""
-        told = json.dumps(run.configuration(), sort_keys=True)
-        digest = hashlib.sha256(told.encode()).hexdigest()[:16]
+        text = json.dumps(run.configuration(), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         return self.directory / f"{run.protocol}-{run.settings.env}-{run.replay}-{run.seed:03d}-{digest}.json"
 
     def write(self, run: Run, result: Result) -> None:

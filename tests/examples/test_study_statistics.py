@@ -202,9 +202,9 @@ def test_the_page_says_what_its_runs_say():
     summary = analysis.summarise(analysis.read_csv(figures / "study-sound-runs.csv.gz"))
     for name, (header, rows) in tables(summary).items():
         with (figures / f"study-sound-{name.lower()}.csv").open(newline="") as file:
-            told = list(csv.reader(file))
-        assert told[0] == header and len(told) == len(rows) + 1
-        for line, row in zip(told[1:], rows, strict=True):
+            written = list(csv.reader(file))
+        assert written[0] == header and len(written) == len(rows) + 1
+        for line, row in zip(written[1:], rows, strict=True):
             for cell, value in zip(line, row, strict=True):
                 number = re.compile(r"-?\d+\.\d+")
                 assert number.sub("", cell) == number.sub("", value)

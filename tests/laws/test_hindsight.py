@@ -87,10 +87,10 @@ def goals_of(field, seed=0, make=ReplayBuffer, wrap=lambda buffer: buffer, n_ste
             {"x": np.full(3, number + dt), "achieved_goal": goal(), "desired_goal": goal()} for dt in (0, 1)
         )
         buffer.add(obs, number % 100, -1.0, next_obs, False, number % 7 == 6)
-    return HindsightReplay(wrap(buffer), told, **options)
+    return HindsightReplay(wrap(buffer), tagged, **options)
 
 
-def told(achieved_goal, desired_goal, info):
+def tagged(achieved_goal, desired_goal, info):
     """A reward that identifies both goals."""
     rows = achieved_goal.shape[0]
     achieved, desired = (goal.reshape(rows, -1).astype(np.float64) for goal in (achieved_goal, desired_goal))

@@ -327,7 +327,7 @@ assert not {HEAVY - {"numba", "llvmlite", "scipy"}} & set(sys.modules)
     assert result.returncode == 0, result.stderr
 
 
-def test_recording_without_gymnasium_tells_what_to_install():
+def test_recording_without_gymnasium_names_what_to_install():
     """Without Gymnasium, the core works, and `record` raises an error that names the package to install."""
     program = """
 import sys

@@ -192,7 +192,7 @@ def test_uniform_probabilities_are_healthy_whatever_their_scale():
         )
 
 
-def test_td_lift_of_draws_by_priority_is_told_by_their_probabilities():
+def test_td_lift_of_draws_by_priority_follows_from_their_probabilities():
     """If a batch has each transition in proportion to its probability, its estimate of the lift is exact."""
     errors, times = np.array([4.0, -1.0, 2.0]), np.array([4, 1, 3])
     drawn, q = np.repeat(errors, times), np.repeat(times / 8.0, times)

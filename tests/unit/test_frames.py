@@ -93,13 +93,13 @@ def test_memory_is_that_of_one_frame_a_step(stacked):
     play(make(20), 50, 9, stacked)  # kernels compile before memory is measured
     tracemalloc.start()
     buffer = make(2000)
-    told = buffer.nbytes
-    assert told <= 1.1 * 2000 * 84 * 84
+    reported = buffer.nbytes
+    assert reported <= 1.1 * 2000 * 84 * 84
     play(buffer, 4100, 1000, stacked)
-    assert buffer.nbytes == told
+    assert buffer.nbytes == reported
     taken = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert told <= taken <= 1.02 * told
+    assert reported <= taken <= 1.02 * reported
     buffer.check()
     whole = PrioritizedBuffer(100_000, STACKED if stacked else FRAME, stack=1 if stacked else 4)
     assert whole.nbytes <= 1.1 * 100_000 * 84 * 84
@@ -143,10 +143,10 @@ def test_obs_and_next_obs_are_views_of_one_block():
 def test_a_stream_that_shares_nothing_is_stored_all_the_same():
     """If no frames are shared, the memory grows as needed, and `nbytes` shows it."""
     buffer = ReplayBuffer(20, STACKED, seed=0)
-    told = buffer.nbytes
+    reported = buffer.nbytes
     for i in range(60):
         buffer.add(frame(2 * i, (4, 84, 84)), 0, 0.0, frame(2 * i + 1, (4, 84, 84)), False, False)
-    assert told < buffer.nbytes < 2 * 8 * 20 * 84 * 84 + told
+    assert reported < buffer.nbytes < 2 * 8 * 20 * 84 * 84 + reported
     grown = buffer.nbytes
     batch = assert_lawful(buffer, 30)
     for row, index in enumerate(batch.indices):
@@ -165,7 +165,7 @@ def test_a_stream_that_shares_nothing_is_stored_all_the_same():
 def test_no_frame_is_lost_over_many_episodes_and_clears(share):
     """Short episodes, `end_episode`, `clear` and interrupted writes free the frames that they no longer need."""
     buffer = PrioritizedBuffer(12, Spec(FRAME["obs"], FRAME["action"]), num_envs=3, stack=3, share=share, seed=0)
-    told = buffer.nbytes
+    reported = buffer.nbytes
     rng = np.random.default_rng(0)
     for i in range(300):
         obs, next_obs = (np.stack([frame(i + d + 7 * e) for e in range(3)]) for d in (0, 1))
@@ -176,7 +176,7 @@ def test_no_frame_is_lost_over_many_episodes_and_clears(share):
         if rng.random() < 0.02:
             buffer.clear()
         buffer.check()
-    assert buffer.nbytes <= 1.6 * told
+    assert buffer.nbytes <= 1.6 * reported
 
 
 # -- Invalid arguments -------------------------------------------------------------------------------------------

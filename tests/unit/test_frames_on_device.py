@@ -224,10 +224,10 @@ def test_observations_take_about_half_of_the_memory():
     spec = spec_of(Field((100,)))
     shared, plain = (ReplayBuffer(4096, spec, num_envs=4, share=share, device=DEVICE) for share in ("all", "none"))
     assert shared.nbytes < 0.6 * plain.nbytes
-    told, stream = shared.nbytes, Stream(spec["obs"], 4, 0, ends=0.005, odd=0.0)
+    reported, stream = shared.nbytes, Stream(spec["obs"], 4, 0, ends=0.005, odd=0.0)
     for _ in range(12):
         shared.extend(**stream.steps(300))
-    assert shared.nbytes == told
+    assert shared.nbytes == reported
     images = ReplayBuffer(4096, spec_of(Field((20, 20), np.uint8)), stack=4, device=DEVICE)
     assert images.nbytes < 1.3 * 4096 * 400
 
@@ -238,11 +238,11 @@ def test_without_sharing_there_is_room_for_every_next_obs():
         ReplayBuffer(400, spec_of(FRAME), stack=2, share="none", device=DEVICE),
         Stream(FRAME, 1, 0, odd=1.0),
     )
-    told = buffer.nbytes
+    reported = buffer.nbytes
     for _ in range(30):
         buffer.extend(**stream.steps(20))
     buffer.check()
-    assert buffer.nbytes == told
+    assert buffer.nbytes == reported
 
 
 def test_small_observations_are_in_the_rows_by_default():
@@ -255,13 +255,13 @@ def test_small_observations_are_in_the_rows_by_default():
 def test_a_stream_that_shares_nothing_is_stored_all_the_same():
     """If no frame is shared, there is room for one next_obs per slot, not more, and graphs are recorded again."""
     cpu, device = (ReplayBuffer(200, spec_of(VECTOR), num_envs=2, share="all", device=d) for d in (None, DEVICE))
-    stream, told = Stream(VECTOR, 2, 0, odd=1.0), device.nbytes
+    stream, reported = Stream(VECTOR, 2, 0, odd=1.0), device.nbytes
     for _ in range(40):
         fields = stream.steps(9)
         for buffer in (cpu, device):
             buffer.extend(**fields)
     assert_same(device, cpu)
-    assert told < device.nbytes <= told + 200 * 24
+    assert reported < device.nbytes <= reported + 200 * 24
     (frames,) = device.storage.frames
     assert len(frames.others) == 201
 
@@ -282,10 +282,10 @@ def test_tensors_that_move_are_recorded_again(monkeypatch):
 def test_a_long_stretch_makes_room_only_for_what_differs():
     """Before many steps, the CPU waits for the number of frames that need room. It makes no room for the others."""
     buffer = ReplayBuffer(1600, spec_of(VECTOR), share="all", device=DEVICE)
-    told = buffer.nbytes
+    reported = buffer.nbytes
     buffer.extend(**Stream(VECTOR, 1, 0, ends=0.005, odd=0.0).steps(1600))
     buffer.storage.check()
-    assert buffer.nbytes == told
+    assert buffer.nbytes == reported
 
 
 def known_numbers(monkeypatch):
@@ -313,14 +313,14 @@ def test_a_number_that_never_arrives_is_waited_for(monkeypatch):
     """If the device is far behind, the CPU waits for the number. Few places are used, so nothing grows."""
     monkeypatch.setattr(Later, "answer", lambda _: None)
     cpu, device = (ReplayBuffer(320, spec_of(VECTOR), num_envs=2, share="all", device=d) for d in (None, DEVICE))
-    stream, told, waited = Stream(VECTOR, 2, 0, ends=0.01, odd=0.0), device.nbytes, known_numbers(monkeypatch)
+    stream, reported, waited = Stream(VECTOR, 2, 0, ends=0.01, odd=0.0), device.nbytes, known_numbers(monkeypatch)
     for _ in range(400):
         fields = stream.steps(1)
         for buffer in (cpu, device):
             buffer.extend(**fields)
     assert_same(device, cpu)
     assert 10 < len(waited) < 100
-    assert device.nbytes == told
+    assert device.nbytes == reported
 
 
 @pytest.mark.parametrize(("odd", "size"), [(4, 20), (16, 40)])
@@ -361,16 +361,16 @@ def test_a_stream_that_outgrows_the_memory_is_refused_and_nothing_is_lost(monkey
             with error, monkeypatch.context() as limited:
                 limit(limited, 10_000)
                 buffer.extend(**fields, **options)
-    told, shared = buffer.nbytes, Stream(spec["obs"], 2, 1, ends=0.0, odd=0.0)
+    reported, shared = buffer.nbytes, Stream(spec["obs"], 2, 1, ends=0.0, odd=0.0)
     limit(monkeypatch, 10_000)
     for _ in range(40):  # few places are needed, so no room is
         buffer.extend(**shared.steps(3))
-    assert buffer.nbytes == told
+    assert buffer.nbytes == reported
     stream.odd = 1.0
     for _ in range(3):  # more than half of them are needed, but not all
         buffer.extend(**stream.steps(1))
     buffer.extend(**shared.steps(4))
-    assert buffer.nbytes == told
+    assert buffer.nbytes == reported
 
 
 def limit(monkeypatch, available):

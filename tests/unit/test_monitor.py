@@ -457,8 +457,8 @@ def test_no_replay_is_called_sick():
         buffer.add(**step(0.0, obs=np.full(3, 20.0 * math.sin(number / 40)), terminated=number % 50 == 49))
         watcher.record(buffer.sample(32), np.ones(32))
     words = " ".join(watcher.warnings())
-    for told in ("the same episode are", "Successive batches", "as old as those stored", "cannot be drawn at all"):
-        assert told in words
+    for phrase in ("the same episode are", "Successive batches", "as old as those stored", "cannot be drawn at all"):
+        assert phrase in words
 
 
 def test_collapsed_priorities_are_called_sick():
@@ -470,14 +470,14 @@ def test_collapsed_priorities_are_called_sick():
         batch = buffer.sample(32)
         watcher.record(batch, np.where(np.arange(32) < 1, 1e3, 1.0))
     words = " ".join(watcher.warnings())
-    for told in (
+    for phrase in (
         "1 % of the transitions have 100% of the probability",
         "less than a tenth as often",
         "Importance weights are",
         "never been drawn; under uniform draws",
         "A tenth of a batch carries",
     ):
-        assert told in words
+        assert phrase in words
 
 
 def test_late_updates_and_hasty_adds_are_called_sick():
@@ -494,7 +494,7 @@ def test_late_updates_and_hasty_adds_are_called_sick():
     assert "Each transition is drawn 0.27 times before it is overwritten" in words
 
 
-def test_every_symptom_can_show_and_is_told_with_its_number():
+def test_every_symptom_can_show_and_is_shown_with_its_number():
     """Each warning can occur, and contains its number. I.i.d. draws give none."""
     healthy = dict.fromkeys(ReplayMonitor(ReplayBuffer(5, FLAT)).stats(), 1.0) | dict.fromkeys(
         (

@@ -182,7 +182,7 @@ def test_a_real_environment_is_recorded_step_by_step():
         np.testing.assert_array_equal(fields[name], np.array(column))
 
 
-def test_mistakes_are_told():
+def test_mistakes_are_named():
     """Wrong types, numbers of environments and fields, and steps without a reset raise an error."""
     env = Counting(0)
     buffer = ReplayBuffer.from_env(env, 10)

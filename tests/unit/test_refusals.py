@@ -372,7 +372,7 @@ def test_an_example_that_is_no_array_is_refused_by_the_name_of_its_field(value):
 
 
 @every_buffer
-def test_done_is_refused_and_told_apart(make):
+def test_done_is_refused_and_distinguished(make):
     """`done` raises an error, because it does not show whether an episode terminated or was truncated."""
     buffer = filled(make(10, FLAT, seed=0), 3)
     one = {name: value for name, value in step(1).items() if name not in ("terminated", "truncated")}

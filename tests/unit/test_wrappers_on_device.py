@@ -55,7 +55,7 @@ def assert_same(got, expected, rtol=0.0):
 # -- Hindsight -----------------------------------------------------------------------------------------------------
 
 
-def told(achieved_goal, desired_goal, info):
+def tagged(achieved_goal, desired_goal, info):
     """A reward that identifies its arguments, which are arrays or tensors."""
     (place, speed), (target, wish) = achieved_goal, desired_goal
     return place[:, 0] + 3.0 * speed - 7.0 * target[:, 1] + 11.0 * wish + info["cost"] + info["deep"]["x"][:, 1]
@@ -83,7 +83,7 @@ def pairs(device, lanes=1, n_step=3, capacity=24, steps=20, make=ReplayBuffer, *
     buffer = make(capacity * lanes, SPEC, num_envs=lanes, n_step=n_step, gamma=0.9, device=device, seed=0)
     extras = {"cost": rng.normal(size=shape), "deep": {"x": rng.integers(0, 9, (*shape, 2)).astype(np.int16)}}
     buffer.extend(obs[0], np.zeros(shape), np.full(shape, -1.0), obs[1], *flags, **extras)
-    return HindsightReplay(buffer, told, **(PAIR | {"ratio": 0.7} | options))
+    return HindsightReplay(buffer, tagged, **(PAIR | {"ratio": 0.7} | options))
 
 
 def relabelled(replay, indices, uniforms):
@@ -127,7 +127,7 @@ def test_reward_fn_gets_tensors_of_every_step_of_every_row():
 
     def reward_fn(achieved_goal, desired_goal, info):
         calls.append((achieved_goal, desired_goal, info))
-        return told(achieved_goal, desired_goal, info)
+        return tagged(achieved_goal, desired_goal, info)
 
     replay = pairs(DEVICE)
     replay = HindsightReplay(replay.inner, reward_fn, **PAIR)
