@@ -726,7 +726,7 @@ def test_other_refusals():
     buffer = SB3ReplayBuffer(10, BOX, ACTION, device="cpu", n_steps=2, gamma=0.9)
     with pytest.raises(RuntimeError, match="no batch was sampled"):
         buffer.update_priorities([1.0])
-    with pytest.raises(AttributeError, match=r"has no 'rewards', since .* replay.read\("):
+    with pytest.raises(AttributeError, match=r"has no 'rewards', because .* replay.read\("):
         buffer.rewards  # noqa: B018
     zeros, action = np.zeros((1, 3)), np.zeros((1, 2))
     buffer.add(zeros, zeros, action, np.zeros(1), np.array([False]), [{}])

@@ -385,7 +385,7 @@ def test_without_owners_other_things_are_refused(home, monkeypatch):
     (home / "replaykit").write_bytes(b"")
     assert look(monkeypatch, home) == (None, [])
     (home / NAME).mkdir()
-    with pytest.raises(OSError, match="of another kind"):
+    with pytest.raises(OSError, match="not of the expected kind"):
         cache._read(home, NAME)
 
 

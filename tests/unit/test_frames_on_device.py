@@ -426,8 +426,9 @@ def test_tensors_that_a_graph_of_the_user_reads_do_not_move(monkeypatch):
 def test_an_own_graph_is_not_one_of_the_user(monkeypatch):
     """A graph that replaykit records does not prevent tensors from moving. It is recorded again."""
     recorded = Recorded()
-    recorded.own.append(Graphs(lambda size: [], None))
-    recorded.own[0].is_recording = True
+    graphs = Graphs(lambda size: [], None)
+    recorded.own.add(graphs)
+    graphs.is_recording = True
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     recorded.look(torch.device("cuda"))
     recorded.refuse_moving("never")
