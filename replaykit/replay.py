@@ -70,7 +70,7 @@ class Replay(Checkpointed, Batching, Passes, ABC):
     """Whether a user's function may raise an error in the middle of a batch, after random numbers were drawn."""
     spec: Spec = read_only("settings.spec", "The fields of a transition.")
     capacity: int = read_only("settings.capacity", "Maximum number of transitions, C, a multiple of `num_envs`.")
-    num_envs: int = read_only("settings.num_envs", "Number of parallel environments, E: the leading axis of `add`.")
+    num_envs: int = read_only("settings.num_envs", "Number of parallel environments, E, the leading axis of `add`.")
     n_step: int = read_only("settings.n_step", "Number of steps in a window, n.")
     gamma: float = read_only("settings.gamma", "Discount per step.")
     stack: int = read_only("settings.stack", "Number of observations in each stack of a batch, k.")
