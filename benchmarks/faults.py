@@ -1,4 +1,4 @@
-"""The behaviour of each library for wrong inputs and other faults: ``python -m benchmarks.faults``.
+"""The behavior of each library for wrong inputs and other faults: ``python -m benchmarks.faults``.
 
 Writes the outcomes to ``docs/figures/faults.csv``, and the calls with their results to
 ``docs/figures/faults-details.csv``. Each library runs in a separate process, which is restarted after a crash or a

@@ -184,7 +184,7 @@ def _kernels() -> dict[str, Any]:
     unsigned, single = np.uint32, np.float32
 
     def ascend(nodes: Any, cursors: Any) -> None:
-        """Recompute the parents of `cursors`, level by level up to the root. Equal neighbours are recomputed once."""
+        """Recompute the parents of `cursors`, level by level up to the root. Equal neighbors are recomputed once."""
         count = cursors.size
         while cursors[0] > 1:
             kept = 0

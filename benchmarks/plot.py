@@ -1,6 +1,6 @@
 """Draw the figures and write the tables of the documentation: ``python -m benchmarks.plot benchmarks/results.json``
 
-All numbers are read from that file. The SVGs are embedded in a page, so their lines and text take its colour.
+All numbers are read from that file. The SVGs are embedded in a page, so their lines and text take its color.
 ``--format png`` draws them in black on white.
 """
 
@@ -26,7 +26,7 @@ NAMES = {
     "flashbax": "flashbax",
 }
 ACCENT = "#0a4bfe"
-"""A placeholder for the page's own colour."""
+"""A placeholder for the page's own color."""
 STYLES = {
     "replaykit": (ACCENT, "o"),
     "cpprb": ("#d1600a", "s"),
@@ -164,7 +164,7 @@ def training(rows: dict[str, Any]) -> tuple[Figure | None, str]:
 
 
 def save(figure: Figure, description: str, path: Path) -> None:
-    """Save a figure. An SVG has no background, takes the page's colours, and has a title for screen readers."""
+    """Save a figure. An SVG has no background, takes the page's colors, and has a title for screen readers."""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
         if path.suffix != ".svg":
             figure.savefig(path, dpi=150)

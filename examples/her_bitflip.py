@@ -30,7 +30,7 @@ import numpy.typing as npt
 import torch
 from gymnasium.vector.utils import batch_space
 from matplotlib.figure import Figure
-from options import COLOURS, Strategy, at_least, picture, share
+from options import COLORS, Strategy, at_least, picture, share
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -219,13 +219,13 @@ def plot(results: list[Result], title: str, path: Path) -> None:
     """Plot success against the number of bits: a dot for each agent, a line through the means of each strategy."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")  # without pyplot: no window, no global state
     axes = figure.subplots()
-    for strategy, colour in COLOURS.items():
+    for strategy, color in COLORS.items():
         dots = [(each.bits, each.success) for each in results if each.strategy == strategy]
         if dots:
             bits, success = np.array(sorted(dots)).T
             label = "DQN" if strategy == "none" else f"DQN with hindsight: {strategy}"
-            axes.plot(bits, success, "o", color=colour, alpha=0.5)
-            axes.plot(np.unique(bits), [success[bits == n].mean() for n in np.unique(bits)], color=colour, label=label)
+            axes.plot(bits, success, "o", color=color, alpha=0.5)
+            axes.plot(np.unique(bits), [success[bits == n].mean() for n in np.unique(bits)], color=color, label=label)
     axes.set(xlabel="number of bits", ylabel="success in new greedy episodes", ylim=(-0.04, 1.04), title=title)
     axes.set_xticks(sorted({result.bits for result in results}))
     axes.grid(alpha=0.3)
@@ -248,7 +248,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add(
         "--strategy",
-        choices=COLOURS,
+        choices=COLORS,
         nargs="+",
         default=["none", "future"],
         help="ways to choose hindsight goals (default: none future)",

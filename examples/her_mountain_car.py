@@ -36,7 +36,7 @@ import torch
 from dqn import QNetwork, Settings, evaluate, move_target, update
 from goal_mountain_car import ENV_ID, TIME_LIMIT, GoalMountainCar
 from matplotlib.figure import Figure
-from options import COLOURS, Strategy, at_least, picture, share
+from options import COLORS, Strategy, at_least, picture, share
 from torch import Tensor
 from tqdm import tqdm
 
@@ -165,14 +165,14 @@ def plot(results: list[Result], title: str, path: Path) -> None:
     """Plot success against training steps: a thin line for each agent, a thick one for their mean."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")  # without pyplot: no window, no global state
     axes = figure.subplots()
-    for strategy, colour in COLOURS.items():
+    for strategy, color in COLORS.items():
         agents = [each for each in results if each.strategy == strategy]
         for each in agents:
-            axes.plot(each.steps, each.success, color=colour, linewidth=0.7, alpha=0.5)
+            axes.plot(each.steps, each.success, color=color, linewidth=0.7, alpha=0.5)
         if agents:
             label = "DQN" if strategy == "none" else f"DQN with hindsight: {strategy}"
             mean = np.mean([each.success for each in agents], axis=0)
-            axes.plot(agents[0].steps, mean, color=colour, linewidth=2.5, label=label)
+            axes.plot(agents[0].steps, mean, color=color, linewidth=2.5, label=label)
     axes.set(xlabel="environment steps", ylabel="greedy episodes that reach the flag", ylim=(-0.04, 1.04), title=title)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3)
@@ -187,7 +187,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add(
         "--strategy",
-        choices=COLOURS,
+        choices=COLORS,
         nargs="+",
         default=["none", "future"],
         help="ways to choose hindsight goals (default: none future)",

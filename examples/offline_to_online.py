@@ -57,7 +57,7 @@ REPLAY: dict[str, Any] = {"n_step": 5, "gamma": 0.99}  # must be equal in both b
 EPSILON = 0.1  # share of random actions in training
 TEST_EPISODES = 100
 SOLVED = 0.9  # success in an evaluation; the first step at which it is reached is reported
-COLOURS = ("tab:red", "tab:blue", "tab:green", "tab:purple", "tab:orange", "tab:brown")
+COLORS = ("tab:red", "tab:blue", "tab:green", "tab:purple", "tab:orange", "tab:brown")
 
 
 class SparseReward(gymnasium.Wrapper[Any, int, Any, int]):
@@ -188,13 +188,13 @@ def plot(results: list[Result], path: Path) -> None:
     """Plot success against training steps: a thin line for each agent, a thick one for their mean."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")  # without pyplot: no window, no global state
     axes = figure.subplots()
-    for demo_share, colour in zip(dict.fromkeys(each.demo_share for each in results), itertools.cycle(COLOURS)):
+    for demo_share, color in zip(dict.fromkeys(each.demo_share for each in results), itertools.cycle(COLORS)):
         agents = [each for each in results if each.demo_share == demo_share]
         for each in agents:
-            axes.plot(each.steps, each.success, color=colour, linewidth=0.7, alpha=0.5)
+            axes.plot(each.steps, each.success, color=color, linewidth=0.7, alpha=0.5)
         label = f"{demo_share:.0%} of each batch from demonstrations" if demo_share else "the agent's own steps only"
         mean = np.mean([each.success for each in agents], axis=0)
-        axes.plot(agents[0].steps, mean, color=colour, linewidth=2.5, label=label)
+        axes.plot(agents[0].steps, mean, color=color, linewidth=2.5, label=label)
     axes.set(xlabel="environment steps", ylabel="greedy episodes that reach the flag", ylim=(-0.04, 1.04))
     axes.set_title("MountainCar with a reward only at the flag: DQN")
     axes.grid(alpha=0.3)

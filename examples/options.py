@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 Strategy: TypeAlias = Literal["none", "future", "final", "episode", "random"]
-COLOURS: dict[Strategy, str] = {  # in the pictures
+COLORS: dict[Strategy, str] = {  # in the pictures
     "none": "tab:red",
     "future": "tab:blue",
     "final": "tab:green",

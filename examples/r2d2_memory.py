@@ -51,7 +51,7 @@ from tqdm import tqdm
 from replaykit import Batch, Field, LinearSchedule, PrioritizedBuffer, SequenceReplay, Spec, record
 
 AGENTS = {"r2d2": "tab:blue", "zero-state": "tab:orange", "feedforward": "tab:red"}
-"""Agents, and their colours in the picture.
+"""Agents, and their colors in the picture.
 
 r2d2
     Begins each row with the stored state, and learns from the steps after the burn-in.

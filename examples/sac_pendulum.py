@@ -343,15 +343,15 @@ def plot(histories: dict[int, History], tests: dict[int, Any], title: str, path:
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     right = bottom.twinx()
     for k, (seed, history) in enumerate(histories.items()):
-        colour = f"C{k}"
+        color = f"C{k}"
         if history.returns:
-            top.plot(*np.array(history.returns).T, ".", color=colour, alpha=0.3)
+            top.plot(*np.array(history.returns).T, ".", color=color, alpha=0.3)
         if history.evaluations:
             label = f"seed {seed}: {tests[seed].mean():.0f}"
-            top.plot(*np.array(history.evaluations).T, "o-", color=colour, markersize=4, label=label)
+            top.plot(*np.array(history.evaluations).T, "o-", color=color, markersize=4, label=label)
         if history.losses:
-            bottom.plot(*np.array(history.losses).T, color=colour)
-            right.plot(*np.array(history.temperatures).T, ":", color=colour)
+            bottom.plot(*np.array(history.losses).T, color=color)
+            right.plot(*np.array(history.temperatures).T, ":", color=color)
     top.set(title=f"{title}\ndots: training episodes; lines: greedy evaluations", ylabel="return of an episode")
     top.legend(title=f"mean of {TEST_EPISODES} new episodes", loc="lower right")
     bottom.set(xlabel="environment steps", ylabel="critics' loss (solid)")

@@ -19,7 +19,7 @@ class Draw:
     """Drawn `indices` (B,), and `probabilities` (B,): the expected fraction of a batch that each of them gets.
 
     `least` is the smallest positive probability of any stored transition, for ``weights="buffer"``. If it is None,
-    weights are normalised as with ``weights="batch"``. A mixture has one value for each source, with NaN for None.
+    weights are normalized as with ``weights="batch"``. A mixture has one value for each source, with NaN for None.
     """
 
     indices: npt.NDArray[np.int64]

@@ -209,7 +209,7 @@ class PrioritizedBuffer(Buffer):
     alpha: float = read_only("_distribution.alpha", "The strength of prioritization.")
     eps: float = read_only("_distribution.eps", "Added to the absolute value of every TD error; 0 for ranks.")
     draws: Draws = read_only("_distribution.draws", "Whether draws are stratified or independent.")
-    weights: Weights = read_only("_distribution.weights", "How weights are normalised.")
+    weights: Weights = read_only("_distribution.weights", "How weights are normalized.")
     variant: Variant = read_only("_variant", "Whether probabilities depend on priorities or on their ranks.")
 
     def __init__(

@@ -41,7 +41,7 @@ class MixedReplay(Replay):
     rounded down or up at random, so that its expected value is ``batch_size * share``. A transition with probability P
     in its source has the probability ``share * P`` in the mixture.
 
-    The weights of a source's rows are computed from P and normalised within the source. With ``weights="batch"`` the
+    The weights of a source's rows are computed from P and normalized within the source. With ``weights="batch"`` the
     largest weight of each source in the batch is 1. Weights do not correct for the shares.
 
     A transition's index in the mixture differs from its index in the source. The mixture has S lanes, those of all

@@ -1,6 +1,6 @@
 """Draw the figures of the documentation: ``python docs/figures/draw.py``.
 
-They are put into the pages as they are, so that `currentColor` and the theme's colours make them readable on a
+They are put into the pages as they are, so that `currentColor` and the theme's colors make them readable on a
 light and on a dark page. Every number in them comes from the library or from the arithmetic that a page explains.
 """
 

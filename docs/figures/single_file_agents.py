@@ -87,7 +87,7 @@ def draw(path: Path) -> None:
     matplotlib.rcParams["font.size"] = 11
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axis, (agent, task) in zip(figure.subplots(1, 3), TASKS.items(), strict=True):
-        for replay, colour in REPLAYS.items():
+        for replay, color in REPLAYS.items():
             for seed in SEEDS:
                 name = (agent, replay, str(seed))
                 chosen = [row for row in rows if (row["agent"], row["replay"], row["seed"]) == name]
@@ -95,7 +95,7 @@ def draw(path: Path) -> None:
                     continue
                 steps, values = np.array([(float(row["step"]), float(row["return"])) for row in chosen]).T
                 means = [values[max(k - LAST + 1, 0) : k + 1].mean() for k in range(len(values))]
-                axis.plot(steps / 1000, means, color=colour, linewidth=1.5, label=replay if seed == SEEDS[0] else None)
+                axis.plot(steps / 1000, means, color=color, linewidth=1.5, label=replay if seed == SEEDS[0] else None)
         axis.set(title=task, xlabel="thousand environment steps")
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel(f"return, mean of {LAST} episodes")

@@ -143,7 +143,7 @@ def _by_seed(rows: list[Row], column: str) -> npt.NDArray[np.float64]:
 
 def _band(axes: Axes, x: Any, table: Any, name: str) -> None:
     """Draw the mean over seeds with a 95 % bootstrap band."""
-    colour, dashes = STYLES[name]
+    color, dashes = STYLES[name]
     rng = np.random.default_rng(0)
     drawn = table[rng.integers(len(table), size=(500, len(table)))]
     counts = (~np.isnan(drawn)).sum(axis=1)
@@ -151,8 +151,8 @@ def _band(axes: Axes, x: Any, table: Any, name: str) -> None:
     means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
     low, high = np.nanquantile(means, [0.025, 0.975], axis=0)
     label = REPLAYS[name].label
-    axes.plot(x, np.nanmean(table, axis=0), color=colour, linestyle=dashes, linewidth=1.6, label=label)
-    axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+    axes.plot(x, np.nanmean(table, axis=0), color=color, linestyle=dashes, linewidth=1.6, label=label)
+    axes.fill_between(x, low, high, color=color, alpha=0.13, linewidth=0)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.grid(alpha=0.25)
 
@@ -168,9 +168,9 @@ def values(snapshots: list[Row]) -> Figure:
             if not rows:
                 continue
             x, y = (_by_seed(rows, f"greedy_{which}") for which in ("discounted_return", "first_value"))
-            colour = STYLES[name][0]
-            axes.plot(x.ravel(), y.ravel(), ".", color=colour, markersize=2.5, alpha=0.25)
-            axes.plot(x.mean(0), y.mean(0), "o-", color=colour, markersize=4, linewidth=1.2, label=REPLAYS[name].label)
+            color = STYLES[name][0]
+            axes.plot(x.ravel(), y.ravel(), ".", color=color, markersize=2.5, alpha=0.25)
+            axes.plot(x.mean(0), y.mean(0), "o-", color=color, markersize=4, linewidth=1.2, label=REPLAYS[name].label)
             extent += [x.min(), x.max(), *np.quantile(y, [0.02, 0.98])]
         low, high = min(extent), max(extent)
         room = 0.05 * (high - low)
@@ -216,10 +216,10 @@ def _two_and_five(value: float, _: int) -> str:
 
 
 def _median_line(axes: Axes, rows: list[Row], column: str, name: str) -> None:
-    colour, dashes = STYLES[name]
+    color, dashes = STYLES[name]
     middle = np.nanmedian(_by_seed(rows, column), axis=0)
     label = REPLAYS[name].label
-    axes.plot(np.arange(1, middle.size + 1), middle, color=colour, linestyle=dashes, linewidth=1.4, label=label)
+    axes.plot(np.arange(1, middle.size + 1), middle, color=color, linestyle=dashes, linewidth=1.4, label=label)
 
 
 def effects(summary: dict[str, Any]) -> Figure:
@@ -235,9 +235,9 @@ def effects(summary: dict[str, Any]) -> Figure:
         for env, found in groups.items():
             for factor in (*FACTORS, "difference"):
                 interval = found[factor]
-                colour = {"independence": "#c45a00", "identity": "#0b7f86", "td": "#d62728"}.get(factor, "black")
-                axes.plot([interval["low"], interval["high"]], [place, place], color=colour, linewidth=2)
-                axes.plot(interval["estimate"], place, "o", color=colour, markersize=4)
+                color = {"independence": "#c45a00", "identity": "#0b7f86", "td": "#d62728"}.get(factor, "black")
+                axes.plot([interval["low"], interval["high"]], [place, place], color=color, linewidth=2)
+                axes.plot(interval["estimate"], place, "o", color=color, markersize=4)
                 ticks.append(place)
                 labels.append(NAMES.get(factor, f"{env}:  |ind.| + |id.| − |TD|"))
                 place += 1.0

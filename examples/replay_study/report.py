@@ -195,6 +195,6 @@ def write_page(directory: Path, summary: dict[str, Any], runs: Path, pictures: S
     (directory / f"{start}-verdict.txt").write_text(f"{text} {verdict(summary) if 'effects' in summary else ''}\n")
     shutil.copyfile(runs, directory / f"{start}-runs.csv.gz")
     for path in pictures:
-        with Image.open(path) as picture:  # few colours take a third of the space
+        with Image.open(path) as picture:  # few colors take a third of the space
             few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
             few.save(directory / f"{start}-{path.name}", optimize=True)

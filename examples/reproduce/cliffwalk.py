@@ -38,7 +38,7 @@ TOLERANCE = 1e-3  # values are right if their mean squared error is below this
 PATIENCE = 200  # a run stops after this many updates per transition in the memory
 CHUNK = 1024  # number of uniform draws at once
 QUICK, MOST_STATES = [6, 8, 10], 20
-COLOURS = {
+COLORS = {
     "uniform": "tab:red", "proportional": "tab:blue", "rank": "tab:purple", "greedy": "tab:orange",
     "oracle": "tab:green",
 }  # fmt: skip
@@ -204,10 +204,10 @@ def slope(medians: dict[tuple[str, int], float], method: str) -> float:
 
 def tabulate(medians: dict[tuple[str, int], float], states: list[int]) -> list[list[str]]:
     """Median updates, and in brackets the speed-up over uniform replay."""
-    rows = [["states", "transitions", *COLOURS]]
+    rows = [["states", "transitions", *COLORS]]
     for n in states:
         cells = [f"{n}", f"{2 ** (n + 1) - 2}", f"{medians['uniform', n]:.0f}"]
-        others = [medians[method, n] for method in COLOURS if method != "uniform"]
+        others = [medians[method, n] for method in COLORS if method != "uniform"]
         rows.append(cells + [f"{count:.0f} ({medians['uniform', n] / count:.1f})" for count in others])
     return rows
 
@@ -231,11 +231,11 @@ def plot(counts: dict[tuple[str, int, int, float], float], path: Path) -> None:
     """Plot updates against the size of the memory: a dot for each run, a line through the medians."""
     figure = Figure(figsize=(7, 4.8), layout="constrained")  # without pyplot: no window, no global state
     axes = figure.subplots()
-    for method, colour in COLOURS.items():
+    for method, color in COLORS.items():
         dots = np.array([(2 ** (task[1] + 1) - 2, count) for task, count in counts.items() if task[0] == method])
-        axes.plot(*dots.T, ".", color=colour, alpha=0.3)
+        axes.plot(*dots.T, ".", color=color, alpha=0.3)
         sizes = np.unique(dots[:, 0])
-        axes.plot(sizes, [np.median(dots[dots[:, 0] == size, 1]) for size in sizes], color=colour, label=method)
+        axes.plot(sizes, [np.median(dots[dots[:, 0] == size, 1]) for size in sizes], color=color, label=method)
     said = (
         "Schaul et al. (2016), figures 1 and 2:\n"
         "the oracle gives an exponential speed-up over uniform\n"
@@ -287,12 +287,12 @@ def main() -> None:
     seeds = sorted(set(options.seeds))
     cost = {
         (method, n, seed, options.eps): seconds(method, n)
-        for method in COLOURS for n in options.states for seed in seeds
+        for method in COLORS for n in options.states for seed in seeds
     }  # fmt: skip
     counts = run_all(updates, cost, options.jobs)
     medians = {
         (method, n): float(np.median([counts[method, n, seed, options.eps] for seed in seeds]))
-        for method in COLOURS for n in options.states
+        for method in COLORS for n in options.states
     }  # fmt: skip
     print(f"Updates until the mean squared error is below {TOLERANCE}, median of {len(seeds)} seeds")
     print("(in brackets, the speed-up over uniform replay):")

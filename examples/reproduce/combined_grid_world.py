@@ -34,7 +34,7 @@ EPSILON = 0.1  # share of random actions
 BATCH_SIZE = 10
 EPISODES = 100
 TIME_LIMIT = 5_000  # steps of an episode
-COLOURS = {"uniform": "tab:red", "combined": "tab:blue"}
+COLORS = {"uniform": "tab:red", "combined": "tab:blue"}
 # The paper's mean return over 100 episodes and 30 runs, by capacity
 PAPER = {
     100: {"uniform": -1204, "combined": -900},
@@ -131,10 +131,10 @@ Means = dict[tuple[str, int], npt.NDArray[np.float64]]
 
 def tabulate(means: Means, capacities: list[int]) -> list[list[str]]:
     """Mean return with its standard error over runs, the paper's mean return, and their relative difference."""
-    rows = [["capacity", *(f"{kind}{part}" for kind in COLOURS for part in ("", ", paper", ", apart"))]]
+    rows = [["capacity", *(f"{kind}{part}" for kind in COLORS for part in ("", ", paper", ", apart"))]]
     for capacity in capacities:
         row = [f"{capacity:,}"]
-        for kind in COLOURS:
+        for kind in COLORS:
             runs = means[kind, capacity]
             error = f" ± {runs.std(ddof=1) / np.sqrt(runs.size):.0f}" if runs.size > 1 else ""
             paper = PAPER.get(capacity, {}).get(kind)
@@ -148,14 +148,14 @@ def claims(means: Means, capacities: list[int], runs: int) -> list[tuple[str, bo
     """The claims to check, and whether they hold."""
     made = []
     for capacity in capacities:
-        uniform, combined = (float(means[kind, capacity].mean()) for kind in COLOURS)
+        uniform, combined = (float(means[kind, capacity].mean()) for kind in COLORS)
         if capacity in RATIOS:
             least, ratio = RATIOS[capacity], uniform / combined
             made.append(
                 (f"at {capacity:,} uniform takes at least {least} times as many steps: {ratio:.2f}", ratio >= least)
             )
         if capacity in PAPER and runs >= MARGIN_RUNS:
-            for kind, mean in zip(COLOURS, (uniform, combined), strict=True):
+            for kind, mean in zip(COLORS, (uniform, combined), strict=True):
                 paper = PAPER[capacity][kind]
                 near = abs(mean / paper - 1.0) <= MARGIN
                 made.append((f"at {capacity:,} {kind} is within {MARGIN:.0%} of the paper's {paper}: {mean:.0f}", near))
@@ -166,15 +166,15 @@ def plot(means: Means, capacities: list[int], path: Path) -> None:
     """Plot mean returns against capacity: dots for runs, lines through the means, and crosses for the paper's means."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")  # without pyplot: no window, no global state
     axes = figure.subplots()
-    for kind, colour in COLOURS.items():
+    for kind, color in COLORS.items():
         for capacity in capacities:
             runs = means[kind, capacity]
-            axes.plot(np.full(runs.size, capacity), runs, ".", color=colour, alpha=0.3)
-        axes.plot(capacities, [means[kind, capacity].mean() for capacity in capacities], color=colour, label=kind)
+            axes.plot(np.full(runs.size, capacity), runs, ".", color=color, alpha=0.3)
+        axes.plot(capacities, [means[kind, capacity].mean() for capacity in capacities], color=color, label=kind)
         papers = [(capacity, PAPER[capacity][kind]) for capacity in capacities if capacity in PAPER]
         if papers:
             label = f"{kind}, Zhang and Sutton (2017)"
-            axes.plot(*np.array(papers).T, "x", color=colour, markersize=10, label=label)
+            axes.plot(*np.array(papers).T, "x", color=color, markersize=10, label=label)
     axes.set(xscale="log", xlabel="capacity of the memory", ylabel=f"mean return of {EPISODES} episodes")
     axes.set(title="Grid world, tabular Q-learning")
     axes.grid(alpha=0.3)
@@ -210,7 +210,7 @@ def main() -> None:
     returns = run_all(returns_of, cost, options.jobs)
     means = {
         (kind, capacity): np.array([np.mean(returns[kind, capacity, seed]) for seed in range(options.runs)])
-        for kind in COLOURS for capacity in options.capacities
+        for kind in COLORS for capacity in options.capacities
     }  # fmt: skip
     print(f"Mean return of {EPISODES} episodes and {options.runs} run{'s' * (options.runs > 1)}:")
     show(tabulate(means, options.capacities), options.output.with_suffix(".csv"))

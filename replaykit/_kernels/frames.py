@@ -5,8 +5,8 @@ step has P frames of each: all K, or only the newest. Frame f consists of `size`
 on. `overflow` continues `pool`. Frame 0 contains only zeros. The number 0 also stands for no frame.
 
 A slot owns the frames in its row until the row is overwritten, whether or not its step is stored. A frame is shared
-only with the row of the previous slot in the lane, or within a row. Rows that share a frame are therefore neighbours,
-and an overwritten row frees the frames that neither neighbour has.
+only with the row of the previous slot in the lane, or within a row. Rows that share a frame are therefore neighbors,
+and an overwritten row frees the frames that neither neighbor has.
 """
 
 import numpy as np
@@ -120,15 +120,15 @@ def _store_frame(values, at, size, pool, overflow, free):
 
 @jit
 def _replace_row(table, slot, row, num_envs, capacity, free):
-    """Replace the row of a slot. Frames that are neither in the new row nor in a neighbour become free."""
+    """Replace the row of a slot. Frames that are neither in the new row nor in a neighbor become free."""
     width = row.shape[0]
     before = slot - num_envs if slot >= num_envs else slot - num_envs + capacity
     after = slot + num_envs if slot + num_envs < capacity else slot + num_envs - capacity
     for s in range(width):
         number = np.int64(table[slot * width + s])
         is_kept = number == 0 or _contains(row, 0, width, number)
-        for neighbour in (before, after):
-            is_kept = is_kept or (neighbour != slot and _contains(table, neighbour * width, width, number))
+        for neighbor in (before, after):
+            is_kept = is_kept or (neighbor != slot and _contains(table, neighbor * width, width, number))
         if not is_kept and not _contains(table, slot * width, s, number):  # once
             free[NUMBERS + free[COUNT]] = number
             free[COUNT] += 1

@@ -13,7 +13,7 @@ limit of the next block. HEADER contains the numbers USED to TOP. For example, w
     index         5    8  |  6    3    9  |  0                               and the second of its own: 4
     limit                  (7, 6)          (1, 0)
 
-A full block is split in two. Two neighbouring blocks whose entries fit into three quarters of a block are joined. There
+A full block is split in two. Two neighboring blocks whose entries fit into three quarters of a block are joined. There
 are therefore at most ``8 N / (3 SPAN) + 1`` blocks. If the order is STALE, priorities of slots have changed since it
 was built, and it must be rebuilt.
 """

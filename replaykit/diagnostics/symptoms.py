@@ -30,7 +30,7 @@ SYMPTOMS = (
     Symptom(
         lambda x: x["state_nonfinite_share"] > 0.0,
         "{state_nonfinite_share:.2%} of the sampled transitions have NaN or infinite observations: check the "
-        "environment and the normalisation of its observations.",
+        "environment and the normalization of its observations.",
     ),
     Symptom(
         lambda x: x["mean_shift"] > 4.0 and x["squared_bias"] <= x["design_effect"],
@@ -52,7 +52,7 @@ SYMPTOMS = (
     Symptom(
         lambda x: x["same_episode"] > 5.0,
         "Pairs of the same episode are {same_episode:.0f} times as frequent in batches as expected by chance: batches "
-        "contain runs of neighbouring steps. Draw from the whole buffer.",
+        "contain runs of neighboring steps. Draw from the whole buffer.",
     ),
     Symptom(
         lambda x: x["successive_correlation"] > 0.5 and x["mean_shift"] > 2.0,

@@ -29,7 +29,7 @@ class Description(NamedTuple):
     beta: Any
     """The exponent of the weights, or its schedule."""
     weights: Weights | None
-    """How weights are normalised, or None if all weights are 1."""
+    """How weights are normalized, or None if all weights are 1."""
     largest_priority: float
     bytes_each: int
     has_sequences: bool

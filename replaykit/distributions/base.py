@@ -66,7 +66,7 @@ class Distribution(Declared, ABC):
         return weights
 
     def mass(self) -> float:
-        """The sum by which probabilities are normalised, such as that of all scaled priorities."""
+        """The sum by which probabilities are normalized, such as that of all scaled priorities."""
         return float(len(self.storage))
 
     def settle(self) -> None:

@@ -26,7 +26,7 @@ _SMALLEST_WEIGHT = np.finfo(np.float32).tiny
 
 
 def importance_weights(draw: Draw, size: int, beta: float, weights: Weights) -> npt.NDArray[np.float32]:
-    """``w = (N q)**-beta``, normalised according to `weights`, for the probabilities q of a draw from N transitions."""
+    """``w = (N q)**-beta``, normalized according to `weights`, for the probabilities q of a draw from N transitions."""
     q = draw.probabilities
     if weights == "none":
         with np.errstate(over="ignore"):
@@ -44,7 +44,7 @@ class Prioritized(Distribution):
 
     alpha: float = read_only("_alpha", "The strength of prioritization.")
     draws: Draws = read_only("_draws", "Whether draws are stratified or independent.")
-    weights: Weights = read_only("_weights", "How weights are normalised.")
+    weights: Weights = read_only("_weights", "How weights are normalized.")
     largest_value: float
     """The largest possible value in `state`."""
     saved_name: str
@@ -71,7 +71,7 @@ class Prioritized(Distribution):
         self._beta = check_schedule("beta", value)
 
     def weigh(self, draw: Draw, size: int) -> npt.NDArray[np.float32]:
-        """``w = (N q)**-beta`` for the probabilities q of a draw, normalised according to `weights`."""
+        """``w = (N q)**-beta`` for the probabilities q of a draw, normalized according to `weights`."""
         return importance_weights(draw, size, self.beta, self._weights)
 
     @abstractmethod

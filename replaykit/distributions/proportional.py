@@ -113,7 +113,7 @@ class Proportional(Prioritized):
             fields["weights"] = self.weigh(draw, len(self.storage))
 
     def complete(self, draw: Draw) -> Draw:
-        """Add the least probability of all transitions if weights are normalised by it."""
+        """Add the least probability of all transitions if weights are normalized by it."""
         if self._weights == "buffer":
             draw.least = self._least(self.tree.smallest)
         return draw

@@ -178,7 +178,7 @@ class DeviceProportional(Prioritized):
         return self.tree.leaves[slots] / torch.where(total > 0.0, total, 1.0)
 
     def weigh(self, draw: Draw, size: int) -> Any:
-        """``w = (N q)**-beta`` for the probabilities q of the last draw, normalised according to `weights`."""
+        """``w = (N q)**-beta`` for the probabilities q of the last draw, normalized according to `weights`."""
         q: Any = draw.probabilities
         beta = self.beta_on_device()  # which may have changed since the last draw
         if self._weights == "none":

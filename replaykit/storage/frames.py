@@ -51,7 +51,7 @@ class Frames(Columns):
         self._size = leaf.field.nbytes // self._given
         self.shape: tuple[int, ...] = (stack, *shape) if stack > 1 else shape
         capacity, num_envs = storage.capacity, storage.num_envs
-        new = (2 if not shares else 3 if self._given % 3 == 0 else 1) * capacity  # three: colour channels
+        new = (2 if not shares else 3 if self._given % 3 == 0 else 1) * capacity  # three: color channels
         self._pool_frames = new + new // _SLACK + 2 * (self.kept * num_envs + self._given) + 1
         self.nbytes: int = self._pool_frames * (self._size + 4) + capacity * 2 * self.kept * 4
         is_zero = stack > 1 and padding == "zero"

@@ -77,7 +77,7 @@ def test_four_shards_have_the_probabilities_of_one_buffer(sizes, batch_size, see
 
 @pytest.mark.parametrize("weights", ["batch", "buffer", "none"])
 def test_weights_are_those_of_one_buffer(weights):
-    """Weights are those of one buffer, with each normalisation and with a schedule for beta."""
+    """Weights are those of one buffer, with each normalization and with a schedule for beta."""
     options = {"weights": weights, "beta": replaykit.LinearSchedule(0.4, 1.0, 2)}
     replay, one = filled(per(**options), [5, 9]), PrioritizedBuffer(1000, FLAT, alpha=ALPHA, **options)
     own, priorities = one.extend(**stretch(14)), np.arange(1.0, 15.0)

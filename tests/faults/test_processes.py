@@ -1,6 +1,6 @@
 """Other processes: forked and killed processes, and several that start at the same time.
 
-A buffer belongs to one process. ``tests/laws/test_locks.py`` and its neighbours have the promises about threads.
+A buffer belongs to one process. ``tests/laws/test_locks.py`` and its neighbors have the promises about threads.
 """
 
 import os

@@ -118,7 +118,7 @@ def test_samples_are_those_of_sb3(observation_space, action_space, count):
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("count", [7, 19, 30])
 def test_n_step_and_normalized_samples_are_those_of_sb3(n_steps, normalized, count):
-    """Windows end with their episode or the newest step, and each reward is normalised before the sum."""
+    """Windows end with their episode or the newest step, and each reward is normalized before the sum."""
     options = {"n_steps": n_steps, "gamma": 0.9} if n_steps > 1 else {}
     kind = buffers.NStepReplayBuffer if n_steps > 1 else buffers.ReplayBuffer
     ours, theirs = (cls(20, BOX, ACTION, device="cpu", **options) for cls in (SB3ReplayBuffer, kind))
@@ -194,8 +194,8 @@ def test_windows_do_not_cross_a_reset(reopen, tmp_path):
 
 
 @pytest.mark.parametrize("jump", [0.0, 0.5])
-def test_a_reset_is_recognised_while_another_episode_ends(jump):
-    """A reset is recognised, even if the episode of another environment ends in the same step."""
+def test_a_reset_is_recognized_while_another_episode_ends(jump):
+    """A reset is recognized, even if the episode of another environment ends in the same step."""
     buffer = SB3ReplayBuffer(50, BOX, ACTION, device="cpu", n_envs=2, n_steps=2, gamma=0.9)
     for step in range(6):
         obs = np.full((2, 3), step, np.float32)
@@ -368,7 +368,7 @@ def test_a_file_is_saved_as_stable_baselines3_names_it(tmp_path):
     ],
 )
 def test_algorithms_learn_from_it(algorithm, env, options, tmp_path):
-    """Algorithms learn with several normalised environments, and save and load as usual."""
+    """Algorithms learn with several normalized environments, and save and load as usual."""
     env = VecNormalize(make_vec_env(env, 2, seed=0))
     options = {"replay_buffer_class": SB3ReplayBuffer, "replay_buffer_kwargs": options} | tiny()
     model = algorithm("MlpPolicy", env, **options).learn(60)
@@ -539,7 +539,7 @@ def test_truncating_the_last_trajectory_ends_it():
 
 @pytest.mark.parametrize("kind", [DummyVecEnv, SubprocVecEnv])
 def test_algorithms_learn_with_hindsight(kind, tmp_path):
-    """Algorithms learn with hindsight: environments in processes, normalised, prioritized, saved and loaded."""
+    """Algorithms learn with hindsight: environments in processes, normalized, prioritized, saved and loaded."""
     env = make_vec_env(lambda: BitFlippingEnv(4, continuous=False), 2, vec_env_cls=kind)
     env = VecNormalize(env, norm_obs=False)
     options = {"n_sampled_goal": 2, "n_steps": 2, "alpha": 0.5}

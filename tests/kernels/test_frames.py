@@ -160,7 +160,7 @@ def test_a_frame_of_zeros_is_stored_as_any_other(kernels):
 
 @both
 def test_an_observation_shares_with_the_nearest_place_ahead(kernels):
-    """A stack that does not change soon has as few frames as it has different neighbours."""
+    """A stack that does not change soon has as few frames as it has different neighbors."""
     pool = Pool(kernels, 1, 2, 4, 4, 20)
     still = [frame(number, 20) for number in (1, 2, 1, 3)]
     for i in range(4):
@@ -177,7 +177,7 @@ def test_a_frame_that_differs_in_one_bit_is_not_shared(kernels):
             pool, other = Pool(kernels, 1, 3, 1, 1, size), one.copy()
             other[place] = int(other[place]) ^ 1
             pool.write([(0, [one], [one], True), (1, [other], [one], False)])
-            assert pool.check() == 3, (size, place)  # the third is `one` again, which no neighbour of its place has
+            assert pool.check() == 3, (size, place)  # the third is `one` again, which no neighbor of its place has
 
 
 @both

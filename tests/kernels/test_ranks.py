@@ -51,7 +51,7 @@ class Order:
         return stale
 
     def check(self):
-        """Check that every rank is that of the sorted list, and that no two neighbouring blocks fit into one."""
+        """Check that every rank is that of the sorted list, and that no two neighboring blocks fit into one."""
         expected, span = self.expected(), int(self.table[names.HEADER, names.SPAN])
         places = [self.kernels.position_of(self.table, rank) for rank in range(len(expected))]
         assert self.members[places].tolist() == expected

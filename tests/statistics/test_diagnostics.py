@@ -112,7 +112,7 @@ def test_every_measure_of_uniform_draws_is_that_of_iid_draws():
 
 
 def test_every_measure_of_a_correlated_stream_says_so():
-    """Runs of 32 neighbours from uniform starts are not independent, but have the right distribution."""
+    """Runs of 32 neighbors from uniform starts are not independent, but have the right distribution."""
     buffer = random_walk(ReplayBuffer(2000, FLAT, seed=1), 2000, seed=7)
     rng = np.random.default_rng(2)
     runs = [np.arange(start, start + 32) % 2000 for start in rng.integers(2000, size=400)]

@@ -119,7 +119,7 @@ def test_a_source_whose_draws_depend_on_their_number_has_true_probabilities():
 
 
 def test_weights_are_those_of_the_source_alone():
-    """Weights are normalised within each source, with each kind of normalisation."""
+    """Weights are normalized within each source, with each kind of normalization."""
     for weights in ("batch", "none", "buffer"):
         for batch_size in (8, 10, 13):
             alone = filled(PrioritizedBuffer(20, FLAT, seed=1, beta=0.7, weights=weights), 20)
@@ -728,8 +728,8 @@ def test_two_priorities_of_one_source_are_not_mixed_up():
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])
-def test_weights_are_normalised_by_the_buffer_also_if_its_source_drew_nothing(device):
-    """Weights are normalised by the buffer, also if only a wrapper takes rows from a source."""
+def test_weights_are_normalized_by_the_buffer_also_if_its_source_drew_nothing(device):
+    """Weights are normalized by the buffer, also if only a wrapper takes rows from a source."""
     spec = Spec(obs=Field(()), action=Field(()))
     options = {"alpha": 1.0, "beta": 1.0, "eps": 0.0, "device": device}
     sources = {

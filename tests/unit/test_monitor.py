@@ -373,7 +373,7 @@ def test_nan_errors_and_states_are_reported_and_not_spread():
 
 
 def test_infinite_weights_leave_nothing_of_the_others():
-    """Infinite weights are accepted. They are possible without normalisation, and other weights then count as 0."""
+    """Infinite weights are accepted. They are possible without normalization, and other weights then count as 0."""
     buffer = random_walk(PrioritizedBuffer(50, FLAT, alpha=1.0, beta=1.0, eps=0.0, weights="none", seed=0), 50)
     watcher = ReplayMonitor(buffer, every=1)
     batch = buffer.sample(8)
@@ -449,7 +449,7 @@ def test_the_history_is_thinned_before_it_is_long(monkeypatch):
 
 
 def test_no_replay_is_called_sick():
-    """A LatestBuffer gets warnings: its batches are runs of neighbours, and always the newest."""
+    """A LatestBuffer gets warnings: its batches are runs of neighbors, and always the newest."""
     buffer = LatestBuffer(2000, FLAT)
     random_walk(buffer, 2000)
     watcher = ReplayMonitor(buffer, every=10)

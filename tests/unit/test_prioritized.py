@@ -23,7 +23,7 @@ def test_probabilities_are_scaled_priorities_over_their_sum(values, alpha, batch
 
 @given(values=positive, seed=st.integers(0, 99))
 def test_weights_make_the_mean_unbiased(values, seed):
-    """With beta = 1 and no normalisation, sum_i P_i w_i f_i is exactly the mean of f."""
+    """With beta = 1 and no normalization, sum_i P_i w_i f_i is exactly the mean of f."""
     buffer = prioritized(values, beta=1.0, weights="none", seed=seed)
     p = buffer.probability(np.arange(len(values)))
     from replaykit.batch import Draw

@@ -36,7 +36,7 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
     """A replaykit buffer for the argument `replay_buffer_class` of DQN, SAC, TD3 and DDPG in Stable-Baselines3.
 
     By default it samples like the buffers of Stable-Baselines3. Observations can be a Dict. With `VecNormalize`,
-    observations and rewards are stored unnormalised, and are normalised when they are sampled. Where `done`
+    observations and rewards are stored unnormalized, and are normalized when they are sampled. Where `done`
     and ``infos["TimeLimit.truncated"]`` are True, a time limit is stored as `truncated`, and the target bootstraps.
 
     Parameters
@@ -62,7 +62,7 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
     replay : Replay
         The buffer, or the wrapper around it.
     batch : Batch or None
-        The last sampled batch, as arrays without normalisation, with `weights` and `indices`.
+        The last sampled batch, as arrays without normalization, with `weights` and `indices`.
     buffer_size : int
         Number of steps that are stored for each environment.
 
@@ -73,7 +73,7 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
     """
 
     mark_rewards: Callable[[Any], Any] | None = None
-    """A function that is applied to the rewards of each batch, so that results computed from them can be recognised."""
+    """A function that is applied to the rewards of each batch, so that results computed from them can be recognized."""
 
     def __init__(
         self, buffer_size: int, observation_space: Any, action_space: Any, device: Any = "auto", n_envs: int = 1,
@@ -181,10 +181,10 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
         self._expected = []
 
     def sample(self, batch_size: int, env: Any = None) -> Any:
-        """Sample a batch in the format of Stable-Baselines3. If `env` is a `VecNormalize`, it normalises the batch.
+        """Sample a batch in the format of Stable-Baselines3. If `env` is a `VecNormalize`, it normalizes the batch.
 
         If `n_steps` is larger than 1, `discounts` has the discount of each transition. It is 0 after termination.
-        The rewards of a window are normalised before they are summed.
+        The rewards of a window are normalized before they are summed.
         """
         if env is not None and self._has_windows:
             self.batch = _NormalizedRewards(self.replay, env).sample(batch_size)
@@ -269,7 +269,7 @@ class SB3ReplayBuffer(BaseReplayBuffer):  # type: ignore[misc]
 
 
 class _NormalizedRewards(ReplayWrapper):
-    """A replay whose windows have normalised rewards; `env` is a `VecNormalize`."""
+    """A replay whose windows have normalized rewards; `env` is a `VecNormalize`."""
 
     def __init__(self, inner: Replay, env: Any) -> None:
         super().__init__(inner)

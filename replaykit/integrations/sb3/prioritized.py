@@ -35,7 +35,7 @@ class WeightedLoss:
         self._buffer.mark_rewards = None
 
     def targets(self, rewards: Any) -> "_Targets":
-        """Mark the rewards of a batch, so that losses whose targets are computed from them are recognised."""
+        """Mark the rewards of a batch, so that losses whose targets are computed from them are recognized."""
         return _targets(rewards, self)
 
     def mean(self, losses: Any, td_errors: Any) -> Any:
