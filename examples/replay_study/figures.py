@@ -169,7 +169,7 @@ def values(snapshots: list[Row]) -> Figure:
                 continue
             x, y = (_by_seed(rows, f"greedy_{which}") for which in ("discounted_return", "first_value"))
             color = STYLES[name][0]
-            axes.plot(x.ravel(), y.ravel(), ".", color=color, markersize=2.5, alpha=0.25)
+            axes.plot(x.ravel(), y.ravel(), ".", color=color, markersize=2.5, alpha=min(0.25, 8.0 / len(x)))
             axes.plot(x.mean(0), y.mean(0), "o-", color=color, markersize=4, linewidth=1.2, label=REPLAYS[name].label)
             extent += [x.min(), x.max(), *np.quantile(y, [0.02, 0.98])]
         low, high = min(extent), max(extent)
