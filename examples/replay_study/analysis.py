@@ -62,6 +62,7 @@ SHOWN = (
     "correlation_count",
 )
 FACTORS = ("independence", "identity", "td")
+FACTOR_LABELS = {"independence": "independence", "identity": "identity", "td": "TD errors"}
 DOSES = {  # for each factor: the replay with more of it, the replay with less, and the measure of the difference
     "independence": [("blocks-8", "uniform", "design_effect_log2"), ("blocks-64", "uniform", "design_effect_log2")],
     "identity": [("newest-4th", "uniform", "relative_age_log2"), ("newest-16th", "uniform", "relative_age_log2")],

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from .analysis import FACTORS, Row
+from .analysis import FACTOR_LABELS, FACTORS, Row
 from .replays import AS_USED, REPLAYS
 
 STYLES = {
@@ -25,7 +25,6 @@ STYLES = {
     "newest-16th": ("#0b7f86", "-."),
     "dealt": ("#e78ac3", "-"),
 }
-NAMES = {"independence": "independence", "identity": "identity", "td": "TD errors"}
 MEASURES = {  # for each: its label, its value for an i.i.d. batch, whether its axis is logarithmic
     "td_lift": ("TD-lift", 1.0, True),
     "td_mean": ("mean |TD error|", None, True),
@@ -239,7 +238,7 @@ def effects(summary: dict[str, Any]) -> Figure:
                 axes.plot([interval["low"], interval["high"]], [place, place], color=color, linewidth=2)
                 axes.plot(interval["estimate"], place, "o", color=color, markersize=4)
                 ticks.append(place)
-                labels.append(NAMES.get(factor, f"{env}:  |ind.| + |id.| − |TD|"))
+                labels.append(FACTOR_LABELS.get(factor, f"{env}:  |ind.| + |id.| − |TD|"))
                 place += 1.0
             place += 0.8
         axes.axvline(0.0, color="0.4", linewidth=0.8)

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from PIL import Image
 
+from .analysis import FACTOR_LABELS
 from .replays import REPLAYS
 
 TextTable: TypeAlias = tuple[list[str], list[list[str]]]
@@ -63,6 +64,11 @@ def interval(found: dict[str, float], places: int = 1) -> str:
     return f"{number(found['estimate'], places)} [{number(found['low'], places)}, {number(found['high'], places)}]"
 
 
+def p_value(value: float) -> str:
+    """A p-value with three decimals."""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def tables(summary: dict[str, Any]) -> dict[str, TextTable]:
     """Every table of the report by name: its header and its rows."""
     found = {env: _of_task(task) for env, task in summary["tasks"].items()}
@@ -110,7 +116,7 @@ def _of_contrasts(tasks: dict[str, Any]) -> TextTable:
     rows = [
         [
             env,
-            each["factor"],
+            FACTOR_LABELS[each["factor"]],
             f"{REPLAYS[each['more']].label} - {REPLAYS[each['less']].label}",
             number(each["doublings"]),
             interval(each),
@@ -129,7 +135,7 @@ def _of_effects(found: dict[str, Any]) -> TextTable:
             name,
             *(interval(each[factor]) for factor in ("independence", "identity", "td", "difference")),
             f"[{number(each['resampled']['low'])}, {number(each['resampled']['high'])}]",
-            f"{each.get('adjusted_p_value', each['p_value']):.3f}",
+            p_value(each.get("adjusted_p_value", each["p_value"])),
             each["verdict"],
         ]
         for name, each in groups.items()
