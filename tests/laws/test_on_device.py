@@ -74,7 +74,14 @@ def build(c, device, pin_memory=False):
     return replay, LaneByLane(kind=c.kind, length=length, **parts, **common, **priorities)
 
 
-class DeviceMachine(ReplayMachine):
+class RefusesLater:
+    """The part of a machine for errors that a device raises later: a batch is drawn although every priority is 0."""
+
+    def is_comparable(self, batch_size):
+        return super().is_comparable(batch_size) and self.model.refusal(batch_size) != "every priority is 0"
+
+
+class DeviceMachine(RefusesLater, ReplayMachine):
     """Every operation on a buffer on a device, with every wrapper that supports devices."""
 
     @initialize(configuration=CONFIGURATIONS)
@@ -95,7 +102,7 @@ class PinnedMachine(DeviceMachine):
         return build(configuration, DEVICES[-1], pin_memory=True)
 
 
-class DeviceSequenceMachine(SequenceMachine):
+class DeviceSequenceMachine(RefusesLater, SequenceMachine):
     """Every operation on sequences around a buffer on a device."""
 
     @initialize(configuration=sequences(CONFIGURATIONS))
@@ -114,7 +121,7 @@ class DeviceSequenceMachine(SequenceMachine):
         return Numbers(replay.rng)
 
 
-class DeviceMixedMachine(MixedMachine):
+class DeviceMixedMachine(RefusesLater, MixedMachine):
     """Every operation on mixtures of sources on one device, with wrappers inside and around them."""
 
     @initialize(configuration=mixtures(SPEC_NAMES))
