@@ -9,6 +9,7 @@ import os
 import pickle
 import sys
 import tracemalloc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from numba import config
 
 import replaykit
 from replaykit import Field, PrioritizedBuffer, ReplayBuffer, ReplayWrapper, SequenceReplay, Spec
+from replaykit.storage import LocalStorage
 from replaykit.testing import assert_freed, bits_of
 from tests.faults.stacks import FLAT, STACKS, every_stack, full, refused
 from tests.faults.test_processes import python
@@ -111,6 +113,19 @@ def test_a_dropped_buffer_of_large_fields_is_freed_at_once(place, tmp_path, monk
     variables["replay"].sample(2)
     variables["replay"].save(tmp_path / "saved")
     assert_freed(variables, "replay")
+
+
+def test_the_functions_that_a_spec_generates_are_freed_at_once():
+    """A packed row and its generated functions are in no reference cycle."""
+    row = LocalStorage(6, FLAT).row
+    made = [row, row.encode_row, row.encode_steps, row.encode_lanes, row.name_batch, row.name_transitions]
+    references = [weakref.ref(each) for each in made]
+    gc.disable()
+    try:
+        del row, made
+        assert [reference() for reference in references] == [None] * 6
+    finally:
+        gc.enable()
 
 
 class Cyclic(ReplayWrapper):
