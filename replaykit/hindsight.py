@@ -148,7 +148,7 @@ class HindsightReplay(ReplayWrapper):
         self._desired = [(f"obs.{key}", f"next_obs.{key}") for key in desired]
         self._info = tuple(leaf.name for leaf in self.spec.leaves if leaf.name.partition(".")[0] in self.spec.extra)
         self._dtype, self._shape = self.spec["reward"].dtype, self.spec["reward"].shape
-        self._is_vectorised = terminated_fn is None
+        self._is_vectorized = terminated_fn is None
         self.ratio = ratio
 
     @property
@@ -235,7 +235,7 @@ class HindsightReplay(ReplayWrapper):
     def _ends(self, goals: Goals) -> Any:
         """Whether each step terminates its episode under its new goal. Waits for the device until a check is done."""
         ends, backend = self._ask_ends(goals), self.backend
-        if self._is_vectorised:
+        if self._is_vectorized:
             return ends
         achieved, desired, _ = goals
         pairs = zip(_parts(achieved), _parts(desired), strict=True)
@@ -250,10 +250,10 @@ class HindsightReplay(ReplayWrapper):
             probe = achieved, desired, info
             alone = [bool(self._ask_ends(_map(itemgetter([row]), probe))[0]) for row in range(3 * missed.size)]
             if (backend.host("ends", self._ask_ends(probe)) != alone).any():
-                fault = "returns another value for a single row than for this row in a batch, so it is not vectorised"
+                fault = "returns another value for a single row than for this row in a batch, so it is not vectorized"
                 name = _called("terminated_fn", self._terminated_fn)
                 raise ValueError(f"{name} {fault}; {_wrapped(backend, 'terminated_fn', goals)}")
-            self._is_vectorised = True
+            self._is_vectorized = True
         return ends
 
     def _ask_ends(self, goals: Goals) -> Any:

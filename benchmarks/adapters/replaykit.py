@@ -148,7 +148,7 @@ class Replaykit(Library):
 
 
 def _is_reached(achieved: Any, desired: Any, info: Any) -> Any:
-    """A vectorised reward function with the lowest possible cost: 1 at the goal, by its first number."""
+    """A vectorized reward function with the lowest possible cost: 1 at the goal, by its first number."""
     return (achieved[:, 0] == desired[:, 0]).astype(np.float32)
 
 

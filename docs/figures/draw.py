@@ -70,7 +70,7 @@ class Drawing:
         )
 
     def circle(self, x, y, radius, color="currentColor", stroke=1.2, fill=SURFACE):
-        """A circle, given its centre."""
+        """A circle, given its center."""
         self.parts.append(
             f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}" stroke-width="{stroke}" '
             f'style="fill: {fill}; stroke: {color}"/>'
@@ -89,7 +89,7 @@ class Drawing:
 
 
 PLACES = {1: (300, 30), 2: (160, 105), 3: (440, 105), 4: (90, 185), 5: (230, 185), 6: (370, 185), 7: (510, 185)}
-"""Centres of the nodes, by number: the children of node k are 2k and 2k + 1."""
+"""Centers of the nodes, by number: the children of node k are 2k and 2k + 1."""
 
 
 def draw_nodes(drawing: Drawing, sums: dict[int, float], path: tuple[int, ...], dx: float = 0.0) -> None:

@@ -74,10 +74,10 @@ def correlation_count(states: Floats, threshold: float = 0.8) -> int:
         return 0
     largest = np.abs(rows).max(axis=1, keepdims=True)
     rows = rows / np.where(largest > 0.0, largest, 1.0)  # so that no square overflows, and equal features are all 1
-    centred = rows - rows.mean(axis=1, keepdims=True)
-    norms = np.sqrt((centred**2).sum(axis=1, keepdims=True))
-    centred = centred / np.where(norms > 0.0, norms, 1.0)
-    correlations = np.abs(centred @ centred.T)
+    centered = rows - rows.mean(axis=1, keepdims=True)
+    norms = np.sqrt((centered**2).sum(axis=1, keepdims=True))
+    centered = centered / np.where(norms > 0.0, norms, 1.0)
+    correlations = np.abs(centered @ centered.T)
     return int((correlations[np.triu_indices(len(rows), 1)] > threshold).sum())
 
 

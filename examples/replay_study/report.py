@@ -65,7 +65,7 @@ def interval(found: dict[str, float], places: int = 1) -> str:
 
 
 def p_value(value: float) -> str:
-    """A p-value with three decimals."""
+    """A p-value with three decimals, or that it is below 0.001."""
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 

@@ -87,7 +87,7 @@ def write(done, obs, next_obs, indices, begins, shape, written, table, pool, ove
 
 @jit
 def _same(one, a, other, b, size):
-    """Whether `size` bytes are equal. They are compared in parts, and into a bool, so that the compiler vectorises."""
+    """Whether `size` bytes are equal. They are compared in parts, and into a bool, so that the compiler vectorizes."""
     for at in range(0, size, STEP):
         start, other_start, differs = np.uint64(a + at), np.uint64(b + at), False
         for i in range(min(STEP, size - at)):

@@ -109,10 +109,10 @@ def _columns(name: str, array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return as_float64(name, array).reshape(array.shape[0], -1 if array.size else int(np.prod(array.shape[1:])))
 
 
-def standardised(states: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+def standardized(states: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """The features that vary, scaled to mean 0 and variance 1, and a mask of which features vary."""
     varies: npt.NDArray[np.bool_] = states.max(axis=0) > states.min(axis=0)
     states = states[:, varies]
     states = states / np.abs(states).max(axis=0, initial=0.0)  # so that no square overflows or vanishes
-    centred = states - states.mean(axis=0)
-    return centred / np.sqrt((centred**2).sum(axis=0) / (states.shape[0] - 1.0)), varies
+    centered = states - states.mean(axis=0)
+    return centered / np.sqrt((centered**2).sum(axis=0) / (states.shape[0] - 1.0)), varies

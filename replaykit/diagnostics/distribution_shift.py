@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from replaykit.diagnostics.arguments import Compared, features, lane_sizes, nonnegative, standardised, vector
+from replaykit.diagnostics.arguments import Compared, features, lane_sizes, nonnegative, standardized, vector
 from replaykit.field import as_indices
 
 
@@ -38,12 +38,12 @@ def mean_shift(batch: Any, reference: Any) -> float:
     53.5
     """
     drawn, others = _alike(batch, reference)
-    shift, noise = standardised_shift(drawn, others)
+    shift, noise = standardized_shift(drawn, others)
     shift = shift[np.isfinite(shift)]
     return float((shift**2).mean() / noise) if shift.size else float("nan")
 
 
-def standardised_shift(
+def standardized_shift(
     batch: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], float]:
     """The difference of the means in standard deviations, for each feature, and its variance under i.i.d. draws.
@@ -51,7 +51,7 @@ def standardised_shift(
     nan for a constant feature.
     """
     size, rest = batch.shape[0], reference.shape[0]
-    both, varies = standardised(np.concatenate((batch, reference)))
+    both, varies = standardized(np.concatenate((batch, reference)))
     shift = np.full(batch.shape[1], np.nan)
     shift[varies] = both[:size].mean(axis=0) - both[size:].mean(axis=0)
     return shift, 1.0 / size + 1.0 / rest
@@ -61,7 +61,7 @@ def energy_distance(batch: Any, reference: Any) -> float:
     """The energy distance between the states of batch and buffer, which detects any difference in distribution.
 
     The distance is ``(2 E|X - Y| - E|X - X'| - E|Y - Y'|) / sqrt(2 D)``, with X, X' from the batch, Y, Y' from the
-    reference, and D features that are standardised over both. Each expectation is a mean over pairs of different draws,
+    reference, and D features that are standardized over both. Each expectation is a mean over pairs of different draws,
     so the estimate is unbiased: its expectation for i.i.d. draws is exactly 0, for every B, M and distribution, and it
     can be slightly below 0. The maximum is ``sqrt(2 / (p (1 - p)))`` with p = B/(B + M).
 
@@ -91,7 +91,7 @@ def energy_distance(batch: Any, reference: Any) -> float:
     0.4
     """
     drawn, others = _alike(batch, reference, 2)
-    both, _ = standardised(np.concatenate((drawn, others)))
+    both, _ = standardized(np.concatenate((drawn, others)))
     if not both.shape[1]:
         return 0.0
     size, rest = drawn.shape[0], others.shape[0]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replaykit.diagnostics.arguments import Compared, count, features, integers, lane_sizes, nonnegative, standardised
+from replaykit.diagnostics.arguments import Compared, count, features, integers, lane_sizes, nonnegative, standardized
 from replaykit.field import as_float64, as_indices
 
 
@@ -169,7 +169,7 @@ def autocorrelation(series: Any, lag: int = 1) -> float:
     shift, size = count("lag", lag), values.shape[0]
     if shift >= size:
         raise ValueError(f"lag is {shift}; expected less than the {size} entries of series")
-    values, _ = standardised(values)
+    values, _ = standardized(values)
     if not values.shape[1]:
         return float("nan")
     products = (values[:-shift] * values[shift:]).sum(axis=0)
@@ -208,7 +208,7 @@ def design_effect(batches: Any) -> float:
     """
     values = _batches(batches)
     size = values.shape[1]
-    draws, _ = standardised(values.reshape(-1, values.shape[2]))
+    draws, _ = standardized(values.reshape(-1, values.shape[2]))
     if not draws.shape[1]:
         return float("nan")
     means = draws.reshape(-1, size, draws.shape[1]).mean(axis=1)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replaykit.diagnostics.distribution_shift import standardised_shift
+from replaykit.diagnostics.distribution_shift import standardized_shift
 from replaykit.diagnostics.draw_counts import Indices
 from replaykit.replay import Replay
 
@@ -103,8 +103,8 @@ class MeanShift(NamedTuple):
     ) -> "MeanShift":
         """Compute the shift from the states of a batch, of the previous batch (possibly empty), and of the buffer."""
         unknown = np.full(drawn.shape[1], np.nan)
-        batch, noise = standardised_shift(drawn, reference)
-        earlier = standardised_shift(before, reference)[0] if before.shape[0] else unknown
+        batch, noise = standardized_shift(drawn, reference)
+        earlier = standardized_shift(before, reference)[0] if before.shape[0] else unknown
         return cls(batch, noise, earlier, 1.0 / reference.shape[0])
 
 

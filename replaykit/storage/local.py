@@ -253,7 +253,7 @@ class LocalStorage(Storage):
         return fields
 
     def _take_back(self, window: Window, views: Any) -> None:
-        """Copy arrays to the block that a wrapper has replaced instead of changing them in place."""
+        """If a wrapper has replaced arrays instead of changing them in place, copy them to the block."""
         reward, length, terminated, truncated = self._of_window(views)
         if window.reward is not reward:
             _replace("reward", reward, window.reward)

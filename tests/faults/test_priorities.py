@@ -281,7 +281,7 @@ def test_a_point_on_a_boundary_never_finds_a_zero_leaf():
 
 
 def test_alpha_zero_is_uniform_replay():
-    """With alpha = 0, every transition is equally likely, whatever the priorities are."""
+    """With alpha = 0, every transition is equally likely, for any priorities."""
     replay = prioritized([0.5, 1.0, 100.0], alpha=0.0)
     np.testing.assert_array_equal(replay.probability([0, 1, 2]), [1 / 3] * 3)
     assert replay.sample(6).weights.tolist() == [1.0] * 6

@@ -1,4 +1,4 @@
-"""A replay that was saved and loaded continues bit for bit, whatever its parts are and whenever it was saved."""
+"""A replay that was saved and loaded continues bit for bit, with any parts, and saved at any moment."""
 
 import dataclasses
 import io
@@ -236,7 +236,7 @@ def test_a_checkpoint_is_one_moment_beside_threads(tmp_path, monkeypatch, capaci
 
 
 def test_what_is_done_in_the_middle_of_a_save_is_left_out(tmp_path, monkeypatch):
-    """A checkpoint shows the buffer at the start of the save, whatever is added or ended between two chunks."""
+    """A checkpoint shows the buffer at the start of the save, also if steps are added or episodes end meanwhile."""
     for at in range(30):
         stream = Stream()
         buffer = ReplayBuffer(30, stream.spec, gamma=GAMMA, seed=0)

@@ -146,7 +146,7 @@ def test_relabelled_at_once_is_relabelled_step_by_step(make, field, strategy):
 
 
 def test_the_discount_is_0_where_a_new_goal_terminates():
-    """The discount is 0 where a new goal terminates. Elsewhere it is a power of gamma, whatever the stored flag is."""
+    """The discount is 0 where a new goal terminates. Elsewhere it is a power of gamma, for any stored flag."""
     batch = goals_of(Field((2,)), terminated_fn=first_is_equal, ratio=0.8).sample(200)
     assert set(batch.terminated.tolist()) == {True, False}
     np.testing.assert_array_equal(batch.discount, np.where(batch.terminated, 0.0, 0.99).astype(np.float32))

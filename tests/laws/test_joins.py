@@ -1,4 +1,4 @@
-"""Joins give the same bits as the verbs, whatever wrappers are around a buffer."""
+"""Joins give the same bits as the verbs, with any wrappers around a buffer."""
 
 import copy
 import dataclasses

@@ -104,7 +104,7 @@ states = st.integers(1, 3).flatmap(
 
 @given(states)
 def test_energy_distance_and_mean_shift_are_what_loops_make_of_them(pair):
-    """Both measures equal loops over all pairs of different draws, with standardised features."""
+    """Both measures equal loops over all pairs of different draws, with standardized features."""
     batch, reference = pair
     both = batch + reference
     columns = [column for column in zip(*both, strict=True) if len(set(column)) > 1]
@@ -142,9 +142,9 @@ def test_design_effect_and_autocorrelation_are_their_formulas():
     expected = 4 * statistics.variance(means) / statistics.variance(batches.ravel().tolist())
     assert design_effect(batches) == pytest.approx(expected)
     assert design_effect(np.stack((batches, 3.0 * batches, np.ones((5, 4))), axis=2)) == pytest.approx(expected)
-    centre = statistics.fmean(means)
-    products = sum((a - centre) * (b - centre) for a, b in itertools.pairwise(means))
-    expected = products / sum((a - centre) ** 2 for a in means) + 4 / 20
+    center = statistics.fmean(means)
+    products = sum((a - center) * (b - center) for a, b in itertools.pairwise(means))
+    expected = products / sum((a - center) ** 2 for a in means) + 4 / 20
     assert autocorrelation(means) == pytest.approx(expected)
 
 

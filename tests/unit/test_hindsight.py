@@ -154,7 +154,7 @@ def test_goals_of_several_fields_come_from_one_step(strategy, camera, inner):
 
 
 def test_ends_under_goals_of_several_fields():
-    """A window ends where all goals are reached. Functions that are not vectorised are detected."""
+    """A window ends where all goals are reached. Functions that are not vectorized are detected."""
 
     def at_both(achieved_goal, desired_goal, info):
         return both_reached(achieved_goal, desired_goal, info) == 0.0
@@ -162,7 +162,7 @@ def test_ends_under_goals_of_several_fields():
     batch = assert_lawful(pairs(n_step=6, terminated_fn=at_both), 60)
     assert batch.terminated.all()
     assert (batch.length == batch.obs["target"][:, 0] - batch.indices).all()
-    with pytest.raises(ValueError, match=r"not vectorised.*zip\(zip\(\*achieved\), zip\(\*desired\)\)"):
+    with pytest.raises(ValueError, match=r"not vectorized.*zip\(zip\(\*achieved\), zip\(\*desired\)\)"):
         pairs(terminated_fn=lambda a, d, i: np.full(len(a[0]), (a[1] == d[1]).any())).sample(30)
 
     def wrapped(achieved, desired, info):  # as the error says
@@ -351,28 +351,28 @@ def test_a_wrong_reward_function_changes_nothing(case):
     assert bits_of(buffer.sample(30)) == bits_of(twin.sample(30))
 
 
-NOT_VECTORISED = "not vectorised; if it takes one goal at a time, wrap it"
+NOT_VECTORIZED = "not vectorized; if it takes one goal at a time, wrap it"
 WRONG_ENDS = {
     "the norm of all rows": (lambda a, d, i: bool(np.linalg.norm(a - d) < 0.5), ValueError, r"returned shape \(\)"),
     "one for all": (
         lambda a, d, i: np.full(len(a), np.array_equal(a, d)),
         ValueError,
-        NOT_VECTORISED,
+        NOT_VECTORIZED,
     ),
     "any for all": (
         lambda a, d, i: np.full(len(a), (a == d).all(axis=1).any()),
         ValueError,
-        NOT_VECTORISED,
+        NOT_VECTORIZED,
     ),
-    "once, for ever": (lambda a, d, i: np.logical_or.accumulate((a == d).all(-1)), ValueError, NOT_VECTORISED),
-    "until once": (lambda a, d, i: np.logical_and.accumulate((a == d).all(-1)), ValueError, NOT_VECTORISED),
+    "once, for ever": (lambda a, d, i: np.logical_or.accumulate((a == d).all(-1)), ValueError, NOT_VECTORIZED),
+    "until once": (lambda a, d, i: np.logical_and.accumulate((a == d).all(-1)), ValueError, NOT_VECTORIZED),
     "numbers": (lambda a, d, i: np.zeros(len(a)), TypeError, "terminated_fn .* returned dtype float64; expected bool"),
     "an error": (raises(ValueError("no")), RuntimeError, "terminated_fn .* raised ValueError: no"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG_ENDS)
-def test_a_terminated_function_that_is_not_vectorised_is_detected(case):
+def test_a_terminated_function_that_is_not_vectorized_is_detected(case):
     """It is detected by the shape of its result, or because a row's result depends on other rows."""
     terminated_fn, error, match = WRONG_ENDS[case]
     buffer = goals(terminated_fn=terminated_fn)

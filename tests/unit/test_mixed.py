@@ -691,7 +691,7 @@ def test_a_function_of_one_source_cannot_write_to_another():
 
 
 def test_locks_are_taken_in_the_order_of_their_creation():
-    """Locks are acquired in the order of their creation, whatever the order of the sources."""
+    """Locks are acquired in the order of their creation, for any order of the sources."""
     made = [filled(ReplayBuffer(9, FLAT, seed=seed), 9) for seed in range(3)]
     for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
         sources = {f"b{k}": made[k] for k in order}

@@ -252,8 +252,8 @@ def at_one(achieved_goal, desired_goal, info):
     return (achieved_goal == desired_goal).all()
 
 
-def test_a_terminated_function_that_is_not_vectorised_is_detected_on_a_device():
-    """A `terminated_fn` that is not vectorised raises an error, which suggests torch.vmap."""
+def test_a_terminated_function_that_is_not_vectorized_is_detected_on_a_device():
+    """A `terminated_fn` that is not vectorized raises an error, which suggests torch.vmap."""
     with pytest.raises(ValueError, match=r"at_any returns another value.*wrap it: torch.vmap\(terminated_fn\)"):
         goals(terminated_fn=at_any).sample(30)
     with pytest.raises(TypeError, match="returned dtype torch.float64; expected bool"):
